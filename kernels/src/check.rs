@@ -1,0 +1,237 @@
+//! Filling operands and comparing results: how a kernel is proven.
+
+use crate::kernel::{Access, Case, DType, Fill, Operand, Tolerance};
+use std::fmt;
+
+/// What outputs hold before a kernel runs: a NaN with a pattern of its own, so that an element nobody wrote is found.
+pub const POISON: u32 = 0x7FC1_DEAD;
+
+/// A small generator (SplitMix64), seeded, the same on every platform.
+#[derive(Clone, Debug)]
+pub struct Random(u64);
+
+impl Random {
+    /// A generator that repeats itself for the same seed.
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// The next 64 random bits.
+    pub fn bits(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    /// Uniform in [0, 1).
+    pub fn uniform(&mut self) -> f64 {
+        (self.bits() >> 11) as f64 / (1_u64 << 53) as f64
+    }
+
+    /// Uniform in 0..bound.
+    pub fn below(&mut self, bound: u32) -> u32 {
+        (self.uniform() * f64::from(bound)) as u32
+    }
+
+    /// About normally distributed: the sum of twelve uniform numbers less six. Bounded by six, which no test minds.
+    pub fn normal(&mut self) -> f32 {
+        ((0..12).map(|_| self.uniform()).sum::<f64>() - 6.0) as f32
+    }
+}
+
+/// Values of one operand, dense and in PyTorch's orientation. u32 operands hold the bits of their integers.
+pub fn fill(operand: &Operand, fill: Fill, random: &mut Random) -> Vec<f32> {
+    (0..operand.host_len())
+        .map(|_| match (operand.dtype, fill) {
+            (DType::U32, Fill::Below(bound)) => f32::from_bits(random.below(bound)),
+            (DType::U32, _) => f32::from_bits(0),
+            (_, Fill::Normal(mean, deviation)) => mean + deviation * random.normal(),
+            (_, Fill::Integers) => f32::from(i16::try_from(random.below(9)).expect("below nine")) - 4.0,
+            (_, Fill::Constant(value)) => value,
+            (_, Fill::Below(bound)) => random.below(bound) as f32,
+        })
+        .collect()
+}
+
+/// Values of all operands a case reads, in order.
+pub fn inputs(case: &Case, seed: u64) -> Vec<Vec<f32>> {
+    let mut random = Random::new(seed);
+    let operands = case.kernel.operands();
+    let read = operands.iter().filter(|o| o.access == Access::Read);
+    read.map(|operand| fill(operand, case.fill_of(operand.name), &mut random)).collect()
+}
+
+/// The same values as the reference takes them.
+pub fn widen(operand: &Operand, values: &[f32]) -> Vec<f64> {
+    let value = |v: &f32| if operand.dtype == DType::U32 { f64::from(v.to_bits()) } else { f64::from(*v) };
+    values.iter().map(value).collect()
+}
+
+/// What the reference says to a case: the written operands in order.
+pub fn expected(case: &Case, inputs: &[Vec<f32>]) -> Vec<Vec<f64>> {
+    let operands = case.kernel.operands();
+    let wide: Vec<Vec<f64>> = operands.iter().zip(inputs).map(|(o, values)| widen(o, values)).collect();
+    case.kernel.reference(&wide.iter().map(Vec::as_slice).collect::<Vec<_>>())
+}
+
+/// How near a result came to what was wanted.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Agreement {
+    /// Largest absolute difference.
+    pub max_abs: f64,
+    /// `|got - want| / |want|` in the L2 norm.
+    pub relative_l2: f64,
+}
+
+/// Why a result is refused.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Mismatch {
+    /// Another number of elements than wanted.
+    Length {
+        /// Elements that came.
+        got: usize,
+        /// Elements wanted.
+        want: usize,
+    },
+    /// Elements beyond the tolerance, NaN and unwritten ones included.
+    Values {
+        /// The first of them, as coordinates.
+        at: Vec<usize>,
+        /// What came there.
+        got: f64,
+        /// What was wanted there.
+        want: f64,
+        /// How many there are.
+        count: usize,
+        /// Of how many.
+        of: usize,
+        /// Over all elements; NaN where one is.
+        agreement: Agreement,
+    },
+}
+
+impl fmt::Display for Mismatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Length { got, want } => write!(f, "{got} elements, expected {want}"),
+            Self::Values { at, got, want, count, of, agreement } => write!(
+                f,
+                "{count} of {of} elements differ, the first at {at:?}: got {got:e}, expected {want:e} \
+                 (largest difference {:.3e}, relative L2 {:.3e})",
+                agreement.max_abs, agreement.relative_l2
+            ),
+        }
+    }
+}
+
+impl std::error::Error for Mismatch {}
+
+/// Compares a result with what was wanted.
+///
+/// The comparison is written so that NaN cannot pass: an element is accepted only if its difference *is* within the
+/// tolerance. An infinity is accepted only where the same infinity was wanted.
+///
+/// # Errors
+/// If the lengths differ or any element is beyond the tolerance.
+pub fn compare(got: &[f64], want: &[f64], shape: &[usize], tolerance: Tolerance) -> Result<Agreement, Mismatch> {
+    if got.len() != want.len() {
+        return Err(Mismatch::Length { got: got.len(), want: want.len() });
+    }
+    let square_sum: f64 = want.iter().map(|w| w * w).sum();
+    let scale = (square_sum / want.len().max(1) as f64).sqrt();
+    let within = |g: f64, w: f64| {
+        g == w || (g - w).abs() <= tolerance.absolute + tolerance.relative * w.abs().max(scale) && w.is_finite()
+    };
+    let mut agreement = Agreement::default();
+    let (mut first, mut count, mut difference_sum) = (None, 0, 0.0);
+    for (index, (&g, &w)) in got.iter().zip(want).enumerate() {
+        let difference = if g == w { 0.0 } else { (g - w).abs() };
+        difference_sum += difference * difference;
+        // `f64::max` would drop a NaN.
+        agreement.max_abs = if difference <= agreement.max_abs { agreement.max_abs } else { difference };
+        if !within(g, w) {
+            count += 1;
+            first.get_or_insert((index, g, w));
+        }
+    }
+    agreement.relative_l2 = if difference_sum == 0.0 { 0.0 } else { (difference_sum / square_sum).sqrt() };
+    match first {
+        None => Ok(agreement),
+        Some((index, got_value, want_value)) => Err(Mismatch::Values {
+            at: coordinates(index, shape),
+            got: got_value,
+            want: want_value,
+            count,
+            of: want.len(),
+            agreement,
+        }),
+    }
+}
+
+fn coordinates(mut index: usize, shape: &[usize]) -> Vec<usize> {
+    let mut at: Vec<usize> = shape.iter().rev().map(|&size| (index % size.max(1), index /= size.max(1)).0).collect();
+    at.reverse();
+    at
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOOSE: Tolerance = Tolerance { absolute: 1e-3, relative: 1e-3 };
+
+    fn check(got: &[f64], want: &[f64]) -> Result<Agreement, Mismatch> {
+        compare(got, want, &[2, 2], LOOSE)
+    }
+
+    #[test]
+    fn equal_and_near_values_pass() {
+        assert!(check(&[1.0, 2.0, 3.0, 4.0], &[1.0, 2.0, 3.0, 4.0005]).is_ok(), "within the tolerance");
+        assert_eq!(check(&[0.0; 4], &[0.0; 4]).map(|a| a.relative_l2), Ok(0.0));
+        assert!(check(&[f64::INFINITY, 0.0, 0.0, 0.0], &[f64::INFINITY, 0.0, 0.0, 0.0]).is_ok(), "same infinity");
+    }
+
+    #[test]
+    fn one_wrong_element_fails_and_is_named() {
+        let error = check(&[1.0, 2.0, 3.5, 4.0], &[1.0, 2.0, 3.0, 4.0]).expect_err("3.5 is not 3");
+        assert!(matches!(error, Mismatch::Values { ref at, count: 1, .. } if *at == [1, 0]), "{error}");
+    }
+
+    #[test]
+    fn nan_infinity_and_poison_fail() {
+        for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, f64::from(f32::from_bits(POISON))] {
+            assert!(check(&[bad, 2.0, 3.0, 4.0], &[1.0, 2.0, 3.0, 4.0]).is_err(), "{bad} passed");
+            assert!(check(&[1.0, 2.0, 3.0, 4.0], &[bad, 2.0, 3.0, 4.0]).is_err(), "{bad} wanted and 1 passed");
+        }
+        assert!(check(&[f64::NAN; 4], &[f64::NAN; 4]).is_err(), "NaN is never right");
+    }
+
+    #[test]
+    fn a_swapped_pair_a_stale_buffer_and_a_wrong_length_fail() {
+        assert!(check(&[2.0, 1.0, 3.0, 4.0], &[1.0, 2.0, 3.0, 4.0]).is_err(), "swapped");
+        assert!(check(&[0.0; 4], &[1.0, 2.0, 3.0, 4.0]).is_err(), "never written");
+        let short = check(&[1.0, 2.0, 3.0], &[1.0, 2.0, 3.0, 4.0]);
+        assert_eq!(short, Err(Mismatch::Length { got: 3, want: 4 }));
+    }
+
+    #[test]
+    fn exact_means_exact() {
+        assert!(compare(&[1.0 + 1e-15], &[1.0], &[1], Tolerance::EXACT).is_err(), "one bit more");
+        assert!(compare(&[-0.0], &[0.0], &[1], Tolerance::EXACT).is_ok(), "zero has no sign here");
+    }
+
+    #[test]
+    fn fills_are_what_they_say() {
+        let mut random = Random::new(7);
+        let integers = fill(&Operand::read("x", [300]), Fill::Integers, &mut random);
+        assert!(integers.iter().all(|v| v.fract() == 0.0 && v.abs() <= 4.0), "whole numbers of -4..=4");
+        assert!(integers.contains(&-4.0) && integers.contains(&4.0), "both ends appear");
+        let ids = fill(&Operand::read("ids", [300]).dtype(DType::U32), Fill::Below(5), &mut random);
+        assert!(ids.iter().all(|v| v.to_bits() < 5), "ids below the bound");
+        let normal = fill(&Operand::read("x", [4096]), Fill::Normal(2.0, 3.0), &mut random);
+        let mean = normal.iter().sum::<f32>() / 4096.0;
+        assert!((mean - 2.0).abs() < 0.25, "mean {mean}");
+    }
+}

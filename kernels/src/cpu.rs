@@ -1,0 +1,240 @@
+//! What the CPU forms share: the matrix product of the `gemm` crate, activations in f32, and parallel rows.
+
+use crate::kernel::Activation;
+use rayon::prelude::*;
+
+/// A read-only matrix inside a slice: `rows x cols`, neighbours along a row `col_stride` apart, rows `row_stride`.
+#[derive(Clone, Copy, Debug)]
+pub struct Mat<'a> {
+    data: &'a [f32],
+    rows: usize,
+    cols: usize,
+    row_stride: usize,
+    col_stride: usize,
+}
+
+impl<'a> Mat<'a> {
+    /// A matrix of `rows x cols`, row by row, whose rows are `row_stride` apart.
+    ///
+    /// # Panics
+    /// If the slice is too short: a bug of the calling kernel.
+    pub fn rows(data: &'a [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
+        assert!(
+            fits(data.len(), rows, cols, row_stride),
+            "matrix {rows}x{cols} is longer than its {} elements",
+            data.len()
+        );
+        Self { data, rows, cols, row_stride, col_stride: 1 }
+    }
+
+    /// The transposed view.
+    pub fn t(self) -> Self {
+        Self { rows: self.cols, cols: self.rows, row_stride: self.col_stride, col_stride: self.row_stride, ..self }
+    }
+}
+
+fn fits(len: usize, rows: usize, cols: usize, row_stride: usize) -> bool {
+    rows == 0 || cols == 0 || (rows - 1) * row_stride + cols <= len
+}
+
+/// Threads a matrix product may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Threads {
+    /// The calling thread: inside a loop that is already parallel.
+    One,
+    /// All of rayon's pool.
+    All,
+}
+
+/// `dst = alpha * a * b` (or `dst += ...` with `accumulate`), where `dst` is row by row with rows `dst_stride` apart.
+///
+/// # Panics
+/// If the inner sizes differ or `dst` is too short: bugs of the calling kernel.
+pub fn matmul(
+    dst: &mut [f32],
+    dst_stride: usize,
+    a: Mat<'_>,
+    b: Mat<'_>,
+    alpha: f32,
+    accumulate: bool,
+    threads: Threads,
+) {
+    assert_eq!(a.cols, b.rows, "inner sizes of a matrix product");
+    assert!(
+        fits(dst.len(), a.rows, b.cols, dst_stride),
+        "the product {}x{} is longer than its {} elements",
+        a.rows,
+        b.cols,
+        dst.len()
+    );
+    assert!(b.cols <= dst_stride || a.rows <= 1, "rows of the product overlap");
+    // Below this many multiply-accumulates waking the other threads costs more than it saves (measured on two cores).
+    const PARALLEL_FROM: usize = 1 << 18;
+    let parallel = threads == Threads::All && a.rows * a.cols * b.cols >= PARALLEL_FROM;
+    let parallelism = if parallel { gemm::Parallelism::Rayon(0) } else { gemm::Parallelism::None };
+    #[expect(
+        unsafe_code,
+        reason = "the gemm crate takes raw pointers; the assertions above and in Mat bound every access"
+    )]
+    // SAFETY: `a`, `b` and `dst` were checked to hold every element the strides can reach, and `dst` is exclusive.
+    unsafe {
+        gemm::gemm(
+            a.rows,
+            b.cols,
+            a.cols,
+            dst.as_mut_ptr(),
+            1,
+            dst_stride.cast_signed(),
+            accumulate,
+            a.data.as_ptr(),
+            a.col_stride.cast_signed(),
+            a.row_stride.cast_signed(),
+            b.data.as_ptr(),
+            b.col_stride.cast_signed(),
+            b.row_stride.cast_signed(),
+            1.0,
+            alpha,
+            false,
+            false,
+            false,
+            parallelism,
+        );
+    }
+}
+
+/// `activation(u)` in f32.
+#[inline]
+pub fn activate(activation: Activation, u: f32) -> f32 {
+    match activation {
+        Activation::None => u,
+        Activation::Relu => u.max(0.0),
+        Activation::Silu => u / (1.0 + exp(-u)),
+        Activation::Gelu => 0.5 * u * (1.0 + erf(u * std::f32::consts::FRAC_1_SQRT_2)),
+        Activation::QuickGelu => u / (1.0 + exp(-1.702 * u)),
+    }
+}
+
+/// `e^x` to about two units of rounding, without a branch or a table, so that loops over it vectorise.
+///
+/// `x = n ln 2 + r` with `|r| <= ln 2 / 2`; `e^r` by a polynomial of degree six, `2^n` through the exponent bits.
+/// Adding `1.5 * 2^23` rounds to the nearest whole number and leaves `n` in the low bits of the sum.
+#[inline]
+pub fn exp(x: f32) -> f32 {
+    const ROUND: f32 = 12_582_912.0;
+    const LN2_HIGH: f32 = 0.693_359_4;
+    const LN2_LOW: f32 = -2.121_944_4e-4;
+    let x = x.clamp(-87.0, 88.0);
+    let shifted = x * std::f32::consts::LOG2_E + ROUND;
+    let n = shifted - ROUND;
+    let r = (x - n * LN2_HIGH) - n * LN2_LOW;
+    let tail = 0.5 + r * (1.0 / 6.0 + r * (1.0 / 24.0 + r * (1.0 / 120.0 + r * (1.0 / 720.0))));
+    let scale = f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23));
+    (1.0 + (r + r * r * tail)) * scale
+}
+
+/// The error function, Abramowitz and Stegun 7.1.26: absolute error below 1.5e-7, and as much again from rounding to f32.
+fn erf(x: f32) -> f32 {
+    let t = 1.0 / (1.0 + 0.327_591_1 * x.abs());
+    let poly = t * (0.254_829_6 + t * (-0.284_496_74 + t * (1.421_413_7 + t * (-1.453_152_1 + t * 1.061_405_4))));
+    (1.0 - poly * exp(-x * x)).copysign(x)
+}
+
+/// Applies `activation` in place.
+pub fn activate_all(activation: Activation, row: &mut [f32]) {
+    if activation != Activation::None {
+        row.iter_mut().for_each(|u| *u = activate(activation, *u));
+    }
+}
+
+/// What a matrix product adds on its way out: `y = residual + activation(y + bias + shift)`.
+#[derive(Clone, Copy, Debug)]
+pub struct Epilogue<'a> {
+    /// One value per column, or empty.
+    pub bias: &'a [f32],
+    /// One row per image, or empty.
+    pub shift: &'a [f32],
+    /// Rows that share one row of `shift`.
+    pub rows_per_image: usize,
+    /// Applied after bias and shift.
+    pub activation: Activation,
+    /// A tensor like the output, or empty.
+    pub residual: &'a [f32],
+}
+
+impl Epilogue<'_> {
+    /// Finishes rows `first_row..` of an output of `cols` columns.
+    pub fn apply(&self, y: &mut [f32], cols: usize, first_row: usize) {
+        for (i, row) in y.chunks_exact_mut(cols).enumerate() {
+            let index = first_row + i;
+            if !self.bias.is_empty() {
+                row.iter_mut().zip(self.bias).for_each(|(y, b)| *y += b);
+            }
+            if !self.shift.is_empty() {
+                let image = index / self.rows_per_image;
+                row.iter_mut().zip(&self.shift[image * cols..]).for_each(|(y, s)| *y += s);
+            }
+            activate_all(self.activation, row);
+            if !self.residual.is_empty() {
+                row.iter_mut().zip(&self.residual[index * cols..]).for_each(|(y, r)| *y += r);
+            }
+        }
+    }
+
+    /// Finishes a whole output in parallel.
+    pub fn apply_all(&self, y: &mut [f32], cols: usize) {
+        let rows = rows_per_task(cols);
+        y.par_chunks_mut(rows * cols).enumerate().for_each(|(i, chunk)| self.apply(chunk, cols, i * rows));
+    }
+}
+
+/// Rows of `cols` elements that make a task long enough to be worth handing to another thread (about 64 KiB).
+pub fn rows_per_task(cols: usize) -> usize {
+    (16_384 / cols.max(1)).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn product_of_strided_and_transposed_views() {
+        // a = [[1,2],[3,4],[5,6]] with a gap after each row; b is stored transposed.
+        let a = [1.0, 2.0, 9.0, 3.0, 4.0, 9.0, 5.0, 6.0];
+        let b_t = [1.0, 0.5, -1.0, 2.0];
+        let mut dst = [7.0; 8];
+        matmul(&mut dst, 3, Mat::rows(&a, 3, 2, 3), Mat::rows(&b_t, 2, 2, 2).t(), 2.0, false, Threads::One);
+        assert_eq!(dst, [4.0, 6.0, 7.0, 10.0, 10.0, 7.0, 16.0, 14.0]);
+        matmul(&mut dst, 3, Mat::rows(&a, 3, 2, 3), Mat::rows(&b_t, 2, 2, 2).t(), 1.0, true, Threads::All);
+        assert_eq!(dst, [6.0, 9.0, 7.0, 15.0, 15.0, 7.0, 24.0, 21.0]);
+    }
+
+    #[test]
+    #[should_panic(expected = "longer than its")]
+    fn short_matrix_is_refused() {
+        Mat::rows(&[0.0; 5], 2, 3, 3);
+    }
+
+    #[test]
+    #[should_panic(expected = "longer than its")]
+    fn short_product_is_refused() {
+        let a = [0.0; 4];
+        matmul(&mut [0.0; 3], 2, Mat::rows(&a, 2, 2, 2), Mat::rows(&a, 2, 2, 2), 1.0, false, Threads::One);
+    }
+
+    #[test]
+    fn exponential_agrees_with_the_library() {
+        for i in -8700..8800_i16 {
+            let x = f32::from(i) / 100.0;
+            let want = f64::from(x).exp();
+            let error = (f64::from(exp(x)) - want).abs() / want;
+            assert!(error < 3e-7, "exp({x}) is off by {error:e}");
+        }
+        assert!(exp(-1e30) < 2e-38 && exp(1e30) > 1e38, "the ends are clamped");
+    }
+
+    #[test]
+    fn error_function_is_odd_and_bounded() {
+        assert!((erf(0.5) - 0.520_499_9).abs() < 5e-7, "erf(0.5) = {}", erf(0.5));
+        assert!((erf(-0.5) + 0.520_499_9).abs() < 5e-7, "erf(-0.5) = {}", erf(-0.5));
+    }
+}

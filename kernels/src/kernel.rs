@@ -1,0 +1,387 @@
+//! The kernel contract: what one kernel says about itself.
+//!
+//! A *kernel* is a small struct that holds the sizes of one problem. It names its operands, its WGSL program, its
+//! cost and its tolerance, and it carries two more forms of itself: a plain f64 `reference` and a fast CPU form.
+//! A *family* is the kernel's type: its name, the cases that test it and a parser for its sizes. Tests, benches,
+//! docs and the CPU device walk the list of families and know no kernel by name.
+
+use std::fmt;
+
+/// Sizes of a tensor, outermost first. Feature maps are `[n, h, w, c]`, tokens `[n, l, c]`, matrices `[rows, cols]`.
+pub type Shape = Vec<usize>;
+
+/// Number of elements of a shape.
+pub fn elements(shape: &[usize]) -> usize {
+    shape.iter().product()
+}
+
+/// Rounds the last axis up to a multiple of four: how a tensor of floats lies in device memory, so that every access
+/// is one vec4. The padding holds zeros, and every kernel keeps it zero.
+pub fn padded(shape: &[usize]) -> Shape {
+    let mut shape = shape.to_vec();
+    if let Some(last) = shape.last_mut() {
+        *last = last.next_multiple_of(4);
+    }
+    shape
+}
+
+/// Element type of an operand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DType {
+    /// The storage type the plan was recorded for: f32 or f16.
+    Elem,
+    /// Always f32: statistics, sampler state, timesteps.
+    F32,
+    /// Always u32: token ids, rgba8 pixels. Never padded.
+    U32,
+}
+
+/// How a kernel uses an operand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Access {
+    /// Only read.
+    Read,
+    /// Written completely; what was there before is not read.
+    Write,
+}
+
+/// How an operand lies in memory, compared with the orientation of PyTorch's files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Layout {
+    /// As in the file, row by row.
+    Rows,
+    /// A convolution weight `[co, ci, kh, kw]`, packed to `[co, kh, kw, ci]`.
+    Taps,
+    /// A depthwise weight `[c, 1, kh, kw]`, packed to `[kh, kw, c]`.
+    DepthwiseTaps,
+}
+
+impl Layout {
+    /// Shape of the packed form of a tensor of `shape`.
+    pub fn packed_shape(self, shape: &[usize]) -> Shape {
+        match (self, shape) {
+            (Self::Taps, &[co, ci, kh, kw]) => vec![co, kh, kw, ci],
+            (Self::DepthwiseTaps, &[c, _, kh, kw]) => vec![kh, kw, c],
+            _ => shape.to_vec(),
+        }
+    }
+
+    /// Packs `data`, which lies as in the file, into the layout the kernel reads. Dense: without padding.
+    pub fn pack(self, shape: &[usize], data: Vec<f32>) -> Vec<f32> {
+        let (outer, inner, taps) = match (self, shape) {
+            (Self::Taps, &[co, ci, kh, kw]) => (co, ci, kh * kw),
+            (Self::DepthwiseTaps, &[c, _, kh, kw]) => (1, c, kh * kw),
+            _ => return data,
+        };
+        let mut packed = Vec::with_capacity(data.len());
+        for o in 0..outer {
+            for tap in 0..taps {
+                packed.extend((0..inner).map(|i| data[(o * inner + i) * taps + tap]));
+            }
+        }
+        packed
+    }
+}
+
+/// One tensor a kernel reads or writes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Operand {
+    /// Name in the WGSL module, in case files and in errors.
+    pub name: &'static str,
+    /// Read or written.
+    pub access: Access,
+    /// Element type.
+    pub dtype: DType,
+    /// Shape as in the file: weights keep PyTorch's orientation.
+    pub shape: Shape,
+    /// How the kernel wants it packed.
+    pub layout: Layout,
+    /// False if this problem leaves an optional operand out. It is still bound (to a shared dummy), never read.
+    pub present: bool,
+}
+
+impl Operand {
+    fn new(name: &'static str, access: Access, shape: impl Into<Shape>) -> Self {
+        Self { name, access, dtype: DType::Elem, shape: shape.into(), layout: Layout::Rows, present: true }
+    }
+
+    /// A tensor of activations or weights that is read.
+    pub fn read(name: &'static str, shape: impl Into<Shape>) -> Self {
+        Self::new(name, Access::Read, shape)
+    }
+
+    /// A tensor that is written completely.
+    pub fn write(name: &'static str, shape: impl Into<Shape>) -> Self {
+        Self::new(name, Access::Write, shape)
+    }
+
+    /// The same operand with another element type.
+    pub fn dtype(mut self, dtype: DType) -> Self {
+        self.dtype = dtype;
+        self
+    }
+
+    /// The same operand, packed.
+    pub fn layout(mut self, layout: Layout) -> Self {
+        self.layout = layout;
+        self
+    }
+
+    /// The same operand, left out unless `present`.
+    pub fn optional(mut self, present: bool) -> Self {
+        self.present = present;
+        self
+    }
+
+    /// Elements on the host: dense, zero for an operand that is left out.
+    pub fn host_len(&self) -> usize {
+        if self.present { elements(&self.shape) } else { 0 }
+    }
+
+    /// Shape on the device: packed, last axis padded (u32 operands are not).
+    pub fn device_shape(&self) -> Shape {
+        let packed = self.layout.packed_shape(&self.shape);
+        if self.dtype == DType::U32 { packed } else { padded(&packed) }
+    }
+}
+
+/// A value in a kernel's uniform `Params` struct: four bytes, in the order of the WGSL struct, same name.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Param {
+    /// A `u32` field.
+    U(&'static str, u32),
+    /// An `f32` field.
+    F(&'static str, f32),
+}
+
+impl Param {
+    /// A size or a count.
+    ///
+    /// # Panics
+    /// If the size does not fit into 32 bits; the graph refuses such tensors before.
+    pub fn size(name: &'static str, value: usize) -> Self {
+        Self::U(name, u32::try_from(value).expect("sizes are below 2^32"))
+    }
+
+    /// Name of the field.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::U(name, _) | Self::F(name, _) => name,
+        }
+    }
+
+    /// The four bytes of the field.
+    pub fn bytes(&self) -> [u8; 4] {
+        match self {
+            Self::U(_, value) => value.to_le_bytes(),
+            Self::F(_, value) => value.to_le_bytes(),
+        }
+    }
+}
+
+/// The device code of a kernel for one problem. The entry point is always `main`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Program {
+    /// The WGSL body, `shaders/<name>.wgsl`.
+    pub wgsl: &'static str,
+    /// Values the composer writes as `const NAME: u32` in front of the body: sizes of local arrays and switches.
+    pub constants: Vec<(&'static str, u32)>,
+    /// Fields of the uniform `Params` struct, in order.
+    pub params: Vec<Param>,
+    /// Workgroups in x, y and z.
+    pub grid: [u32; 3],
+}
+
+/// Folds a count of workgroups into a grid whose axes stay within WebGPU's 65,535. The shader gets the flat number
+/// back from `flat_group` and leaves if it is beyond the count.
+pub fn folded_grid(groups: usize) -> [u32; 3] {
+    const LIMIT: usize = 65_535;
+    let y = groups.div_ceil(LIMIT).max(1);
+    let x = groups.div_ceil(y).max(1);
+    [u32::try_from(x).expect("at most 65,535"), u32::try_from(y).expect("sizes are below 2^32"), 1]
+}
+
+/// What a kernel has to do, whatever the device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cost {
+    /// Multiply-accumulates of contractions (matrix products, convolutions, attention): the paper's "FLOPs".
+    pub macs: u64,
+    /// Floating-point operations, contractions included (two per multiply-accumulate).
+    pub flops: u64,
+}
+
+impl Cost {
+    /// The cost of `macs` multiply-accumulates and nothing else.
+    pub fn macs(macs: usize) -> Self {
+        Self { macs: macs as u64, flops: 2 * macs as u64 }
+    }
+
+    /// The cost of an element-wise kernel: `per_element` operations on each of `elements`.
+    pub fn elementwise(elements: usize, per_element: usize) -> Self {
+        Self { macs: 0, flops: (elements * per_element) as u64 }
+    }
+}
+
+/// How far a result may be from the reference: `|got - want| <= absolute + relative * max(|want|, scale)`, where
+/// `scale` is the root mean square of what was wanted.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Tolerance {
+    /// Allowed whatever the size of the value.
+    pub absolute: f64,
+    /// Allowed in proportion to the value.
+    pub relative: f64,
+}
+
+impl Tolerance {
+    /// Not a bit of difference: integers, copies.
+    pub const EXACT: Self = Self { absolute: 0.0, relative: 0.0 };
+
+    /// For a sum of `terms` products, each rounded to f32: `4 * sqrt(terms)` units of rounding, at least 16.
+    pub fn f32_sum(terms: usize) -> Self {
+        let unit = f64::from(f32::EPSILON);
+        Self { absolute: unit, relative: unit * (4.0 * (terms as f64).sqrt()).max(16.0) }
+    }
+}
+
+/// One problem of one kernel. Object-safe: the graph, the tests and the benches hold `Box<dyn Kernel>`.
+pub trait Kernel: fmt::Debug + Send + Sync {
+    /// The one name: of the file pair, the shader's label, the test, the bench and the errors.
+    fn name(&self) -> &'static str;
+
+    /// Operands in binding order (binding 0 is the uniform `Params`): what is read first, then what is written.
+    fn operands(&self) -> Vec<Operand>;
+
+    /// The device code with its constants, parameters and grid.
+    fn program(&self) -> Program;
+
+    /// Work to be done.
+    fn cost(&self) -> Cost;
+
+    /// Largest allowed difference from the reference when stored as f32.
+    fn tolerance(&self) -> Tolerance;
+
+    /// The truth, in plain loops and f64. `inputs` are the read operands in order, dense, in PyTorch's orientation,
+    /// empty where an optional one is left out; the result holds the written operands.
+    fn reference(&self, inputs: &[&[f64]]) -> Vec<Vec<f64>>;
+
+    /// The CPU form. `inputs` are the read operands in order, dense, *packed* by their layout, empty where left out.
+    /// u32 operands are passed as the same bytes (`bytemuck::cast_slice`). `outputs` are written completely.
+    fn cpu(&self, inputs: &[&[f32]], outputs: &mut [&mut [f32]]);
+
+    /// The sizes, as they stand in a case file.
+    fn params_json(&self) -> serde_json::Value;
+}
+
+/// Bytes a kernel has to move at least once, with `elem_bytes` per stored float.
+pub fn bytes_moved(kernel: &dyn Kernel, elem_bytes: usize) -> usize {
+    let bytes = |o: &Operand| o.host_len() * if o.dtype == DType::Elem { elem_bytes } else { 4 };
+    kernel.operands().iter().map(bytes).sum()
+}
+
+/// What an operand of a test is filled with.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Fill {
+    /// Normally distributed with this mean and deviation.
+    Normal(f32, f32),
+    /// Whole numbers of -4..=4: sums of their products are exact in f32.
+    Integers,
+    /// Every element the same.
+    Constant(f32),
+    /// u32 below this bound.
+    Below(u32),
+}
+
+/// One test of a kernel: a problem, and data chosen to make its mistakes visible.
+#[derive(Debug)]
+pub struct Case {
+    /// The problem.
+    pub kernel: Box<dyn Kernel>,
+    /// Fill of single operands, by name; the others are `Normal(0, 1)`.
+    pub fills: Vec<(&'static str, Fill)>,
+    /// Whether the answer must be exact whatever the kernel's tolerance says.
+    pub exact: bool,
+}
+
+impl Case {
+    /// A case with normally distributed operands.
+    pub fn new(kernel: impl Kernel + 'static) -> Self {
+        Self { kernel: Box::new(kernel), fills: Vec::new(), exact: false }
+    }
+
+    /// The same case with another fill of one operand.
+    pub fn fill(mut self, operand: &'static str, fill: Fill) -> Self {
+        self.fills.push((operand, fill));
+        self
+    }
+
+    /// The same case on whole numbers in every operand, where the answer must be exact.
+    pub fn integers(mut self) -> Self {
+        self.fills = self.kernel.operands().iter().map(|o| (o.name, Fill::Integers)).collect();
+        self.exact = true;
+        self
+    }
+
+    /// The fill of an operand.
+    pub fn fill_of(&self, operand: &str) -> Fill {
+        self.fills.iter().rev().find(|(name, _)| *name == operand).map_or(Fill::Normal(0.0, 1.0), |(_, fill)| *fill)
+    }
+}
+
+/// A kernel type: one line of the list.
+#[derive(Clone, Copy)]
+pub struct Family {
+    /// Name of the file pair.
+    pub name: &'static str,
+    /// One line for the table of kernels.
+    pub summary: &'static str,
+    /// Edge cases: 1, the tile and its neighbours, primes, channels that are no multiple of four.
+    pub cases: fn() -> Vec<Case>,
+    /// The shapes of the full-size model, for the benches.
+    pub model_shapes: fn() -> Vec<Case>,
+    /// Reads a problem from the `params` of a case file.
+    pub parse: fn(&serde_json::Value) -> Result<Box<dyn Kernel>, serde_json::Error>,
+}
+
+impl fmt::Debug for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Family({})", self.name)
+    }
+}
+
+/// Reads a kernel of type `K` from JSON: the `parse` of a family.
+///
+/// # Errors
+/// If a field is missing, unknown or of the wrong type.
+pub fn parse<K>(params: &serde_json::Value) -> Result<Box<dyn Kernel>, serde_json::Error>
+where
+    K: Kernel + serde::de::DeserializeOwned + 'static,
+{
+    serde_json::from_value::<K>(params.clone()).map(|kernel| Box::new(kernel) as Box<dyn Kernel>)
+}
+
+/// The activation at the end of a kernel. Spelt the same in `shaders/common/activation.wgsl`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Activation {
+    /// `u`
+    #[default]
+    None,
+    /// `max(u, 0)`
+    Relu,
+    /// `u * sigmoid(u)`, also called swish
+    Silu,
+    /// `u * Phi(u)`, the exact form with the error function
+    Gelu,
+    /// `u * sigmoid(1.702 u)`, CLIP's
+    QuickGelu,
+}
+
+impl Activation {
+    /// Every activation, for cases.
+    pub const ALL: [Self; 5] = [Self::None, Self::Relu, Self::Silu, Self::Gelu, Self::QuickGelu];
+
+    /// The number by which the shader knows it.
+    pub fn code(self) -> u32 {
+        self as u32
+    }
+}

@@ -1,0 +1,195 @@
+"""The blocks of the UNet. Maps are [n, c, h, w], tokens [n, l, c], text [n, k, d]."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .config import UNetConfig
+
+
+def zero_init(module: nn.Module) -> nn.Module:
+    """Zero a block's last layer: every residual block starts as the identity."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+class TimeEmbedding(nn.Module):
+    """Training step [n] -> embedding [n, time_embed_dim]."""
+
+    def __init__(self, c: UNetConfig):
+        super().__init__()
+        self.half = c.time_proj_dim // 2
+        self.linear_1 = nn.Linear(c.time_proj_dim, c.time_embed_dim)
+        self.linear_2 = nn.Linear(c.time_embed_dim, c.time_embed_dim)
+
+    def forward(self, timestep):
+        i = torch.arange(self.half, dtype=torch.float32, device=timestep.device)
+        frequencies = torch.exp(-torch.log(torch.tensor(10000.0)) * i / self.half)
+        angles = timestep.float()[:, None] * frequencies
+        waves = torch.cat([angles.cos(), angles.sin()], dim=-1)  # cosines first
+        return self.linear_2(F.silu(self.linear_1(waves)))
+
+
+class ResidualBlock(nn.Module):
+    """Vanilla residual block of the outermost level."""
+
+    def __init__(self, cin: int, cout: int, c: UNetConfig):
+        super().__init__()
+        self.norm1 = nn.GroupNorm(c.norm_num_groups, cin, eps=c.norm_eps)
+        self.conv1 = nn.Conv2d(cin, cout, 3, padding=1)
+        self.time_emb_proj = nn.Linear(c.time_embed_dim, cout)
+        self.norm2 = nn.GroupNorm(c.norm_num_groups, cout, eps=c.norm_eps)
+        self.conv2 = zero_init(nn.Conv2d(cout, cout, 3, padding=1))
+        self.conv_shortcut = nn.Conv2d(cin, cout, 1) if cin != cout else nn.Identity()
+
+    def forward(self, x, emb):
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = h + self.time_emb_proj(F.silu(emb))[:, :, None, None]
+        h = self.conv2(F.silu(self.norm2(h)))
+        return self.conv_shortcut(x) + h
+
+
+class SeparableBlock(nn.Module):
+    """ConvNeXt-like residual block: depthwise 3x3, norm, inverted bottleneck of two pointwise convolutions."""
+
+    def __init__(self, cin: int, cout: int, c: UNetConfig):
+        super().__init__()
+        hidden = c.sep_expansion * cout
+        self.dwconv = nn.Conv2d(cin, cin, c.sep_kernel, padding=c.sep_kernel // 2, groups=cin)
+        self.time_emb_proj = nn.Linear(c.time_embed_dim, cin)
+        self.norm = nn.GroupNorm(c.norm_num_groups, cin, eps=c.norm_eps)
+        self.pwconv1 = nn.Conv2d(cin, hidden, 1)
+        self.pwconv2 = zero_init(nn.Conv2d(hidden, cout, 1))
+        self.conv_shortcut = nn.Conv2d(cin, cout, 1) if cin != cout else nn.Identity()
+
+    def forward(self, x, emb):
+        h = self.dwconv(x) + self.time_emb_proj(F.silu(emb))[:, :, None, None]
+        h = self.pwconv2(F.silu(self.pwconv1(self.norm(h))))
+        return self.conv_shortcut(x) + h
+
+
+def attend(q, k, v, head_dim: int, phi: str):
+    """q [n, l, d], k and v [n, keys, d] -> [n, l, d]; phi turns scores into weights."""
+    split = lambda x: x.unflatten(-1, (-1, head_dim)).transpose(1, 2)  # [n, heads, l, head_dim]
+    q, k, v = split(q), split(k), split(v)
+    if phi == "softmax":
+        o = F.scaled_dot_product_attention(q, k, v)
+    else:
+        # relu is positively homogeneous, so 1/keys and 1/sqrt(head_dim) fold into one factor.
+        scale = head_dim**-0.5 / k.shape[2]
+        o = F.relu(q @ k.transpose(-1, -2) * scale) @ v
+    return o.transpose(1, 2).flatten(2)
+
+
+class SelfAttention(nn.Module):
+    """Self-attention whose keys are also its values: one projection `to_kv`."""
+
+    def __init__(self, d: int, c: UNetConfig):
+        super().__init__()
+        self.head_dim, self.phi = c.attention_head_dim, c.attention_phi
+        self.to_q = nn.Linear(d, d, bias=False)
+        self.to_kv = nn.Linear(d, d, bias=False)
+        self.to_out = nn.ModuleList([nn.Linear(d, d)])
+
+    def forward(self, x):
+        kv = self.to_kv(x)
+        return self.to_out[0](attend(self.to_q(x), kv, kv, self.head_dim, self.phi))
+
+
+class CrossAttention(nn.Module):
+    """Attention from the picture's tokens to the text's."""
+
+    def __init__(self, d: int, c: UNetConfig):
+        super().__init__()
+        self.head_dim, self.phi = c.attention_head_dim, c.attention_phi
+        self.to_q = nn.Linear(d, d, bias=False)
+        self.to_k = nn.Linear(c.cross_attention_dim, d, bias=False)
+        self.to_v = nn.Linear(c.cross_attention_dim, d, bias=False)
+        self.to_out = nn.ModuleList([nn.Linear(d, d)])
+
+    def forward(self, x, text):
+        return self.to_out[0](attend(self.to_q(x), self.to_k(text), self.to_v(text), self.head_dim, self.phi))
+
+
+class SwishGlu(nn.Module):
+    """d -> 2 x inner; the first half is the value, the second the gate."""
+
+    def __init__(self, d: int, inner: int):
+        super().__init__()
+        self.proj = nn.Linear(d, 2 * inner)
+
+    def forward(self, x):
+        value, gate = self.proj(x).chunk(2, dim=-1)
+        return value * F.silu(gate)
+
+
+class FeedForward(nn.Module):
+    """Gated feed-forward layer; index 1 of `net` is the dropout slot of the usual names."""
+
+    def __init__(self, d: int, mult: int):
+        super().__init__()
+        self.net = nn.ModuleList([SwishGlu(d, mult * d), nn.Identity(), nn.Linear(mult * d, d)])
+
+    def forward(self, x):
+        return self.net[2](self.net[0](x))
+
+
+class TransformerBlock(nn.Module):
+    """One layer: self-attention where the level has it, cross-attention, feed-forward."""
+
+    def __init__(self, d: int, self_attention: bool, c: UNetConfig):
+        super().__init__()
+        if self_attention:
+            self.norm1 = nn.LayerNorm(d, eps=c.layer_norm_eps)
+            self.attn1 = SelfAttention(d, c)
+        self.norm2 = nn.LayerNorm(d, eps=c.layer_norm_eps)
+        self.attn2 = CrossAttention(d, c)
+        self.norm3 = nn.LayerNorm(d, eps=c.layer_norm_eps)
+        self.ff = FeedForward(d, c.ff_mult)
+
+    def forward(self, x, text):
+        if hasattr(self, "attn1"):
+            x = x + self.attn1(self.norm1(x))
+        x = x + self.attn2(self.norm2(x), text)
+        return x + self.ff(self.norm3(x))
+
+
+class TransformerStack(nn.Module):
+    """Map -> tokens -> `depth` layers -> map, with a residual around the whole."""
+
+    def __init__(self, d: int, depth: int, self_attention: bool, c: UNetConfig):
+        super().__init__()
+        self.norm = nn.GroupNorm(c.norm_num_groups, d, eps=c.transformer_norm_eps)
+        self.proj_in = nn.Conv2d(d, d, 1)
+        self.transformer_blocks = nn.ModuleList(TransformerBlock(d, self_attention, c) for _ in range(depth))
+        self.proj_out = zero_init(nn.Conv2d(d, d, 1))
+
+    def forward(self, x, text):
+        height, width = x.shape[2:]
+        tokens = self.proj_in(self.norm(x)).flatten(2).transpose(1, 2)  # [n, h*w, d], row-major
+        for block in self.transformer_blocks:
+            tokens = block(tokens, text)
+        return x + self.proj_out(tokens.transpose(1, 2).unflatten(2, (height, width)))
+
+
+class Downsample(nn.Module):
+    """Halve height and width: 3x3, stride 2, padding 1."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, x):
+        return self.conv(x)
+
+
+class Upsample(nn.Module):
+    """Double height and width: nearest neighbour, then 3x3."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x):
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))

@@ -1,0 +1,164 @@
+"""Configurations of the model's parts, one dataclass per `config.json`.
+
+The field names are the keys of the files. Unknown keys are refused, so that a
+misspelt key never silently becomes a default.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+
+class JsonConfig:
+    """Reading and writing shared by all configurations."""
+
+    @classmethod
+    def from_dict(cls, values: dict):
+        values = dict(values)
+        class_name = values.pop("_class_name", cls.class_name)
+        if class_name != cls.class_name:
+            raise ValueError(f"expected a {cls.class_name} config, found {class_name}")
+        unknown = set(values) - {f.name for f in fields(cls)}
+        if unknown:
+            raise ValueError(f"unknown keys in {cls.class_name} config: {sorted(unknown)}")
+        return cls(**values)
+
+    @classmethod
+    def load(cls, path):
+        """`path` is a config.json or the folder that holds one."""
+        path = Path(path)
+        path = path / "config.json" if path.is_dir() else path
+        return cls.from_dict(json.loads(path.read_text()))
+
+    def to_dict(self) -> dict:
+        head = {"_class_name": self.class_name} if self.write_class_name else {}
+        return head | asdict(self)
+
+    def save(self, folder) -> None:
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+
+
+def _list(*values):
+    return field(default_factory=lambda: list(values))
+
+
+@dataclass
+class UNetConfig(JsonConfig):
+    """The full-size MobileDiffusion UNet by default."""
+
+    sample_size: int = 64
+    in_channels: int = 8
+    out_channels: int = 8
+    block_out_channels: list[int] = _list(320, 640, 1024)
+    layers_down: list[int] = _list(1, 1)
+    layers_mid: int = 5
+    layers_up: list[int] = _list(2, 2)
+    transformer_depth_down: list[int] = _list(0, 1)
+    transformer_depth_mid: list[int] = _list(3, 3, 3, 3, 3)
+    transformer_depth_up: list[int] = _list(1, 0)
+    self_attention: dict = field(default_factory=lambda: {"down1": False, "mid": True, "up0": False})
+    cross_attention_dim: int = 768
+    attention_head_dim: int = 64
+    attention_phi: str = "relu"
+    attention_phi_scale: str = "1/num_keys"
+    share_kv_self_attention: bool = True
+    ff_mult: int = 3
+    ff_activation: str = "swiglu"
+    sep_kind: str = "convnext"
+    sep_kernel: int = 3
+    sep_expansion: int = 6
+    sep_width_of: str = "out"
+    time_embed_dim: int = 512
+    time_proj_dim: int = 320
+    flip_sin_to_cos: bool = True
+    freq_shift: int = 0
+    norm_num_groups: int = 32
+    norm_eps: float = 1e-5
+    transformer_norm_eps: float = 1e-6
+    layer_norm_eps: float = 1e-5
+    prediction_type: str = "epsilon"
+
+    class_name = "MobileDiffusionUNet"
+    write_class_name = True
+
+    def __post_init__(self):
+        """Refuse what the twin does not implement instead of computing something else."""
+        for key, allowed in {
+            "attention_phi": ("relu", "softmax"),
+            "attention_phi_scale": ("1/num_keys",),
+            "share_kv_self_attention": (True,),
+            "ff_activation": ("swiglu",),
+            "sep_kind": ("convnext",),
+            "sep_width_of": ("out",),
+            "flip_sin_to_cos": (True,),
+            "freq_shift": (0,),
+            "prediction_type": ("epsilon", "v_prediction", "sample"),
+        }.items():
+            if getattr(self, key) not in allowed:
+                raise ValueError(f"{key} = {getattr(self, key)!r} is not one of {allowed}")
+        if self.layers_up != [self.layers_down[1] + 1, self.layers_down[0] + 1]:
+            raise ValueError("each up block needs one layer more than the down block whose skips it consumes")
+
+
+@dataclass
+class DecoderConfig(JsonConfig):
+    """The light decoder; `block_out_channels` run from the picture to the latent."""
+
+    latent_channels: int = 8
+    out_channels: int = 3
+    block_out_channels: list[int] = _list(64, 128, 256, 256)
+    layers_per_up_block: list[int] = _list(3, 3, 3, 3)
+    norm_num_groups: int = 32
+    norm_eps: float = 1e-6
+    scaling_factor: float = 1.0
+
+    class_name = "LightDecoder"
+    write_class_name = True
+
+
+@dataclass
+class EncoderConfig(JsonConfig):
+    """The VAE encoder (training only); `block_out_channels` run from the picture to the latent."""
+
+    in_channels: int = 3
+    latent_channels: int = 8
+    block_out_channels: list[int] = _list(128, 256, 512, 512)
+    layers_per_block: int = 2
+    norm_num_groups: int = 32
+    norm_eps: float = 1e-6
+
+    class_name = "Encoder"
+    write_class_name = True
+
+
+@dataclass
+class TextConfig(JsonConfig):
+    """CLIP ViT-L/14's text tower by default."""
+
+    vocab_size: int = 49408
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    max_position_embeddings: int = 77
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+
+    class_name = "CLIPTextModel"
+    write_class_name = False
+
+
+@dataclass
+class SchedulerConfig(JsonConfig):
+    """Noise schedule of Stable Diffusion 1.x."""
+
+    num_train_timesteps: int = 1000
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    beta_schedule: str = "scaled_linear"
+    prediction_type: str = "epsilon"
+
+    class_name = "Scheduler"
+    write_class_name = False

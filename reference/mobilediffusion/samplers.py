@@ -1,0 +1,85 @@
+"""Noise schedule and samplers: DDIM with guidance, one step, and a few UFOGen steps."""
+
+import torch
+
+from .config import SchedulerConfig
+
+
+class Schedule:
+    """alpha-bar of all training steps, in float64."""
+
+    def __init__(self, config: SchedulerConfig = SchedulerConfig()):
+        if config.beta_schedule != "scaled_linear":
+            raise ValueError(f"beta_schedule {config.beta_schedule!r} is not supported")
+        root = torch.linspace(config.beta_start**0.5, config.beta_end**0.5, config.num_train_timesteps, dtype=torch.float64)
+        self.steps = config.num_train_timesteps
+        self.alpha_bar = torch.cumprod(1.0 - root**2, dim=0)
+        self.a = self.alpha_bar.sqrt()  # weight of the picture
+        self.s = (1.0 - self.alpha_bar).sqrt()  # weight of the noise
+
+    def add_noise(self, x0, noise, t):
+        """x0 and noise [n, ...], t [n] -> a_t x0 + s_t noise."""
+        a, s = self.coefficients(t, x0)
+        return a * x0 + s * noise
+
+    def coefficients(self, t, like):
+        """a_t and s_t for t [n], shaped to multiply `like` [n, ...]."""
+        shape = (-1,) + (1,) * (like.dim() - 1)
+        pick = lambda table: table.to(like.device)[t].to(like.dtype).view(shape)
+        return pick(self.a), pick(self.s)
+
+    def to_x0(self, prediction, x, t, prediction_type: str):
+        """The clean latent that a prediction at step t [n] stands for."""
+        a, s = self.coefficients(t, x)
+        if prediction_type == "epsilon":
+            return (x - s * prediction) / a
+        if prediction_type == "v_prediction":
+            return a * x - s * prediction
+        return prediction
+
+    def ddim_timesteps(self, n: int) -> list[int]:
+        """'Leading' spacing with offset 1."""
+        if not 1 <= n < self.steps:
+            raise ValueError(f"the number of steps must be 1 to {self.steps - 1}, not {n}")
+        stride = self.steps // n
+        return [stride * k + 1 for k in reversed(range(n))]
+
+    def ddim_step(self, x0, eps, t: int, n: int):
+        """From x0 and eps at step t to the latent at the step before it."""
+        previous = t - self.steps // n
+        abar = float(self.alpha_bar[max(previous, 0)])
+        return abar**0.5 * x0 + (1.0 - abar) ** 0.5 * eps
+
+
+@torch.no_grad()
+def ddim(unet, schedule: Schedule, noise, text, empty, steps: int, guidance: float):
+    """noise [n, 8, h, w], text and empty [n, k, d] -> latent. The batch is [empty, text]; guidance 1 skips the empty half."""
+    kind = unet.config.prediction_type
+    z, n = noise, noise.shape[0]
+    guided = guidance != 1.0
+    context = torch.cat([empty, text]) if guided else text
+    for t in schedule.ddim_timesteps(steps):
+        batch_t = torch.full((context.shape[0],), t, device=z.device)
+        x = torch.cat([z, z]) if guided else z
+        prediction = unet(x, batch_t, context)
+        if guided:
+            without, with_text = prediction.chunk(2)
+            prediction = without + guidance * (with_text - without)
+        x0 = schedule.to_x0(prediction, z, batch_t[:n], kind)
+        a, s = float(schedule.a[t]), float(schedule.s[t])
+        eps = prediction if kind == "epsilon" else (z - a * x0) / s
+        z = schedule.ddim_step(x0, eps, t, steps)
+    return z
+
+
+@torch.no_grad()
+def one_step(unet, schedule: Schedule, noise, text, steps: int = 1):
+    """UFOGen sampling: predict the clean latent at step T-1; with more steps, add fresh noise and predict again."""
+    stride = schedule.steps // steps
+    x = noise
+    for k in range(steps):
+        t = torch.full((noise.shape[0],), schedule.steps - 1 - k * stride, device=noise.device)
+        if k:
+            x = schedule.add_noise(x, torch.randn_like(x), t)
+        x = schedule.to_x0(unet(x, t, text), x, t, unet.config.prediction_type)
+    return x

@@ -1,0 +1,1 @@
+"""The four training stages: vae, base, relu, ufogen."""

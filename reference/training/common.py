@@ -1,0 +1,119 @@
+"""What all stages share: the data, the run's clock, log and checkpoints, averaged weights."""
+
+import copy
+import csv
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data import captions, load_concepts
+
+
+class Pictures:
+    """The training set in memory: pictures [n, 3, 64, 64] in -1..1, and the captions of each."""
+
+    def __init__(self, folder, device):
+        spec = load_concepts()
+        styles, concepts = list(spec["sets"].values()), spec["core"] + spec["others"]
+        with np.load(Path(folder) / "pictures.npz") as f:
+            pixels, concept, style = f["pictures"], f["concept"], f["style"]
+        self.pictures = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(device).float() / 127.5 - 1
+        self.captions = [captions(concepts[c], styles[s]) for c, s in zip(concept, style)]
+        # The concepts that the example prompts use are seen twice as often.
+        self.weight = torch.tensor([2.0 if c < len(spec["core"]) else 1.0 for c in concept])
+
+    def __len__(self):
+        return len(self.pictures)
+
+
+class Run:
+    """One stage's folder: `curve.csv`, `checkpoint.pt`, and the decision when to stop.
+
+    `minutes` and `steps` both limit the run; the learning rate follows the
+    nearer limit, so a run bounded by time still anneals to its end.
+    """
+
+    def __init__(self, folder, minutes: float, steps: int, columns: list[str]):
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.limit_seconds, self.limit_steps = minutes * 60, steps
+        self.step, self.seconds_before, self.started = 0, 0.0, time.time()
+        self.columns, self.sums, self.count = columns, {}, 0
+
+    @property
+    def seconds(self) -> float:
+        return self.seconds_before + time.time() - self.started
+
+    @property
+    def progress(self) -> float:
+        """0 at the start, 1 at the end."""
+        return min(1.0, max(self.seconds / self.limit_seconds, self.step / self.limit_steps))
+
+    def cosine(self, first: float, last: float, warmup: int = 50) -> float:
+        """Learning rate at the present progress."""
+        rate = last + (first - last) * 0.5 * (1 + math.cos(math.pi * self.progress))
+        return rate * min(1.0, (self.step + 1) / warmup)
+
+    def log(self, every: int = 50, **values: float) -> None:
+        """Average the values over `every` steps, then write one line."""
+        self.step += 1
+        self.count += 1
+        for key, value in values.items():
+            self.sums[key] = self.sums.get(key, 0.0) + float(torch.as_tensor(value).detach())
+        if self.step % every and self.progress < 1:
+            return
+        row = {"step": self.step, "seconds": round(self.seconds, 1)}
+        row |= {k: f"{self.sums[k] / self.count:.5g}" for k in self.columns}
+        new = not (self.folder / "curve.csv").exists()
+        with open(self.folder / "curve.csv", "a", newline="") as f:
+            writer = csv.DictWriter(f, row)
+            if new:
+                writer.writeheader()
+            writer.writerow(row)
+        print(*(f"{k} {v}" for k, v in row.items()), flush=True)
+        self.sums, self.count = {}, 0
+
+    def save(self, **state) -> None:
+        """Modules and optimisers by name; anything else as it is."""
+        state = {k: v.state_dict() if hasattr(v, "state_dict") else v for k, v in state.items()}
+        part = self.folder / "checkpoint.part"
+        torch.save(state | {"step": self.step, "seconds": self.seconds}, part)
+        part.rename(self.folder / "checkpoint.pt")  # never a half-written checkpoint
+
+    def resume(self, **state) -> bool:
+        """Load what `save` wrote, if anything; returns whether it did."""
+        path = self.folder / "checkpoint.pt"
+        if not path.exists():
+            return False
+        saved = load_checkpoint(self.folder)
+        for key, value in state.items():
+            value.load_state_dict(saved[key])
+        self.step, self.seconds_before = saved["step"], saved["seconds"]
+        return True
+
+
+def load_checkpoint(folder) -> dict:
+    return torch.load(Path(folder) / "checkpoint.pt", map_location="cpu", weights_only=True)
+
+
+def frozen(module: torch.nn.Module) -> torch.nn.Module:
+    return module.eval().requires_grad_(False)
+
+
+def averaged(module: torch.nn.Module) -> torch.nn.Module:
+    """A copy that will follow the module's weights."""
+    return frozen(copy.deepcopy(module))
+
+
+@torch.no_grad()
+def follow(average: torch.nn.Module, module: torch.nn.Module, decay: float) -> None:
+    """Exponential moving average of the weights."""
+    torch._foreach_lerp_(list(average.parameters()), list(module.parameters()), 1 - decay)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get("factor", 1.0)

@@ -1,0 +1,3 @@
+//! The layer above wgpu.
+
+pub mod shader;

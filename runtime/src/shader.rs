@@ -1,0 +1,89 @@
+//! The composer: WGSL text from a prelude, constants, imports and a body. No templates, no text replacement.
+
+use std::fmt::Write;
+
+/// What a module is made of, in this order.
+#[derive(Clone, Copy, Debug)]
+pub struct Compose<'a> {
+    /// Directives, aliases and functions the host defines; `enable` has to come first in a module.
+    pub prelude: &'a str,
+    /// Written as `const NAME: u32 = value;`.
+    pub constants: &'a [(&'static str, u32)],
+    /// The kernel's file. A line `#import name` asks for a shared file; its own text keeps its line order.
+    pub body: &'a str,
+    /// The shared files by name. They may import others.
+    pub common: &'a [(&'a str, &'a str)],
+}
+
+/// A body asks for a shared file that does not exist.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the shader imports `{name}`, expected one of: {known}")]
+pub struct UnknownImport {
+    /// What was asked for.
+    pub name: String,
+    /// What there is.
+    pub known: String,
+}
+
+/// Writes the module. Every import is taken in once, before the text that asks for it.
+///
+/// # Errors
+/// If an import is unknown.
+pub fn compose(parts: &Compose<'_>) -> Result<String, UnknownImport> {
+    let mut text = String::from(parts.prelude);
+    for (name, value) in parts.constants {
+        writeln!(text, "const {name}: u32 = {value}u;").expect("writing to a string succeeds");
+    }
+    let mut taken = Vec::new();
+    take(parts.body, parts.common, &mut taken, &mut text)?;
+    Ok(text)
+}
+
+fn take<'a>(
+    source: &'a str,
+    common: &[(&'a str, &'a str)],
+    taken: &mut Vec<&'a str>,
+    text: &mut String,
+) -> Result<(), UnknownImport> {
+    let mut own = String::new();
+    for line in source.lines() {
+        let Some(name) = line.strip_prefix("#import ").map(str::trim) else {
+            own.push_str(line);
+            own.push('\n');
+            continue;
+        };
+        let Some((name, shared)) = common.iter().find(|(known, _)| *known == name) else {
+            let known = common.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
+            return Err(UnknownImport { name: name.to_owned(), known });
+        };
+        if !taken.contains(name) {
+            taken.push(name);
+            take(shared, common, taken, text)?;
+        }
+    }
+    text.push_str(&own);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const COMMON: &[(&str, &str)] = &[("a", "#import b\nfn a() {}\n"), ("b", "fn b() {}\n")];
+
+    fn composed(body: &str) -> Result<String, UnknownImport> {
+        compose(&Compose { prelude: "alias E = f32;\n", constants: &[("N", 4)], body, common: COMMON })
+    }
+
+    #[test]
+    fn imports_come_once_and_before_their_user() {
+        let text = composed("#import a\n#import b\nfn main() {}\n");
+        assert_eq!(text.as_deref(), Ok("alias E = f32;\nconst N: u32 = 4u;\nfn b() {}\nfn a() {}\nfn main() {}\n"));
+    }
+
+    #[test]
+    fn an_unknown_import_is_named() {
+        let error = composed("#import c\n").expect_err("there is no c");
+        assert_eq!(error.to_string(), "the shader imports `c`, expected one of: a, b");
+    }
+}

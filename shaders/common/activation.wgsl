@@ -1,0 +1,28 @@
+// The activations, by the numbers of `Activation::code`.
+const ACTIVATION_NONE = 0u;
+const ACTIVATION_RELU = 1u;
+const ACTIVATION_SILU = 2u;
+const ACTIVATION_GELU = 3u;
+const ACTIVATION_QUICK_GELU = 4u;
+
+fn sigmoid4(u: vec4<f32>) -> vec4<f32> {
+    // Beyond -80 the quotient is zero to f32 already; the clamp keeps exp from overflowing to infinity.
+    return 1.0 / (1.0 + exp(-max(u, vec4<f32>(-80.0))));
+}
+
+// The error function, Abramowitz and Stegun 7.1.26: absolute error below 1.5e-7.
+fn erf4(x: vec4<f32>) -> vec4<f32> {
+    let t = 1.0 / (1.0 + 0.3275911 * abs(x));
+    let poly = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))));
+    return sign(x) * (1.0 - poly * exp(-x * x));
+}
+
+fn activate(code: u32, u: vec4<f32>) -> vec4<f32> {
+    switch code {
+        case ACTIVATION_RELU: { return max(u, vec4<f32>(0.0)); }
+        case ACTIVATION_SILU: { return u * sigmoid4(u); }
+        case ACTIVATION_GELU: { return 0.5 * u * (1.0 + erf4(u * 0.70710678118)); }
+        case ACTIVATION_QUICK_GELU: { return u * sigmoid4(1.702 * u); }
+        default: { return u; }
+    }
+}
