@@ -1,0 +1,332 @@
+//! `y = phi(q kᵀ / sqrt(head_dim)) v`, head by head: self- and cross-attention (specification, sections 1.5 and 3).
+//!
+//! `q` and `y [n, queries, heads * head_dim]`, `k` and `v [n, keys, heads * head_dim]`. `phi` is softmax over the keys,
+//! or relu divided by the number of keys (the paper's final model). With `shared` the values are the keys, read once.
+//! The GPU's workgroup keeps its queries, a tile of keys and their scores in workgroup memory, with a running
+//! maximum for softmax; no score reaches global memory. On the CPU a block of queries is two products per head.
+
+use crate::cpu::{Mat, Threads, matmul};
+use crate::kernel::{Case, Cost, Family, Fill, Kernel, Operand, Param, Program, Tolerance, parse};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+/// Queries of a CPU task.
+const BLOCK: usize = 32;
+
+/// What becomes of the scores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phi {
+    /// `max(s, 0) / keys`, where the number of keys includes masked ones.
+    Relu,
+    /// `exp(s) / sum of exp(s) over the keys`
+    Softmax,
+}
+
+/// Attention of every query to the keys of its image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Attention {
+    /// Images or texts.
+    pub n: usize,
+    /// Queries of an image.
+    pub queries: usize,
+    /// Keys of an image.
+    pub keys: usize,
+    /// Heads: slices of the channels that attend for themselves.
+    pub heads: usize,
+    /// Channels of a head: a multiple of four up to 512.
+    pub head_dim: usize,
+    /// What becomes of the scores.
+    pub phi: Phi,
+    /// Whether a query sees only the keys up to its own index.
+    pub causal: bool,
+    /// Whether the keys are the values too.
+    pub shared: bool,
+}
+
+/// The line of the list.
+pub(crate) const FAMILY: Family = Family {
+    name: "attention",
+    summary: "`phi(q kᵀ / sqrt(d)) v` with relu or softmax, fused",
+    cases,
+    model_shapes,
+    parse: parse::<Attention>,
+};
+
+/// How a workgroup of 64 invocations is divided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Tiling {
+    queries: usize,
+    lanes: usize,
+    keys: usize,
+    /// Lanes that share one score.
+    parts: usize,
+}
+
+impl Tiling {
+    /// Few queries where a query is long, and as many keys as fit beside them, up to 32.
+    fn of(head_dim: usize) -> Self {
+        let (queries, lanes) = if head_dim <= 128 { (16, 4) } else { (4, 16) };
+        let with = |keys: usize| Self { queries, lanes, keys, parts: (lanes / keys).max(1) };
+        let fits = |tiling: &Self| tiling.bytes(head_dim) <= 16 * 1024;
+        [32, 16, 8, 4, 2].map(with).into_iter().find(fits).unwrap_or(with(1))
+    }
+
+    /// Workgroup memory: queries, keys and scores, each row with a gap behind it.
+    fn bytes(self, head_dim: usize) -> usize {
+        (self.queries + self.keys) * (head_dim.div_ceil(4) + 1) * 16 + self.queries * (self.keys * self.parts + 1) * 4
+    }
+}
+
+impl Attention {
+    fn channels(&self) -> usize {
+        self.heads * self.head_dim
+    }
+
+    /// What the scores are multiplied by before phi.
+    fn scale(&self) -> f64 {
+        let divisor = if self.phi == Phi::Relu { self.keys as f64 } else { 1.0 };
+        1.0 / (self.head_dim as f64).sqrt() / divisor
+    }
+
+    /// Keys the query of this index sees.
+    fn seen(&self, query: usize) -> usize {
+        if self.causal { self.keys.min(query + 1) } else { self.keys }
+    }
+
+    /// The queries of a block, which begin at `first` of their image; `k` and `v` begin at that image's first key.
+    fn attend(&self, y: &mut [f32], q: &[f32], k: &[f32], v: &[f32], first: usize, scores: &mut Vec<f32>) {
+        let (channels, rows) = (self.channels(), y.len() / self.channels());
+        scores.resize(rows * self.keys, 0.0);
+        for head in 0..self.heads {
+            let at = head * self.head_dim;
+            let view = |x, rows| Mat::rows(x, rows, self.head_dim, channels);
+            let (q, k, v) = (view(&q[at..], rows), view(&k[at..], self.keys), view(&v[at..], self.keys));
+            matmul(scores, self.keys, q, k.t(), self.scale() as f32, false, Threads::One);
+            for (row, scores) in scores.chunks_exact_mut(self.keys).enumerate() {
+                let (seen, masked) = scores.split_at_mut(self.seen(first + row));
+                masked.fill(0.0);
+                match self.phi {
+                    Phi::Relu => seen.iter_mut().for_each(|s| *s = s.max(0.0)),
+                    Phi::Softmax => softmax(seen),
+                }
+            }
+            let weights = Mat::rows(scores, rows, self.keys, self.keys);
+            matmul(&mut y[at..], channels, weights, v, 1.0, false, Threads::One);
+        }
+    }
+}
+
+/// `exp(s) / sum of exp(s)` in place.
+fn softmax(scores: &mut [f32]) {
+    let highest = fold(scores, f32::NEG_INFINITY, f32::max);
+    scores.iter_mut().for_each(|s| *s = crate::cpu::exp(*s - highest));
+    let norm = 1.0 / fold(scores, 0.0, |a, b| a + b);
+    scores.iter_mut().for_each(|s| *s *= norm);
+}
+
+/// A fold in eight lanes, which is what lets it vectorise.
+fn fold(values: &[f32], start: f32, combine: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut lanes = [start; 8];
+    let chunks = values.chunks_exact(8);
+    let rest = chunks.remainder();
+    for chunk in chunks {
+        lanes.iter_mut().zip(chunk).for_each(|(lane, value)| *lane = combine(*lane, *value));
+    }
+    lanes.iter().chain(rest).fold(start, |a, b| combine(a, *b))
+}
+
+impl Kernel for Attention {
+    fn name(&self) -> &'static str {
+        FAMILY.name
+    }
+
+    fn operands(&self) -> Vec<Operand> {
+        vec![
+            Operand::read("q", [self.n, self.queries, self.channels()]),
+            Operand::read("k", [self.n, self.keys, self.channels()]),
+            Operand::read("v", [self.n, self.keys, self.channels()]).optional(!self.shared),
+            Operand::write("y", [self.n, self.queries, self.channels()]),
+        ]
+    }
+
+    fn program(&self) -> Program {
+        let count = |size: usize| u32::try_from(size).expect("sizes are below 2^32");
+        let tiling = Tiling::of(self.head_dim);
+        let head4 = self.head_dim.div_ceil(4);
+        Program {
+            wgsl: include_str!("../../shaders/attention.wgsl"),
+            constants: vec![
+                ("QUERIES", count(tiling.queries)),
+                ("LANES", count(tiling.lanes)),
+                ("KEYS", count(tiling.keys)),
+                ("PARTS", count(tiling.parts)),
+                ("HEAD4", count(head4)),
+                ("DEPTH4", count(head4.div_ceil(tiling.parts))),
+                ("SLICE", count(head4.div_ceil(tiling.lanes))),
+                ("SOFTMAX", (self.phi == Phi::Softmax).into()),
+                ("CAUSAL", self.causal.into()),
+                ("SHARED", self.shared.into()),
+            ],
+            params: vec![
+                Param::size("queries", self.queries),
+                Param::size("keys", self.keys),
+                Param::size("heads", self.heads),
+                Param::F("scale", self.scale() as f32),
+            ],
+            grid: [count(self.queries.div_ceil(tiling.queries)), count(self.heads), count(self.n)],
+        }
+    }
+
+    fn cost(&self) -> Cost {
+        // The masked half counts, as in the paper's figures.
+        Cost::macs(2 * self.n * self.queries * self.keys * self.channels())
+    }
+
+    fn tolerance(&self) -> Tolerance {
+        Tolerance::f32_sum(self.head_dim + self.keys)
+    }
+
+    fn reference(&self, inputs: &[&[f64]]) -> Vec<Vec<f64>> {
+        let &[q, k, v] = inputs else { panic!("attention reads three operands") };
+        let v = if self.shared { k } else { v };
+        let channels = self.heads * self.head_dim;
+        let mut y = vec![0.0; self.n * self.queries * channels];
+        for n in 0..self.n {
+            for head in 0..self.heads {
+                for query in 0..self.queries {
+                    let at_query = (n * self.queries + query) * channels + head * self.head_dim;
+                    let at_key = |key: usize| (n * self.keys + key) * channels + head * self.head_dim;
+                    let mut scores = vec![f64::NEG_INFINITY; self.keys];
+                    for key in 0..self.keys {
+                        if !self.causal || key <= query {
+                            let product = |d: usize| q[at_query + d] * k[at_key(key) + d];
+                            scores[key] = (0..self.head_dim).map(product).sum::<f64>() / (self.head_dim as f64).sqrt();
+                        }
+                    }
+                    let highest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                    let sum: f64 = scores.iter().map(|s| (s - highest).exp()).sum();
+                    for key in 0..self.keys {
+                        let weight = match self.phi {
+                            Phi::Relu => scores[key].max(0.0) / self.keys as f64,
+                            Phi::Softmax => (scores[key] - highest).exp() / sum,
+                        };
+                        for d in 0..self.head_dim {
+                            y[at_query + d] += weight * v[at_key(key) + d];
+                        }
+                    }
+                }
+            }
+        }
+        vec![y]
+    }
+
+    fn cpu(&self, inputs: &[&[f32]], outputs: &mut [&mut [f32]]) {
+        let (&[q, k, v], [y]) = (inputs, outputs) else { panic!("attention has four operands") };
+        let v = if self.shared { k } else { v };
+        let (per_image, per_block) = (self.queries * self.channels(), BLOCK * self.channels());
+        let keys = self.keys * self.channels();
+        let images = y.par_chunks_mut(per_image).zip(q.par_chunks(per_image)).enumerate();
+        images.for_each(|(n, (y, q))| {
+            let blocks = y.par_chunks_mut(per_block).zip(q.par_chunks(per_block)).enumerate();
+            blocks.for_each_init(Vec::new, |scores, (block, (y, q))| {
+                self.attend(y, q, &k[n * keys..], &v[n * keys..], block * BLOCK, scores);
+            });
+        });
+    }
+
+    fn params_json(&self) -> serde_json::Value {
+        serde_json::json!(self)
+    }
+}
+
+fn cases() -> Vec<Case> {
+    let softmax = |n, queries, keys, heads, head_dim| Attention {
+        n,
+        queries,
+        keys,
+        heads,
+        head_dim,
+        phi: Phi::Softmax,
+        causal: false,
+        shared: false,
+    };
+    let relu = |n, queries, keys, heads, head_dim| Attention {
+        phi: Phi::Relu,
+        ..softmax(n, queries, keys, heads, head_dim)
+    };
+    let shared = |attention| Attention { shared: true, ..attention };
+    let causal = |attention| Attention { causal: true, ..attention };
+    let mut cases = vec![
+        // Cross-attention to a text, and one key: the answer of softmax is its value.
+        Case::new(softmax(1, 19, 77, 2, 64)),
+        Case::new(relu(2, 20, 77, 3, 64)),
+        Case::new(softmax(2, 5, 1, 2, 8)),
+        Case::new(shared(relu(1, 1, 1, 1, 4))),
+        // The text encoder's mask; more keys than queries, and more queries than keys.
+        Case::new(causal(softmax(1, 77, 77, 1, 64))),
+        Case::new(causal(relu(2, 35, 35, 2, 12))),
+        Case::new(causal(shared(softmax(1, 7, 21, 1, 16)))),
+        Case::new(causal(softmax(1, 40, 9, 1, 132))),
+        // Scores far beyond the range of exp, all equal or far apart but exact.
+        Case::new(softmax(1, 3, 40, 1, 64)).fill("q", Fill::Constant(16.0)).fill("k", Fill::Constant(16.0)),
+        Case::new(softmax(1, 3, 40, 1, 64)).fill("q", Fill::Constant(-16.0)).fill("k", Fill::Constant(16.0)),
+        Case::new(softmax(1, 17, 70, 1, 64)).fill("q", Fill::Constant(32.0)).fill("k", Fill::Integers),
+        Case::new(causal(softmax(1, 9, 9, 1, 256))).fill("q", Fill::Constant(-64.0)).fill("k", Fill::Integers),
+        // Not one positive product: zero.
+        Case::new(relu(1, 5, 33, 2, 16)).fill("q", Fill::Constant(-1.0)).fill("k", Fill::Constant(1.0)),
+        // Every factor a power of two: exact.
+        Case::new(relu(1, 18, 8, 2, 4)).integers(),
+        Case::new(shared(relu(1, 5, 8, 1, 16))).integers(),
+    ];
+    // The tile of every kind of head, and its neighbours.
+    for head_dim in [4, 32, 64, 72, 128, 132, 256, 512] {
+        let tile = Tiling::of(head_dim);
+        cases.push(Case::new(softmax(1, tile.queries, tile.keys, 2, head_dim)));
+        cases.push(Case::new(relu(2, tile.queries - 1, tile.keys + 1, 1, head_dim)));
+        cases.push(Case::new(shared(softmax(1, tile.queries + 1, 2 * tile.keys - 1, 1, head_dim))));
+        cases.push(Case::new(shared(relu(1, 13, 23, 1, head_dim))));
+    }
+    cases
+}
+
+fn model_shapes() -> Vec<Case> {
+    let attention = Attention {
+        n: 1,
+        queries: 256,
+        keys: 256,
+        heads: 16,
+        head_dim: 64,
+        phi: Phi::Relu,
+        causal: false,
+        shared: true,
+    };
+    let cross = Attention { keys: 77, shared: false, ..attention.clone() };
+    let text = Attention { queries: 77, heads: 12, phi: Phi::Softmax, causal: true, ..cross.clone() };
+    vec![
+        // mid_block: attn1, before the last fine-tuning and after it; attn2. up_blocks.0: attn2. The text encoder.
+        Case::new(attention.clone()),
+        Case::new(Attention { phi: Phi::Softmax, ..attention }),
+        Case::new(cross.clone()),
+        Case::new(Attention { queries: 1024, heads: 10, ..cross }),
+        Case::new(text),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_head_fits_into_workgroup_memory() {
+        for head_dim in (4..=512).step_by(4) {
+            let tiling = Tiling::of(head_dim);
+            assert!(tiling.bytes(head_dim) <= 16 * 1024, "{tiling:?} of {head_dim} takes {}", tiling.bytes(head_dim));
+            assert_eq!(tiling.queries * tiling.lanes, 64, "{tiling:?} of {head_dim} is no workgroup of 64");
+            assert_eq!(tiling.keys * tiling.parts % tiling.lanes, 0, "{tiling:?} leaves lanes without a score");
+        }
+        assert_eq!(Tiling::of(64), Tiling { queries: 16, lanes: 4, keys: 32, parts: 1 });
+        assert_eq!(Tiling::of(512), Tiling { queries: 4, lanes: 16, keys: 2, parts: 8 });
+    }
+}

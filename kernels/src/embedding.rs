@@ -1,0 +1,128 @@
+//! `y[n, i] = token[ids[n, i]] + position[i]`: the entry of the text encoder (specification, section 3).
+//!
+//! `ids [n, l]` (u32), `token [vocab, c]`, `position [positions, c]`, `y [n, l, c]`. An id beyond the vocabulary counts
+//! as the last one, so that no form reads outside the table. On the GPU one invocation moves four channels.
+
+use crate::kernel::{
+    Case, Cost, DType, Family, Fill, Kernel, Operand, Param, Program, Tolerance, elements, folded_grid, parse,
+};
+use serde::{Deserialize, Serialize};
+
+/// Invocations of a workgroup.
+const GROUP: usize = 64;
+
+/// The embedding of `n` texts of `l` tokens.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Embedding {
+    /// Texts.
+    pub n: usize,
+    /// Tokens of a text, at most `positions`.
+    pub l: usize,
+    /// Rows of the table of tokens.
+    pub vocab: usize,
+    /// Rows of the table of positions.
+    pub positions: usize,
+    /// Channels.
+    pub c: usize,
+}
+
+/// The line of the list.
+pub(crate) const FAMILY: Family = Family {
+    name: "embedding",
+    summary: "`token[id] + position[i]`, the entry of the text encoder",
+    cases,
+    model_shapes,
+    parse: parse::<Embedding>,
+};
+
+impl Kernel for Embedding {
+    fn name(&self) -> &'static str {
+        FAMILY.name
+    }
+
+    fn operands(&self) -> Vec<Operand> {
+        vec![
+            Operand::read("ids", [self.n, self.l]).dtype(DType::U32),
+            Operand::read("token", [self.vocab, self.c]),
+            Operand::read("position", [self.positions, self.c]),
+            Operand::write("y", [self.n, self.l, self.c]),
+        ]
+    }
+
+    fn program(&self) -> Program {
+        let c4 = self.c.div_ceil(4);
+        let vec4s = elements(&[self.n, self.l, c4]);
+        Program {
+            wgsl: include_str!("../../shaders/embedding.wgsl"),
+            constants: vec![],
+            params: vec![
+                Param::size("vec4s", vec4s),
+                Param::size("l", self.l),
+                Param::size("c4", c4),
+                Param::size("last_id", self.vocab - 1),
+            ],
+            grid: folded_grid(vec4s.div_ceil(GROUP)),
+        }
+    }
+
+    fn cost(&self) -> Cost {
+        Cost::elementwise(elements(&[self.n, self.l, self.c]), 1)
+    }
+
+    fn tolerance(&self) -> Tolerance {
+        // One addition.
+        Tolerance { absolute: 0.0, relative: f64::from(f32::EPSILON) }
+    }
+
+    fn reference(&self, inputs: &[&[f64]]) -> Vec<Vec<f64>> {
+        let &[ids, token, position] = inputs else { panic!("embedding reads three operands") };
+        let mut y = vec![0.0; self.n * self.l * self.c];
+        for n in 0..self.n {
+            for i in 0..self.l {
+                let id = (ids[n * self.l + i] as usize).min(self.vocab - 1);
+                for c in 0..self.c {
+                    y[(n * self.l + i) * self.c + c] = token[id * self.c + c] + position[i * self.c + c];
+                }
+            }
+        }
+        vec![y]
+    }
+
+    fn cpu(&self, inputs: &[&[f32]], outputs: &mut [&mut [f32]]) {
+        let (&[ids, token, position], [y]) = (inputs, outputs) else { panic!("embedding has four operands") };
+        let ids: &[u32] = bytemuck::cast_slice(ids);
+        for (row, (y, &id)) in y.chunks_exact_mut(self.c).zip(ids).enumerate() {
+            let token = &token[(id as usize).min(self.vocab - 1) * self.c..];
+            let position = &position[row % self.l * self.c..];
+            y.iter_mut().zip(token).zip(position).for_each(|((y, t), p)| *y = t + p);
+        }
+    }
+
+    fn params_json(&self) -> serde_json::Value {
+        serde_json::json!(self)
+    }
+}
+
+fn cases() -> Vec<Case> {
+    let case = |n, l, vocab: u32, positions, c| {
+        Case::new(Embedding { n, l, vocab: vocab as usize, positions, c }).fill("ids", Fill::Below(vocab))
+    };
+    vec![
+        case(1, 1, 1, 1, 1),
+        case(1, 7, 13, 7, 9),
+        case(2, 5, 11, 8, 6),
+        case(3, 77, 101, 77, 4),
+        // A workgroup less one vec4, exactly one, and one more.
+        case(1, 63, 7, 64, 4),
+        case(2, 32, 7, 32, 3),
+        case(1, 65, 7, 65, 4),
+        // Half of the ids lie beyond the vocabulary.
+        case(2, 19, 5, 23, 8).fill("ids", Fill::Below(10)),
+    ]
+}
+
+fn model_shapes() -> Vec<Case> {
+    let text = Embedding { n: 1, l: 77, vocab: 49_408, positions: 77, c: 768 };
+    vec![Case::new(text).fill("ids", Fill::Below(49_408))]
+}

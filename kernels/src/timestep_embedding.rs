@@ -1,0 +1,148 @@
+//! `y = [cos(t f), sin(t f)]`: the timestep as the UNet sees it (specification, section 1.6; `flip_sin_to_cos`).
+//!
+//! `t [n]` and `frequencies [dim / 2]` in f32, `y [n, dim]`, cosines first. The angle `t f` is rounded to f32 as in
+//! diffusers, in all forms. The shader takes it into the first eighth of the circle and evaluates its own
+//! polynomials, since WGSL's sine and cosine promise eleven bits, and those only near zero.
+
+use crate::kernel::{
+    Case, Cost, DType, Family, Fill, Kernel, Operand, Param, Program, Tolerance, folded_grid, parse,
+};
+use serde::{Deserialize, Serialize};
+
+/// Invocations of a workgroup.
+const GROUP: usize = 64;
+
+/// The embedding of `n` timesteps.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TimestepEmbedding {
+    /// Timesteps: one per image.
+    pub n: usize,
+    /// Values per timestep, even: half cosines, half sines.
+    pub dim: usize,
+}
+
+/// The line of the list.
+pub(crate) const FAMILY: Family = Family {
+    name: "timestep_embedding",
+    summary: "`[cos(t f), sin(t f)]`, the timestep as the UNet sees it",
+    cases,
+    model_shapes,
+    parse: parse::<TimestepEmbedding>,
+};
+
+/// `exp(-ln(10000) i / half)` for `i` in `0..half`, where `half = dim / 2`: the operand `frequencies`.
+pub fn frequencies(dim: usize) -> Vec<f32> {
+    let half = dim / 2;
+    (0..half).map(|i| (-(10_000_f64.ln()) * i as f64 / half as f64).exp() as f32).collect()
+}
+
+impl Kernel for TimestepEmbedding {
+    fn name(&self) -> &'static str {
+        FAMILY.name
+    }
+
+    fn operands(&self) -> Vec<Operand> {
+        vec![
+            Operand::read("t", [self.n]).dtype(DType::F32),
+            Operand::read("frequencies", [self.dim / 2]).dtype(DType::F32),
+            Operand::write("y", [self.n, self.dim]),
+        ]
+    }
+
+    fn program(&self) -> Program {
+        let dim4 = self.dim.div_ceil(4);
+        Program {
+            wgsl: include_str!("../../shaders/timestep_embedding.wgsl"),
+            constants: vec![],
+            params: vec![
+                Param::size("vec4s", self.n * dim4),
+                Param::size("dim", self.dim),
+                Param::size("dim4", dim4),
+                Param::size("half", self.dim / 2),
+            ],
+            grid: folded_grid((self.n * dim4).div_ceil(GROUP)),
+        }
+    }
+
+    fn cost(&self) -> Cost {
+        // A product, the reduction and a polynomial.
+        Cost::elementwise(self.n * self.dim, 16)
+    }
+
+    fn tolerance(&self) -> Tolerance {
+        // Values of at most one, from an angle that is off by a unit of rounding after its reduction.
+        Tolerance { absolute: 3.0 * f64::from(f32::EPSILON), relative: 0.0 }
+    }
+
+    fn reference(&self, inputs: &[&[f64]]) -> Vec<Vec<f64>> {
+        let &[t, frequencies] = inputs else { panic!("timestep_embedding reads two operands") };
+        let half = self.dim / 2;
+        let mut y = vec![0.0; self.n * self.dim];
+        for n in 0..self.n {
+            for i in 0..half {
+                let angle = f64::from(t[n] as f32 * frequencies[i] as f32);
+                y[n * self.dim + i] = angle.cos();
+                y[n * self.dim + half + i] = angle.sin();
+            }
+        }
+        vec![y]
+    }
+
+    fn cpu(&self, inputs: &[&[f32]], outputs: &mut [&mut [f32]]) {
+        let (&[t, frequencies], [y]) = (inputs, outputs) else { panic!("timestep_embedding has three operands") };
+        for (y, t) in y.chunks_exact_mut(self.dim).zip(t) {
+            let (cosines, sines) = y.split_at_mut(self.dim / 2);
+            for ((cosine, sine), frequency) in cosines.iter_mut().zip(sines).zip(frequencies) {
+                (*sine, *cosine) = (t * frequency).sin_cos();
+            }
+        }
+    }
+
+    fn params_json(&self) -> serde_json::Value {
+        serde_json::json!(self)
+    }
+}
+
+fn case(n: usize, dim: usize) -> Case {
+    // Whole steps, frequencies like the true ones: angles up to about a thousand, a few of them negative.
+    let case = Case::new(TimestepEmbedding { n, dim });
+    case.fill("t", Fill::Below(1000)).fill("frequencies", Fill::Normal(0.5, 0.2))
+}
+
+fn cases() -> Vec<Case> {
+    vec![
+        case(1, 2),
+        case(2, 4),
+        case(3, 6),
+        case(5, 14),
+        case(9, 64),
+        // A workgroup less one vec4, exactly one, and one more.
+        case(1, 252),
+        case(2, 128),
+        case(1, 260),
+        case(2, 320),
+        // Step zero: ones and zeros. And small angles of either sign.
+        case(2, 10).fill("t", Fill::Constant(0.0)),
+        case(4, 40).fill("t", Fill::Normal(0.0, 1.0)),
+        case(2, 320).fill("t", Fill::Constant(999.0)),
+    ]
+}
+
+fn model_shapes() -> Vec<Case> {
+    vec![case(1, 320), case(2, 320)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frequencies_fall_from_one_to_nearly_a_ten_thousandth() {
+        let f = frequencies(320);
+        assert_eq!(f.len(), 160);
+        assert_eq!((f[0], f[80]), (1.0, 0.01), "the first and the geometric middle");
+        assert!((f[159] - 1.059_253_7e-4).abs() < 1e-10, "the last is {}", f[159]);
+        assert!(f.windows(2).all(|pair| pair[1] < pair[0]), "they fall");
+    }
+}

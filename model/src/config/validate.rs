@@ -1,0 +1,262 @@
+//! What the networks can be built from: every impossible or unsupported value is refused by name.
+
+use super::{
+    DecoderConfig, Defaults, FILES, ModelConfig, PIXELS_PER_LATENT, SIZE_MULTIPLE, Sampler, SchedulerConfig,
+    TextEncoderConfig, UnetConfig,
+};
+use crate::error::ModelError;
+use crate::tokenizer::VOCABULARY;
+use mobilediffusion_kernels::Activation;
+use std::fmt::{Debug, Display};
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+
+/// Widths and factors: far above any network, far below where their products would overflow.
+const WIDTH: RangeInclusive<usize> = 1..=65_536;
+/// Numbers of layers.
+const LAYERS: RangeInclusive<usize> = 1..=1_024;
+/// Widest attention head the kernels hold.
+const WIDEST_HEAD: usize = 512;
+
+impl ModelConfig {
+    /// Refuses values that no network can be built from, that the kernels do not support or that disagree between
+    /// parts.
+    ///
+    /// # Errors
+    /// [`ModelError::Config`] naming the file, the key, what would be accepted and what stands there.
+    pub fn validate(&self) -> Result<(), ModelError> {
+        self.validate_in(Path::new(""))
+    }
+
+    pub(super) fn validate_in(&self, dir: &Path) -> Result<(), ModelError> {
+        let [model, unet, decoder, text_encoder, scheduler] = FILES.map(|file| dir.join(file));
+        self.unet.validate(&unet)?;
+        self.decoder.validate(&decoder)?;
+        self.text_encoder.validate(&text_encoder)?;
+        self.scheduler.validate(&scheduler)?;
+        self.defaults.validate(&model, self.scheduler.num_train_timesteps)?;
+
+        let latent = self.decoder.latent_channels;
+        let check = Check::new(&unet);
+        check.agree("in_channels", self.unet.in_channels, latent, "the decoder's latent_channels")?;
+        check.agree("out_channels", self.unet.out_channels, latent, "the decoder's latent_channels")?;
+        let (dim, width) = (self.unet.cross_attention_dim, self.text_encoder.hidden_size);
+        check.agree("cross_attention_dim", dim, width, "the text encoder's hidden_size")?;
+        let (unet, schedule) = (self.unet.prediction_type, self.scheduler.prediction_type);
+        check.that(unet == schedule, "prediction_type", format!("{schedule:?} as in {}", FILES[4]), format!("{unet:?}"))?;
+        let vocabulary = self.text_encoder.vocab_size;
+        let check = Check::new(&text_encoder);
+        check.that(vocabulary >= VOCABULARY, "vocab_size", format!("at least {VOCABULARY}, the tokenizer's"), vocabulary)
+    }
+}
+
+impl Defaults {
+    /// `train_steps` are the scheduler's; `path` is for errors only.
+    fn validate(&self, path: &Path, train_steps: usize) -> Result<(), ModelError> {
+        let check = Check::new(path);
+        let size = self.image_size;
+        let fits = WIDTH.contains(&size) && size.is_multiple_of(SIZE_MULTIPLE);
+        check.that(fits, "image_size", format!("a multiple of {SIZE_MULTIPLE} up to {}", WIDTH.end()), size)?;
+        let most = match self.sampler {
+            Sampler::Ddim => train_steps - 1,
+            Sampler::OneStep => crate::schedule::MOST_ONE_STEP,
+        };
+        check.within("steps", self.steps, 1..=most)?;
+        let guidance = self.guidance;
+        check.that(guidance.is_finite() && guidance >= 0.0, "guidance", "a number of at least 0", guidance)?;
+        let guided = self.sampler == Sampler::Ddim || guidance == 1.0;
+        check.that(guided, "guidance", "1.0, since one_step uses none", guidance)
+    }
+}
+
+impl UnetConfig {
+    /// Refuses what [`ModelConfig::validate`] would refuse in this file alone; `path` is for errors only.
+    ///
+    /// # Errors
+    /// [`ModelError::Config`]
+    pub fn validate(&self, path: &Path) -> Result<(), ModelError> {
+        let check = Check::new(path);
+        self.validate_kinds(&check)?;
+        for (key, value) in [
+            ("sample_size", self.sample_size),
+            ("in_channels", self.in_channels),
+            ("out_channels", self.out_channels),
+            ("cross_attention_dim", self.cross_attention_dim),
+            ("ff_mult", self.ff_mult),
+            ("sep_expansion", self.sep_expansion),
+            ("time_embed_dim", self.time_embed_dim),
+            ("time_proj_dim", self.time_proj_dim),
+            ("norm_num_groups", self.norm_num_groups),
+        ] {
+            check.within(key, value, WIDTH)?;
+        }
+        check.multiple("sample_size", self.sample_size, SIZE_MULTIPLE / PIXELS_PER_LATENT)?;
+        check.multiple("time_proj_dim", self.time_proj_dim, 2)?;
+        check.epsilon("norm_eps", self.norm_eps)?;
+        check.epsilon("transformer_norm_eps", self.transformer_norm_eps)?;
+        check.epsilon("layer_norm_eps", self.layer_norm_eps)?;
+        self.validate_layers(&check)?;
+        self.validate_widths(&check)
+    }
+
+    /// The switches: only what the kernels implement.
+    fn validate_kinds(&self, check: &Check) -> Result<(), ModelError> {
+        check.equal("_class_name", self.class_name.as_str(), Self::CLASS_NAME)?;
+        check.equal("attention_phi_scale", self.attention_phi_scale.as_str(), "1/num_keys")?;
+        check.equal("ff_activation", self.ff_activation.as_str(), "swiglu")?;
+        check.equal("sep_kind", self.sep_kind.as_str(), "convnext")?;
+        check.equal("sep_width_of", self.sep_width_of.as_str(), "out")?;
+        check.equal("sep_kernel", self.sep_kernel, 3)?;
+        check.equal("flip_sin_to_cos", self.flip_sin_to_cos, true)?;
+        check.equal("freq_shift", self.freq_shift, 0)
+    }
+
+    /// Numbers of blocks and transformer layers.
+    fn validate_layers(&self, check: &Check) -> Result<(), ModelError> {
+        check.list("block_out_channels", &self.block_out_channels, 3, WIDTH)?;
+        check.list("layers_down", &self.layers_down, 2, LAYERS)?;
+        check.within("layers_mid", self.layers_mid, LAYERS)?;
+        // Each level up consumes the skips of one level down and one more, of the convolution in front of it.
+        let up = [self.layers_down[1] + 1, self.layers_down[0] + 1];
+        check.that(self.layers_up == up, "layers_up", format!("{up:?}"), format!("{:?}", self.layers_up))?;
+        check.list("transformer_depth_down", &self.transformer_depth_down, 2, 0..=*LAYERS.end())?;
+        check.list("transformer_depth_mid", &self.transformer_depth_mid, self.layers_mid, LAYERS)?;
+        check.list("transformer_depth_up", &self.transformer_depth_up, 2, 0..=*LAYERS.end())?;
+        check.equal("transformer_depth_down[0]", self.transformer_depth_down[0], 0)?;
+        check.equal("transformer_depth_up[1]", self.transformer_depth_up[1], 0)
+    }
+
+    /// Widths that norms group and attention splits.
+    fn validate_widths(&self, check: &Check) -> Result<(), ModelError> {
+        let &[c0, c1, c2] = self.block_out_channels.as_slice() else { return Ok(()) };
+        // Besides the levels' own widths, norms see the concatenations with the skips.
+        let mut normed = vec![c0, c1, c2, c2 + c1, c1 + c0, c0 + c0];
+        if self.layers_down[1] > 1 {
+            normed.push(c1 + c1);
+        }
+        for width in normed {
+            let groups = self.norm_num_groups;
+            check.that(width % groups == 0, "norm_num_groups", format!("a divisor of the normed width {width}"), groups)?;
+        }
+        let head = self.attention_head_dim;
+        check.head("attention_head_dim", head)?;
+        let outer_attention = self.transformer_depth_down[1] > 0 || self.transformer_depth_up[0] > 0;
+        for width in [outer_attention.then_some(c1), Some(c2)].into_iter().flatten() {
+            check.that(width % head == 0, "attention_head_dim", format!("a divisor of the width {width}"), head)?;
+        }
+        Ok(())
+    }
+}
+
+impl DecoderConfig {
+    /// Refuses what [`ModelConfig::validate`] would refuse in this file alone; `path` is for errors only.
+    ///
+    /// # Errors
+    /// [`ModelError::Config`]
+    pub fn validate(&self, path: &Path) -> Result<(), ModelError> {
+        let check = Check::new(path);
+        check.equal("_class_name", self.class_name.as_str(), Self::CLASS_NAME)?;
+        check.within("latent_channels", self.latent_channels, WIDTH)?;
+        check.equal("out_channels", self.out_channels, 3)?;
+        check.within("norm_num_groups", self.norm_num_groups, WIDTH)?;
+        let blocks = PIXELS_PER_LATENT.ilog2() as usize + 1;
+        check.list("block_out_channels", &self.block_out_channels, blocks, WIDTH)?;
+        check.list("layers_per_up_block", &self.layers_per_up_block, blocks, LAYERS)?;
+        for width in &self.block_out_channels {
+            let groups = self.norm_num_groups;
+            check.that(width % groups == 0, "norm_num_groups", format!("a divisor of the normed width {width}"), groups)?;
+        }
+        check.epsilon("norm_eps", self.norm_eps)?;
+        let scale = self.scaling_factor;
+        check.that(scale.is_finite() && scale > 0.0, "scaling_factor", "a positive number", scale)
+    }
+}
+
+impl TextEncoderConfig {
+    /// Refuses what [`ModelConfig::validate`] would refuse in this file alone; `path` is for errors only.
+    ///
+    /// # Errors
+    /// [`ModelError::Config`]
+    pub fn validate(&self, path: &Path) -> Result<(), ModelError> {
+        let check = Check::new(path);
+        check.within("vocab_size", self.vocab_size, 1..=1 << 20)?;
+        check.within("hidden_size", self.hidden_size, WIDTH)?;
+        check.within("intermediate_size", self.intermediate_size, WIDTH)?;
+        check.within("num_hidden_layers", self.num_hidden_layers, LAYERS)?;
+        check.within("num_attention_heads", self.num_attention_heads, WIDTH)?;
+        // The begin and the end mark need a place each.
+        check.within("max_position_embeddings", self.max_position_embeddings, 2..=4_096)?;
+        check.multiple("hidden_size", self.hidden_size, self.num_attention_heads)?;
+        check.head("hidden_size / num_attention_heads", self.hidden_size / self.num_attention_heads)?;
+        let known = matches!(self.hidden_act, Activation::QuickGelu | Activation::Gelu);
+        check.that(known, "hidden_act", "quick_gelu or gelu", format!("{:?}", self.hidden_act))?;
+        check.epsilon("layer_norm_eps", self.layer_norm_eps)
+    }
+}
+
+impl SchedulerConfig {
+    /// Refuses what [`ModelConfig::validate`] would refuse in this file alone; `path` is for errors only.
+    ///
+    /// # Errors
+    /// [`ModelError::Config`]
+    pub fn validate(&self, path: &Path) -> Result<(), ModelError> {
+        let check = Check::new(path);
+        check.within("num_train_timesteps", self.num_train_timesteps, 2..=100_000)?;
+        check.equal("beta_schedule", self.beta_schedule.as_str(), "scaled_linear")?;
+        let (start, end) = (self.beta_start, self.beta_end);
+        check.that(start > 0.0 && start < 1.0, "beta_start", "a number between 0 and 1", start)?;
+        check.that(end >= start && end < 1.0, "beta_end", format!("a number of {start} to below 1"), end)
+    }
+}
+
+/// The tests of one file.
+struct Check {
+    path: PathBuf,
+}
+
+impl Check {
+    fn new(path: &Path) -> Self {
+        Self { path: path.to_owned() }
+    }
+
+    fn that(&self, holds: bool, key: &str, expected: impl Display, found: impl Display) -> Result<(), ModelError> {
+        if holds {
+            return Ok(());
+        }
+        let (expected, found) = (expected.to_string(), found.to_string());
+        Err(ModelError::Config { path: self.path.clone(), key: key.to_owned(), expected, found })
+    }
+
+    fn equal<T: PartialEq + Debug>(&self, key: &str, found: T, expected: T) -> Result<(), ModelError> {
+        self.that(found == expected, key, format!("{expected:?}"), format!("{found:?}"))
+    }
+
+    fn agree(&self, key: &str, found: usize, expected: usize, whose: &str) -> Result<(), ModelError> {
+        self.that(found == expected, key, format!("{expected}, {whose}"), found)
+    }
+
+    fn within(&self, key: &str, found: usize, range: RangeInclusive<usize>) -> Result<(), ModelError> {
+        self.that(range.contains(&found), key, format!("{} to {}", range.start(), range.end()), found)
+    }
+
+    fn multiple(&self, key: &str, found: usize, of: usize) -> Result<(), ModelError> {
+        self.that(found.is_multiple_of(of), key, format!("a multiple of {of}"), found)
+    }
+
+    /// A list of `len` values, each within `range`.
+    fn list(&self, key: &str, found: &[usize], len: usize, range: RangeInclusive<usize>) -> Result<(), ModelError> {
+        let fits = found.len() == len && found.iter().all(|value| range.contains(value));
+        let expected = format!("{len} values of {} to {}", range.start(), range.end());
+        self.that(fits, key, expected, format!("{found:?}"))
+    }
+
+    /// The width of an attention head: whole vectors of four, and no wider than the kernels hold.
+    fn head(&self, key: &str, found: usize) -> Result<(), ModelError> {
+        let fits = found > 0 && found <= WIDEST_HEAD && found.is_multiple_of(4);
+        self.that(fits, key, format!("a multiple of 4 up to {WIDEST_HEAD}"), found)
+    }
+
+    fn epsilon(&self, key: &str, found: f32) -> Result<(), ModelError> {
+        self.that(found.is_finite() && found > 0.0, key, "a positive number", found)
+    }
+}

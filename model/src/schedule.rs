@@ -1,0 +1,139 @@
+//! The noise schedule and the steps of the samplers, as plain coefficients.
+//!
+//! At timestep `t` a latent is `x_t = a_t x0 + s_t noise`, with `a_t = sqrt(abar_t)` and `s_t = sqrt(1 - abar_t)`.
+//! Everything is computed in f64 and rounded once, when it becomes a coefficient.
+
+use crate::config::SchedulerConfig;
+use crate::error::ModelError;
+use std::path::Path;
+
+/// Most steps of the one-step sampler: its networks were trained on four timesteps.
+pub const MOST_ONE_STEP: usize = 4;
+
+/// `abar` of every training step, "scaled linear" as in Stable Diffusion.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Schedule {
+    alpha_bar: Vec<f64>,
+}
+
+/// One step of DDIM: `x0 = (x - s_t e) / a_t`, then `x = a_prev x0 + direction e + sigma noise`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct DdimStep {
+    /// Training step the network is asked about.
+    pub timestep: usize,
+    /// `sqrt(abar_t)`: how much of the picture is in the latent.
+    pub a_t: f32,
+    /// `sqrt(1 - abar_t)`: how much of the noise.
+    pub s_t: f32,
+    /// `sqrt(abar_prev)` of the timestep that comes next, nearer to the picture.
+    pub a_prev: f32,
+    /// `sqrt(1 - abar_prev - sigma²)`: what is kept of the predicted noise.
+    pub direction: f32,
+    /// Fresh noise: `eta sqrt((1 - abar_prev) / (1 - abar_t)) sqrt(1 - abar_t / abar_prev)`.
+    pub sigma: f32,
+}
+
+/// One step of the one-step sampler: predict `x0` at the timestep, then `x = a_next x0 + s_next noise`. The last step
+/// has `a_next` 1 and `s_next` 0: its `x0` is the result.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct OneStep {
+    /// Training step the network is asked about.
+    pub timestep: usize,
+    /// `sqrt(abar_t)`
+    pub a: f32,
+    /// `sqrt(1 - abar_t)`
+    pub s: f32,
+    /// `a` of the next step.
+    pub a_next: f32,
+    /// `s` of the next step.
+    pub s_next: f32,
+}
+
+impl Schedule {
+    /// The schedule of a configuration.
+    ///
+    /// # Errors
+    /// [`ModelError::Config`] if the configuration is not valid.
+    pub fn new(config: &SchedulerConfig) -> Result<Self, ModelError> {
+        config.validate(Path::new("scheduler/config.json"))?;
+        let (first, last) = (config.beta_start.sqrt(), config.beta_end.sqrt());
+        let steps = config.num_train_timesteps;
+        let mut product = 1.0;
+        let alpha_bar = (0..steps)
+            .map(|i| {
+                let root = first + (last - first) * i as f64 / (steps - 1) as f64;
+                product *= 1.0 - root * root;
+                product
+            })
+            .collect();
+        Ok(Self { alpha_bar })
+    }
+
+    /// Steps of training: timesteps run from 0 to one less.
+    pub fn train_steps(&self) -> usize {
+        self.alpha_bar.len()
+    }
+
+    /// `abar` at a timestep, none beyond the schedule.
+    pub fn alpha_bar(&self, timestep: usize) -> Option<f64> {
+        self.alpha_bar.get(timestep).copied()
+    }
+
+    /// The steps of DDIM, from noise to picture: "leading" spacing with an offset of 1. After the last step comes
+    /// `abar` of timestep 0. `eta` is the share of fresh noise: 0 for none, the default, 1 for DDPM's.
+    ///
+    /// # Errors
+    /// [`ModelError::Sampler`] if `steps` is not within 1 to one below the steps of training, or `eta` not within 0
+    /// to 1.
+    pub fn ddim(&self, steps: usize, eta: f64) -> Result<Vec<DdimStep>, ModelError> {
+        check_steps(steps, self.train_steps() - 1)?;
+        if !(0.0..=1.0).contains(&eta) {
+            return Err(ModelError::Sampler { key: "eta", expected: "0 to 1".into(), found: eta.to_string() });
+        }
+        let stride = self.train_steps() / steps;
+        Ok((0..steps).rev().map(|k| self.ddim_step(stride * k + 1, stride, eta)).collect())
+    }
+
+    fn ddim_step(&self, timestep: usize, stride: usize, eta: f64) -> DdimStep {
+        let now = self.alpha_bar[timestep];
+        let previous = self.alpha_bar[timestep.saturating_sub(stride)];
+        let sigma = eta * ((1.0 - previous) / (1.0 - now)).sqrt() * (1.0 - now / previous).max(0.0).sqrt();
+        DdimStep {
+            timestep,
+            a_t: now.sqrt() as f32,
+            s_t: (1.0 - now).sqrt() as f32,
+            a_prev: previous.sqrt() as f32,
+            direction: (1.0 - previous - sigma * sigma).max(0.0).sqrt() as f32,
+            sigma: sigma as f32,
+        }
+    }
+
+    /// The steps of the one-step sampler, evenly spaced from the last timestep down: 999, then (of four) 749, 499, 249.
+    ///
+    /// # Errors
+    /// [`ModelError::Sampler`] if `steps` is not within 1 to [`MOST_ONE_STEP`].
+    pub fn one_step(&self, steps: usize) -> Result<Vec<OneStep>, ModelError> {
+        check_steps(steps, MOST_ONE_STEP.min(self.train_steps()))?;
+        let stride = self.train_steps() / steps;
+        let timestep = |k: usize| self.train_steps() - 1 - k * stride;
+        let coefficients = |k: usize| {
+            let alpha_bar = if k < steps { self.alpha_bar[timestep(k)] } else { 1.0 };
+            (alpha_bar.sqrt() as f32, (1.0 - alpha_bar).sqrt() as f32)
+        };
+        let step = |k: usize| {
+            let ((a, s), (a_next, s_next)) = (coefficients(k), coefficients(k + 1));
+            OneStep { timestep: timestep(k), a, s, a_next, s_next }
+        };
+        Ok((0..steps).map(step).collect())
+    }
+}
+
+fn check_steps(steps: usize, most: usize) -> Result<(), ModelError> {
+    if (1..=most).contains(&steps) {
+        return Ok(());
+    }
+    Err(ModelError::Sampler { key: "steps", expected: format!("1 to {most}"), found: steps.to_string() })
+}
+
+#[cfg(test)]
+mod tests;

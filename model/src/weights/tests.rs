@@ -1,0 +1,208 @@
+use super::*;
+use safetensors::tensor::{TensorView, serialize_to_file};
+use tempfile::TempDir;
+
+/// Raw bytes of a tensor, with its type and shape.
+type Raw = (Dtype, Vec<usize>, Vec<u8>);
+
+fn f32s(shape: &[usize], values: &[f32]) -> Raw {
+    (Dtype::F32, shape.to_vec(), values.iter().flat_map(|v| v.to_le_bytes()).collect())
+}
+
+fn write(dir: &Path, file: &str, tensors: &[(&str, Raw)]) {
+    let views = tensors.iter().map(|(name, (dtype, shape, bytes))| {
+        (*name, TensorView::new(*dtype, shape.clone(), bytes).expect("a test's tensor is consistent"))
+    });
+    serialize_to_file(views, None, &dir.join(file)).expect("the temporary directory is writable");
+}
+
+fn checkpoint(tensors: &[(&str, Raw)]) -> (TempDir, Checkpoint) {
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), "model.safetensors", tensors);
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    (dir, checkpoint)
+}
+
+fn problems(result: Result<impl std::fmt::Debug, ModelError>) -> Vec<WeightProblem> {
+    match result {
+        Err(ModelError::Weights { problems, .. }) => problems,
+        other => panic!("expected problems with the weights, found {other:?}"),
+    }
+}
+
+#[test]
+fn three_types_widen_to_the_same_values() {
+    let values = [0.0_f32, -1.5, 0.25, 3.0, -0.0078125, 96.0];
+    let f16s = values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect();
+    let bf16s = values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect();
+    let tensors = [
+        ("a", f32s(&[2, 3], &values)),
+        ("b", (Dtype::F16, vec![3, 2], f16s)),
+        ("c", (Dtype::BF16, vec![6], bf16s)),
+    ];
+    let (_dir, checkpoint) = checkpoint(&tensors);
+    for name in ["a", "b", "c"] {
+        assert_eq!(checkpoint.load_f32(name).unwrap(), values, "{name}");
+    }
+    assert!(checkpoint.names().eq(["a", "b", "c"]), "{checkpoint:?}");
+    assert_eq!(checkpoint.shape("b"), Some(&[3, 2][..]));
+    assert_eq!(checkpoint.dtype("c"), Some(Dtype::BF16));
+    assert_eq!((checkpoint.shape("d"), checkpoint.dtype("d")), (None, None));
+}
+
+#[test]
+fn long_and_odd_tensors_are_read_whole() {
+    let len = 3 * CHUNK + 5;
+    let bytes = (0..len).flat_map(|i| f16::from_f32((i % 2048) as f32).to_le_bytes()).collect();
+    let tensors = [("byte", (Dtype::U8, vec![1], vec![7])), ("long", (Dtype::F16, vec![len], bytes))];
+    let (_dir, checkpoint) = checkpoint(&tensors);
+    let values = checkpoint.load_f32("long").unwrap();
+    assert!(values.iter().enumerate().all(|(i, &v)| v == (i % 2048) as f32), "every value in its place");
+}
+
+#[test]
+fn all_problems_are_reported_together() {
+    let tensors = [
+        ("good", f32s(&[2], &[1.0, 2.0])),
+        ("wide", f32s(&[2], &[1.0, 2.0])),
+        ("whole", (Dtype::I64, vec![1], vec![0; 8])),
+        ("spare", f32s(&[1], &[1.0])),
+        ("x.position_ids", (Dtype::I64, vec![1], vec![0; 8])),
+    ];
+    let (_dir, checkpoint) = checkpoint(&tensors);
+    let expected: Vec<(String, Vec<usize>)> =
+        [("good", vec![2]), ("wide", vec![1, 2]), ("whole", vec![1]), ("absent", vec![4])]
+            .map(|(name, shape)| (name.to_owned(), shape))
+            .into();
+    let found = problems(checkpoint.verify(&expected));
+    assert_eq!(
+        found,
+        [
+            WeightProblem::Shape { name: "wide".into(), expected: vec![1, 2], found: vec![2] },
+            WeightProblem::DType { name: "whole".into(), found: "I64".into() },
+            WeightProblem::Missing { name: "absent".into(), shape: Some(vec![4]) },
+            WeightProblem::Extra { name: "spare".into() },
+        ]
+    );
+}
+
+#[test]
+fn loading_refuses_what_is_not_as_asked() {
+    let tensors = [
+        ("nan", f32s(&[3], &[1.0, f32::NAN, 2.0])),
+        ("infinite", (Dtype::F16, vec![1], f16::NEG_INFINITY.to_le_bytes().to_vec())),
+        ("whole", (Dtype::I64, vec![1], vec![0; 8])),
+        ("good", f32s(&[2], &[1.0, 2.0])),
+    ];
+    let (_dir, checkpoint) = checkpoint(&tensors);
+    for name in ["nan", "infinite"] {
+        assert_eq!(problems(checkpoint.load_f32(name)), [WeightProblem::NotFinite { name: name.into() }]);
+    }
+    let dtype = WeightProblem::DType { name: "whole".into(), found: "I64".into() };
+    assert_eq!(problems(checkpoint.load("whole", &[1])), [dtype]);
+    let shape = WeightProblem::Shape { name: "good".into(), expected: vec![1, 2], found: vec![2] };
+    assert_eq!(problems(checkpoint.load("good", &[1, 2])), [shape]);
+    let missing = WeightProblem::Missing { name: "absent".into(), shape: Some(vec![2]) };
+    assert_eq!(problems(checkpoint.load("absent", &[2])), [missing]);
+    assert_eq!(checkpoint.load("good", &[2]).unwrap(), [1.0, 2.0]);
+}
+
+#[test]
+fn a_prefix_is_added_only_where_it_is_missing() {
+    for stored in ["text_model.norm.weight", "norm.weight"] {
+        let (_dir, checkpoint) = checkpoint(&[(stored, f32s(&[1], &[1.0]))]);
+        let checkpoint = checkpoint.with_optional_prefix("text_model.");
+        assert!(checkpoint.names().eq(["text_model.norm.weight"]), "{stored}");
+        assert_eq!(checkpoint.load("text_model.norm.weight", &[1]).unwrap(), [1.0]);
+    }
+}
+
+#[test]
+fn truncated_and_garbage_files_are_errors_that_name_the_file() {
+    let (dir, _) = checkpoint(&[("w", f32s(&[64], &[0.5; 64]))]);
+    let path = dir.path().join("model.safetensors");
+    let whole = std::fs::read(&path).unwrap();
+    let mut files: Vec<Vec<u8>> = (0..whole.len()).step_by(7).map(|len| whole[..len].to_vec()).collect();
+    files.push([whole.as_slice(), b"more"].concat());
+    files.push(vec![0xff; 100]);
+    files.push(b"PK\x03\x04 a pickle of torch, not a safetensors file".to_vec());
+    let header: &[u8] = br#"{"w":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,16]}}"#;
+    files.push([&(header.len() as u64).to_le_bytes(), header, &[0; 16]].concat());
+    for file in files {
+        // A new file each time: the old one may still be mapped.
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("model.safetensors"), &file).unwrap();
+        let error = Checkpoint::open(dir.path()).unwrap_err();
+        assert!(matches!(error, ModelError::Safetensors { .. }), "{} bytes: {error}", file.len());
+        assert!(error.to_string().contains("model.safetensors"), "{error}");
+    }
+}
+
+#[test]
+fn an_absent_file_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let error = Checkpoint::open(dir.path()).unwrap_err();
+    assert!(matches!(&error, ModelError::Io { path, .. } if path.ends_with("model.safetensors")), "{error}");
+}
+
+#[test]
+fn shards_are_read_through_their_index() {
+    let dir = tempfile::tempdir().unwrap();
+    let index = |json: &str| std::fs::write(dir.path().join("model.safetensors.index.json"), json).unwrap();
+    write(dir.path(), "1.safetensors", &[("a", f32s(&[1], &[1.0]))]);
+    write(dir.path(), "2.safetensors", &[("b", f32s(&[1], &[2.0])), ("c", f32s(&[1], &[3.0]))]);
+    write(dir.path(), "3.safetensors", &[("a", f32s(&[1], &[4.0]))]);
+
+    index(r#"{"metadata":{},"weight_map":{"a":"1.safetensors","b":"2.safetensors","c":"2.safetensors"}}"#);
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    let values: Vec<f32> = ["a", "b", "c"].iter().flat_map(|name| checkpoint.load(name, &[1]).unwrap()).collect();
+    assert_eq!(values, [1.0, 2.0, 3.0]);
+
+    for (json, complaint) in [
+        (r#"{"weight_map":{"a":"1.safetensors","z":"2.safetensors"}}"#, "no shard holds z"),
+        (r#"{"weight_map":{"a":"1.safetensors","b":"3.safetensors"}}"#, "a is also in another shard"),
+        (r#"{"weight_map":{"a":"../1.safetensors"}}"#, "plain file name"),
+        (r#"{"weight_map":{"a":""}}"#, "plain file name"),
+        (r#"{"weight_map":{"a":"9.safetensors"}}"#, "9.safetensors"),
+        (r#"{"weight_map":{"a":1}}"#, "weight_map.a"),
+        ("{", "index.json"),
+    ] {
+        index(json);
+        let error = Checkpoint::open(dir.path()).unwrap_err().to_string();
+        assert!(error.contains(complaint), "{json}: {error}");
+    }
+}
+
+#[test]
+fn synthetic_weights_have_gain_one_and_depend_on_seed_and_name() {
+    let moments = |values: &[f32]| {
+        let mean = values.iter().map(|&v| f64::from(v)).sum::<f64>() / values.len() as f64;
+        (mean, values.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / values.len() as f64)
+    };
+    let source = Synthetic { seed: 7 };
+    let weight = source.load("mid_block.resnets.0.pwconv1.weight", &[640, 64, 3, 3]).unwrap();
+    let (mean, variance) = moments(&weight);
+    assert!(mean.abs() < 3e-4 && (variance * 576.0 - 1.0).abs() < 1e-2, "mean {mean}, variance {variance}");
+
+    for name in ["norm1.weight", "conv_norm_out.weight", "x.final_layer_norm.weight"] {
+        let (mean, variance) = moments(&source.load(name, &[4096]).unwrap());
+        assert!((mean - 1.0).abs() < 0.01 && (variance - 0.01).abs() < 2e-3, "{name}: {mean}, {variance}");
+    }
+    let (mean, variance) = moments(&source.load("norm1.bias", &[4096]).unwrap());
+    assert!(mean.abs() < 2e-3 && (variance - 4e-4).abs() < 1e-4, "bias: {mean}, {variance}");
+
+    assert_eq!(synthetic("w", &[100, 10], 7), synthetic("w", &[100, 10], 7));
+    assert_ne!(synthetic("w", &[100, 10], 7), synthetic("w", &[100, 10], 8));
+    assert_ne!(synthetic("w", &[100, 10], 7), synthetic("v", &[100, 10], 7));
+}
+
+#[test]
+fn synthetic_tensors_are_not_correlated() {
+    let [a, b] = ["a.weight", "b.weight"].map(|name| synthetic(name, &[300_000, 1], 1));
+    let n = a.len() as f64;
+    // Against each other, and against a neighbour in the same tensor.
+    for (x, y) in [(&a[..], &b[..]), (&a[..a.len() - 1], &a[1..])] {
+        let product: f64 = x.iter().zip(y).map(|(&x, &y)| f64::from(x) * f64::from(y)).sum();
+        assert!((product / n).abs() < 0.01, "{}", product / n);
+    }
+}

@@ -1,0 +1,69 @@
+"""Draw a contact sheet: `python reference/sample.py SHEET.png [--seeds 0 1 2]`.
+
+One column per prompt, one row per seed, none re-rolled. With `--stage OUT/STAGE`
+from a training stage's checkpoint, else from model/checkpoints/tiny.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw
+
+from export import DEFAULT_FOLDER
+from mobilediffusion.pipeline import Pipeline
+
+PROMPTS = [
+    "red apple", "sun", "cat face", "pizza", "airplane", "green frog",
+    "umbrella", "rocket", "rainbow", "soccer ball", "red heart", "snowman",
+]
+
+
+def from_stage(folder: Path) -> Pipeline:
+    """The averaged weights of a training stage; its sibling `vae` has the decoder."""
+    from training import diffusion, vae
+
+    unet, text = diffusion.load(folder, "cpu")
+    decoder = vae.load(folder.parent / "vae", "cpu")[1]
+    return Pipeline(unet, text, decoder, "ddim", 20, 3.0)
+
+
+def draw_sheet(pictures: torch.Tensor, prompts: list[str], rows: int, scale: int) -> Image.Image:
+    """pictures [rows * prompts, 3, h, w] in 0..1 -> sheet with the prompts on top."""
+    side, top = pictures.shape[-1] * scale, 16
+    sheet = Image.new("RGB", (side * len(prompts), top + side * rows), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, picture in enumerate((pictures * 255).round().byte().permute(0, 2, 3, 1).numpy()):
+        y, x = divmod(i, len(prompts))
+        sheet.paste(Image.fromarray(picture).resize((side, side), Image.NEAREST), (x * side, top + y * side))
+    for x, prompt in enumerate(prompts):
+        draw.text((x * side + 4, 2), prompt, fill="black")
+    return sheet
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("sheet", type=Path)
+    parser.add_argument("--checkpoint", type=Path, default=DEFAULT_FOLDER)
+    parser.add_argument("--unet", default="unet", help="folder of the UNet inside the checkpoint")
+    parser.add_argument("--stage", type=Path, help="a training stage's folder instead of a checkpoint")
+    parser.add_argument("--prompts", nargs="+", default=PROMPTS)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--sampler", choices=["ddim", "one_step"])
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--guidance", type=float)
+    parser.add_argument("--scale", type=int, default=2)
+    options = parser.parse_args()
+    torch.manual_seed(0)  # for the fresh noise of a few-step sampler
+
+    pipeline = from_stage(options.stage) if options.stage else Pipeline.load(options.checkpoint, options.unet)
+    for key in ("sampler", "steps", "guidance"):
+        if getattr(options, key) is not None:
+            setattr(pipeline, key, getattr(options, key))
+    seeds = [seed for seed in options.seeds for _ in options.prompts]
+    pictures = pipeline(options.prompts * len(options.seeds), seeds)
+    draw_sheet(pictures, options.prompts, len(options.seeds), options.scale).save(options.sheet)
+
+
+if __name__ == "__main__":
+    main()

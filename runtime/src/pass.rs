@@ -1,0 +1,84 @@
+//! A list of dispatches, bound once and replayed in one compute pass.
+
+use crate::buffer::Buffer;
+use crate::device::Gpu;
+use crate::error::RuntimeError;
+use crate::pipeline::Pipeline;
+use std::sync::Arc;
+
+/// A range of a buffer at a binding of group 0.
+#[derive(Clone, Copy, Debug)]
+pub struct Bound<'a> {
+    /// The buffer.
+    pub buffer: &'a Buffer,
+    /// First byte; a multiple of the alignment in `Caps` for a uniform.
+    pub offset: u64,
+    /// Bytes that are bound.
+    pub bytes: u64,
+}
+
+impl<'a> Bound<'a> {
+    /// The whole buffer.
+    pub fn whole(buffer: &'a Buffer) -> Self {
+        Self { buffer, offset: 0, bytes: buffer.bytes() }
+    }
+
+    fn entry(&self, binding: u32) -> wgpu::BindGroupEntry<'a> {
+        wgpu::BindGroupEntry {
+            binding,
+            resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                buffer: &self.buffer.raw,
+                offset: self.offset,
+                size: wgpu::BufferSize::new(self.bytes),
+            }),
+        }
+    }
+}
+
+/// One kernel with its operands, ready to run.
+#[derive(Debug)]
+pub struct Dispatch {
+    pipeline: Arc<Pipeline>,
+    bind_group: wgpu::BindGroup,
+    grid: [u32; 3],
+}
+
+impl Gpu {
+    /// Binds `operands`, in binding order, to a pipeline.
+    ///
+    /// # Errors
+    /// If an operand does not fit its binding.
+    pub fn dispatch(
+        &self,
+        label: &str,
+        pipeline: &Arc<Pipeline>,
+        operands: &[Bound<'_>],
+        grid: [u32; 3],
+    ) -> Result<Dispatch, RuntimeError> {
+        let entries: Vec<_> = (0..).zip(operands).map(|(binding, bound)| bound.entry(binding)).collect();
+        let layout = &pipeline.layout;
+        let descriptor = wgpu::BindGroupDescriptor { label: Some(label), layout, entries: &entries };
+        let bind_group = self.scoped(label, 0, || self.device.create_bind_group(&descriptor))?;
+        Ok(Dispatch { pipeline: Arc::clone(pipeline), bind_group, grid })
+    }
+
+    /// Submits dispatches in order, in one compute pass, and returns without waiting for them.
+    ///
+    /// # Errors
+    /// If the device is lost or refuses the submission.
+    pub fn submit<'a>(&self, dispatches: impl IntoIterator<Item = &'a Dispatch>) -> Result<(), RuntimeError> {
+        self.scoped("a compute pass", 0, || {
+            let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+            {
+                let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+                for dispatch in dispatches {
+                    pass.set_pipeline(&dispatch.pipeline.raw);
+                    pass.set_bind_group(0, &dispatch.bind_group, &[]);
+                    let [x, y, z] = dispatch.grid;
+                    pass.dispatch_workgroups(x, y, z);
+                }
+            }
+            self.queue.submit([encoder.finish()]);
+        })
+    }
+}

@@ -1,0 +1,87 @@
+//! Pipelines: compiled once per module text, shared by everything that runs on the device.
+
+use crate::device::Gpu;
+use crate::error::RuntimeError;
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// What a module expects at a binding of group 0, in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Binding {
+    /// A uniform buffer.
+    Uniform,
+    /// A storage buffer that is only read.
+    Read,
+    /// A storage buffer that is written.
+    Write,
+}
+
+/// A compiled kernel.
+#[derive(Debug)]
+pub struct Pipeline {
+    pub(crate) raw: wgpu::ComputePipeline,
+    pub(crate) layout: wgpu::BindGroupLayout,
+}
+
+/// Compiled kernels by module text.
+#[derive(Debug, Default)]
+pub(crate) struct PipelineCache(Mutex<HashMap<String, Arc<Pipeline>>>);
+
+impl Gpu {
+    /// The pipeline of a module whose entry point is `main`, compiled on first use.
+    ///
+    /// # Errors
+    /// If the module is refused: the error holds wgpu's message with the lines of the shader.
+    pub fn pipeline(&self, label: &str, wgsl: &str, bindings: &[Binding]) -> Result<Arc<Pipeline>, RuntimeError> {
+        let cached = |cache: &PipelineCache| cache.0.lock().unwrap_or_else(PoisonError::into_inner).get(wgsl).cloned();
+        if let Some(pipeline) = cached(&self.pipelines) {
+            return Ok(pipeline);
+        }
+        let made = Arc::new(self.scoped(label, 0, || self.compile(label, wgsl, bindings))?);
+        self.pipelines_made.fetch_add(1, Ordering::Relaxed);
+        let mut cache = self.pipelines.0.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(Arc::clone(cache.entry(wgsl.to_owned()).or_insert(made)))
+    }
+
+    fn compile(&self, label: &str, wgsl: &str, bindings: &[Binding]) -> Pipeline {
+        let source = wgpu::ShaderSource::Wgsl(wgsl.into());
+        let module = self.device.create_shader_module(wgpu::ShaderModuleDescriptor { label: Some(label), source });
+        let entries: Vec<wgpu::BindGroupLayoutEntry> = (0..).zip(bindings).map(|(i, b)| layout_entry(i, *b)).collect();
+        let layout = self
+            .device
+            .create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some(label), entries: &entries });
+        let pipeline_layout = self.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+            label: Some(label),
+            bind_group_layouts: &[Some(&layout)],
+            immediate_size: 0,
+        });
+        let raw = self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: Some(label),
+            layout: Some(&pipeline_layout),
+            module: &module,
+            entry_point: Some("main"),
+            // Every kernel writes its workgroup memory before it reads it.
+            compilation_options: wgpu::PipelineCompilationOptions {
+                constants: &[],
+                zero_initialize_workgroup_memory: false,
+            },
+            cache: None,
+        });
+        Pipeline { raw, layout }
+    }
+}
+
+fn layout_entry(binding: u32, kind: Binding) -> wgpu::BindGroupLayoutEntry {
+    let ty = match kind {
+        Binding::Uniform => wgpu::BufferBindingType::Uniform,
+        Binding::Read => wgpu::BufferBindingType::Storage { read_only: true },
+        Binding::Write => wgpu::BufferBindingType::Storage { read_only: false },
+    };
+    wgpu::BindGroupLayoutEntry {
+        binding,
+        visibility: wgpu::ShaderStages::COMPUTE,
+        ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset: false, min_binding_size: None },
+        count: None,
+    }
+}

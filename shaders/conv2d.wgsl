@@ -1,0 +1,78 @@
+// y = residual + activation(conv(x, w) + bias + shift): see kernels/src/conv2d.rs.
+#import gemm
+#import activation
+
+struct Params {
+    rows: u32,
+    h: u32,
+    w: u32,
+    oh: u32,
+    ow: u32,
+    ci4: u32,
+    co: u32,
+    co4: u32,
+    pad_start: u32,
+    activation: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> x: array<Pack>; // [n, h, w, ci]
+@group(0) @binding(2) var<storage, read> w: array<Pack>; // [co, KERNEL, KERNEL, ci]
+@group(0) @binding(3) var<storage, read> bias: array<Pack>; // [co]
+@group(0) @binding(4) var<storage, read> shift: array<Pack>; // [n, co]
+@group(0) @binding(5) var<storage, read> residual: array<Pack>; // [n, oh, ow, co]
+@group(0) @binding(6) var<storage, read_write> y: array<Pack>; // [n, oh, ow, co]
+
+// Where an output pixel's first tap lies in the upsampled input. Above and left of it the numbers wrap, which puts
+// them beyond the far edge, and one comparison finds both.
+struct Pixel {
+    row: u32,
+    image: u32,
+    top: u32,
+    left: u32,
+}
+
+// The pixel this invocation decoded last: it stages the same row at every step.
+var<private> pixel: Pixel = Pixel(0xFFFFFFFFu, 0u, 0u, 0u);
+
+fn decode(row: u32) -> Pixel {
+    let line = row / params.ow;
+    let oy = line % params.oh;
+    let ox = row % params.ow;
+    return Pixel(row, line / params.oh, oy * STRIDE - params.pad_start, ox * STRIDE - params.pad_start);
+}
+
+fn load_x(row: u32, k4: u32) -> vec4<f32> {
+    if row >= params.rows { return vec4<f32>(); }
+    if row != pixel.row { pixel = decode(row); }
+    let tap = k4 / params.ci4;
+    let up_y = pixel.top + tap / KERNEL;
+    let up_x = pixel.left + tap % KERNEL;
+    if up_y >= params.h * UPSAMPLE || up_x >= params.w * UPSAMPLE { return vec4<f32>(); }
+    let line = pixel.image * params.h + up_y / UPSAMPLE;
+    return load4(x[(line * params.w + up_x / UPSAMPLE) * params.ci4 + k4 - tap * params.ci4]);
+}
+
+fn load_w(col: u32, k4: u32) -> vec4<f32> {
+    if col >= params.co { return vec4<f32>(); }
+    return load4(w[col * KERNEL * KERNEL * params.ci4 + k4]);
+}
+
+@compute @workgroup_size(256)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+    let row0 = group.y * TILE;
+    let col0 = group.x * TILE;
+    let acc = gemm_tile(row0, col0, KERNEL * KERNEL * params.ci4, thread);
+    let col4 = col0 / 4u + thread % 16u;
+    if col4 >= params.co4 { return; }
+    for (var i = 0u; i < 4u; i++) {
+        let row = row0 + 4u * (thread / 16u) + i;
+        if row >= params.rows { return; }
+        var v = acc[i];
+        if HAS_BIAS == 1u { v += load4(bias[col4]); }
+        if HAS_SHIFT == 1u { v += load4(shift[row / (params.oh * params.ow) * params.co4 + col4]); }
+        v = activate(params.activation, v);
+        if HAS_RESIDUAL == 1u { v += load4(residual[row * params.co4 + col4]); }
+        y[row * params.co4 + col4] = store4(v);
+    }
+}

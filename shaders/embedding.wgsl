@@ -1,0 +1,29 @@
+// y[n, i] = token[ids[n, i]] + position[i]: see kernels/src/embedding.rs.
+#import grid
+
+struct Params {
+    vec4s: u32, // of y
+    l: u32,
+    c4: u32,
+    last_id: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> ids: array<u32>; // [n, l]
+@group(0) @binding(2) var<storage, read> token: array<Pack>; // [vocab, c]
+@group(0) @binding(3) var<storage, read> position: array<Pack>; // [positions, c]
+@group(0) @binding(4) var<storage, read_write> y: array<Pack>; // [n, l, c]
+
+@compute @workgroup_size(64)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) thread: u32,
+) {
+    let at = flat_group(group, groups) * 64u + thread;
+    if at >= params.vec4s { return; }
+    let row = at / params.c4;
+    let c4 = at % params.c4;
+    let id = min(ids[row], params.last_id);
+    y[at] = store4(load4(token[id * params.c4 + c4]) + load4(position[(row % params.l) * params.c4 + c4]));
+}

@@ -1,0 +1,58 @@
+// y = [cos(t * f), sin(t * f)]: see kernels/src/timestep_embedding.rs.
+#import grid
+
+struct Params {
+    vec4s: u32, // of y
+    dim: u32,
+    dim4: u32,
+    half: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> t: array<vec4<f32>>; // [n]
+@group(0) @binding(2) var<storage, read> frequencies: array<vec4<f32>>; // [half]
+@group(0) @binding(3) var<storage, read_write> y: array<Pack>; // [n, dim]
+
+const QUARTERS = 0.63661977236758134; // 2 / pi
+// pi / 2 in two parts: the first has eight bits, so that its multiples are exact.
+const QUARTER_HIGH = 1.5703125;
+const QUARTER_LOW = 4.8382679489661923e-4;
+// Beyond this the two parts do not suffice. Not reached by any step: the clamp also keeps a compiler from fusing
+// `t * f` into the subtraction, which would leave the angle unrounded.
+const LARGEST_ANGLE = 65536.0;
+
+// sin(angle + turns * pi / 2) to about one unit of rounding; WGSL's own promises only 2^-11. The polynomials are
+// those of the Cephes library for |r| <= pi / 4.
+fn sine(angle: f32, turns: i32) -> f32 {
+    let whole = round(angle * QUARTERS);
+    let r = (angle - whole * QUARTER_HIGH) - whole * QUARTER_LOW;
+    let z = r * r;
+    let quarter = i32(whole) + turns;
+    var value = r + r * z * (-1.6666654611e-1 + z * (8.3321608736e-3 + z * -1.9515295891e-4));
+    if (quarter & 1) == 1 {
+        value = 1.0 - 0.5 * z + z * z * (4.166664568298827e-2 + z * (-1.388731625493765e-3 + z * 2.443315711809948e-5));
+    }
+    return select(value, -value, (quarter & 2) == 2);
+}
+
+@compute @workgroup_size(64)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) thread: u32,
+) {
+    let at = flat_group(group, groups) * 64u + thread;
+    if at >= params.vec4s { return; }
+    let row = at / params.dim4;
+    let step = t[row / 4u][row % 4u];
+    var v = vec4<f32>();
+    for (var lane = 0u; lane < 4u; lane++) {
+        let col = at % params.dim4 * 4u + lane;
+        if col < params.dim {
+            let i = col % params.half;
+            let angle = clamp(step * frequencies[i / 4u][i % 4u], -LARGEST_ANGLE, LARGEST_ANGLE);
+            v[lane] = sine(angle, select(0, 1, col < params.half));
+        }
+    }
+    y[at] = store4(v);
+}
