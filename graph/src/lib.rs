@@ -1,1 +1,22 @@
-//! stub
+//! A model described once, checked once, planned once and then replayed.
+//!
+//! [`Graph`] is a list of kernels over named tensors, built by typed methods that check shapes. [`Recording`] is the
+//! same as plain data with lifetimes; [`plan`] places tensors in buffers by pure functions; [`Session`] holds memory,
+//! weights and bound steps on a device and replays them, on a GPU or on the CPU.
+
+mod cpu;
+mod error;
+mod gpu;
+mod graph;
+mod ops;
+pub mod plan;
+mod record;
+mod run;
+mod weights;
+
+pub use error::GraphError;
+pub use graph::{Graph, Node, Origin, Tensor, TensorInfo};
+pub use ops::{Attend, Conv, Linear};
+pub use record::{PlanSummary, Recording};
+pub use run::Session;
+pub use weights::{Device, WeightLoader, Weights};

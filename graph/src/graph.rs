@@ -1,0 +1,223 @@
+//! A model as a list of kernels over named tensors, in the order they run. Shapes are checked when a node is added.
+
+use crate::error::GraphError;
+use mobilediffusion_kernels::kernel::{Shape, elements};
+use mobilediffusion_kernels::{Access, DType, Kernel};
+
+/// A handle to a tensor of a graph.
+#[derive(Clone, Debug)]
+pub struct Tensor {
+    pub(crate) id: usize,
+    shape: Shape,
+}
+
+impl Tensor {
+    /// Its shape, channels last.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// Its channels: the last axis.
+    pub fn channels(&self) -> usize {
+        self.shape.last().copied().unwrap_or(1)
+    }
+
+    /// Everything before the channels, multiplied: pixels or tokens of all images.
+    pub fn rows(&self) -> usize {
+        elements(&self.shape[..self.shape.len().saturating_sub(1)])
+    }
+
+    /// The same memory with other leading axes: `[n, h, w, c]` as `[n, h * w, c]`.
+    ///
+    /// # Panics
+    /// If the number of elements or of channels changes: a bug of the model code.
+    pub fn reshaped(&self, shape: impl Into<Shape>) -> Self {
+        let shape = shape.into();
+        assert_eq!(elements(&shape), elements(&self.shape), "a reshape keeps the elements");
+        assert_eq!(shape.last(), self.shape.last(), "a reshape keeps the channels");
+        Self { id: self.id, shape }
+    }
+}
+
+/// Where a tensor comes from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Origin {
+    /// Written by the caller before a run; the number is its bit in the masks of steps.
+    Input(u32),
+    /// Loaded from a checkpoint. The shape is the file's.
+    Weight(Shape),
+    /// Known when the graph is built.
+    Constant(Vec<f32>),
+    /// Written by the step of this number.
+    Step(usize),
+}
+
+/// A tensor of a graph.
+#[derive(Clone, Debug)]
+pub struct TensorInfo {
+    /// The checkpoint's name of a weight, the caller's name of an input, else the path of the node that writes it.
+    pub name: String,
+    /// Its shape.
+    pub shape: Shape,
+    /// Its element type.
+    pub dtype: DType,
+    /// Where it comes from.
+    pub origin: Origin,
+}
+
+/// A kernel with its operands: a step of the run.
+#[derive(Debug)]
+pub struct Node {
+    /// Path in the model, such as `mid_block.attentions.2.transformer_blocks.0.attn1`.
+    pub path: String,
+    /// What it computes.
+    pub kernel: Box<dyn Kernel>,
+    /// Tensor of each operand in binding order; none where an optional one is left out.
+    pub operands: Vec<Option<usize>>,
+}
+
+/// A model under construction.
+#[derive(Debug, Default)]
+pub struct Graph {
+    pub(crate) tensors: Vec<TensorInfo>,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) outputs: Vec<(String, usize)>,
+    path: Vec<String>,
+    inputs: u32,
+    taps: bool,
+}
+
+impl Graph {
+    /// An empty graph.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// An empty graph in which every [`tap`](Self::tap) becomes an output: for comparing block by block.
+    pub fn with_taps() -> Self {
+        Self { taps: true, ..Self::default() }
+    }
+
+    /// The steps, in order.
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    /// Weights with their names and shapes in the file, each once, in order of first use.
+    pub fn weights(&self) -> Vec<(String, Shape)> {
+        let weight = |t: &TensorInfo| match &t.origin {
+            Origin::Weight(shape) => Some((t.name.clone(), shape.clone())),
+            _ => None,
+        };
+        self.tensors.iter().filter_map(weight).collect()
+    }
+
+    /// Builds a part of the model under `name`: its weights and errors carry the name.
+    pub fn scope<T>(&mut self, name: &str, build: impl FnOnce(&mut Self) -> T) -> T {
+        self.path.push(name.to_owned());
+        let built = build(self);
+        self.path.pop();
+        built
+    }
+
+    /// `name` under the current path.
+    pub(crate) fn path_of(&self, name: &str) -> String {
+        let parts = self.path.iter().map(String::as_str).chain([name]).filter(|part| !part.is_empty());
+        parts.collect::<Vec<_>>().join(".")
+    }
+
+    fn add(&mut self, name: String, shape: Shape, dtype: DType, origin: Origin) -> Tensor {
+        self.tensors.push(TensorInfo { name, shape: shape.clone(), dtype, origin });
+        Tensor { id: self.tensors.len() - 1, shape }
+    }
+
+    /// A tensor the caller writes before a run.
+    ///
+    /// # Panics
+    /// At the 65th input: steps keep the inputs they depend on in a mask of 64 bits.
+    pub fn input(&mut self, name: &str, shape: impl Into<Shape>, dtype: DType) -> Tensor {
+        assert!(self.inputs < 64, "a graph has at most 64 inputs");
+        self.inputs += 1;
+        self.add(name.to_owned(), shape.into(), dtype, Origin::Input(self.inputs - 1))
+    }
+
+    /// A weight `name` under the current path, of `shape` in the file; the same handle if it was asked for before.
+    pub fn weight(&mut self, name: &str, shape: impl Into<Shape>) -> Tensor {
+        let (name, shape) = (self.path_of(name), shape.into());
+        let known = self.tensors.iter().position(|t| t.name == name && t.origin == Origin::Weight(shape.clone()));
+        match known {
+            Some(id) => Tensor { id, shape },
+            None => self.add(name, shape.clone(), DType::Elem, Origin::Weight(shape)),
+        }
+    }
+
+    /// A tensor known when the graph is built.
+    pub fn constant(&mut self, name: &str, shape: impl Into<Shape>, dtype: DType, values: Vec<f32>) -> Tensor {
+        self.add(self.path_of(name), shape.into(), dtype, Origin::Constant(values))
+    }
+
+    /// Makes a tensor readable after a run.
+    pub fn output(&mut self, name: &str, tensor: &Tensor) {
+        self.outputs.push((name.to_owned(), tensor.id));
+    }
+
+    /// Marks the result of the current scope: an output of that name in a graph with taps, nothing otherwise.
+    pub fn tap(&mut self, tensor: &Tensor) {
+        if self.taps {
+            self.outputs.push((self.path_of(""), tensor.id));
+        }
+    }
+
+    /// Adds a step that runs `kernel` on `inputs` (in binding order, none for an optional operand left out) and gives
+    /// the tensors it writes, in the shapes of its operands.
+    ///
+    /// # Errors
+    /// If an input's elements or channels are not what the kernel's operand wants.
+    pub(crate) fn step(
+        &mut self,
+        name: &str,
+        kernel: impl Kernel + 'static,
+        inputs: &[Option<&Tensor>],
+    ) -> Result<Vec<Tensor>, GraphError> {
+        let path = self.path_of(name);
+        let declared = kernel.operands();
+        let read = declared.iter().filter(|operand| operand.access == Access::Read);
+        let mut operands = Vec::with_capacity(declared.len());
+        for (operand, input) in read.zip(inputs) {
+            if let Some(tensor) = input {
+                let is_weight = matches!(self.tensors[tensor.id].origin, Origin::Weight(_));
+                let same_channels = is_weight || operand.shape.last() == tensor.shape.last();
+                if elements(&operand.shape) != elements(&tensor.shape) || !same_channels {
+                    return Err(GraphError::Shape {
+                        node: path,
+                        what: format!("operand `{}` of {}", operand.name, kernel.name()),
+                        expected: operand.shape.clone(),
+                        found: tensor.shape.clone(),
+                    });
+                }
+            }
+            operands.push(input.map(|tensor| tensor.id));
+        }
+        let node = self.nodes.len();
+        let mut written = Vec::new();
+        for operand in declared.into_iter().filter(|operand| operand.access == Access::Write) {
+            let tensor = self.add(path.clone(), operand.shape, operand.dtype, Origin::Step(node));
+            operands.push(Some(tensor.id));
+            written.push(tensor);
+        }
+        self.nodes.push(Node { path, kernel: Box::new(kernel), operands });
+        Ok(written)
+    }
+
+    /// Like [`step`](Self::step) for a kernel with one output, which takes the given shape.
+    pub(crate) fn step_one(
+        &mut self,
+        name: &str,
+        kernel: impl Kernel + 'static,
+        inputs: &[Option<&Tensor>],
+        shape: impl Into<Shape>,
+    ) -> Result<Tensor, GraphError> {
+        let written = self.step(name, kernel, inputs)?;
+        Ok(written[0].reshaped(shape))
+    }
+}

@@ -1,0 +1,323 @@
+//! The typed builder: one method per layer of the model. Weights are named as in the checkpoint, under the path.
+
+use crate::error::GraphError;
+use crate::graph::{Graph, Tensor};
+use mobilediffusion_kernels as kernels;
+use mobilediffusion_kernels::{Activation, DType, Phi, Prediction};
+
+/// A fully connected layer, or a 1x1 convolution.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Linear<'a> {
+    /// Output features.
+    pub cols: usize,
+    /// Whether the layer has a bias.
+    pub bias: bool,
+    /// Whether the weight is stored as a 1x1 convolution, `[cols, k, 1, 1]`.
+    pub pointwise: bool,
+    /// Applied before the residual is added.
+    pub activation: Activation,
+    /// Added last.
+    pub residual: Option<&'a Tensor>,
+}
+
+/// A 3x3 convolution with bias and one pixel of zeros around.
+#[derive(Clone, Copy, Debug)]
+pub struct Conv<'a> {
+    /// Output channels.
+    pub channels: usize,
+    /// 2 halves the size.
+    pub stride: usize,
+    /// 2 doubles the size by nearest neighbour before convolving.
+    pub upsample: usize,
+    /// `[n, channels]`, added to every pixel of an image: the time embedding.
+    pub shift: Option<&'a Tensor>,
+    /// Added last.
+    pub residual: Option<&'a Tensor>,
+}
+
+impl Conv<'_> {
+    /// A convolution that keeps the size.
+    pub fn to(channels: usize) -> Self {
+        Self { channels, stride: 1, upsample: 1, shift: None, residual: None }
+    }
+}
+
+/// How a layer attends.
+#[derive(Clone, Copy, Debug)]
+pub struct Attend {
+    /// Heads.
+    pub heads: usize,
+    /// What becomes of the scores.
+    pub phi: Phi,
+    /// Whether a query sees only the keys up to its own index.
+    pub causal: bool,
+}
+
+fn map_size(x: &Tensor, node: &str) -> Result<[usize; 4], GraphError> {
+    <[usize; 4]>::try_from(x.shape()).map_err(|_| GraphError::Size {
+        node: node.to_owned(),
+        what: "number of axes",
+        expected: "4, as in [n, h, w, c]".to_owned(),
+        found: x.shape().len(),
+    })
+}
+
+fn with_channels(x: &Tensor, channels: usize) -> Vec<usize> {
+    let mut shape = x.shape().to_vec();
+    if let Some(last) = shape.last_mut() {
+        *last = channels;
+    }
+    shape
+}
+
+impl Graph {
+    fn size_error(&self, name: &str, what: &'static str, expected: String, found: usize) -> GraphError {
+        GraphError::Size { node: self.path_of(name), what, expected, found }
+    }
+
+    /// `[.., k] -> [.., cols]` by the weights `name.weight` and `name.bias`.
+    ///
+    /// # Errors
+    /// If the residual is not like the output.
+    pub fn linear(&mut self, x: &Tensor, name: &str, layer: Linear<'_>) -> Result<Tensor, GraphError> {
+        let k = x.channels();
+        let (w, bias) = self.scope(name, |g| {
+            let w = if layer.pointwise { vec![layer.cols, k, 1, 1] } else { vec![layer.cols, k] };
+            (g.weight("weight", w), layer.bias.then(|| g.weight("bias", [layer.cols])))
+        });
+        let kernel = kernels::Linear {
+            rows: x.rows(),
+            k,
+            cols: layer.cols,
+            bias: layer.bias,
+            activation: layer.activation,
+            residual: layer.residual.is_some(),
+        };
+        let inputs = [Some(x), Some(&w), bias.as_ref(), layer.residual];
+        self.step_one(name, kernel, &inputs, with_channels(x, layer.cols))
+    }
+
+    /// The gated half of a feed-forward, `[.., k] -> [.., cols]`: value times swish of the gate.
+    ///
+    /// # Errors
+    /// None that a caller can cause; the signature is that of every layer.
+    pub fn swish_glu(&mut self, x: &Tensor, name: &str, cols: usize) -> Result<Tensor, GraphError> {
+        let k = x.channels();
+        let (w, bias) = self.scope(name, |g| (g.weight("weight", [2 * cols, k]), g.weight("bias", [2 * cols])));
+        let kernel = kernels::SwishGlu { rows: x.rows(), k, cols };
+        self.step_one(name, kernel, &[Some(x), Some(&w), Some(&bias)], with_channels(x, cols))
+    }
+
+    /// `[n, h, w, c] -> [n, h', w', channels]`, 3x3.
+    ///
+    /// # Errors
+    /// If `x` is no feature map, its size is odd before a stride of two, or shift or residual do not fit.
+    pub fn conv2d(&mut self, x: &Tensor, name: &str, layer: Conv<'_>) -> Result<Tensor, GraphError> {
+        let [n, h, w, ci] = map_size(x, &self.path_of(name))?;
+        for size in [h, w] {
+            if size * layer.upsample % layer.stride != 0 {
+                let expected = format!("a multiple of {}", layer.stride);
+                return Err(self.size_error(name, "height or width", expected, size));
+            }
+        }
+        let co = layer.channels;
+        let (weight, bias) = self.scope(name, |g| (g.weight("weight", [co, ci, 3, 3]), g.weight("bias", [co])));
+        let kernel = kernels::Conv2d {
+            n,
+            h,
+            w,
+            ci,
+            co,
+            kernel: 3,
+            stride: layer.stride,
+            pad_start: 1,
+            pad_end: 1,
+            upsample: layer.upsample,
+            bias: true,
+            shift: layer.shift.is_some(),
+            activation: Activation::None,
+            residual: layer.residual.is_some(),
+        };
+        let (oh, ow) = kernel.out_size();
+        let inputs = [Some(x), Some(&weight), Some(&bias), layer.shift, layer.residual];
+        self.step_one(name, kernel, &inputs, [n, oh, ow, co])
+    }
+
+    /// Depthwise 3x3 with bias, keeping size and channels; `shift [n, c]` is added to every pixel.
+    ///
+    /// # Errors
+    /// If `x` is no feature map or the shift does not fit.
+    pub fn depthwise_conv2d(&mut self, x: &Tensor, name: &str, shift: Option<&Tensor>) -> Result<Tensor, GraphError> {
+        let [n, h, w, c] = map_size(x, &self.path_of(name))?;
+        let (weight, bias) = self.scope(name, |g| (g.weight("weight", [c, 1, 3, 3]), g.weight("bias", [c])));
+        let kernel = kernels::DepthwiseConv2d { n, h, w, c, bias: true, shift: shift.is_some() };
+        self.step_one(name, kernel, &[Some(x), Some(&weight), Some(&bias), shift], x.shape())
+    }
+
+    /// Group normalisation over the positions of each image, then an activation: statistics, then apply.
+    ///
+    /// # Errors
+    /// If the groups do not divide the channels.
+    pub fn group_norm(
+        &mut self,
+        x: &Tensor,
+        name: &str,
+        (groups, eps): (usize, f32),
+        activation: Activation,
+    ) -> Result<Tensor, GraphError> {
+        let (n, c) = (x.shape()[0], x.channels());
+        if groups == 0 || !c.is_multiple_of(groups) {
+            return Err(self.size_error(name, "channels", format!("a multiple of {groups} groups"), c));
+        }
+        let positions = x.rows() / n;
+        let stats_kernel = kernels::GroupNormStats { n, positions, c, groups, eps };
+        let stats = self.step_one(name, stats_kernel, &[Some(x)], [n, groups, 2])?;
+        let (weight, bias) = self.scope(name, |g| (g.weight("weight", [c]), g.weight("bias", [c])));
+        let kernel = kernels::GroupNorm { n, positions, c, groups, activation };
+        self.step_one(name, kernel, &[Some(x), Some(&stats), Some(&weight), Some(&bias)], x.shape())
+    }
+
+    /// Layer normalisation over the channels.
+    ///
+    /// # Errors
+    /// None that a caller can cause; the signature is that of every layer.
+    pub fn layer_norm(&mut self, x: &Tensor, name: &str, eps: f32) -> Result<Tensor, GraphError> {
+        let c = x.channels();
+        let (weight, bias) = self.scope(name, |g| (g.weight("weight", [c]), g.weight("bias", [c])));
+        let kernel = kernels::LayerNorm { rows: x.rows(), c, eps };
+        self.step_one(name, kernel, &[Some(x), Some(&weight), Some(&bias)], x.shape())
+    }
+
+    /// Attention of `q [n, queries, d]` to `k` and `v [n, keys, d]`; without `v` the keys are the values too.
+    ///
+    /// # Errors
+    /// If the head size is no multiple of four, is above 512, or the shapes do not fit.
+    pub fn attention(
+        &mut self,
+        q: &Tensor,
+        k: &Tensor,
+        v: Option<&Tensor>,
+        attend: Attend,
+    ) -> Result<Tensor, GraphError> {
+        let (n, d) = (q.shape()[0], q.channels());
+        let head_dim = d / attend.heads.max(1);
+        if head_dim * attend.heads != d || !head_dim.is_multiple_of(4) || !(4..=512).contains(&head_dim) {
+            let expected = format!("{} heads of a multiple of 4 channels up to 512", attend.heads);
+            return Err(self.size_error("", "channels", expected, d));
+        }
+        let kernel = kernels::Attention {
+            n,
+            queries: q.rows() / n,
+            keys: k.rows() / n,
+            heads: attend.heads,
+            head_dim,
+            phi: attend.phi,
+            causal: attend.causal,
+            shared: v.is_none(),
+        };
+        self.step_one("", kernel, &[Some(q), Some(k), v], q.shape())
+    }
+
+    /// Channels of `a`, then those of `b`.
+    ///
+    /// # Errors
+    /// If the positions differ.
+    pub fn concat(&mut self, a: &Tensor, b: &Tensor) -> Result<Tensor, GraphError> {
+        let kernel = kernels::Concat { rows: a.rows(), a_channels: a.channels(), b_channels: b.channels() };
+        self.step_one("concat", kernel, &[Some(a), Some(b)], with_channels(a, a.channels() + b.channels()))
+    }
+
+    /// `activation(scale * x)`.
+    ///
+    /// # Errors
+    /// None that a caller can cause; the signature is that of every layer.
+    pub fn activate(&mut self, x: &Tensor, activation: Activation, scale: f32) -> Result<Tensor, GraphError> {
+        let kernel = kernels::Activate { rows: x.rows(), c: x.channels(), activation, scale };
+        self.step_one("activation", kernel, &[Some(x)], x.shape())
+    }
+
+    /// Token and position embeddings of `ids [n, l]`: `[n, l, c]`. `vocab` and `positions` are the tables' rows.
+    ///
+    /// # Errors
+    /// If there are more tokens than positions.
+    pub fn embedding(
+        &mut self,
+        ids: &Tensor,
+        (vocab, positions, c): (usize, usize, usize),
+    ) -> Result<Tensor, GraphError> {
+        let (n, l) = (ids.shape()[0], ids.channels());
+        if l > positions {
+            return Err(self.size_error("embeddings", "tokens", format!("at most {positions}"), l));
+        }
+        let token = self.weight("token_embedding.weight", [vocab, c]);
+        let position = self.weight("position_embedding.weight", [positions, c]);
+        let kernel = kernels::Embedding { n, l, vocab, positions, c };
+        self.step_one("", kernel, &[Some(ids), Some(&token), Some(&position)], [n, l, c])
+    }
+
+    /// Sinusoids of `t [n]`: `[n, dim]`, cosines first.
+    ///
+    /// # Errors
+    /// If `dim` is odd.
+    pub fn timestep_embedding(&mut self, t: &Tensor, dim: usize) -> Result<Tensor, GraphError> {
+        if dim % 2 != 0 {
+            return Err(self.size_error("timestep_embedding", "dim", "an even number".to_owned(), dim));
+        }
+        let n = t.channels();
+        let values = kernels::TimestepEmbedding::frequencies(dim);
+        let frequencies = self.constant("frequencies", [dim / 2], DType::F32, values);
+        let kernel = kernels::TimestepEmbedding { n, dim };
+        self.step_one("timestep_embedding", kernel, &[Some(t), Some(&frequencies)], [n, dim])
+    }
+
+    /// One DDIM step from `latent` by the network's `prediction`, guided if the batch holds unconditional images first.
+    ///
+    /// # Errors
+    /// If the shapes do not fit.
+    pub fn ddim_step(
+        &mut self,
+        latent: &Tensor,
+        prediction: &Tensor,
+        coefficients: &Tensor,
+        (guided, kind): (bool, Prediction),
+    ) -> Result<Tensor, GraphError> {
+        let images = latent.shape()[0] / if guided { 2 } else { 1 };
+        let positions = latent.rows() / latent.shape()[0];
+        let c = latent.channels();
+        let kernel = kernels::DdimStep { images, positions, c, guided, prediction: kind, noise: false };
+        self.step_one("ddim_step", kernel, &[Some(latent), Some(prediction), Some(coefficients), None], latent.shape())
+    }
+
+    /// The clean latent from `latent` by the network's `prediction`, noised again for the next step if there is one.
+    ///
+    /// # Errors
+    /// If the shapes do not fit.
+    pub fn one_step_x0(
+        &mut self,
+        latent: &Tensor,
+        prediction: &Tensor,
+        coefficients: &Tensor,
+        (noise, kind): (Option<&Tensor>, Prediction),
+    ) -> Result<Tensor, GraphError> {
+        let images = latent.shape()[0];
+        let positions = latent.rows() / images;
+        let c = latent.channels();
+        let kernel = kernels::OneStepX0 { images, positions, c, prediction: kind, renoise: noise.is_some() };
+        self.step_one(
+            "one_step_x0",
+            kernel,
+            &[Some(latent), Some(prediction), Some(coefficients), noise],
+            latent.shape(),
+        )
+    }
+
+    /// Pixels `[n, h, w]` of a picture `[n, h, w, 3]` in [-1, 1].
+    ///
+    /// # Errors
+    /// If `x` is no picture of three channels.
+    pub fn rgba8(&mut self, x: &Tensor) -> Result<Tensor, GraphError> {
+        let [n, h, w, _] = map_size(x, &self.path_of("rgba8"))?;
+        let mut written = self.step("rgba8", kernels::Rgba8 { n, h, w }, &[Some(x)])?;
+        Ok(written.remove(0))
+    }
+}

@@ -1,0 +1,169 @@
+//! A graph as plain data: steps, lifetimes and what each step depends on. Printable, and all that a run needs.
+
+use crate::graph::{Graph, Node, Origin, TensorInfo};
+use crate::plan::{Lifetime, Placement, lower_bound, place};
+use mobilediffusion_kernels::{Access, Cost, Storage};
+use std::fmt;
+
+/// A recorded graph.
+///
+/// A step's *mask* has a bit for every input its result depends on. A run executes only the steps that depend on an
+/// input written since the last run: keys and values of a text are computed once per prompt, the time embedding once
+/// per timestep. A tensor that goes from steps of one mask to a step of another is kept from the first step to the
+/// last, and so is every input and output.
+#[derive(Debug)]
+pub struct Recording {
+    /// Steps in order.
+    pub nodes: Vec<Node>,
+    /// Tensors by number.
+    pub tensors: Vec<TensorInfo>,
+    /// Names and tensors a caller may read.
+    pub outputs: Vec<(String, usize)>,
+    /// Inputs that each step depends on.
+    pub masks: Vec<u64>,
+    /// Lifetime of each tensor that is planned; none for weights and constants, and for what nobody reads or writes.
+    /// Bytes are zero here: they depend on how the device stores elements.
+    steps_alive: Vec<Option<(usize, usize)>>,
+}
+
+impl Recording {
+    /// Records a graph.
+    pub fn new(graph: Graph) -> Self {
+        let Graph { tensors, nodes, outputs, .. } = graph;
+        let mut tensor_masks = vec![0_u64; tensors.len()];
+        for (mask, tensor) in tensor_masks.iter_mut().zip(&tensors) {
+            if let Origin::Input(bit) = tensor.origin {
+                *mask = 1 << bit;
+            }
+        }
+        let mut masks = Vec::with_capacity(nodes.len());
+        for (step, node) in nodes.iter().enumerate() {
+            let mask = node.operands.iter().flatten().fold(0, |mask, &tensor| mask | tensor_masks[tensor]);
+            masks.push(mask);
+            for &tensor in node.operands.iter().flatten() {
+                if tensors[tensor].origin == Origin::Step(step) {
+                    tensor_masks[tensor] = mask;
+                }
+            }
+        }
+        let end = nodes.len().saturating_sub(1);
+        let mut steps_alive: Vec<Option<(usize, usize)>> = vec![None; tensors.len()];
+        for (tensor, info) in tensors.iter().enumerate() {
+            match info.origin {
+                Origin::Input(_) => steps_alive[tensor] = Some((0, end)),
+                Origin::Step(step) => steps_alive[tensor] = Some((step, step)),
+                Origin::Weight(_) | Origin::Constant(_) => {}
+            }
+        }
+        for (step, node) in nodes.iter().enumerate() {
+            for &tensor in node.operands.iter().flatten() {
+                if let Some((first, last)) = &mut steps_alive[tensor] {
+                    if tensor_masks[tensor] != masks[step] {
+                        *first = 0;
+                    }
+                    *last = if tensor_masks[tensor] == masks[step] { step.max(*last) } else { end };
+                }
+            }
+        }
+        for &(_, tensor) in &outputs {
+            steps_alive[tensor] = steps_alive[tensor].map(|_| (0, end));
+        }
+        Self { nodes, tensors, outputs, masks, steps_alive }
+    }
+
+    /// Tensors that are planned, with their lifetimes when every element takes what `bytes_of` says.
+    pub fn lifetimes(&self, bytes_of: impl Fn(&TensorInfo) -> usize) -> Vec<(usize, Lifetime)> {
+        let planned = self.steps_alive.iter().enumerate();
+        let lifetime = |(tensor, alive): (usize, &Option<(usize, usize)>)| {
+            alive.map(|(first, last)| (tensor, Lifetime { first, last, bytes: bytes_of(&self.tensors[tensor]) }))
+        };
+        planned.filter_map(lifetime).collect()
+    }
+
+    /// Slot of every tensor (none for weights and constants) and bytes of every slot.
+    pub fn placement(&self, bytes_of: impl Fn(&TensorInfo) -> usize) -> (Vec<Option<usize>>, Placement) {
+        let planned = self.lifetimes(bytes_of);
+        let placement = place(&planned.iter().map(|(_, lifetime)| *lifetime).collect::<Vec<_>>());
+        let mut slots = vec![None; self.tensors.len()];
+        for ((tensor, _), slot) in planned.iter().zip(&placement.slot_of) {
+            slots[*tensor] = Some(*slot);
+        }
+        (slots, placement)
+    }
+
+    /// Multiply-accumulates and operations of a run of all steps.
+    pub fn cost(&self) -> Cost {
+        self.nodes
+            .iter()
+            .map(|node| node.kernel.cost())
+            .fold(Cost::default(), |sum, cost| Cost { macs: sum.macs + cost.macs, flops: sum.flops + cost.flops })
+    }
+
+    /// The plan as numbers, for a device that stores elements as `storage`.
+    pub fn summary(&self, storage: Storage) -> PlanSummary {
+        let bytes_of = |t: &TensorInfo| storage.tensor_bytes(t.dtype, &t.shape);
+        let planned: Vec<Lifetime> = self.lifetimes(bytes_of).into_iter().map(|(_, lifetime)| lifetime).collect();
+        let placement = place(&planned);
+        let weights = self.tensors.iter().filter(|t| matches!(t.origin, Origin::Weight(_)));
+        PlanSummary {
+            steps: self.nodes.len(),
+            tensors: planned.len(),
+            slots: placement.slot_bytes.len(),
+            activation_bytes: placement.total(),
+            lower_bound_bytes: lower_bound(&planned),
+            weight_bytes: weights.map(bytes_of).sum(),
+        }
+    }
+}
+
+/// What a plan needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PlanSummary {
+    /// Dispatches of a run of all steps.
+    pub steps: usize,
+    /// Tensors that are placed.
+    pub tensors: usize,
+    /// Buffers they are placed in.
+    pub slots: usize,
+    /// Bytes of these buffers.
+    pub activation_bytes: usize,
+    /// Most bytes alive at any step.
+    pub lower_bound_bytes: usize,
+    /// Bytes of the weights.
+    pub weight_bytes: usize,
+}
+
+impl fmt::Display for PlanSummary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);
+        write!(
+            f,
+            "{} steps, {} tensors in {} buffers: {:.2} MiB of activations (at least {:.2}, ratio {:.3}), {:.2} MiB of weights",
+            self.steps,
+            self.tensors,
+            self.slots,
+            mib(self.activation_bytes),
+            mib(self.lower_bound_bytes),
+            self.activation_bytes as f64 / self.lower_bound_bytes.max(1) as f64,
+            mib(self.weight_bytes),
+        )
+    }
+}
+
+impl fmt::Display for Recording {
+    /// One line per step: number, kernel, path, operands with their shapes, and the mask of inputs.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (step, node) in self.nodes.iter().enumerate() {
+            write!(f, "{step:4} {:20} {:64} inputs {:#06b}", node.kernel.name(), node.path, self.masks[step])?;
+            for (operand, tensor) in node.kernel.operands().iter().zip(&node.operands) {
+                let arrow = if operand.access == Access::Write { "-> " } else { "" };
+                match tensor {
+                    Some(tensor) => write!(f, "  {arrow}{}: {:?}", operand.name, self.tensors[*tensor].shape)?,
+                    None => write!(f, "  {}: none", operand.name)?,
+                }
+            }
+            writeln!(f)?;
+        }
+        Ok(())
+    }
+}

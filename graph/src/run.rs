@@ -1,0 +1,159 @@
+//! Sessions: a recording with its memory on one device, replayed with nothing made or looked up per run.
+
+use crate::cpu::CpuMemory;
+use crate::error::GraphError;
+use crate::gpu::GpuMemory;
+use crate::graph::Origin;
+use crate::record::Recording;
+use crate::weights::{Device, Weights};
+use mobilediffusion_kernels::DType;
+use mobilediffusion_kernels::kernel::elements;
+
+/// A recording made ready on a device.
+#[derive(Debug)]
+pub struct Session {
+    recording: Recording,
+    memory: Memory,
+    /// Inputs written since the last complete run.
+    dirty: u64,
+    /// Steps without inputs have run once.
+    constants_done: bool,
+}
+
+#[derive(Debug)]
+enum Memory {
+    Cpu(CpuMemory),
+    Gpu(GpuMemory),
+}
+
+impl Session {
+    /// Loads the weights, makes the buffers and, on a GPU, compiles and binds every step. `on_progress` hears how many
+    /// of the steps are ready.
+    ///
+    /// # Errors
+    /// If a weight is missing or refused, or the device has no room or refuses a kernel.
+    pub fn new(
+        recording: Recording,
+        weights: &mut Weights,
+        on_progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Self, GraphError> {
+        let memory = match weights.device().clone() {
+            Device::Cpu => Memory::Cpu(CpuMemory::new(&recording, weights, on_progress)?),
+            Device::Gpu(gpu, storage) => Memory::Gpu(GpuMemory::new(gpu, storage, &recording, weights, on_progress)?),
+        };
+        Ok(Self { recording, memory, dirty: 0, constants_done: false })
+    }
+
+    /// The steps.
+    pub fn recording(&self) -> &Recording {
+        &self.recording
+    }
+
+    fn unknown(&self, kind: &'static str, name: &str, known: Vec<&str>) -> GraphError {
+        GraphError::Unknown { kind, name: name.to_owned(), known: known.join(", ") }
+    }
+
+    fn find_input(&self, name: &str) -> Result<(usize, u32), GraphError> {
+        let inputs = || {
+            let each = self.recording.tensors.iter().enumerate();
+            each.filter_map(
+                |(i, t)| if let Origin::Input(bit) = t.origin { Some((i, bit, t.name.as_str())) } else { None },
+            )
+        };
+        let found = inputs().find(|(_, _, known)| *known == name).map(|(i, bit, _)| (i, bit));
+        found.ok_or_else(|| self.unknown("input", name, inputs().map(|(_, _, known)| known).collect()))
+    }
+
+    fn find_output(&self, name: &str) -> Result<usize, GraphError> {
+        let outputs = &self.recording.outputs;
+        let found = outputs.iter().find(|(known, _)| known == name).map(|(_, tensor)| *tensor);
+        found.ok_or_else(|| self.unknown("output", name, outputs.iter().map(|(known, _)| known.as_str()).collect()))
+    }
+
+    /// Writes an input: dense values; a u32 input takes the bits of its integers.
+    ///
+    /// # Errors
+    /// If there is no such input, the length is wrong, or the device is lost.
+    pub fn write(&mut self, input: &str, values: &[f32]) -> Result<(), GraphError> {
+        let (tensor, bit) = self.find_input(input)?;
+        let info = &self.recording.tensors[tensor];
+        let expected = elements(&info.shape);
+        if values.len() != expected {
+            return Err(GraphError::Length { name: input.to_owned(), expected, found: values.len() });
+        }
+        self.dirty |= 1 << bit;
+        match &mut self.memory {
+            Memory::Cpu(memory) => memory.write(tensor, values),
+            Memory::Gpu(memory) => memory.write(tensor, info, values)?,
+        }
+        Ok(())
+    }
+
+    /// Writes an input of integers.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    pub fn write_u32(&mut self, input: &str, values: &[u32]) -> Result<(), GraphError> {
+        self.write(input, &values.iter().map(|v| f32::from_bits(*v)).collect::<Vec<_>>())
+    }
+
+    /// Runs the steps that depend on an input written since the last run, and all of them the first time.
+    ///
+    /// `go_on` is asked between steps on the CPU, and between chunks on a GPU, with the steps done and those of the
+    /// run. If it says no, the run stops; the inputs count as written until a run is complete.
+    ///
+    /// # Errors
+    /// If the device is lost, or the run was stopped.
+    pub fn run(&mut self, go_on: &mut dyn FnMut(usize, usize) -> bool) -> Result<(), GraphError> {
+        let masks = &self.recording.masks;
+        let due = |mask: u64| mask & self.dirty != 0 || (mask == 0 && !self.constants_done);
+        let steps: Vec<usize> = (0..masks.len()).filter(|&step| due(masks[step])).collect();
+        match &mut self.memory {
+            Memory::Cpu(memory) => memory.run(&self.recording, &steps, go_on)?,
+            Memory::Gpu(memory) => memory.run(&steps, go_on)?,
+        }
+        self.dirty = 0;
+        self.constants_done = true;
+        Ok(())
+    }
+
+    /// Reads an output: dense values.
+    ///
+    /// # Errors
+    /// If there is no such output, or the device is lost.
+    pub fn read(&mut self, output: &str) -> Result<Vec<f32>, GraphError> {
+        let tensor = self.find_output(output)?;
+        match &mut self.memory {
+            Memory::Cpu(memory) => Ok(memory.read(tensor)),
+            Memory::Gpu(memory) => memory.read(tensor, &self.recording.tensors[tensor]),
+        }
+    }
+
+    /// Reads an output of integers.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn read_u32(&mut self, output: &str) -> Result<Vec<u32>, GraphError> {
+        Ok(self.read(output)?.into_iter().map(f32::to_bits).collect())
+    }
+
+    /// Copies an output to an input of the same shape, on the device: how a sampler's steps follow each other.
+    ///
+    /// # Errors
+    /// If either is unknown, they differ in size, or the device is lost.
+    pub fn feed_back(&mut self, output: &str, input: &str) -> Result<(), GraphError> {
+        let from = self.find_output(output)?;
+        let (to, bit) = self.find_input(input)?;
+        let (a, b) = (&self.recording.tensors[from], &self.recording.tensors[to]);
+        if (elements(&a.shape), a.dtype == DType::Elem) != (elements(&b.shape), b.dtype == DType::Elem) {
+            let (expected, found) = (elements(&b.shape), elements(&a.shape));
+            return Err(GraphError::Length { name: input.to_owned(), expected, found });
+        }
+        self.dirty |= 1 << bit;
+        match &mut self.memory {
+            Memory::Cpu(memory) => memory.copy(from, to),
+            Memory::Gpu(memory) => memory.copy(from, to, a)?,
+        }
+        Ok(())
+    }
+}
