@@ -17,16 +17,26 @@ fn family_passes(gpu: &Gpu, storage: Storage, family: &mobilediffusion_kernels::
             judge(&case, seed, &inputs, &outputs, storage_tolerance(&case, storage))?;
             let again = run_gpu(gpu, storage, &case, &inputs)?;
             let bits = |all: &[Vec<f32>]| all.iter().flatten().map(|v| v.to_bits()).collect::<Vec<_>>();
-            if bits(&outputs) == bits(&again) { Ok(()) } else { Err(format!("{:?}: other bits the second time", case.kernel)) }
+            if bits(&outputs) == bits(&again) {
+                Ok(())
+            } else {
+                Err(format!("{:?}: other bits the second time", case.kernel))
+            }
         });
         failures.extend(verdict.err());
     }
     failures
 }
 
+/// Cargo shows what a test binary prints.
+#[expect(clippy::print_stdout, reason = "this test brings its own harness")]
+fn report(line: &str) {
+    println!("{line}");
+}
+
 fn main() {
     let filters: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
-    let found = pollster(adapters());
+    let found = pollster::block_on(adapters());
     let (mut passed, mut failed, mut ignored) = (0, 0, 0);
     let wanted = |name: &str| filters.is_empty() || filters.iter().any(|f| name.contains(f.as_str()));
     let families: Vec<_> = FAMILIES.iter().filter(|f| wanted(f.name)).collect();
@@ -36,7 +46,8 @@ fn main() {
     }
     for adapter in &found {
         report(&format!("adapter [{}] {adapter}", adapter.index));
-        let gpu = pollster(Gpu::open(&Select::Named(adapter.index.to_string()))).expect("a listed adapter opens");
+        let gpu =
+            pollster::block_on(Gpu::open(&Select::Named(adapter.index.to_string()))).expect("a listed adapter opens");
         for storage in storages(&gpu) {
             for family in &families {
                 let failures = family_passes(&gpu, storage, family);

@@ -1,8 +1,10 @@
 //! Helpers of the cross-crate tests: running one case of a kernel and saying what went wrong in a way that can be
 //! repeated.
 
+pub mod gpu;
+
 use mobilediffusion_kernels::check::{self, Agreement, POISON};
-use mobilediffusion_kernels::{Access, Case, DType, Operand, Tolerance};
+use mobilediffusion_kernels::{Access, Case, DType, Operand, Storage, Tolerance};
 
 /// The operands a case reads and those it writes.
 pub fn split(case: &Case) -> (Vec<Operand>, Vec<Operand>) {
@@ -12,6 +14,17 @@ pub fn split(case: &Case) -> (Vec<Operand>, Vec<Operand>) {
 /// The tolerance of a case: its kernel's, or none on whole numbers.
 pub fn tolerance(case: &Case) -> Tolerance {
     if case.exact { Tolerance::EXACT } else { case.kernel.tolerance() }
+}
+
+/// The tolerance of a case on a device that stores floats as `storage`: rounding the output to f16 costs at most half
+/// a unit, 2^-11, of the value.
+pub fn storage_tolerance(case: &Case, storage: Storage) -> Tolerance {
+    let mut tolerance = if case.exact { Tolerance::EXACT } else { case.kernel.tolerance() };
+    let stored_as_elem = case.kernel.operands().iter().any(|o| o.access == Access::Write && o.dtype == DType::Elem);
+    if storage != Storage::F32 && stored_as_elem {
+        tolerance.relative += 2.0_f64.powi(-11);
+    }
+    tolerance
 }
 
 /// Runs the CPU form on `inputs` (dense, PyTorch's orientation). Outputs start poisoned and are fenced.

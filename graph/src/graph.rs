@@ -161,10 +161,11 @@ impl Graph {
         self.outputs.push((name.to_owned(), tensor.id));
     }
 
-    /// Marks the result of the current scope: an output of that name in a graph with taps, nothing otherwise.
-    pub fn tap(&mut self, tensor: &Tensor) {
+    /// Marks what `name` under the current path computes (an empty name: the current scope): an output of that path in
+    /// a graph with taps, nothing otherwise.
+    pub fn tap(&mut self, name: &str, tensor: &Tensor) {
         if self.taps {
-            self.outputs.push((self.path_of(""), tensor.id));
+            self.outputs.push((self.path_of(name), tensor.id));
         }
     }
 

@@ -252,10 +252,8 @@ fn cases() -> Vec<Case> {
         causal: false,
         shared: false,
     };
-    let relu = |n, queries, keys, heads, head_dim| Attention {
-        phi: Phi::Relu,
-        ..softmax(n, queries, keys, heads, head_dim)
-    };
+    let relu =
+        |n, queries, keys, heads, head_dim| Attention { phi: Phi::Relu, ..softmax(n, queries, keys, heads, head_dim) };
     let shared = |attention| Attention { shared: true, ..attention };
     let causal = |attention| Attention { causal: true, ..attention };
     let mut cases = vec![

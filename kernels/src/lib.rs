@@ -8,21 +8,68 @@ pub mod reference;
 pub mod storage;
 pub mod wgsl;
 
-mod embedding;
+mod activation;
+mod add;
+mod attention;
+mod concat;
 mod conv2d;
+mod ddim_step;
+mod depthwise_conv2d;
+mod embedding;
+mod group_norm;
+mod group_norm_stats;
+mod latent_to_rgba8;
+mod layer_norm;
 mod linear;
+mod one_step_x0;
+mod prediction;
+mod swish_glu;
 mod timestep_embedding;
+mod upsample_nearest;
 
+pub use activation::Activate;
+pub use add::Add;
+pub use attention::{Attention, Phi};
+pub use concat::Concat;
 pub use conv2d::Conv2d;
+pub use ddim_step::DdimStep;
+pub use depthwise_conv2d::DepthwiseConv2d;
+pub use embedding::Embedding;
+pub use group_norm::GroupNorm;
+pub use group_norm_stats::GroupNormStats;
 pub use kernel::{
     Access, Activation, Case, Cost, DType, Family, Fill, Kernel, Layout, Operand, Param, Program, Tolerance,
 };
+pub use latent_to_rgba8::Rgba8;
+pub use layer_norm::LayerNorm;
 pub use linear::Linear;
-
+pub use one_step_x0::OneStepX0;
+pub use prediction::Prediction;
 pub use storage::Storage;
+pub use swish_glu::SwishGlu;
+pub use timestep_embedding::TimestepEmbedding;
+pub use upsample_nearest::UpsampleNearest;
 
 /// The list of kernels. To add one: write its pair of files, its `mod` and `pub use`, and its line here.
-pub const FAMILIES: &[Family] = &[conv2d::FAMILY, linear::FAMILY];
+pub const FAMILIES: &[Family] = &[
+    activation::FAMILY,
+    add::FAMILY,
+    attention::FAMILY,
+    concat::FAMILY,
+    conv2d::FAMILY,
+    ddim_step::FAMILY,
+    depthwise_conv2d::FAMILY,
+    embedding::FAMILY,
+    group_norm::FAMILY,
+    group_norm_stats::FAMILY,
+    latent_to_rgba8::FAMILY,
+    layer_norm::FAMILY,
+    linear::FAMILY,
+    one_step_x0::FAMILY,
+    swish_glu::FAMILY,
+    timestep_embedding::FAMILY,
+    upsample_nearest::FAMILY,
+];
 
 /// The family of this name.
 pub fn family(name: &str) -> Option<&'static Family> {

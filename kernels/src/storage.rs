@@ -59,7 +59,9 @@ impl Storage {
         let stride = if dtype == DType::U32 { cols } else { cols.next_multiple_of(4) };
         let mut bytes = vec![0_u8; self.tensor_bytes(dtype, shape)];
         if self.bytes(dtype) == 2 {
-            for (to, from) in bytemuck::cast_slice_mut::<u8, f16>(&mut bytes).chunks_mut(stride).zip(values.chunks(cols)) {
+            for (to, from) in
+                bytemuck::cast_slice_mut::<u8, f16>(&mut bytes).chunks_mut(stride).zip(values.chunks(cols))
+            {
                 to[..cols].convert_from_f32_slice(from);
             }
         } else {

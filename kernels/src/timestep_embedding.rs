@@ -4,9 +4,7 @@
 //! diffusers, in all forms. The shader takes it into the first eighth of the circle and evaluates its own
 //! polynomials, since WGSL's sine and cosine promise eleven bits, and those only near zero.
 
-use crate::kernel::{
-    Case, Cost, DType, Family, Fill, Kernel, Operand, Param, Program, Tolerance, folded_grid, parse,
-};
+use crate::kernel::{Case, Cost, DType, Family, Fill, Kernel, Operand, Param, Program, Tolerance, folded_grid, parse};
 use serde::{Deserialize, Serialize};
 
 /// Invocations of a workgroup.
@@ -31,10 +29,12 @@ pub(crate) const FAMILY: Family = Family {
     parse: parse::<TimestepEmbedding>,
 };
 
-/// `exp(-ln(10000) i / half)` for `i` in `0..half`, where `half = dim / 2`: the operand `frequencies`.
-pub fn frequencies(dim: usize) -> Vec<f32> {
-    let half = dim / 2;
-    (0..half).map(|i| (-(10_000_f64.ln()) * i as f64 / half as f64).exp() as f32).collect()
+impl TimestepEmbedding {
+    /// `exp(-ln(10000) i / half)` for `i` in `0..half`, where `half = dim / 2`: the operand `frequencies`.
+    pub fn frequencies(dim: usize) -> Vec<f32> {
+        let half = dim / 2;
+        (0..half).map(|i| (-(10_000_f64.ln()) * i as f64 / half as f64).exp() as f32).collect()
+    }
 }
 
 impl Kernel for TimestepEmbedding {
@@ -139,7 +139,7 @@ mod tests {
 
     #[test]
     fn frequencies_fall_from_one_to_nearly_a_ten_thousandth() {
-        let f = frequencies(320);
+        let f = TimestepEmbedding::frequencies(320);
         assert_eq!(f.len(), 160);
         assert_eq!((f[0], f[80]), (1.0, 0.01), "the first and the geometric middle");
         assert!((f[159] - 1.059_253_7e-4).abs() < 1e-10, "the last is {}", f[159]);

@@ -9,6 +9,7 @@ pub const COMMON: &[(&str, &str)] = &[
     ("activation", include_str!("../../shaders/common/activation.wgsl")),
     ("gemm", include_str!("../../shaders/common/gemm.wgsl")),
     ("grid", include_str!("../../shaders/common/grid.wgsl")),
+    ("prediction", include_str!("../../shaders/common/prediction.wgsl")),
 ];
 
 /// The text of the module for `program`.

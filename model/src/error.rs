@@ -79,6 +79,26 @@ pub enum ModelError {
         /// Pixels asked for.
         found: usize,
     },
+    /// A file cannot be written.
+    #[error("cannot write {}: {source}", path.display())]
+    Output {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// The networks gave NaN or infinity: no picture can be made of it.
+    #[error("{what} is not finite: the weights or the device are at fault")]
+    NotFinite {
+        /// What was looked at.
+        what: &'static str,
+    },
+    /// A network cannot be built or run.
+    #[error(transparent)]
+    Graph(#[from] mobilediffusion_graph::GraphError),
+    /// The device cannot be used.
+    #[error(transparent)]
+    Device(#[from] mobilediffusion_runtime::RuntimeError),
 }
 
 /// One way in which a tensor of a checkpoint is not what the network needs.

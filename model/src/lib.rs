@@ -1,10 +1,23 @@
-//! MobileDiffusion: its configuration, weights, prompt encoding, noise and samplers.
+//! MobileDiffusion: configuration, weights, text encoder, UNet, decoder, samplers, and the pipeline that joins them.
 
+mod blocks;
+pub mod config;
+pub mod decoder;
 pub mod error;
+pub mod info;
+pub mod networks;
 pub mod noise;
+pub mod picture;
+pub mod pipeline;
+pub mod schedule;
+pub mod text_encoder;
 pub mod tokenizer;
+pub mod unet;
 pub mod weights;
 
 mod json;
 
+pub use config::ModelConfig;
 pub use error::ModelError;
+pub use picture::Picture;
+pub use pipeline::{DeviceChoice, Options, Phase, Pipeline, Progress, Source, WeightsFrom};

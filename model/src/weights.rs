@@ -159,9 +159,7 @@ impl Checkpoint {
 impl WeightSource for Checkpoint {
     fn load(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, ModelError> {
         match self.tensors.get(name) {
-            None => {
-                Err(self.problem(WeightProblem::Missing { name: name.to_owned(), shape: Some(shape.to_vec()) }))
-            }
+            None => Err(self.problem(WeightProblem::Missing { name: name.to_owned(), shape: Some(shape.to_vec()) })),
             Some(entry) => misshapen(name, shape, entry).map_or_else(|| self.load_f32(name), |p| Err(self.problem(p))),
         }
     }

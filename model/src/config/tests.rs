@@ -133,7 +133,8 @@ fn supported_switches_are_accepted() {
 
 #[test]
 fn unknown_keys_are_refused_but_for_the_text_encoder() {
-    for (part, refused) in [("model", true), ("unet", true), ("decoder", true), ("scheduler", true), ("text_encoder", false)]
+    for (part, refused) in
+        [("model", true), ("unet", true), ("decoder", true), ("scheduler", true), ("text_encoder", false)]
     {
         let mut preset: Value = serde_json::from_str(PRESET).unwrap();
         preset[part]["bos_token_id"] = json!(0);

@@ -43,10 +43,20 @@ impl ModelConfig {
         let (dim, width) = (self.unet.cross_attention_dim, self.text_encoder.hidden_size);
         check.agree("cross_attention_dim", dim, width, "the text encoder's hidden_size")?;
         let (unet, schedule) = (self.unet.prediction_type, self.scheduler.prediction_type);
-        check.that(unet == schedule, "prediction_type", format!("{schedule:?} as in {}", FILES[4]), format!("{unet:?}"))?;
+        check.that(
+            unet == schedule,
+            "prediction_type",
+            format!("{schedule:?} as in {}", FILES[4]),
+            format!("{unet:?}"),
+        )?;
         let vocabulary = self.text_encoder.vocab_size;
         let check = Check::new(&text_encoder);
-        check.that(vocabulary >= VOCABULARY, "vocab_size", format!("at least {VOCABULARY}, the tokenizer's"), vocabulary)
+        check.that(
+            vocabulary >= VOCABULARY,
+            "vocab_size",
+            format!("at least {VOCABULARY}, the tokenizer's"),
+            vocabulary,
+        )
     }
 }
 
@@ -136,7 +146,12 @@ impl UnetConfig {
         }
         for width in normed {
             let groups = self.norm_num_groups;
-            check.that(width % groups == 0, "norm_num_groups", format!("a divisor of the normed width {width}"), groups)?;
+            check.that(
+                width % groups == 0,
+                "norm_num_groups",
+                format!("a divisor of the normed width {width}"),
+                groups,
+            )?;
         }
         let head = self.attention_head_dim;
         check.head("attention_head_dim", head)?;
@@ -164,7 +179,12 @@ impl DecoderConfig {
         check.list("layers_per_up_block", &self.layers_per_up_block, blocks, LAYERS)?;
         for width in &self.block_out_channels {
             let groups = self.norm_num_groups;
-            check.that(width % groups == 0, "norm_num_groups", format!("a divisor of the normed width {width}"), groups)?;
+            check.that(
+                width % groups == 0,
+                "norm_num_groups",
+                format!("a divisor of the normed width {width}"),
+                groups,
+            )?;
         }
         check.epsilon("norm_eps", self.norm_eps)?;
         let scale = self.scaling_factor;

@@ -106,8 +106,7 @@ fn the_schedule_agrees_with_the_twin() {
     }
     for (steps, want) in golden["ddim"].as_object().unwrap() {
         let plan = schedule.ddim(steps.parse().unwrap(), 0.0).unwrap();
-        let timesteps: Vec<u64> =
-            want["timesteps"].as_array().unwrap().iter().map(|t| t.as_u64().unwrap()).collect();
+        let timesteps: Vec<u64> = want["timesteps"].as_array().unwrap().iter().map(|t| t.as_u64().unwrap()).collect();
         assert!(plan.iter().map(|step| step.timestep as u64).eq(timesteps), "{steps} steps");
         for (step, alpha_bar) in plan.iter().zip(numbers(&want["alpha_bar"])) {
             close(step.a_t.into(), alpha_bar.sqrt(), 1e-7);

@@ -35,11 +35,8 @@ fn three_types_widen_to_the_same_values() {
     let values = [0.0_f32, -1.5, 0.25, 3.0, -0.0078125, 96.0];
     let f16s = values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect();
     let bf16s = values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect();
-    let tensors = [
-        ("a", f32s(&[2, 3], &values)),
-        ("b", (Dtype::F16, vec![3, 2], f16s)),
-        ("c", (Dtype::BF16, vec![6], bf16s)),
-    ];
+    let tensors =
+        [("a", f32s(&[2, 3], &values)), ("b", (Dtype::F16, vec![3, 2], f16s)), ("c", (Dtype::BF16, vec![6], bf16s))];
     let (_dir, checkpoint) = checkpoint(&tensors);
     for name in ["a", "b", "c"] {
         assert_eq!(checkpoint.load_f32(name).unwrap(), values, "{name}");

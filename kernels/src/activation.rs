@@ -1,0 +1,112 @@
+//! `y = activation(scale * x)`: activations that no other kernel could take along, and plain scaling.
+//!
+//! `x` and `y [rows, c]`. On the GPU one invocation computes four channels.
+
+use crate::cpu::{activate, rows_per_task};
+use crate::kernel::{
+    Activation, Case, Cost, Family, Fill, Kernel, Operand, Param, Program, Tolerance, folded_grid, parse,
+};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+/// Invocations of a workgroup.
+const GROUP: usize = 64;
+
+/// An activation of every element.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Activate {
+    /// Rows: pixels or tokens of all images.
+    pub rows: usize,
+    /// Channels.
+    pub c: usize,
+    /// Applied last.
+    pub activation: Activation,
+    /// Multiplied before the activation.
+    pub scale: f32,
+}
+
+/// The line of the list.
+pub(crate) const FAMILY: Family =
+    Family { name: "activation", summary: "`activation(scale * x)`", cases, model_shapes, parse: parse::<Activate> };
+
+impl Kernel for Activate {
+    fn name(&self) -> &'static str {
+        FAMILY.name
+    }
+
+    fn operands(&self) -> Vec<Operand> {
+        vec![Operand::read("x", [self.rows, self.c]), Operand::write("y", [self.rows, self.c])]
+    }
+
+    fn program(&self) -> Program {
+        let c4 = self.c.div_ceil(4);
+        let vec4s = self.rows * c4;
+        Program {
+            wgsl: include_str!("../../shaders/activation.wgsl"),
+            constants: vec![],
+            params: vec![
+                Param::size("vec4s", vec4s),
+                Param::size("c", self.c),
+                Param::size("c4", c4),
+                Param::U("activation", self.activation.code()),
+                Param::F("scale", self.scale),
+            ],
+            grid: folded_grid(vec4s.div_ceil(GROUP)),
+        }
+    }
+
+    fn cost(&self) -> Cost {
+        // The product; four more for an exponential, a sum, a quotient and a product.
+        Cost::elementwise(self.rows * self.c, if self.activation == Activation::None { 1 } else { 5 })
+    }
+
+    fn tolerance(&self) -> Tolerance {
+        Tolerance::f32_sum(1)
+    }
+
+    fn reference(&self, inputs: &[&[f64]]) -> Vec<Vec<f64>> {
+        let &[x] = inputs else { panic!("activation reads one operand") };
+        vec![x.iter().map(|x| crate::reference::activate(self.activation, f64::from(self.scale) * x)).collect()]
+    }
+
+    fn cpu(&self, inputs: &[&[f32]], outputs: &mut [&mut [f32]]) {
+        let (&[x], [y]) = (inputs, outputs) else { panic!("activation has two operands") };
+        let len = rows_per_task(1);
+        y.par_chunks_mut(len).zip(x.par_chunks(len)).for_each(|(y, x)| {
+            y.iter_mut().zip(x).for_each(|(y, x)| *y = activate(self.activation, self.scale * x));
+        });
+    }
+
+    fn params_json(&self) -> serde_json::Value {
+        serde_json::json!(self)
+    }
+}
+
+fn cases() -> Vec<Case> {
+    let case = |rows, c, activation, scale| Case::new(Activate { rows, c, activation, scale });
+    let mut cases = vec![
+        case(1, 1, Activation::None, 1.0),
+        case(7, 6, Activation::None, -1.0),
+        case(1031, 17, Activation::None, 0.5).integers(),
+        case(13, 5, Activation::Relu, 2.0).integers(),
+        // A workgroup less one vec4, exactly one, and one more.
+        case(63, 4, Activation::Silu, 1.0),
+        case(32, 7, Activation::Silu, 0.182_15),
+        case(65, 3, Activation::Silu, 1.0),
+        // Far into both tails.
+        case(9, 10, Activation::Silu, -1.0).fill("x", Fill::Normal(0.0, 60.0)),
+        case(9, 10, Activation::Gelu, 1.0).fill("x", Fill::Normal(0.0, 60.0)),
+    ];
+    cases.extend(Activation::ALL.map(|activation| case(11, 23, activation, 1.5)));
+    cases
+}
+
+fn model_shapes() -> Vec<Case> {
+    vec![
+        // A time embedding; the scale of the decoder's latents; a map of the decoder.
+        Case::new(Activate { rows: 1, c: 512, activation: Activation::Silu, scale: 1.0 }),
+        Case::new(Activate { rows: 4096, c: 8, activation: Activation::None, scale: 0.5 }),
+        Case::new(Activate { rows: 4096, c: 320, activation: Activation::Silu, scale: 1.0 }),
+    ]
+}

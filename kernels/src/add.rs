@@ -1,0 +1,92 @@
+//! `y = a + b`: sums that no other kernel could take along.
+//!
+//! `a`, `b` and `y [rows, c]`. On the GPU one invocation computes four channels.
+
+use crate::cpu::rows_per_task;
+use crate::kernel::{Case, Cost, Family, Kernel, Operand, Param, Program, Tolerance, folded_grid, parse};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+/// Invocations of a workgroup.
+const GROUP: usize = 64;
+
+/// The sum of two tensors of the same shape.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Add {
+    /// Rows: pixels or tokens of all images.
+    pub rows: usize,
+    /// Channels.
+    pub c: usize,
+}
+
+/// The line of the list.
+pub(crate) const FAMILY: Family = Family { name: "add", summary: "`a + b`", cases, model_shapes, parse: parse::<Add> };
+
+impl Kernel for Add {
+    fn name(&self) -> &'static str {
+        FAMILY.name
+    }
+
+    fn operands(&self) -> Vec<Operand> {
+        vec![
+            Operand::read("a", [self.rows, self.c]),
+            Operand::read("b", [self.rows, self.c]),
+            Operand::write("y", [self.rows, self.c]),
+        ]
+    }
+
+    fn program(&self) -> Program {
+        let vec4s = self.rows * self.c.div_ceil(4);
+        Program {
+            wgsl: include_str!("../../shaders/add.wgsl"),
+            constants: vec![],
+            params: vec![Param::size("vec4s", vec4s)],
+            grid: folded_grid(vec4s.div_ceil(GROUP)),
+        }
+    }
+
+    fn cost(&self) -> Cost {
+        Cost::elementwise(self.rows * self.c, 1)
+    }
+
+    fn tolerance(&self) -> Tolerance {
+        // One addition.
+        Tolerance { absolute: 0.0, relative: f64::from(f32::EPSILON) }
+    }
+
+    fn reference(&self, inputs: &[&[f64]]) -> Vec<Vec<f64>> {
+        let &[a, b] = inputs else { panic!("add reads two operands") };
+        vec![a.iter().zip(b).map(|(a, b)| a + b).collect()]
+    }
+
+    fn cpu(&self, inputs: &[&[f32]], outputs: &mut [&mut [f32]]) {
+        let (&[a, b], [y]) = (inputs, outputs) else { panic!("add has three operands") };
+        let len = rows_per_task(1);
+        y.par_chunks_mut(len).zip(a.par_chunks(len).zip(b.par_chunks(len))).for_each(|(y, (a, b))| {
+            y.iter_mut().zip(a.iter().zip(b)).for_each(|(y, (a, b))| *y = a + b);
+        });
+    }
+
+    fn params_json(&self) -> serde_json::Value {
+        serde_json::json!(self)
+    }
+}
+
+fn cases() -> Vec<Case> {
+    let case = |rows, c| Case::new(Add { rows, c });
+    vec![
+        case(1, 1),
+        case(7, 6),
+        case(13, 11),
+        // A workgroup less one vec4, exactly one, and one more.
+        case(63, 4),
+        case(32, 7),
+        case(65, 3),
+        case(1031, 17).integers(),
+    ]
+}
+
+fn model_shapes() -> Vec<Case> {
+    vec![Case::new(Add { rows: 256, c: 1024 }), Case::new(Add { rows: 4096, c: 320 })]
+}

@@ -1,0 +1,131 @@
+//! `y = [a | b]` along the channels: the skip connections of the decoder half.
+//!
+//! `a [rows, a_channels]`, `b [rows, b_channels]`, `y [rows, a_channels + b_channels]`. On the GPU one invocation writes
+//! four channels; where `a_channels` is a multiple of four (always in the model) they come from one vec4.
+
+use crate::cpu::rows_per_task;
+use crate::kernel::{Case, Cost, Family, Kernel, Operand, Param, Program, Tolerance, folded_grid, parse};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+/// Invocations of a workgroup.
+const GROUP: usize = 64;
+
+/// Two tensors side by side.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Concat {
+    /// Rows of all three tensors: pixels or tokens of all images.
+    pub rows: usize,
+    /// Channels of `a`, the first of `y`.
+    pub a_channels: usize,
+    /// Channels of `b`, the last of `y`.
+    pub b_channels: usize,
+}
+
+/// The line of the list.
+pub(crate) const FAMILY: Family =
+    Family { name: "concat", summary: "`[a | b]` along the channels", cases, model_shapes, parse: parse::<Concat> };
+
+impl Concat {
+    /// Channels of `y`.
+    fn channels(&self) -> usize {
+        self.a_channels + self.b_channels
+    }
+}
+
+impl Kernel for Concat {
+    fn name(&self) -> &'static str {
+        FAMILY.name
+    }
+
+    fn operands(&self) -> Vec<Operand> {
+        vec![
+            Operand::read("a", [self.rows, self.a_channels]),
+            Operand::read("b", [self.rows, self.b_channels]),
+            Operand::write("y", [self.rows, self.channels()]),
+        ]
+    }
+
+    fn program(&self) -> Program {
+        let y4 = self.channels().div_ceil(4);
+        let vec4s = self.rows * y4;
+        Program {
+            wgsl: include_str!("../../shaders/concat.wgsl"),
+            constants: vec![("ALIGNED", self.a_channels.is_multiple_of(4).into())],
+            params: vec![
+                Param::size("vec4s", vec4s),
+                Param::size("y4", y4),
+                Param::size("a_channels", self.a_channels),
+                Param::size("b_channels", self.b_channels),
+            ],
+            grid: folded_grid(vec4s.div_ceil(GROUP)),
+        }
+    }
+
+    fn cost(&self) -> Cost {
+        Cost::default()
+    }
+
+    fn tolerance(&self) -> Tolerance {
+        Tolerance::EXACT
+    }
+
+    fn reference(&self, inputs: &[&[f64]]) -> Vec<Vec<f64>> {
+        let &[a, b] = inputs else { panic!("concat reads two operands") };
+        let mut y = vec![0.0; self.rows * self.channels()];
+        for row in 0..self.rows {
+            for c in 0..self.a_channels {
+                y[row * self.channels() + c] = a[row * self.a_channels + c];
+            }
+            for c in 0..self.b_channels {
+                y[row * self.channels() + self.a_channels + c] = b[row * self.b_channels + c];
+            }
+        }
+        vec![y]
+    }
+
+    fn cpu(&self, inputs: &[&[f32]], outputs: &mut [&mut [f32]]) {
+        let (&[a, b], [y]) = (inputs, outputs) else { panic!("concat has three operands") };
+        let rows = rows_per_task(self.channels());
+        y.par_chunks_mut(rows * self.channels())
+            .zip(a.par_chunks(rows * self.a_channels).zip(b.par_chunks(rows * self.b_channels)))
+            .for_each(|(y, (a, b))| {
+                let sources = a.chunks_exact(self.a_channels).zip(b.chunks_exact(self.b_channels));
+                for (y, (a, b)) in y.chunks_exact_mut(self.channels()).zip(sources) {
+                    y[..self.a_channels].copy_from_slice(a);
+                    y[self.a_channels..].copy_from_slice(b);
+                }
+            });
+    }
+
+    fn params_json(&self) -> serde_json::Value {
+        serde_json::json!(self)
+    }
+}
+
+fn cases() -> Vec<Case> {
+    let case = |rows, a_channels, b_channels| Case::new(Concat { rows, a_channels, b_channels });
+    vec![
+        case(1, 1, 1),
+        case(7, 4, 8),
+        case(13, 8, 5),
+        case(11, 3, 4),
+        case(5, 6, 6),
+        case(9, 1, 7),
+        case(3, 13, 2),
+        // A workgroup less one vec4, exactly one, and one more.
+        case(63, 2, 2),
+        case(32, 3, 5),
+        case(65, 1, 2),
+        case(1031, 17, 31).integers(),
+    ]
+}
+
+fn model_shapes() -> Vec<Case> {
+    vec![
+        // up_blocks.0 at 32x32 and up_blocks.1 at 64x64.
+        Case::new(Concat { rows: 1024, a_channels: 1024, b_channels: 640 }),
+        Case::new(Concat { rows: 4096, a_channels: 640, b_channels: 320 }),
+    ]
+}

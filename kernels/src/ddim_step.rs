@@ -1,0 +1,156 @@
+//! `y = a_prev x0 + direction e + sigma noise`: one step of DDIM, guidance included (specification, section 4.1).
+//!
+//! `latent`, `prediction` and `y [b, positions, c]`, where `b = images`, or twice as many if guided: first without text,
+//! then with it, `p = p_u + guidance (p_c - p_u)`. `x0` and the noise `e` follow from `p` and the latent `z`. Both halves
+//! of the latent are the same; the first is read, both are written. On the GPU one invocation computes four channels.
+
+use crate::kernel::{
+    Case, Cost, DType, Family, Fill, Kernel, Operand, Param, Program, Tolerance, elements, folded_grid, parse,
+};
+use crate::prediction::Prediction;
+use serde::{Deserialize, Serialize};
+
+/// Invocations of a workgroup.
+const GROUP: usize = 64;
+
+/// A step for `images` latents.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DdimStep {
+    /// Images, each counted once.
+    pub images: usize,
+    /// Positions of a latent: height times width.
+    pub positions: usize,
+    /// Channels of a latent.
+    pub c: usize,
+    /// Whether the batch holds every image twice: without text, then with it.
+    pub guided: bool,
+    /// What the network predicts.
+    pub prediction: Prediction,
+    /// Whether fresh noise is added (eta above zero).
+    pub noise: bool,
+}
+
+/// The line of the list.
+pub(crate) const FAMILY: Family = Family {
+    name: "ddim_step",
+    summary: "one step of DDIM with guidance: `a_prev x0 + direction e + sigma noise`",
+    cases,
+    model_shapes,
+    parse: parse::<DdimStep>,
+};
+
+impl DdimStep {
+    fn batch(&self) -> usize {
+        if self.guided { 2 * self.images } else { self.images }
+    }
+}
+
+impl Kernel for DdimStep {
+    fn name(&self) -> &'static str {
+        FAMILY.name
+    }
+
+    fn operands(&self) -> Vec<Operand> {
+        let batch = [self.batch(), self.positions, self.c];
+        let images = [self.images, self.positions, self.c];
+        vec![
+            Operand::read("latent", batch).dtype(DType::F32),
+            Operand::read("prediction", batch),
+            Operand::read("coefficients", [8]).dtype(DType::F32),
+            Operand::read("noise", images).dtype(DType::F32).optional(self.noise),
+            Operand::write("y", batch).dtype(DType::F32),
+        ]
+    }
+
+    fn program(&self) -> Program {
+        let vec4s = elements(&[self.images, self.positions, self.c.div_ceil(4)]);
+        Program {
+            wgsl: include_str!("../../shaders/ddim_step.wgsl"),
+            constants: vec![("GUIDED", self.guided.into()), ("HAS_NOISE", self.noise.into())],
+            params: vec![Param::size("vec4s", vec4s), Param::U("kind", self.prediction.code())],
+            grid: folded_grid(vec4s.div_ceil(GROUP)),
+        }
+    }
+
+    fn cost(&self) -> Cost {
+        Cost::elementwise(elements(&[self.images, self.positions, self.c]), 11)
+    }
+
+    fn tolerance(&self) -> Tolerance {
+        // About ten roundings, with factors near one.
+        Tolerance::f32_sum(1)
+    }
+
+    fn reference(&self, inputs: &[&[f64]]) -> Vec<Vec<f64>> {
+        let &[latent, prediction, coefficients, noise] = inputs else { panic!("ddim_step reads four operands") };
+        let &[a, s, a_prev, direction, guidance, sigma, ..] = coefficients else { panic!("eight coefficients") };
+        let half = self.images * self.positions * self.c;
+        let next = |i: usize| {
+            let z = latent[i];
+            let p = if self.guided {
+                (1.0 - guidance) * prediction[i] + guidance * prediction[half + i]
+            } else {
+                prediction[i]
+            };
+            let (x0, e) = match self.prediction {
+                Prediction::Epsilon => ((z - s * p) / a, p),
+                Prediction::VPrediction => (a * z - s * p, a * p + s * z),
+                Prediction::Sample => (p, (z - a * p) / s),
+            };
+            a_prev * x0 + direction * e + if self.noise { sigma * noise[i] } else { 0.0 }
+        };
+        vec![(0..self.batch() * self.positions * self.c).map(|i| next(i % half)).collect()]
+    }
+
+    fn cpu(&self, inputs: &[&[f32]], outputs: &mut [&mut [f32]]) {
+        let (&[latent, prediction, coefficients, noise], [y]) = (inputs, outputs) else {
+            panic!("ddim_step has five operands")
+        };
+        let &[a, s, a_prev, direction, guidance, sigma, ..] = coefficients else { panic!("eight coefficients") };
+        let (y, twin) = y.split_at_mut(self.images * self.positions * self.c);
+        let with_text = &prediction[if self.guided { y.len() } else { 0 }..];
+        let guidance = if self.guided { guidance } else { 0.0 };
+        for (((y, &z), &p), &with_text) in y.iter_mut().zip(latent).zip(prediction).zip(with_text) {
+            let p = p + guidance * (with_text - p);
+            *y = a_prev * self.prediction.x0(p, z, a, s) + direction * self.prediction.noise(p, z, a, s);
+        }
+        y.iter_mut().zip(noise).for_each(|(y, noise)| *y += sigma * noise);
+        if self.guided {
+            twin.copy_from_slice(y);
+        }
+    }
+
+    fn params_json(&self) -> serde_json::Value {
+        serde_json::json!(self)
+    }
+}
+
+fn case(kernel: DdimStep) -> Case {
+    Case::new(kernel).fill("coefficients", Fill::Normal(0.7, 0.05))
+}
+
+fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for prediction in Prediction::ALL {
+        let step =
+            |images, positions, c, guided, noise| case(DdimStep { images, positions, c, guided, prediction, noise });
+        cases.extend([
+            step(1, 1, 1, false, false),
+            step(1, 13, 5, false, true),
+            step(2, 7, 6, true, false),
+            step(3, 11, 3, true, true),
+            // A workgroup less one vec4, exactly one, and one more.
+            step(1, 63, 4, true, false),
+            step(2, 16, 8, true, true),
+            step(1, 65, 4, false, false),
+        ]);
+    }
+    cases
+}
+
+fn model_shapes() -> Vec<Case> {
+    let step =
+        DdimStep { images: 1, positions: 64 * 64, c: 8, guided: true, prediction: Prediction::Epsilon, noise: false };
+    vec![case(step.clone()), case(DdimStep { guided: false, ..step })]
+}

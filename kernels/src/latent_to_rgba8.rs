@@ -1,0 +1,129 @@
+//! `y = r | g << 8 | b << 16 | 255 << 24`: the decoder's output as pixels (specification, section 2.2).
+//!
+//! `x [n, h, w, 3]`, `y [n, h, w]` in u32. Every channel is clamped to [-1, 1], and `(v + 1) / 2 * 255` is rounded, halves
+//! up. NaN becomes some byte. One invocation of the GPU computes one pixel.
+
+use crate::kernel::{Case, Cost, DType, Family, Fill, Kernel, Operand, Param, Program, Tolerance, folded_grid, parse};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+/// Invocations of a workgroup.
+const GROUP: usize = 64;
+
+/// Pixels of a CPU task.
+const BLOCK: usize = 8192;
+
+/// The pixels of `n` images.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rgba8 {
+    /// Images.
+    pub n: usize,
+    /// Height.
+    pub h: usize,
+    /// Width.
+    pub w: usize,
+}
+
+/// The line of the list.
+pub(crate) const FAMILY: Family = Family {
+    name: "latent_to_rgba8",
+    summary: "the decoder's output in [-1, 1] as pixels of four bytes",
+    cases,
+    model_shapes,
+    parse: parse::<Rgba8>,
+};
+
+impl Rgba8 {
+    fn pixels(&self) -> usize {
+        self.n * self.h * self.w
+    }
+}
+
+impl Kernel for Rgba8 {
+    fn name(&self) -> &'static str {
+        FAMILY.name
+    }
+
+    fn operands(&self) -> Vec<Operand> {
+        vec![
+            Operand::read("x", [self.n, self.h, self.w, 3]),
+            Operand::write("y", [self.n, self.h, self.w]).dtype(DType::U32),
+        ]
+    }
+
+    fn program(&self) -> Program {
+        Program {
+            wgsl: include_str!("../../shaders/latent_to_rgba8.wgsl"),
+            constants: vec![],
+            params: vec![Param::size("pixels", self.pixels())],
+            grid: folded_grid(self.pixels().div_ceil(GROUP)),
+        }
+    }
+
+    fn cost(&self) -> Cost {
+        Cost::elementwise(3 * self.pixels(), 5)
+    }
+
+    fn tolerance(&self) -> Tolerance {
+        Tolerance::EXACT
+    }
+
+    fn reference(&self, inputs: &[&[f64]]) -> Vec<Vec<f64>> {
+        let &[x] = inputs else { panic!("latent_to_rgba8 reads one operand") };
+        let mut y = Vec::with_capacity(self.pixels());
+        for pixel in x.chunks_exact(3) {
+            let byte = |v: f64| ((v.clamp(-1.0, 1.0) + 1.0) / 2.0 * 255.0 + 0.5).floor();
+            y.push(byte(pixel[0]) + 256.0 * byte(pixel[1]) + 65_536.0 * byte(pixel[2]) + 255.0 * 16_777_216.0);
+        }
+        vec![y]
+    }
+
+    fn cpu(&self, inputs: &[&[f32]], outputs: &mut [&mut [f32]]) {
+        let (&[x], [y]) = (inputs, outputs) else { panic!("latent_to_rgba8 has two operands") };
+        let y: &mut [u32] = bytemuck::cast_slice_mut(y);
+        // A conversion to u8 takes NaN to zero and cuts off the fraction.
+        let byte = |v: f32| (v.clamp(-1.0, 1.0) * 127.5 + 128.0) as u8;
+        y.par_chunks_mut(BLOCK).zip(x.par_chunks(3 * BLOCK)).for_each(|(y, x)| {
+            for (y, pixel) in y.iter_mut().zip(x.chunks_exact(3)) {
+                *y = u32::from_le_bytes([byte(pixel[0]), byte(pixel[1]), byte(pixel[2]), 255]);
+            }
+        });
+    }
+
+    fn params_json(&self) -> serde_json::Value {
+        serde_json::json!(self)
+    }
+}
+
+fn cases() -> Vec<Case> {
+    let case = |n, h, w| Case::new(Rgba8 { n, h, w }).fill("x", Fill::Normal(0.0, 0.5));
+    vec![
+        case(1, 1, 1),
+        case(1, 7, 9),
+        case(1, 8, 8),
+        case(1, 5, 13),
+        case(2, 11, 17),
+        // Both ends and the middle, which is a half; and values beyond the ends.
+        case(1, 9, 10).integers(),
+        case(1, 6, 6).fill("x", Fill::Normal(0.0, 3.0)),
+        case(1, 2, 3).fill("x", Fill::Constant(6e4)),
+        case(1, 2, 3).fill("x", Fill::Constant(-6e4)),
+    ]
+}
+
+fn model_shapes() -> Vec<Case> {
+    vec![Case::new(Rgba8 { n: 1, h: 512, w: 512 })]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn not_a_number_becomes_a_byte() {
+        let mut y = [1.0];
+        Rgba8 { n: 1, h: 1, w: 1 }.cpu(&[&[f32::NAN, 1.0, -1.0]], &mut [&mut y]);
+        assert_eq!(y[0].to_bits(), 0xFF00_FF00);
+    }
+}

@@ -1,0 +1,134 @@
+//! `y = x0`, or `a_next x0 + s_next noise`: the sampler of the one-step model (specification, section 4.2).
+//!
+//! `latent`, `prediction`, `noise` and `y [images, positions, c]`. The last step gives the clean latent; a step before
+//! it adds fresh noise for the next. In f32: dividing by `a` amplifies errors 14.6 times at step 999. On the GPU one
+//! invocation computes four channels.
+
+use crate::kernel::{
+    Case, Cost, DType, Family, Fill, Kernel, Operand, Param, Program, Tolerance, elements, folded_grid, parse,
+};
+use crate::prediction::Prediction;
+use serde::{Deserialize, Serialize};
+
+/// Invocations of a workgroup.
+const GROUP: usize = 64;
+
+/// A step for `images` latents.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OneStepX0 {
+    /// Images.
+    pub images: usize,
+    /// Positions of a latent: height times width.
+    pub positions: usize,
+    /// Channels of a latent.
+    pub c: usize,
+    /// What the network predicts.
+    pub prediction: Prediction,
+    /// Whether noise is added for another step.
+    pub renoise: bool,
+}
+
+/// The line of the list.
+pub(crate) const FAMILY: Family = Family {
+    name: "one_step_x0",
+    summary: "the clean latent of the one-step model, or that with fresh noise",
+    cases,
+    model_shapes,
+    parse: parse::<OneStepX0>,
+};
+
+impl Kernel for OneStepX0 {
+    fn name(&self) -> &'static str {
+        FAMILY.name
+    }
+
+    fn operands(&self) -> Vec<Operand> {
+        let shape = [self.images, self.positions, self.c];
+        vec![
+            Operand::read("latent", shape).dtype(DType::F32),
+            Operand::read("prediction", shape),
+            Operand::read("coefficients", [4]).dtype(DType::F32),
+            Operand::read("noise", shape).dtype(DType::F32).optional(self.renoise),
+            Operand::write("y", shape).dtype(DType::F32),
+        ]
+    }
+
+    fn program(&self) -> Program {
+        let vec4s = elements(&[self.images, self.positions, self.c.div_ceil(4)]);
+        Program {
+            wgsl: include_str!("../../shaders/one_step_x0.wgsl"),
+            constants: vec![("RENOISE", self.renoise.into())],
+            params: vec![Param::size("vec4s", vec4s), Param::U("kind", self.prediction.code())],
+            grid: folded_grid(vec4s.div_ceil(GROUP)),
+        }
+    }
+
+    fn cost(&self) -> Cost {
+        Cost::elementwise(elements(&[self.images, self.positions, self.c]), 6)
+    }
+
+    fn tolerance(&self) -> Tolerance {
+        // About six roundings, with factors near one.
+        Tolerance::f32_sum(1)
+    }
+
+    fn reference(&self, inputs: &[&[f64]]) -> Vec<Vec<f64>> {
+        let &[latent, prediction, coefficients, noise] = inputs else { panic!("one_step_x0 reads four operands") };
+        let &[a, s, a_next, s_next] = coefficients else { panic!("four coefficients") };
+        let mut y = vec![0.0; self.images * self.positions * self.c];
+        for i in 0..y.len() {
+            let (p, z) = (prediction[i], latent[i]);
+            y[i] = match self.prediction {
+                Prediction::Epsilon => (z - s * p) / a,
+                Prediction::VPrediction => a * z - s * p,
+                Prediction::Sample => p,
+            };
+            if self.renoise {
+                y[i] = a_next * y[i] + s_next * noise[i];
+            }
+        }
+        vec![y]
+    }
+
+    fn cpu(&self, inputs: &[&[f32]], outputs: &mut [&mut [f32]]) {
+        let (&[latent, prediction, coefficients, noise], [y]) = (inputs, outputs) else {
+            panic!("one_step_x0 has five operands")
+        };
+        let &[a, s, a_next, s_next] = coefficients else { panic!("four coefficients") };
+        for ((y, &z), &p) in y.iter_mut().zip(latent).zip(prediction) {
+            *y = self.prediction.x0(p, z, a, s);
+        }
+        y.iter_mut().zip(noise).for_each(|(y, noise)| *y = a_next * *y + s_next * noise);
+    }
+
+    fn params_json(&self) -> serde_json::Value {
+        serde_json::json!(self)
+    }
+}
+
+fn case(kernel: OneStepX0) -> Case {
+    Case::new(kernel).fill("coefficients", Fill::Normal(0.7, 0.05))
+}
+
+fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for prediction in Prediction::ALL {
+        let step = |images, positions, c, renoise| case(OneStepX0 { images, positions, c, prediction, renoise });
+        cases.extend([
+            step(1, 1, 1, false),
+            step(1, 13, 5, true),
+            step(2, 11, 3, false),
+            // A workgroup less one vec4, exactly one, and one more.
+            step(1, 63, 4, false),
+            step(2, 16, 8, true),
+            step(1, 65, 4, true),
+        ]);
+    }
+    cases
+}
+
+fn model_shapes() -> Vec<Case> {
+    let step = OneStepX0 { images: 1, positions: 64 * 64, c: 8, prediction: Prediction::Epsilon, renoise: false };
+    vec![case(step.clone()), case(OneStepX0 { renoise: true, ..step })]
+}

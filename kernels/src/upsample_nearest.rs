@@ -1,0 +1,122 @@
+//! Doubles a feature map's height and width, every pixel repeated two by two.
+//!
+//! `x [n, h, w, c]`, `y [n, 2h, 2w, c]`. On the GPU one invocation writes four channels of a pixel.
+
+use crate::kernel::{Case, Cost, Family, Kernel, Operand, Param, Program, Tolerance, elements, folded_grid, parse};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+/// Invocations of a workgroup.
+const GROUP: usize = 64;
+
+/// Nearest-neighbour upsampling by two.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UpsampleNearest {
+    /// Images.
+    pub n: usize,
+    /// Height of `x`.
+    pub h: usize,
+    /// Width of `x`.
+    pub w: usize,
+    /// Channels.
+    pub c: usize,
+}
+
+/// The line of the list.
+pub(crate) const FAMILY: Family = Family {
+    name: "upsample_nearest",
+    summary: "every pixel repeated two by two",
+    cases,
+    model_shapes,
+    parse: parse::<UpsampleNearest>,
+};
+
+impl Kernel for UpsampleNearest {
+    fn name(&self) -> &'static str {
+        FAMILY.name
+    }
+
+    fn operands(&self) -> Vec<Operand> {
+        vec![
+            Operand::read("x", [self.n, self.h, self.w, self.c]),
+            Operand::write("y", [self.n, 2 * self.h, 2 * self.w, self.c]),
+        ]
+    }
+
+    fn program(&self) -> Program {
+        let c4 = self.c.div_ceil(4);
+        let vec4s = elements(&[self.n, 2 * self.h, 2 * self.w, c4]);
+        Program {
+            wgsl: include_str!("../../shaders/upsample_nearest.wgsl"),
+            constants: vec![],
+            params: vec![Param::size("vec4s", vec4s), Param::size("w", self.w), Param::size("c4", c4)],
+            grid: folded_grid(vec4s.div_ceil(GROUP)),
+        }
+    }
+
+    fn cost(&self) -> Cost {
+        Cost::default()
+    }
+
+    fn tolerance(&self) -> Tolerance {
+        Tolerance::EXACT
+    }
+
+    fn reference(&self, inputs: &[&[f64]]) -> Vec<Vec<f64>> {
+        let &[x] = inputs else { panic!("upsample_nearest reads one operand") };
+        let mut y = Vec::with_capacity(4 * x.len());
+        for n in 0..self.n {
+            for row in 0..2 * self.h {
+                for col in 0..2 * self.w {
+                    for c in 0..self.c {
+                        y.push(x[((n * self.h + row / 2) * self.w + col / 2) * self.c + c]);
+                    }
+                }
+            }
+        }
+        vec![y]
+    }
+
+    fn cpu(&self, inputs: &[&[f32]], outputs: &mut [&mut [f32]]) {
+        let (&[x], [y]) = (inputs, outputs) else { panic!("upsample_nearest has two operands") };
+        let row = self.w * self.c;
+        // Two rows of y, one below the other, come from one row of x.
+        y.par_chunks_exact_mut(4 * row).zip(x.par_chunks_exact(row)).for_each(|(y, x)| {
+            let (upper, lower) = y.split_at_mut(2 * row);
+            for (y, x) in upper.chunks_exact_mut(2 * self.c).zip(x.chunks_exact(self.c)) {
+                y[..self.c].copy_from_slice(x);
+                y[self.c..].copy_from_slice(x);
+            }
+            lower.copy_from_slice(upper);
+        });
+    }
+
+    fn params_json(&self) -> serde_json::Value {
+        serde_json::json!(self)
+    }
+}
+
+fn cases() -> Vec<Case> {
+    let case = |n, h, w, c| Case::new(UpsampleNearest { n, h, w, c });
+    vec![
+        case(1, 1, 1, 1),
+        case(2, 3, 5, 6),
+        case(3, 7, 2, 13),
+        case(1, 1, 11, 4),
+        case(2, 13, 1, 3),
+        // Exactly a workgroup, and a pixel of x more.
+        case(1, 4, 4, 4),
+        case(1, 1, 17, 2),
+        case(2, 17, 19, 9).integers(),
+    ]
+}
+
+fn model_shapes() -> Vec<Case> {
+    vec![
+        // Out of the U-Net's middle; the last doubling of a 512x512 image.
+        Case::new(UpsampleNearest { n: 1, h: 16, w: 16, c: 1024 }),
+        Case::new(UpsampleNearest { n: 1, h: 32, w: 32, c: 640 }),
+        Case::new(UpsampleNearest { n: 1, h: 256, w: 256, c: 64 }),
+    ]
+}

@@ -1,0 +1,53 @@
+//! Blocks that the networks share.
+
+use mobilediffusion_graph::{Conv, Graph, GraphError, Linear, Tensor};
+use mobilediffusion_kernels::Activation;
+
+/// Groups and epsilon of a group normalisation.
+pub(crate) type Norm = (usize, f32);
+
+/// A residual block (specification, section 1.3):
+/// `y = shortcut(x) + conv2(silu(norm2(conv1(silu(norm1(x))) + time)))`, where the shortcut is a 1x1 convolution if the
+/// number of channels changes. `time` is `silu` of the time embedding, `[n, d]`; the decoder has none.
+pub(crate) fn residual_block(
+    g: &mut Graph,
+    name: &str,
+    x: &Tensor,
+    channels: usize,
+    norm: Norm,
+    time: Option<&Tensor>,
+) -> Result<Tensor, GraphError> {
+    g.scope(name, |g| {
+        let shift = time.map(|time| time_projection(g, time, channels)).transpose()?;
+        let h = g.group_norm(x, "norm1", norm, Activation::Silu)?;
+        let h = g.conv2d(&h, "conv1", Conv { shift: shift.as_ref(), ..Conv::to(channels) })?;
+        let h = g.group_norm(&h, "norm2", norm, Activation::Silu)?;
+        let residual = shortcut(g, x, channels)?;
+        let y = g.conv2d(&h, "conv2", Conv { residual: Some(&residual), ..Conv::to(channels) })?;
+        g.tap("", &y);
+        Ok(y)
+    })
+}
+
+/// The time embedding as one value per image and channel.
+pub(crate) fn time_projection(g: &mut Graph, time: &Tensor, channels: usize) -> Result<Tensor, GraphError> {
+    g.linear(time, "time_emb_proj", Linear { cols: channels, bias: true, ..Linear::default() })
+}
+
+/// `x` itself, or a 1x1 convolution of it where the channels change.
+pub(crate) fn shortcut(g: &mut Graph, x: &Tensor, channels: usize) -> Result<Tensor, GraphError> {
+    if x.channels() == channels {
+        return Ok(x.clone());
+    }
+    let layer = Linear { cols: channels, bias: true, pointwise: true, ..Linear::default() };
+    g.linear(x, "conv_shortcut", layer)
+}
+
+/// A 3x3 convolution that doubles or halves the size, under its own name.
+pub(crate) fn resample(g: &mut Graph, name: &str, x: &Tensor, layer: Conv<'_>) -> Result<Tensor, GraphError> {
+    g.scope(name, |g| {
+        let y = g.conv2d(x, "conv", layer)?;
+        g.tap("conv", &y);
+        Ok(y)
+    })
+}

@@ -1,0 +1,121 @@
+//! Parameters and multiply-accumulates per block, counted from the graphs that run.
+
+use crate::config::{ModelConfig, Sampler};
+use crate::error::ModelError;
+use crate::networks::{Shape, decode_graph, denoise_graph, text_graph};
+use mobilediffusion_graph::{Graph, Recording};
+use mobilediffusion_kernels::kernel::elements;
+use std::fmt;
+
+/// A block of a network.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// Its path.
+    pub block: String,
+    /// Parameters.
+    pub params: u64,
+    /// Multiply-accumulates of one run for one image.
+    pub macs: u64,
+}
+
+/// A network.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// `unet`, `decoder` or `text encoder`.
+    pub name: &'static str,
+    /// Its blocks in the order they run.
+    pub rows: Vec<Row>,
+}
+
+impl Part {
+    fn new(name: &'static str, graph: Graph) -> Self {
+        let mut rows: Vec<Row> = Vec::new();
+        let weights = graph.weights();
+        let recording = Recording::new(graph);
+        let mut add = |path: &str, params: u64, macs: u64| {
+            let block = block_of(path);
+            match rows.iter_mut().find(|row| row.block == block) {
+                Some(row) => (row.params, row.macs) = (row.params + params, row.macs + macs),
+                None => rows.push(Row { block, params, macs }),
+            }
+        };
+        recording.nodes.iter().for_each(|node| add(&node.path, 0, node.kernel.cost().macs));
+        weights.iter().for_each(|(name, shape)| add(name, elements(shape) as u64, 0));
+        rows.retain(|row| row.params > 0);
+        Self { name, rows }
+    }
+
+    /// Parameters of all blocks.
+    pub fn params(&self) -> u64 {
+        self.rows.iter().map(|row| row.params).sum()
+    }
+
+    /// Multiply-accumulates of all blocks.
+    pub fn macs(&self) -> u64 {
+        self.rows.iter().map(|row| row.macs).sum()
+    }
+}
+
+/// The block a path belongs to: up to the last number among its first four parts, or its first part.
+fn block_of(path: &str) -> String {
+    let (prefix, rest) = match path.strip_prefix("decoder.") {
+        Some(rest) => ("decoder.", rest),
+        None => ("", path),
+    };
+    let parts: Vec<&str> = rest.split('.').collect();
+    let numbered = parts.iter().take(4).rposition(|part| part.bytes().all(|b| b.is_ascii_digit()));
+    let unnumbered = if parts[0] == "text_model" { 2 } else { 1 };
+    format!("{prefix}{}", parts[..numbered.map_or(unnumbered, |last| last + 1)].join("."))
+}
+
+/// The networks of a model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Info {
+    /// Text encoder, UNet and decoder.
+    pub parts: Vec<Part>,
+}
+
+/// Counts a model for pictures of `image_size` pixels square, one image, one evaluation of the UNet.
+///
+/// # Errors
+/// If the size or the configuration do not fit.
+pub fn summary(config: &ModelConfig, image_size: usize) -> Result<Info, ModelError> {
+    let shape = Shape::of(image_size, image_size, Sampler::OneStep, 1, false)?;
+    let parts = vec![
+        Part::new("text encoder", text_graph(config, 1)?),
+        Part::new("unet", denoise_graph(config, &shape)?),
+        Part::new("decoder", decode_graph(config, &shape)?),
+    ];
+    Ok(Info { parts })
+}
+
+/// `1234567` as `1,234,567`.
+pub fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+impl fmt::Display for Info {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for part in &self.parts {
+            writeln!(f, "{:44} {:>15} {:>12}", part.name, "parameters", "GMAC")?;
+            let mut line = |block: &str, params: u64, macs: u64| {
+                writeln!(f, "  {block:42} {:>15} {:>12.3}", grouped(params), macs as f64 / 1e9)
+            };
+            for row in &part.rows {
+                line(&row.block, row.params, row.macs)?;
+            }
+            line("total", part.params(), part.macs())?;
+            writeln!(f)?;
+        }
+        let params: u64 = self.parts.iter().map(Part::params).sum();
+        write!(f, "{:44} {:>15}", "all", grouped(params))
+    }
+}

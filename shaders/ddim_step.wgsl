@@ -1,0 +1,36 @@
+// y = a_prev * x0 + direction * e + sigma * noise: see kernels/src/ddim_step.rs.
+#import grid
+#import prediction
+
+struct Params {
+    vec4s: u32, // of a half
+    kind: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> latent: array<vec4<f32>>; // [b, positions, c]
+@group(0) @binding(2) var<storage, read> prediction: array<Pack>; // [b, positions, c]
+@group(0) @binding(3) var<storage, read> coefficients: array<vec4<f32>>; // (a, s, a_prev, direction), (guidance, sigma)
+@group(0) @binding(4) var<storage, read> noise: array<vec4<f32>>; // [images, positions, c]
+@group(0) @binding(5) var<storage, read_write> y: array<vec4<f32>>; // [b, positions, c]
+
+@compute @workgroup_size(64)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) thread: u32,
+) {
+    let at = flat_group(group, groups) * 64u + thread;
+    if at >= params.vec4s { return; }
+    let step = coefficients[0];
+    let more = coefficients[1];
+    let z = latent[at];
+    var p = load4(prediction[at]);
+    if GUIDED == 1u { p += more.x * (load4(prediction[params.vec4s + at]) - p); }
+    let x0 = predicted_x0(params.kind, p, z, step.x, step.y);
+    let e = predicted_noise(params.kind, p, z, step.x, step.y);
+    var next = step.z * x0 + step.w * e;
+    if HAS_NOISE == 1u { next += more.y * noise[at]; }
+    y[at] = next;
+    if GUIDED == 1u { y[params.vec4s + at] = next; }
+}

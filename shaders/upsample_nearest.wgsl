@@ -1,0 +1,28 @@
+// y[n, i, j] = x[n, i / 2, j / 2]: see kernels/src/upsample_nearest.rs.
+#import grid
+
+struct Params {
+    vec4s: u32, // of y
+    w: u32, // of x
+    c4: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> x: array<Pack>; // [n, h, w, c]
+@group(0) @binding(2) var<storage, read_write> y: array<Pack>; // [n, 2h, 2w, c]
+
+@compute @workgroup_size(64)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) thread: u32,
+) {
+    let at = flat_group(group, groups) * 64u + thread;
+    if at >= params.vec4s { return; }
+    let c4 = at % params.c4;
+    let pixel = at / params.c4;
+    let col = pixel % (2u * params.w);
+    // Rows of all images counted through: an image has an even number of them, so halving finds the row of x.
+    let row = pixel / (2u * params.w);
+    y[at] = x[((row / 2u) * params.w + col / 2u) * params.c4 + c4];
+}
