@@ -146,7 +146,9 @@ fn cases() -> Vec<Case> {
 }
 
 fn model_shapes() -> Vec<Case> {
-    let norm = |activation| move |(size, c): (usize, usize)| GroupNorm { n: 1, positions: size * size, c, groups: 32, activation };
+    let norm = |activation| {
+        move |(size, c): (usize, usize)| GroupNorm { n: 1, positions: size * size, c, groups: 32, activation }
+    };
     let case = |kernel| Case::new(kernel).fill("stats", Fill::Normal(1.0, 0.1));
     // Before the 3x3 convolutions of the UNet and the decoder; in separable blocks and before transformers.
     let convs = [(64, 320), (64, 640), (64, 960), (64, 256), (128, 256), (256, 256), (256, 128), (512, 128), (512, 64)];

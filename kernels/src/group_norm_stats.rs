@@ -189,7 +189,9 @@ fn cases() -> Vec<Case> {
 }
 
 fn model_shapes() -> Vec<Case> {
-    let stats = |eps| move |(size, c): (usize, usize)| Case::new(GroupNormStats { n: 1, positions: size * size, c, groups: 32, eps });
+    let stats = |eps| {
+        move |(size, c): (usize, usize)| Case::new(GroupNormStats { n: 1, positions: size * size, c, groups: 32, eps })
+    };
     let unet = [(64, 320), (64, 640), (64, 960), (32, 320), (32, 640), (32, 960), (32, 1664), (16, 640), (16, 1024)];
     let decoder = [(64, 256), (128, 256), (256, 256), (256, 128), (512, 128), (512, 64)];
     unet.into_iter().map(stats(1e-5)).chain(decoder.into_iter().map(stats(1e-6))).collect()
