@@ -104,15 +104,32 @@ impl Recording {
         let bytes_of = |t: &TensorInfo| storage.tensor_bytes(t.dtype, &t.shape);
         let planned: Vec<Lifetime> = self.lifetimes(bytes_of).into_iter().map(|(_, lifetime)| lifetime).collect();
         let placement = place(&planned);
-        let weights = self.tensors.iter().filter(|t| matches!(t.origin, Origin::Weight(_)));
         PlanSummary {
             steps: self.nodes.len(),
             tensors: planned.len(),
             slots: placement.slot_bytes.len(),
             activation_bytes: placement.total(),
             lower_bound_bytes: lower_bound(&planned),
-            weight_bytes: weights.map(bytes_of).sum(),
+            weight_bytes: self.weight_bytes(storage),
         }
+    }
+}
+
+impl Recording {
+    /// Bytes of the weights as the kernels want them packed, each counted once.
+    fn weight_bytes(&self, storage: Storage) -> usize {
+        let mut counted = vec![false; self.tensors.len()];
+        let mut bytes = 0;
+        for node in &self.nodes {
+            for (operand, tensor) in node.kernel.operands().iter().zip(&node.operands) {
+                let Some(tensor) = *tensor else { continue };
+                if matches!(self.tensors[tensor].origin, Origin::Weight(_)) && !counted[tensor] {
+                    counted[tensor] = true;
+                    bytes += storage.tensor_bytes(operand.dtype, &operand.layout.packed_shape(&operand.shape));
+                }
+            }
+        }
+        bytes
     }
 }
 

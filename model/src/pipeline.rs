@@ -5,7 +5,7 @@ use crate::error::ModelError;
 use crate::networks::{Shape, decode_graph, denoise_graph, text_graph};
 use crate::noise::Noise;
 use crate::picture::Picture;
-use crate::schedule::Schedule;
+use crate::schedule::{MOST_ONE_STEP, Schedule};
 use crate::tokenizer::{Encoded, Tokenizer};
 use crate::weights::{Checkpoint, Synthetic, WeightSource};
 use mobilediffusion_graph::{Device, Graph, GraphError, PlanSummary, Recording, Session, WeightLoader, Weights};
@@ -76,12 +76,26 @@ impl Source {
         Ok(Self { config: ModelConfig::preset(preset)?, weights: WeightsFrom::Synthetic(seed) })
     }
 
+    /// The folder of the UNet for a sampler. A checkpoint whose own sampler is the one-step one may bring the UNet it was
+    /// made from along, in `unet_base`: that one is for DDIM.
+    fn unet_folder(&self, sampler: Sampler) -> &'static str {
+        match (self.config.defaults.sampler, sampler) {
+            (Sampler::OneStep, Sampler::Ddim) => "unet_base",
+            _ => "unet",
+        }
+    }
+
     /// The weights of one part, after checking that they are what its graph needs.
     fn part(&self, name: &str, graph: &Graph) -> Result<Box<dyn WeightSource>, ModelError> {
         match &self.weights {
             WeightsFrom::Synthetic(seed) => Ok(Box::new(Synthetic { seed: *seed })),
             WeightsFrom::Directory(path) => {
-                let checkpoint = Checkpoint::open(&path.join(name))?.with_optional_prefix("text_model.");
+                let checkpoint = Checkpoint::open(&path.join(name))?;
+                // CLIP checkpoints come with and without the prefix.
+                let checkpoint = match name {
+                    "text_encoder" => checkpoint.with_optional_prefix("text_model."),
+                    _ => checkpoint,
+                };
                 checkpoint.verify(&graph.weights())?;
                 Ok(Box::new(checkpoint))
             }
@@ -98,17 +112,36 @@ pub struct Options {
     pub width: usize,
     /// Height of the picture in pixels, a multiple of 32.
     pub height: usize,
-    /// Evaluations of the UNet; none for the model's own number.
+    /// Evaluations of the UNet; none for the sampler's own number.
     pub steps: Option<usize>,
-    /// Strength of guidance, 1 for none; none for the model's own.
+    /// Strength of guidance, 1 for none; none for the sampler's own.
     pub guidance: Option<f32>,
 }
+
+/// DDIM's evaluations where neither the request nor the model says how many (the paper measures with 50; 20 look alike).
+const DDIM_STEPS: usize = 20;
+
+/// DDIM's guidance where neither the request nor the model says how strong (paper, section 4.1: about 3).
+const DDIM_GUIDANCE: f32 = 3.0;
 
 impl Options {
     /// The model's own size and settings, on the best device.
     pub fn new(config: &ModelConfig) -> Self {
         let size = config.defaults.image_size;
         Self { device: DeviceChoice::Auto, width: size, height: size, steps: None, guidance: None }
+    }
+
+    /// Sampler, steps and guidance. A one-step model samples by DDIM if more steps are asked for than it takes, or
+    /// guidance.
+    fn sampling(&self, config: &ModelConfig) -> (Sampler, usize, f32) {
+        let own = &config.defaults;
+        let beyond = self.steps.is_some_and(|steps| steps > MOST_ONE_STEP) || self.guidance.is_some_and(|g| g != 1.0);
+        match own.sampler {
+            Sampler::OneStep if beyond => {
+                (Sampler::Ddim, self.steps.unwrap_or(DDIM_STEPS), self.guidance.unwrap_or(DDIM_GUIDANCE))
+            }
+            sampler => (sampler, self.steps.unwrap_or(own.steps), self.guidance.unwrap_or(own.guidance)),
+        }
     }
 }
 
@@ -181,10 +214,8 @@ impl Pipeline {
     pub fn load(source: Source, options: Options, on_progress: OnProgress<'_>) -> Result<Self, ModelError> {
         let config = source.config.clone();
         config.validate()?;
-        let sampler = config.defaults.sampler;
-        let steps = options.steps.unwrap_or(config.defaults.steps);
-        let guidance = options.guidance.unwrap_or(config.defaults.guidance);
-        check_guidance(guidance, sampler)?;
+        let (sampler, steps, guidance) = options.sampling(&config);
+        check_guidance(guidance)?;
         let shape = Shape::of(options.width, options.height, sampler, steps, guidance != 1.0)?;
         let schedule = Schedule::new(&config.scheduler)?;
         // Wrong step counts are found before anything is loaded.
@@ -194,7 +225,7 @@ impl Pipeline {
         }
         let graphs = [
             ("text_encoder", text_graph(&config, shape.batch())?),
-            ("unet", denoise_graph(&config, &shape)?),
+            (source.unet_folder(sampler), denoise_graph(&config, &shape)?),
             ("decoder", decode_graph(&config, &shape)?),
         ];
         let parts = graphs
@@ -309,17 +340,12 @@ impl Pipeline {
     }
 }
 
-fn check_guidance(guidance: f32, sampler: Sampler) -> Result<(), ModelError> {
-    let refuse = |expected: &str| {
-        Err(ModelError::Sampler { key: "guidance", expected: expected.into(), found: guidance.to_string() })
-    };
-    if !(0.0..=100.0).contains(&guidance) {
-        return refuse("a number from 0 to 100");
+fn check_guidance(guidance: f32) -> Result<(), ModelError> {
+    if (0.0..=100.0).contains(&guidance) {
+        return Ok(());
     }
-    if sampler == Sampler::OneStep && guidance != 1.0 {
-        return refuse("1: the one-step sampler is not guided");
-    }
-    Ok(())
+    let expected = "a number from 0 to 100".to_owned();
+    Err(ModelError::Sampler { key: "guidance", expected, found: guidance.to_string() })
 }
 
 fn run(session: &mut Session, phase: Phase, on_progress: OnProgress<'_>) -> Result<(), GraphError> {
