@@ -1,1 +1,185 @@
-//! stub
+//! Every shader of every case, without a GPU: it parses, validates, translates, and says the same as its kernel.
+
+use mobilediffusion_kernels::{Access, Case, FAMILIES, Param, Program, Storage, wgsl};
+use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
+use naga::{AddressSpace, Module, Scalar, ScalarKind, StorageAccess, TypeInner};
+use std::collections::HashMap;
+
+/// What every WebGPU device offers.
+const MAX_WORKGROUP_BYTES: u32 = 16 << 10;
+const MAX_INVOCATIONS: u32 = 256;
+const MAX_STORAGE_BUFFERS: usize = 8;
+const MAX_GRID: u32 = 65_535;
+
+/// A parsed and validated module.
+type Checked = Result<Module, String>;
+
+fn capabilities(storage: Storage) -> Capabilities {
+    match storage {
+        Storage::F32 => Capabilities::empty(),
+        Storage::F16 => Capabilities::SHADER_FLOAT16,
+        Storage::F16Packed => Capabilities::SHADER_FLOAT16_IN_FLOAT32,
+    }
+}
+
+/// What depends on the text alone.
+fn check_text(text: &str, storage: Storage) -> Checked {
+    let module = naga::front::wgsl::parse_str(text).map_err(|e| e.emit_to_string(text))?;
+    let mut validator = Validator::new(ValidationFlags::all(), capabilities(storage));
+    let info = validator.validate(&module).map_err(|e| e.emit_to_string(text))?;
+    let [entry] = module.entry_points.as_slice() else { return Err("expected one entry point".into()) };
+    if entry.name != "main" || entry.stage != naga::ShaderStage::Compute {
+        return Err(format!("expected the compute entry point main, found {} ({:?})", entry.name, entry.stage));
+    }
+    let invocations: u32 = entry.workgroup_size.iter().product();
+    if invocations > MAX_INVOCATIONS {
+        return Err(format!("{invocations} invocations in a workgroup"));
+    }
+    let bytes = workgroup_bytes(&module, &info);
+    if bytes > MAX_WORKGROUP_BYTES {
+        return Err(format!("{bytes} bytes of workgroup memory"));
+    }
+    translate(&module, &info)?;
+    Ok(module)
+}
+
+fn workgroup_bytes(module: &Module, info: &ModuleInfo) -> u32 {
+    let used = info.get_entry_point(0);
+    let in_workgroup = module.global_variables.iter().filter(|(_, var)| var.space == AddressSpace::WorkGroup);
+    in_workgroup
+        .filter(|(handle, _)| !used[*handle].is_empty())
+        .map(|(_, var)| module.types[var.ty].inner.size(module.to_ctx()))
+        .sum()
+}
+
+/// To the languages of Vulkan and of Metal.
+fn translate(module: &Module, info: &ModuleInfo) -> Result<(), String> {
+    use naga::back::{msl, spv};
+    spv::write_vec(module, info, &spv::Options::default(), None).map_err(|e| format!("SPIR-V: {e}"))?;
+    let options = msl::Options { lang_version: (2, 4), ..Default::default() };
+    let (_, translation) = msl::write_string(module, info, &options, &msl::PipelineOptions::default())
+        .map_err(|e| format!("Metal: {e}"))?;
+    match translation.entry_point_names.into_iter().find_map(Result::err) {
+        Some(error) => Err(format!("Metal: {error}")),
+        None => Ok(()),
+    }
+}
+
+/// What a case says about its module.
+fn check_case(case: &Case, program: &Program, module: &Module) -> Result<(), String> {
+    if program.grid.iter().any(|groups| !(1..=MAX_GRID).contains(groups)) {
+        return Err(format!("grid {:?}", program.grid));
+    }
+    let mut bound = Vec::new();
+    for (_, var) in module.global_variables.iter() {
+        if let Some(binding) = &var.binding {
+            bound.push((binding.group, binding.binding, var));
+        }
+    }
+    bound.sort_by_key(|(group, binding, _)| (*group, *binding));
+    let operands = case.kernel.operands();
+    if !bound.iter().map(|(group, binding, _)| (*group, *binding)).eq((0..=operands.len()).map(|i| (0, i as u32))) {
+        let found: Vec<_> = bound.iter().map(|(group, binding, var)| (group, binding, &var.name)).collect();
+        return Err(format!("expected bindings 0 to {}, found {found:?}", operands.len()));
+    }
+    if operands.len() > MAX_STORAGE_BUFFERS {
+        return Err(format!("{} storage buffers", operands.len()));
+    }
+    let uniform = bound[0].2;
+    if uniform.space != AddressSpace::Uniform {
+        return Err("binding 0 is not the uniform".into());
+    }
+    check_params(&program.params, module, uniform.ty)?;
+    for (operand, (_, binding, var)) in operands.iter().zip(&bound[1..]) {
+        let access = match operand.access {
+            Access::Read => StorageAccess::LOAD,
+            Access::Write => StorageAccess::LOAD | StorageAccess::STORE,
+        };
+        if var.name.as_deref() != Some(operand.name) || var.space != (AddressSpace::Storage { access }) {
+            return Err(format!(
+                "binding {binding}: expected `{}` ({:?}), found {:?} in {:?}",
+                operand.name, operand.access, var.name, var.space
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn check_params(params: &[Param], module: &Module, ty: naga::Handle<naga::Type>) -> Result<(), String> {
+    let TypeInner::Struct { members, .. } = &module.types[ty].inner else { return Err("Params is no struct".into()) };
+    if module.types[ty].name.as_deref() != Some("Params") {
+        return Err(format!("expected the uniform's type Params, found {:?}", module.types[ty].name));
+    }
+    let found: Vec<(String, u32, Option<ScalarKind>)> = members
+        .iter()
+        .map(|member| {
+            let kind = match module.types[member.ty].inner {
+                TypeInner::Scalar(Scalar { kind, width: 4 }) => Some(kind),
+                _ => None,
+            };
+            (member.name.clone().unwrap_or_default(), member.offset, kind)
+        })
+        .collect();
+    let expected: Vec<(String, u32, Option<ScalarKind>)> = (0..)
+        .step_by(4)
+        .zip(params)
+        .map(|(offset, param)| {
+            let kind = if matches!(param, Param::U(..)) { ScalarKind::Uint } else { ScalarKind::Float };
+            (param.name().to_owned(), offset, Some(kind))
+        })
+        .collect();
+    if found == expected { Ok(()) } else { Err(format!("expected params {expected:?}, found {found:?}")) }
+}
+
+#[test]
+fn every_shader_says_what_its_kernel_says() {
+    let mut failures = Vec::new();
+    let mut texts: HashMap<String, Checked> = HashMap::new();
+    for family in FAMILIES {
+        let cases = (family.cases)().into_iter().chain((family.model_shapes)());
+        for case in cases {
+            for storage in [Storage::F32, Storage::F16, Storage::F16Packed] {
+                let program = case.kernel.program();
+                let verdict = wgsl::compose(&program, storage).map_err(|e| e.to_string()).and_then(|text| {
+                    let checked = texts.entry(text).or_insert_with_key(|text| check_text(text, storage));
+                    checked.as_ref().map_err(String::clone).and_then(|module| check_case(&case, &program, module))
+                });
+                failures.extend(verdict.err().map(|e| format!("{:?} {storage:?}: {e}", case.kernel)));
+            }
+        }
+    }
+    assert!(
+        failures.is_empty(),
+        "{} failures, the first:\n{}",
+        failures.len(),
+        failures[..failures.len().min(5)].join("\n")
+    );
+    assert!(texts.len() >= FAMILIES.len(), "only {} texts for {} kernels", texts.len(), FAMILIES.len());
+}
+
+#[test]
+fn mistakes_are_noticed() {
+    let family = mobilediffusion_kernels::family("linear").expect("there is a linear kernel");
+    let case = (family.cases)().into_iter().next().expect("it has cases");
+    let program = case.kernel.program();
+    let text = wgsl::compose(&program, Storage::F32).expect("it composes");
+    let verdict = |text: &str, program: &Program| {
+        check_text(text, Storage::F32).and_then(|module| check_case(&case, program, &module))
+    };
+    assert_eq!(verdict(&text, &program), Ok(()));
+    let changed = |from: &str, to: &str| {
+        let changed = text.replacen(from, to, 1);
+        assert_ne!(changed, text, "{from} is not in the shader");
+        verdict(&changed, &program)
+    };
+    assert!(changed("@binding(1)", "@binding(9)").is_err(), "a gap in the bindings");
+    assert!(changed("var<storage, read>", "var<storage, read_write>").is_err(), "an input that is written");
+    assert!(changed("fn main", "fn start").is_err(), "another entry point");
+    assert!(changed("array<vec4<f32>, 256>", "array<vec4<f32>, 2048>").is_err(), "too much workgroup memory");
+    let with = |params: Vec<Param>, grid: [u32; 3]| verdict(&text, &Program { params, grid, ..program.clone() });
+    let mut turned = program.params.clone();
+    turned.reverse();
+    assert!(with(turned, program.grid).is_err(), "params in another order");
+    assert!(with(program.params[1..].to_vec(), program.grid).is_err(), "a missing param");
+    assert!(with(program.params.clone(), [MAX_GRID + 1, 1, 1]).is_err(), "a grid that is too large");
+}

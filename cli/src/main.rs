@@ -1,2 +1,31 @@
-//! stub
-fn main() {}
+//! A sentence becomes a picture: the command line. Parses, calls the model crate, and prints.
+
+mod args;
+mod devices;
+mod generate;
+mod networks;
+mod terminal;
+
+use args::{Cli, Command};
+use clap::Parser;
+use std::error::Error;
+use std::process::ExitCode;
+
+/// What a command may fail with: one line, shown as it is.
+type Failure = Box<dyn Error + Send + Sync>;
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Generate(args) => generate::run(&args),
+        Command::Devices => devices::run(),
+        Command::Info(args) => networks::info(&args),
+        Command::Plan(args) => networks::plan(&args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            terminal::note(&format!("error: {}", terminal::one_line(&failure.to_string())));
+            ExitCode::FAILURE
+        }
+    }
+}

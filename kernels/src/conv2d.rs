@@ -342,3 +342,29 @@ fn model_shapes() -> Vec<Case> {
         Case::new(with_bias(512, 64, 3)),
     ]
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_way_to_cut_into_blocks_gives_the_same() {
+        let conv = Conv2d { bias: true, shift: true, residual: true, stride: 2, ..plain(2, 9, 7, 5, 6) };
+        let whole = |len: usize| (0..len).map(|i| ((i * 7919) % 9) as f32 - 4.0).collect::<Vec<f32>>();
+        let inputs: Vec<Vec<f32>> = conv.operands().iter().map(|o| whole(o.host_len())).collect();
+        let mut want = vec![0.0; conv.pixels() * conv.co];
+        conv.cpu(&[&inputs[0], &inputs[1], &inputs[2], &inputs[3], &inputs[4]], &mut [&mut want]);
+        let w = Mat::rows(&inputs[1], conv.co, conv.patch_len(), conv.patch_len()).t();
+        let rows_per_image = conv.pixels() / conv.n;
+        let (bias, shift, residual) = (&inputs[2][..], &inputs[3][..], &inputs[4][..]);
+        let epilogue = Epilogue { bias, shift, rows_per_image, activation: Activation::None, residual };
+        for block in [1, 7, conv.pixels(), 1000] {
+            let mut y = vec![f32::NAN; want.len()];
+            conv.cpu_in_turn(block, &inputs[0], w, &epilogue, &mut y);
+            assert_eq!(y, want, "in turn, {block} pixels each");
+            y.fill(f32::NAN);
+            conv.cpu_side_by_side(block, &inputs[0], w, &epilogue, &mut y);
+            assert_eq!(y, want, "side by side, {block} pixels each");
+        }
+    }
+}

@@ -50,10 +50,10 @@ impl Gpu {
         let caps = self.caps();
         let too_large = |limit, allowed| RuntimeError::TooLarge { what: label.to_owned(), bytes, limit, allowed };
         if bytes > caps.max_buffer_bytes {
-            return Err(too_large("largest buffer", caps.max_buffer_bytes));
+            return Err(too_large("adapter's largest buffer", caps.max_buffer_bytes));
         }
         if role == Role::Storage && bytes > caps.max_binding_bytes {
-            return Err(too_large("largest storage binding", caps.max_binding_bytes));
+            return Err(too_large("adapter's largest storage binding", caps.max_binding_bytes));
         }
         use wgpu::BufferUsages as Usage;
         let usage = match role {

@@ -35,7 +35,7 @@ pub enum RuntimeError {
         bytes: u64,
     },
     /// Larger than the adapter allows.
-    #[error("`{what}` needs {bytes} bytes, the adapter's {limit} is {allowed}")]
+    #[error("`{what}` needs {bytes} bytes, the {limit} is {allowed}")]
     TooLarge {
         /// Label of what was to be made.
         what: String,

@@ -1,0 +1,46 @@
+//! The twelve prompts of the bundled checkpoint's sheet, seed 0, none drawn twice: `contact_sheet OUT.png`.
+
+use mobilediffusion_model::{ModelError, Options, Picture, Pipeline, Source};
+use std::path::PathBuf;
+
+const PROMPTS: [&str; 12] = [
+    "red apple",
+    "sun",
+    "cat face",
+    "pizza",
+    "airplane",
+    "green frog",
+    "umbrella",
+    "rocket",
+    "rainbow",
+    "soccer ball",
+    "red heart",
+    "snowman",
+];
+const COLUMNS: usize = 6;
+/// Every pixel becomes a square of this edge, so that small pictures can be looked at.
+const ZOOM: usize = 2;
+
+fn main() -> Result<(), ModelError> {
+    let path = std::env::args_os().nth(1).map_or_else(|| PathBuf::from("contact-sheet.png"), PathBuf::from);
+    let source = Source::bundled()?;
+    let options = Options::new(&source.config);
+    let mut pipeline = Pipeline::load(source, options, &mut |_| ())?;
+    let pictures =
+        PROMPTS.iter().map(|prompt| pipeline.generate(prompt, 0, &mut |_| ())).collect::<Result<Vec<_>, _>>()?;
+    sheet(&pictures).save_png(&path, &[("Prompts", PROMPTS.join("; ")), ("Seed", "0".to_owned())])
+}
+
+/// Pictures of one size, side by side and zoomed.
+fn sheet(pictures: &[Picture]) -> Picture {
+    let (cell_width, cell_height) = (pictures[0].width * ZOOM, pictures[0].height * ZOOM);
+    let (width, height) = (COLUMNS * cell_width, pictures.len().div_ceil(COLUMNS) * cell_height);
+    let mut rgba = vec![255; 4 * width * height];
+    for (pixel, out) in rgba.chunks_exact_mut(4).enumerate() {
+        let (x, y) = (pixel % width, pixel / width);
+        let Some(picture) = pictures.get(y / cell_height * COLUMNS + x / cell_width) else { continue };
+        let at = y % cell_height / ZOOM * picture.width + x % cell_width / ZOOM;
+        out.copy_from_slice(&picture.rgba[4 * at..4 * at + 4]);
+    }
+    Picture { width, height, rgba, truncated: None }
+}

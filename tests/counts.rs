@@ -1,0 +1,90 @@
+//! The full-size model as the paper counts it: parameters and multiply-accumulates come from the graphs that run, names
+//! and shapes are those of the tensor lists in `data/tensors` (one `name AxBxC` per line, diffusers' naming).
+
+use mobilediffusion_graph::{Graph, Recording};
+use mobilediffusion_model::ModelConfig;
+use mobilediffusion_model::config::Sampler;
+use mobilediffusion_model::info::{Part, summary};
+use mobilediffusion_model::networks::{Shape, decode_graph, denoise_graph, text_graph};
+use std::collections::BTreeSet;
+
+fn full_size() -> (ModelConfig, Shape) {
+    let config = ModelConfig::preset("mobilediffusion").expect("the preset is valid");
+    let shape = Shape::of(512, 512, Sampler::OneStep, 1, false).expect("512 is a multiple of 32");
+    (config, shape)
+}
+
+fn part(image_size: usize, name: &str) -> Part {
+    let info = summary(&full_size().0, image_size).expect("the preset is counted");
+    info.parts.into_iter().find(|part| part.name == name).expect("the part is there")
+}
+
+#[test]
+fn unet_has_the_papers_size() {
+    let unet = part(512, "unet");
+    assert_eq!(unet.params(), 386_857_032, "parameters; the paper says 386 M");
+    // Table 1 of the paper says 182 G, give or take its rounding; the specification counts 180.06 G.
+    assert_eq!(giga(unet.macs()), "180.06", "multiply-accumulates at 64x64");
+    assert_eq!(giga(part(256, "unet").macs()), "46.17", "multiply-accumulates at 32x32");
+}
+
+/// Multiply-accumulates in units of 10^9, as the tables round them.
+fn giga(macs: u64) -> String {
+    format!("{:.2}", macs as f64 / 1e9)
+}
+
+#[test]
+fn decoder_and_text_encoder_have_their_sizes() {
+    let (decoder, text) = (part(512, "decoder"), part(512, "text encoder"));
+    assert_eq!((decoder.params(), giga(decoder.macs()).as_str()), (9_770_699, "299.57"), "light decoder at 512 pixels");
+    assert_eq!((text.params(), giga(text.macs()).as_str()), (123_060_480, "6.65"), "text encoder");
+}
+
+#[test]
+fn unet_has_the_papers_layers() {
+    let (config, shape) = full_size();
+    let graph = denoise_graph(&config, &shape).expect("the UNet builds");
+    let paths: BTreeSet<&str> = graph.nodes().iter().map(|node| node.path.as_str()).collect();
+    let count = |kernel: &str, end: &str| {
+        graph.nodes().iter().filter(|n| n.kernel.name() == kernel && n.path.ends_with(end)).count()
+    };
+    assert_eq!(count("attention", "attn1"), 15, "self-attention layers");
+    assert_eq!(count("attention", "attn2"), 18, "cross-attention layers");
+    let blocks = paths.iter().filter(|p| p.ends_with(".conv2") || p.ends_with(".pwconv2")).count();
+    assert_eq!(blocks, 11, "convolution blocks");
+}
+
+fn check_names(graph: &Graph, list: &str) {
+    let shape_text = |shape: &[usize]| shape.iter().map(usize::to_string).collect::<Vec<_>>().join("x");
+    let built: BTreeSet<String> =
+        graph.weights().iter().map(|(name, shape)| format!("{name} {}", shape_text(shape))).collect();
+    let listed: BTreeSet<String> = list.lines().map(str::to_owned).collect();
+    let differing: Vec<_> = built.symmetric_difference(&listed).take(8).collect();
+    assert!(differing.is_empty(), "only in one of graph and list: {differing:?}");
+}
+
+#[test]
+fn tensors_are_those_of_the_lists() {
+    let (config, shape) = full_size();
+    let unet = denoise_graph(&config, &shape).expect("the UNet builds");
+    check_names(&unet, include_str!("data/tensors/unet.txt"));
+    let decoder = decode_graph(&config, &shape).expect("the decoder builds");
+    check_names(&decoder, include_str!("data/tensors/decoder.txt"));
+    let text = text_graph(&config, 1).expect("the text encoder builds");
+    check_names(&text, include_str!("data/tensors/text_encoder.txt"));
+}
+
+#[test]
+fn constant_work_hangs_on_its_own_inputs() {
+    let (config, shape) = full_size();
+    let recording = Recording::new(denoise_graph(&config, &shape).expect("the UNet builds"));
+    let mask_of = |end: &str| {
+        let steps = recording.nodes.iter().zip(&recording.masks).filter(|(node, _)| node.path.ends_with(end));
+        steps.map(|(_, mask)| *mask).collect::<BTreeSet<u64>>()
+    };
+    // Inputs in order: latent, timestep, context, coefficients.
+    assert_eq!(mask_of("time_emb_proj"), BTreeSet::from([0b0010]), "time projections hang on the timestep alone");
+    assert_eq!(mask_of("attn2.to_k"), BTreeSet::from([0b0100]), "keys of the text hang on the text alone");
+    assert_eq!(mask_of("attn2.to_v"), BTreeSet::from([0b0100]), "values of the text hang on the text alone");
+    assert_eq!(mask_of("conv_out"), BTreeSet::from([0b0111]), "the prediction hangs on all three");
+}

@@ -1,0 +1,157 @@
+//! Rules of the repository that no compiler checks.
+
+use mobilediffusion_kernels::{FAMILIES, wgsl};
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The crates, each with those it may see.
+const ARROWS: &[(&str, &[&str])] = &[
+    ("runtime", &[]),
+    ("kernels", &["runtime"]),
+    ("graph", &["runtime", "kernels"]),
+    ("model", &["runtime", "kernels", "graph"]),
+    ("cli", &["runtime", "kernels", "graph", "model"]),
+    ("tests", &["runtime", "kernels", "graph", "model"]),
+    ("benches", &["runtime", "kernels", "graph", "model", "tests"]),
+];
+
+const MAX_LINES: usize = 400;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the tests lie in the root")
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// Names of the files in a folder that end in `ending`, without it.
+fn stems(folder: &str, ending: &str) -> BTreeSet<String> {
+    let entries = fs::read_dir(root().join(folder)).unwrap_or_else(|error| panic!("{folder}: {error}"));
+    let name = |entry: std::io::Result<fs::DirEntry>| {
+        entry.expect("a folder's entry reads").file_name().into_string().expect("file names are UTF-8")
+    };
+    entries.map(name).filter_map(|name| name.strip_suffix(ending).map(str::to_owned)).collect()
+}
+
+/// Every text file of the project, with its path from the root.
+fn texts() -> Vec<(String, String)> {
+    const FOLDERS: &[&str] = &[".ci", "docs", "reference", "shaders"];
+    let mut found = Vec::new();
+    let mut folders: Vec<PathBuf> =
+        ARROWS.iter().map(|(name, _)| *name).chain(FOLDERS.iter().copied()).map(|name| root().join(name)).collect();
+    let mut take = |path: &Path| {
+        // What is not UTF-8 is not text.
+        if let Ok(text) = fs::read_to_string(path) {
+            let name = path.strip_prefix(root()).expect("below the root").display().to_string();
+            found.push((name.replace('\\', "/"), text));
+        }
+    };
+    for entry in fs::read_dir(root()).expect("the root reads").flatten() {
+        if entry.path().is_file() && entry.file_name() != "Cargo.lock" {
+            take(&entry.path());
+        }
+    }
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            let (path, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
+            if path.is_dir() {
+                let generated = name.starts_with('.') || name == "__pycache__" || name == "target" || name == "build";
+                folders.extend((!generated).then_some(path));
+            } else {
+                take(&path);
+            }
+        }
+    }
+    found
+}
+
+fn is_source(path: &str) -> bool {
+    [".rs", ".wgsl", ".py"].iter().any(|ending| path.ends_with(ending))
+}
+
+#[test]
+fn dependencies_point_one_way() {
+    let package = |name: &str| if name == "cli" { "mobilediffusion".into() } else { format!("mobilediffusion-{name}") };
+    for (name, allowed) in ARROWS {
+        let manifest = read(&format!("{name}/Cargo.toml"));
+        let sections = manifest.split("\n[").filter(|s| s.lines().next().is_some_and(|l| l.contains("dependencies")));
+        for line in sections.flat_map(|section| section.lines().skip(1)) {
+            let dependency = line.split(['.', ' ', '=']).next().unwrap_or_default();
+            if dependency.starts_with("mobilediffusion") {
+                let fits = allowed.iter().any(|allowed| package(allowed) == dependency);
+                assert!(fits, "{name} must not depend on {dependency}");
+            }
+        }
+    }
+}
+
+#[test]
+fn kernels_are_pairs_of_files_and_a_line() {
+    let families: BTreeSet<String> = FAMILIES.iter().map(|family| family.name.to_owned()).collect();
+    assert_eq!(families.len(), FAMILIES.len(), "two kernels share a name");
+    let is_kernel = |name: &String| read(&format!("kernels/src/{name}.rs")).contains("const FAMILY: Family");
+    let sources: BTreeSet<String> = stems("kernels/src", ".rs").into_iter().filter(is_kernel).collect();
+    assert_eq!(stems("shaders", ".wgsl"), families, "shaders/*.wgsl (left) are not the lines of FAMILIES (right)");
+    assert_eq!(sources, families, "kernels in kernels/src (left) are not the lines of FAMILIES (right)");
+}
+
+#[test]
+fn shared_shaders_are_listed_and_used() {
+    let listed: BTreeSet<String> = wgsl::COMMON.iter().map(|(name, _)| (*name).to_owned()).collect();
+    assert_eq!(stems("shaders/common", ".wgsl"), listed, "shaders/common (left) is not wgsl::COMMON (right)");
+    let all = texts();
+    for name in &listed {
+        let import = format!("#import {name}");
+        let used =
+            |(path, text): &&(String, String)| path.ends_with(".wgsl") && text.lines().any(|l| l.trim_end() == import);
+        assert!(all.iter().any(|file| used(&file)), "nobody imports shaders/common/{name}.wgsl");
+    }
+}
+
+#[test]
+fn files_are_short() {
+    let all = texts();
+    let long = |(path, text): &(String, String)| {
+        let lines = text.lines().count();
+        (is_source(path) && lines > MAX_LINES).then(|| format!("{path} ({lines})"))
+    };
+    let long: Vec<String> = all.iter().filter_map(long).collect();
+    assert!(long.is_empty(), "more than {MAX_LINES} lines: {}", long.join(", "));
+}
+
+#[test]
+fn nothing_is_left_to_do() {
+    for (path, text) in texts().iter().filter(|(path, _)| is_source(path)) {
+        for word in [concat!("to", "do!"), concat!("unimple", "mented!")] {
+            assert!(!text.contains(word), "{path} contains {word}");
+        }
+    }
+}
+
+#[test]
+fn no_path_of_a_machine_is_mentioned() {
+    for (path, text) in &texts() {
+        for place in [concat!("/wo", "rk/"), concat!("/ro", "ot/")] {
+            let line = text.lines().position(|line| line.contains(place));
+            assert!(line.is_none(), "{path}:{} mentions {place}", line.unwrap_or_default() + 1);
+        }
+    }
+}
+
+#[test]
+fn the_readme_lists_the_kernels() {
+    let (begin, end) = ("<!-- kernels -->\n", "<!-- /kernels -->");
+    let mut table = String::from("| kernel | what it does |\n|---|---|\n");
+    for family in FAMILIES {
+        table.push_str(&format!(
+            "| [`{0}`](kernels/src/{0}.rs) | {1} |\n",
+            family.name,
+            family.summary.replace('|', "\\|")
+        ));
+    }
+    let readme = read("README.md").replace('\r', "");
+    let found = readme.split_once(begin).and_then(|(_, rest)| rest.split_once(end)).map(|(found, _)| found);
+    assert!(found == Some(&table), "README.md should hold, between {begin} and {end}:\n\n{table}");
+}
