@@ -71,6 +71,22 @@ fn copy_all(from: &Path, to: &Path) {
 }
 
 #[test]
+fn listing_devices_says_nothing_on_standard_error() {
+    // Mesa's device-selection layer complains there where there is no desktop session, unless it is told not to.
+    let done = program().arg("devices").env_remove("XDG_RUNTIME_DIR").output().expect("the program starts");
+    assert!(done.status.success() && done.stderr.is_empty(), "{}", stderr(&done));
+}
+
+#[test]
+fn a_one_step_model_samples_by_ddim_when_more_steps_are_asked_for() {
+    let folder = folder();
+    let path = folder.path().join("ddim.png");
+    let said = draw("sun", &path, &["--device", "cpu", "--steps", "8"]);
+    assert!(said.contains("8 steps, guidance 3"), "{said}");
+    assert!(path.is_file(), "the picture is there");
+}
+
+#[test]
 fn a_wrong_command_line_exits_with_two() {
     let wrong: [&[&str]; 5] = [
         &["--no-such-flag"],

@@ -96,7 +96,7 @@ fn run(
 fn inside(operand: &Operand, storage: Storage, all: &[u8], bytes: usize) -> Result<Vec<f32>, String> {
     let fences = [&all[..FENCE], &all[FENCE + bytes..]];
     let whole = |fence: &[u8]| fence.iter().zip(poison(fence.len())).all(|(got, want)| *got == want);
-    if bytes % 4 == 0 && !fences.into_iter().all(whole) {
+    if bytes.is_multiple_of(4) && !fences.into_iter().all(whole) {
         return Err(format!("`{}` was written outside its bounds", operand.name));
     }
     let values = storage.decode(operand.dtype, &operand.shape, &all[FENCE..FENCE + bytes]);

@@ -18,13 +18,12 @@ pub(crate) fn run(args: &Generate) -> Result<(), Failure> {
     options.height = args.size.unwrap_or(options.height);
     options.steps = args.steps;
     options.guidance = args.guidance;
-    let steps = args.steps.unwrap_or(defaults.steps);
-    let guidance = args.guidance.unwrap_or(defaults.guidance);
     let (width, height) = (options.width, options.height);
 
     let mut clock = Clock::start();
     let mut pipeline = Pipeline::load(source, options, &mut |progress| clock.tick(progress))?;
     clock.pause(Phase::Load);
+    let (steps, guidance) = (pipeline.steps(), pipeline.guidance());
     note(&format!("device: {}", pipeline.device_line()));
     let plural = if steps == 1 { "" } else { "s" };
     note(&format!(

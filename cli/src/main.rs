@@ -15,6 +15,7 @@ use std::process::ExitCode;
 type Failure = Box<dyn Error + Send + Sync>;
 
 fn main() -> ExitCode {
+    quiet_mesa();
     let done = match Cli::parse().command {
         Command::Generate(args) => generate::run(&args),
         Command::Devices => devices::run(),
@@ -28,4 +29,12 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Keeps Mesa's device-selection layer out of the way: on machines without a desktop it writes an `error:` line of its
+/// own to standard error whenever adapters are listed, and we choose the adapter ourselves.
+#[expect(unsafe_code, reason = "changing the environment is unsafe while other threads may read it")]
+fn quiet_mesa() {
+    // SAFETY: called first in `main`, before any other thread exists.
+    unsafe { std::env::set_var("NODEVICE_SELECT", "1") };
 }

@@ -115,7 +115,7 @@ impl Graph {
     pub fn conv2d(&mut self, x: &Tensor, name: &str, layer: Conv<'_>) -> Result<Tensor, GraphError> {
         let [n, h, w, ci] = map_size(x, &self.path_of(name))?;
         for size in [h, w] {
-            if size * layer.upsample % layer.stride != 0 {
+            if !(size * layer.upsample).is_multiple_of(layer.stride) {
                 let expected = format!("a multiple of {}", layer.stride);
                 return Err(self.size_error(name, "height or width", expected, size));
             }
@@ -260,7 +260,7 @@ impl Graph {
     /// # Errors
     /// If `dim` is odd.
     pub fn timestep_embedding(&mut self, t: &Tensor, dim: usize) -> Result<Tensor, GraphError> {
-        if dim % 2 != 0 {
+        if !dim.is_multiple_of(2) {
             return Err(self.size_error("timestep_embedding", "dim", "an even number".to_owned(), dim));
         }
         let n = t.channels();

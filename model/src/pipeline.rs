@@ -252,6 +252,16 @@ impl Pipeline {
         self.device_line.clone()
     }
 
+    /// Evaluations of the UNet for a picture.
+    pub fn steps(&self) -> usize {
+        self.shape.steps
+    }
+
+    /// Strength of guidance, 1 for none.
+    pub fn guidance(&self) -> f32 {
+        self.guidance
+    }
+
     /// The plans of text encoder, UNet and decoder as numbers, for f32 storage.
     pub fn plans(&self) -> [(&'static str, PlanSummary); 3] {
         let summary = |session: &Session| session.recording().summary(Storage::F32);
