@@ -189,7 +189,7 @@ fn an_impossible_setting_is_named() {
 fn any_prompt_draws() {
     let folder = folder();
     let output = folder.path().join("x.png");
-    let said = draw("", &output, &["--device", "cpu"]);
+    let said = draw("\u{1f34e} \u{202e}elppa\u{7}", &output, &["--device", "cpu"]);
     assert!(!said.contains("warning"), "{said}");
     assert!(said.contains("device: CPU") && said.contains("seed 0") && said.contains("denoise"), "{said}");
     let size = pixels(&output).dimensions();
@@ -199,6 +199,18 @@ fn any_prompt_draws() {
     let warning = said.lines().find(|line| line.starts_with("warning: ")).unwrap_or_else(|| panic!("{said}"));
     assert!(warning.len() < 200, "{warning}");
     assert_eq!(fs::read_dir(folder.path()).expect("the folder reads").count(), 1, "something was left behind");
+}
+
+#[test]
+fn an_empty_prompt_is_refused() {
+    let folder = folder();
+    let output = folder.path().join("x.png");
+    for prompt in ["", "   "] {
+        let done = run(&["generate", prompt, "-o", output.to_str().expect("the path is UTF-8"), "--device", "cpu"]);
+        assert_eq!(done.status.code(), Some(2), "{}", stderr(&done));
+        assert!(stderr(&done).contains("the prompt is empty"), "{}", stderr(&done));
+    }
+    assert!(is_empty(folder.path()), "something was left behind");
 }
 
 #[test]

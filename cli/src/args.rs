@@ -1,7 +1,7 @@
 //! What can be said on the command line. Without an option, the model's own value holds: no number stands here.
 
 use clap::builder::PossibleValuesParser;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use mobilediffusion_model::{DeviceChoice, ModelConfig, ModelError, Source};
 use std::path::PathBuf;
 
@@ -23,11 +23,14 @@ pub(crate) enum Command {
     Info(Networks),
     /// Show what will run: dispatches, buffers and bytes
     Plan(Plan),
+    /// Compare kernels with their references, or with case files (docs/cases.md)
+    Check(Check),
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Generate {
-    /// What to draw; may be empty
+    /// What to draw, in a few words
+    #[arg(value_parser = prompt)]
     pub(crate) prompt: String,
     /// The PNG file to write; its folder has to exist
     #[arg(short, long, value_name = "FILE")]
@@ -106,6 +109,27 @@ pub(crate) struct Plan {
     pub(crate) list: bool,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct Check {
+    /// Case files, or folders of them [default: the cases that come with the kernels]
+    #[arg(value_name = "FILE|DIR")]
+    pub(crate) paths: Vec<PathBuf>,
+    /// `auto` (hardware GPU, else the CPU), `gpu`, `cpu`, or an adapter's index or part of its name
+    #[arg(long, default_value = "auto", value_parser = device)]
+    pub(crate) device: DeviceChoice,
+    /// How a GPU stores floats
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) dtype: Floats,
+}
+
+/// How floats are stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Floats {
+    #[default]
+    F32,
+    F16,
+}
+
 fn presets() -> PossibleValuesParser {
     PossibleValuesParser::new(ModelConfig::PRESETS)
 }
@@ -123,4 +147,13 @@ fn device(text: &str) -> Result<DeviceChoice, String> {
 fn random(text: &str) -> Result<u64, String> {
     let seed = text.strip_prefix("random:").and_then(|seed| seed.parse().ok());
     seed.ok_or_else(|| "expected `random:` and a whole number, as in random:0".into())
+}
+
+/// A prompt that says something. Nothing can be drawn of nothing: the library takes an empty text (it is what guidance
+/// compares with), a person who types one has made a mistake.
+fn prompt(text: &str) -> Result<String, String> {
+    match text.trim() {
+        "" => Err("the prompt is empty, expected a few words that say what to draw".to_owned()),
+        _ => Ok(text.to_owned()),
+    }
 }
