@@ -25,6 +25,8 @@ pub(crate) enum Command {
     Plan(Plan),
     /// Compare kernels with their references, or with case files (docs/cases.md)
     Check(Check),
+    /// Time kernels at the model's shapes, next to what the device can do at best
+    Bench(crate::bench::Args),
 }
 
 #[derive(Debug, Args)]
@@ -104,9 +106,12 @@ pub(crate) struct Plan {
     /// Strength of guidance: anything but 1 doubles the batch [default: the model's]
     #[arg(long, value_name = "G", allow_negative_numbers = true)]
     pub(crate) guidance: Option<f32>,
-    /// Show every step with its operands, too
+    /// Show every step with its operands, and where every tensor lies
     #[arg(long)]
     pub(crate) list: bool,
+    /// Say the same as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -134,7 +139,7 @@ fn presets() -> PossibleValuesParser {
     PossibleValuesParser::new(ModelConfig::PRESETS)
 }
 
-fn device(text: &str) -> Result<DeviceChoice, String> {
+pub(crate) fn device(text: &str) -> Result<DeviceChoice, String> {
     Ok(match text {
         "auto" => DeviceChoice::Auto,
         "cpu" => DeviceChoice::Cpu,

@@ -1,9 +1,12 @@
 //! A sentence becomes a picture: the command line. Parses, calls the model crate, and prints.
 
 mod args;
+mod bench;
+mod check;
 mod devices;
 mod generate;
 mod networks;
+mod plan;
 mod terminal;
 
 use args::{Cli, Command};
@@ -20,7 +23,9 @@ fn main() -> ExitCode {
         Command::Generate(args) => generate::run(&args),
         Command::Devices => devices::run(),
         Command::Info(args) => networks::info(&args),
-        Command::Plan(args) => networks::plan(&args),
+        Command::Plan(args) => plan::run(&args),
+        Command::Check(args) => check::run(&args),
+        Command::Bench(args) => bench::run(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,17 +1,22 @@
-//! The CPU device: the same steps through each kernel's CPU form, in memory placed by the same planner.
+//! The CPU device: the same steps through each kernel's CPU form, in one arena packed by the planner.
 
 use crate::error::GraphError;
 use crate::graph::{Origin, TensorInfo};
+use crate::plan::Sharing;
 use crate::record::Recording;
 use crate::weights::{Device, Resident, Weights};
 use mobilediffusion_kernels::Access;
 use mobilediffusion_kernels::kernel::elements;
+use std::ops::Range;
 use std::sync::Arc;
+
+/// Tensors begin at multiples of a cache line.
+const ALIGNMENT: usize = 64;
 
 /// Where a tensor is.
 #[derive(Clone, Debug)]
 enum Place {
-    Slot(usize, usize),
+    Arena(Range<usize>),
     Resident(Arc<Vec<f32>>),
     Absent,
 }
@@ -20,15 +25,15 @@ enum Place {
 #[derive(Debug)]
 struct Operands {
     inputs: Vec<Place>,
-    outputs: Vec<(usize, usize)>,
+    outputs: Vec<Range<usize>>,
 }
 
-/// Slots and weights of a session.
+/// Arena and weights of a session.
 #[derive(Debug)]
 pub(crate) struct CpuMemory {
-    slots: Vec<Vec<f32>>,
-    /// Slot and length of each planned tensor.
-    placed: Vec<Option<(usize, usize)>>,
+    arena: Vec<f32>,
+    /// Elements of the arena that are each planned tensor's.
+    placed: Vec<Option<Range<usize>>>,
     steps: Vec<Operands>,
 }
 
@@ -36,11 +41,15 @@ impl CpuMemory {
     pub(crate) fn new(
         recording: &Recording,
         weights: &mut Weights,
+        sharing: Sharing,
         on_progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Self, GraphError> {
-        let (slot_of, placement) = recording.placement(|t: &TensorInfo| 4 * elements(&t.shape));
-        let len = |tensor: usize| elements(&recording.tensors[tensor].shape);
-        let placed: Vec<_> = slot_of.iter().enumerate().map(|(t, slot)| slot.map(|slot| (slot, len(t)))).collect();
+        let bytes_of = |t: &TensorInfo| (4 * elements(&t.shape)).next_multiple_of(ALIGNMENT);
+        let (offsets, bytes) = recording.packing(bytes_of, sharing);
+        let range = |(offset, tensor): (&Option<usize>, &TensorInfo)| {
+            offset.map(|bytes| bytes / 4..bytes / 4 + elements(&tensor.shape))
+        };
+        let placed: Vec<_> = offsets.iter().zip(&recording.tensors).map(range).collect();
         let mut steps = Vec::with_capacity(recording.nodes.len());
         for (step, node) in recording.nodes.iter().enumerate() {
             let mut operands = Operands { inputs: Vec::new(), outputs: Vec::new() };
@@ -56,20 +65,18 @@ impl CpuMemory {
                         Place::Resident(host(Device::Cpu.place(&info.name, info.dtype, &info.shape, values.clone())?))
                     }
                     Origin::Input(_) | Origin::Step(_) => {
-                        let (slot, len) = placed[tensor].expect("what steps write is planned");
-                        Place::Slot(slot, len)
+                        Place::Arena(placed[tensor].clone().expect("what steps write is planned"))
                     }
                 };
                 match (declared.access, place) {
-                    (Access::Write, Place::Slot(slot, len)) => operands.outputs.push((slot, len)),
+                    (Access::Write, Place::Arena(range)) => operands.outputs.push(range),
                     (_, place) => operands.inputs.push(place),
                 }
             }
             steps.push(operands);
             on_progress(step + 1, recording.nodes.len());
         }
-        let slots = placement.slot_bytes.iter().map(|bytes| vec![0.0; bytes / 4]).collect();
-        Ok(Self { slots, placed, steps })
+        Ok(Self { arena: vec![0.0; bytes / 4], placed, steps })
     }
 
     pub(crate) fn run(
@@ -82,49 +89,69 @@ impl CpuMemory {
             if !go_on(done, steps.len()) {
                 return Err(GraphError::Stopped { done, total: steps.len() });
             }
-            let operands = &self.steps[step];
-            // A step's outputs never share a slot with its inputs or with each other: all are alive at this step.
-            let mut written: Vec<Vec<f32>> =
-                operands.outputs.iter().map(|&(slot, _)| std::mem::take(&mut self.slots[slot])).collect();
-            {
-                let inputs: Vec<&[f32]> = operands
-                    .inputs
-                    .iter()
-                    .map(|place| match place {
-                        Place::Slot(slot, len) => &self.slots[*slot][..*len],
-                        Place::Resident(values) => values.as_slice(),
-                        Place::Absent => &[],
-                    })
-                    .collect();
-                let mut outputs: Vec<&mut [f32]> =
-                    written.iter_mut().zip(&operands.outputs).map(|(slot, &(_, len))| &mut slot[..len]).collect();
-                recording.nodes[step].kernel.cpu(&inputs, &mut outputs);
-            }
-            for (&(slot, _), memory) in operands.outputs.iter().zip(written) {
-                self.slots[slot] = memory;
-            }
+            let Operands { inputs, outputs } = &self.steps[step];
+            let (rest, mut written) = split(&mut self.arena, outputs);
+            let read = inputs.iter().map(|place| match place {
+                Place::Arena(range) => find(&rest, range),
+                Place::Resident(values) => values.as_slice(),
+                Place::Absent => &[],
+            });
+            recording.nodes[step].kernel.cpu(&read.collect::<Vec<_>>(), &mut written);
         }
         Ok(())
     }
 
-    fn slot(&self, tensor: usize) -> (usize, usize) {
-        self.placed[tensor].expect("inputs and outputs are planned")
+    fn range(&self, tensor: usize) -> Range<usize> {
+        self.placed[tensor].clone().expect("inputs and outputs are planned")
     }
 
     pub(crate) fn write(&mut self, tensor: usize, values: &[f32]) {
-        let (slot, len) = self.slot(tensor);
-        self.slots[slot][..len].copy_from_slice(values);
+        let range = self.range(tensor);
+        self.arena[range].copy_from_slice(values);
     }
 
     pub(crate) fn read(&self, tensor: usize) -> Vec<f32> {
-        let (slot, len) = self.slot(tensor);
-        self.slots[slot][..len].to_vec()
+        self.arena[self.range(tensor)].to_vec()
     }
 
     pub(crate) fn copy(&mut self, from: usize, to: usize) {
-        let values = self.read(from);
-        self.write(to, &values);
+        let (from, to) = (self.range(from), self.range(to).start);
+        self.arena.copy_within(from, to);
     }
+
+    pub(crate) fn poison(&mut self) {
+        self.arena.fill(f32::NAN);
+    }
+}
+
+/// What lies between the outputs of a step, each piece with its first element.
+type Rest<'a> = Vec<(usize, &'a [f32])>;
+
+/// Takes the outputs of a step out of the arena, in their order, and leaves the rest to be read. Everything a step
+/// reads or writes is alive at that step, so the planner gave it bytes of its own.
+fn split<'a>(arena: &'a mut [f32], outputs: &[Range<usize>]) -> (Rest<'a>, Vec<&'a mut [f32]>) {
+    let mut order: Vec<usize> = (0..outputs.len()).collect();
+    order.sort_by_key(|&i| outputs[i].start);
+    let mut written: Vec<(usize, &mut [f32])> = Vec::with_capacity(outputs.len());
+    let mut rest = Rest::with_capacity(outputs.len() + 1);
+    let (mut at, mut tail) = (0, arena);
+    for i in order {
+        let (before, from) = tail.split_at_mut(outputs[i].start - at);
+        let (output, after) = from.split_at_mut(outputs[i].len());
+        rest.push((at, before));
+        written.push((i, output));
+        (at, tail) = (outputs[i].end, after);
+    }
+    rest.push((at, tail));
+    written.sort_by_key(|(i, _)| *i);
+    (rest, written.into_iter().map(|(_, output)| output).collect())
+}
+
+/// An input of a step: no output cuts it, so it lies in the last piece that begins at or before it.
+fn find<'a>(rest: &Rest<'a>, range: &Range<usize>) -> &'a [f32] {
+    let piece = rest.partition_point(|(start, _)| *start <= range.start) - 1;
+    let (start, values) = rest[piece];
+    &values[range.start - start..range.end - start]
 }
 
 fn host(resident: Resident) -> Arc<Vec<f32>> {

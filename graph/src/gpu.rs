@@ -2,6 +2,7 @@
 
 use crate::error::GraphError;
 use crate::graph::{Origin, TensorInfo};
+use crate::plan::Sharing;
 use crate::record::Recording;
 use crate::weights::{Device, Resident, Weights};
 use mobilediffusion_kernels::{Access, Param, Storage, wgsl};
@@ -25,14 +26,14 @@ pub(crate) struct GpuMemory {
 
 impl GpuMemory {
     pub(crate) fn new(
-        gpu: Arc<Gpu>,
-        storage: Storage,
+        (gpu, storage): (Arc<Gpu>, Storage),
         recording: &Recording,
         weights: &mut Weights,
+        sharing: Sharing,
         on_progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Self, GraphError> {
         let bytes_of = |t: &TensorInfo| storage.tensor_bytes(t.dtype, &t.shape);
-        let (slot_of, placement) = recording.placement(bytes_of);
+        let (slot_of, placement) = recording.placement(bytes_of, sharing);
         let mut slots = Vec::new();
         for (slot, &bytes) in placement.slot_bytes.iter().enumerate() {
             let tenant =
@@ -40,7 +41,12 @@ impl GpuMemory {
             let label = tenant.map_or("slot", |(t, _)| t.name.as_str());
             slots.push(gpu.buffer(label, bytes as u64, Role::Storage).map_err(GraphError::at(label))?);
         }
-        let read_back = recording.outputs.iter().map(|(_, t)| bytes_of(&recording.tensors[*t])).max().unwrap_or(4);
+        let read_back = match sharing {
+            Sharing::Planned => recording.outputs.iter().map(|(_, t)| bytes_of(&recording.tensors[*t])).max(),
+            // Every tensor may be read.
+            Sharing::Private => placement.slot_bytes.iter().copied().max(),
+        };
+        let read_back = read_back.unwrap_or(4);
         let staging = gpu.buffer("staging", read_back as u64, Role::Staging).map_err(GraphError::at("staging"))?;
         let uniforms = Uniforms::new(&gpu, recording)?;
         let dummy = gpu.buffer("absent operand", 16, Role::Storage).map_err(GraphError::at("absent operand"))?;
@@ -147,6 +153,15 @@ impl GpuMemory {
         let bytes = self.storage.tensor_bytes(info.dtype, &info.shape) as u64;
         let data = self.gpu.download(self.slot(tensor), &self.staging, bytes).map_err(GraphError::at(&info.name))?;
         Ok(self.storage.decode(info.dtype, &info.shape, &data))
+    }
+
+    /// Every bit set is a NaN in f32 as in f16.
+    pub(crate) fn poison(&self) -> Result<(), GraphError> {
+        for slot in &self.slots {
+            let bytes = vec![0xFF; usize::try_from(slot.bytes()).expect("a slot's size came from a usize")];
+            self.gpu.upload(slot, &bytes).map_err(GraphError::at(slot.label()))?;
+        }
+        Ok(())
     }
 
     pub(crate) fn copy(&self, from: usize, to: usize, info: &TensorInfo) -> Result<(), GraphError> {

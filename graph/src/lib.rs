@@ -4,6 +4,7 @@
 //! same as plain data with lifetimes; [`plan`] places tensors in buffers by pure functions; [`Session`] holds memory,
 //! weights and bound steps on a device and replays them, on a GPU or on the CPU.
 
+mod compare;
 mod cpu;
 mod error;
 mod gpu;
@@ -14,6 +15,7 @@ mod record;
 mod run;
 mod weights;
 
+pub use compare::{Divergence, compare};
 pub use error::GraphError;
 pub use graph::{Graph, Node, Origin, Tensor, TensorInfo};
 pub use ops::{Attend, Conv, Linear};

@@ -1,8 +1,31 @@
-//! Where tensors lie: lifetimes to slots, by pure functions.
+//! Where tensors lie: lifetimes to memory, by pure functions. There are two answers, for two kinds of device.
 //!
-//! A slot is a whole buffer, not a range of an arena: WebGPU tracks usage per buffer, so a dispatch must not read one
-//! range of a buffer and write another. With slots the rule holds by construction, because what a step reads and what
-//! it writes are alive together and so never share a slot.
+//! [`pack`] gives offsets in one arena, for the CPU: every plan of the model takes its lower bound, the most bytes alive
+//! at any step, and not one byte more.
+//!
+//! [`place`] gives slots, whole buffers, for a GPU. WebGPU tracks usage per buffer: a dispatch must not read one range
+//! of a buffer and write another. With slots the rule holds by construction, because what a step reads and what it
+//! writes are alive together and so never share a slot. The price, at 512x512 pixels in f32, against the lower bound:
+//! UNet 1.086, decoder 1.000, text encoder 1.286 (half a mebibyte: the hidden layer's slot cannot hold queries, keys
+//! and values side by side).
+//!
+//! Small tensors that live through the whole plan, such as time projections and the text's keys and values, keep slots
+//! of their own: they waste nothing there, so a common buffer would save buffers but no bytes.
+
+mod pack;
+
+pub use pack::{Packing, pack};
+
+/// Whether tensors share memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Sharing {
+    /// Tensors that are never alive together share memory.
+    #[default]
+    Planned,
+    /// Every tensor has memory of its own, so that all of them can be read after a run: for tests and for
+    /// [`compare`](crate::compare()).
+    Private,
+}
 
 /// When a tensor has to keep its bytes: from the step that writes it to the last that reads it, both included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,22 +61,68 @@ impl Placement {
     }
 }
 
-/// Places tensors, the largest first, each into the first slot whose tensors are all dead while it lives.
+/// Orders tried by [`place`] beyond the greedy ones; the least total wins.
+const TRIES: usize = 300;
+
+/// Places tensors in slots so that no two that are alive together share one.
 ///
-/// Ties are broken by first step and then by number, so the same lifetimes always give the same placement.
+/// Greedy in a few orders, then with single tensors moved in the best order. Ties go to the lower number and the moves
+/// follow a fixed sequence, so the same lifetimes always give the same placement.
 pub fn place(lifetimes: &[Lifetime]) -> Placement {
-    let mut order: Vec<usize> = (0..lifetimes.len()).collect();
-    order.sort_by_key(|&i| (std::cmp::Reverse(lifetimes[i].bytes), lifetimes[i].first, i));
+    let count = lifetimes.len();
+    let length = |i: usize| lifetimes[i].last - lifetimes[i].first + 1;
+    let by = |key: &dyn Fn(usize) -> (usize, usize)| {
+        let mut order: Vec<usize> = (0..count).collect();
+        order.sort_by_key(|&i| (std::cmp::Reverse(key(i)), lifetimes[i].first, i));
+        order
+    };
+    let orders = [
+        by(&|i| (lifetimes[i].bytes, 0)),
+        by(&|i| (lifetimes[i].bytes, length(i))),
+        by(&|i| (lifetimes[i].bytes * length(i), 0)),
+        by(&|i| (length(i), lifetimes[i].bytes)),
+        by(&|i| (usize::MAX - lifetimes[i].first, lifetimes[i].bytes)),
+    ];
+    let tried = orders.into_iter().map(|order| (place_in_order(lifetimes, &order), order));
+    let Some((mut best, mut order)) = tried.min_by_key(|(placement, _)| placement.total()) else {
+        return Placement::default();
+    };
+    let bound = lower_bound(lifetimes);
+    let mut number = 0_u64;
+    for _ in 0..TRIES {
+        if best.total() <= bound {
+            break;
+        }
+        let mut moved = order.clone();
+        for _ in 0..2 {
+            number = number.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let (from, to) = ((number >> 48) as usize % count, (number >> 32 & 0xFFFF) as usize % count);
+            let tensor = moved.remove(from);
+            moved.insert(to, tensor);
+        }
+        let placement = place_in_order(lifetimes, &moved);
+        if placement.total() <= best.total() {
+            (best, order) = (placement, moved);
+        }
+    }
+    best
+}
+
+/// Puts each tensor into the free slot that grows least, of these into the smallest, or into a new one.
+fn place_in_order(lifetimes: &[Lifetime], order: &[usize]) -> Placement {
     let mut placement = Placement { slot_of: vec![0; lifetimes.len()], slot_bytes: Vec::new() };
     let mut tenants: Vec<Vec<usize>> = Vec::new();
-    for tensor in order {
-        let free = |slot: &Vec<usize>| slot.iter().all(|&other| !lifetimes[other].overlaps(&lifetimes[tensor]));
-        let slot = tenants.iter().position(free).unwrap_or_else(|| {
+    for &tensor in order {
+        let bytes = lifetimes[tensor].bytes;
+        let free = |slot: &usize| tenants[*slot].iter().all(|&other| !lifetimes[other].overlaps(&lifetimes[tensor]));
+        let fit = |slot: &usize| (bytes.saturating_sub(placement.slot_bytes[*slot]), placement.slot_bytes[*slot]);
+        let slot = (0..tenants.len()).filter(free).min_by_key(fit).unwrap_or_else(|| {
             tenants.push(Vec::new());
-            placement.slot_bytes.push(lifetimes[tensor].bytes);
+            placement.slot_bytes.push(0);
             tenants.len() - 1
         });
         tenants[slot].push(tensor);
+        placement.slot_bytes[slot] = placement.slot_bytes[slot].max(bytes);
         placement.slot_of[tensor] = slot;
     }
     placement

@@ -1,7 +1,7 @@
 //! A graph as plain data: steps, lifetimes and what each step depends on. Printable, and all that a run needs.
 
 use crate::graph::{Graph, Node, Origin, TensorInfo};
-use crate::plan::{Lifetime, Placement, lower_bound, place};
+use crate::plan::{Lifetime, Packing, Placement, Sharing, lower_bound, pack, place};
 use mobilediffusion_kernels::{Access, Cost, Storage};
 use std::fmt;
 
@@ -81,14 +81,62 @@ impl Recording {
     }
 
     /// Slot of every tensor (none for weights and constants) and bytes of every slot.
-    pub fn placement(&self, bytes_of: impl Fn(&TensorInfo) -> usize) -> (Vec<Option<usize>>, Placement) {
-        let planned = self.lifetimes(bytes_of);
-        let placement = place(&planned.iter().map(|(_, lifetime)| *lifetime).collect::<Vec<_>>());
-        let mut slots = vec![None; self.tensors.len()];
-        for ((tensor, _), slot) in planned.iter().zip(&placement.slot_of) {
-            slots[*tensor] = Some(*slot);
+    pub fn placement(
+        &self,
+        bytes_of: impl Fn(&TensorInfo) -> usize,
+        sharing: Sharing,
+    ) -> (Vec<Option<usize>>, Placement) {
+        let (tensors, lifetimes): (Vec<usize>, Vec<Lifetime>) = self.lifetimes(bytes_of).into_iter().unzip();
+        let placement = match sharing {
+            Sharing::Planned => place(&lifetimes),
+            Sharing::Private => Placement {
+                slot_of: (0..lifetimes.len()).collect(),
+                slot_bytes: lifetimes.iter().map(|lifetime| lifetime.bytes).collect(),
+            },
+        };
+        (self.by_tensor(&tensors, &placement.slot_of), placement)
+    }
+
+    /// Offset of every tensor in one arena (none for weights and constants), and bytes of the arena.
+    pub fn packing(&self, bytes_of: impl Fn(&TensorInfo) -> usize, sharing: Sharing) -> (Vec<Option<usize>>, usize) {
+        let (tensors, lifetimes): (Vec<usize>, Vec<Lifetime>) = self.lifetimes(bytes_of).into_iter().unzip();
+        let packing = match sharing {
+            Sharing::Planned => pack(&lifetimes),
+            Sharing::Private => lifetimes.iter().fold(Packing::default(), |mut packing, lifetime| {
+                packing.offsets.push(packing.total);
+                packing.total += lifetime.bytes;
+                packing
+            }),
+        };
+        (self.by_tensor(&tensors, &packing.offsets), packing.total)
+    }
+
+    fn by_tensor(&self, tensors: &[usize], places: &[usize]) -> Vec<Option<usize>> {
+        let mut all = vec![None; self.tensors.len()];
+        tensors.iter().zip(places).for_each(|(&tensor, &place)| all[tensor] = Some(place));
+        all
+    }
+
+    /// What is folded into a step beside its contraction or its norm: what would be steps of their own otherwise.
+    pub fn folded(&self, step: usize) -> Vec<&'static str> {
+        let kernel = &self.nodes[step].kernel;
+        let params = kernel.params_json();
+        let is_set = |name: &str| params.get(name).and_then(|value| value.as_bool()) == Some(true);
+        let named =
+            [("bias", "bias"), ("shift", "shift"), ("residual", "residual"), ("shared", "shared keys and values")];
+        let mut folded: Vec<&str> = named.iter().filter(|(name, _)| is_set(name)).map(|(_, what)| *what).collect();
+        let activated = params.get("activation").and_then(|value| value.as_str()).is_some_and(|name| name != "none");
+        match kernel.name() {
+            "activation" => {}
+            "group_norm" if activated => folded.push("norm activation"),
+            "swish_glu" => folded.extend(["bias", "gate"]),
+            _ if activated => folded.push("activation"),
+            _ => {}
         }
-        (slots, placement)
+        if params.get("upsample").and_then(|value| value.as_u64()).is_some_and(|factor| factor > 1) {
+            folded.push("upsample");
+        }
+        folded
     }
 
     /// Multiply-accumulates and operations of a run of all steps.
@@ -108,6 +156,7 @@ impl Recording {
             steps: self.nodes.len(),
             tensors: planned.len(),
             slots: placement.slot_bytes.len(),
+            arena_bytes: pack(&planned).total,
             activation_bytes: placement.total(),
             lower_bound_bytes: lower_bound(&planned),
             weight_bytes: self.weight_bytes(storage),
@@ -144,6 +193,8 @@ pub struct PlanSummary {
     pub slots: usize,
     /// Bytes of these buffers.
     pub activation_bytes: usize,
+    /// Bytes of one arena with offsets, which is how the CPU device places the tensors.
+    pub arena_bytes: usize,
     /// Most bytes alive at any step.
     pub lower_bound_bytes: usize,
     /// Bytes of the weights.
@@ -168,7 +219,7 @@ impl fmt::Display for PlanSummary {
 }
 
 impl fmt::Display for Recording {
-    /// One line per step: number, kernel, path, operands with their shapes, and the mask of inputs.
+    /// One line per step: number, kernel, path, operands with their shapes, the mask of inputs, and what is folded in.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (step, node) in self.nodes.iter().enumerate() {
             write!(f, "{step:4} {:20} {:64} inputs {:#06b}", node.kernel.name(), node.path, self.masks[step])?;
@@ -179,7 +230,8 @@ impl fmt::Display for Recording {
                     None => write!(f, "  {}: none", operand.name)?,
                 }
             }
-            writeln!(f)?;
+            let folded = self.folded(step);
+            writeln!(f, "{}{}", if folded.is_empty() { "" } else { "  + " }, folded.join(" + "))?;
         }
         Ok(())
     }

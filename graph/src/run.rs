@@ -4,6 +4,7 @@ use crate::cpu::CpuMemory;
 use crate::error::GraphError;
 use crate::gpu::GpuMemory;
 use crate::graph::Origin;
+use crate::plan::Sharing;
 use crate::record::Recording;
 use crate::weights::{Device, Weights};
 use mobilediffusion_kernels::DType;
@@ -20,10 +21,54 @@ pub struct Session {
     constants_done: bool,
 }
 
+/// A plan's memory on one device or the other.
 #[derive(Debug)]
-enum Memory {
+pub(crate) enum Memory {
     Cpu(CpuMemory),
     Gpu(GpuMemory),
+}
+
+impl Memory {
+    pub(crate) fn new(
+        recording: &Recording,
+        weights: &mut Weights,
+        sharing: Sharing,
+        on_progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Self, GraphError> {
+        Ok(match weights.device().clone() {
+            Device::Cpu => Self::Cpu(CpuMemory::new(recording, weights, sharing, on_progress)?),
+            Device::Gpu(gpu, storage) => {
+                Self::Gpu(GpuMemory::new((gpu, storage), recording, weights, sharing, on_progress)?)
+            }
+        })
+    }
+
+    pub(crate) fn write(&mut self, recording: &Recording, tensor: usize, values: &[f32]) -> Result<(), GraphError> {
+        match self {
+            Self::Cpu(memory) => memory.write(tensor, values),
+            Self::Gpu(memory) => memory.write(tensor, &recording.tensors[tensor], values)?,
+        }
+        Ok(())
+    }
+
+    pub(crate) fn read(&self, recording: &Recording, tensor: usize) -> Result<Vec<f32>, GraphError> {
+        match self {
+            Self::Cpu(memory) => Ok(memory.read(tensor)),
+            Self::Gpu(memory) => memory.read(tensor, &recording.tensors[tensor]),
+        }
+    }
+
+    pub(crate) fn run(
+        &mut self,
+        recording: &Recording,
+        steps: &[usize],
+        go_on: &mut dyn FnMut(usize, usize) -> bool,
+    ) -> Result<(), GraphError> {
+        match self {
+            Self::Cpu(memory) => memory.run(recording, steps, go_on),
+            Self::Gpu(memory) => memory.run(steps, go_on),
+        }
+    }
 }
 
 impl Session {
@@ -37,11 +82,35 @@ impl Session {
         weights: &mut Weights,
         on_progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Self, GraphError> {
-        let memory = match weights.device().clone() {
-            Device::Cpu => Memory::Cpu(CpuMemory::new(&recording, weights, on_progress)?),
-            Device::Gpu(gpu, storage) => Memory::Gpu(GpuMemory::new(gpu, storage, &recording, weights, on_progress)?),
-        };
+        Self::with_sharing(recording, weights, Sharing::Planned, on_progress)
+    }
+
+    /// Like [`new`](Self::new), with a word on whether tensors share memory.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn with_sharing(
+        recording: Recording,
+        weights: &mut Weights,
+        sharing: Sharing,
+        on_progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Self, GraphError> {
+        let memory = Memory::new(&recording, weights, sharing, on_progress)?;
         Ok(Self { recording, memory, dirty: 0, constants_done: false })
+    }
+
+    /// Fills all memory of the plan with NaN, so that a run that reads what no step of it wrote is found out. Inputs
+    /// have to be written again, and every step counts as never run.
+    ///
+    /// # Errors
+    /// If the device is lost.
+    pub fn poison(&mut self) -> Result<(), GraphError> {
+        (self.dirty, self.constants_done) = (0, false);
+        match &mut self.memory {
+            Memory::Cpu(memory) => memory.poison(),
+            Memory::Gpu(memory) => memory.poison()?,
+        }
+        Ok(())
     }
 
     /// The steps.
@@ -82,11 +151,7 @@ impl Session {
             return Err(GraphError::Length { name: input.to_owned(), expected, found: values.len() });
         }
         self.dirty |= 1 << bit;
-        match &mut self.memory {
-            Memory::Cpu(memory) => memory.write(tensor, values),
-            Memory::Gpu(memory) => memory.write(tensor, info, values)?,
-        }
-        Ok(())
+        self.memory.write(&self.recording, tensor, values)
     }
 
     /// Writes an input of integers.
@@ -108,10 +173,7 @@ impl Session {
         let masks = &self.recording.masks;
         let due = |mask: u64| mask & self.dirty != 0 || (mask == 0 && !self.constants_done);
         let steps: Vec<usize> = (0..masks.len()).filter(|&step| due(masks[step])).collect();
-        match &mut self.memory {
-            Memory::Cpu(memory) => memory.run(&self.recording, &steps, go_on)?,
-            Memory::Gpu(memory) => memory.run(&steps, go_on)?,
-        }
+        self.memory.run(&self.recording, &steps, go_on)?;
         self.dirty = 0;
         self.constants_done = true;
         Ok(())
@@ -123,10 +185,7 @@ impl Session {
     /// If there is no such output, or the device is lost.
     pub fn read(&mut self, output: &str) -> Result<Vec<f32>, GraphError> {
         let tensor = self.find_output(output)?;
-        match &mut self.memory {
-            Memory::Cpu(memory) => Ok(memory.read(tensor)),
-            Memory::Gpu(memory) => memory.read(tensor, &self.recording.tensors[tensor]),
-        }
+        self.memory.read(&self.recording, tensor)
     }
 
     /// Reads an output of integers.

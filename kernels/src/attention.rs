@@ -142,6 +142,11 @@ impl Kernel for Attention {
         FAMILY.name
     }
 
+    fn refusal(&self) -> Option<&'static str> {
+        (!self.head_dim.is_multiple_of(4) || self.head_dim > 512)
+            .then_some("`head_dim` must be a multiple of four up to 512")
+    }
+
     fn operands(&self) -> Vec<Operand> {
         vec![
             Operand::read("q", [self.n, self.queries, self.channels()]),

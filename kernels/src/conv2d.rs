@@ -3,7 +3,10 @@
 //! `x [n, h, w, ci]`, `w [co, ci, kh, kw]` packed to `[co, kh, kw, ci]`, `bias [co]`, `shift [n, co]` (the time
 //! embedding), `residual` and `y [n, oh, ow, co]`; `upsample` 2 reads `x` as if every pixel stood for 2x2. On the GPU an
 //! implicit matrix product (`shaders/common/gemm.wgsl`): a row is an output pixel, k runs over taps and channels. On
-//! the CPU blocks of output pixels are gathered into a patch matrix and multiplied by the gemm crate.
+//! the CPU blocks of output pixels are gathered into a patch matrix and multiplied by the gemm crate, and where it pays
+//! Winograd's algorithm saves more than half of the multiplications.
+
+mod winograd;
 
 use crate::cpu::{Epilogue, Mat, Threads, matmul, rows_per_task};
 use crate::kernel::{Activation, Case, Cost, Family, Fill, Kernel, Layout, Operand, Param, Program, Tolerance, parse};
@@ -145,6 +148,13 @@ impl Kernel for Conv2d {
         FAMILY.name
     }
 
+    fn refusal(&self) -> Option<&'static str> {
+        let fits = |size: usize| size * self.upsample + self.pad_start + self.pad_end >= self.kernel;
+        let known = matches!(self.kernel, 1 | 3) && matches!(self.upsample, 1 | 2) && self.stride > 0;
+        (!known || !fits(self.h) || !fits(self.w))
+            .then_some("`kernel` must be 1 or 3 and fit the padded `x`, `stride` 1 or more, `upsample` 1 or 2")
+    }
+
     fn operands(&self) -> Vec<Operand> {
         let (oh, ow) = self.out_size();
         vec![
@@ -230,6 +240,13 @@ impl Kernel for Conv2d {
             epilogue.apply_all(y, self.co);
             return;
         }
+        if winograd::suits(self) {
+            let block = std::env::var("ZZB").ok().and_then(|v| v.parse().ok()).unwrap_or(winograd::block(self));
+            if block > 0 {
+                winograd::run(self, block, x, inputs[1], &epilogue, y);
+                return;
+            }
+        }
         // Both limits are in values of the patch matrix, measured: 2 MiB a thread stays in its L2 cache and is enough
         // work for weights that are smaller; packing larger ones pays only for the 16 MiB all threads share.
         const OWN: usize = 1 << 19;
@@ -307,6 +324,12 @@ fn cases() -> Vec<Case> {
         Case::new(Conv2d { stride: 2, ..pointwise(full(1, 5, 7, 11, 13)) }),
         // More pixels than one block of the CPU form; a mean that padding with anything but zero would show.
         Case::new(full(2, 31, 37, 8, 20)).fill("x", Fill::Normal(3.0, 1.0)),
+        // Enough tiles and channels for Winograd's algorithm on the CPU, with an odd row and column, or upsampled.
+        Case::new(full(2, 11, 17, 32, 40)).fill("x", Fill::Normal(3.0, 1.0)),
+        Case::new(Conv2d { upsample: 2, ..full(2, 7, 5, 40, 32) }).fill("x", Fill::Normal(3.0, 1.0)),
+        Case::new(Conv2d { activation: Activation::Silu, ..full(1, 9, 14, 96, 64) }),
+        Case::new(full(1, 13, 13, 40, 32)).integers(),
+        Case::new(Conv2d { upsample: 2, ..full(1, 7, 9, 32, 40) }).integers(),
         Case::new(plain(2, 9, 5, 7, 67)).integers(),
         Case::new(Conv2d { stride: 2, ..full(2, 9, 11, 9, 5) }).integers(),
         Case::new(Conv2d { upsample: 2, ..full(2, 5, 3, 5, 66) }).integers(),

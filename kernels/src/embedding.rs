@@ -41,6 +41,10 @@ impl Kernel for Embedding {
         FAMILY.name
     }
 
+    fn refusal(&self) -> Option<&'static str> {
+        (self.l > self.positions).then_some("`l` must be at most `positions`")
+    }
+
     fn operands(&self) -> Vec<Operand> {
         vec![
             Operand::read("ids", [self.n, self.l]).dtype(DType::U32),

@@ -87,6 +87,10 @@ impl Kernel for GroupNormStats {
         FAMILY.name
     }
 
+    fn refusal(&self) -> Option<&'static str> {
+        (self.groups == 0 || !self.c.is_multiple_of(self.groups)).then_some("`c` must be a multiple of `groups`")
+    }
+
     fn operands(&self) -> Vec<Operand> {
         vec![
             Operand::read("x", [self.n, self.positions, self.c]),

@@ -248,6 +248,11 @@ pub trait Kernel: fmt::Debug + Send + Sync {
     /// The one name: of the file pair, the shader's label, the test, the bench and the errors.
     fn name(&self) -> &'static str;
 
+    /// Why no form of the kernel solves this problem, if so: what the others may take for granted.
+    fn refusal(&self) -> Option<&'static str> {
+        None
+    }
+
     /// Operands in binding order (binding 0 is the uniform `Params`): what is read first, then what is written.
     fn operands(&self) -> Vec<Operand>;
 

@@ -1,10 +1,13 @@
 //! Every kernel of the model. One kernel is one pair of files, `src/<name>.rs` and `shaders/<name>.wgsl`, and one
 //! line in [`FAMILIES`]; whatever walks kernels walks that list.
 
+pub mod casefile;
 pub mod check;
 pub mod cpu;
 pub mod kernel;
 pub mod reference;
+pub mod runner;
+pub mod sample;
 pub mod storage;
 pub mod wgsl;
 

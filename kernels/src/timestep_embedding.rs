@@ -42,6 +42,10 @@ impl Kernel for TimestepEmbedding {
         FAMILY.name
     }
 
+    fn refusal(&self) -> Option<&'static str> {
+        (!self.dim.is_multiple_of(2)).then_some("`dim` must be even")
+    }
+
     fn operands(&self) -> Vec<Operand> {
         vec![
             Operand::read("t", [self.n]).dtype(DType::F32),

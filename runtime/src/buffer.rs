@@ -34,6 +34,8 @@ pub enum Role {
     Uniform,
     /// The way back to the host.
     Staging,
+    /// What a timer's timestamps are resolved to.
+    Timestamps,
 }
 
 /// Bytes uploaded between two waits. wgpu keeps a staging copy of everything written until the next submission is
@@ -60,6 +62,7 @@ impl Gpu {
             Role::Storage => Usage::STORAGE | Usage::COPY_SRC | Usage::COPY_DST,
             Role::Uniform => Usage::UNIFORM | Usage::COPY_DST,
             Role::Staging => Usage::MAP_READ | Usage::COPY_DST,
+            Role::Timestamps => Usage::QUERY_RESOLVE | Usage::COPY_SRC,
         };
         let descriptor = wgpu::BufferDescriptor { label: Some(label), size: bytes, usage, mapped_at_creation: false };
         let raw = self.scoped(label, bytes, || self.device.create_buffer(&descriptor))?;

@@ -9,9 +9,11 @@ mod error;
 mod pass;
 mod pipeline;
 pub mod shader;
+mod timer;
 
 pub use buffer::{Buffer, Role};
 pub use device::{AdapterKind, AdapterSummary, Caps, Counters, Gpu, Select, adapters};
 pub use error::RuntimeError;
 pub use pass::{Bound, Dispatch};
 pub use pipeline::{Binding, Pipeline};
+pub use timer::Timer;

@@ -43,6 +43,16 @@ pub struct Dispatch {
     grid: [u32; 3],
 }
 
+impl Dispatch {
+    /// Appends itself to a pass.
+    pub(crate) fn record(&self, pass: &mut wgpu::ComputePass<'_>) {
+        pass.set_pipeline(&self.pipeline.raw);
+        pass.set_bind_group(0, &self.bind_group, &[]);
+        let [x, y, z] = self.grid;
+        pass.dispatch_workgroups(x, y, z);
+    }
+}
+
 impl Gpu {
     /// Binds `operands`, in binding order, to a pipeline.
     ///
@@ -72,10 +82,7 @@ impl Gpu {
             {
                 let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
                 for dispatch in dispatches {
-                    pass.set_pipeline(&dispatch.pipeline.raw);
-                    pass.set_bind_group(0, &dispatch.bind_group, &[]);
-                    let [x, y, z] = dispatch.grid;
-                    pass.dispatch_workgroups(x, y, z);
+                    dispatch.record(&mut pass);
                 }
             }
             self.queue.submit([encoder.finish()]);

@@ -1,0 +1,40 @@
+//! The CPU form of every kernel at the model's shapes.
+
+// The macros of criterion make public items without a word.
+#![allow(missing_docs, reason = "criterion's macros write no docs")]
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use mobilediffusion_benches::only_once;
+use mobilediffusion_kernels::{FAMILIES, sample};
+use std::time::Duration;
+
+/// Shapes of more floating-point operations, and operands of more bytes, are left out where everything runs only once.
+const MOST_FLOPS: u64 = 1_000_000_000;
+const MOST_BYTES: usize = 32 << 20;
+
+fn kernels(criterion: &mut Criterion) {
+    for family in FAMILIES {
+        let mut group = criterion.benchmark_group(family.name);
+        group.sample_size(10).warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(1));
+        for case in (family.model_shapes)() {
+            let kernel = case.kernel.as_ref();
+            let flops = kernel.cost().flops;
+            let bytes = mobilediffusion_kernels::kernel::bytes_moved(kernel, 4);
+            if only_once() && (flops > MOST_FLOPS || bytes > MOST_BYTES) {
+                continue;
+            }
+            let unit = if flops > 0 { Throughput::Elements(flops) } else { Throughput::Bytes(bytes as u64) };
+            group.throughput(unit);
+            group.bench_function(BenchmarkId::from_parameter(sample::text(kernel)), |bencher| {
+                // Made only for benches that were asked for.
+                let packed = sample::packed(&case, sample::inputs(&case, 1));
+                let mut outputs = sample::outputs(&case);
+                bencher.iter(|| sample::run(&case, &packed, &mut outputs));
+            });
+        }
+        group.finish();
+    }
+}
+
+criterion_group!(benches, kernels);
+criterion_main!(benches);

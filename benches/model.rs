@@ -1,0 +1,63 @@
+//! The three networks of the tiny model on the CPU: what a picture costs beyond single kernels.
+
+// The macros of criterion make public items without a word.
+#![allow(missing_docs, reason = "criterion's macros write no docs")]
+
+use criterion::{Criterion, criterion_group, criterion_main};
+use mobilediffusion_benches::session;
+use mobilediffusion_graph::Session;
+use mobilediffusion_model::config::Sampler;
+use mobilediffusion_model::networks::{Shape, decode_graph, denoise_graph, text_graph};
+use mobilediffusion_model::noise::Noise;
+use mobilediffusion_model::{ModelConfig, Source};
+use std::time::Duration;
+
+fn tiny() -> (ModelConfig, Shape) {
+    let config = Source::synthetic("tiny", 1).expect("the preset is built in").config;
+    let size = config.defaults.image_size;
+    let shape = Shape::of(size, size, Sampler::OneStep, 1, false).expect("the preset's own size fits");
+    (config, shape)
+}
+
+/// Writes all inputs, so that nothing is left from the run before, and runs.
+fn evaluate(session: &mut Session, inputs: &[(&str, Vec<f32>)]) {
+    for (name, values) in inputs {
+        session.write(name, values).expect("the input is of that length");
+    }
+    session.run(&mut |_, _| true).expect("nobody stops the run");
+}
+
+fn networks(criterion: &mut Criterion) {
+    let (config, shape) = tiny();
+    let noise = |len: usize| Noise::new(1).latent(len);
+    let pixels = shape.latent_height * shape.latent_width;
+    let tokens = config.text_encoder.max_position_embeddings;
+    let mut group = criterion.benchmark_group("tiny");
+    group.sample_size(10).warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(2));
+
+    group.bench_function("text encoder", |bencher| {
+        let mut text = session(text_graph(&config, 1).expect("the preset fits")).expect("made-up weights fit");
+        let inputs = [("ids", (1..).map(f32::from_bits).take(tokens).collect())];
+        bencher.iter(|| evaluate(&mut text, &inputs));
+    });
+    group.bench_function("unet", |bencher| {
+        let mut unet = session(denoise_graph(&config, &shape).expect("the preset fits")).expect("made-up weights fit");
+        let inputs = [
+            ("latent", noise(pixels * config.unet.in_channels)),
+            ("timestep", vec![999.0]),
+            ("context", noise(tokens * config.unet.cross_attention_dim)),
+            ("coefficients", vec![0.5; 4]),
+        ];
+        bencher.iter(|| evaluate(&mut unet, &inputs));
+    });
+    group.bench_function("decoder", |bencher| {
+        let mut decoder =
+            session(decode_graph(&config, &shape).expect("the preset fits")).expect("made-up weights fit");
+        let inputs = [("latent", noise(pixels * config.decoder.latent_channels))];
+        bencher.iter(|| evaluate(&mut decoder, &inputs));
+    });
+    group.finish();
+}
+
+criterion_group!(benches, networks);
+criterion_main!(benches);

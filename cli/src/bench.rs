@@ -1,0 +1,226 @@
+//! `bench`: how fast each kernel is at the model's shapes, and what this device could do at best.
+//!
+//! The reference in f64 is far too slow at these sizes: a GPU's result is checked against the CPU form, and the CPU form
+//! against the reference on the small cases of its family.
+
+mod machine;
+mod measure;
+mod peaks;
+
+use crate::Failure;
+use crate::args::{Floats, device};
+use crate::check::open;
+use crate::terminal::{note, result};
+use measure::Measured;
+use mobilediffusion_kernels::kernel::bytes_moved;
+use mobilediffusion_kernels::runner::{Target, check_case};
+use mobilediffusion_kernels::{Case, FAMILIES, Family, family, sample};
+use mobilediffusion_model::DeviceChoice;
+use mobilediffusion_runtime::{AdapterKind, Timer};
+use peaks::Peaks;
+use serde_json::{Value, json};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// What can be said to `bench`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Kernels by name [default: all]
+    #[arg(value_name = "KERNEL", value_parser = clap::builder::PossibleValuesParser::new(FAMILIES.iter().map(|f| f.name)))]
+    kernels: Vec<String>,
+    /// `auto` (hardware GPU, else the CPU), `gpu`, `cpu`, or an adapter's index or part of its name
+    #[arg(long, default_value = "auto", value_parser = device)]
+    device: DeviceChoice,
+    /// How a GPU stores floats
+    #[arg(long, value_enum, default_value_t)]
+    dtype: Floats,
+    /// Write the numbers to a file, too
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// A few runs a shape instead of about a second, and no shape that alone takes longer than that
+    #[arg(long)]
+    quick: bool,
+}
+
+/// How long measuring may take.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Effort {
+    /// For the runs of one shape.
+    per_shape: Duration,
+    /// Most runs of one shape.
+    runs: usize,
+    /// Shapes of more floating-point operations are left out.
+    most_flops: u64,
+    /// Whether the peaks are measured on less, too.
+    quick: bool,
+}
+
+impl Effort {
+    fn new(quick: bool, software: bool) -> Self {
+        let per_shape = Duration::from_millis(if quick || software { 100 } else { 1000 });
+        // A software adapter reaches a few GFLOP/s.
+        let most_flops = match (quick, software) {
+            (_, true) => 1_000_000_000,
+            (true, false) => 10_000_000_000,
+            (false, false) => u64::MAX,
+        };
+        Self { per_shape, runs: if quick { 10 } else { 200 }, most_flops, quick: quick || software }
+    }
+}
+
+pub(crate) fn run(args: &Args) -> Result<(), Failure> {
+    let gpu = open(&args.device)?;
+    let target = match &gpu {
+        None if args.dtype == Floats::F16 => return Err("the CPU computes in f32 only".into()),
+        None => Target::Cpu,
+        Some(gpu) => Target::Gpu(gpu, args.dtype.storage(gpu)),
+    };
+    let timer = gpu.as_ref().map(Timer::new).transpose()?;
+    let software = gpu.as_ref().is_some_and(|gpu| gpu.adapter().kind == AdapterKind::Software);
+    let effort = Effort::new(args.quick, software);
+    let machine = machine::describe(target, timer.as_ref());
+    for (name, text) in &machine {
+        result(&format!("{name}: {text}"))?;
+    }
+    if software {
+        note("note: this is a software adapter: it computes on the CPU, so large shapes are left out");
+    }
+    let peaks = Peaks::measure(target, timer.as_ref(), effort)?;
+    result(&format!("peaks: copies {:.1} GB/s, multiply-adds {:.1} GFLOP/s", peaks.copy / 1e9, peaks.flops / 1e9))?;
+    result(&heading())?;
+    let chosen: Vec<&Family> = match args.kernels.as_slice() {
+        [] => FAMILIES.iter().collect(),
+        names => names.iter().filter_map(|name| family(name)).collect(),
+    };
+    let (mut rows, mut wrong, mut left_out, mut too_long) = (Vec::new(), Vec::new(), 0, 0);
+    for family in chosen {
+        wrong.extend(check_cpu_form(family));
+        for case in (family.model_shapes)() {
+            if case.kernel.cost().flops > effort.most_flops {
+                too_long += 1;
+                continue;
+            }
+            let measured = match measure::shape(target, timer.as_ref(), &case, effort) {
+                Ok(measured) => measured,
+                // What this device has no room for says nothing about the other shapes.
+                Err(error) if measure::is_too_large(error.as_ref()) => {
+                    left_out += 1;
+                    note(&format!("left out: {} {}: {error}", family.name, sample::text(case.kernel.as_ref())));
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            let row = Row::new(&case, &measured, &peaks, target);
+            result(&row.line())?;
+            rows.push(row.json());
+            wrong.extend(measured.wrong);
+        }
+    }
+    if too_long > 0 {
+        note(&format!("{too_long} shapes of more than {} MFLOP were left out", effort.most_flops / 1_000_000));
+    }
+    if let Some(path) = &args.json {
+        let machine: serde_json::Map<String, Value> =
+            machine.into_iter().map(|(name, text)| (name.to_owned(), Value::String(text))).collect();
+        let peaks = json!({ "copy_bytes_per_second": peaks.copy, "flops_per_second": peaks.flops });
+        let all = json!({ "machine": machine, "peaks": peaks, "shapes": rows, "left_out": left_out + too_long });
+        let text = serde_json::to_string_pretty(&all)?;
+        std::fs::write(path, text + "\n").map_err(|error| format!("cannot write {}: {error}", path.display()))?;
+    }
+    if wrong.is_empty() { Ok(()) } else { Err(format!("wrong results: {}", wrong.join("; ")).into()) }
+}
+
+/// Holds the CPU form to its reference on the family's small cases.
+fn check_cpu_form(family: &Family) -> Option<String> {
+    let verdict = |(seed, case): (u64, Case)| match check_case(Target::Cpu, &case, seed) {
+        Ok(verdict) => verdict.failure.map(|failure| format!("{:?} {failure}", case.kernel)),
+        Err(error) => Some(error.to_string()),
+    };
+    (1..).zip((family.cases)()).find_map(verdict)
+}
+
+fn heading() -> String {
+    format!(
+        "{:18} {:>11} {:>11} {:>11} {:>9} {:>8} {:>6} {:>6} {:8} shape",
+        "kernel", "median us", "min us", "p90 us", "GFLOP/s", "GB/s", "%flops", "%copy", "bound"
+    )
+}
+
+/// One line of the table.
+#[derive(Debug)]
+struct Row {
+    kernel: &'static str,
+    shape: String,
+    runs: usize,
+    /// Seconds.
+    median: f64,
+    min: f64,
+    p90: f64,
+    /// A second.
+    flops: f64,
+    bytes: f64,
+    /// Parts of the peaks. An algorithm that saves multiplications may be beyond 1.
+    of_flops: f64,
+    of_copy: f64,
+}
+
+impl Row {
+    fn new(case: &Case, measured: &Measured, peaks: &Peaks, target: Target<'_>) -> Self {
+        let kernel = case.kernel.as_ref();
+        let elem = target.storage().bytes(mobilediffusion_kernels::DType::Elem);
+        let seconds = &measured.seconds;
+        let at = |part: usize| seconds[(seconds.len() * part / 100).min(seconds.len() - 1)];
+        // A pass shorter than the clock's tick counts as one nanosecond.
+        let median = at(50).max(1e-9);
+        let (flops, bytes) = (kernel.cost().flops as f64 / median, bytes_moved(kernel, elem) as f64 / median);
+        Self {
+            kernel: kernel.name(),
+            shape: sample::text(kernel),
+            runs: seconds.len(),
+            median,
+            min: seconds[0],
+            p90: at(90),
+            flops,
+            bytes,
+            of_flops: flops / peaks.flops,
+            of_copy: bytes / peaks.copy,
+        }
+    }
+
+    /// Which of the two peaks the kernel is nearer to.
+    fn bound(&self) -> &'static str {
+        if self.of_flops > self.of_copy { "compute" } else { "memory" }
+    }
+
+    fn line(&self) -> String {
+        format!(
+            "{:18} {:11.1} {:11.1} {:11.1} {:9.1} {:8.2} {:6.1} {:6.1} {:8} {}",
+            self.kernel,
+            self.median * 1e6,
+            self.min * 1e6,
+            self.p90 * 1e6,
+            self.flops / 1e9,
+            self.bytes / 1e9,
+            self.of_flops * 100.0,
+            self.of_copy * 100.0,
+            self.bound(),
+            self.shape
+        )
+    }
+
+    fn json(&self) -> Value {
+        json!({
+            "kernel": self.kernel,
+            "shape": self.shape,
+            "runs": self.runs,
+            "median_us": self.median * 1e6,
+            "min_us": self.min * 1e6,
+            "p90_us": self.p90 * 1e6,
+            "flops_per_second": self.flops,
+            "bytes_per_second": self.bytes,
+            "part_of_flops": self.of_flops,
+            "part_of_copy": self.of_copy,
+            "bound": self.bound(),
+        })
+    }
+}

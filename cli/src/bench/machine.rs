@@ -1,0 +1,74 @@
+//! What the numbers belong to: device, driver, commit, day.
+
+use mobilediffusion_kernels::runner::Target;
+use mobilediffusion_runtime::Timer;
+use std::process::Command;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Names and texts of the header's lines.
+pub(crate) fn describe(target: Target<'_>, timer: Option<&Timer>) -> Vec<(&'static str, String)> {
+    let mut lines = match target {
+        Target::Cpu => {
+            let name = cpu_name().unwrap_or_else(|| std::env::consts::ARCH.to_owned());
+            vec![("device", format!("CPU, {name}, {} threads", rayon::current_num_threads()))]
+        }
+        Target::Gpu(gpu, _) => {
+            let adapter = gpu.adapter();
+            let device = format!("{} ({}, {})", adapter.name, adapter.kind, adapter.backend);
+            vec![("device", device), ("driver", adapter.driver.clone())]
+        }
+    };
+    lines.push(("storage", format!("{:?}", target.storage()).to_lowercase()));
+    lines.push(("clock", timer.map_or("wall clock", Timer::clock).to_owned()));
+    lines.extend(commit().map(|commit| ("commit", commit)));
+    lines.push(("date", date(SystemTime::now())));
+    lines
+}
+
+/// The processor's name, where the system tells it in a file.
+fn cpu_name() -> Option<String> {
+    let info = std::fs::read_to_string("/proc/cpuinfo").ok()?;
+    let line = info.lines().find(|line| line.starts_with("model name"))?;
+    Some(line.split_once(':')?.1.trim().to_owned())
+}
+
+/// The commit this was built from if the build says so, else the one of the folder we are in.
+fn commit() -> Option<String> {
+    if let Some(built) = option_env!("MOBILEDIFFUSION_COMMIT") {
+        return Some(built.to_owned());
+    }
+    let output = Command::new("git").args(["describe", "--always", "--dirty"]).output().ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    let text = text.trim();
+    (output.status.success() && !text.is_empty()).then(|| format!("{text} (of the current folder)"))
+}
+
+/// The day, in UTC. Counts years from March, so that a leap day is the last of its year.
+fn date(now: SystemTime) -> String {
+    let days = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() / 86_400);
+    // Days from the first of March of the year 0, in cycles of 400 years.
+    let days = days + 719_468;
+    let (cycle, day) = (days / 146_097, days % 146_097);
+    let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let day = day - (153 * month + 2) / 5 + 1;
+    let (month, carry) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
+    format!("{:04}-{month:02}-{day:02}", 400 * cycle + year + carry)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn days_are_counted_right() {
+        let at = |day: u64| date(UNIX_EPOCH + Duration::from_secs(day * 86_400 + 86_399));
+        assert_eq!(at(0), "1970-01-01");
+        assert_eq!(at(11_016), "2000-02-29");
+        assert_eq!(at(11_017), "2000-03-01");
+        assert_eq!(at(19_722), "2023-12-31");
+        assert_eq!(at(19_723), "2024-01-01");
+    }
+}

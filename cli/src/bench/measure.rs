@@ -1,0 +1,128 @@
+//! One shape of one kernel: checked once, warmed up, then timed.
+
+use super::Effort;
+use crate::Failure;
+use mobilediffusion_kernels::runner::{Target, judge, stored, tolerance};
+use mobilediffusion_kernels::{Access, Case, Operand, Param, Storage, sample, wgsl};
+use mobilediffusion_runtime::{Binding, Bound, Buffer, Dispatch, Gpu, Role, RuntimeError, Timer};
+use std::time::Instant;
+
+/// Seed of the operands.
+const SEED: u64 = 1;
+
+/// The runs of a shape.
+#[derive(Debug)]
+pub(crate) struct Measured {
+    /// Seconds of every run, ascending.
+    pub(crate) seconds: Vec<f64>,
+    /// What was wrong with the result.
+    pub(crate) wrong: Option<String>,
+}
+
+/// Checks and times one shape.
+pub(crate) fn shape(
+    target: Target<'_>,
+    timer: Option<&Timer>,
+    case: &Case,
+    effort: Effort,
+) -> Result<Measured, Failure> {
+    let kernel = case.kernel.as_ref();
+    let inputs = stored(kernel, target.storage(), sample::inputs(case, SEED));
+    let mut outputs = sample::outputs(case);
+    let (mut seconds, wrong) = match (target, timer) {
+        (Target::Gpu(gpu, storage), Some(timer)) => {
+            let (dispatch, written) = prepare(gpu, storage, case, &inputs)?;
+            // The first run warms up, too.
+            let one = Instant::now();
+            gpu.submit([&dispatch])?;
+            gpu.wait()?;
+            let runs = runs(one.elapsed().as_secs_f64(), effort);
+            let mut got = Vec::new();
+            for (operand, buffer) in &written {
+                let staging = gpu.buffer("staging", buffer.bytes(), Role::Staging)?;
+                let bytes = storage.tensor_bytes(operand.dtype, &operand.shape);
+                let bytes = gpu.download(buffer, &staging, (bytes.next_multiple_of(4)) as u64)?;
+                got.push(storage.decode(operand.dtype, &operand.shape, &bytes));
+            }
+            sample::run(case, &sample::packed(case, inputs), &mut outputs);
+            let wide: Vec<Vec<f64>> = written
+                .iter()
+                .zip(&outputs)
+                .map(|((operand, _), values)| mobilediffusion_kernels::check::widen(operand, values))
+                .collect();
+            // Both forms may be off by the tolerance, in opposite directions.
+            let mut allowed = tolerance(case, storage);
+            allowed.absolute *= 2.0;
+            allowed.relative *= 2.0;
+            let verdict = judge(kernel, &got, &wide, allowed);
+            let wrong = verdict.failure.map(|failure| format!("{kernel:?} against the CPU form: {failure}"));
+            (timer.time(gpu, &[&dispatch], runs)?, wrong)
+        }
+        _ => {
+            let packed = sample::packed(case, inputs);
+            let mut timed = || {
+                let start = Instant::now();
+                sample::run(case, &packed, &mut outputs);
+                start.elapsed().as_secs_f64()
+            };
+            timed();
+            let runs = runs(timed(), effort);
+            ((0..runs).map(|_| timed()).collect(), None)
+        }
+    };
+    seconds.sort_by(f64::total_cmp);
+    Ok(Measured { seconds, wrong })
+}
+
+/// Whether a shape failed only because the device has no room for it.
+pub(crate) fn is_too_large(error: &(dyn std::error::Error + 'static)) -> bool {
+    matches!(
+        error.downcast_ref::<RuntimeError>(),
+        Some(RuntimeError::TooLarge { .. } | RuntimeError::OutOfMemory { .. })
+    )
+}
+
+/// How many runs of about `one` second each the effort allows: at least three, so that there is a median.
+fn runs(one: f64, effort: Effort) -> usize {
+    ((effort.per_shape.as_secs_f64() / one.max(1e-9)) as usize).clamp(3, effort.runs)
+}
+
+/// The shader bound to operands on the device, and what it writes.
+fn prepare(
+    gpu: &Gpu,
+    storage: Storage,
+    case: &Case,
+    inputs: &[Vec<f32>],
+) -> Result<(Dispatch, Vec<(Operand, Buffer)>), Failure> {
+    let kernel = case.kernel.as_ref();
+    let (program, operands) = (kernel.program(), kernel.operands());
+    let text = wgsl::compose(&program, storage)?;
+    let params: Vec<u8> = program.params.iter().flat_map(Param::bytes).collect();
+    let uniform = gpu.buffer("params", params.len() as u64, Role::Uniform)?;
+    gpu.upload(&uniform, &params)?;
+    let (mut bindings, mut buffers, mut values) = (vec![Binding::Uniform], Vec::new(), inputs.iter());
+    for operand in &operands {
+        let shape = operand.layout.packed_shape(&operand.shape);
+        let bytes = if operand.present { storage.tensor_bytes(operand.dtype, &shape) } else { 16 };
+        let buffer = gpu.buffer(operand.name, bytes as u64, Role::Storage)?;
+        if operand.access == Access::Read {
+            bindings.push(Binding::Read);
+            let values = values.next().cloned().unwrap_or_default();
+            if operand.present {
+                let packed = operand.layout.pack(&operand.shape, values);
+                let mut encoded = storage.encode(operand.dtype, &shape, &packed);
+                encoded.resize(encoded.len().next_multiple_of(4), 0);
+                gpu.upload(&buffer, &encoded)?;
+            }
+        } else {
+            bindings.push(Binding::Write);
+        }
+        buffers.push(buffer);
+    }
+    let pipeline = gpu.pipeline(kernel.name(), &text, &bindings)?;
+    let mut bound = vec![Bound::whole(&uniform)];
+    bound.extend(buffers.iter().map(Bound::whole));
+    let dispatch = gpu.dispatch(kernel.name(), &pipeline, &bound, program.grid)?;
+    let written = operands.into_iter().zip(buffers).filter(|(operand, _)| operand.access == Access::Write).collect();
+    Ok((dispatch, written))
+}

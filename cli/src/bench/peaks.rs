@@ -1,0 +1,124 @@
+//! What a device can do at best, measured on it: copies, and multiply-adds.
+
+use super::Effort;
+use crate::Failure;
+use mobilediffusion_kernels::cpu::{Mat, Threads, matmul};
+use mobilediffusion_kernels::runner::Target;
+use mobilediffusion_runtime::{Binding, Bound, Gpu, Role, RuntimeError, Timer};
+use rayon::prelude::*;
+use std::time::Instant;
+
+/// Multiply-adds and nothing else: eight independent chains of vectors, so that no addition waits for the one before.
+const MULTIPLY_ADDS: &str = "
+@group(0) @binding(0) var<uniform> scale: vec4<f32>;
+@group(0) @binding(1) var<storage, read_write> sums: array<vec4<f32>>;
+
+@compute @workgroup_size(64)
+fn main(@builtin(global_invocation_id) id: vec3<u32>) {
+    let start = vec4<f32>(f32(id.x & 7u));
+    var a = start; var b = start + 1.0; var c = start + 2.0; var d = start + 3.0;
+    var e = start + 4.0; var f = start + 5.0; var g = start + 6.0; var h = start + 7.0;
+    for (var i = 0u; i < 512u; i++) {
+        a = fma(a, scale, scale); b = fma(b, scale, scale); c = fma(c, scale, scale); d = fma(d, scale, scale);
+        e = fma(e, scale, scale); f = fma(f, scale, scale); g = fma(g, scale, scale); h = fma(h, scale, scale);
+    }
+    sums[id.x] = a + b + c + d + e + f + g + h;
+}
+";
+
+/// Floating-point operations of one invocation: two for each of four lanes of eight chains.
+const FLOPS_EACH: f64 = 2.0 * 4.0 * 8.0 * 512.0;
+
+/// The best of some runs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Peaks {
+    /// Bytes a second, read and written ones.
+    pub(crate) copy: f64,
+    /// Floating-point operations a second, in f32.
+    pub(crate) flops: f64,
+}
+
+impl Peaks {
+    /// Measures both.
+    pub(crate) fn measure(target: Target<'_>, timer: Option<&Timer>, effort: Effort) -> Result<Self, Failure> {
+        match (target, timer) {
+            (Target::Gpu(gpu, _), Some(timer)) => {
+                Ok(Self { copy: gpu_copy(gpu, effort)?, flops: gpu_flops(gpu, timer, effort)? })
+            }
+            _ => Ok(Self { copy: cpu_copy(effort), flops: cpu_flops() }),
+        }
+    }
+}
+
+/// The shortest of some runs, in seconds, after one to warm up.
+fn best<E>(runs: usize, mut run: impl FnMut() -> Result<(), E>) -> Result<f64, E> {
+    run()?;
+    let mut shortest = f64::INFINITY;
+    for _ in 0..runs {
+        let start = Instant::now();
+        run()?;
+        shortest = shortest.min(start.elapsed().as_secs_f64());
+    }
+    Ok(shortest)
+}
+
+/// Larger than the caches that matter.
+fn copy_bytes(effort: Effort) -> u64 {
+    if effort.quick { 64 << 20 } else { 256 << 20 }
+}
+
+fn cpu_copy(effort: Effort) -> f64 {
+    let len = usize::try_from(copy_bytes(effort) / 4).expect("fits into memory");
+    let (from, mut to) = (vec![1.0_f32; len], vec![0.0_f32; len]);
+    let part = len.div_ceil(rayon::current_num_threads());
+    let copy = || -> Result<(), std::convert::Infallible> {
+        to.par_chunks_mut(part).zip(from.par_chunks(part)).for_each(|(to, from)| to.copy_from_slice(from));
+        Ok(())
+    };
+    let Ok(seconds) = best(7, copy);
+    (2 * 4 * len) as f64 / seconds
+}
+
+/// A product of the size at which matrix products are at their best.
+fn cpu_flops() -> f64 {
+    const SIZE: usize = 1024;
+    let values: Vec<f32> = (0..SIZE * SIZE).map(|i| (i % 17) as f32).collect();
+    let mut product = vec![0.0; SIZE * SIZE];
+    let matrix = Mat::rows(&values, SIZE, SIZE, SIZE);
+    let multiply = || -> Result<(), std::convert::Infallible> {
+        matmul(&mut product, SIZE, matrix, matrix, 1.0, false, Threads::All);
+        Ok(())
+    };
+    let Ok(seconds) = best(15, multiply);
+    2.0 * (SIZE * SIZE * SIZE) as f64 / seconds
+}
+
+fn gpu_copy(gpu: &Gpu, effort: Effort) -> Result<f64, RuntimeError> {
+    // Several copies between two waits, so that the way to the device does not count.
+    const COPIES: u32 = 16;
+    let caps = gpu.caps();
+    let bytes = copy_bytes(effort).min(caps.max_buffer_bytes / 4).min(caps.max_binding_bytes) & !3;
+    let from = gpu.buffer("copied from", bytes, Role::Storage)?;
+    let to = gpu.buffer("copied to", bytes, Role::Storage)?;
+    let copies = if effort.quick { 1 } else { COPIES };
+    let seconds = best(5, || {
+        (0..copies).try_for_each(|_| gpu.copy(&from, &to, bytes))?;
+        gpu.wait()
+    })?;
+    Ok(2.0 * bytes as f64 * f64::from(copies) / seconds)
+}
+
+fn gpu_flops(gpu: &Gpu, timer: &Timer, effort: Effort) -> Result<f64, RuntimeError> {
+    let groups: u32 = if effort.quick { 256 } else { 32_768 };
+    let invocations = groups * 64;
+    let scale = gpu.buffer("scale", 16, Role::Uniform)?;
+    // Below one, so that no sum grows beyond every bound.
+    gpu.upload(&scale, &[0.5_f32; 4].map(f32::to_le_bytes).concat())?;
+    let sums = gpu.buffer("sums", u64::from(invocations) * 16, Role::Storage)?;
+    let pipeline = gpu.pipeline("multiply-adds", MULTIPLY_ADDS, &[Binding::Uniform, Binding::Write])?;
+    let bound = [Bound::whole(&scale), Bound::whole(&sums)];
+    let dispatch = gpu.dispatch("multiply-adds", &pipeline, &bound, [groups, 1, 1])?;
+    let seconds = timer.time(gpu, &[&dispatch], 6)?;
+    let shortest = seconds.into_iter().filter(|seconds| *seconds > 0.0).fold(f64::INFINITY, f64::min);
+    Ok(f64::from(invocations) * FLOPS_EACH / shortest)
+}

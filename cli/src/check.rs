@@ -1,0 +1,149 @@
+//! `check`: kernels against their references, or against case files from elsewhere.
+
+use crate::Failure;
+use crate::args::{Check, Floats};
+use crate::terminal::{note, one_line, result};
+use mobilediffusion_kernels::casefile::CaseFile;
+use mobilediffusion_kernels::runner::{RunError, Target, Verdict, check_case, check_file, split};
+use mobilediffusion_kernels::{FAMILIES, Kernel, Operand, Storage, Tolerance};
+use mobilediffusion_model::DeviceChoice;
+use mobilediffusion_runtime::{Gpu, Select};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+pub(crate) fn run(args: &Check) -> Result<(), Failure> {
+    let gpu = open(&args.device)?;
+    let target = match &gpu {
+        None if args.dtype == Floats::F16 => return Err("the CPU computes in f32 only".into()),
+        None => Target::Cpu,
+        Some(gpu) => Target::Gpu(gpu, args.dtype.storage(gpu)),
+    };
+    match &gpu {
+        None => note("device: CPU, f32"),
+        Some(gpu) => note(&format!("device: {}, {:?}", gpu.adapter(), target.storage())),
+    }
+    result(&format!("{:6} {:18} {:>9} {:>9} {:>17}  case", "", "kernel", "max abs", "rel L2", "tolerance"))?;
+    let mut tally = Tally::default();
+    if args.paths.is_empty() {
+        for family in FAMILIES {
+            for (seed, case) in (1..).zip((family.cases)()) {
+                tally.row(case.kernel.as_ref(), check_case(target, &case, seed), None)?;
+            }
+        }
+    }
+    for path in &args.paths {
+        match case_files(path) {
+            Ok(files) => files.iter().try_for_each(|file| tally.file(target, file))?,
+            Err(why) => tally.error(&format!("{}: {why}", path.display()))?,
+        }
+    }
+    let Tally { passed, failed } = tally;
+    if failed > 0 {
+        return Err(format!("{failed} of {} cases failed", passed + failed).into());
+    }
+    note(&format!("{passed} cases passed"));
+    Ok(())
+}
+
+/// The GPU that is meant, or none for the CPU.
+pub(crate) fn open(choice: &DeviceChoice) -> Result<Option<Gpu>, Failure> {
+    let select = match choice {
+        DeviceChoice::Cpu => return Ok(None),
+        DeviceChoice::Auto => Select::Hardware,
+        DeviceChoice::Gpu => Select::Best,
+        DeviceChoice::Named(name) => Select::Named(name.clone()),
+    };
+    match pollster::block_on(Gpu::open(&select)) {
+        Ok(gpu) => Ok(Some(gpu)),
+        Err(_) if *choice == DeviceChoice::Auto => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+impl Floats {
+    /// How this GPU stores them: in f16 proper, if it can.
+    pub(crate) fn storage(self, gpu: &Gpu) -> Storage {
+        match self {
+            Self::F32 => Storage::F32,
+            Self::F16 if gpu.caps().shader_f16 => Storage::F16,
+            Self::F16 => Storage::F16Packed,
+        }
+    }
+}
+
+/// A file itself, or what a folder holds, by name.
+fn case_files(path: &Path) -> Result<Vec<PathBuf>, Failure> {
+    if !path.is_dir() {
+        return Ok(vec![path.to_owned()]);
+    }
+    let entries: Vec<PathBuf> = fs::read_dir(path)?.map(|entry| Ok(entry?.path())).collect::<Result<_, Failure>>()?;
+    let mut files: Vec<_> = entries.into_iter().filter(|p| p.extension().is_some_and(|e| e == "safetensors")).collect();
+    files.sort();
+    if files.is_empty() { Err("there is no .safetensors file in this folder".into()) } else { Ok(files) }
+}
+
+/// What was printed so far.
+#[derive(Default)]
+struct Tally {
+    passed: usize,
+    failed: usize,
+}
+
+impl Tally {
+    fn file(&mut self, target: Target<'_>, path: &Path) -> Result<(), Failure> {
+        match CaseFile::read(path) {
+            Ok(file) => self.row(file.case.kernel.as_ref(), check_file(target, &file), Some(path)),
+            Err(error) => self.error(&error.to_string()),
+        }
+    }
+
+    fn error(&mut self, text: &str) -> Result<(), Failure> {
+        self.failed += 1;
+        Ok(result(&format!("ERROR  {}", one_line(text)))?)
+    }
+
+    fn row(
+        &mut self,
+        kernel: &dyn Kernel,
+        verdict: Result<Verdict, RunError>,
+        file: Option<&Path>,
+    ) -> Result<(), Failure> {
+        let file = file.map(|path| format!("{}: ", path.display())).unwrap_or_default();
+        let verdict = match verdict {
+            Ok(verdict) => verdict,
+            Err(error) => return self.error(&format!("{file}{}: {error}", kernel.name())),
+        };
+        let word = if verdict.failure.is_none() { "pass" } else { "FAIL" };
+        let (agreement, tolerance) = (verdict.agreement, allowed(verdict.tolerance));
+        let mut line = format!(
+            "{word:6} {:18} {:9.2e} {:9.2e} {tolerance:>17}  {file}{}",
+            kernel.name(),
+            agreement.max_abs,
+            agreement.relative_l2,
+            shapes(kernel)
+        );
+        match verdict.failure {
+            Some(why) => {
+                self.failed += 1;
+                line.push_str(&format!("; {}", one_line(&why)));
+            }
+            None => self.passed += 1,
+        }
+        Ok(result(&line)?)
+    }
+}
+
+/// `1.0e-7+2.0e-6r`: what is allowed of any value, and in proportion to it.
+fn allowed(Tolerance { absolute, relative }: Tolerance) -> String {
+    if (absolute, relative) == (0.0, 0.0) { "exact".to_owned() } else { format!("{absolute:.1e}+{relative:.1e}r") }
+}
+
+/// `x[2, 3] w[4, 3] -> y[2, 4]`
+fn shapes(kernel: &dyn Kernel) -> String {
+    let list = |operands: Vec<Operand>| {
+        let present = operands.iter().filter(|o| o.present);
+        present.map(|o| format!("{}{:?}", o.name, o.shape)).collect::<Vec<_>>().join(" ")
+    };
+    let (read, written) = split(kernel);
+    format!("{} -> {}", list(read), list(written))
+}

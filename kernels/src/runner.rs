@@ -1,0 +1,276 @@
+//! Running one problem of a kernel on the CPU or a GPU, and judging what came out: what the tests and the command
+//! `check` share.
+//!
+//! Outputs start poisoned and lie between poisoned fences, so that an element nobody wrote and a write beyond the end
+//! are both found; on a GPU the padding of rows has to be zero afterwards.
+
+use crate::casefile::CaseFile;
+use crate::check::{self, Agreement, Mismatch, POISON};
+use crate::kernel::{Access, Case, DType, Kernel, Operand, Param, Tolerance};
+use crate::{Storage, wgsl};
+use mobilediffusion_runtime::shader::UnknownImport;
+use mobilediffusion_runtime::{Binding, Bound, Gpu, Role, RuntimeError};
+
+/// Poisoned bytes around every buffer's tensor on a GPU. A multiple of every alignment.
+const FENCE_BYTES: usize = 256;
+
+/// Poisoned elements around every output of a CPU form.
+const FENCE: usize = 16;
+
+/// Where a problem runs.
+#[derive(Clone, Copy, Debug)]
+pub enum Target<'a> {
+    /// The CPU form, in f32.
+    Cpu,
+    /// The shader on this device, with floats stored like this.
+    Gpu(&'a Gpu, Storage),
+}
+
+impl Target<'_> {
+    /// How floats are stored.
+    pub fn storage(&self) -> Storage {
+        if let Self::Gpu(_, storage) = self { *storage } else { Storage::F32 }
+    }
+}
+
+/// Why there is no result to judge.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RunError {
+    /// The kernel's shader does not compose.
+    #[error(transparent)]
+    Compose(#[from] UnknownImport),
+    /// The device refused something.
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    /// The kernel wrote where it must not.
+    #[error("{kernel}: `{operand}` was written outside its bounds")]
+    Outside {
+        /// The problem.
+        kernel: String,
+        /// The output.
+        operand: &'static str,
+    },
+    /// The kernel left something in the padding.
+    #[error("{kernel}: `{operand}` has padding that is not zero")]
+    Padding {
+        /// The problem.
+        kernel: String,
+        /// The output.
+        operand: &'static str,
+    },
+}
+
+/// What came of a comparison.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Verdict {
+    /// The worst of all outputs; NaN where an element is, or where an output has another length.
+    pub agreement: Agreement,
+    /// What was allowed.
+    pub tolerance: Tolerance,
+    /// Output and first wrong element, if one is beyond the tolerance.
+    pub failure: Option<String>,
+}
+
+/// The operands a kernel reads and those it writes.
+pub fn split(kernel: &dyn Kernel) -> (Vec<Operand>, Vec<Operand>) {
+    kernel.operands().into_iter().partition(|operand| operand.access == Access::Read)
+}
+
+/// Storage types a device can run.
+pub fn storages(gpu: &Gpu) -> Vec<Storage> {
+    let native = gpu.caps().shader_f16.then_some(Storage::F16);
+    [Storage::F32, Storage::F16Packed].into_iter().chain(native).collect()
+}
+
+/// The tolerance of a case where floats are stored as `storage`: its kernel's, or none on whole numbers.
+pub fn tolerance(case: &Case, storage: Storage) -> Tolerance {
+    let tolerance = if case.exact { Tolerance::EXACT } else { case.kernel.tolerance() };
+    stored_tolerance(case.kernel.as_ref(), tolerance, storage)
+}
+
+/// Rounding an output to f16 costs at most half a unit, 2^-11, of the value.
+fn stored_tolerance(kernel: &dyn Kernel, mut tolerance: Tolerance, storage: Storage) -> Tolerance {
+    let (_, written) = split(kernel);
+    if storage != Storage::F32 && written.iter().any(|o| o.dtype == DType::Elem) {
+        tolerance.relative += 2.0_f64.powi(-11);
+    }
+    tolerance
+}
+
+/// Rounds inputs to what a device holds that stores floats as `storage`, so that the reference sees the same numbers.
+pub fn stored(kernel: &dyn Kernel, storage: Storage, inputs: Vec<Vec<f32>>) -> Vec<Vec<f32>> {
+    let (read, _) = split(kernel);
+    let round = |(o, values): (&Operand, Vec<f32>)| {
+        if values.is_empty() {
+            return values;
+        }
+        storage.decode(o.dtype, &o.shape, &storage.encode(o.dtype, &o.shape, &values))
+    };
+    read.iter().zip(inputs).map(round).collect()
+}
+
+/// Runs a problem on `inputs` (dense, in PyTorch's orientation) and returns what was written, dense.
+///
+/// # Errors
+/// If the device refuses anything, or the kernel wrote outside its outputs or left padding that is not zero.
+pub fn run(target: Target<'_>, kernel: &dyn Kernel, inputs: &[Vec<f32>]) -> Result<Vec<Vec<f32>>, RunError> {
+    match target {
+        Target::Cpu => run_cpu(kernel, inputs),
+        Target::Gpu(gpu, storage) => run_gpu(gpu, storage, kernel, inputs),
+    }
+}
+
+/// Compares what was written with what was wanted. Integers are compared exactly.
+pub fn judge(kernel: &dyn Kernel, outputs: &[Vec<f32>], expected: &[Vec<f64>], tolerance: Tolerance) -> Verdict {
+    let (_, written) = split(kernel);
+    let mut verdict = Verdict { agreement: Agreement::default(), tolerance, failure: None };
+    for ((operand, got), want) in written.iter().zip(outputs).zip(expected) {
+        let tolerance = if operand.dtype == DType::U32 { Tolerance::EXACT } else { tolerance };
+        let agreement =
+            check::compare(&check::widen(operand, got), want, &operand.shape, tolerance).unwrap_or_else(|mismatch| {
+                verdict.failure.get_or_insert(format!("`{}`: {mismatch}", operand.name));
+                match mismatch {
+                    Mismatch::Values { agreement, .. } => agreement,
+                    Mismatch::Length { .. } => Agreement { max_abs: f64::NAN, relative_l2: f64::NAN },
+                }
+            });
+        // `f64::max` would drop a NaN.
+        let worse = |a: f64, b: f64| if b <= a { a } else { b };
+        verdict.agreement.max_abs = worse(verdict.agreement.max_abs, agreement.max_abs);
+        verdict.agreement.relative_l2 = worse(verdict.agreement.relative_l2, agreement.relative_l2);
+    }
+    verdict
+}
+
+/// Runs a built-in case on operands made from `seed` and judges it by the kernel's reference.
+///
+/// # Errors
+/// As [`run`].
+pub fn check_case(target: Target<'_>, case: &Case, seed: u64) -> Result<Verdict, RunError> {
+    let kernel = case.kernel.as_ref();
+    let inputs = stored(kernel, target.storage(), check::inputs(case, seed));
+    let outputs = run(target, kernel, &inputs)?;
+    Ok(judge(kernel, &outputs, &check::expected(case, &inputs), tolerance(case, target.storage())))
+}
+
+/// Runs a case file and judges it by what the file expects.
+///
+/// A device that stores f16 gets rounded operands, which is not the kernel's mistake: what the file expects is moved
+/// by as much as the rounding moves the reference.
+///
+/// # Errors
+/// As [`run`].
+pub fn check_file(target: Target<'_>, file: &CaseFile) -> Result<Verdict, RunError> {
+    let (case, storage) = (&file.case, target.storage());
+    let kernel = case.kernel.as_ref();
+    let tolerance = stored_tolerance(kernel, file.tolerance.unwrap_or_else(|| kernel.tolerance()), storage);
+    let mut expected = file.wide_expected();
+    let rounded = stored(kernel, storage, file.inputs.clone());
+    if rounded != file.inputs {
+        let moved = check::expected(case, &rounded).into_iter().zip(check::expected(case, &file.inputs));
+        for (expected, (after, before)) in expected.iter_mut().zip(moved) {
+            for ((value, after), before) in expected.iter_mut().zip(after).zip(before) {
+                *value += after - before;
+            }
+        }
+    }
+    Ok(judge(kernel, &run(target, kernel, &rounded)?, &expected, tolerance))
+}
+
+fn run_cpu(kernel: &dyn Kernel, inputs: &[Vec<f32>]) -> Result<Vec<Vec<f32>>, RunError> {
+    let (read, written) = split(kernel);
+    let pack = |(operand, values): (&Operand, &Vec<f32>)| {
+        if operand.present { operand.layout.pack(&operand.shape, values.clone()) } else { Vec::new() }
+    };
+    let packed: Vec<Vec<f32>> = read.iter().zip(inputs).map(pack).collect();
+    let fenced = |o: &Operand| vec![f32::from_bits(POISON); o.host_len() + 2 * FENCE];
+    let mut outputs: Vec<Vec<f32>> = written.iter().map(fenced).collect();
+    {
+        let pairs = outputs.iter_mut().zip(&written);
+        let mut inner: Vec<&mut [f32]> = pairs.map(|(all, o)| &mut all[FENCE..FENCE + o.host_len()]).collect();
+        kernel.cpu(&packed.iter().map(Vec::as_slice).collect::<Vec<_>>(), &mut inner);
+    }
+    let inside = |(all, operand): (Vec<f32>, &Operand)| {
+        let end = FENCE + operand.host_len();
+        if all[..FENCE].iter().chain(&all[end..]).all(|v| v.to_bits() == POISON) {
+            Ok(all[FENCE..end].to_vec())
+        } else {
+            Err(RunError::Outside { kernel: format!("{kernel:?}"), operand: operand.name })
+        }
+    };
+    outputs.into_iter().zip(&written).map(inside).collect()
+}
+
+fn poison(bytes: usize) -> Vec<u8> {
+    POISON.to_le_bytes().into_iter().cycle().take(bytes).collect()
+}
+
+fn run_gpu(gpu: &Gpu, storage: Storage, kernel: &dyn Kernel, inputs: &[Vec<f32>]) -> Result<Vec<Vec<f32>>, RunError> {
+    let program = kernel.program();
+    let text = wgsl::compose(&program, storage)?;
+    let operands = kernel.operands();
+    let mut bindings = vec![Binding::Uniform];
+    bindings.extend(operands.iter().map(|o| if o.access == Access::Read { Binding::Read } else { Binding::Write }));
+    let pipeline = gpu.pipeline(kernel.name(), &text, &bindings)?;
+
+    let params: Vec<u8> = program.params.iter().flat_map(Param::bytes).collect();
+    let uniform = gpu.buffer("params", params.len() as u64, Role::Uniform)?;
+    gpu.upload(&uniform, &params)?;
+    let mut values = inputs.iter();
+    let mut buffers = Vec::new();
+    for operand in &operands {
+        let shape = operand.layout.packed_shape(&operand.shape);
+        let bytes = if operand.present { storage.tensor_bytes(operand.dtype, &shape) } else { 16 };
+        let buffer = gpu.buffer(operand.name, (bytes + 2 * FENCE_BYTES) as u64, Role::Storage)?;
+        let mut content = poison((bytes + 2 * FENCE_BYTES).next_multiple_of(4));
+        if operand.access == Access::Read {
+            let values = values.next().cloned().unwrap_or_default();
+            if operand.present {
+                let packed = operand.layout.pack(&operand.shape, values);
+                let encoded = storage.encode(operand.dtype, &shape, &packed);
+                content[FENCE_BYTES..FENCE_BYTES + bytes].copy_from_slice(&encoded);
+            }
+        }
+        gpu.upload(&buffer, &content)?;
+        buffers.push((buffer, bytes));
+    }
+    let mut bound = vec![Bound::whole(&uniform)];
+    bound.extend(buffers.iter().map(|(buffer, bytes)| Bound {
+        buffer,
+        offset: FENCE_BYTES as u64,
+        bytes: bytes.next_multiple_of(4) as u64,
+    }));
+    let dispatch = gpu.dispatch(kernel.name(), &pipeline, &bound, program.grid)?;
+    gpu.submit([&dispatch])?;
+
+    let mut outputs = Vec::new();
+    for (operand, (buffer, bytes)) in operands.iter().zip(&buffers).filter(|(o, _)| o.access == Access::Write) {
+        let staging = gpu.buffer("staging", buffer.bytes(), Role::Staging)?;
+        let all = gpu.download(buffer, &staging, buffer.bytes())?;
+        outputs.push(unfenced(kernel, operand, storage, &all, *bytes)?);
+    }
+    Ok(outputs)
+}
+
+/// The tensor between the fences, if nobody touched those.
+fn unfenced(
+    kernel: &dyn Kernel,
+    operand: &Operand,
+    storage: Storage,
+    all: &[u8],
+    bytes: usize,
+) -> Result<Vec<f32>, RunError> {
+    let (kernel, end) = (|| format!("{kernel:?} {storage:?}"), FENCE_BYTES + bytes);
+    let whole = |fence: &[u8]| fence.iter().zip(poison(fence.len())).all(|(got, want)| *got == want);
+    if bytes.is_multiple_of(4) && ![&all[..FENCE_BYTES], &all[end..]].into_iter().all(whole) {
+        return Err(RunError::Outside { kernel: kernel(), operand: operand.name });
+    }
+    let inside = &all[FENCE_BYTES..end];
+    let values = storage.decode(operand.dtype, &operand.shape, inside);
+    // Encoding again puts zeros into the padding: any other byte there, NaN included, is a kernel's mistake.
+    let clean = operand.dtype == DType::U32
+        || storage.encode(operand.dtype, &operand.shape, &values) == inside
+        || values.iter().any(|v| v.is_nan());
+    if clean { Ok(values) } else { Err(RunError::Padding { kernel: kernel(), operand: operand.name }) }
+}

@@ -1,0 +1,75 @@
+//! A problem made ready for measuring: its sizes as text, and operands that are cheap to make at the model's sizes.
+
+use crate::check::{self, Random};
+use crate::kernel::{Access, Case, Kernel, Operand};
+use serde_json::Value;
+
+/// The sizes of a problem in one short text: what is off, zero or absent is left out.
+pub fn text(kernel: &dyn Kernel) -> String {
+    let Value::Object(sizes) = kernel.params_json() else { return String::new() };
+    let part = |(name, value): (&String, &Value)| match value {
+        Value::Null | Value::Bool(false) => None,
+        Value::Bool(true) => Some(name.clone()),
+        Value::Number(number) if number.as_f64() == Some(0.0) => None,
+        Value::String(text) if text == "none" => None,
+        Value::String(text) => Some(format!("{name}={text}")),
+        other => Some(format!("{name}={other}")),
+    };
+    sizes.iter().filter_map(part).collect::<Vec<_>>().join(" ")
+}
+
+/// Values of all operands a case reads, in order, dense and in PyTorch's orientation. Large operands repeat a block of
+/// random values whose length is a prime, so that no two rows are the same.
+pub fn inputs(case: &Case, seed: u64) -> Vec<Vec<f32>> {
+    const BLOCK: usize = 65_521;
+    let mut random = Random::new(seed);
+    let operands = case.kernel.operands();
+    let read = operands.iter().filter(|o| o.access == Access::Read);
+    read.map(|operand| {
+        let len = operand.host_len();
+        let block = Operand { shape: vec![len.min(BLOCK)], ..operand.clone() };
+        let block = check::fill(&block, case.fill_of(operand.name), &mut random);
+        block.iter().copied().cycle().take(len).collect()
+    })
+    .collect()
+}
+
+/// The same values as the CPU form takes them: packed.
+pub fn packed(case: &Case, inputs: Vec<Vec<f32>>) -> Vec<Vec<f32>> {
+    let operands = case.kernel.operands();
+    let read = operands.iter().filter(|o| o.access == Access::Read);
+    let pack = |(o, values): (&Operand, Vec<f32>)| if o.present { o.layout.pack(&o.shape, values) } else { values };
+    read.zip(inputs).map(pack).collect()
+}
+
+/// Room for what a case writes, on the host.
+pub fn outputs(case: &Case) -> Vec<Vec<f32>> {
+    let operands = case.kernel.operands();
+    operands.iter().filter(|o| o.access == Access::Write).map(|o| vec![0.0; o.host_len()]).collect()
+}
+
+/// Runs the CPU form on packed inputs.
+pub fn run(case: &Case, packed: &[Vec<f32>], outputs: &mut [Vec<f32>]) {
+    let inputs: Vec<&[f32]> = packed.iter().map(Vec::as_slice).collect();
+    let mut outputs: Vec<&mut [f32]> = outputs.iter_mut().map(Vec::as_mut_slice).collect();
+    case.kernel.cpu(&inputs, &mut outputs);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::FAMILIES;
+
+    #[test]
+    fn every_model_shape_has_a_text_and_inputs_of_the_right_length() {
+        for family in FAMILIES {
+            for case in (family.model_shapes)().iter().take(1) {
+                assert!(!text(case.kernel.as_ref()).is_empty(), "{} says nothing of its sizes", family.name);
+                let lens: Vec<usize> =
+                    case.kernel.operands().iter().filter(|o| o.access == Access::Read).map(Operand::host_len).collect();
+                let made: Vec<usize> = inputs(case, 1).iter().map(Vec::len).collect();
+                assert_eq!(made, lens, "{}", family.name);
+            }
+        }
+    }
+}

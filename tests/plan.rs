@@ -1,0 +1,280 @@
+//! Plans: where tensors lie, and that it does not show in the results.
+
+mod plan_graphs;
+
+use mobilediffusion_graph::plan::{Lifetime, Sharing, lower_bound, pack, place};
+use mobilediffusion_graph::{Conv, Device, Graph, GraphError, Recording, Session, TensorInfo, Weights, compare};
+use mobilediffusion_kernels::{Activate, Activation, DType, Kernel, Param, Storage, wgsl};
+use mobilediffusion_model::ModelConfig;
+use mobilediffusion_model::config::Sampler;
+use mobilediffusion_model::networks::{Shape, decode_graph, denoise_graph, text_graph};
+use mobilediffusion_runtime::{Binding, Bound, Role};
+use plan_graphs::{MadeUp, devices, random_graph, say, tiny_denoise, values};
+use proptest::prelude::*;
+use std::time::Instant;
+
+fn minimalloc(name: char) -> Vec<Lifetime> {
+    let path = format!("{}/data/minimalloc/{name}.1048576.csv", env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(path).expect("the instance is in the repository");
+    let line = |line: &str| {
+        let numbers: Vec<usize> = line.split(',').map(|n| n.trim().parse().expect("a whole number")).collect();
+        Lifetime { first: numbers[1], last: numbers[2] - 1, bytes: numbers[3] }
+    };
+    text.lines().skip(1).map(line).collect()
+}
+
+#[test]
+fn published_instances_fit_in_a_tenth_more() {
+    const CAPACITY: f64 = 1_048_576.0;
+    let mut table = String::from("instance  tensors  total / capacity  seconds\n");
+    let mut worst = 0.0_f64;
+    for name in 'A'..='K' {
+        let lifetimes = minimalloc(name);
+        let start = Instant::now();
+        let packing = pack(&lifetimes);
+        let ratio = packing.total as f64 / CAPACITY;
+        let (count, seconds) = (lifetimes.len(), start.elapsed().as_secs_f64());
+        table += &format!("{name:8}  {count:7}  {ratio:16.4}  {seconds:7.2}\n");
+        disjoint(&lifetimes, &packing.offsets, packing.total);
+        worst = worst.max(ratio);
+    }
+    say(&table);
+    assert!(worst <= 1.10, "{table}");
+}
+
+/// Every pair again, without the planner's own idea of what overlaps.
+fn disjoint(lifetimes: &[Lifetime], offsets: &[usize], total: usize) {
+    assert_eq!(lifetimes.len(), offsets.len(), "every tensor has a place");
+    for (i, a) in lifetimes.iter().enumerate() {
+        assert!(offsets[i] + a.bytes <= total, "tensor {i} ends outside");
+        for (j, b) in lifetimes.iter().enumerate().skip(i + 1) {
+            let together = a.first.max(b.first) <= a.last.min(b.last);
+            let shared = offsets[i].max(offsets[j]) < (offsets[i] + a.bytes).min(offsets[j] + b.bytes);
+            assert!(!(together && shared), "{i} and {j} share bytes");
+        }
+    }
+}
+
+#[test]
+fn the_models_plans_are_near_the_lower_bound() {
+    let bytes_of = |t: &TensorInfo| Storage::F32.tensor_bytes(t.dtype, &t.shape);
+    let mut table = String::from("plan  steps  tensors  lower bound  buffers  ratio  arena ratio\n");
+    for preset in ModelConfig::PRESETS {
+        let config = ModelConfig::preset(preset).expect("a preset is there");
+        let size = config.defaults.image_size;
+        let shape = Shape::of(size, size, Sampler::OneStep, 1, false).expect("the default size fits");
+        let graphs = [
+            ("text encoder", text_graph(&config, 1)),
+            ("unet", denoise_graph(&config, &shape)),
+            ("decoder", decode_graph(&config, &shape)),
+        ];
+        for (name, graph) in graphs {
+            let recording = Recording::new(graph.expect("a preset builds"));
+            let (_, placement) = recording.placement(bytes_of, Sharing::Planned);
+            let summary = recording.summary(Storage::F32);
+            let ratio = |bytes: usize| bytes as f64 / summary.lower_bound_bytes as f64;
+            let (slots, arena) = (ratio(placement.total()), ratio(summary.arena_bytes));
+            table += &format!(
+                "{preset} {name}  {}  {}  {}  {}  {slots:.4}  {arena:.4}\n",
+                summary.steps, summary.tensors, summary.lower_bound_bytes, summary.slots
+            );
+            assert!(arena <= 1.001 && slots <= 1.3, "{table}");
+        }
+    }
+    say(&table);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn whatever_lives_together_lies_apart(lives in prop::collection::vec((0_usize..40, 0_usize..12, 1_usize..50), 0..60)) {
+        let lifetimes: Vec<Lifetime> =
+            lives.into_iter().map(|(first, more, bytes)| Lifetime { first, last: first + more, bytes }).collect();
+        let (packing, placement) = (pack(&lifetimes), place(&lifetimes));
+        let most_alive = (0..60).map(|step| {
+            lifetimes.iter().filter(|l| (l.first..=l.last).contains(&step)).map(|l| l.bytes).sum::<usize>()
+        }).max().unwrap_or(0);
+        prop_assert_eq!(lower_bound(&lifetimes), most_alive);
+        prop_assert!(packing.total >= most_alive && placement.total() >= most_alive);
+        disjoint(&lifetimes, &packing.offsets, packing.total);
+        for (i, a) in lifetimes.iter().enumerate() {
+            prop_assert!(placement.slot_bytes[placement.slot_of[i]] >= a.bytes);
+            for (j, b) in lifetimes.iter().enumerate().skip(i + 1) {
+                let together = a.first.max(b.first) <= a.last.min(b.last);
+                prop_assert!(!together || placement.slot_of[i] != placement.slot_of[j]);
+            }
+        }
+        prop_assert_eq!(pack(&lifetimes), packing);
+        prop_assert_eq!(place(&lifetimes), placement);
+    }
+
+    #[test]
+    fn shared_memory_changes_no_bit(operations in prop::collection::vec((0_u8..5, any::<u8>(), any::<u8>()), 1..14)) {
+        for device in devices() {
+            let run = |sharing| {
+                let recording = Recording::new(random_graph(&operations));
+                let names: Vec<String> = recording.outputs.iter().map(|(name, _)| name.clone()).collect();
+                let mut weights = Weights::new(device.clone(), Box::new(MadeUp::default()));
+                let mut session = Session::with_sharing(recording, &mut weights, sharing, &mut |_, _| ())?;
+                session.poison()?;
+                session.write("x", &values("x", 80))?;
+                session.write("y", &values("y", 64))?;
+                session.run(&mut |_, _| true)?;
+                names.iter().map(|name| session.read(name)).collect::<Result<Vec<_>, GraphError>>()
+            };
+            let bits = |all: Vec<Vec<f32>>| all.concat().into_iter().map(f32::to_bits).collect::<Vec<_>>();
+            let planned = run(Sharing::Planned).expect("the plan runs");
+            prop_assert!(planned.iter().flatten().all(|v| v.is_finite()), "something unwritten was read");
+            prop_assert_eq!(bits(planned), bits(run(Sharing::Private).expect("the plan runs")));
+        }
+    }
+}
+
+#[test]
+fn a_replay_makes_nothing() {
+    let Some(Device::Gpu(gpu, storage)) = devices().into_iter().find(|d| matches!(d, Device::Gpu(..))) else {
+        return say("skipped: there is no GPU adapter");
+    };
+    let mut weights = Weights::new(Device::Gpu(gpu.clone(), storage), Box::new(MadeUp::default()));
+    let mut graph = Graph::new();
+    let mut x = graph.input("x", [1, 4], DType::Elem);
+    for _ in 0..300 {
+        x = graph.activate(&x, Activation::Silu, 1.0).expect("it fits");
+    }
+    graph.output("y", &x);
+    let mut session = Session::new(Recording::new(graph), &mut weights, &mut |_, _| ()).expect("it is made");
+    let mut run = || {
+        session.write("x", &[1.0; 4]).expect("it fits");
+        let start = Instant::now();
+        session.run(&mut |_, _| true).expect("it runs");
+        start.elapsed()
+    };
+    run();
+    let before = gpu.counters();
+    let least = (0..20).map(|_| run()).min().expect("there were runs");
+    assert_eq!(gpu.counters(), before, "a replayed plan made buffers or pipelines");
+    say(&format!("{}: 300 steps of four numbers take {least:?}, waits included", gpu.adapter()));
+}
+
+/// Encoding and submitting 300 dispatches, without the time of the device: what a replay costs the host.
+#[test]
+fn the_hosts_part_of_a_replay_is_told() {
+    let Some(Device::Gpu(gpu, storage)) = devices().into_iter().find(|d| matches!(d, Device::Gpu(..))) else {
+        return say("skipped: there is no GPU adapter");
+    };
+    let kernel = Activate { rows: 1, c: 4, activation: Activation::Silu, scale: 1.0 };
+    let program = kernel.program();
+    let text = wgsl::compose(&program, storage).expect("the shader composes");
+    let bindings = [Binding::Uniform, Binding::Read, Binding::Write];
+    let pipeline = gpu.pipeline(kernel.name(), &text, &bindings).expect("it compiles");
+    let params: Vec<u8> = program.params.iter().flat_map(Param::bytes).collect();
+    let buffer = |bytes, role| gpu.buffer("probe", bytes, role).expect("it is small");
+    let (uniform, x, y) =
+        (buffer(params.len() as u64, Role::Uniform), buffer(16, Role::Storage), buffer(16, Role::Storage));
+    gpu.upload(&uniform, &params).expect("it fits");
+    let dispatch = |step: usize| {
+        let (from, to) = if step.is_multiple_of(2) { (&x, &y) } else { (&y, &x) };
+        let bound = [Bound::whole(&uniform), Bound::whole(from), Bound::whole(to)];
+        gpu.dispatch("probe", &pipeline, &bound, program.grid).expect("it binds")
+    };
+    let dispatches: Vec<_> = (0..300).map(dispatch).collect();
+    let submit = |_| {
+        gpu.wait().expect("the device answers");
+        let start = Instant::now();
+        gpu.submit(&dispatches).expect("it is submitted");
+        start.elapsed()
+    };
+    let least = (0..20).map(submit).min().expect("there were runs");
+    gpu.wait().expect("the device answers");
+    say(&format!("{}: the host's part of 300 steps is {least:?}", gpu.adapter()));
+}
+
+#[test]
+fn only_what_depends_on_an_input_runs_again() {
+    let mut weights = Weights::new(Device::Cpu, Box::new(MadeUp::default()));
+    let recording = Recording::new(tiny_denoise());
+    let inputs = plan_graphs::inputs(&recording);
+    let bit = |name: &str| 1_u64 << inputs.iter().find(|(known, ..)| known == name).expect("an input").2;
+    let timed = recording.masks.iter().filter(|mask| **mask & bit("timestep") != 0).count();
+    let of_text = recording.masks.iter().filter(|mask| **mask == bit("context")).count();
+    assert!(of_text > 0 && timed < recording.nodes.len(), "keys and values depend on the text alone");
+    let mut session = Session::new(recording, &mut weights, &mut |_, _| ()).expect("it is made");
+    for (name, len, _) in &inputs {
+        session.write(name, &values(name, *len)).expect("it fits");
+    }
+    let steps = |session: &mut Session| {
+        let mut of = 0;
+        let mut go_on = |_, total| {
+            of = total;
+            true
+        };
+        session.run(&mut go_on).expect("it runs");
+        of
+    };
+    let all = steps(&mut session);
+    let first = session.read("next").expect("an output");
+    session
+        .write("timestep", &values("timestep", inputs.iter().find(|i| i.0 == "timestep").expect("an input").1))
+        .expect("it fits");
+    assert_eq!((steps(&mut session), all), (timed, session.recording().nodes.len()));
+    assert_eq!(session.read("next").expect("an output"), first, "the same timestep gives the same bits");
+    assert_eq!(steps(&mut session), 0, "nothing was written");
+}
+
+#[test]
+fn mistakes_are_named() {
+    let mut graph = Graph::new();
+    let x = graph.input("x", [1, 3, 4, 4], DType::Elem);
+    let odd = graph.scope("down", |g| g.conv2d(&x, "halve", Conv { stride: 2, ..Conv::to(4) }));
+    let odd = odd.expect_err("three rows cannot be halved").to_string();
+    assert!(odd.contains("down.halve") && odd.contains('3'), "{odd}");
+    let short = graph.input("short", [4], DType::F32);
+    let y = graph.activate(&x, Activation::Relu, 1.0).expect("it fits");
+    graph.activate(&short, Activation::Relu, 1.0).expect("it fits");
+    graph.output("y", &y);
+    let mut weights = Weights::new(Device::Cpu, Box::new(MadeUp::default()));
+    let mut session = Session::new(Recording::new(graph), &mut weights, &mut |_, _| ()).expect("it is made");
+    let refused = |what: Result<(), GraphError>, words: &[&str]| {
+        let text = what.expect_err("it is wrong").to_string();
+        assert!(words.iter().all(|word| text.contains(word)), "{text}");
+    };
+    refused(session.write("z", &[]), &["input `z`", "x, short"]);
+    refused(session.write("x", &[0.0]), &["`x`", "48", "1"]);
+    refused(session.read("z").map(|_| ()), &["output `z`", "y"]);
+    refused(session.feed_back("z", "x"), &["output `z`"]);
+    refused(session.feed_back("y", "z"), &["input `z`"]);
+    refused(session.feed_back("y", "short"), &["`short`", "4", "48"]);
+    session.write("x", &[2.0; 48]).expect("it fits");
+    session.run(&mut |_, _| true).expect("it runs");
+    session.feed_back("y", "x").expect("they have one shape");
+}
+
+#[test]
+fn a_broken_weight_is_found() {
+    let recording = Recording::new(tiny_denoise());
+    let inputs = plan_graphs::inputs(&recording);
+    let filled: Vec<(String, Vec<f32>)> =
+        inputs.iter().map(|(name, len, _)| (name.clone(), values(name, *len))).collect();
+    let filled: Vec<(&str, &[f32])> = filled.iter().map(|(name, v)| (name.as_str(), v.as_slice())).collect();
+    let broken = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight";
+    let mut right = Weights::new(Device::Cpu, Box::new(MadeUp::default()));
+    for device in devices() {
+        let mut same = Weights::new(device.clone(), Box::new(MadeUp::default()));
+        let none = compare(&recording, &mut right, &mut same, &filled).expect("both run");
+        assert!(none.is_none(), "{device:?}: {}", none.map(|d| d.to_string()).unwrap_or_default());
+        let mut wrong = Weights::new(device, Box::new(MadeUp { broken: Some(broken) }));
+        let found = compare(&recording, &mut right, &mut wrong, &filled).expect("both run").expect("one is broken");
+        assert!(broken.starts_with(&found.path) && found.kernel == "linear", "{found}");
+        assert!(found.listing.len() == 3 && found.to_string().contains("> "), "{found}");
+    }
+}
+
+#[test]
+fn what_is_folded_in_is_listed() {
+    let recording = Recording::new(tiny_denoise());
+    let text = recording.to_string();
+    for what in ["bias", "shift", "residual", "gate", "norm activation", "upsample", "shared keys and values"] {
+        assert!(text.contains(&format!("+ {what}")), "nothing has {what} folded in");
+    }
+}

@@ -1,0 +1,96 @@
+//! Graphs, weights and devices for the tests of plans.
+
+use mobilediffusion_graph::{Conv, Device, Graph, Linear, Origin, Recording, Tensor, WeightLoader};
+use mobilediffusion_kernels::check::Random;
+use mobilediffusion_kernels::kernel::elements;
+use mobilediffusion_kernels::{Activation, DType, Storage};
+use mobilediffusion_model::ModelConfig;
+use mobilediffusion_model::config::Sampler;
+use mobilediffusion_model::networks::{Shape, denoise_graph};
+use mobilediffusion_runtime::{Gpu, Select, adapters};
+use std::error::Error;
+use std::sync::{Arc, OnceLock};
+
+/// Tells the reader of a test's output something.
+#[expect(clippy::print_stdout, reason = "the tables are what some of these tests are for")]
+pub(crate) fn say(text: &str) {
+    println!("{text}");
+}
+
+/// The CPU and, if there is an adapter, one GPU, opened once.
+pub(crate) fn devices() -> Vec<Device> {
+    static GPU: OnceLock<Option<Arc<Gpu>>> = OnceLock::new();
+    let open = || {
+        let found = pollster::block_on(adapters());
+        let gpu = (!found.is_empty()).then(|| pollster::block_on(Gpu::open(&Select::Best)).expect("an adapter opens"));
+        gpu.map(Arc::new)
+    };
+    let gpu = GPU.get_or_init(open).clone().map(|gpu| Device::Gpu(gpu, Storage::F32));
+    [Some(Device::Cpu), gpu].into_iter().flatten().collect()
+}
+
+/// Numbers that depend on a name alone.
+pub(crate) fn values(name: &str, len: usize) -> Vec<f32> {
+    let seed = name.bytes().fold(7_u64, |seed, byte| seed.wrapping_mul(31).wrapping_add(u64::from(byte)));
+    let mut random = Random::new(seed);
+    (0..len).map(|_| random.normal()).collect()
+}
+
+/// Weights made up from their names, one of them wrong on request.
+#[derive(Default)]
+pub(crate) struct MadeUp {
+    pub(crate) broken: Option<&'static str>,
+}
+
+impl WeightLoader for MadeUp {
+    fn load(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, Box<dyn Error + Send + Sync>> {
+        let terms = shape.iter().skip(1).product::<usize>().max(1);
+        let mut made: Vec<f32> = values(name, elements(shape)).iter().map(|v| v / (terms as f32).sqrt()).collect();
+        if self.broken == Some(name) {
+            made[0] += 1.0;
+        }
+        Ok(made)
+    }
+}
+
+/// A step of the sampler of the tiny preset.
+pub(crate) fn tiny_denoise() -> Graph {
+    let config = ModelConfig::preset("tiny").expect("a preset is there");
+    let shape = Shape::of(32, 32, Sampler::OneStep, 1, false).expect("the size fits");
+    denoise_graph(&config, &shape).expect("a preset builds")
+}
+
+/// Inputs of a plan: name, elements, bit.
+pub(crate) fn inputs(recording: &Recording) -> Vec<(String, usize, u32)> {
+    let input = |t: &mobilediffusion_graph::TensorInfo| match t.origin {
+        Origin::Input(bit) => Some((t.name.clone(), elements(&t.shape), bit)),
+        _ => None,
+    };
+    recording.tensors.iter().filter_map(input).collect()
+}
+
+/// Chains and branches on two inputs: each operation takes one or two of the tensors so far.
+pub(crate) fn random_graph(operations: &[(u8, u8, u8)]) -> Graph {
+    let mut g = Graph::new();
+    let mut made: Vec<Tensor> = vec![g.input("x", [1, 4, 4, 5], DType::Elem), g.input("y", [1, 4, 4, 4], DType::Elem)];
+    for (number, &(kind, a, b)) in operations.iter().enumerate() {
+        let (a, b) = (made[usize::from(a) % made.len()].clone(), made[usize::from(b) % made.len()].clone());
+        let name = format!("layer.{number}");
+        let result = match kind {
+            0 => g.scope(&name, |g| g.activate(&a, Activation::Silu, 0.5)),
+            1 if a.channels() + b.channels() <= 24 => g.scope(&name, |g| g.concat(&a, &b)),
+            2 => g.conv2d(&a, &name, Conv { residual: Some(&b), ..Conv::to(b.channels()) }),
+            3 => g.group_norm(&a, &name, (1, 1e-5), Activation::Relu),
+            _ => {
+                let layer = Linear { cols: b.channels(), bias: true, residual: Some(&b), ..Linear::default() };
+                g.linear(&a, &name, layer)
+            }
+        };
+        made.push(result.expect("every operation fits"));
+    }
+    // The last tensor, and one that has to be kept while others come and go.
+    for (name, tensor) in [("last", made.len() - 1), ("middle", 2 + (made.len() - 2) / 2 % (made.len() - 2))] {
+        g.output(name, &made[tensor]);
+    }
+    g
+}
