@@ -17,15 +17,17 @@ pub(crate) fn say(text: &str) {
     println!("{text}");
 }
 
-/// The CPU and, if there is an adapter, one GPU, opened once.
+/// A GPU of the caller's own, if there is an adapter: nobody else moves its counters.
+pub(crate) fn own_gpu() -> Option<Arc<Gpu>> {
+    let found = pollster::block_on(adapters());
+    let open = || pollster::block_on(Gpu::open(&Select::Best)).expect("an adapter opens");
+    (!found.is_empty()).then(|| Arc::new(open()))
+}
+
+/// The CPU and, if there is an adapter, one GPU, opened once for all tests of this program.
 pub(crate) fn devices() -> Vec<Device> {
     static GPU: OnceLock<Option<Arc<Gpu>>> = OnceLock::new();
-    let open = || {
-        let found = pollster::block_on(adapters());
-        let gpu = (!found.is_empty()).then(|| pollster::block_on(Gpu::open(&Select::Best)).expect("an adapter opens"));
-        gpu.map(Arc::new)
-    };
-    let gpu = GPU.get_or_init(open).clone().map(|gpu| Device::Gpu(gpu, Storage::F32));
+    let gpu = GPU.get_or_init(own_gpu).clone().map(|gpu| Device::Gpu(gpu, Storage::F32));
     [Some(Device::Cpu), gpu].into_iter().flatten().collect()
 }
 
