@@ -11,6 +11,8 @@ pub fn text(kernel: &dyn Kernel) -> String {
         Value::Null | Value::Bool(false) => None,
         Value::Bool(true) => Some(name.clone()),
         Value::Number(number) if number.as_f64() == Some(0.0) => None,
+        // Sizes are f32: as f64 they would show digits that nobody wrote.
+        Value::Number(number) if number.is_f64() => Some(format!("{name}={}", number.as_f64().unwrap_or(0.0) as f32)),
         Value::String(text) if text == "none" => None,
         Value::String(text) => Some(format!("{name}={text}")),
         other => Some(format!("{name}={other}")),
