@@ -32,7 +32,6 @@ pub(crate) enum Command {
 #[derive(Debug, Args)]
 pub(crate) struct Generate {
     /// What to draw, in a few words
-    #[arg(value_parser = prompt)]
     pub(crate) prompt: String,
     /// The PNG file to write; its folder has to exist
     #[arg(short, long, value_name = "FILE")]
@@ -152,13 +151,4 @@ pub(crate) fn device(text: &str) -> Result<DeviceChoice, String> {
 fn random(text: &str) -> Result<u64, String> {
     let seed = text.strip_prefix("random:").and_then(|seed| seed.parse().ok());
     seed.ok_or_else(|| "expected `random:` and a whole number, as in random:0".into())
-}
-
-/// A prompt that says something. Nothing can be drawn of nothing: the library takes an empty text (it is what guidance
-/// compares with), a person who types one has made a mistake.
-fn prompt(text: &str) -> Result<String, String> {
-    match text.trim() {
-        "" => Err("the prompt is empty, expected a few words that say what to draw".to_owned()),
-        _ => Ok(text.to_owned()),
-    }
 }

@@ -8,6 +8,10 @@ use std::fs;
 use std::path::Path;
 
 pub(crate) fn run(args: &Generate) -> Result<(), Failure> {
+    // The library takes an empty text (it is what guidance compares with); a person who types one has made a mistake.
+    if args.prompt.trim().is_empty() {
+        return Err("the prompt is empty, expected a few words that say what to draw".into());
+    }
     check_output(&args.output)?;
     let source = args.source()?;
     let defaults = source.config.defaults.clone();

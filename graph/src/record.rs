@@ -21,8 +21,8 @@ pub struct Recording {
     pub outputs: Vec<(String, usize)>,
     /// Inputs that each step depends on.
     pub masks: Vec<u64>,
-    /// Lifetime of each tensor that is planned; none for weights and constants, and for what nobody reads or writes.
-    /// Bytes are zero here: they depend on how the device stores elements.
+    /// First and last step of each tensor that is planned; none for weights and constants. Bytes depend on how the device
+    /// stores elements.
     steps_alive: Vec<Option<(usize, usize)>>,
 }
 

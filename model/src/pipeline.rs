@@ -10,7 +10,7 @@ use crate::tokenizer::{Encoded, Tokenizer};
 use crate::weights::{Checkpoint, Synthetic, WeightSource};
 use mobilediffusion_graph::{Device, Graph, GraphError, PlanSummary, Recording, Session, WeightLoader, Weights};
 use mobilediffusion_kernels::Storage;
-use mobilediffusion_runtime::{AdapterSummary, Gpu, Select};
+use mobilediffusion_runtime::{Gpu, Select};
 use std::error::Error;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -370,27 +370,22 @@ fn run(session: &mut Session, phase: Phase, on_progress: OnProgress<'_>) -> Resu
 
 /// Opens the chosen device and says in one line which and why.
 fn open(choice: &DeviceChoice) -> Result<(Device, String), ModelError> {
-    let threads = rayon_threads();
+    let threads = rayon::current_num_threads();
     let select = match choice {
         DeviceChoice::Cpu => return Ok((Device::Cpu, format!("CPU, {threads} threads (as asked)"))),
         DeviceChoice::Auto => Select::Hardware,
         DeviceChoice::Gpu => Select::Best,
         DeviceChoice::Named(name) => Select::Named(name.clone()),
     };
-    let line = |adapter: &AdapterSummary, why: &str| format!("{adapter} ({why})");
     match pollster::block_on(Gpu::open(&select)) {
         Ok(gpu) => {
             let why = if *choice == DeviceChoice::Auto { "the best GPU" } else { "as asked" };
-            let text = line(gpu.adapter(), why);
-            Ok((Device::Gpu(Arc::new(gpu), Storage::F32), text))
+            let line = format!("{} ({why})", gpu.adapter());
+            Ok((Device::Gpu(Arc::new(gpu), Storage::F32), line))
         }
         Err(_) if *choice == DeviceChoice::Auto => {
             Ok((Device::Cpu, format!("CPU, {threads} threads (there is no hardware GPU)")))
         }
         Err(error) => Err(error.into()),
     }
-}
-
-fn rayon_threads() -> usize {
-    rayon::current_num_threads()
 }
