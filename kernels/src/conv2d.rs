@@ -241,11 +241,8 @@ impl Kernel for Conv2d {
             return;
         }
         if winograd::suits(self) {
-            let block = std::env::var("ZZB").ok().and_then(|v| v.parse().ok()).unwrap_or(winograd::block(self));
-            if block > 0 {
-                winograd::run(self, block, x, inputs[1], &epilogue, y);
-                return;
-            }
+            winograd::run(self, winograd::block(self), x, inputs[1], &epilogue, y);
+            return;
         }
         // Both limits are in values of the patch matrix, measured: 2 MiB a thread stays in its L2 cache and is enough
         // work for weights that are smaller; packing larger ones pays only for the 16 MiB all threads share.
