@@ -50,23 +50,65 @@ class ResidualBlock(nn.Module):
         return self.conv_shortcut(x) + h
 
 
-class SeparableBlock(nn.Module):
-    """ConvNeXt-like residual block: depthwise 3x3, norm, inverted bottleneck of two pointwise convolutions."""
+class SeparableUnit(nn.Module):
+    """Depthwise 3x3, norm, inverted bottleneck of two pointwise convolutions; the residual is the block's.
+
+    With `glu` the bottleneck is gated like the feed-forward layers: the first half of `pwconv1` is the value, the
+    second the gate.
+    """
 
     def __init__(self, cin: int, cout: int, c: UNetConfig):
         super().__init__()
-        hidden = c.sep_expansion * cout
+        hidden = c.sep_expansion * (cout if c.sep_width_of == "out" else cin)
+        self.gated = c.sep_kind == "glu"
         self.dwconv = nn.Conv2d(cin, cin, c.sep_kernel, padding=c.sep_kernel // 2, groups=cin)
-        self.time_emb_proj = nn.Linear(c.time_embed_dim, cin)
         self.norm = nn.GroupNorm(c.norm_num_groups, cin, eps=c.norm_eps)
-        self.pwconv1 = nn.Conv2d(cin, hidden, 1)
-        self.pwconv2 = zero_init(nn.Conv2d(hidden, cout, 1))
+        self.pwconv1 = nn.Conv2d(cin, 2 * hidden if self.gated else hidden, 1)
+        self.pwconv2 = nn.Conv2d(hidden, cout, 1)
+
+    def forward(self, x, shift=0.0):
+        """`shift` [n, cin, 1, 1] is the time embedding's, added before the norm."""
+        h = self.pwconv1(self.norm(self.dwconv(x) + shift))
+        if self.gated:
+            value, gate = h.chunk(2, dim=1)
+            return self.pwconv2(value * F.silu(gate))
+        return self.pwconv2(F.silu(h))
+
+
+class SeparableBlock(SeparableUnit):
+    """ConvNeXt-like residual block of one unit (`sep_kind` convnext or glu)."""
+
+    def __init__(self, cin: int, cout: int, c: UNetConfig):
+        super().__init__(cin, cout, c)
+        self.time_emb_proj = nn.Linear(c.time_embed_dim, cin)
+        zero_init(self.pwconv2)
         self.conv_shortcut = nn.Conv2d(cin, cout, 1) if cin != cout else nn.Identity()
 
     def forward(self, x, emb):
-        h = self.dwconv(x) + self.time_emb_proj(F.silu(emb))[:, :, None, None]
-        h = self.pwconv2(F.silu(self.pwconv1(self.norm(h))))
-        return self.conv_shortcut(x) + h
+        return self.conv_shortcut(x) + super().forward(x, self.time_emb_proj(F.silu(emb))[:, :, None, None])
+
+
+class DoubleSeparableBlock(nn.Module):
+    """Two units in a row inside one residual, like the two convolutions of the vanilla block (`convnext2`).
+
+    The time embedding enters the first unit.
+    """
+
+    def __init__(self, cin: int, cout: int, c: UNetConfig):
+        super().__init__()
+        self.units = nn.ModuleList([SeparableUnit(cin, cout, c), SeparableUnit(cout, cout, c)])
+        self.time_emb_proj = nn.Linear(c.time_embed_dim, cin)
+        zero_init(self.units[1].pwconv2)
+        self.conv_shortcut = nn.Conv2d(cin, cout, 1) if cin != cout else nn.Identity()
+
+    def forward(self, x, emb):
+        h = self.units[0](x, self.time_emb_proj(F.silu(emb))[:, :, None, None])
+        return self.conv_shortcut(x) + self.units[1](h)
+
+
+def separable_block(cin: int, cout: int, c: UNetConfig) -> nn.Module:
+    """The separable block of the kind that the configuration names."""
+    return (DoubleSeparableBlock if c.sep_kind == "convnext2" else SeparableBlock)(cin, cout, c)
 
 
 def attend(q, k, v, head_dim: int, phi: str):
@@ -193,3 +235,15 @@ class Upsample(nn.Module):
 
     def forward(self, x):
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class SeparableDownsample(nn.Module):
+    """As `Downsample`, with a depthwise and a 1x1 convolution for the full one."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.depthwise = nn.Conv2d(channels, channels, 3, stride=2, padding=1, groups=channels)
+        self.pointwise = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x):
+        return self.pointwise(self.depthwise(x))

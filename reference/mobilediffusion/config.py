@@ -70,6 +70,7 @@ class UNetConfig(JsonConfig):
     sep_kernel: int = 3
     sep_expansion: int = 6
     sep_width_of: str = "out"
+    sep_samplers: list[str] = _list()
     time_embed_dim: int = 512
     time_proj_dim: int = 320
     flip_sin_to_cos: bool = True
@@ -90,8 +91,9 @@ class UNetConfig(JsonConfig):
             "attention_phi_scale": ("1/num_keys",),
             "share_kv_self_attention": (True,),
             "ff_activation": ("swiglu",),
-            "sep_kind": ("convnext",),
-            "sep_width_of": ("out",),
+            "sep_kind": ("convnext", "glu", "convnext2"),
+            "sep_width_of": ("out", "in"),
+            "sep_samplers": ([], ["down1"]),
             "flip_sin_to_cos": (True,),
             "freq_shift": (0,),
             "prediction_type": ("epsilon", "v_prediction", "sample"),
@@ -100,6 +102,30 @@ class UNetConfig(JsonConfig):
                 raise ValueError(f"{key} = {getattr(self, key)!r} is not one of {allowed}")
         if self.layers_up != [self.layers_down[1] + 1, self.layers_down[0] + 1]:
             raise ValueError("each up block needs one layer more than the down block whose skips it consumes")
+        if len(self.mid_self_attention()) != self.layers_mid:
+            raise ValueError(f"self_attention.mid has {len(self.mid_self_attention())} values for {self.layers_mid} layers")
+
+    def mid_self_attention(self) -> list[bool]:
+        """Whether each stack of the middle attends to itself; one value in the file stands for all of them."""
+        mid = self.self_attention["mid"]
+        return mid if isinstance(mid, list) else [mid] * self.layers_mid
+
+    def to_dict(self) -> dict:
+        """Without `sep_samplers` where there are none, as the paper's configuration has no such key."""
+        return {key: value for key, value in super().to_dict().items() if key != "sep_samplers" or value}
+
+
+# The specification's other readings of the paper (section 1.8), as changes to the full-size configuration.
+ALTERNATIVES = {
+    "alt-1": {"sep_kind": "glu", "sep_expansion": 4},
+    "alt-2": {"sep_kind": "convnext2", "sep_expansion": 3},
+    "alt-4": {"sep_kind": "glu", "sep_expansion": 3, "sep_width_of": "in", "time_embed_dim": 1280},
+    "alt-7": {
+        "sep_kind": "glu", "sep_expansion": 3, "sep_width_of": "in", "sep_samplers": ["down1"], "time_embed_dim": 320,
+        "transformer_depth_mid": [1, 5, 5, 5, 1], "transformer_depth_up": [0, 0],
+        "self_attention": {"down1": False, "mid": [False, True, True, True, False], "up0": False},
+    },
+}
 
 
 @dataclass

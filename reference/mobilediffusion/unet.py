@@ -4,23 +4,26 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .blocks import Downsample, ResidualBlock, SeparableBlock, TimeEmbedding, TransformerStack, Upsample, zero_init
+from .blocks import (
+    Downsample, ResidualBlock, SeparableDownsample, TimeEmbedding, TransformerStack, Upsample, separable_block, zero_init,
+)
 from .config import UNetConfig
 
 
 class Level(nn.Module):
     """Residual blocks, each followed by a transformer stack where `depths` says so; then at most one sampler.
 
-    A plain container: the UNet's `forward` walks through it, because the skips run between levels.
+    A plain container: the UNet's `forward` walks through it, because the skips run between levels. `downsample` is
+    the module that halves the size, or None.
     """
 
-    def __init__(self, block, cins, cout, depths, self_attention, c, downsample=False, upsample=False):
+    def __init__(self, block, cins, cout, depths, self_attention, c, downsample=None, upsample=False):
         super().__init__()
         self.resnets = nn.ModuleList(block(cin, cout, c) for cin in cins)
         if any(depths):
-            self.attentions = nn.ModuleList(TransformerStack(cout, d, self_attention, c) for d in depths)
+            self.attentions = nn.ModuleList(TransformerStack(cout, d, sa, c) for d, sa in zip(depths, self_attention))
         if downsample:
-            self.downsamplers = nn.ModuleList([Downsample(cout)])
+            self.downsamplers = nn.ModuleList([downsample(cout)])
         if upsample:
             self.upsamplers = nn.ModuleList([Upsample(cout)])
 
@@ -41,25 +44,26 @@ class UNet(nn.Module):
         c0, c1, c2 = c.block_out_channels
         down0, down1 = c.layers_down
         up0, up1 = c.layers_up
-        self_attention = c.self_attention
+        down1_sampler = SeparableDownsample if "down1" in c.sep_samplers else Downsample
 
         self.time_embedding = TimeEmbedding(c)
         self.conv_in = nn.Conv2d(c.in_channels, c0, 3, padding=1)
         self.down_blocks = nn.ModuleList([
-            Level(ResidualBlock, [c0] * down0, c0, [c.transformer_depth_down[0]] * down0, False, c, downsample=True),
-            Level(SeparableBlock, [c0] + [c1] * (down1 - 1), c1, [c.transformer_depth_down[1]] * down1,
-                  self_attention["down1"], c, downsample=True),
+            Level(ResidualBlock, [c0] * down0, c0, [c.transformer_depth_down[0]] * down0, [False] * down0, c,
+                  downsample=Downsample),
+            Level(separable_block, [c0] + [c1] * (down1 - 1), c1, [c.transformer_depth_down[1]] * down1,
+                  [c.self_attention["down1"]] * down1, c, downsample=down1_sampler),
         ])
-        self.mid_block = Level(SeparableBlock, [c1] + [c2] * (c.layers_mid - 1), c2, c.transformer_depth_mid,
-                               self_attention["mid"], c, upsample=True)
+        self.mid_block = Level(separable_block, [c1] + [c2] * (c.layers_mid - 1), c2, c.transformer_depth_mid,
+                               c.mid_self_attention(), c, upsample=True)
         # The skips in the order in which the up path takes them: last in, first out.
         skips0, skips1 = [c1] * down1 + [c0], [c0] * down0 + [c0]
         hidden0, hidden1 = [c2] + [c1] * (up0 - 1), [c1] + [c0] * (up1 - 1)
         self.up_blocks = nn.ModuleList([
-            Level(SeparableBlock, [h + s for h, s in zip(hidden0, skips0)], c1, [c.transformer_depth_up[0]] * up0,
-                  self_attention["up0"], c, upsample=True),
+            Level(separable_block, [h + s for h, s in zip(hidden0, skips0)], c1, [c.transformer_depth_up[0]] * up0,
+                  [c.self_attention["up0"]] * up0, c, upsample=True),
             Level(ResidualBlock, [h + s for h, s in zip(hidden1, skips1)], c0, [c.transformer_depth_up[1]] * up1,
-                  False, c),
+                  [False] * up1, c),
         ])
         self.conv_norm_out = nn.GroupNorm(c.norm_num_groups, c0, eps=c.norm_eps)
         self.conv_out = zero_init(nn.Conv2d(c0, c.out_channels, 3, padding=1))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from golden import DECODER, TEXT, UNET, randomise
-from mobilediffusion.config import DecoderConfig, EncoderConfig, TextConfig, UNetConfig
+from mobilediffusion.config import ALTERNATIVES, DecoderConfig, EncoderConfig, TextConfig, UNetConfig
 from mobilediffusion.decoder import LightDecoder
 from mobilediffusion.text_encoder import TextEncoder
 from mobilediffusion.unet import UNet
@@ -26,6 +26,28 @@ def test_full_size_counts(model_class, config, tensors, parameters):
     state = meta(model_class, config).state_dict()
     assert len(state) == tensors
     assert sum(t.numel() for t in state.values()) == parameters
+
+
+@pytest.mark.parametrize("name, tensors, parameters", [
+    ("alt-1", 512, 387_395_400),
+    ("alt-2", 576, 386_162_120),
+    ("alt-4", 512, 386_469_192),
+    ("alt-7", 502, 386_662_088),
+])
+def test_alternatives(name, tensors, parameters):
+    state = meta(UNet, UNetConfig(**ALTERNATIVES[name])).state_dict()
+    assert len(state) == tensors
+    assert sum(t.numel() for t in state.values()) == parameters
+    attends_itself = {n.split(".transformer_blocks")[0] for n in state if "attn1" in n}
+    assert len(attends_itself) == (3 if name == "alt-7" else 5)
+    if name == "alt-2":
+        assert state["mid_block.resnets.0.units.0.pwconv1.weight"].shape == (3072, 640, 1, 1)
+        assert state["mid_block.resnets.0.units.1.dwconv.weight"].shape == (1024, 1, 3, 3)
+        assert state["mid_block.resnets.0.time_emb_proj.weight"].shape == (640, 512)
+    if name == "alt-7":
+        assert state["down_blocks.1.downsamplers.0.depthwise.weight"].shape == (640, 1, 3, 3)
+        assert state["down_blocks.1.downsamplers.0.pointwise.weight"].shape == (640, 640, 1, 1)
+        assert not any(n.startswith("up_blocks.0.attentions") for n in state)
 
 
 def test_full_size_encoder_matches_autoencoder_kl():
