@@ -1,5 +1,6 @@
 //! What can be wrong with a graph or its run.
 
+use mobilediffusion_kernels::DType;
 use mobilediffusion_runtime::RuntimeError;
 
 /// An error of the graph: it names the node by its path in the model.
@@ -17,6 +18,18 @@ pub enum GraphError {
         expected: Vec<usize>,
         /// What came.
         found: Vec<usize>,
+    },
+    /// A tensor is of another type than its user takes.
+    #[error("`{node}`: {what} is {found:?}, expected {expected:?}")]
+    Type {
+        /// Path of the node.
+        node: String,
+        /// The operand.
+        what: String,
+        /// What would fit.
+        expected: DType,
+        /// What came.
+        found: DType,
     },
     /// A size that no kernel takes.
     #[error("`{node}`: {what} is {found}, expected {expected}")]

@@ -2,7 +2,7 @@
 
 use crate::error::GraphError;
 use mobilediffusion_kernels::kernel::{Shape, elements};
-use mobilediffusion_kernels::{Access, DType, Kernel};
+use mobilediffusion_kernels::{Access, Cast, DType, Kernel, Operand};
 
 /// A handle to a tensor of a graph.
 #[derive(Clone, Debug)]
@@ -197,7 +197,7 @@ impl Graph {
                     });
                 }
             }
-            operands.push(input.map(|tensor| tensor.id));
+            operands.push(input.map(|tensor| self.typed(&path, operand, tensor)).transpose()?);
         }
         let node = self.nodes.len();
         let mut written = Vec::new();
@@ -208,6 +208,30 @@ impl Graph {
         }
         self.nodes.push(Node { path, kernel: Box::new(kernel), operands });
         Ok(written)
+    }
+
+    /// The number of `tensor` in the type that `operand` takes. What is f32 and has to be stored like all floats of the
+    /// plan is cast by a step of its own, once for all its users.
+    fn typed(&mut self, path: &str, operand: &Operand, tensor: &Tensor) -> Result<usize, GraphError> {
+        match (self.tensors[tensor.id].dtype, operand.dtype) {
+            (found, expected) if found == expected => Ok(tensor.id),
+            (DType::F32, DType::Elem) => {
+                let is_cast = |node: &&Node| node.kernel.name() == "cast" && node.operands[0] == Some(tensor.id);
+                if let Some(cast) = self.nodes.iter().find(is_cast) {
+                    return Ok(cast.operands[1].expect("a cast writes"));
+                }
+                let name = self.tensors[tensor.id].name.clone();
+                let kernel = Cast { rows: tensor.rows(), c: tensor.channels() };
+                let written = self.add(name.clone(), tensor.shape.clone(), DType::Elem, Origin::Step(self.nodes.len()));
+                let operands = vec![Some(tensor.id), Some(written.id)];
+                self.nodes.push(Node { path: name, kernel: Box::new(kernel), operands });
+                Ok(written.id)
+            }
+            (found, expected) => {
+                let what = format!("operand `{}`", operand.name);
+                Err(GraphError::Type { node: path.to_owned(), what, expected, found })
+            }
+        }
     }
 
     /// Like [`step`](Self::step) for a kernel with one output, which takes the given shape.

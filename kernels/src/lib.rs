@@ -14,6 +14,7 @@ pub mod wgsl;
 mod activation;
 mod add;
 mod attention;
+mod cast;
 mod concat;
 mod conv2d;
 mod ddim_step;
@@ -33,6 +34,7 @@ mod upsample_nearest;
 pub use activation::Activate;
 pub use add::Add;
 pub use attention::{Attention, Phi};
+pub use cast::Cast;
 pub use concat::Concat;
 pub use conv2d::Conv2d;
 pub use ddim_step::DdimStep;
@@ -58,6 +60,7 @@ pub const FAMILIES: &[Family] = &[
     activation::FAMILY,
     add::FAMILY,
     attention::FAMILY,
+    cast::FAMILY,
     concat::FAMILY,
     conv2d::FAMILY,
     ddim_step::FAMILY,

@@ -1,0 +1,90 @@
+//! `y = x`, from f32 to the type a plan stores floats in: where a sampler's state, always f32, enters a network.
+//!
+//! `x [rows, c]` (f32), `y [rows, c]`. On the GPU one invocation stores four channels; where floats are stored as f32,
+//! and on the CPU, it is a copy.
+
+use crate::cpu::rows_per_task;
+use crate::kernel::{Case, Cost, DType, Family, Fill, Kernel, Operand, Param, Program, Tolerance, folded_grid, parse};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+/// Invocations of a workgroup.
+const GROUP: usize = 64;
+
+/// A tensor of f32 as the plan stores floats.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cast {
+    /// Rows: pixels or tokens of all images.
+    pub rows: usize,
+    /// Channels.
+    pub c: usize,
+}
+
+/// The line of the list.
+pub(crate) const FAMILY: Family =
+    Family { name: "cast", summary: "f32 as the plan stores floats", cases, model_shapes, parse: parse::<Cast> };
+
+impl Kernel for Cast {
+    fn name(&self) -> &'static str {
+        FAMILY.name
+    }
+
+    fn operands(&self) -> Vec<Operand> {
+        vec![Operand::read("x", [self.rows, self.c]).dtype(DType::F32), Operand::write("y", [self.rows, self.c])]
+    }
+
+    fn program(&self) -> Program {
+        let vec4s = self.rows * self.c.div_ceil(4);
+        Program {
+            wgsl: include_str!("../../shaders/cast.wgsl"),
+            constants: vec![],
+            params: vec![Param::size("vec4s", vec4s)],
+            grid: folded_grid(vec4s.div_ceil(GROUP)),
+        }
+    }
+
+    fn cost(&self) -> Cost {
+        Cost::default()
+    }
+
+    fn tolerance(&self) -> Tolerance {
+        Tolerance::EXACT
+    }
+
+    fn reference(&self, inputs: &[&[f64]]) -> Vec<Vec<f64>> {
+        let &[x] = inputs else { panic!("cast reads one operand") };
+        vec![x.to_vec()]
+    }
+
+    fn cpu(&self, inputs: &[&[f32]], outputs: &mut [&mut [f32]]) {
+        let (&[x], [y]) = (inputs, outputs) else { panic!("cast has two operands") };
+        let len = rows_per_task(1);
+        y.par_chunks_mut(len).zip(x.par_chunks(len)).for_each(|(y, x)| y.copy_from_slice(x));
+    }
+
+    fn params_json(&self) -> serde_json::Value {
+        serde_json::json!(self)
+    }
+}
+
+fn cases() -> Vec<Case> {
+    let case = |rows, c| Case::new(Cast { rows, c });
+    vec![
+        case(1, 1),
+        case(7, 6),
+        case(13, 11),
+        // A workgroup less one vec4, exactly one, and one more.
+        case(63, 4),
+        case(32, 7),
+        case(65, 3),
+        // The largest number of f16.
+        case(9, 5).fill("x", Fill::Constant(-65_504.0)),
+        case(1031, 17).integers(),
+    ]
+}
+
+fn model_shapes() -> Vec<Case> {
+    // The latent on its way into the UNet.
+    vec![Case::new(Cast { rows: 4096, c: 8 })]
+}
