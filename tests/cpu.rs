@@ -1,7 +1,8 @@
 //! The CPU form of every kernel against its reference, on every case.
 
-use mobilediffusion_kernels::{FAMILIES, check};
-use mobilediffusion_tests::{judge, run_cpu, tolerance};
+use mobilediffusion_kernels::draw::Draw;
+use mobilediffusion_kernels::{Case, FAMILIES, check};
+use mobilediffusion_tests::{judge, random, run_cpu, tolerance};
 
 #[test]
 fn every_cpu_form_agrees_with_its_reference() {
@@ -16,6 +17,17 @@ fn every_cpu_form_agrees_with_its_reference() {
             assert!(same, "{:?} gives other bits the second time", case.kernel);
         }
     }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+#[test]
+fn every_cpu_form_agrees_with_its_reference_on_random_problems() {
+    let check = |case: &Case, seed, _: &mut Draw<'_>| {
+        let inputs = check::inputs(case, seed);
+        judge(case, seed, &inputs, &run_cpu(case, &inputs), tolerance(case)).map(|_| ())
+    };
+    let failures: Vec<String> =
+        FAMILIES.iter().filter_map(|family| random::problems(family, 200, check).err()).collect();
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 

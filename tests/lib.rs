@@ -2,6 +2,7 @@
 //! repeated.
 
 pub mod gpu;
+pub mod random;
 
 use mobilediffusion_kernels::check::{self, Agreement};
 use mobilediffusion_kernels::runner::{self, Target};

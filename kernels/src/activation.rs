@@ -3,6 +3,7 @@
 //! `x` and `y [rows, c]`. On the GPU one invocation computes four channels.
 
 use crate::cpu::{activate, rows_per_task};
+use crate::draw::Draw;
 use crate::kernel::{
     Activation, Case, Cost, Family, Fill, Kernel, Operand, Param, Program, Tolerance, folded_grid, parse,
 };
@@ -27,8 +28,14 @@ pub struct Activate {
 }
 
 /// The line of the list.
-pub(crate) const FAMILY: Family =
-    Family { name: "activation", summary: "`activation(scale * x)`", cases, model_shapes, parse: parse::<Activate> };
+pub(crate) const FAMILY: Family = Family {
+    name: "activation",
+    summary: "`activation(scale * x)`",
+    cases,
+    model_shapes,
+    random,
+    parse: parse::<Activate>,
+};
 
 impl Kernel for Activate {
     fn name(&self) -> &'static str {
@@ -109,4 +116,10 @@ fn model_shapes() -> Vec<Case> {
         Case::new(Activate { rows: 4096, c: 8, activation: Activation::None, scale: 0.5 }),
         Case::new(Activate { rows: 4096, c: 320, activation: Activation::Silu, scale: 1.0 }),
     ]
+}
+
+fn random(draw: &mut Draw<'_>) -> Case {
+    let activation = draw.of(&Activation::ALL);
+    let kernel = Activate { rows: draw.size(GROUP), c: draw.channels(), activation, scale: draw.of(&[1.0, -0.5, 3.0]) };
+    Case::new(kernel)
 }

@@ -3,6 +3,7 @@
 //! `a`, `b` and `y [rows, c]`. On the GPU one invocation computes four channels.
 
 use crate::cpu::rows_per_task;
+use crate::draw::Draw;
 use crate::kernel::{Case, Cost, Family, Kernel, Operand, Param, Program, Tolerance, folded_grid, parse};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -21,7 +22,8 @@ pub struct Add {
 }
 
 /// The line of the list.
-pub(crate) const FAMILY: Family = Family { name: "add", summary: "`a + b`", cases, model_shapes, parse: parse::<Add> };
+pub(crate) const FAMILY: Family =
+    Family { name: "add", summary: "`a + b`", cases, model_shapes, random, parse: parse::<Add> };
 
 impl Kernel for Add {
     fn name(&self) -> &'static str {
@@ -89,4 +91,8 @@ fn cases() -> Vec<Case> {
 
 fn model_shapes() -> Vec<Case> {
     vec![Case::new(Add { rows: 256, c: 1024 }), Case::new(Add { rows: 4096, c: 320 })]
+}
+
+fn random(draw: &mut Draw<'_>) -> Case {
+    Case::new(Add { rows: draw.size(GROUP), c: draw.channels() })
 }

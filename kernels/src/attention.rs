@@ -6,6 +6,7 @@
 //! maximum for softmax; no score reaches global memory. On the CPU a block of queries is two products per head.
 
 use crate::cpu::{Mat, Threads, matmul};
+use crate::draw::Draw;
 use crate::kernel::{Case, Cost, Family, Fill, Kernel, Operand, Param, Program, Tolerance, parse};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -51,6 +52,7 @@ pub(crate) const FAMILY: Family = Family {
     summary: "`phi(q kᵀ / sqrt(d)) v` with relu or softmax, fused",
     cases,
     model_shapes,
+    random,
     parse: parse::<Attention>,
 };
 
@@ -315,6 +317,21 @@ fn model_shapes() -> Vec<Case> {
         Case::new(Attention { queries: 1024, heads: 10, ..cross }),
         Case::new(text),
     ]
+}
+
+fn random(draw: &mut Draw<'_>) -> Case {
+    let head_dim = draw.of(&[4, 8, 32, 64, 72, 128, 132, 512]);
+    let tile = Tiling::of(head_dim);
+    Case::new(Attention {
+        n: draw.of(&[1, 2]),
+        queries: draw.size(tile.queries),
+        keys: draw.of(&[1, 7, tile.keys.max(2) - 1, tile.keys, tile.keys + 1, 77]),
+        heads: draw.of(&[1, 2, 3]),
+        head_dim,
+        phi: draw.of(&[Phi::Relu, Phi::Softmax]),
+        causal: draw.flip(),
+        shared: draw.flip(),
+    })
 }
 
 #[cfg(test)]

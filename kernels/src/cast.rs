@@ -4,6 +4,7 @@
 //! and on the CPU, it is a copy.
 
 use crate::cpu::rows_per_task;
+use crate::draw::Draw;
 use crate::kernel::{Case, Cost, DType, Family, Fill, Kernel, Operand, Param, Program, Tolerance, folded_grid, parse};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -22,8 +23,14 @@ pub struct Cast {
 }
 
 /// The line of the list.
-pub(crate) const FAMILY: Family =
-    Family { name: "cast", summary: "f32 as the plan stores floats", cases, model_shapes, parse: parse::<Cast> };
+pub(crate) const FAMILY: Family = Family {
+    name: "cast",
+    summary: "f32 as the plan stores floats",
+    cases,
+    model_shapes,
+    random,
+    parse: parse::<Cast>,
+};
 
 impl Kernel for Cast {
     fn name(&self) -> &'static str {
@@ -87,4 +94,8 @@ fn cases() -> Vec<Case> {
 fn model_shapes() -> Vec<Case> {
     // The latent on its way into the UNet.
     vec![Case::new(Cast { rows: 4096, c: 8 })]
+}
+
+fn random(draw: &mut Draw<'_>) -> Case {
+    Case::new(Cast { rows: draw.size(GROUP), c: draw.channels() })
 }

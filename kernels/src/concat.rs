@@ -4,6 +4,7 @@
 //! four channels; where `a_channels` is a multiple of four (always in the model) they come from one vec4.
 
 use crate::cpu::rows_per_task;
+use crate::draw::Draw;
 use crate::kernel::{Case, Cost, Family, Kernel, Operand, Param, Program, Tolerance, folded_grid, parse};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -24,8 +25,14 @@ pub struct Concat {
 }
 
 /// The line of the list.
-pub(crate) const FAMILY: Family =
-    Family { name: "concat", summary: "`[a | b]` along the channels", cases, model_shapes, parse: parse::<Concat> };
+pub(crate) const FAMILY: Family = Family {
+    name: "concat",
+    summary: "`[a | b]` along the channels",
+    cases,
+    model_shapes,
+    random,
+    parse: parse::<Concat>,
+};
 
 impl Concat {
     /// Channels of `y`.
@@ -128,4 +135,8 @@ fn model_shapes() -> Vec<Case> {
         Case::new(Concat { rows: 1024, a_channels: 1024, b_channels: 640 }),
         Case::new(Concat { rows: 4096, a_channels: 640, b_channels: 320 }),
     ]
+}
+
+fn random(draw: &mut Draw<'_>) -> Case {
+    Case::new(Concat { rows: draw.size(GROUP), a_channels: draw.channels(), b_channels: draw.channels() })
 }

@@ -6,10 +6,11 @@
 //! the CPU blocks of output pixels are gathered into a patch matrix and multiplied by the gemm crate, and where it pays
 //! Winograd's algorithm saves more than half of the multiplications.
 
+mod cases;
 mod winograd;
 
 use crate::cpu::{Epilogue, Mat, Threads, matmul, rows_per_task};
-use crate::kernel::{Activation, Case, Cost, Family, Fill, Kernel, Layout, Operand, Param, Program, Tolerance, parse};
+use crate::kernel::{Activation, Cost, Family, Kernel, Layout, Operand, Param, Program, Tolerance, parse};
 use crate::linear::TILE;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -56,8 +57,9 @@ pub struct Conv2d {
 pub(crate) const FAMILY: Family = Family {
     name: "conv2d",
     summary: "`residual + activation(conv(x, w) + bias + shift)`, 3x3 or 1x1, nearest upsampling folded in",
-    cases,
-    model_shapes,
+    cases: cases::cases,
+    model_shapes: cases::model_shapes,
+    random: cases::random,
     parse: parse::<Conv2d>,
 };
 
@@ -281,90 +283,9 @@ fn reference_sum(conv: &Conv2d, x: &[f64], w: &[f64], [image, oy, ox, o]: [usize
     sum
 }
 
-/// A 3x3 convolution of stride 1 that keeps the size, without bias.
-fn plain(n: usize, h: usize, w: usize, ci: usize, co: usize) -> Conv2d {
-    Conv2d {
-        n,
-        h,
-        w,
-        ci,
-        co,
-        kernel: 3,
-        stride: 1,
-        pad_start: 1,
-        pad_end: 1,
-        upsample: 1,
-        bias: false,
-        shift: false,
-        activation: Activation::None,
-        residual: false,
-    }
-}
-
-fn cases() -> Vec<Case> {
-    let full = |n, h, w, ci, co| Conv2d { bias: true, shift: true, residual: true, ..plain(n, h, w, ci, co) };
-    let pointwise = |conv| Conv2d { kernel: 1, pad_start: 0, pad_end: 0, ..conv };
-    let mut cases = vec![
-        Case::new(plain(1, 1, 1, 1, 1)),
-        Case::new(full(2, 5, 7, 3, 5)),
-        // One pixel less than a tile, a tile, one more; the same of channels.
-        Case::new(full(1, 7, 9, 4, 63)),
-        Case::new(full(1, 8, 8, 16, 64)),
-        Case::new(full(1, 5, 13, 17, 65)),
-        // Stride 2 on even and odd sizes, and the encoder's padding at the far side only.
-        Case::new(Conv2d { stride: 2, ..full(2, 6, 8, 5, 6) }),
-        Case::new(Conv2d { stride: 2, ..full(1, 7, 9, 6, 7) }),
-        Case::new(Conv2d { stride: 2, pad_start: 0, ..full(2, 8, 6, 7, 9) }),
-        Case::new(Conv2d { upsample: 2, ..full(2, 3, 5, 6, 10) }),
-        Case::new(Conv2d { upsample: 2, ..full(1, 8, 4, 33, 3) }),
-        Case::new(pointwise(full(2, 5, 7, 11, 13))),
-        Case::new(Conv2d { stride: 2, ..pointwise(full(1, 5, 7, 11, 13)) }),
-        // More pixels than one block of the CPU form; a mean that padding with anything but zero would show.
-        Case::new(full(2, 31, 37, 8, 20)).fill("x", Fill::Normal(3.0, 1.0)),
-        // Enough tiles and channels for Winograd's algorithm on the CPU, with an odd row and column, or upsampled.
-        Case::new(full(2, 11, 17, 32, 40)).fill("x", Fill::Normal(3.0, 1.0)),
-        Case::new(Conv2d { upsample: 2, ..full(2, 7, 5, 40, 32) }).fill("x", Fill::Normal(3.0, 1.0)),
-        Case::new(Conv2d { activation: Activation::Silu, ..full(1, 9, 14, 96, 64) }),
-        Case::new(full(1, 13, 13, 40, 32)).integers(),
-        Case::new(Conv2d { upsample: 2, ..full(1, 7, 9, 32, 40) }).integers(),
-        Case::new(plain(2, 9, 5, 7, 67)).integers(),
-        Case::new(Conv2d { stride: 2, ..full(2, 9, 11, 9, 5) }).integers(),
-        Case::new(Conv2d { upsample: 2, ..full(2, 5, 3, 5, 66) }).integers(),
-    ];
-    for activation in Activation::ALL {
-        cases.push(Case::new(Conv2d { activation, ..full(1, 4, 6, 5, 6) }).fill("bias", Fill::Normal(-1.0, 4.0)));
-    }
-    cases
-}
-
-fn model_shapes() -> Vec<Case> {
-    let with_bias = |size, ci, co| Conv2d { bias: true, ..plain(1, size, size, ci, co) };
-    let upsampled = |size, c| Conv2d { upsample: 2, ..with_bias(size, c, c) };
-    vec![
-        // UNet: conv_in; a residual block's two halves; the widest; the samplers; conv_out.
-        Case::new(with_bias(64, 8, 320)),
-        Case::new(Conv2d { shift: true, ..with_bias(64, 320, 320) }),
-        Case::new(Conv2d { residual: true, ..with_bias(64, 320, 320) }),
-        Case::new(Conv2d { shift: true, ..with_bias(64, 960, 320) }),
-        Case::new(Conv2d { stride: 2, ..with_bias(64, 320, 320) }),
-        Case::new(Conv2d { stride: 2, ..with_bias(32, 640, 640) }),
-        Case::new(upsampled(16, 1024)),
-        Case::new(upsampled(32, 640)),
-        Case::new(with_bias(64, 320, 8)),
-        // Decoder: one residual block of each width; the samplers; conv_out.
-        Case::new(Conv2d { residual: true, ..with_bias(64, 256, 256) }),
-        Case::new(Conv2d { residual: true, ..with_bias(128, 256, 256) }),
-        Case::new(Conv2d { residual: true, ..with_bias(256, 128, 128) }),
-        Case::new(Conv2d { residual: true, ..with_bias(512, 64, 64) }),
-        Case::new(upsampled(64, 256)),
-        Case::new(upsampled(128, 256)),
-        Case::new(upsampled(256, 128)),
-        Case::new(with_bias(512, 64, 3)),
-    ]
-}
-
 #[cfg(test)]
 mod tests {
+    use super::cases::plain;
     use super::*;
 
     #[test]

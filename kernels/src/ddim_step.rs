@@ -4,6 +4,7 @@
 //! then with it, `p = p_u + guidance (p_c - p_u)`. `x0` and the noise `e` follow from `p` and the latent `z`. Both halves
 //! of the latent are the same; the first is read, both are written. On the GPU one invocation computes four channels.
 
+use crate::draw::Draw;
 use crate::kernel::{
     Case, Cost, DType, Family, Fill, Kernel, Operand, Param, Program, Tolerance, elements, folded_grid, parse,
 };
@@ -37,6 +38,7 @@ pub(crate) const FAMILY: Family = Family {
     summary: "one step of DDIM with guidance: `a_prev x0 + direction e + sigma noise`",
     cases,
     model_shapes,
+    random,
     parse: parse::<DdimStep>,
 };
 
@@ -153,4 +155,15 @@ fn model_shapes() -> Vec<Case> {
     let step =
         DdimStep { images: 1, positions: 64 * 64, c: 8, guided: true, prediction: Prediction::Epsilon, noise: false };
     vec![case(step.clone()), case(DdimStep { guided: false, ..step })]
+}
+
+fn random(draw: &mut Draw<'_>) -> Case {
+    case(DdimStep {
+        images: draw.of(&[1, 2, 3]),
+        positions: draw.size(GROUP),
+        c: draw.channels(),
+        guided: draw.flip(),
+        prediction: draw.of(&Prediction::ALL),
+        noise: draw.flip(),
+    })
 }

@@ -4,6 +4,7 @@
 //! stride 1, one row and column of zeros around. On the GPU an invocation computes four channels of one pixel from
 //! nine direct loads; on the CPU a line of the image is nine multiply-adds along its channels.
 
+use crate::draw::Draw;
 use crate::kernel::{Case, Cost, Family, Fill, Kernel, Layout, Operand, Param, Program, Tolerance, folded_grid, parse};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -37,6 +38,7 @@ pub(crate) const FAMILY: Family = Family {
     summary: "`conv(x, w) + bias + shift`, 3x3, every channel on its own",
     cases,
     model_shapes,
+    random,
     parse: parse::<DepthwiseConv2d>,
 };
 
@@ -163,4 +165,10 @@ fn model_shapes() -> Vec<Case> {
     let shapes = [(32, 320), (16, 640), (16, 1024), (32, 1664), (32, 960)];
     let block = |(size, c)| DepthwiseConv2d { n: 1, h: size, w: size, c, bias: true, shift: true };
     shapes.into_iter().map(|shape| Case::new(block(shape))).collect()
+}
+
+fn random(draw: &mut Draw<'_>) -> Case {
+    let (n, h, w) = (draw.of(&[1, 2]), draw.size(4), draw.size(16));
+    let case = Case::new(DepthwiseConv2d { n, h, w, c: draw.channels(), bias: draw.flip(), shift: draw.flip() });
+    if draw.flip() { case.integers() } else { case }
 }

@@ -3,6 +3,7 @@
 //! `ids [n, l]` (u32), `token [vocab, c]`, `position [positions, c]`, `y [n, l, c]`. An id beyond the vocabulary counts
 //! as the last one, so that no form reads outside the table. On the GPU one invocation moves four channels.
 
+use crate::draw::Draw;
 use crate::kernel::{
     Case, Cost, DType, Family, Fill, Kernel, Operand, Param, Program, Tolerance, elements, folded_grid, parse,
 };
@@ -33,6 +34,7 @@ pub(crate) const FAMILY: Family = Family {
     summary: "`token[id] + position[i]`, the entry of the text encoder",
     cases,
     model_shapes,
+    random,
     parse: parse::<Embedding>,
 };
 
@@ -129,4 +131,11 @@ fn cases() -> Vec<Case> {
 fn model_shapes() -> Vec<Case> {
     let text = Embedding { n: 1, l: 77, vocab: 49_408, positions: 77, c: 768 };
     vec![Case::new(text).fill("ids", Fill::Below(49_408))]
+}
+
+fn random(draw: &mut Draw<'_>) -> Case {
+    let (l, vocab) = (draw.size(GROUP), draw.of(&[1, 7, 40]));
+    let positions = l + draw.of(&[0, 1, 5]);
+    let kernel = Embedding { n: draw.of(&[1, 2, 3]), l, vocab: vocab as usize, positions, c: draw.channels() };
+    Case::new(kernel).fill("ids", Fill::Below(vocab))
 }

@@ -4,6 +4,7 @@
 //! one vec4, whose channels may be of several groups; on the CPU a row of channels is one loop.
 
 use crate::cpu::{activate_all, rows_per_task};
+use crate::draw::Draw;
 use crate::kernel::{
     Activation, Case, Cost, DType, Family, Fill, Kernel, Operand, Param, Program, Tolerance, elements, folded_grid,
     parse,
@@ -37,6 +38,7 @@ pub(crate) const FAMILY: Family = Family {
     summary: "`activation((x - mean) * rstd * weight + bias)` with given statistics",
     cases,
     model_shapes,
+    random,
     parse: parse::<GroupNorm>,
 };
 
@@ -159,4 +161,12 @@ fn model_shapes() -> Vec<Case> {
     let others = [(32, 320), (32, 640), (32, 960), (32, 1664), (16, 640), (16, 1024)];
     let convs = convs.into_iter().map(norm(Activation::Silu));
     convs.chain(others.into_iter().map(norm(Activation::None))).map(case).collect()
+}
+
+fn random(draw: &mut Draw<'_>) -> Case {
+    let groups = draw.of(&[1, 2, 3, 8]);
+    let c = groups * draw.of(&[1, 2, 3, 5, 10]);
+    let (n, positions, activation) = (draw.of(&[1, 2]), draw.size(THREADS), draw.of(&Activation::ALL));
+    // Any numbers will do for statistics, but the deviation should not be near zero.
+    Case::new(GroupNorm { n, positions, c, groups, activation }).fill("stats", Fill::Normal(1.0, 0.1))
 }

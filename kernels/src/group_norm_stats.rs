@@ -4,6 +4,7 @@
 //! invocation sums differences from its own first value, then the 256 (count, mean, squares) merge pairwise after Chan,
 //! Golub and LeVeque 1979, so nothing cancels far from zero. On the CPU blocks of positions do the same per channel.
 
+use crate::draw::Draw;
 use crate::kernel::{
     Case, Cost, DType, Family, Fill, Kernel, Operand, Param, Program, Tolerance, elements, folded_grid, parse,
 };
@@ -32,6 +33,7 @@ pub(crate) const FAMILY: Family = Family {
     summary: "mean and reciprocal deviation of every group of channels",
     cases,
     model_shapes,
+    random,
     parse: parse::<GroupNormStats>,
 };
 
@@ -199,6 +201,14 @@ fn model_shapes() -> Vec<Case> {
     let unet = [(64, 320), (64, 640), (64, 960), (32, 320), (32, 640), (32, 960), (32, 1664), (16, 640), (16, 1024)];
     let decoder = [(64, 256), (128, 256), (256, 256), (256, 128), (512, 128), (512, 64)];
     unet.into_iter().map(stats(1e-5)).chain(decoder.into_iter().map(stats(1e-6))).collect()
+}
+
+fn random(draw: &mut Draw<'_>) -> Case {
+    let groups = draw.of(&[1, 2, 3, 8]);
+    let c = groups * draw.of(&[1, 2, 3, 5, 10]);
+    let (n, positions, eps) = (draw.of(&[1, 2]), draw.size(256), draw.of(&[1e-5, 1e-6]));
+    let fill = draw.of(&[Fill::Normal(0.0, 1.0), Fill::Normal(1000.0, 1.0), Fill::Constant(0.1)]);
+    Case::new(GroupNormStats { n, positions, c, groups, eps }).fill("x", fill)
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 //! A *family* is the kernel's type: its name, the cases that test it and a parser for its sizes. Tests, benches,
 //! docs and the CPU device walk the list of families and know no kernel by name.
 
+use crate::draw::Draw;
 use std::fmt;
 
 /// Sizes of a tensor, outermost first. Feature maps are `[n, h, w, c]`, tokens `[n, l, c]`, matrices `[rows, cols]`.
@@ -343,6 +344,8 @@ pub struct Family {
     pub cases: fn() -> Vec<Case>,
     /// The shapes of the full-size model, for the benches.
     pub model_shapes: fn() -> Vec<Case>,
+    /// A small problem near the edges of the tiles, for property tests: any choice gives one that is not refused.
+    pub random: fn(&mut Draw<'_>) -> Case,
     /// Reads a problem from the `params` of a case file.
     pub parse: fn(&serde_json::Value) -> Result<Box<dyn Kernel>, serde_json::Error>,
 }

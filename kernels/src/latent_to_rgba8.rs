@@ -3,6 +3,7 @@
 //! `x [n, h, w, 3]`, `y [n, h, w]` in u32. Every channel is clamped to [-1, 1], and `(v + 1) / 2 * 255` is rounded, halves
 //! up. NaN becomes some byte. One invocation of the GPU computes one pixel.
 
+use crate::draw::Draw;
 use crate::kernel::{Case, Cost, DType, Family, Fill, Kernel, Operand, Param, Program, Tolerance, folded_grid, parse};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -31,6 +32,7 @@ pub(crate) const FAMILY: Family = Family {
     summary: "the decoder's output in [-1, 1] as pixels of four bytes",
     cases,
     model_shapes,
+    random,
     parse: parse::<Rgba8>,
 };
 
@@ -114,6 +116,12 @@ fn cases() -> Vec<Case> {
 
 fn model_shapes() -> Vec<Case> {
     vec![Case::new(Rgba8 { n: 1, h: 512, w: 512 })]
+}
+
+fn random(draw: &mut Draw<'_>) -> Case {
+    let kernel = Rgba8 { n: draw.of(&[1, 2]), h: draw.size(8), w: draw.size(8) };
+    // Not just any values: one in ten thousand lies so near to a half level that f32 and f64 round it apart.
+    Case::new(kernel).fill("x", draw.of(&[Fill::Integers, Fill::Constant(0.3), Fill::Constant(-0.7)]))
 }
 
 #[cfg(test)]

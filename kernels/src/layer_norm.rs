@@ -5,6 +5,7 @@
 //! some rows.
 
 use crate::cpu::rows_per_task;
+use crate::draw::Draw;
 use crate::kernel::{Case, Cost, Family, Fill, Kernel, Operand, Param, Program, Tolerance, folded_grid, parse};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -27,6 +28,7 @@ pub(crate) const FAMILY: Family = Family {
     summary: "`(x - mean) / sqrt(variance + eps) * weight + bias` of every row",
     cases,
     model_shapes,
+    random,
     parse: parse::<LayerNorm>,
 };
 
@@ -143,4 +145,10 @@ fn model_shapes() -> Vec<Case> {
     // The transformers at 16x16 and at 32x32, the text encoder.
     let shapes = [(256, 1024), (1024, 640), (77, 768)];
     shapes.into_iter().map(|(rows, c)| Case::new(LayerNorm { rows, c, eps: 1e-5 })).collect()
+}
+
+fn random(draw: &mut Draw<'_>) -> Case {
+    let c = draw.of(&[1, 4, 7, 33, 320, 1020, 1023, 1024, 1025, 1028]);
+    let fill = draw.of(&[Fill::Normal(0.0, 1.0), Fill::Normal(1000.0, 1.0), Fill::Constant(0.1)]);
+    Case::new(LayerNorm { rows: draw.of(&[1, 2, 5, 13]), c, eps: draw.of(&[1e-5, 1e-6]) }).fill("x", fill)
 }

@@ -4,6 +4,7 @@
 pub mod casefile;
 pub mod check;
 pub mod cpu;
+pub mod draw;
 pub mod kernel;
 pub mod reference;
 pub mod runner;

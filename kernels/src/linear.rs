@@ -4,6 +4,7 @@
 //! workgroup computes a 64x64 tile, see `shaders/common/gemm.wgsl`; on the CPU it is one product of the gemm crate.
 
 use crate::cpu::{Epilogue, Mat, Threads, matmul};
+use crate::draw::Draw;
 use crate::kernel::{Activation, Case, Cost, Family, Fill, Kernel, Operand, Param, Program, Tolerance, parse};
 use serde::{Deserialize, Serialize};
 
@@ -37,6 +38,7 @@ pub(crate) const FAMILY: Family = Family {
     summary: "`residual + activation(x wᵀ + bias)`, also every 1x1 convolution",
     cases,
     model_shapes,
+    random,
     parse: parse::<Linear>,
 };
 
@@ -146,4 +148,11 @@ fn model_shapes() -> Vec<Case> {
         Case::new(Linear { rows: 77, k: 768, ..plain.clone() }),
         Case::new(Linear { rows: 1, k: 512, bias: true, ..plain }),
     ]
+}
+
+fn random(draw: &mut Draw<'_>) -> Case {
+    let (rows, k, cols, bias) = (draw.size(TILE), draw.size(16), draw.size(TILE), draw.flip());
+    let (activation, residual) = (draw.of(&Activation::ALL), draw.flip());
+    let case = Case::new(Linear { rows, k, cols, bias, activation, residual });
+    if activation == Activation::None && draw.flip() { case.integers() } else { case }
 }

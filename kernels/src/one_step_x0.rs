@@ -4,6 +4,7 @@
 //! it adds fresh noise for the next. In f32: dividing by `a` amplifies errors 14.6 times at step 999. On the GPU one
 //! invocation computes four channels.
 
+use crate::draw::Draw;
 use crate::kernel::{
     Case, Cost, DType, Family, Fill, Kernel, Operand, Param, Program, Tolerance, elements, folded_grid, parse,
 };
@@ -35,6 +36,7 @@ pub(crate) const FAMILY: Family = Family {
     summary: "the clean latent of the one-step model, or that with fresh noise",
     cases,
     model_shapes,
+    random,
     parse: parse::<OneStepX0>,
 };
 
@@ -131,4 +133,14 @@ fn cases() -> Vec<Case> {
 fn model_shapes() -> Vec<Case> {
     let step = OneStepX0 { images: 1, positions: 64 * 64, c: 8, prediction: Prediction::Epsilon, renoise: false };
     vec![case(step.clone()), case(OneStepX0 { renoise: true, ..step })]
+}
+
+fn random(draw: &mut Draw<'_>) -> Case {
+    case(OneStepX0 {
+        images: draw.of(&[1, 2, 3]),
+        positions: draw.size(GROUP),
+        c: draw.channels(),
+        prediction: draw.of(&Prediction::ALL),
+        renoise: draw.flip(),
+    })
 }

@@ -5,6 +5,7 @@
 //! of rows go through one matrix product each, then the halves are multiplied.
 
 use crate::cpu::{Mat, Threads, exp, matmul, rows_per_task};
+use crate::draw::Draw;
 use crate::kernel::{Activation, Case, Cost, Family, Fill, Kernel, Operand, Param, Program, Tolerance, parse};
 use crate::linear::TILE;
 use rayon::prelude::*;
@@ -28,6 +29,7 @@ pub(crate) const FAMILY: Family = Family {
     summary: "`a * silu(g)` with `(a, g)` the halves of `x wᵀ + bias`",
     cases,
     model_shapes,
+    random,
     parse: parse::<SwishGlu>,
 };
 
@@ -140,4 +142,8 @@ fn model_shapes() -> Vec<Case> {
     // The feed-forwards at 16x16 and at 32x32.
     let shapes = [(256, 1024, 3072), (1024, 640, 1920)];
     shapes.into_iter().map(|(rows, k, cols)| Case::new(SwishGlu { rows, k, cols })).collect()
+}
+
+fn random(draw: &mut Draw<'_>) -> Case {
+    Case::new(SwishGlu { rows: draw.size(TILE), k: draw.size(16), cols: draw.size(TILE) })
 }

@@ -4,6 +4,7 @@
 //! diffusers, in all forms. The shader takes it into the first eighth of the circle and evaluates its own
 //! polynomials, since WGSL's sine and cosine promise eleven bits, and those only near zero.
 
+use crate::draw::Draw;
 use crate::kernel::{Case, Cost, DType, Family, Fill, Kernel, Operand, Param, Program, Tolerance, folded_grid, parse};
 use serde::{Deserialize, Serialize};
 
@@ -26,6 +27,7 @@ pub(crate) const FAMILY: Family = Family {
     summary: "`[cos(t f), sin(t f)]`, the timestep as the UNet sees it",
     cases,
     model_shapes,
+    random,
     parse: parse::<TimestepEmbedding>,
 };
 
@@ -135,6 +137,10 @@ fn cases() -> Vec<Case> {
 
 fn model_shapes() -> Vec<Case> {
     vec![case(1, 320), case(2, 320)]
+}
+
+fn random(draw: &mut Draw<'_>) -> Case {
+    case(draw.of(&[1, 2, 5]), 2 * draw.size(2 * GROUP))
 }
 
 #[cfg(test)]

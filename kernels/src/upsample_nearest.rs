@@ -2,6 +2,7 @@
 //!
 //! `x [n, h, w, c]`, `y [n, 2h, 2w, c]`. On the GPU one invocation writes four channels of a pixel.
 
+use crate::draw::Draw;
 use crate::kernel::{Case, Cost, Family, Kernel, Operand, Param, Program, Tolerance, elements, folded_grid, parse};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -29,6 +30,7 @@ pub(crate) const FAMILY: Family = Family {
     summary: "every pixel repeated two by two",
     cases,
     model_shapes,
+    random,
     parse: parse::<UpsampleNearest>,
 };
 
@@ -119,4 +121,8 @@ fn model_shapes() -> Vec<Case> {
         Case::new(UpsampleNearest { n: 1, h: 32, w: 32, c: 640 }),
         Case::new(UpsampleNearest { n: 1, h: 256, w: 256, c: 64 }),
     ]
+}
+
+fn random(draw: &mut Draw<'_>) -> Case {
+    Case::new(UpsampleNearest { n: draw.of(&[1, 2]), h: draw.size(4), w: draw.size(8), c: draw.channels() })
 }

@@ -1,0 +1,108 @@
+//! The problems that test dense convolutions, and those of the model.
+
+use super::Conv2d;
+use crate::draw::Draw;
+use crate::kernel::{Activation, Case, Fill};
+use crate::linear::TILE;
+
+/// A 3x3 convolution of stride 1 that keeps the size, without bias.
+pub(super) fn plain(n: usize, h: usize, w: usize, ci: usize, co: usize) -> Conv2d {
+    Conv2d {
+        n,
+        h,
+        w,
+        ci,
+        co,
+        kernel: 3,
+        stride: 1,
+        pad_start: 1,
+        pad_end: 1,
+        upsample: 1,
+        bias: false,
+        shift: false,
+        activation: Activation::None,
+        residual: false,
+    }
+}
+
+pub(super) fn cases() -> Vec<Case> {
+    let full = |n, h, w, ci, co| Conv2d { bias: true, shift: true, residual: true, ..plain(n, h, w, ci, co) };
+    let pointwise = |conv| Conv2d { kernel: 1, pad_start: 0, pad_end: 0, ..conv };
+    let mut cases = vec![
+        Case::new(plain(1, 1, 1, 1, 1)),
+        Case::new(full(2, 5, 7, 3, 5)),
+        // One pixel less than a tile, a tile, one more; the same of channels.
+        Case::new(full(1, 7, 9, 4, 63)),
+        Case::new(full(1, 8, 8, 16, 64)),
+        Case::new(full(1, 5, 13, 17, 65)),
+        // Stride 2 on even and odd sizes, and the encoder's padding at the far side only.
+        Case::new(Conv2d { stride: 2, ..full(2, 6, 8, 5, 6) }),
+        Case::new(Conv2d { stride: 2, ..full(1, 7, 9, 6, 7) }),
+        Case::new(Conv2d { stride: 2, pad_start: 0, ..full(2, 8, 6, 7, 9) }),
+        Case::new(Conv2d { upsample: 2, ..full(2, 3, 5, 6, 10) }),
+        Case::new(Conv2d { upsample: 2, ..full(1, 8, 4, 33, 3) }),
+        Case::new(pointwise(full(2, 5, 7, 11, 13))),
+        Case::new(Conv2d { stride: 2, ..pointwise(full(1, 5, 7, 11, 13)) }),
+        // More pixels than one block of the CPU form; a mean that padding with anything but zero would show.
+        Case::new(full(2, 31, 37, 8, 20)).fill("x", Fill::Normal(3.0, 1.0)),
+        // Enough tiles and channels for Winograd's algorithm on the CPU, with an odd row and column, or upsampled.
+        Case::new(full(2, 11, 17, 32, 40)).fill("x", Fill::Normal(3.0, 1.0)),
+        Case::new(Conv2d { upsample: 2, ..full(2, 7, 5, 40, 32) }).fill("x", Fill::Normal(3.0, 1.0)),
+        Case::new(Conv2d { activation: Activation::Silu, ..full(1, 9, 14, 96, 64) }),
+        Case::new(full(1, 13, 13, 40, 32)).integers(),
+        Case::new(Conv2d { upsample: 2, ..full(1, 7, 9, 32, 40) }).integers(),
+        Case::new(plain(2, 9, 5, 7, 67)).integers(),
+        Case::new(Conv2d { stride: 2, ..full(2, 9, 11, 9, 5) }).integers(),
+        Case::new(Conv2d { upsample: 2, ..full(2, 5, 3, 5, 66) }).integers(),
+    ];
+    for activation in Activation::ALL {
+        cases.push(Case::new(Conv2d { activation, ..full(1, 4, 6, 5, 6) }).fill("bias", Fill::Normal(-1.0, 4.0)));
+    }
+    cases
+}
+
+pub(super) fn model_shapes() -> Vec<Case> {
+    let with_bias = |size, ci, co| Conv2d { bias: true, ..plain(1, size, size, ci, co) };
+    let upsampled = |size, c| Conv2d { upsample: 2, ..with_bias(size, c, c) };
+    vec![
+        // UNet: conv_in; a residual block's two halves; the widest; the samplers; conv_out.
+        Case::new(with_bias(64, 8, 320)),
+        Case::new(Conv2d { shift: true, ..with_bias(64, 320, 320) }),
+        Case::new(Conv2d { residual: true, ..with_bias(64, 320, 320) }),
+        Case::new(Conv2d { shift: true, ..with_bias(64, 960, 320) }),
+        Case::new(Conv2d { stride: 2, ..with_bias(64, 320, 320) }),
+        Case::new(Conv2d { stride: 2, ..with_bias(32, 640, 640) }),
+        Case::new(upsampled(16, 1024)),
+        Case::new(upsampled(32, 640)),
+        Case::new(with_bias(64, 320, 8)),
+        // Decoder: one residual block of each width; the samplers; conv_out.
+        Case::new(Conv2d { residual: true, ..with_bias(64, 256, 256) }),
+        Case::new(Conv2d { residual: true, ..with_bias(128, 256, 256) }),
+        Case::new(Conv2d { residual: true, ..with_bias(256, 128, 128) }),
+        Case::new(Conv2d { residual: true, ..with_bias(512, 64, 64) }),
+        Case::new(upsampled(64, 256)),
+        Case::new(upsampled(128, 256)),
+        Case::new(upsampled(256, 128)),
+        Case::new(with_bias(512, 64, 3)),
+    ]
+}
+
+pub(super) fn random(draw: &mut Draw<'_>) -> Case {
+    let (kernel, upsample) = (draw.of(&[3, 1]), draw.of(&[1, 2]));
+    let (pad_start, pad_end) = draw.of(&[(1, 1), (0, 1), (0, 0)]);
+    let least = usize::saturating_sub(kernel, pad_start + pad_end).max(1);
+    let conv = Conv2d {
+        kernel,
+        stride: draw.of(&[1, 2]),
+        pad_start,
+        pad_end,
+        upsample,
+        bias: draw.flip(),
+        shift: draw.flip(),
+        activation: draw.of(&Activation::ALL),
+        residual: draw.flip(),
+        ..plain(draw.of(&[1, 2]), draw.size(4).max(least), draw.size(8).max(least), draw.channels(), draw.size(TILE))
+    };
+    let exact = conv.activation == Activation::None && draw.flip();
+    if exact { Case::new(conv).integers() } else { Case::new(conv) }
+}
