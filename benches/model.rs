@@ -7,7 +7,7 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use mobilediffusion_benches::session;
 use mobilediffusion_graph::Session;
 use mobilediffusion_model::config::Sampler;
-use mobilediffusion_model::networks::{Shape, decode_graph, denoise_graph, text_graph};
+use mobilediffusion_model::networks::{Decoder, Shape, decode_graph, denoise_graph, text_graph};
 use mobilediffusion_model::noise::Noise;
 use mobilediffusion_model::{ModelConfig, Source};
 use std::time::Duration;
@@ -51,9 +51,9 @@ fn networks(criterion: &mut Criterion) {
         bencher.iter(|| evaluate(&mut unet, &inputs));
     });
     group.bench_function("decoder", |bencher| {
-        let mut decoder =
-            session(decode_graph(&config, &shape).expect("the preset fits")).expect("made-up weights fit");
-        let inputs = [("latent", noise(pixels * config.decoder.latent_channels))];
+        let mut decoder = session(decode_graph(&config, &shape, Decoder::of(&config)).expect("the preset fits"))
+            .expect("made-up weights fit");
+        let inputs = [("latent", noise(pixels * config.unet.in_channels))];
         bencher.iter(|| evaluate(&mut decoder, &inputs));
     });
     group.finish();

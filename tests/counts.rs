@@ -1,11 +1,11 @@
 //! The full-size model as the paper counts it: parameters and multiply-accumulates come from the graphs that run, names
 //! and shapes are those of the tensor lists in `data/tensors` (one `name AxBxC` per line, diffusers' naming).
 
-use mobilediffusion_graph::{Graph, Recording};
+use mobilediffusion_graph::Recording;
 use mobilediffusion_model::ModelConfig;
 use mobilediffusion_model::config::Sampler;
 use mobilediffusion_model::info::{Part, summary};
-use mobilediffusion_model::networks::{Shape, decode_graph, denoise_graph, text_graph};
+use mobilediffusion_model::networks::{Decoder, Shape, decode_graph, denoise_graph, text_graph, vae_weights};
 use std::collections::BTreeSet;
 
 fn full_size() -> (ModelConfig, Shape) {
@@ -37,6 +37,9 @@ fn giga(macs: u64) -> String {
 fn decoder_and_text_encoder_have_their_sizes() {
     let (decoder, text) = (part(512, "decoder"), part(512, "text encoder"));
     assert_eq!((decoder.params(), giga(decoder.macs()).as_str()), (9_770_699, "299.57"), "light decoder at 512 pixels");
+    let (encoder, full) = (part(512, "vae encoder"), part(512, "vae decoder"));
+    assert_eq!((encoder.params(), giga(encoder.macs()).as_str()), (34_200_736, "558.48"), "VAE encoder at 512 pixels");
+    assert_eq!((full.params(), giga(full.macs()).as_str()), (49_508_683, "1257.34"), "VAE decoder at 512 pixels");
     assert_eq!((text.params(), giga(text.macs()).as_str()), (123_060_480, "6.65"), "text encoder");
 }
 
@@ -54,10 +57,9 @@ fn unet_has_the_papers_layers() {
     assert_eq!(blocks, 11, "convolution blocks");
 }
 
-fn check_names(graph: &Graph, list: &str) {
+fn check_names(weights: &[(String, Vec<usize>)], list: &str) {
     let shape_text = |shape: &[usize]| shape.iter().map(usize::to_string).collect::<Vec<_>>().join("x");
-    let built: BTreeSet<String> =
-        graph.weights().iter().map(|(name, shape)| format!("{name} {}", shape_text(shape))).collect();
+    let built: BTreeSet<String> = weights.iter().map(|(name, shape)| format!("{name} {}", shape_text(shape))).collect();
     let listed: BTreeSet<String> = list.lines().map(str::to_owned).collect();
     let differing: Vec<_> = built.symmetric_difference(&listed).take(8).collect();
     assert!(differing.is_empty(), "only in one of graph and list: {differing:?}");
@@ -67,11 +69,13 @@ fn check_names(graph: &Graph, list: &str) {
 fn tensors_are_those_of_the_lists() {
     let (config, shape) = full_size();
     let unet = denoise_graph(&config, &shape).expect("the UNet builds");
-    check_names(&unet, include_str!("data/tensors/unet.txt"));
-    let decoder = decode_graph(&config, &shape).expect("the decoder builds");
-    check_names(&decoder, include_str!("data/tensors/decoder.txt"));
+    check_names(&unet.weights(), include_str!("data/tensors/unet.txt"));
+    let vae = vae_weights(&config).expect("the VAE builds");
+    check_names(&vae, include_str!("data/tensors/vae.txt"));
+    let decoder = decode_graph(&config, &shape, Decoder::Light).expect("the decoder builds");
+    check_names(&decoder.weights(), include_str!("data/tensors/decoder.txt"));
     let text = text_graph(&config, 1).expect("the text encoder builds");
-    check_names(&text, include_str!("data/tensors/text_encoder.txt"));
+    check_names(&text.weights(), include_str!("data/tensors/text_encoder.txt"));
 }
 
 #[test]

@@ -7,7 +7,7 @@ use mobilediffusion_graph::{Conv, Device, Graph, GraphError, Recording, Session,
 use mobilediffusion_kernels::{Activate, Activation, DType, Kernel, Param, Storage, wgsl};
 use mobilediffusion_model::ModelConfig;
 use mobilediffusion_model::config::Sampler;
-use mobilediffusion_model::networks::{Shape, decode_graph, denoise_graph, text_graph};
+use mobilediffusion_model::networks::{Decoder, Shape, decode_graph, denoise_graph, text_graph};
 use mobilediffusion_runtime::{Binding, Bound, Role};
 use plan_graphs::{MadeUp, devices, own_gpu, random_graph, say, tiny_denoise, values};
 use proptest::prelude::*;
@@ -64,12 +64,12 @@ fn the_models_plans_are_near_the_lower_bound() {
         let size = config.defaults.image_size;
         let shape = Shape::of(size, size, Sampler::OneStep, 1, false).expect("the default size fits");
         let graphs = [
-            ("text encoder", text_graph(&config, 1)),
-            ("unet", denoise_graph(&config, &shape)),
-            ("decoder", decode_graph(&config, &shape)),
+            ("text encoder", text_graph(&config, 1).expect("a preset builds")),
+            ("unet", denoise_graph(&config, &shape).expect("a preset builds")),
+            ("decoder", decode_graph(&config, &shape, Decoder::of(&config)).expect("a preset builds")),
         ];
         for (name, graph) in graphs {
-            let recording = Recording::new(graph.expect("a preset builds"));
+            let recording = Recording::new(graph);
             let (_, placement) = recording.placement(bytes_of, Sharing::Planned);
             let summary = recording.summary(Storage::F32);
             let ratio = |bytes: usize| bytes as f64 / summary.lower_bound_bytes as f64;

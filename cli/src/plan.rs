@@ -6,7 +6,7 @@ use crate::terminal::result;
 use mobilediffusion_graph::plan::Sharing;
 use mobilediffusion_graph::{PlanSummary, Recording, TensorInfo};
 use mobilediffusion_kernels::Storage;
-use mobilediffusion_model::networks::{Shape, decode_graph, denoise_graph, text_graph};
+use mobilediffusion_model::networks::{Decoder, Shape, decode_graph, denoise_graph, text_graph};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
@@ -21,7 +21,7 @@ pub(crate) fn run(args: &Plan) -> Result<(), Failure> {
     let networks = [
         ("text encoder", Recording::new(text_graph(&config, shape.batch())?)),
         ("unet", Recording::new(denoise_graph(&config, &shape)?)),
-        ("decoder", Recording::new(decode_graph(&config, &shape)?)),
+        ("decoder", Recording::new(decode_graph(&config, &shape, Decoder::of(&config))?)),
     ];
     if args.json {
         let all: Vec<Value> = networks.iter().map(|(name, recording)| as_json(name, recording)).collect();

@@ -20,7 +20,7 @@ pub struct Linear<'a> {
     pub residual: Option<&'a Tensor>,
 }
 
-/// A 3x3 convolution with bias and one pixel of zeros around.
+/// A 3x3 convolution with bias and one pixel of zeros around, or only below and to the right.
 #[derive(Clone, Copy, Debug)]
 pub struct Conv<'a> {
     /// Output channels.
@@ -29,6 +29,8 @@ pub struct Conv<'a> {
     pub stride: usize,
     /// 2 doubles the size by nearest neighbour before convolving.
     pub upsample: usize,
+    /// Pixels of zeros above and to the left: 1, or 0 in the VAE's halvings. Below and to the right there is one.
+    pub pad_start: usize,
     /// `[n, channels]`, added to every pixel of an image: the time embedding.
     pub shift: Option<&'a Tensor>,
     /// Added last.
@@ -38,7 +40,7 @@ pub struct Conv<'a> {
 impl Conv<'_> {
     /// A convolution that keeps the size.
     pub fn to(channels: usize) -> Self {
-        Self { channels, stride: 1, upsample: 1, shift: None, residual: None }
+        Self { channels, stride: 1, upsample: 1, pad_start: 1, shift: None, residual: None }
     }
 }
 
@@ -130,7 +132,7 @@ impl Graph {
             co,
             kernel: 3,
             stride: layer.stride,
-            pad_start: 1,
+            pad_start: layer.pad_start,
             pad_end: 1,
             upsample: layer.upsample,
             bias: true,
@@ -225,6 +227,19 @@ impl Graph {
     pub fn concat(&mut self, a: &Tensor, b: &Tensor) -> Result<Tensor, GraphError> {
         let kernel = kernels::Concat { rows: a.rows(), a_channels: a.channels(), b_channels: b.channels() };
         self.step_one("concat", kernel, &[Some(a), Some(b)], with_channels(a, a.channels() + b.channels()))
+    }
+
+    /// `scale * x` of `c` channels from channel `first` on.
+    ///
+    /// # Errors
+    /// If `x` has fewer channels.
+    pub fn slice(&mut self, x: &Tensor, (first, c): (usize, usize), scale: f32) -> Result<Tensor, GraphError> {
+        let channels = x.channels();
+        if first + c > channels {
+            return Err(self.size_error("slice", "channels", format!("at least {}", first + c), channels));
+        }
+        let kernel = kernels::Slice { rows: x.rows(), channels, first, c, scale };
+        self.step_one("slice", kernel, &[Some(x)], with_channels(x, c))
     }
 
     /// `activation(scale * x)`.

@@ -28,6 +28,7 @@ mod layer_norm;
 mod linear;
 mod one_step_x0;
 mod prediction;
+mod slice;
 mod swish_glu;
 mod timestep_embedding;
 mod upsample_nearest;
@@ -51,6 +52,7 @@ pub use layer_norm::LayerNorm;
 pub use linear::Linear;
 pub use one_step_x0::OneStepX0;
 pub use prediction::Prediction;
+pub use slice::Slice;
 pub use storage::Storage;
 pub use swish_glu::SwishGlu;
 pub use timestep_embedding::TimestepEmbedding;
@@ -73,6 +75,7 @@ pub const FAMILIES: &[Family] = &[
     layer_norm::FAMILY,
     linear::FAMILY,
     one_step_x0::FAMILY,
+    slice::FAMILY,
     swish_glu::FAMILY,
     timestep_embedding::FAMILY,
     upsample_nearest::FAMILY,

@@ -1,14 +1,19 @@
 //! The configuration files of a model's parts, as they lie beside the weights, and the built-in presets.
 //!
 //! A model is a directory: `model.json` (name and defaults), `unet/config.json`, `decoder/config.json`,
-//! `text_encoder/config.json` and `scheduler/config.json`. Unknown keys are refused, so that a misspelt key never
+//! `text_encoder/config.json` and `scheduler/config.json`, and `vae/config.json` where there is a full VAE (a model
+//! without `decoder` decodes with it). Unknown keys are refused, so that a misspelt key never
 //! silently becomes a default; only the text encoder's file, which transformers writes, may hold more than is read.
 
+mod vae;
 mod validate;
+
+pub use vae::VaeConfig;
 
 use crate::error::ModelError;
 use crate::json::{parse, read_text};
 use mobilediffusion_kernels::{Activation, Phi, Prediction};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -26,8 +31,12 @@ pub struct ModelConfig {
     pub defaults: Defaults,
     /// `unet/config.json`
     pub unet: UnetConfig,
-    /// `decoder/config.json`
-    pub decoder: DecoderConfig,
+    /// `decoder/config.json`, unless pictures are decoded by the full VAE.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decoder: Option<DecoderConfig>,
+    /// `vae/config.json`, if there is a full VAE.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vae: Option<VaeConfig>,
     /// `text_encoder/config.json`
     pub text_encoder: TextEncoderConfig,
     /// `scheduler/config.json`
@@ -224,31 +233,52 @@ pub struct SchedulerConfig {
 }
 
 /// The files of a model's directory, in the order of [`ModelConfig`]'s fields.
-const FILES: [&str; 5] =
-    ["model.json", "unet/config.json", "decoder/config.json", "text_encoder/config.json", "scheduler/config.json"];
+const FILES: [&str; 6] = [
+    "model.json",
+    "unet/config.json",
+    "decoder/config.json",
+    "vae/config.json",
+    "text_encoder/config.json",
+    "scheduler/config.json",
+];
 
-/// The contents of [`FILES`] of the checkpoint that comes with the sources.
-const TINY: [&str; 5] = [
-    include_str!("../checkpoints/tiny/model.json"),
-    include_str!("../checkpoints/tiny/unet/config.json"),
-    include_str!("../checkpoints/tiny/decoder/config.json"),
-    include_str!("../checkpoints/tiny/text_encoder/config.json"),
-    include_str!("../checkpoints/tiny/scheduler/config.json"),
+/// The contents of [`FILES`], none of a file that is not there.
+type Texts<T> = [Option<T>; FILES.len()];
+
+/// The checkpoint that comes with the sources.
+const TINY: Texts<&str> = [
+    Some(include_str!("../checkpoints/tiny/model.json")),
+    Some(include_str!("../checkpoints/tiny/unet/config.json")),
+    Some(include_str!("../checkpoints/tiny/decoder/config.json")),
+    None,
+    Some(include_str!("../checkpoints/tiny/text_encoder/config.json")),
+    Some(include_str!("../checkpoints/tiny/scheduler/config.json")),
 ];
 
 impl ModelConfig {
     /// Names of the built-in presets.
     pub const PRESETS: &[&str] = &["mobilediffusion", "tiny"];
 
-    /// Reads and validates the files of a model's directory.
+    /// Reads and validates the files of a model's directory. Either of `decoder/config.json` and `vae/config.json` may
+    /// be missing.
     ///
     /// # Errors
     /// [`ModelError::Io`] if a file cannot be read, [`ModelError::Json`] if it does not parse, else
     /// [`ModelError::Config`] as [`Self::validate`].
     pub fn load(dir: &Path) -> Result<Self, ModelError> {
-        let paths = FILES.map(|file| dir.join(file));
-        let texts = paths.iter().map(|path| read_text(path)).collect::<Result<Vec<_>, _>>()?;
-        Self::from_parts(dir, std::array::from_fn(|i| texts[i].as_str()))
+        let mut texts: Texts<String> = Default::default();
+        for (text, file) in texts.iter_mut().zip(FILES) {
+            let path = dir.join(file);
+            let needed = match file {
+                "decoder/config.json" => !dir.join("vae/config.json").is_file(),
+                "vae/config.json" => false,
+                _ => true,
+            };
+            if needed || path.is_file() {
+                *text = Some(read_text(&path)?);
+            }
+        }
+        Self::from_texts(dir, texts.each_ref().map(Option::as_deref))
     }
 
     /// A built-in model: `mobilediffusion` is the full-size one of the paper, as deployed (512 pixels, one step);
@@ -264,7 +294,7 @@ impl ModelConfig {
                 config.validate()?;
                 Ok(config)
             }
-            "tiny" => Self::from_parts(Path::new("checkpoints/tiny"), TINY),
+            "tiny" => Self::from_texts(Path::new("checkpoints/tiny"), TINY),
             _ => Err(ModelError::Config {
                 path: "presets".into(),
                 key: "name".into(),
@@ -275,14 +305,22 @@ impl ModelConfig {
     }
 
     /// Parses and validates the contents of [`FILES`]; `dir` is for errors only.
-    fn from_parts(dir: &Path, [model, unet, decoder, text_encoder, scheduler]: [&str; 5]) -> Result<Self, ModelError> {
-        let paths: [PathBuf; 5] = FILES.map(|file| dir.join(file));
+    fn from_texts(
+        dir: &Path,
+        [model, unet, decoder, vae, text_encoder, scheduler]: Texts<&str>,
+    ) -> Result<Self, ModelError> {
+        fn part<T: DeserializeOwned>(path: PathBuf, text: Option<&str>) -> Result<T, ModelError> {
+            // Nothing parses as nothing: an error that names the file.
+            parse(&path, text.unwrap_or_default())
+        }
+        let path = |file: usize| dir.join(FILES[file]);
         let config = Self {
-            defaults: parse(&paths[0], model)?,
-            unet: parse(&paths[1], unet)?,
-            decoder: parse(&paths[2], decoder)?,
-            text_encoder: parse(&paths[3], text_encoder)?,
-            scheduler: parse(&paths[4], scheduler)?,
+            defaults: part(path(0), model)?,
+            unet: part(path(1), unet)?,
+            decoder: decoder.map(|text| parse(&path(2), text)).transpose()?,
+            vae: vae.map(|text| parse(&path(3), text)).transpose()?,
+            text_encoder: part(path(4), text_encoder)?,
+            scheduler: part(path(5), scheduler)?,
         };
         config.validate_in(dir)?;
         Ok(config)

@@ -79,6 +79,12 @@ pub enum ModelError {
         /// Pixels asked for.
         found: usize,
     },
+    /// The model lacks a part that is asked for.
+    #[error("this model has no `{part}`: expected a folder {part} with config.json and model.safetensors")]
+    NoPart {
+        /// The folder.
+        part: &'static str,
+    },
     /// A file cannot be written.
     #[error("cannot write {}: {source}", path.display())]
     Output {

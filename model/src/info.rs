@@ -2,7 +2,7 @@
 
 use crate::config::{ModelConfig, Sampler};
 use crate::error::ModelError;
-use crate::networks::{Shape, decode_graph, denoise_graph, text_graph};
+use crate::networks::{Decoder, Shape, decode_graph, denoise_graph, encode_graph, text_graph};
 use mobilediffusion_graph::{Graph, Recording};
 use mobilediffusion_kernels::kernel::elements;
 use std::fmt;
@@ -21,7 +21,7 @@ pub struct Row {
 /// A network.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Part {
-    /// `unet`, `decoder` or `text encoder`.
+    /// `text encoder`, `unet`, `decoder`, `vae encoder` or `vae decoder`.
     pub name: &'static str,
     /// Its blocks in the order they run.
     pub rows: Vec<Row>,
@@ -58,10 +58,8 @@ impl Part {
 
 /// The block a path belongs to: up to the last number among its first four parts, or its first part.
 fn block_of(path: &str) -> String {
-    let (prefix, rest) = match path.strip_prefix("decoder.") {
-        Some(rest) => ("decoder.", rest),
-        None => ("", path),
-    };
+    let prefix = ["decoder.", "encoder."].into_iter().find(|prefix| path.starts_with(prefix)).unwrap_or_default();
+    let rest = &path[prefix.len()..];
     let parts: Vec<&str> = rest.split('.').collect();
     let numbered = parts.iter().take(4).rposition(|part| part.bytes().all(|b| b.is_ascii_digit()));
     let unnumbered = if parts[0] == "text_model" { 2 } else { 1 };
@@ -71,7 +69,7 @@ fn block_of(path: &str) -> String {
 /// The networks of a model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Info {
-    /// Text encoder, UNet and decoder.
+    /// Text encoder, UNet, light decoder and full VAE, those of them that the model has.
     pub parts: Vec<Part>,
 }
 
@@ -81,11 +79,15 @@ pub struct Info {
 /// If the size or the configuration do not fit.
 pub fn summary(config: &ModelConfig, image_size: usize) -> Result<Info, ModelError> {
     let shape = Shape::of(image_size, image_size, Sampler::OneStep, 1, false)?;
-    let parts = vec![
-        Part::new("text encoder", text_graph(config, 1)?),
-        Part::new("unet", denoise_graph(config, &shape)?),
-        Part::new("decoder", decode_graph(config, &shape)?),
-    ];
+    let mut parts =
+        vec![Part::new("text encoder", text_graph(config, 1)?), Part::new("unet", denoise_graph(config, &shape)?)];
+    if config.decoder.is_some() {
+        parts.push(Part::new("decoder", decode_graph(config, &shape, Decoder::Light)?));
+    }
+    if config.vae.is_some() {
+        parts.push(Part::new("vae encoder", encode_graph(config, &shape)?));
+        parts.push(Part::new("vae decoder", decode_graph(config, &shape, Decoder::Full)?));
+    }
     Ok(Info { parts })
 }
 

@@ -13,6 +13,7 @@ pub mod schedule;
 pub mod text_encoder;
 pub mod tokenizer;
 pub mod unet;
+pub mod vae;
 pub mod weights;
 
 mod json;

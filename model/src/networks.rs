@@ -5,6 +5,7 @@ use crate::decoder::decoder;
 use crate::error::ModelError;
 use crate::text_encoder::text_encoder;
 use crate::unet::unet;
+use crate::vae;
 use mobilediffusion_graph::{Graph, GraphError};
 use mobilediffusion_kernels::DType;
 
@@ -85,16 +86,74 @@ pub fn denoise_graph(config: &ModelConfig, shape: &Shape) -> Result<Graph, Graph
     Ok(g)
 }
 
-/// The decoder and the way to pixels. Inputs: `latent` of one image; output: `pixels [1, h, w]`, rgba8.
+/// Which network makes pictures of latents.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decoder {
+    /// The light one, folder `decoder`.
+    Light,
+    /// The full VAE's, folder `vae`.
+    Full,
+}
+
+impl Decoder {
+    /// The one a model decodes with unless asked otherwise: the light one if there is one.
+    pub fn of(config: &ModelConfig) -> Self {
+        if config.decoder.is_some() { Self::Light } else { Self::Full }
+    }
+
+    /// The folder of its weights.
+    pub fn folder(self) -> &'static str {
+        match self {
+            Self::Light => "decoder",
+            Self::Full => "vae",
+        }
+    }
+}
+
+/// The part of a model that may be missing.
+fn part<'a, T>(part: &'a Option<T>, name: &'static str) -> Result<&'a T, ModelError> {
+    part.as_ref().ok_or(ModelError::NoPart { part: name })
+}
+
+/// A decoder and the way to pixels. Inputs: `latent` of one image; output: `pixels [1, h, w]`, rgba8.
 ///
 /// # Errors
-/// If the configuration does not fit.
-pub fn decode_graph(config: &ModelConfig, shape: &Shape) -> Result<Graph, GraphError> {
+/// If the model has no such decoder, or the configuration does not fit.
+pub fn decode_graph(config: &ModelConfig, shape: &Shape, which: Decoder) -> Result<Graph, ModelError> {
     let mut g = Graph::new();
-    let map = [1, shape.latent_height, shape.latent_width, config.decoder.latent_channels];
+    let map = [1, shape.latent_height, shape.latent_width, config.unet.in_channels];
     let latent = g.input("latent", map, DType::F32);
-    let picture = decoder(&mut g, &config.decoder, &latent)?;
+    let picture = match which {
+        Decoder::Light => decoder(&mut g, part(&config.decoder, "decoder")?, &latent)?,
+        Decoder::Full => vae::decoder(&mut g, part(&config.vae, "vae")?, &latent)?,
+    };
     let pixels = g.rgba8(&picture)?;
     g.output("pixels", &pixels);
+    Ok(g)
+}
+
+/// Weights of the folder `vae`, encoder and decoder, with their shapes.
+///
+/// # Errors
+/// If the model has no full VAE, or the configuration does not fit.
+pub fn vae_weights(config: &ModelConfig) -> Result<Vec<(String, Vec<usize>)>, ModelError> {
+    let shape = Shape::of(SIZE_MULTIPLE, SIZE_MULTIPLE, Sampler::OneStep, 1, false)?;
+    let mut weights = encode_graph(config, &shape)?.weights();
+    weights.extend(decode_graph(config, &shape, Decoder::Full)?.weights());
+    Ok(weights)
+}
+
+/// The VAE's encoder. Inputs: `image [1, 8h, 8w, 3]` in [-1, 1]; output: `latent [1, h, w, c]`, the scaled mean.
+///
+/// # Errors
+/// If the model has no full VAE, or the configuration does not fit.
+pub fn encode_graph(config: &ModelConfig, shape: &Shape) -> Result<Graph, ModelError> {
+    let config = part(&config.vae, "vae")?;
+    let mut g = Graph::new();
+    let [height, width] = [shape.latent_height, shape.latent_width].map(|side| side * PIXELS_PER_LATENT);
+    let image = g.input("image", [1, height, width, config.in_channels], DType::F32);
+    let moments = vae::encoder(&mut g, config, &image)?;
+    let latent = vae::latent(&mut g, config, &moments)?;
+    g.output("latent", &latent);
     Ok(g)
 }

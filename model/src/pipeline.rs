@@ -2,7 +2,7 @@
 
 use crate::config::{ModelConfig, Sampler};
 use crate::error::ModelError;
-use crate::networks::{Shape, decode_graph, denoise_graph, text_graph};
+use crate::networks::{Decoder, Shape, decode_graph, denoise_graph, text_graph, vae_weights};
 use crate::noise::Noise;
 use crate::picture::Picture;
 use crate::schedule::{MOST_ONE_STEP, Schedule};
@@ -96,7 +96,11 @@ impl Source {
                     "text_encoder" => checkpoint.with_optional_prefix("text_model."),
                     _ => checkpoint,
                 };
-                checkpoint.verify(&graph.weights())?;
+                // The VAE's file holds both halves, whichever is run.
+                match name {
+                    "vae" => checkpoint.verify(&vae_weights(&self.config)?)?,
+                    _ => checkpoint.verify(&graph.weights())?,
+                }
                 Ok(Box::new(checkpoint))
             }
         }
@@ -223,10 +227,11 @@ impl Pipeline {
             Sampler::Ddim => schedule.ddim(steps, 0.0).map(drop)?,
             Sampler::OneStep => schedule.one_step(steps).map(drop)?,
         }
+        let decoder = Decoder::of(&config);
         let graphs = [
             ("text_encoder", text_graph(&config, shape.batch())?),
             (source.unet_folder(sampler), denoise_graph(&config, &shape)?),
-            ("decoder", decode_graph(&config, &shape)?),
+            (decoder.folder(), decode_graph(&config, &shape, decoder)?),
         ];
         let parts = graphs
             .into_iter()

@@ -4,6 +4,9 @@ use serde_json::{Value, json};
 
 const PRESET: &str = include_str!("../../presets/mobilediffusion.json");
 
+/// The parts of a preset, in the order of [`FILES`].
+const PARTS: [&str; 6] = ["model", "unet", "decoder", "vae", "text_encoder", "scheduler"];
+
 /// The preset with one value replaced, parsed and validated. `pointer` is a JSON pointer.
 fn changed(pointer: &str, value: Value) -> Result<(), ModelError> {
     let mut preset: Value = serde_json::from_str(PRESET).unwrap();
@@ -76,6 +79,7 @@ fn impossible_values_are_refused_by_key() {
         ("/unet/prediction_type", json!("sample")),
         ("/decoder/_class_name", json!("AutoencoderKL")),
         ("/decoder/latent_channels", json!(0)),
+        ("/decoder/latent_channels", json!(4)),
         ("/decoder/out_channels", json!(4)),
         ("/decoder/block_out_channels", json!([64, 128, 256])),
         ("/decoder/layers_per_up_block", json!([3, 3, 3, 0])),
@@ -83,6 +87,16 @@ fn impossible_values_are_refused_by_key() {
         ("/decoder/norm_eps", json!(0)),
         ("/decoder/scaling_factor", json!(0.0)),
         ("/decoder/scaling_factor", json!(-0.18)),
+        ("/vae/_class_name", json!("AutoencoderTiny")),
+        ("/vae/in_channels", json!(4)),
+        ("/vae/out_channels", json!(1)),
+        ("/vae/latent_channels", json!(4)),
+        ("/vae/block_out_channels", json!([128, 256, 512])),
+        ("/vae/block_out_channels/3", json!(576)),
+        ("/vae/layers_per_block", json!(0)),
+        ("/vae/norm_num_groups", json!(48)),
+        ("/vae/scaling_factor", json!(0)),
+        ("/vae/scaling_factor", json!(0.18215)),
         ("/text_encoder/vocab_size", json!(600)),
         ("/text_encoder/hidden_size", json!(770)),
         ("/text_encoder/num_hidden_layers", json!(0)),
@@ -132,10 +146,56 @@ fn supported_switches_are_accepted() {
 }
 
 #[test]
+fn what_diffusers_writes_beside_is_accepted_and_what_would_change_the_vae_is_refused() {
+    let with = |key: &str, value: Value| {
+        let mut preset: Value = serde_json::from_str(PRESET).unwrap();
+        preset["vae"][key] = value;
+        parse::<ModelConfig>(Path::new("preset"), &preset.to_string())?.validate()
+    };
+    for (key, value) in [
+        ("_diffusers_version", json!("0.42.0")),
+        ("act_fn", json!("silu")),
+        ("down_block_types", json!(vec!["DownEncoderBlock2D"; 4])),
+        ("force_upcast", json!(true)),
+        ("latents_mean", json!(null)),
+        ("sample_size", json!(512)),
+        ("shift_factor", json!(null)),
+        ("use_quant_conv", json!(true)),
+    ] {
+        with(key, value.clone()).unwrap_or_else(|error| panic!("{key} = {value}: {error}"));
+    }
+    for (key, value) in [
+        ("act_fn", json!("gelu")),
+        ("down_block_types", json!(vec!["DownEncoderBlock2D"; 3])),
+        ("up_block_types", json!(vec!["AttnUpDecoderBlock2D"; 4])),
+        ("latents_mean", json!([0.0])),
+        ("latents_std", json!([1.0])),
+        ("mid_block_add_attention", json!(false)),
+        ("shift_factor", json!(0.1)),
+        ("use_quant_conv", json!(false)),
+        ("use_post_quant_conv", json!(false)),
+    ] {
+        let error = with(key, value.clone()).expect_err(key);
+        assert!(matches!(&error, ModelError::Config { key: named, .. } if named == key), "{key} = {value}: {error}");
+    }
+}
+
+#[test]
+fn a_model_needs_one_of_the_two_decoders() {
+    let without = |parts: &[&str]| {
+        let mut preset: Value = serde_json::from_str(PRESET).unwrap();
+        parts.iter().for_each(|part| drop(preset.as_object_mut().unwrap().remove(*part)));
+        parse::<ModelConfig>(Path::new("preset"), &preset.to_string())?.validate()
+    };
+    without(&["vae"]).unwrap();
+    without(&["decoder"]).unwrap();
+    let error = without(&["decoder", "vae"]).unwrap_err().to_string();
+    assert!(error.ends_with("expected a decoder here, or a VAE beside it, found neither"), "{error}");
+}
+
+#[test]
 fn unknown_keys_are_refused_but_for_the_text_encoder() {
-    for (part, refused) in
-        [("model", true), ("unet", true), ("decoder", true), ("scheduler", true), ("text_encoder", false)]
-    {
+    for (part, refused) in PARTS.map(|part| (part, part != "text_encoder")) {
         let mut preset: Value = serde_json::from_str(PRESET).unwrap();
         preset[part]["bos_token_id"] = json!(0);
         let result = parse::<ModelConfig>(Path::new("preset"), &preset.to_string());
@@ -153,7 +213,7 @@ fn a_directory_loads_and_errors_name_its_files() {
     let error = ModelConfig::load(dir.path()).unwrap_err();
     assert!(matches!(&error, ModelError::Io { path, .. } if path.ends_with("model.json")), "{error}");
 
-    for (file, part) in FILES.iter().zip(["model", "unet", "decoder", "text_encoder", "scheduler"]) {
+    for (file, part) in FILES.iter().zip(PARTS) {
         let path = dir.path().join(file);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(path, preset[part].to_string()).unwrap();
@@ -164,6 +224,16 @@ fn a_directory_loads_and_errors_name_its_files() {
     std::fs::write(&unet, preset["unet"].to_string().replace("convnext", "plain")).unwrap();
     let error = ModelConfig::load(dir.path()).unwrap_err();
     assert!(matches!(&error, ModelError::Config { path, .. } if *path == unet), "{error}");
+
+    let light = dir.path().join("decoder/config.json");
+    std::fs::remove_file(&light).unwrap();
+    std::fs::write(&unet, preset["unet"].to_string()).unwrap();
+    assert_eq!(ModelConfig::load(dir.path()).unwrap().decoder, None, "the full VAE decodes");
+    std::fs::remove_file(dir.path().join("vae/config.json")).unwrap();
+    let error = ModelConfig::load(dir.path()).unwrap_err();
+    assert!(matches!(&error, ModelError::Io { path, .. } if *path == light), "{error}");
+    std::fs::write(&light, preset["decoder"].to_string()).unwrap();
+    assert_eq!(ModelConfig::load(dir.path()).unwrap().vae, None, "there need not be a full VAE");
 
     std::fs::write(&unet, "{").unwrap();
     let error = ModelConfig::load(dir.path()).unwrap_err();

@@ -12,9 +12,9 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 /// Widths and factors: far above any network, far below where their products would overflow.
-const WIDTH: RangeInclusive<usize> = 1..=65_536;
+pub(super) const WIDTH: RangeInclusive<usize> = 1..=65_536;
 /// Numbers of layers.
-const LAYERS: RangeInclusive<usize> = 1..=1_024;
+pub(super) const LAYERS: RangeInclusive<usize> = 1..=1_024;
 /// Widest attention head the kernels hold.
 const WIDEST_HEAD: usize = 512;
 
@@ -29,24 +29,24 @@ impl ModelConfig {
     }
 
     pub(super) fn validate_in(&self, dir: &Path) -> Result<(), ModelError> {
-        let [model, unet, decoder, text_encoder, scheduler] = FILES.map(|file| dir.join(file));
+        let [model, unet, decoder, vae, text_encoder, scheduler] = FILES.map(|file| dir.join(file));
         self.unet.validate(&unet)?;
-        self.decoder.validate(&decoder)?;
+        self.decoder.iter().try_for_each(|config| config.validate(&decoder))?;
+        self.vae.iter().try_for_each(|config| config.validate(&vae))?;
+        self.validate_latent(&Check::new(&decoder), &Check::new(&vae))?;
         self.text_encoder.validate(&text_encoder)?;
         self.scheduler.validate(&scheduler)?;
         self.defaults.validate(&model, self.scheduler.num_train_timesteps)?;
 
-        let latent = self.decoder.latent_channels;
         let check = Check::new(&unet);
-        check.agree("in_channels", self.unet.in_channels, latent, "the decoder's latent_channels")?;
-        check.agree("out_channels", self.unet.out_channels, latent, "the decoder's latent_channels")?;
+        check.agree("out_channels", self.unet.out_channels, self.unet.in_channels, "its in_channels")?;
         let (dim, width) = (self.unet.cross_attention_dim, self.text_encoder.hidden_size);
         check.agree("cross_attention_dim", dim, width, "the text encoder's hidden_size")?;
         let (unet, schedule) = (self.unet.prediction_type, self.scheduler.prediction_type);
         check.that(
             unet == schedule,
             "prediction_type",
-            format!("{schedule:?} as in {}", FILES[4]),
+            format!("{schedule:?} as in {}", FILES[5]),
             format!("{unet:?}"),
         )?;
         let vocabulary = self.text_encoder.vocab_size;
@@ -57,6 +57,25 @@ impl ModelConfig {
             format!("at least {VOCABULARY}, the tokenizer's"),
             vocabulary,
         )
+    }
+
+    /// The parts that make and read latents are made for the same ones.
+    fn validate_latent(&self, decoder: &Check, vae: &Check) -> Result<(), ModelError> {
+        let channels = self.unet.in_channels;
+        for (check, found) in [
+            (decoder, self.decoder.as_ref().map(|config| config.latent_channels)),
+            (vae, self.vae.as_ref().map(|config| config.latent_channels)),
+        ] {
+            found.map_or(Ok(()), |found| check.agree("latent_channels", found, channels, "the UNet's in_channels"))?;
+        }
+        match (&self.decoder, &self.vae) {
+            (None, None) => decoder.that(false, "latent_channels", "a decoder here, or a VAE beside it", "neither"),
+            (Some(light), Some(full)) => {
+                let (expected, found) = (light.scaling_factor, full.scaling_factor);
+                vae.that(found == expected, "scaling_factor", format!("{expected}, the decoder's"), found)
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -145,19 +164,13 @@ impl UnetConfig {
             normed.push(c1 + c1);
         }
         for width in normed {
-            let groups = self.norm_num_groups;
-            check.that(
-                width % groups == 0,
-                "norm_num_groups",
-                format!("a divisor of the normed width {width}"),
-                groups,
-            )?;
+            check.divides("norm_num_groups", self.norm_num_groups, "normed width", width)?;
         }
         let head = self.attention_head_dim;
         check.head("attention_head_dim", head)?;
         let outer_attention = self.transformer_depth_down[1] > 0 || self.transformer_depth_up[0] > 0;
         for width in [outer_attention.then_some(c1), Some(c2)].into_iter().flatten() {
-            check.that(width % head == 0, "attention_head_dim", format!("a divisor of the width {width}"), head)?;
+            check.divides("attention_head_dim", head, "width", width)?;
         }
         Ok(())
     }
@@ -173,22 +186,11 @@ impl DecoderConfig {
         check.equal("_class_name", self.class_name.as_str(), Self::CLASS_NAME)?;
         check.within("latent_channels", self.latent_channels, WIDTH)?;
         check.equal("out_channels", self.out_channels, 3)?;
-        check.within("norm_num_groups", self.norm_num_groups, WIDTH)?;
         let blocks = PIXELS_PER_LATENT.ilog2() as usize + 1;
-        check.list("block_out_channels", &self.block_out_channels, blocks, WIDTH)?;
+        check.widths(&self.block_out_channels, blocks, self.norm_num_groups)?;
         check.list("layers_per_up_block", &self.layers_per_up_block, blocks, LAYERS)?;
-        for width in &self.block_out_channels {
-            let groups = self.norm_num_groups;
-            check.that(
-                width % groups == 0,
-                "norm_num_groups",
-                format!("a divisor of the normed width {width}"),
-                groups,
-            )?;
-        }
         check.epsilon("norm_eps", self.norm_eps)?;
-        let scale = self.scaling_factor;
-        check.that(scale.is_finite() && scale > 0.0, "scaling_factor", "a positive number", scale)
+        check.scaling_factor(self.scaling_factor)
     }
 }
 
@@ -230,16 +232,22 @@ impl SchedulerConfig {
 }
 
 /// The tests of one file.
-struct Check {
+pub(super) struct Check {
     path: PathBuf,
 }
 
 impl Check {
-    fn new(path: &Path) -> Self {
+    pub(super) fn new(path: &Path) -> Self {
         Self { path: path.to_owned() }
     }
 
-    fn that(&self, holds: bool, key: &str, expected: impl Display, found: impl Display) -> Result<(), ModelError> {
+    pub(super) fn that(
+        &self,
+        holds: bool,
+        key: &str,
+        expected: impl Display,
+        found: impl Display,
+    ) -> Result<(), ModelError> {
         if holds {
             return Ok(());
         }
@@ -247,36 +255,58 @@ impl Check {
         Err(ModelError::Config { path: self.path.clone(), key: key.to_owned(), expected, found })
     }
 
-    fn equal<T: PartialEq + Debug>(&self, key: &str, found: T, expected: T) -> Result<(), ModelError> {
+    pub(super) fn equal<T: PartialEq + Debug>(&self, key: &str, found: T, expected: T) -> Result<(), ModelError> {
         self.that(found == expected, key, format!("{expected:?}"), format!("{found:?}"))
     }
 
-    fn agree(&self, key: &str, found: usize, expected: usize, whose: &str) -> Result<(), ModelError> {
+    pub(super) fn agree(&self, key: &str, found: usize, expected: usize, whose: &str) -> Result<(), ModelError> {
         self.that(found == expected, key, format!("{expected}, {whose}"), found)
     }
 
-    fn within(&self, key: &str, found: usize, range: RangeInclusive<usize>) -> Result<(), ModelError> {
+    pub(super) fn within(&self, key: &str, found: usize, range: RangeInclusive<usize>) -> Result<(), ModelError> {
         self.that(range.contains(&found), key, format!("{} to {}", range.start(), range.end()), found)
     }
 
-    fn multiple(&self, key: &str, found: usize, of: usize) -> Result<(), ModelError> {
+    pub(super) fn multiple(&self, key: &str, found: usize, of: usize) -> Result<(), ModelError> {
         self.that(found.is_multiple_of(of), key, format!("a multiple of {of}"), found)
     }
 
     /// A list of `len` values, each within `range`.
-    fn list(&self, key: &str, found: &[usize], len: usize, range: RangeInclusive<usize>) -> Result<(), ModelError> {
+    pub(super) fn list(
+        &self,
+        key: &str,
+        found: &[usize],
+        len: usize,
+        range: RangeInclusive<usize>,
+    ) -> Result<(), ModelError> {
         let fits = found.len() == len && found.iter().all(|value| range.contains(value));
         let expected = format!("{len} values of {} to {}", range.start(), range.end());
         self.that(fits, key, expected, format!("{found:?}"))
     }
 
     /// The width of an attention head: whole vectors of four, and no wider than the kernels hold.
-    fn head(&self, key: &str, found: usize) -> Result<(), ModelError> {
+    pub(super) fn head(&self, key: &str, found: usize) -> Result<(), ModelError> {
         let fits = found > 0 && found <= WIDEST_HEAD && found.is_multiple_of(4);
         self.that(fits, key, format!("a multiple of 4 up to {WIDEST_HEAD}"), found)
     }
 
-    fn epsilon(&self, key: &str, found: f32) -> Result<(), ModelError> {
+    pub(super) fn epsilon(&self, key: &str, found: f32) -> Result<(), ModelError> {
         self.that(found.is_finite() && found > 0.0, key, "a positive number", found)
+    }
+    /// The widths of a VAE's levels, each of which is normed in groups.
+    pub(super) fn widths(&self, widths: &[usize], levels: usize, groups: usize) -> Result<(), ModelError> {
+        self.within("norm_num_groups", groups, WIDTH)?;
+        self.list("block_out_channels", widths, levels, WIDTH)?;
+        widths.iter().try_for_each(|width| self.divides("norm_num_groups", groups, "normed width", *width))
+    }
+
+    /// Whether a key divides a width.
+    pub(super) fn divides(&self, key: &str, found: usize, what: &str, width: usize) -> Result<(), ModelError> {
+        let fits = width.is_multiple_of(found);
+        self.that(fits, key, format!("a divisor of the {what} {width}"), found)
+    }
+
+    pub(super) fn scaling_factor(&self, found: f32) -> Result<(), ModelError> {
+        self.that(found.is_finite() && found > 0.0, "scaling_factor", "a positive number", found)
     }
 }

@@ -1,0 +1,94 @@
+//! The full VAE (specification, section 2.1): from a picture to a latent, and back with the decoder it was trained with.
+
+use crate::blocks::{Norm, resample, residual_block};
+use crate::config::VaeConfig;
+use crate::decoder::Levels;
+use mobilediffusion_graph::{Attend, Conv, Graph, GraphError, Linear, Tensor};
+use mobilediffusion_kernels::{Activation, Phi};
+
+fn norm(config: &VaeConfig) -> Norm {
+    (config.norm_num_groups, VaeConfig::NORM_EPS)
+}
+
+/// Adds the encoder to a graph. `image [n, 8h, 8w, 3]` in [-1, 1]; gives the moments of the unscaled latent,
+/// `[n, h, w, 2 * latent_channels]`: means, then logarithms of variances.
+///
+/// # Errors
+/// If the configuration and the image do not fit; the error names the block.
+pub fn encoder(g: &mut Graph, config: &VaeConfig, image: &Tensor) -> Result<Tensor, GraphError> {
+    let moments = 2 * config.latent_channels;
+    let y = g.scope("encoder", |g| {
+        let widths = &config.block_out_channels;
+        let mut x = g.conv2d(image, "conv_in", Conv::to(widths[0]))?;
+        g.tap("conv_in", &x);
+        for (block, &width) in widths.iter().enumerate() {
+            x = g.scope(&format!("down_blocks.{block}"), |g| {
+                for layer in 0..config.layers_per_block {
+                    x = residual_block(g, &format!("resnets.{layer}"), &x, width, norm(config), None)?;
+                }
+                let halved = Conv { stride: 2, pad_start: 0, ..Conv::to(width) };
+                match block + 1 == widths.len() {
+                    true => Ok(x),
+                    false => resample(g, "downsamplers.0", &x, halved),
+                }
+            })?;
+        }
+        let x = middle(g, config, &x)?;
+        let x = g.group_norm(&x, "conv_norm_out", norm(config), Activation::Silu)?;
+        let y = g.conv2d(&x, "conv_out", Conv::to(moments))?;
+        g.tap("conv_out", &y);
+        Ok::<_, GraphError>(y)
+    })?;
+    let quant = Linear { cols: moments, bias: true, pointwise: true, ..Linear::default() };
+    let y = g.linear(&y, "quant_conv", quant)?;
+    g.tap("quant_conv", &y);
+    Ok(y)
+}
+
+/// The latent the UNet works on, `[n, h, w, latent_channels]`: `scaling_factor` times the means among the moments.
+///
+/// # Errors
+/// If `moments` are not those of this configuration.
+pub fn latent(g: &mut Graph, config: &VaeConfig, moments: &Tensor) -> Result<Tensor, GraphError> {
+    g.slice(moments, (0, config.latent_channels), config.scaling_factor)
+}
+
+/// Adds the full decoder to a graph: as [`decoder`](crate::decoder::decoder), with a middle block.
+///
+/// # Errors
+/// If the configuration and the latent do not fit; the error names the block.
+pub fn decoder(g: &mut Graph, config: &VaeConfig, latent: &Tensor) -> Result<Tensor, GraphError> {
+    let levels = Levels {
+        widths: &config.block_out_channels,
+        layers: vec![config.layers_per_block + 1; config.block_out_channels.len()],
+        norm: norm(config),
+        scaling_factor: config.scaling_factor,
+        colours: config.out_channels,
+    };
+    levels.decode(g, latent, |g, x| middle(g, config, &x))
+}
+
+/// Residual block, attention, residual block, at the latent's size.
+fn middle(g: &mut Graph, config: &VaeConfig, x: &Tensor) -> Result<Tensor, GraphError> {
+    g.scope("mid_block", |g| {
+        let width = x.channels();
+        let x = residual_block(g, "resnets.0", x, width, norm(config), None)?;
+        let x = g.scope("attentions.0", |g| attention(g, config, &x))?;
+        residual_block(g, "resnets.1", &x, width, norm(config), None)
+    })
+}
+
+/// Softmax attention of every position to every other, in one head as wide as the map.
+fn attention(g: &mut Graph, config: &VaeConfig, x: &Tensor) -> Result<Tensor, GraphError> {
+    let (n, d) = (x.shape()[0], x.channels());
+    let project = Linear { cols: d, bias: true, ..Linear::default() };
+    let h = g.group_norm(x, "group_norm", norm(config), Activation::None)?;
+    let h = h.reshaped([n, x.rows() / n, d]);
+    let q = g.linear(&h, "to_q", project)?;
+    let k = g.linear(&h, "to_k", project)?;
+    let v = g.linear(&h, "to_v", project)?;
+    let y = g.attention(&q, &k, Some(&v), Attend { heads: 1, phi: Phi::Softmax, causal: false })?;
+    let y = g.linear(&y.reshaped(x.shape()), "to_out.0", Linear { residual: Some(x), ..project })?;
+    g.tap("", &y);
+    Ok(y)
+}
