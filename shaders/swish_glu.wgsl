@@ -1,4 +1,4 @@
-// y = a * silu(g), (a, g) the halves of x * w^T + bias: see kernels/src/swish_glu.rs.
+// y = a * gate(g), (a, g) the halves of x * w^T + bias: see kernels/src/swish_glu.rs.
 //
 // The loop of common/gemm.wgsl with a second tile of weights: 12 KiB of workgroup memory, 4 x 4 values and 4 x 4 gates
 // per invocation.
@@ -9,6 +9,7 @@ struct Params {
     cols: u32,
     k4: u32,
     cols4: u32,
+    gate: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -80,7 +81,6 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     for (var i = 0u; i < 4u; i++) {
         let row = row0 + 4u * ty + i;
         if row >= params.rows { return; }
-        let gate = g[i] + bias_g;
-        y[row * params.cols4 + col4] = store4((a[i] + bias_a) * gate * sigmoid4(gate));
+        y[row * params.cols4 + col4] = store4((a[i] + bias_a) * activate(params.gate, g[i] + bias_g));
     }
 }

@@ -18,7 +18,7 @@ mod weights;
 pub use compare::{Divergence, compare};
 pub use error::GraphError;
 pub use graph::{Graph, Node, Origin, Tensor, TensorInfo};
-pub use ops::{Attend, Conv, Linear};
+pub use ops::{Attend, Conv, Glu, Linear};
 pub use record::{PlanSummary, Recording};
 pub use run::Session;
 pub use weights::{Device, WeightLoader, Weights};

@@ -20,6 +20,17 @@ pub struct Linear<'a> {
     pub residual: Option<&'a Tensor>,
 }
 
+/// A gated layer: values times what an activation makes of gates, both from one weight of twice as many rows.
+#[derive(Clone, Copy, Debug)]
+pub struct Glu {
+    /// Output features.
+    pub cols: usize,
+    /// Whether the weight is stored as a 1x1 convolution, `[2 * cols, k, 1, 1]`.
+    pub pointwise: bool,
+    /// What the gates go through.
+    pub gate: Activation,
+}
+
 /// A 3x3 convolution with bias and one pixel of zeros around, or only below and to the right.
 #[derive(Clone, Copy, Debug)]
 pub struct Conv<'a> {
@@ -99,14 +110,16 @@ impl Graph {
         self.step_one(name, kernel, &inputs, with_channels(x, layer.cols))
     }
 
-    /// The gated half of a feed-forward, `[.., k] -> [.., cols]`: value times swish of the gate.
+    /// The gated half of a feed-forward, `[.., k] -> [.., cols]`: value times gate.
     ///
     /// # Errors
     /// None that a caller can cause; the signature is that of every layer.
-    pub fn swish_glu(&mut self, x: &Tensor, name: &str, cols: usize) -> Result<Tensor, GraphError> {
+    pub fn glu(&mut self, x: &Tensor, name: &str, layer: Glu) -> Result<Tensor, GraphError> {
         let k = x.channels();
-        let (w, bias) = self.scope(name, |g| (g.weight("weight", [2 * cols, k]), g.weight("bias", [2 * cols])));
-        let kernel = kernels::SwishGlu { rows: x.rows(), k, cols };
+        let Glu { cols, pointwise, gate } = layer;
+        let shape = if pointwise { vec![2 * cols, k, 1, 1] } else { vec![2 * cols, k] };
+        let (w, bias) = self.scope(name, |g| (g.weight("weight", shape), g.weight("bias", [2 * cols])));
+        let kernel = kernels::SwishGlu { rows: x.rows(), k, cols, gate };
         self.step_one(name, kernel, &[Some(x), Some(&w), Some(&bias)], with_channels(x, cols))
     }
 

@@ -4,6 +4,7 @@
 //! four (always in the model) they come from one vec4.
 
 use crate::cpu::rows_per_task;
+use crate::draw::Draw;
 use crate::kernel::{Case, Cost, Family, Kernel, Operand, Param, Program, Tolerance, folded_grid, parse};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -33,6 +34,7 @@ pub(crate) const FAMILY: Family = Family {
     summary: "`scale * x[first..first + c]` along the channels",
     cases,
     model_shapes,
+    random,
     parse: parse::<Slice>,
 };
 
@@ -125,4 +127,9 @@ fn cases() -> Vec<Case> {
 fn model_shapes() -> Vec<Case> {
     // The mean of a 512x512 picture's latent.
     vec![Case::new(Slice { rows: 4096, channels: 16, first: 0, c: 8, scale: 0.5 })]
+}
+
+fn random(draw: &mut Draw<'_>) -> Case {
+    let (rows, first, c, beyond) = (draw.size(GROUP), draw.of(&[0, 4, 1, 7]), draw.channels(), draw.of(&[0, 4, 1, 6]));
+    Case::new(Slice { rows, channels: first + c + beyond, first, c, scale: draw.of(&[1.0, -0.5]) })
 }

@@ -1,10 +1,11 @@
-//! `y = a * silu(g)` with `(a, g)` the halves of `x wᵀ + bias`: the transformers' gated feed-forward on its way in.
+//! `y = a * gate(g)` with `(a, g)` the halves of `x wᵀ + bias`: the transformers' gated feed-forward on its way in, by
+//! silu in the paper's networks, by gelu in Stable Diffusion's.
 //!
 //! `x [rows, k]`, `w [2 * cols, k]`, `bias [2 * cols]`, `y [rows, cols]`; value rows first, gate rows second. On the
 //! GPU a workgroup stages one tile of `x` and two of `w`, so that `x` is read once for both halves; on the CPU blocks
 //! of rows go through one matrix product each, then the halves are multiplied.
 
-use crate::cpu::{Mat, Threads, exp, matmul, rows_per_task};
+use crate::cpu::{Mat, Threads, activate, matmul, rows_per_task};
 use crate::draw::Draw;
 use crate::kernel::{Activation, Case, Cost, Family, Fill, Kernel, Operand, Param, Program, Tolerance, parse};
 use crate::linear::TILE;
@@ -21,12 +22,19 @@ pub struct SwishGlu {
     pub k: usize,
     /// Output features: half of the weight's rows.
     pub cols: usize,
+    /// What the second half goes through before it is multiplied.
+    #[serde(default = "silu")]
+    pub gate: Activation,
+}
+
+fn silu() -> Activation {
+    Activation::Silu
 }
 
 /// The line of the list.
 pub(crate) const FAMILY: Family = Family {
     name: "swish_glu",
-    summary: "`a * silu(g)` with `(a, g)` the halves of `x wᵀ + bias`",
+    summary: "`a * gate(g)`, gated by silu or another activation, with `(a, g)` the halves of `x wᵀ + bias`",
     cases,
     model_shapes,
     random,
@@ -57,6 +65,7 @@ impl Kernel for SwishGlu {
                 Param::size("cols", self.cols),
                 Param::size("k4", self.k.div_ceil(4)),
                 Param::size("cols4", self.cols.div_ceil(4)),
+                Param::U("gate", self.gate.code()),
             ],
             grid: [tiles(self.cols), tiles(self.rows), 1],
         }
@@ -84,7 +93,7 @@ impl Kernel for SwishGlu {
         let mut y = Vec::with_capacity(self.rows * self.cols);
         for row in 0..self.rows {
             for col in 0..self.cols {
-                let gate = crate::reference::activate(Activation::Silu, project(row, self.cols + col));
+                let gate = crate::reference::activate(self.gate, project(row, self.cols + col));
                 y.push(project(row, col) * gate);
             }
         }
@@ -109,8 +118,7 @@ impl Kernel for SwishGlu {
                     for ((y, (a, bias_a)), (g, bias_g)) in
                         y.iter_mut().zip(a.iter().zip(bias_a)).zip(g.iter().zip(bias_g))
                     {
-                        let gate = g + bias_g;
-                        *y = (a + bias_a) * gate / (1.0 + exp(-gate));
+                        *y = (a + bias_a) * activate(self.gate, g + bias_g);
                     }
                 }
             });
@@ -123,7 +131,8 @@ impl Kernel for SwishGlu {
 }
 
 fn cases() -> Vec<Case> {
-    let glu = |rows, k, cols| SwishGlu { rows, k, cols };
+    let glu = |rows, k, cols| SwishGlu { rows, k, cols, gate: Activation::Silu };
+    let gated = |gate| Case::new(SwishGlu { gate, ..glu(9, 12, 66) });
     vec![
         Case::new(glu(1, 1, 1)),
         Case::new(glu(63, 17, 65)),
@@ -135,15 +144,20 @@ fn cases() -> Vec<Case> {
         // Whole numbers: a wrong row or column would be far off. Large negative gates close without NaN.
         Case::new(glu(67, 29, 131)).fill("x", Fill::Integers).fill("w", Fill::Integers).fill("bias", Fill::Integers),
         Case::new(glu(7, 9, 13)).fill("bias", Fill::Constant(-150.0)),
+        gated(Activation::Gelu),
+        gated(Activation::QuickGelu),
+        gated(Activation::None).integers(),
+        gated(Activation::Relu).integers(),
     ]
 }
 
 fn model_shapes() -> Vec<Case> {
     // The feed-forwards at 16x16 and at 32x32.
     let shapes = [(256, 1024, 3072), (1024, 640, 1920)];
-    shapes.into_iter().map(|(rows, k, cols)| Case::new(SwishGlu { rows, k, cols })).collect()
+    shapes.into_iter().map(|(rows, k, cols)| Case::new(SwishGlu { rows, k, cols, gate: Activation::Silu })).collect()
 }
 
 fn random(draw: &mut Draw<'_>) -> Case {
-    Case::new(SwishGlu { rows: draw.size(TILE), k: draw.size(16), cols: draw.size(TILE) })
+    let gate = draw.of(&[Activation::Silu, Activation::Gelu]);
+    Case::new(SwishGlu { rows: draw.size(TILE), k: draw.size(16), cols: draw.size(TILE), gate })
 }

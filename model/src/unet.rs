@@ -2,7 +2,7 @@
 
 use crate::blocks::{resample, residual_block, shortcut, time_projection};
 use crate::config::UnetConfig;
-use mobilediffusion_graph::{Attend, Conv, Graph, GraphError, Linear, Tensor};
+use mobilediffusion_graph::{Attend, Conv, Glu, Graph, GraphError, Linear, Tensor};
 use mobilediffusion_kernels::Activation;
 
 /// Adds the UNet to a graph. `latent [n, h, w, in_channels]` with `h` and `w` multiples of four, `timestep [n]`,
@@ -178,7 +178,8 @@ impl Net<'_> {
         let n = g.layer_norm(&h, "norm2", config.layer_norm_eps)?;
         h = g.scope("attn2", |g| self.attention(g, &n, self.context, &h, false))?;
         let n = g.layer_norm(&h, "norm3", config.layer_norm_eps)?;
-        let inner = g.swish_glu(&n, "ff.net.0.proj", config.ff_mult * d)?;
+        let gated = Glu { cols: config.ff_mult * d, pointwise: false, gate: Activation::Silu };
+        let inner = g.glu(&n, "ff.net.0.proj", gated)?;
         let out = Linear { cols: d, bias: true, residual: Some(&h), ..Linear::default() };
         let y = g.linear(&inner, "ff.net.2", out)?;
         g.tap("", &y);

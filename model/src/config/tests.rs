@@ -44,7 +44,7 @@ fn impossible_values_are_refused_by_key() {
         ("/unet/_class_name", json!("UNet2DConditionModel")),
         ("/unet/sample_size", json!(0)),
         ("/unet/sample_size", json!(62)),
-        ("/unet/in_channels", json!(4)),
+        ("/unet/in_channels", json!(0)),
         ("/unet/out_channels", json!(16)),
         ("/unet/block_out_channels", json!([320, 640])),
         ("/unet/block_out_channels", json!([0, 640, 1024])),
