@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 WIDTH, HEIGHT, MARGIN = 300, 180, 30
-PLOTS = [("vae", "loss"), ("base", "loss"), ("relu", "loss"), ("ufogen", "distill")]
+PLOTS = [("vae", "loss"), ("base", "loss"), ("relu", "loss"), ("ufogen", "trajectory"), ("decoder", "loss")]
 
 
 def read_curve(path: Path, column: str) -> tuple[list[float], list[float]]:

@@ -10,21 +10,22 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw
 
-from export import DEFAULT_FOLDER
 from mobilediffusion.pipeline import Pipeline
 
+BUNDLED = Path(__file__).resolve().parents[1] / "model" / "checkpoints" / "tiny"
 PROMPTS = [
-    "red apple", "sun", "cat face", "pizza", "airplane", "green frog",
-    "umbrella", "rocket", "rainbow", "soccer ball", "red heart", "snowman",
+    "red apple", "sun", "cat face", "pizza", "airplane", "guitar", "house with garden", "snowman",
+    "blue whale", "birthday cake", "green frog", "umbrella", "rocket", "coffee cup", "rainbow", "soccer ball",
 ]
 
 
 def from_stage(folder: Path) -> Pipeline:
-    """The averaged weights of a training stage; its sibling `vae` has the decoder."""
+    """The averaged weights of a training stage; its siblings `vae` or `decoder` have the decoder."""
     from training import diffusion, vae
 
     unet, text = diffusion.load(folder, "cpu")
-    decoder = vae.load(folder.parent / "vae", "cpu")[1]
+    light = folder.parent / "decoder"
+    decoder = vae.load_light(light, "cpu") if light.exists() else vae.load(folder.parent / "vae", "cpu")
     return Pipeline(unet, text, decoder, "ddim", 20, 3.0)
 
 
@@ -44,7 +45,7 @@ def draw_sheet(pictures: torch.Tensor, prompts: list[str], rows: int, scale: int
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("sheet", type=Path)
-    parser.add_argument("--checkpoint", type=Path, default=DEFAULT_FOLDER)
+    parser.add_argument("--checkpoint", type=Path, default=BUNDLED)
     parser.add_argument("--unet", default="unet", help="folder of the UNet inside the checkpoint")
     parser.add_argument("--stage", type=Path, help="a training stage's folder instead of a checkpoint")
     parser.add_argument("--prompts", nargs="+", default=PROMPTS)

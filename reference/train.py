@@ -1,41 +1,56 @@
 """Train one stage: `python reference/train.py STAGE --data DATA --out OUT`.
 
-    vae     encoder and light decoder
-    base    UNet with softmax attention, together with the text encoder
-    relu    the same loss after the switch to relu attention
-    ufogen  adversarial fine-tuning to one step
+    vae      encoder and full decoder
+    base     UNet with softmax attention, together with the text encoder
+    relu     the same loss after the switch to relu attention
+    ufogen   adversarial fine-tuning to one step
+    decoder  light decoder, distilled with the encoder frozen
 
 Each stage keeps its checkpoint and its curve in OUT/STAGE, starts from the
-stage before it, and goes on where it stopped when started again.
+stage before it, and goes on where it stopped when started again. `--plan` says
+how large everything is and how long it takes; `--warm CHECKPOINT` starts a stage
+from the same part of an exported checkpoint instead.
 """
 
 import argparse
-import importlib
+import dataclasses
 from pathlib import Path
 
 import torch
 
-# Stage -> module and the minutes it takes to a usable result on two CPU cores.
-STAGES = {"vae": ("vae", 25), "base": ("diffusion", 25), "relu": ("diffusion", 6), "ufogen": ("ufogen", 15)}
+from training import diffusion, ufogen, vae
+from training.plan import PLANS
+
+STAGES = {"vae": vae.train, "base": diffusion.train, "relu": diffusion.train, "ufogen": ufogen.train, "decoder": vae.train_light}
+
+
+def parse(arguments=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("name", metavar="stage", choices=STAGES)
+    parser.add_argument("--data", type=Path, required=True, help="folder written by data.py")
+    parser.add_argument("--out", type=Path, required=True, help="folder of all stages' checkpoints")
+    parser.add_argument("--plan", choices=PLANS, default="cpu", help="; ".join(f"{k}: {p.about}" for k, p in PLANS.items()))
+    parser.add_argument("--warm", type=Path, help="exported checkpoint whose weights the stage starts from")
+    parser.add_argument("--minutes", type=float, help="stop after this time instead of the plan's")
+    parser.add_argument("--steps", type=int, help="stop after this many steps instead of the plan's")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True, help="bfloat16 autocast")
+    parser.add_argument("--threads", type=int, default=2, help="one is faster where the cores are shared")
+    parser.add_argument("--loss", choices=ufogen.LOSSES, default="diffusion", help="ufogen's reconstruction loss")
+    parser.add_argument("--lora", type=int, default=0, metavar="RANK", help="ufogen trains additions of this rank only")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    options.plan = PLANS[options.plan]
+    limits = {k: v for k in ("minutes", "steps") if (v := getattr(options, k)) is not None}
+    options.stage = dataclasses.replace(options.plan.stages[options.name], **limits)
+    return options
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("stage", choices=STAGES)
-    parser.add_argument("--data", type=Path, required=True, help="folder written by data.py")
-    parser.add_argument("--out", type=Path, required=True, help="folder of all stages' checkpoints")
-    parser.add_argument("--minutes", type=float, help="stop after this time")
-    parser.add_argument("--steps", type=int, default=10**9, help="stop after this many steps")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True, help="bfloat16 autocast")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    module, minutes = STAGES[options.stage]
-    options.minutes = options.minutes or minutes
+    options = parse()
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
-    importlib.import_module(f"training.{module}").train(options)
+    STAGES[options.name](options)
 
 
 if __name__ == "__main__":

@@ -145,18 +145,30 @@ class DecoderConfig(JsonConfig):
 
 
 @dataclass
-class EncoderConfig(JsonConfig):
-    """The VAE encoder (training only); `block_out_channels` run from the picture to the latent."""
+class VaeConfig(JsonConfig):
+    """The full VAE, with diffusers' keys; `block_out_channels` run from the picture to the latent."""
 
     in_channels: int = 3
-    latent_channels: int = 8
+    out_channels: int = 3
+    down_block_types: list[str] = _list(*["DownEncoderBlock2D"] * 4)
+    up_block_types: list[str] = _list(*["UpDecoderBlock2D"] * 4)
     block_out_channels: list[int] = _list(128, 256, 512, 512)
     layers_per_block: int = 2
+    act_fn: str = "silu"
+    latent_channels: int = 8
     norm_num_groups: int = 32
-    norm_eps: float = 1e-6
+    scaling_factor: float = 1.0
 
-    class_name = "Encoder"
+    class_name = "AutoencoderKL"
     write_class_name = True
+    norm_eps = 1e-6  # fixed in diffusers, hence no key
+
+    def __post_init__(self):
+        levels = len(self.block_out_channels)
+        if self.down_block_types != ["DownEncoderBlock2D"] * levels or self.up_block_types != ["UpDecoderBlock2D"] * levels:
+            raise ValueError("every level of the VAE is a DownEncoderBlock2D and an UpDecoderBlock2D")
+        if self.act_fn != "silu":
+            raise ValueError(f"act_fn = {self.act_fn!r} is not 'silu'")
 
 
 @dataclass

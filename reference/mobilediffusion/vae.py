@@ -1,11 +1,11 @@
-"""The VAE's encoder (training only), in the form of Stable Diffusion's AutoencoderKL."""
+"""The full VAE, in the form and with the names of Stable Diffusion's AutoencoderKL."""
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .config import EncoderConfig
-from .decoder import VaeResidualBlock
+from .config import VaeConfig
+from .decoder import UpBlock, VaeResidualBlock
 
 
 class MidAttention(nn.Module):
@@ -37,7 +37,7 @@ class PaddedDownsample(nn.Module):
 class DownBlock(nn.Module):
     """`layers` residual blocks, then halving (all but the last block)."""
 
-    def __init__(self, cin: int, cout: int, downsample: bool, c: EncoderConfig):
+    def __init__(self, cin: int, cout: int, downsample: bool, c: VaeConfig):
         super().__init__()
         cins = [cin] + [cout] * (c.layers_per_block - 1)
         self.resnets = nn.ModuleList(VaeResidualBlock(i, cout, c.norm_num_groups, c.norm_eps) for i in cins)
@@ -53,7 +53,7 @@ class DownBlock(nn.Module):
 class MidBlock(nn.Module):
     """Residual block, attention, residual block."""
 
-    def __init__(self, d: int, c: EncoderConfig):
+    def __init__(self, d: int, c: VaeConfig):
         super().__init__()
         block = lambda: VaeResidualBlock(d, d, c.norm_num_groups, c.norm_eps)
         self.resnets = nn.ModuleList([block(), block()])
@@ -66,7 +66,7 @@ class MidBlock(nn.Module):
 class EncoderTrunk(nn.Module):
     """Everything before `quant_conv`."""
 
-    def __init__(self, c: EncoderConfig):
+    def __init__(self, c: VaeConfig):
         super().__init__()
         widths = c.block_out_channels
         self.conv_in = nn.Conv2d(c.in_channels, widths[0], 3, padding=1)
@@ -84,18 +84,51 @@ class EncoderTrunk(nn.Module):
         return self.conv_out(F.silu(self.conv_norm_out(self.mid_block(x))))
 
 
-class Encoder(nn.Module):
-    """Picture [n, 3, 8h, 8w] in -1..1 -> mean and log variance of the unscaled latent, [n, 8, h, w] each."""
+class FullDecoderTrunk(nn.Module):
+    """Everything after `post_quant_conv`: the light decoder's form with a middle block and one more layer per level."""
 
-    def __init__(self, config: EncoderConfig):
+    def __init__(self, c: VaeConfig):
+        super().__init__()
+        widths = list(reversed(c.block_out_channels))  # from the latent to the picture
+        self.conv_in = nn.Conv2d(c.latent_channels, widths[0], 3, padding=1)
+        self.mid_block = MidBlock(widths[0], c)
+        self.up_blocks = nn.ModuleList(
+            UpBlock(widths[max(i - 1, 0)], widths[i], c.layers_per_block + 1, i + 1 < len(widths), c)
+            for i in range(len(widths))
+        )
+        self.conv_norm_out = nn.GroupNorm(c.norm_num_groups, widths[-1], eps=c.norm_eps)
+        self.conv_out = nn.Conv2d(widths[-1], c.out_channels, 3, padding=1)
+
+    def forward(self, x):
+        x = self.mid_block(self.conv_in(x))
+        for block in self.up_blocks:
+            x = block(x)
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+
+class Vae(nn.Module):
+    """Picture [n, 3, 8h, 8w] in -1..1 <-> unscaled latent [n, 8, h, w]."""
+
+    def __init__(self, config: VaeConfig):
         super().__init__()
         self.config = config
         self.encoder = EncoderTrunk(config)
         self.quant_conv = nn.Conv2d(2 * config.latent_channels, 2 * config.latent_channels, 1)
+        self.post_quant_conv = nn.Conv2d(config.latent_channels, config.latent_channels, 1)
+        self.decoder = FullDecoderTrunk(config)
 
-    def forward(self, picture):
+    def encode(self, picture):
+        """Mean and log variance of the unscaled latent, [n, 8, h, w] each."""
         mean, logvar = self.quant_conv(self.encoder(picture)).chunk(2, dim=1)
         return mean, logvar.clamp(-30.0, 20.0)
+
+    def forward(self, z):
+        """Unscaled latent -> picture, about -1 to 1 (the caller clamps)."""
+        return self.decoder(self.post_quant_conv(z))
+
+    def decode(self, latent):
+        """Scaled latent (what the UNet works on) -> picture in 0..1."""
+        return (self(latent / self.config.scaling_factor).clamp(-1, 1) + 1) / 2
 
 
 def sample_latent(mean, logvar):

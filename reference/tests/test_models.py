@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from golden import DECODER, TEXT, UNET, randomise
-from mobilediffusion.config import ALTERNATIVES, DecoderConfig, EncoderConfig, TextConfig, UNetConfig
+from mobilediffusion.config import ALTERNATIVES, DecoderConfig, TextConfig, UNetConfig, VaeConfig
 from mobilediffusion.decoder import LightDecoder
 from mobilediffusion.text_encoder import TextEncoder
 from mobilediffusion.unet import UNet
-from mobilediffusion.vae import Encoder
+from mobilediffusion.vae import Vae
 
 
 def meta(model_class, config):
@@ -20,6 +20,7 @@ def meta(model_class, config):
 @pytest.mark.parametrize("model_class, config, tensors, parameters", [
     (UNet, UNetConfig(), 512, 386_857_032),
     (LightDecoder, DecoderConfig(), 114, 9_770_699),
+    (Vae, VaeConfig(), 248, 83_709_419),
     (TextEncoder, TextConfig(), 196, 123_060_480),
 ])
 def test_full_size_counts(model_class, config, tensors, parameters):
@@ -52,7 +53,8 @@ def test_alternatives(name, tensors, parameters):
 
 def test_full_size_encoder_matches_autoencoder_kl():
     # 34.20 M: AutoencoderKL with 8 latent channels, encoder and quant_conv.
-    assert sum(p.numel() for p in meta(Encoder, EncoderConfig()).parameters()) == 34_200_736
+    vae = meta(Vae, VaeConfig())
+    assert sum(p.numel() for part in (vae.encoder, vae.quant_conv) for p in part.parameters()) == 34_200_736
 
 
 def test_unet_names():

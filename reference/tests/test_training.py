@@ -1,17 +1,40 @@
 """A few steps of every stage on toy data, and that the exported checkpoint draws."""
 
-from argparse import Namespace
+import csv
+import dataclasses
+import json
 
 import numpy as np
 import pytest
 import torch
 
 import export
+import train
+from mobilediffusion.config import DecoderConfig, TextConfig, UNetConfig, VaeConfig
+from mobilediffusion.decoder import LightDecoder
 from mobilediffusion.pipeline import Pipeline
+from mobilediffusion.text_encoder import TextEncoder
 from mobilediffusion.tokenizer import DEFAULT_PATH, ClipTokenizer
-from training import diffusion, ufogen, vae
+from mobilediffusion.unet import UNet
+from mobilediffusion.vae import Vae
+from training import common, diffusion, lora, ufogen, vae
+from training.plan import PLANS, Plan, Stage
 
 needs_tokenizer = pytest.mark.skipif(not DEFAULT_PATH.exists(), reason="no model/data/clip/tokenizer.json")
+STAGES = ("vae", "base", "relu", "ufogen", "decoder")
+TOY = Plan(
+    size=32, min_sets=0,
+    unet=UNetConfig(
+        sample_size=4, block_out_channels=[16, 32, 32], layers_mid=1, transformer_depth_mid=[1], cross_attention_dim=16,
+        attention_head_dim=16, attention_phi="softmax", time_embed_dim=32, time_proj_dim=16, norm_num_groups=8,
+        prediction_type="v_prediction",
+    ),
+    text=TextConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=1),
+    vae=VaeConfig(block_out_channels=[8, 8, 16, 16], layers_per_block=1, norm_num_groups=4),
+    decoder=DecoderConfig(block_out_channels=[8, 8, 16, 16], layers_per_up_block=[1, 1, 1, 1], norm_num_groups=4),
+    stages={name: Stage(minutes=5.0, steps=3, batch=4, rate=(1e-3, 1e-4)) for name in STAGES},
+    adversarial=0.5, pairs=8, teacher_steps=2,
+)
 
 
 @needs_tokenizer
@@ -22,33 +45,124 @@ def test_tokenizer():
     assert ids[1].tolist() == [49406] + [49407] * 76
 
 
-def options(out, data, stage, steps):
-    return Namespace(stage=stage, data=data, out=out, minutes=5.0, steps=steps, device="cpu", bf16=False)
+@pytest.fixture
+def data(tmp_path):
+    """Eight random pictures, two of them held out."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    pictures = np.random.default_rng(0).integers(0, 255, (8, 32, 32, 3), dtype=np.uint8)
+    split = np.array([0, 0, 0, 1, 0, 0, 0, 2])
+    np.savez(folder / "pictures.npz", pictures=pictures, concept=np.arange(8), style=np.zeros(8, int), split=split, weight=np.ones(8))
+    (folder / "captions.json").write_text(json.dumps([[f"thing {i}", f"a thing {i}"] for i in range(8)]))
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path, data, monkeypatch):
+    """Runs one stage of the toy plan as the command does."""
+    monkeypatch.setitem(PLANS, "cpu", TOY)
+
+    def stage(name, *arguments, out="out"):
+        options = train.parse([name, "--data", str(data), "--out", str(tmp_path / out), "--no-bf16", *arguments])
+        torch.manual_seed(options.seed)
+        train.STAGES[name](options)
+        return tmp_path / out / name
+
+    return stage
+
+
+def curve(folder):
+    with open(folder / "curve.csv", newline="") as f:
+        return list(csv.DictReader(f))
 
 
 @needs_tokenizer
-def test_all_stages(tmp_path, monkeypatch):
-    data, out = tmp_path / "data", tmp_path / "out"
-    data.mkdir()
-    pictures = np.random.default_rng(0).integers(0, 255, (6, 64, 64, 3), dtype=np.uint8)
-    np.savez(data / "pictures.npz", pictures=pictures, concept=np.arange(6), style=np.zeros(6, dtype=np.int64))
-    for module in (vae, diffusion, ufogen):
-        monkeypatch.setattr(module, "BATCH", 4)
-    monkeypatch.setattr(ufogen, "GAN_FROM", 0.4)
-    monkeypatch.setattr(ufogen, "TEACHER_STEPS", 2)
-
-    for stage, module in (("vae", vae), ("base", diffusion), ("relu", diffusion), ("ufogen", ufogen)):
-        module.train(options(out, data, stage, steps=3))
-        assert (out / stage / "checkpoint.pt").exists() and (out / stage / "curve.csv").exists()
+def test_all_stages(run, tmp_path, monkeypatch):
+    for name in STAGES:
+        folder = run(name)
+        assert (folder / "checkpoint.pt").exists()
+        assert all(np.isfinite(float(value)) for row in curve(folder) for value in row.values())
+    out, folder = tmp_path / "out", tmp_path / "toy"
     assert diffusion.load(out / "base", "cpu")[0].config.attention_phi == "softmax"
     assert diffusion.load(out / "ufogen", "cpu")[0].config.attention_phi == "relu"
-    # A finished stage goes on where it stopped.
-    diffusion.train(options(out, data, "relu", steps=4))
-    assert torch.load(out / "relu" / "checkpoint.pt", weights_only=True)["step"] == 4
+    # The text encoder is trained with the base model and stays as it is afterwards.
+    after_base, after_ufogen = (diffusion.load(out / stage, "cpu")[1].state_dict() for stage in ("base", "ufogen"))
+    assert all(torch.equal(after_base[k], after_ufogen[k]) for k in after_base)
 
-    folder = tmp_path / "tiny"
     monkeypatch.setattr("sys.argv", ["export.py", "--out", str(out), "--folder", str(folder)])
     export.main()
     assert (folder / "unet_base" / "model.safetensors").exists()
-    picture = Pipeline.load(folder)(["red apple"], [0])
-    assert picture.shape == (1, 3, 64, 64) and picture.isfinite().all()
+    picture = Pipeline.load(folder)(["thing 1"], [0])
+    assert picture.shape == (1, 3, 32, 32) and picture.isfinite().all()
+    assert vae.load(out / "vae", "cpu").config.scaling_factor == Pipeline.load(folder).decoder.config.scaling_factor
+
+    # An exported checkpoint is what the next run may start from.
+    started = run("base", "--warm", str(folder), "--steps", "1", out="out")
+    assert torch.load(started / "checkpoint.pt", weights_only=True)["step"] == 3  # this one was finished already
+
+
+@needs_tokenizer
+def test_a_stage_goes_on_where_it_stopped(run):
+    run("vae")
+    run("base")
+    folder = run("base", "--steps", "5")
+    assert [int(row["step"]) for row in curve(folder)] == [3, 5]
+    before = common.load_checkpoint(folder)["unet"]
+    after = common.load_checkpoint(run("base", "--steps", "5"))["unet"]
+    assert all(torch.equal(before[k], after[k]) for k in before)
+
+
+@needs_tokenizer
+@pytest.mark.parametrize("arguments", [("--loss", "diffusion"), ("--loss", "distill"), ("--loss", "ema"), ("--lora", "2")])
+def test_ufogen_variants(run, monkeypatch, arguments):
+    # As in the paper: no trajectories, the discriminator from the first step.
+    monkeypatch.setitem(PLANS, "cpu", dataclasses.replace(TOY, pairs=0))
+    for name in ("vae", "base", "relu"):
+        run(name)
+    folder = run("ufogen", *arguments)
+    assert float(curve(folder)[-1]["trajectory"]) == 0.0
+    assert float(curve(folder)[-1]["discriminator"]) > 0.0
+    teacher, generator = (diffusion.load(folder.parent / stage, "cpu")[0].state_dict() for stage in ("relu", "ufogen"))
+    changed = {name for name in teacher if not torch.equal(teacher[name], generator[name])}
+    attention_only = all(name.removesuffix(".weight").endswith(lora.PROJECTIONS) for name in changed)
+    assert changed and attention_only == ("--lora" in arguments)
+
+
+def test_lora_starts_as_the_identity_and_merges():
+    unet = UNet(TOY.unet)
+    plain = {k: v.clone() for k, v in unet.state_dict().items()}
+    lora.attach(unet, 2)
+    merged = lora.merged(unet).state_dict()
+    assert merged.keys() == plain.keys()
+    assert all(torch.equal(merged[k], plain[k]) for k in plain)
+
+
+def test_grown_decoder_is_the_light_one():
+    light, full = LightDecoder(TOY.decoder), Vae(TOY.vae)
+    vae.grow(full, light)
+    z = torch.randn(2, 8, 4, 4)
+    torch.testing.assert_close(full(z), light(z))
+    wide = LightDecoder(dataclasses.replace(TOY.decoder, block_out_channels=[8, 16, 16, 16]))
+    with pytest.raises(ValueError, match="does not fit"):
+        vae.grow(full, wide)
+
+
+def test_discriminator_losses_are_zero_sum_at_the_start():
+    teacher = UNet(TOY.unet)
+    discriminator = ufogen.discriminator_from(teacher)
+    logit = discriminator(torch.randn(2, 8, 4, 4), torch.tensor([5, 900]), torch.randn(2, 77, 16))
+    assert logit.shape == (2, 1, 4, 4) and not logit.any()
+    assert ufogen.towards(torch.tensor([3.0]), 1.0) == ufogen.towards(torch.tensor([0.5]), 1.0)
+
+
+def test_plans_are_of_the_promised_size():
+    def parameters(model_class, config):
+        with torch.device("meta"):
+            return sum(p.numel() for p in model_class(config).parameters())
+
+    for name, side in (("cpu", 64), ("gpu", 256)):
+        plan = PLANS[name]
+        assert plan.size == side and plan.unet.sample_size == plan.latent
+        assert plan.unet.cross_attention_dim == plan.text.hidden_size
+        parts = ((UNet, plan.unet), (TextEncoder, plan.text), (LightDecoder, plan.decoder), (Vae, plan.vae))
+        assert 2 * sum(parameters(*part) for part in parts) < 64e6  # bytes in half precision

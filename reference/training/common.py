@@ -2,31 +2,43 @@
 
 import copy
 import csv
+import json
 import math
 import time
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from data import captions, load_concepts
+TRAIN, HELD_STYLE, HELD_CONCEPT = 0, 1, 2  # as data.py writes them
 
 
 class Pictures:
-    """The training set in memory: pictures [n, 3, 64, 64] in -1..1, and the captions of each."""
+    """One part of the data in memory: pictures [n, 3, h, w] in -1..1, and the captions of each."""
 
-    def __init__(self, folder, device):
-        spec = load_concepts()
-        styles, concepts = list(spec["sets"].values()), spec["core"] + spec["others"]
-        with np.load(Path(folder) / "pictures.npz") as f:
-            pixels, concept, style = f["pictures"], f["concept"], f["style"]
-        self.pictures = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(device).float() / 127.5 - 1
-        self.captions = [captions(concepts[c], styles[s]) for c, s in zip(concept, style)]
-        # The concepts that the example prompts use are seen twice as often.
-        self.weight = torch.tensor([2.0 if c < len(spec["core"]) else 1.0 for c in concept])
+    def __init__(self, folder, device, splits=(TRAIN,)):
+        folder = Path(folder)
+        with np.load(folder / "pictures.npz") as f:
+            kept = np.isin(f["split"], splits)
+            pixels, self.concept, self.style = f["pictures"][kept], f["concept"][kept], f["style"][kept]
+            # The concepts of the example prompts are seen twice as often.
+            self.weight = torch.from_numpy(f["weight"][kept])
+        self.pixels = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().to(device)
+        captions = json.loads((folder / "captions.json").read_text())
+        self.captions = [captions[i] for i in np.flatnonzero(kept)]
 
     def __len__(self):
-        return len(self.pictures)
+        return len(self.pixels)
+
+    def batch(self, index) -> torch.Tensor:
+        """The pictures of `index` (a slice or a tensor) as floats in -1..1."""
+        return self.pixels[index].float() / 127.5 - 1
+
+    def batches(self, size: int = 64):
+        """All pictures in order."""
+        return (self.batch(slice(i, i + size)) for i in range(0, len(self), size))
 
 
 class Run:
@@ -93,6 +105,14 @@ class Run:
             value.load_state_dict(saved[key])
         self.step, self.seconds_before = saved["step"], saved["seconds"]
         return True
+
+
+@contextmanager
+def precision(options):
+    """Mixed precision where asked for. On a CPU, attention in plain matrix products: these sequences are short."""
+    attention = sdpa_kernel(SDPBackend.MATH) if options.device == "cpu" else nullcontext()
+    with attention, torch.autocast(options.device, torch.bfloat16, enabled=options.bf16):
+        yield
 
 
 def load_checkpoint(folder) -> dict:

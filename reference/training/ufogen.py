@@ -1,10 +1,11 @@
-"""Stage `ufogen`: from the relu model to one step, by distillation and a diffusion GAN.
+"""Stage `ufogen`: from the relu model to one step, UFOGen's diffusion GAN with a distilled start.
 
-First the generator learns its teacher's DDIM trajectories end to end, from
-noise to latent in one step (it starts close to the answer, and the GAN is
-short). Then UFOGen's objective joins in: a discriminator with the UNet's own
-architecture and weights compares noised latents of pictures with noised
-predictions, while the reconstruction loss goes on.
+A discriminator with the UNet's own architecture and weights compares noised
+latents of pictures with noised predictions of the generator, beside a
+reconstruction loss on noised pictures. Training this small begins with
+distillation: the generator learns its teacher's DDIM trajectories end to end,
+from noise to latent, and the discriminator joins for the last part of the run.
+With `pairs` 0 in the plan there is no such start, as in the paper.
 """
 
 import copy
@@ -12,17 +13,19 @@ import copy
 import torch
 import torch.nn.functional as F
 
+from mobilediffusion.config import UNetConfig
+from mobilediffusion.pipeline import load_part
 from mobilediffusion.samplers import Schedule, ddim
+from mobilediffusion.unet import UNet
 
-from . import diffusion
-from .common import Run, averaged, follow, set_rate
+from . import diffusion, lora
+from .common import Run, averaged, follow, precision, set_rate
 
-BATCH, EMA = 64, 0.995
-PAIRS, TEACHER_STEPS, GUIDANCE = 6144, 10, 2.0
-GAN_FROM = 0.55  # share of the run after which the discriminator takes part
-GAN_WEIGHT = 0.05
+LOSSES = ("diffusion", "distill", "ema")
+JOINS = 0.55  # share of the run after which the discriminator takes part, where it starts with distillation
+RECONSTRUCTION, ADVERSARIAL = 0.25, 0.05  # weights beside the trajectories' 1
 GAP = 250  # UFOGen's step between x_t and x_{t-1}, at least
-RATES = {"generator": (6e-4, 3e-5), "discriminator": 1e-4}
+RATE_D = 1e-4
 
 
 def discriminator_from(unet):
@@ -36,21 +39,22 @@ def discriminator_from(unet):
 
 
 @torch.no_grad()
-def teacher_pairs(folder, data, teacher, text, schedule, count: int):
+def teacher_pairs(folder, data, teacher, text, schedule, options):
     """(noise, ids, latent) of the teacher's guided DDIM, computed once and kept in `folder`."""
-    path = folder / "pairs.pt"
+    path, plan = folder / "pairs.pt", options.plan
     if path.exists():
-        return torch.load(path, weights_only=True)
+        return torch.load(path, map_location=options.device, weights_only=True)
     parts = []
-    for start in range(0, count, 128):
-        x0, ids = data.batch(min(128, count - start), dropout=0.0)
+    for start in range(0, plan.pairs, 128):
+        x0, ids = data.batch(min(128, plan.pairs - start), dropout=0.0)
         noise = torch.randn_like(x0)
-        context, empty = text(ids), text(data.empty).expand(len(ids), -1, -1)
-        latent = ddim(teacher, schedule, noise, context, empty, TEACHER_STEPS, GUIDANCE)
-        parts.append((noise, ids, latent))
+        with precision(options):
+            context, empty = text(ids), text(data.empty).expand(len(ids), -1, -1)
+            latent = ddim(teacher, schedule, noise, context, empty, plan.teacher_steps, plan.guidance)
+        parts.append((noise, ids, latent.float()))
     pairs = [torch.cat(part) for part in zip(*parts)]
     torch.save(pairs, path)
-    print(f"{count} trajectories of the teacher", flush=True)
+    print(f"{plan.pairs} trajectories of the teacher", flush=True)
     return pairs
 
 
@@ -70,71 +74,123 @@ def towards(logit, target: float):
     return F.binary_cross_entropy_with_logits(logit, torch.full_like(logit, target))
 
 
+class Game:
+    """Generator against discriminator, and everything that both look at."""
+
+    def __init__(self, options):
+        self.options, self.schedule, self.device = options, Schedule(), options.device
+        self.data = diffusion.Captioned(options)
+        self.teacher, self.text = diffusion.load(options.out / "relu", options.device)
+        self.generator = copy.deepcopy(self.teacher)
+        if options.warm:
+            self.generator = load_part(UNet, UNetConfig, options.warm / "unet").to(self.device)
+        self.generator.requires_grad_(True)
+        if options.lora:
+            lora.attach(self.generator, options.lora)
+        self.average = averaged(self.generator)
+        self.discriminator = discriminator_from(self.teacher)
+
+    def batch(self, size: int):
+        """Latents of pictures with their encoded captions."""
+        x0, ids = self.data.batch(size, dropout=0.0)
+        with torch.no_grad(), precision(self.options):
+            return x0, self.text(ids)
+
+    def steps(self, count: int, below: int):
+        """Random training steps [count]."""
+        return torch.randint(below, (count,), device=self.device)
+
+    def reconstruct(self, size: int):
+        """The reconstruction loss on noised pictures, with the prediction of the clean latent and its captions.
+
+        `diffusion` aims at the picture, `distill` at the frozen teacher's prediction, `ema` at the averaged
+        generator's. The loss is that of v, which is the clean latent's divided by s_t squared.
+        """
+        x0, context = self.batch(size)
+        t, noise = self.steps(size, self.schedule.steps), torch.randn_like(x0)
+        x = self.schedule.add_noise(x0, noise, t)
+        target = diffusion.velocity(self.schedule, x0, noise, t)
+        with precision(self.options):
+            if self.options.loss != "diffusion":
+                guide = self.teacher if self.options.loss == "distill" else self.average
+                with torch.no_grad():
+                    target = guide(x, t, context).float()
+            v = self.generator(x, t, context).float()
+        return F.mse_loss(v, target), self.schedule.to_x0(v, x, t, "v_prediction"), context
+
+    def fool(self, fake, context):
+        """The generator's loss: the frozen discriminator should take its predictions for pictures."""
+        # Every noise level below the gap: low levels judge detail, high ones the composition.
+        t = self.steps(len(fake), self.schedule.steps - GAP)
+        self.discriminator.requires_grad_(False)
+        with precision(self.options):
+            loss = towards(logits(self.discriminator, self.schedule, fake, t, context), 1.0)
+        self.discriminator.requires_grad_(True)
+        return loss
+
+    def judge(self, fake, context):
+        """The discriminator's loss on pictures and on predictions, which are not trained by it."""
+        x0, real_context = self.batch(len(fake))
+        t = self.steps(len(fake), self.schedule.steps - GAP)
+        with precision(self.options):
+            real = towards(logits(self.discriminator, self.schedule, x0, t, real_context), 1.0)
+            return real + towards(logits(self.discriminator, self.schedule, fake.detach(), t, context), 0.0)
+
+
+def descend(optimizer, loss, parameters) -> None:
+    """One step of an optimiser."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+    optimizer.step()
+
+
 def train(options) -> None:
-    device = options.device
-    data, schedule = diffusion.Captioned(options), Schedule()
-    teacher, text = diffusion.load(options.out / "relu", device)
-    generator = copy.deepcopy(teacher).requires_grad_(True)
-    generator_ema = averaged(generator)
-    discriminator = discriminator_from(teacher)
-    optimizer = torch.optim.Adam(generator.parameters(), lr=1e-4, betas=(0.9, 0.999))
-    optimizer_d = torch.optim.Adam(discriminator.parameters(), lr=RATES["discriminator"], betas=(0.0, 0.999))
-    state = dict(unet=generator, unet_ema=generator_ema, discriminator=discriminator, text_ema=text,
+    stage, game = options.stage, Game(options)
+    trained = [p for p in game.generator.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(trained, lr=stage.rate[0], betas=(0.9, 0.999))
+    optimizer_d = torch.optim.Adam(game.discriminator.parameters(), lr=RATE_D, betas=(0.0, 0.999))
+    state = dict(unet=game.generator, average=game.average, discriminator=game.discriminator,
                  optimizer=optimizer, optimizer_d=optimizer_d)
-    run = Run(options.out / "ufogen", options.minutes, options.steps, ["distill", "diffusion", "adversarial", "discriminator"])
-    pairs = teacher_pairs(run.folder, data, teacher, text, schedule, min(PAIRS, 8 * options.steps))
+    columns = ["trajectory", "reconstruction", "adversarial", "discriminator"]
+    run = Run(options.out / "ufogen", stage.minutes, stage.steps, columns)
+    distilled = options.plan.pairs > 0
+    if distilled:
+        pairs = teacher_pairs(run.folder, game.data, game.teacher, game.text, game.schedule, options)
     run.resume(**state)
-    autocast = lambda: torch.autocast(device, torch.bfloat16, enabled=options.bf16)
-    last_step = torch.full((BATCH,), schedule.steps - 1, device=device)
-    loss_d = torch.zeros(())
+    last_step = torch.full((stage.batch,), game.schedule.steps - 1, device=options.device)
+    joins = JOINS if distilled else 0.0
+    trajectory = adversarial = loss_d = torch.zeros(())
+
+    def save():
+        # Whoever loads the stage finds what the other stages write: the averaged UNet under its own names.
+        run.save(**state, unet_ema=lora.merged(game.average), text_ema=game.text,
+                 unet_config=game.generator.config.to_dict(), text_config=game.text.config.to_dict())
 
     while run.progress < 1:
-        set_rate(optimizer, run.cosine(*RATES["generator"]))
-        index = torch.randint(len(pairs[0]), (BATCH,))
-        noise, ids, target = (part[index] for part in pairs)
-        with torch.no_grad():
-            context = text(ids)
-
-        # From pure noise to the teacher's answer, in one step.
-        with autocast():
-            fake = predict(generator, schedule, noise, last_step, context)
-        distill = F.mse_loss(fake, target)
-        # The diffusion loss on pictures keeps the other steps alive.
-        x0, real_ids = data.batch(BATCH // 4, dropout=0.0)
-        with torch.no_grad():
-            real_context = text(real_ids)
-        t = torch.randint(schedule.steps, (len(x0),), device=device)
-        with autocast():
-            denoise = diffusion.diffusion_loss(generator, schedule, x0, real_context, t)
-        loss, adversarial = distill + 0.25 * denoise, torch.zeros(())
-
-        if run.progress >= GAN_FROM:
-            # Every noise level below the gap: low levels judge detail, high ones the composition.
-            t = torch.randint(schedule.steps - GAP, (BATCH,), device=device)
-            discriminator.requires_grad_(False)
-            with autocast():
-                adversarial = towards(logits(discriminator, schedule, fake, t, context), 1.0)
-            discriminator.requires_grad_(True)
-            loss = loss + GAN_WEIGHT * adversarial
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(generator.parameters(), 1.0)
-        optimizer.step()
-        follow(generator_ema, generator, min(EMA, (run.step + 1) / (run.step + 10)))
-
-        if run.progress >= GAN_FROM and run.step % 2 == 0:  # one discriminator step per two of the generator
-            x0, real_ids = data.batch(BATCH, dropout=0.0)
-            with torch.no_grad():
-                real_context = text(real_ids)
-            t = torch.randint(schedule.steps - GAP, (BATCH,), device=device)
-            with autocast():
-                loss_d = towards(logits(discriminator, schedule, x0, t, real_context), 1.0)
-                loss_d = loss_d + towards(logits(discriminator, schedule, fake.detach(), t, context), 0.0)
-            optimizer_d.zero_grad()
-            loss_d.backward()
-            torch.nn.utils.clip_grad_norm_(discriminator.parameters(), 1.0)
-            optimizer_d.step()
-        run.log(distill=distill, diffusion=denoise, adversarial=adversarial, discriminator=loss_d)
+        set_rate(optimizer, run.cosine(*stage.rate))
+        # On pictures at every step; where trajectories lead the way, a quarter of the batch is enough.
+        reconstruction, fake, context = game.reconstruct(max(1, stage.batch // 4) if distilled else stage.batch)
+        loss = RECONSTRUCTION * reconstruction if distilled else reconstruction
+        if distilled:  # from pure noise to the teacher's answer, in one step
+            index = torch.randint(len(pairs[0]), (stage.batch,), device=options.device)
+            noise, ids, target = (part[index] for part in pairs)
+            with precision(options):
+                with torch.no_grad():
+                    context = game.text(ids)
+                fake = predict(game.generator, game.schedule, noise, last_step, context)
+            trajectory = F.mse_loss(fake, target)
+            loss = loss + trajectory
+        playing = run.progress >= joins
+        if playing:
+            adversarial = game.fool(fake, context)
+            loss = loss + (ADVERSARIAL if distilled else 1.0) * adversarial
+        descend(optimizer, loss, trained)
+        follow(game.average, game.generator, min(stage.ema, (run.step + 1) / (run.step + 10)))
+        if playing and run.step % 2 == 0:  # one discriminator step per two of the generator
+            loss_d = game.judge(fake, context)
+            descend(optimizer_d, loss_d, game.discriminator.parameters())
+        run.log(trajectory=trajectory, reconstruction=reconstruction, adversarial=adversarial, discriminator=loss_d)
         if run.step % 250 == 0:
-            run.save(**state, unet_config=generator.config.to_dict())
-    run.save(**state, unet_config=generator.config.to_dict())
+            save()
+    save()

@@ -1,19 +1,20 @@
-"""Stage `vae`: encoder and light decoder together."""
+"""Stage `vae`: encoder and full decoder together. Stage `decoder`: the light decoder for the frozen encoder."""
 
 import math
 
 import torch
 import torch.nn.functional as F
 
-from mobilediffusion.config import DecoderConfig, EncoderConfig
+from mobilediffusion.config import DecoderConfig, VaeConfig
 from mobilediffusion.decoder import LightDecoder
-from mobilediffusion.vae import Encoder, sample_latent
+from mobilediffusion.pipeline import load_part
+from mobilediffusion.vae import Vae, sample_latent
 
-from .common import Pictures, Run, follow, averaged, load_checkpoint, set_rate
+from .adversarial import PatchGan
+from .common import HELD_CONCEPT, HELD_STYLE, Pictures, Run, averaged, follow, frozen, load_checkpoint, precision, set_rate
 
-ENCODER = EncoderConfig(block_out_channels=[24, 48, 80, 96], layers_per_block=1, norm_num_groups=8)
-DECODER = DecoderConfig(block_out_channels=[24, 48, 80, 96], layers_per_up_block=[2, 2, 1, 1], norm_num_groups=8)
-BATCH, EMA = 16, 0.998
+KL_WEIGHT = 3e-4
+WARM_FROZEN = 0.25  # share of the run in which a warm-started decoder waits for its encoder
 
 
 def gradients(x):
@@ -33,65 +34,153 @@ def kl_divergence(mean, logvar):
 
 
 @torch.no_grad()
-def psnr(encoder, decoder, pictures) -> float:
+def psnr(vae, decoder, pictures: Pictures) -> float:
     """dB over all pictures, from the mean latent, colours in 0..1."""
-    error = [((decoder(encoder(p)[0]).clamp(-1, 1) - p) / 2) ** 2 for p in pictures.split(64)]
-    return -10 * math.log10(torch.cat(error).mean().item())
+    total = sum((((decoder(vae.encode(p)[0]).clamp(-1, 1) - p) / 2) ** 2).sum().item() for p in pictures.batches())
+    return -10 * math.log10(total / pictures.pixels.numel())
 
 
-def load(folder, device):
-    """Averaged encoder and decoder of a finished `vae` stage; the decoder's config holds the scaling factor."""
+def load(folder, device) -> Vae:
+    """Averaged VAE of a finished `vae` stage; its config holds the scaling factor."""
     saved = load_checkpoint(folder)
-    encoder, decoder = Encoder(ENCODER), LightDecoder(DecoderConfig.from_dict(saved["decoder_config"]))
-    encoder.load_state_dict(saved["encoder_ema"])
+    vae = Vae(VaeConfig.from_dict(saved["vae_config"]))
+    vae.load_state_dict(saved["vae_ema"])
+    return frozen(vae.to(device))
+
+
+def load_light(folder, device) -> LightDecoder:
+    """Averaged light decoder of the stage `decoder`."""
+    saved = load_checkpoint(folder)
+    decoder = LightDecoder(DecoderConfig.from_dict(saved["decoder_config"]))
     decoder.load_state_dict(saved["decoder_ema"])
-    return encoder.to(device).eval(), decoder.to(device).eval()
+    return frozen(decoder.to(device))
 
 
 @torch.no_grad()
-def scaled_latents(encoder, decoder, pictures):
-    """Mean latents of all pictures [n, 8, 8, 8], unit variance."""
-    latents = torch.cat([encoder(p)[0] for p in pictures.split(64)])
-    return latents * decoder.config.scaling_factor
+def scaled_latents(vae: Vae, pictures: Pictures):
+    """Mean latents of all pictures [n, 8, h, w], unit variance."""
+    return torch.cat([vae.encode(p)[0] for p in pictures.batches()]) * vae.config.scaling_factor
+
+
+def grow(vae: Vae, light: LightDecoder) -> None:
+    """Start the full decoder as a copy of a light one of the same widths: what it has besides starts as the identity."""
+    own, given = vae.state_dict(), light.state_dict()
+    if unusable := {k for k in given if k not in own or own[k].shape != given[k].shape}:
+        raise ValueError(f"the light decoder does not fit into the full one at {sorted(unusable)[0]}")
+    vae.load_state_dict(own | given)
+    for name, module in vae.decoder.named_modules():
+        if name.endswith(("conv2", "to_out.0")) and f"decoder.{name}.weight" not in given:
+            torch.nn.init.zeros_(module.weight)
+            torch.nn.init.zeros_(module.bias)
+
+
+def new_vae(options) -> Vae:
+    vae = Vae(options.plan.vae)
+    if options.warm:
+        grow(vae, load_part(LightDecoder, DecoderConfig, options.warm / "decoder"))
+    return vae.to(options.device)
+
+
+def mirrored(x):
+    """Each picture [n, 3, h, w] as it is or mirrored, at random."""
+    return torch.where((torch.rand(len(x), 1, 1, 1) < 0.5).to(x.device), x, x.flip(3))
+
+
+def set_scaling_factor(config, vae_ema: Vae, data: Pictures) -> None:
+    """1 / standard deviation of the mean latents of the training pictures."""
+    with torch.no_grad():
+        latents = torch.cat([vae_ema.encode(p)[0] for p in data.batches()])
+    config.scaling_factor = round(1 / latents.std().item(), 6)
 
 
 def train(options) -> None:
-    device = options.device
-    data = Pictures(options.data, device)
-    last = {"memory_format": torch.channels_last}
-    encoder, decoder = Encoder(ENCODER).to(device, **last), LightDecoder(DECODER).to(device, **last)
-    encoder_ema, decoder_ema = averaged(encoder), averaged(decoder)
-    optimizer = torch.optim.AdamW([*encoder.parameters(), *decoder.parameters()], lr=3e-3, betas=(0.9, 0.99), weight_decay=1e-4)
-    state = dict(encoder=encoder, decoder=decoder, encoder_ema=encoder_ema, decoder_ema=decoder_ema, optimizer=optimizer)
-    run = Run(options.out / "vae", options.minutes, options.steps, ["loss", "kl", "rate"])
+    device, stage = options.device, options.stage
+    data, held = Pictures(options.data, device), Pictures(options.data, device, (HELD_STYLE, HELD_CONCEPT))
+    vae = new_vae(options)
+    vae_ema = averaged(vae)
+    gan = PatchGan(options.plan.adversarial, device)
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=stage.rate[0], betas=(0.9, 0.99), weight_decay=1e-4)
+    state = dict(vae=vae, vae_ema=vae_ema, optimizer=optimizer, **gan.state())
+    run = Run(options.out / "vae", stage.minutes, stage.steps, ["loss", "kl", "adversarial", "rate"])
     run.resume(**state)
-    pictures = data.pictures.contiguous(**last)
 
     def save():
-        std = torch.cat([encoder_ema(p)[0] for p in pictures.split(64)]).std().item()
-        decoder.config.scaling_factor = round(1 / std, 6)
-        run.save(**state, decoder_config=decoder.config.to_dict(), encoder_config=encoder.config.to_dict())
-        print(f"psnr {psnr(encoder_ema, decoder_ema, pictures):.2f} dB, scaling factor {decoder.config.scaling_factor}", flush=True)
+        set_scaling_factor(vae.config, vae_ema, data)
+        run.save(**state, vae_config=vae.config.to_dict())
+        report = ", ".join(f"{name} {psnr(vae_ema, vae_ema, p):.2f} dB" for name, p in (("train", data), ("held out", held)))
+        print(f"psnr: {report}; scaling factor {vae.config.scaling_factor}", flush=True)
 
     while run.progress < 1:
-        set_rate(optimizer, run.cosine(3e-3, 3e-5))
-        x = pictures[torch.randint(len(data), (BATCH,))]
-        x = torch.where((torch.rand(BATCH, 1, 1, 1) < 0.5).to(device), x, x.flip(3)).contiguous(**last)
-        with torch.autocast(device, torch.bfloat16, enabled=options.bf16):
-            mean, logvar = encoder(x)
-        mean, logvar = mean.float(), logvar.float()
-        with torch.autocast(device, torch.bfloat16, enabled=options.bf16):
-            output = decoder(sample_latent(mean, logvar))
-        kl = kl_divergence(mean, logvar)
-        loss = reconstruction_loss(output.float(), x) + 3e-4 * kl
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_([*encoder.parameters(), *decoder.parameters()], 1.0)
+        for part in (vae.decoder, vae.post_quant_conv):
+            part.requires_grad_(not options.warm or run.progress >= WARM_FROZEN)
+        rate = run.cosine(*stage.rate)
+        set_rate(optimizer, rate)
+        x = mirrored(data.batch(torch.randint(len(data), (stage.batch,), device=device)))
+        with precision(options):
+            mean, logvar = (part.float() for part in vae.encode(x))
+            output = vae(sample_latent(mean, logvar)).float()
+        kl, reconstruction = kl_divergence(mean, logvar), reconstruction_loss(output, x)
+        adversarial = gan.generator_loss(reconstruction, output, vae.decoder.conv_out.weight, run.progress)
+        loss = reconstruction + KL_WEIGHT * kl
+        optimizer.zero_grad(set_to_none=True)
+        (loss + adversarial).backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimizer.step()
-        decay = min(EMA, (run.step + 1) / (run.step + 10))
-        follow(encoder_ema, encoder, decay)
-        follow(decoder_ema, decoder, decay)
-        run.log(loss=loss, kl=kl, rate=run.cosine(3e-3, 3e-5))
+        gan.step(x, output.detach(), run.progress)
+        follow(vae_ema, vae, min(stage.ema, (run.step + 1) / (run.step + 10)))
+        run.log(loss=loss, kl=kl, adversarial=adversarial, rate=rate)
         if run.step % 500 == 0:
             save()
     save()
+
+
+def train_light(options) -> None:
+    """The light decoder learns to draw the pictures from the frozen encoder's latents, with the full decoder's help."""
+    device, stage = options.device, options.stage
+    data, held = Pictures(options.data, device), Pictures(options.data, device, (HELD_STYLE, HELD_CONCEPT))
+    vae = load(options.out / "vae", device)
+    config = DecoderConfig.from_dict(options.plan.decoder.to_dict() | {"scaling_factor": vae.config.scaling_factor})
+    light = LightDecoder(config)
+    if options.warm:
+        light.load_state_dict(load_part(LightDecoder, DecoderConfig, options.warm / "decoder").state_dict())
+    else:
+        light.load_state_dict(shared_weights(light, vae))
+    light.to(device)
+    light_ema = averaged(light)
+    gan = PatchGan(0.2 * options.plan.adversarial, device)  # weaker than the VAE's, as in the paper
+    optimizer = torch.optim.AdamW(light.parameters(), lr=stage.rate[0], betas=(0.9, 0.99), weight_decay=1e-4)
+    state = dict(decoder=light, decoder_ema=light_ema, optimizer=optimizer, **gan.state())
+    run = Run(options.out / "decoder", stage.minutes, stage.steps, ["loss", "adversarial", "rate"])
+    run.resume(**state)
+
+    def save():
+        run.save(**state, decoder_config=config.to_dict())
+        report = ", ".join(f"{name} {psnr(vae, light_ema, p):.2f} dB" for name, p in (("train", data), ("held out", held)))
+        print(f"psnr: {report}", flush=True)
+
+    while run.progress < 1:
+        rate = run.cosine(*stage.rate)
+        set_rate(optimizer, rate)
+        x = mirrored(data.batch(torch.randint(len(data), (stage.batch,), device=device)))
+        with precision(options):
+            with torch.no_grad():
+                z = sample_latent(*(part.float() for part in vae.encode(x)))
+            output = light(z).float()
+        loss = reconstruction_loss(output, x)
+        adversarial = gan.generator_loss(loss, output, light.decoder.conv_out.weight, run.progress)
+        optimizer.zero_grad(set_to_none=True)
+        (loss + adversarial).backward()
+        torch.nn.utils.clip_grad_norm_(light.parameters(), 1.0)
+        optimizer.step()
+        gan.step(x, output.detach(), run.progress)
+        follow(light_ema, light, min(stage.ema, (run.step + 1) / (run.step + 10)))
+        run.log(loss=loss, adversarial=adversarial, rate=rate)
+        if run.step % 500 == 0:
+            save()
+    save()
+
+
+def shared_weights(light: LightDecoder, vae: Vae) -> dict:
+    """The light decoder's initial weights with the full decoder's wherever name and shape agree."""
+    own, given = light.state_dict(), vae.state_dict()
+    return own | {k: given[k] for k in own if k in given and given[k].shape == own[k].shape}
