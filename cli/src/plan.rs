@@ -67,13 +67,12 @@ struct Placed<'a> {
     offset: usize,
 }
 
-/// Where every tensor lies when floats are stored in 32 bits: in buffers on a GPU, at offsets on the CPU.
+/// Where every tensor lies when floats are stored in 32 bits: in the arenas of a GPU.
 fn placed(recording: &Recording) -> Vec<Placed<'_>> {
     let bytes_of = |t: &TensorInfo| Storage::F32.tensor_bytes(t.dtype, &t.shape);
-    let (buffers, _) = recording.placement(bytes_of, Sharing::Planned);
-    let (offsets, _) = recording.packing(bytes_of, Sharing::Planned);
+    let plan = recording.arenas(Storage::F32, Sharing::Planned, usize::MAX / 8).unwrap_or_default();
     let place = |(tensor, life): (usize, mobilediffusion_graph::plan::Lifetime)| {
-        let (buffer, offset) = (buffers[tensor]?, offsets[tensor]?);
+        let (buffer, offset) = plan.places[tensor]?;
         let info = &recording.tensors[tensor];
         Some(Placed { info, steps: (life.first, life.last), bytes: life.bytes, buffer, offset })
     };
@@ -95,7 +94,7 @@ fn as_json(name: &str, recording: &Recording) -> Value {
         json!({
             "storage": label,
             "weight_bytes": summary.weight_bytes,
-            "buffers": summary.slots,
+            "buffers": summary.buffers,
             "buffer_bytes": summary.activation_bytes,
             "arena_bytes": summary.arena_bytes,
             "lower_bound_bytes": summary.lower_bound_bytes,

@@ -9,6 +9,7 @@ use mobilediffusion_kernels::Access;
 use mobilediffusion_kernels::kernel::elements;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// Tensors begin at multiples of a cache line.
 const ALIGNMENT: usize = 64;
@@ -99,6 +100,16 @@ impl CpuMemory {
             recording.nodes[step].kernel.cpu(&read.collect::<Vec<_>>(), &mut written);
         }
         Ok(())
+    }
+
+    /// Seconds of each of the steps, run in order.
+    pub(crate) fn time(&mut self, recording: &Recording, steps: &[usize]) -> Result<Vec<f64>, GraphError> {
+        let one = |&step: &usize| {
+            let start = Instant::now();
+            self.run(recording, &[step], &mut |_, _| true)?;
+            Ok(start.elapsed().as_secs_f64())
+        };
+        steps.iter().map(one).collect()
     }
 
     fn range(&self, tensor: usize) -> Range<usize> {

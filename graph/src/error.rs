@@ -43,6 +43,20 @@ pub enum GraphError {
         /// What came.
         found: usize,
     },
+    /// The plan's tensors cannot be placed in buffers as small as the device's.
+    #[error("the plan needs {bytes} bytes in a few buffers, the device's largest buffer is {limit}")]
+    Buffers {
+        /// Most bytes alive at any step.
+        bytes: usize,
+        /// Largest buffer.
+        limit: usize,
+    },
+    /// The last run was stopped before it had computed everything.
+    #[error("output `{name}` is not there: the last run was stopped")]
+    Unfinished {
+        /// The output.
+        name: String,
+    },
     /// No input or output of this name.
     #[error("the plan has no {kind} `{name}`; it has: {known}")]
     Unknown {

@@ -1,26 +1,36 @@
-//! The GPU device: every step compiled and bound once, then encoded in one pass and submitted in chunks.
+//! The GPU device: every step compiled and bound once, then encoded in one pass and submitted, in chunks where it is long.
+
+mod compile;
 
 use crate::error::GraphError;
 use crate::graph::{Origin, TensorInfo};
 use crate::plan::Sharing;
-use crate::record::Recording;
+use crate::record::{GpuPlan, Recording};
 use crate::weights::{Device, Resident, Weights};
-use mobilediffusion_kernels::{Access, Param, Storage, wgsl};
-use mobilediffusion_runtime::{Binding, Bound, Buffer, Dispatch, Gpu, Role, RuntimeError};
+use mobilediffusion_kernels::{Operand, Param, Storage};
+use mobilediffusion_runtime::{AdapterKind, Bound, Buffer, Dispatch, Gpu, Pipeline, Role, RuntimeError, Timer};
 use std::sync::Arc;
 
-/// Steps of one submission. Chunks bound the time between two questions whether to go on, and keep a submission below
-/// the few seconds after which drivers give a device up.
-const CHUNK: usize = 64;
+/// Floating-point operations of one submission. Chunks bound the time between two questions whether to go on, and keep
+/// a submission below the few seconds after which drivers give a device up: half a second at 200 GFLOP/s.
+const CHUNK_FLOPS: u64 = 100_000_000_000;
+/// The same for drivers that compute on the CPU.
+const SOFTWARE_CHUNK_FLOPS: u64 = 2_000_000_000;
+/// Workgroups on an axis of a grid.
+const MOST_GROUPS: usize = 65_535;
 
 /// Buffers and bound steps of a session.
 #[derive(Debug)]
 pub(crate) struct GpuMemory {
     gpu: Arc<Gpu>,
     storage: Storage,
-    slots: Vec<Buffer>,
-    slot_of: Vec<Option<usize>>,
+    arenas: Vec<Buffer>,
+    /// Arena and offset of each planned tensor.
+    places: Vec<Option<(usize, usize)>>,
     dispatches: Vec<Dispatch>,
+    /// Floating-point operations of each step.
+    flops: Vec<u64>,
+    chunk_flops: u64,
     staging: Buffer,
 }
 
@@ -32,30 +42,46 @@ impl GpuMemory {
         sharing: Sharing,
         on_progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Self, GraphError> {
-        let bytes_of = |t: &TensorInfo| storage.tensor_bytes(t.dtype, &t.shape);
-        let (slot_of, placement) = recording.placement(bytes_of, sharing);
-        let mut slots = Vec::new();
-        for (slot, &bytes) in placement.slot_bytes.iter().enumerate() {
-            let tenant =
-                recording.tensors.iter().zip(&slot_of).find(|(t, s)| **s == Some(slot) && bytes_of(t) == bytes);
-            let label = tenant.map_or("slot", |(t, _)| t.name.as_str());
-            slots.push(gpu.buffer(label, bytes as u64, Role::Storage).map_err(GraphError::at(label))?);
-        }
+        let bytes_of = |tensor: usize| {
+            let info: &TensorInfo = &recording.tensors[tensor];
+            storage.tensor_bytes(info.dtype, &info.shape)
+        };
+        check_limits(&gpu, recording, storage)?;
+        let limit = usize::try_from(gpu.caps().max_buffer_bytes).unwrap_or(usize::MAX / 8);
+        let GpuPlan { places, arenas } = recording.arenas(storage, sharing, limit)?;
+        let arena = |(number, bytes): (usize, usize)| {
+            let label = format!("arena {number}");
+            gpu.buffer(&label, bytes as u64, Role::Arena).map_err(GraphError::at(&label))
+        };
+        let arenas = arenas.into_iter().enumerate().map(arena).collect::<Result<Vec<_>, _>>()?;
         let read_back = match sharing {
-            Sharing::Planned => recording.outputs.iter().map(|(_, t)| bytes_of(&recording.tensors[*t])).max(),
+            Sharing::Planned => recording.outputs.iter().map(|(_, tensor)| bytes_of(*tensor)).max(),
             // Every tensor may be read.
-            Sharing::Private => placement.slot_bytes.iter().copied().max(),
+            Sharing::Private => (0..places.len()).filter(|t| places[*t].is_some()).map(bytes_of).max(),
         };
         let read_back = read_back.unwrap_or(4);
         let staging = gpu.buffer("staging", read_back as u64, Role::Staging).map_err(GraphError::at("staging"))?;
         let uniforms = Uniforms::new(&gpu, recording)?;
         let dummy = gpu.buffer("absent operand", 16, Role::Storage).map_err(GraphError::at("absent operand"))?;
-        let mut memory = Self { gpu, storage, slots, slot_of, dispatches: Vec::new(), staging };
-        for step in 0..recording.nodes.len() {
-            let dispatch = memory.bind(recording, step, weights, &uniforms, &dummy)?;
+        let flops = recording.nodes.iter().map(|node| node.kernel.cost().flops).collect();
+        let software = gpu.adapter().kind == AdapterKind::Software;
+        let chunk_flops = if software { SOFTWARE_CHUNK_FLOPS } else { CHUNK_FLOPS };
+        let mut memory = Self {
+            gpu: Arc::clone(&gpu),
+            storage,
+            arenas,
+            places,
+            dispatches: Vec::new(),
+            flops,
+            chunk_flops,
+            staging,
+        };
+        compile::each_step(&gpu, storage, recording, |step, pipeline| {
+            let dispatch = memory.bind(recording, step, pipeline, weights, (&uniforms, &dummy))?;
             memory.dispatches.push(dispatch);
             on_progress(step + 1, recording.nodes.len());
-        }
+            Ok(())
+        })?;
         Ok(memory)
     }
 
@@ -63,65 +89,63 @@ impl GpuMemory {
         &self,
         recording: &Recording,
         step: usize,
+        pipeline: &Arc<Pipeline>,
         weights: &mut Weights,
-        uniforms: &Uniforms,
-        dummy: &Buffer,
+        (uniforms, dummy): (&Uniforms, &Buffer),
     ) -> Result<Dispatch, GraphError> {
         let node = &recording.nodes[step];
-        let program = node.kernel.program();
-        let most = 65_535;
-        if program.grid.iter().any(|&groups| groups > most) {
-            let found = program.grid.into_iter().max().unwrap_or(0) as usize;
-            let expected = format!("at most {most}");
-            return Err(GraphError::Size { node: node.path.clone(), what: "workgroups on an axis", expected, found });
-        }
         let declared = node.kernel.operands();
-        let mut bindings = vec![Binding::Uniform];
-        let mut buffers = Vec::new();
+        // Buffer, offset and bytes of each operand.
+        let mut operands = Vec::new();
         for (operand, tensor) in declared.iter().zip(&node.operands) {
-            bindings.push(if operand.access == Access::Read { Binding::Read } else { Binding::Write });
-            buffers.push(match tensor {
-                None => (dummy.clone(), dummy.bytes()),
+            operands.push(match *tensor {
+                None => (dummy.clone(), 0, dummy.bytes()),
                 Some(tensor) => {
-                    let buffer = self.buffer(&recording.tensors[*tensor], *tensor, operand.layout, weights)?;
-                    let shape = operand.layout.packed_shape(&operand.shape);
-                    (buffer, self.storage.tensor_bytes(operand.dtype, &shape).next_multiple_of(4) as u64)
+                    let bytes = operand_bytes(operand, self.storage).next_multiple_of(4) as u64;
+                    let (buffer, offset) = self.buffer(&recording.tensors[tensor], tensor, operand, weights)?;
+                    (buffer, offset, bytes)
                 }
             });
         }
-        let text = wgsl::compose(&program, self.storage).map_err(|unknown| GraphError::Device {
-            node: node.path.clone(),
-            source: RuntimeError::Validation { what: node.kernel.name().to_owned(), message: unknown.to_string() },
-        })?;
-        let at = || GraphError::at(&node.path);
-        let pipeline = self.gpu.pipeline(node.kernel.name(), &text, &bindings).map_err(at())?;
         let mut bound = vec![uniforms.bound(step)];
-        bound.extend(buffers.iter().map(|(buffer, bytes)| Bound { buffer, offset: 0, bytes: *bytes }));
-        self.gpu.dispatch(&node.path, &pipeline, &bound, program.grid).map_err(at())
+        bound.extend(operands.iter().map(|(buffer, offset, bytes)| Bound { buffer, offset: *offset, bytes: *bytes }));
+        let grid = node.kernel.program().grid;
+        self.gpu.dispatch(&node.path, pipeline, &bound, grid).map_err(GraphError::at(&node.path))
     }
 
+    /// Where a tensor lies: its buffer, and its first byte there.
     fn buffer(
         &self,
         info: &TensorInfo,
         tensor: usize,
-        layout: mobilediffusion_kernels::Layout,
+        operand: &Operand,
         weights: &mut Weights,
-    ) -> Result<Buffer, GraphError> {
+    ) -> Result<(Buffer, u64), GraphError> {
         let resident = match &info.origin {
             Origin::Input(_) | Origin::Step(_) => {
-                let slot = self.slot_of[tensor].expect("what steps write is planned");
-                return Ok(self.slots[slot].clone());
+                let part = self.part(tensor, 0);
+                return Ok((part.buffer.clone(), part.offset));
             }
-            Origin::Weight(shape) => weights.get(&info.name, shape, layout)?,
+            Origin::Weight(shape) => weights.get(&info.name, shape, operand.layout)?,
             Origin::Constant(values) => {
                 let device = Device::Gpu(Arc::clone(&self.gpu), self.storage);
                 device.place(&info.name, info.dtype, &info.shape, values.clone())?
             }
         };
         match resident {
-            Resident::Device(buffer) => Ok(buffer),
+            Resident::Device(buffer) => Ok((buffer, 0)),
             Resident::Host(_) => unreachable!("a GPU keeps its weights in its buffers"),
         }
+    }
+
+    /// Steps of one submission, from the first of `steps`: at least one.
+    fn chunk(&self, steps: &[usize]) -> usize {
+        let mut flops = 0;
+        let within = |step: &&usize| {
+            flops += self.flops[**step];
+            flops <= self.chunk_flops
+        };
+        steps.iter().take_while(within).count().max(1)
     }
 
     pub(crate) fn run(
@@ -129,45 +153,94 @@ impl GpuMemory {
         steps: &[usize],
         go_on: &mut dyn FnMut(usize, usize) -> bool,
     ) -> Result<(), GraphError> {
-        for (index, chunk) in steps.chunks(CHUNK).enumerate() {
-            let done = index * CHUNK;
+        let mut done = 0;
+        while done < steps.len() {
             if !go_on(done, steps.len()) {
                 return Err(GraphError::Stopped { done, total: steps.len() });
             }
+            let chunk = &steps[done..done + self.chunk(&steps[done..])];
             self.gpu.submit(chunk.iter().map(|&step| &self.dispatches[step])).map_err(GraphError::at("run"))?;
             self.gpu.wait().map_err(GraphError::at("run"))?;
+            done += chunk.len();
         }
         Ok(())
     }
 
-    fn slot(&self, tensor: usize) -> &Buffer {
-        &self.slots[self.slot_of[tensor].expect("inputs and outputs are planned")]
+    /// Seconds of each of the steps, run in order.
+    pub(crate) fn time(&self, steps: &[usize]) -> Result<Vec<f64>, GraphError> {
+        let timer = Timer::new(&self.gpu).map_err(GraphError::at("timer"))?;
+        let dispatches: Vec<&Dispatch> = steps.iter().map(|&step| &self.dispatches[step]).collect();
+        timer.time_each(&self.gpu, &dispatches).map_err(GraphError::at("run"))
+    }
+
+    /// The first `bytes` of a planned tensor.
+    fn part(&self, tensor: usize, bytes: usize) -> Bound<'_> {
+        let (arena, offset) = self.places[tensor].expect("inputs, outputs and what steps write are planned");
+        Bound { buffer: &self.arenas[arena], offset: offset as u64, bytes: bytes as u64 }
+    }
+
+    fn whole(&self, tensor: usize, info: &TensorInfo) -> Bound<'_> {
+        self.part(tensor, self.storage.tensor_bytes(info.dtype, &info.shape))
     }
 
     pub(crate) fn write(&self, tensor: usize, info: &TensorInfo, values: &[f32]) -> Result<(), GraphError> {
         let bytes = self.storage.encode(info.dtype, &info.shape, values);
-        self.gpu.upload(self.slot(tensor), &bytes).map_err(GraphError::at(&info.name))
+        self.gpu.upload_to(self.whole(tensor, info), &bytes).map_err(GraphError::at(&info.name))
     }
 
     pub(crate) fn read(&self, tensor: usize, info: &TensorInfo) -> Result<Vec<f32>, GraphError> {
-        let bytes = self.storage.tensor_bytes(info.dtype, &info.shape) as u64;
-        let data = self.gpu.download(self.slot(tensor), &self.staging, bytes).map_err(GraphError::at(&info.name))?;
+        let from = self.whole(tensor, info);
+        let data = self.gpu.download_from(from, &self.staging).map_err(GraphError::at(&info.name))?;
         Ok(self.storage.decode(info.dtype, &info.shape, &data))
     }
 
     /// Every bit set is a NaN in f32 as in f16.
     pub(crate) fn poison(&self) -> Result<(), GraphError> {
-        for slot in &self.slots {
-            let bytes = vec![0xFF; usize::try_from(slot.bytes()).expect("a slot's size came from a usize")];
-            self.gpu.upload(slot, &bytes).map_err(GraphError::at(slot.label()))?;
+        for arena in &self.arenas {
+            let bytes = vec![0xFF; usize::try_from(arena.bytes()).expect("an arena's size came from a usize")];
+            self.gpu.upload(arena, &bytes).map_err(GraphError::at(arena.label()))?;
         }
         Ok(())
     }
 
+    /// Copies an output to an input; the plan keeps the two in different arenas.
     pub(crate) fn copy(&self, from: usize, to: usize, info: &TensorInfo) -> Result<(), GraphError> {
-        let bytes = self.storage.tensor_bytes(info.dtype, &info.shape) as u64;
-        self.gpu.copy(self.slot(from), self.slot(to), bytes).map_err(GraphError::at(&info.name))
+        self.gpu.copy_part(self.whole(from, info), self.whole(to, info)).map_err(GraphError::at(&info.name))
     }
+}
+
+/// Bytes of an operand on the device.
+fn operand_bytes(operand: &Operand, storage: Storage) -> usize {
+    storage.tensor_bytes(operand.dtype, &operand.layout.packed_shape(&operand.shape))
+}
+
+/// Refuses what no memory could help: an operand beyond the largest binding, too many of them, too large a grid.
+fn check_limits(gpu: &Gpu, recording: &Recording, storage: Storage) -> Result<(), GraphError> {
+    let caps = gpu.caps();
+    for node in &recording.nodes {
+        let refused = |what, most: usize, found| {
+            let (node, expected) = (node.path.clone(), format!("at most {most}"));
+            Err(GraphError::Size { node, what, expected, found })
+        };
+        let groups = node.kernel.program().grid.into_iter().max().unwrap_or(0) as usize;
+        if groups > MOST_GROUPS {
+            return refused("workgroups on an axis", MOST_GROUPS, groups);
+        }
+        let operands = node.kernel.operands();
+        let most = caps.max_storage_buffers as usize;
+        if operands.len() > most {
+            return refused("operands", most, operands.len());
+        }
+        for (operand, tensor) in operands.iter().zip(&node.operands) {
+            let bytes = operand_bytes(operand, storage) as u64;
+            if let Some(tensor) = tensor.filter(|_| bytes > caps.max_binding_bytes) {
+                let (what, limit) = (recording.tensors[tensor].name.clone(), "adapter's largest storage binding");
+                let source = RuntimeError::TooLarge { what, bytes, limit, allowed: caps.max_binding_bytes };
+                return Err(GraphError::at(&node.path)(source));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Parameters of all steps in one buffer, written once.

@@ -19,6 +19,6 @@ pub use compare::{Divergence, compare};
 pub use error::GraphError;
 pub use graph::{Graph, Node, Origin, Tensor, TensorInfo};
 pub use ops::{Attend, Conv, Glu, Linear};
-pub use record::{PlanSummary, Recording};
+pub use record::{GpuPlan, PlanSummary, Recording};
 pub use run::Session;
 pub use weights::{Device, WeightLoader, Weights};

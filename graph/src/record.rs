@@ -1,7 +1,9 @@
 //! A graph as plain data: steps, lifetimes and what each step depends on. Printable, and all that a run needs.
 
+use crate::error::GraphError;
 use crate::graph::{Graph, Node, Origin, TensorInfo};
-use crate::plan::{Lifetime, Packing, Placement, Sharing, lower_bound, pack, place};
+use crate::plan::{ARENA_ALIGNMENT, Arenas, Lifetime, Packing, Sharing, arenas, lower_bound, pack};
+use mobilediffusion_kernels::kernel::elements;
 use mobilediffusion_kernels::{Access, Cost, Storage};
 use std::fmt;
 
@@ -9,8 +11,7 @@ use std::fmt;
 ///
 /// A step's *mask* has a bit for every input its result depends on. A run executes only the steps that depend on an
 /// input written since the last run: keys and values of a text are computed once per prompt, the time embedding once
-/// per timestep. A tensor that goes from steps of one mask to a step of another is kept from the first step to the
-/// last, and so is every input and output.
+/// per timestep. What that asks of lifetimes stands at [`steps_alive`].
 #[derive(Debug)]
 pub struct Recording {
     /// Steps in order.
@@ -46,28 +47,7 @@ impl Recording {
                 }
             }
         }
-        let end = nodes.len().saturating_sub(1);
-        let mut steps_alive: Vec<Option<(usize, usize)>> = vec![None; tensors.len()];
-        for (tensor, info) in tensors.iter().enumerate() {
-            match info.origin {
-                Origin::Input(_) => steps_alive[tensor] = Some((0, end)),
-                Origin::Step(step) => steps_alive[tensor] = Some((step, step)),
-                Origin::Weight(_) | Origin::Constant(_) => {}
-            }
-        }
-        for (step, node) in nodes.iter().enumerate() {
-            for &tensor in node.operands.iter().flatten() {
-                if let Some((first, last)) = &mut steps_alive[tensor] {
-                    if tensor_masks[tensor] != masks[step] {
-                        *first = 0;
-                    }
-                    *last = if tensor_masks[tensor] == masks[step] { step.max(*last) } else { end };
-                }
-            }
-        }
-        for &(_, tensor) in &outputs {
-            steps_alive[tensor] = steps_alive[tensor].map(|_| (0, end));
-        }
+        let steps_alive = steps_alive(&nodes, &tensors, &outputs, &masks);
         Self { nodes, tensors, outputs, masks, steps_alive }
     }
 
@@ -80,21 +60,56 @@ impl Recording {
         planned.filter_map(lifetime).collect()
     }
 
-    /// Slot of every tensor (none for weights and constants) and bytes of every slot.
-    pub fn placement(
-        &self,
-        bytes_of: impl Fn(&TensorInfo) -> usize,
-        sharing: Sharing,
-    ) -> (Vec<Option<usize>>, Placement) {
-        let (tensors, lifetimes): (Vec<usize>, Vec<Lifetime>) = self.lifetimes(bytes_of).into_iter().unzip();
-        let placement = match sharing {
-            Sharing::Planned => place(&lifetimes),
-            Sharing::Private => Placement {
-                slot_of: (0..lifetimes.len()).collect(),
-                slot_bytes: lifetimes.iter().map(|lifetime| lifetime.bytes).collect(),
+    /// Bytes of a planned tensor on a GPU, up to where the next one may begin.
+    fn arena_bytes(tensor: &TensorInfo, storage: Storage) -> usize {
+        storage.tensor_bytes(tensor.dtype, &tensor.shape).next_multiple_of(ARENA_ALIGNMENT)
+    }
+
+    /// Where every tensor lies on a GPU.
+    ///
+    /// # Errors
+    /// If no arenas of at most `limit` bytes were found.
+    pub fn arenas(&self, storage: Storage, sharing: Sharing, limit: usize) -> Result<GpuPlan, GraphError> {
+        let lifetimes = self.lifetimes(|t| Self::arena_bytes(t, storage));
+        let (tensors, lifetimes): (Vec<usize>, Vec<Lifetime>) = lifetimes.into_iter().unzip();
+        let made = match sharing {
+            Sharing::Planned => {
+                let bytes = lower_bound(&lifetimes);
+                arenas(&lifetimes, &self.apart(&tensors), limit).ok_or(GraphError::Buffers { bytes, limit })?
+            }
+            Sharing::Private => Arenas {
+                places: (0..lifetimes.len()).map(|arena| (arena, 0)).collect(),
+                bytes: lifetimes.iter().map(|lifetime| lifetime.bytes).collect(),
             },
         };
-        (self.by_tensor(&tensors, &placement.slot_of), placement)
+        Ok(GpuPlan { places: self.by_tensor(&tensors, &made.places), arenas: made.bytes })
+    }
+
+    /// Pairs of planned tensors, by their place among `tensors`, that must not lie in one buffer of a GPU: what a step
+    /// reads and what it writes, and what may be copied to each other between runs.
+    fn apart(&self, tensors: &[usize]) -> Vec<(usize, usize)> {
+        let number = |tensor: &usize| tensors.binary_search(tensor).ok();
+        let mut pairs = Vec::new();
+        for (step, node) in self.nodes.iter().enumerate() {
+            let (written, read): (Vec<_>, Vec<_>) =
+                node.operands.iter().flatten().partition(|&&tensor| self.tensors[tensor].origin == Origin::Step(step));
+            for written in written.iter().filter_map(&number) {
+                pairs.extend(read.iter().filter_map(&number).map(|read| (read, written)));
+            }
+        }
+        for (_, output) in &self.outputs {
+            let like = |&tensor: &usize| {
+                let (input, output) = (&self.tensors[tensor], &self.tensors[*output]);
+                matches!(input.origin, Origin::Input(_))
+                    && tensor_len(input) == tensor_len(output)
+                    && input.dtype == output.dtype
+            };
+            let inputs = (0..self.tensors.len()).filter(like).filter(|input| input != output);
+            pairs.extend(inputs.filter_map(|input| Some((number(&input)?, number(output)?))));
+        }
+        pairs.sort_unstable();
+        pairs.dedup();
+        pairs
     }
 
     /// Offset of every tensor in one arena (none for weights and constants), and bytes of the arena.
@@ -111,7 +126,7 @@ impl Recording {
         (self.by_tensor(&tensors, &packing.offsets), packing.total)
     }
 
-    fn by_tensor(&self, tensors: &[usize], places: &[usize]) -> Vec<Option<usize>> {
+    fn by_tensor<P: Copy>(&self, tensors: &[usize], places: &[P]) -> Vec<Option<P>> {
         let mut all = vec![None; self.tensors.len()];
         tensors.iter().zip(places).for_each(|(&tensor, &place)| all[tensor] = Some(place));
         all
@@ -147,17 +162,17 @@ impl Recording {
             .fold(Cost::default(), |sum, cost| Cost { macs: sum.macs + cost.macs, flops: sum.flops + cost.flops })
     }
 
-    /// The plan as numbers, for a device that stores elements as `storage`.
+    /// The plan as numbers, for a device that stores elements as `storage` and whose buffers have no limit.
     pub fn summary(&self, storage: Storage) -> PlanSummary {
         let bytes_of = |t: &TensorInfo| storage.tensor_bytes(t.dtype, &t.shape);
         let planned: Vec<Lifetime> = self.lifetimes(bytes_of).into_iter().map(|(_, lifetime)| lifetime).collect();
-        let placement = place(&planned);
+        let GpuPlan { arenas, .. } = self.arenas(storage, Sharing::Planned, usize::MAX / 8).unwrap_or_default();
         PlanSummary {
             steps: self.nodes.len(),
             tensors: planned.len(),
-            slots: placement.slot_bytes.len(),
+            buffers: arenas.len(),
             arena_bytes: pack(&planned).total,
-            activation_bytes: placement.total(),
+            activation_bytes: arenas.iter().sum(),
             lower_bound_bytes: lower_bound(&planned),
             weight_bytes: self.weight_bytes(storage),
         }
@@ -182,6 +197,58 @@ impl Recording {
     }
 }
 
+fn tensor_len(tensor: &TensorInfo) -> usize {
+    elements(&tensor.shape)
+}
+
+/// First and last step at which each tensor's bytes have to be there; none for weights and constants.
+///
+/// A tensor that only steps of its own mask read is alive from the step that writes it to the last that reads it. One
+/// that is read by other steps or by the caller is *kept*: it lives to the end, and at every step that can run without
+/// it being written again, which is every step that depends on an input it does not depend on.
+fn steps_alive(
+    nodes: &[Node],
+    tensors: &[TensorInfo],
+    outputs: &[(String, usize)],
+    masks: &[u64],
+) -> Vec<Option<(usize, usize)>> {
+    let end = nodes.len().saturating_sub(1);
+    let mut alive: Vec<Option<(usize, usize)>> = vec![None; tensors.len()];
+    let mut kept = vec![false; tensors.len()];
+    outputs.iter().for_each(|(_, tensor)| kept[*tensor] = true);
+    for (tensor, info) in tensors.iter().enumerate() {
+        match info.origin {
+            Origin::Input(_) => alive[tensor] = Some((0, end)),
+            Origin::Step(step) => alive[tensor] = Some((step, step)),
+            Origin::Weight(_) | Origin::Constant(_) => {}
+        }
+    }
+    for (step, node) in nodes.iter().enumerate() {
+        for &tensor in node.operands.iter().flatten() {
+            if let (Origin::Step(writer), Some((_, last))) = (&tensors[tensor].origin, &mut alive[tensor]) {
+                *last = step.max(*last);
+                kept[tensor] |= masks[*writer] != masks[step];
+            }
+        }
+    }
+    for (tensor, info) in tensors.iter().enumerate().filter(|(tensor, _)| kept[*tensor]) {
+        if let (Origin::Step(writer), Some(alive)) = (&info.origin, &mut alive[tensor]) {
+            let without = masks.iter().position(|mask| mask & !masks[*writer] != 0);
+            *alive = (without.map_or(alive.0, |step| step.min(alive.0)), end);
+        }
+    }
+    alive
+}
+
+/// A recording's memory on a GPU.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GpuPlan {
+    /// Arena and first byte of every tensor; none for weights and constants.
+    pub places: Vec<Option<(usize, usize)>>,
+    /// Bytes of every arena.
+    pub arenas: Vec<usize>,
+}
+
 /// What a plan needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PlanSummary {
@@ -189,8 +256,8 @@ pub struct PlanSummary {
     pub steps: usize,
     /// Tensors that are placed.
     pub tensors: usize,
-    /// Buffers they are placed in.
-    pub slots: usize,
+    /// Buffers they are placed in on a GPU.
+    pub buffers: usize,
     /// Bytes of these buffers.
     pub activation_bytes: usize,
     /// Bytes of one arena with offsets, which is how the CPU device places the tensors.
@@ -209,7 +276,7 @@ impl fmt::Display for PlanSummary {
             "{} steps, {} tensors in {} buffers: {:.2} MiB of activations (at least {:.2}, ratio {:.3}), {:.2} MiB of weights",
             self.steps,
             self.tensors,
-            self.slots,
+            self.buffers,
             mib(self.activation_bytes),
             mib(self.lower_bound_bytes),
             self.activation_bytes as f64 / self.lower_bound_bytes.max(1) as f64,

@@ -19,6 +19,8 @@ pub struct Session {
     dirty: u64,
     /// Steps without inputs have run once.
     constants_done: bool,
+    /// The last run was stopped or failed: outputs of runs before it may be overwritten.
+    unfinished: bool,
 }
 
 /// A plan's memory on one device or the other.
@@ -96,7 +98,7 @@ impl Session {
         on_progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Self, GraphError> {
         let memory = Memory::new(&recording, weights, sharing, on_progress)?;
-        Ok(Self { recording, memory, dirty: 0, constants_done: false })
+        Ok(Self { recording, memory, dirty: 0, constants_done: false, unfinished: false })
     }
 
     /// Fills all memory of the plan with NaN, so that a run that reads what no step of it wrote is found out. Inputs
@@ -136,6 +138,9 @@ impl Session {
     fn find_output(&self, name: &str) -> Result<usize, GraphError> {
         let outputs = &self.recording.outputs;
         let found = outputs.iter().find(|(known, _)| known == name).map(|(_, tensor)| *tensor);
+        if found.is_some() && self.unfinished {
+            return Err(GraphError::Unfinished { name: name.to_owned() });
+        }
         found.ok_or_else(|| self.unknown("output", name, outputs.iter().map(|(known, _)| known.as_str()).collect()))
     }
 
@@ -165,24 +170,45 @@ impl Session {
     /// Runs the steps that depend on an input written since the last run, and all of them the first time.
     ///
     /// `go_on` is asked between steps on the CPU, and between chunks on a GPU, with the steps done and those of the
-    /// run. If it says no, the run stops; the inputs count as written until a run is complete.
+    /// run. If it says no, the run stops; the inputs count as written, and outputs are not read, until a run is complete.
     ///
     /// # Errors
     /// If the device is lost, or the run was stopped.
     pub fn run(&mut self, go_on: &mut dyn FnMut(usize, usize) -> bool) -> Result<(), GraphError> {
+        let steps = self.due();
+        self.unfinished = true;
+        self.memory.run(&self.recording, &steps, go_on)?;
+        (self.dirty, self.constants_done, self.unfinished) = (0, true, false);
+        Ok(())
+    }
+
+    /// Runs the steps that are due one by one and tells the seconds each took: by the GPU's timestamps where it has
+    /// some, else by the wall clock, the way to the device and back included.
+    ///
+    /// # Errors
+    /// If the device is lost.
+    pub fn run_timed(&mut self) -> Result<Vec<(usize, f64)>, GraphError> {
+        let steps = self.due();
+        self.unfinished = true;
+        let seconds = match &mut self.memory {
+            Memory::Cpu(memory) => memory.time(&self.recording, &steps)?,
+            Memory::Gpu(memory) => memory.time(&steps)?,
+        };
+        (self.dirty, self.constants_done, self.unfinished) = (0, true, false);
+        Ok(steps.into_iter().zip(seconds).collect())
+    }
+
+    /// Steps of the next run.
+    fn due(&self) -> Vec<usize> {
         let masks = &self.recording.masks;
         let due = |mask: u64| mask & self.dirty != 0 || (mask == 0 && !self.constants_done);
-        let steps: Vec<usize> = (0..masks.len()).filter(|&step| due(masks[step])).collect();
-        self.memory.run(&self.recording, &steps, go_on)?;
-        self.dirty = 0;
-        self.constants_done = true;
-        Ok(())
+        (0..masks.len()).filter(|&step| due(masks[step])).collect()
     }
 
     /// Reads an output: dense values.
     ///
     /// # Errors
-    /// If there is no such output, or the device is lost.
+    /// If there is no such output, the last run was stopped, or the device is lost.
     pub fn read(&mut self, output: &str) -> Result<Vec<f32>, GraphError> {
         let tensor = self.find_output(output)?;
         self.memory.read(&self.recording, tensor)

@@ -2,6 +2,7 @@
 
 use crate::device::Gpu;
 use crate::error::RuntimeError;
+use crate::pass::Bound;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 
@@ -28,8 +29,10 @@ impl Buffer {
 /// What a buffer is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// Tensors: bound as storage, copied to and from.
+    /// A tensor: bound whole as storage, copied to and from.
     Storage,
+    /// Tensors side by side: parts of it are bound, so that the whole may be larger than a binding.
+    Arena,
     /// Parameters of kernels.
     Uniform,
     /// The way back to the host.
@@ -59,7 +62,7 @@ impl Gpu {
         }
         use wgpu::BufferUsages as Usage;
         let usage = match role {
-            Role::Storage => Usage::STORAGE | Usage::COPY_SRC | Usage::COPY_DST,
+            Role::Storage | Role::Arena => Usage::STORAGE | Usage::COPY_SRC | Usage::COPY_DST,
             Role::Uniform => Usage::UNIFORM | Usage::COPY_DST,
             Role::Staging => Usage::MAP_READ | Usage::COPY_DST,
             Role::Timestamps => Usage::QUERY_RESOLVE | Usage::COPY_SRC,
@@ -75,12 +78,21 @@ impl Gpu {
     /// # Errors
     /// If it does not fit, or the device is lost.
     pub fn upload(&self, buffer: &Buffer, data: &[u8]) -> Result<(), RuntimeError> {
-        if data.len() as u64 > buffer.bytes {
-            let (bytes, allowed) = (data.len() as u64, buffer.bytes);
+        self.upload_to(Bound::whole(buffer), data)
+    }
+
+    /// Like [`upload`](Self::upload), to the start of a part of a buffer.
+    ///
+    /// # Errors
+    /// As [`upload`](Self::upload).
+    pub fn upload_to(&self, to: Bound<'_>, data: &[u8]) -> Result<(), RuntimeError> {
+        let buffer = to.buffer;
+        if data.len() as u64 > to.bytes {
+            let (bytes, allowed) = (data.len() as u64, to.bytes);
             return Err(RuntimeError::TooLarge { what: buffer.label.clone(), bytes, limit: "buffer", allowed });
         }
         for (index, chunk) in data.chunks(UPLOAD_CHUNK).enumerate() {
-            let offset = (index * UPLOAD_CHUNK) as u64;
+            let offset = to.offset + (index * UPLOAD_CHUNK) as u64;
             self.scoped(&buffer.label, chunk.len() as u64, || self.queue.write_buffer(&buffer.raw, offset, chunk))?;
             if chunk.len() == UPLOAD_CHUNK {
                 self.queue.submit([]);
@@ -95,9 +107,18 @@ impl Gpu {
     /// # Errors
     /// If either is too short, or the device is lost.
     pub fn copy(&self, from: &Buffer, to: &Buffer, bytes: u64) -> Result<(), RuntimeError> {
-        self.scoped(&to.label, 0, || {
+        self.copy_part(Bound { bytes, ..Bound::whole(from) }, Bound::whole(to))
+    }
+
+    /// Copies a part of one buffer to the start of a part of another, on the device.
+    ///
+    /// # Errors
+    /// As [`copy`](Self::copy).
+    pub fn copy_part(&self, from: Bound<'_>, to: Bound<'_>) -> Result<(), RuntimeError> {
+        let bytes = from.bytes.next_multiple_of(4);
+        self.scoped(&to.buffer.label, 0, || {
             let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-            encoder.copy_buffer_to_buffer(&from.raw, 0, &to.raw, 0, bytes.next_multiple_of(4));
+            encoder.copy_buffer_to_buffer(&from.buffer.raw, from.offset, &to.buffer.raw, to.offset, bytes);
             self.queue.submit([encoder.finish()]);
         })
     }
@@ -107,7 +128,16 @@ impl Gpu {
     /// # Errors
     /// If a buffer is too short, or the device is lost.
     pub fn download(&self, buffer: &Buffer, staging: &Buffer, bytes: u64) -> Result<Vec<u8>, RuntimeError> {
-        self.copy(buffer, staging, bytes)?;
+        self.download_from(Bound { bytes, ..Bound::whole(buffer) }, staging)
+    }
+
+    /// Like [`download`](Self::download), of a part of a buffer.
+    ///
+    /// # Errors
+    /// As [`download`](Self::download).
+    pub fn download_from(&self, from: Bound<'_>, staging: &Buffer) -> Result<Vec<u8>, RuntimeError> {
+        let bytes = from.bytes;
+        self.copy_part(from, Bound::whole(staging))?;
         let (send, receive) = mpsc::channel();
         let range = 0..bytes.next_multiple_of(4);
         self.scoped(&staging.label, 0, || {

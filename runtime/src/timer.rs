@@ -52,6 +52,19 @@ impl Timer {
         if self.queries.is_some() { "timestamps of the device" } else { "wall clock" }
     }
 
+    /// Runs the dispatches in order, each in a pass of its own; the seconds of each.
+    ///
+    /// # Errors
+    /// As [`time`](Self::time).
+    pub fn time_each(&self, gpu: &Gpu, dispatches: &[&Dispatch]) -> Result<Vec<f64>, RuntimeError> {
+        let Some(queries) = &self.queries else {
+            let alone = dispatches.iter().map(|dispatch| self.time(gpu, &[*dispatch], 1));
+            return Ok(alone.collect::<Result<Vec<_>, _>>()?.concat());
+        };
+        let part = |part: &[&Dispatch]| queries.time(gpu, &part.iter().map(std::slice::from_ref).collect::<Vec<_>>());
+        Ok(dispatches.chunks(PASSES as usize).map(part).collect::<Result<Vec<_>, _>>()?.concat())
+    }
+
     /// Runs the dispatches in order, in one pass, `repeats` times; the seconds of every pass. A wall clock counts the
     /// way to the device and back, too.
     ///
@@ -69,18 +82,20 @@ impl Timer {
         };
         let mut seconds = Vec::with_capacity(repeats);
         while seconds.len() < repeats {
-            let passes = u32::try_from(repeats - seconds.len()).map_or(PASSES, |left| left.min(PASSES));
-            seconds.extend(queries.time(gpu, dispatches, passes)?);
+            let passes = (repeats - seconds.len()).min(PASSES as usize);
+            seconds.extend(queries.time(gpu, &vec![dispatches; passes])?);
         }
         Ok(seconds)
     }
 }
 
 impl Queries {
-    fn time(&self, gpu: &Gpu, dispatches: &[&Dispatch], passes: u32) -> Result<Vec<f64>, RuntimeError> {
+    /// The seconds of each pass; at most [`PASSES`].
+    fn time(&self, gpu: &Gpu, passes: &[&[&Dispatch]]) -> Result<Vec<f64>, RuntimeError> {
+        let stamps = 2 * u32::try_from(passes.len()).expect("a few passes");
         gpu.scoped("a timed pass", 0, || {
             let mut encoder = gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-            for pass in 0..passes {
+            for (pass, dispatches) in (0..).zip(passes) {
                 let timestamp_writes = Some(wgpu::ComputePassTimestampWrites {
                     query_set: &self.set,
                     beginning_of_pass_write_index: Some(2 * pass),
@@ -90,10 +105,10 @@ impl Queries {
                 let mut pass = encoder.begin_compute_pass(&descriptor);
                 dispatches.iter().for_each(|dispatch| dispatch.record(&mut pass));
             }
-            encoder.resolve_query_set(&self.set, 0..2 * passes, &self.resolved.raw, 0);
+            encoder.resolve_query_set(&self.set, 0..stamps, &self.resolved.raw, 0);
             gpu.queue.submit([encoder.finish()]);
         })?;
-        let bytes = gpu.download(&self.resolved, &self.staging, 2 * u64::from(passes) * STAMP)?;
+        let bytes = gpu.download(&self.resolved, &self.staging, u64::from(stamps) * STAMP)?;
         let stamps: Vec<u64> =
             bytes.chunks_exact(8).map(|b| u64::from_le_bytes(b.try_into().expect("chunks of eight bytes"))).collect();
         // A counter that went backwards, which some drivers' do when the device sleeps, counts as no time at all.

@@ -1,5 +1,7 @@
 //! Graphs, weights and devices for the tests of plans.
 
+pub(crate) mod simulation;
+
 use mobilediffusion_graph::{Conv, Device, Graph, Linear, Origin, Recording, Tensor, WeightLoader};
 use mobilediffusion_kernels::check::Random;
 use mobilediffusion_kernels::kernel::elements;

@@ -6,6 +6,7 @@
 //! the grease"). Neither clock nor global state takes part: the same lifetimes always give the same offsets.
 
 use super::{Lifetime, lower_bound};
+use std::ops::Range;
 
 /// Offsets in an arena, and the size it needs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -50,15 +51,20 @@ const MEMORY: f64 = 0.98;
 
 /// Places tensors in one arena so that no two that are alive together share a byte.
 pub fn pack(lifetimes: &[Lifetime]) -> Packing {
+    pack_with(lifetimes, WORK)
+}
+
+/// Like [`pack`], with about as many elementary operations.
+pub(super) fn pack_with(lifetimes: &[Lifetime], effort: usize) -> Packing {
     if lifetimes.is_empty() {
         return Packing::default();
     }
     let strip = Strip::new(lifetimes);
-    let mut random = Random(1);
+    let mut random = Random::new(1);
     let mut gained = vec![vec![0.0; lifetimes.len()]; TASTES.len() * GAINS.len()];
     let (mut best, mut work) = (Packing { offsets: Vec::new(), total: usize::MAX }, 0);
     for attempt in 0..ATTEMPTS {
-        if best.total <= strip.bound || work > WORK {
+        if best.total <= strip.bound || work > effort {
             break;
         }
         let kind = attempt % gained.len();
@@ -79,11 +85,21 @@ pub fn pack(lifetimes: &[Lifetime]) -> Packing {
     best
 }
 
+/// Columns of each tensor, and how many there are. A column is a step at which some tensor begins: the piles are
+/// tallest there.
+pub(super) fn columns(lifetimes: &[Lifetime]) -> (Vec<Range<usize>>, usize) {
+    let mut starts: Vec<usize> = lifetimes.iter().map(|l| l.first).collect();
+    starts.sort_unstable();
+    starts.dedup();
+    let column = |l: &Lifetime| starts.partition_point(|&s| s < l.first)..starts.partition_point(|&s| s <= l.last);
+    (lifetimes.iter().map(column).collect(), starts.len())
+}
+
 /// The problem, prepared for many attempts.
 struct Strip {
     sizes: Vec<usize>,
-    /// Columns of each tensor. A column is a step at which some tensor begins: the piles are tallest there.
-    columns: Vec<std::ops::Range<usize>>,
+    /// Columns of each tensor: see [`columns`].
+    columns: Vec<Range<usize>>,
     /// Tensors alive together with each.
     neighbours: Vec<Vec<usize>>,
     /// Bytes in each column.
@@ -103,12 +119,8 @@ struct Waiting {
 
 impl Strip {
     fn new(lifetimes: &[Lifetime]) -> Self {
-        let mut starts: Vec<usize> = lifetimes.iter().map(|l| l.first).collect();
-        starts.sort_unstable();
-        starts.dedup();
-        let column = |l: &Lifetime| starts.partition_point(|&s| s < l.first)..starts.partition_point(|&s| s <= l.last);
-        let columns: Vec<_> = lifetimes.iter().map(column).collect();
-        let mut alive = vec![0; starts.len()];
+        let (columns, width) = columns(lifetimes);
+        let mut alive = vec![0; width];
         for (lifetime, columns) in lifetimes.iter().zip(&columns) {
             alive[columns.clone()].iter_mut().for_each(|bytes| *bytes += lifetime.bytes);
         }
@@ -180,11 +192,20 @@ impl Strip {
 }
 
 /// SplitMix64, as everywhere in this project that needs the same numbers on every platform.
-struct Random(u64);
+pub(super) struct Random(u64);
 
 impl Random {
+    pub(super) fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// A whole number below `bound`.
+    pub(super) fn below(&mut self, bound: usize) -> usize {
+        ((self.uniform() * bound as f64) as usize).min(bound - 1)
+    }
+
     /// Uniform in [0, 1).
-    fn uniform(&mut self) -> f64 {
+    pub(super) fn uniform(&mut self) -> f64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);

@@ -1,0 +1,92 @@
+//! Pipelines of all steps, compiled by several threads while the first steps are already being bound.
+
+use crate::error::GraphError;
+use crate::graph::Node;
+use crate::record::Recording;
+use mobilediffusion_kernels::{Access, Storage, wgsl};
+use mobilediffusion_runtime::{Binding, Gpu, Pipeline, RuntimeError};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread;
+
+/// A module to compile.
+struct Module {
+    kernel: &'static str,
+    text: String,
+    bindings: Vec<Binding>,
+}
+
+/// Compiles the pipeline of every step, each different module once, and hands it to `bind` with the step's number, in
+/// the order of the steps. The first step that fails ends it, whatever order the threads come in.
+///
+/// # Errors
+/// The first step's whose module is refused, or what `bind` says.
+pub(super) fn each_step(
+    gpu: &Gpu,
+    storage: Storage,
+    recording: &Recording,
+    mut bind: impl FnMut(usize, &Arc<Pipeline>) -> Result<(), GraphError>,
+) -> Result<(), GraphError> {
+    let (modules, module_of) = modules(recording, storage)?;
+    let threads = thread::available_parallelism().map_or(1, usize::from).min(modules.len());
+    let (next, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
+    thread::scope(|scope| {
+        let (send, receive) = mpsc::channel();
+        for _ in 0..threads {
+            let send = send.clone();
+            let (next, stop, modules) = (&next, &stop, &modules);
+            scope.spawn(move || {
+                while let Some((number, module)) = take(next, modules).filter(|_| !stop.load(Ordering::Relaxed)) {
+                    let made = gpu.pipeline(module.kernel, &module.text, &module.bindings);
+                    // Nobody listens any more once a step has failed.
+                    let _ = send.send((number, made));
+                }
+            });
+        }
+        drop(send);
+        let mut made: Vec<Option<Result<Arc<Pipeline>, RuntimeError>>> = modules.iter().map(|_| None).collect();
+        let mut one = |step: usize| {
+            let module = module_of[step];
+            while made[module].is_none() {
+                let (number, result) = receive.recv().expect("every module is compiled by one of the threads");
+                made[number] = Some(result);
+            }
+            let at = GraphError::at(&recording.nodes[step].path);
+            let pipeline = made[module].clone().expect("it was received").map_err(at)?;
+            bind(step, &pipeline)
+        };
+        let done = (0..recording.nodes.len()).try_for_each(&mut one);
+        stop.store(true, Ordering::Relaxed);
+        done
+    })
+}
+
+fn take<'a>(next: &AtomicUsize, modules: &'a [Module]) -> Option<(usize, &'a Module)> {
+    let number = next.fetch_add(1, Ordering::Relaxed);
+    modules.get(number).map(|module| (number, module))
+}
+
+/// The different modules in order of first use, and the module of each step.
+fn modules(recording: &Recording, storage: Storage) -> Result<(Vec<Module>, Vec<usize>), GraphError> {
+    let (mut modules, mut known, mut module_of) = (Vec::new(), HashMap::new(), Vec::new());
+    for node in &recording.nodes {
+        let kernel = node.kernel.name();
+        let text = wgsl::compose(&node.kernel.program(), storage).map_err(|unknown| GraphError::Device {
+            node: node.path.clone(),
+            source: RuntimeError::Validation { what: kernel.to_owned(), message: unknown.to_string() },
+        })?;
+        let number = *known.entry(text.clone()).or_insert_with(|| {
+            modules.push(Module { kernel, text, bindings: bindings(node) });
+            modules.len() - 1
+        });
+        module_of.push(number);
+    }
+    Ok((modules, module_of))
+}
+
+fn bindings(node: &Node) -> Vec<Binding> {
+    let of = |access| if access == Access::Read { Binding::Read } else { Binding::Write };
+    let operands = node.kernel.operands();
+    std::iter::once(Binding::Uniform).chain(operands.iter().map(|operand| of(operand.access))).collect()
+}

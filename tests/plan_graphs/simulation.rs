@@ -1,0 +1,112 @@
+//! A plan's memory played through with owners instead of numbers: knows nothing of lifetimes, and finds out whether
+//! every step reads what was meant for it.
+
+use mobilediffusion_graph::{Origin, Recording};
+
+/// Which tensor each unit of each arena holds.
+pub(crate) struct Memory<'a> {
+    recording: &'a Recording,
+    /// Arena and first unit of each planned tensor, and how many units it takes.
+    places: Vec<Option<(usize, usize, usize)>>,
+    owner: Vec<Vec<Option<usize>>>,
+    /// Whether a step must not write into an arena that it reads.
+    one_way: bool,
+    started: bool,
+}
+
+impl<'a> Memory<'a> {
+    /// Memory in units of `unit` bytes, to which all places are aligned.
+    pub(crate) fn new(
+        recording: &'a Recording,
+        places: &[Option<(usize, usize)>],
+        bytes_of: impl Fn(usize) -> usize,
+        (unit, one_way): (usize, bool),
+    ) -> Self {
+        let place = |(tensor, place): (usize, &Option<(usize, usize)>)| {
+            place.map(|(arena, offset)| {
+                assert!(offset.is_multiple_of(unit), "tensor {tensor} begins at {offset}, no multiple of {unit}");
+                (arena, offset / unit, bytes_of(tensor).div_ceil(unit))
+            })
+        };
+        let places: Vec<_> = places.iter().enumerate().map(place).collect();
+        let arenas = places.iter().flatten().map(|place| place.0 + 1).max().unwrap_or(0);
+        let end = |arena| places.iter().flatten().filter(|p| p.0 == arena).map(|p| p.1 + p.2).max().unwrap_or(0);
+        let owner = (0..arenas).map(|arena| vec![None; end(arena)]).collect();
+        Self { recording, places, owner, one_way, started: false }
+    }
+
+    fn units(&mut self, tensor: usize) -> Option<&mut [Option<usize>]> {
+        let (arena, first, len) = self.places[tensor]?;
+        Some(&mut self.owner[arena][first..first + len])
+    }
+
+    fn write(&mut self, tensor: usize) {
+        self.units(tensor).expect("what is written is planned").fill(Some(tensor));
+    }
+
+    fn read(&mut self, tensor: usize) -> Result<(), String> {
+        let lost = self.units(tensor).is_some_and(|units| units.iter().any(|owner| *owner != Some(tensor)));
+        if lost {
+            Err(format!("`{}` (tensor {tensor}) is overwritten", self.recording.tensors[tensor].name))
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Writes the inputs whose bits are set, runs what depends on them, and reads every output. The first time every
+    /// input is written and every step runs.
+    pub(crate) fn run(&mut self, written: u64) -> Result<(), String> {
+        let recording = self.recording;
+        let written = if self.started { written } else { u64::MAX };
+        for (tensor, info) in recording.tensors.iter().enumerate() {
+            if let Origin::Input(bit) = info.origin
+                && written & 1 << bit != 0
+            {
+                self.write(tensor);
+            }
+        }
+        for (step, node) in recording.nodes.iter().enumerate() {
+            if recording.masks[step] & written == 0 && (self.started || recording.masks[step] != 0) {
+                continue;
+            }
+            let (outputs, inputs): (Vec<usize>, Vec<usize>) =
+                node.operands.iter().flatten().partition(|&&t| recording.tensors[t].origin == Origin::Step(step));
+            for &input in &inputs {
+                self.read(input).map_err(|lost| format!("step {step}, {}: {lost}", node.path))?;
+                let arena = |tensor: usize| self.places[tensor].map(|place| place.0);
+                if self.one_way && outputs.iter().any(|&output| arena(input).is_some() && arena(output) == arena(input))
+                {
+                    return Err(format!("step {step}, {}: reads and writes one arena", node.path));
+                }
+            }
+            outputs.iter().for_each(|&output| self.write(output));
+        }
+        self.started = true;
+        recording
+            .outputs
+            .iter()
+            .try_for_each(|(name, tensor)| self.read(*tensor).map_err(|lost| format!("output `{name}`: {lost}")))
+    }
+}
+
+/// Plays a plan through on both kinds of device, with these inputs written before each run but the first.
+pub(crate) fn play(recording: &Recording, runs: &[u64]) -> Result<(), String> {
+    use mobilediffusion_graph::TensorInfo;
+    use mobilediffusion_graph::plan::{ARENA_ALIGNMENT, Sharing};
+    use mobilediffusion_kernels::Storage;
+    let mut all = Vec::new();
+    for storage in [Storage::F32, Storage::F16] {
+        let plan = recording.arenas(storage, Sharing::Planned, usize::MAX / 8).expect("there is no limit");
+        let bytes_of = |t: usize| storage.tensor_bytes(recording.tensors[t].dtype, &recording.tensors[t].shape);
+        all.push(Memory::new(recording, &plan.places, bytes_of, (ARENA_ALIGNMENT, true)));
+    }
+    let line = |t: &TensorInfo| (4 * t.shape.iter().product::<usize>()).next_multiple_of(64);
+    let (offsets, _) = recording.packing(line, Sharing::Planned);
+    let places: Vec<_> = offsets.iter().map(|offset| offset.map(|offset| (0, offset))).collect();
+    all.push(Memory::new(recording, &places, |t| line(&recording.tensors[t]), (64, false)));
+    for memory in &mut all {
+        memory.run(u64::MAX)?;
+        runs.iter().try_for_each(|&written| memory.run(written))?;
+    }
+    Ok(())
+}
