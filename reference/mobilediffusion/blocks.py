@@ -125,18 +125,22 @@ def attend(q, k, v, head_dim: int, phi: str):
 
 
 class SelfAttention(nn.Module):
-    """Self-attention whose keys are also its values: one projection `to_kv`."""
+    """Self-attention; with `share_kv_self_attention` the keys are also the values: one projection `to_kv`."""
 
     def __init__(self, d: int, c: UNetConfig):
         super().__init__()
-        self.head_dim, self.phi = c.attention_head_dim, c.attention_phi
+        self.head_dim, self.phi, self.shared = c.head_dim(d), c.attention_phi, c.share_kv_self_attention
         self.to_q = nn.Linear(d, d, bias=False)
-        self.to_kv = nn.Linear(d, d, bias=False)
+        if self.shared:
+            self.to_kv = nn.Linear(d, d, bias=False)
+        else:
+            self.to_k = nn.Linear(d, d, bias=False)
+            self.to_v = nn.Linear(d, d, bias=False)
         self.to_out = nn.ModuleList([nn.Linear(d, d)])
 
     def forward(self, x):
-        kv = self.to_kv(x)
-        return self.to_out[0](attend(self.to_q(x), kv, kv, self.head_dim, self.phi))
+        k, v = [self.to_kv(x)] * 2 if self.shared else (self.to_k(x), self.to_v(x))
+        return self.to_out[0](attend(self.to_q(x), k, v, self.head_dim, self.phi))
 
 
 class CrossAttention(nn.Module):
@@ -144,7 +148,7 @@ class CrossAttention(nn.Module):
 
     def __init__(self, d: int, c: UNetConfig):
         super().__init__()
-        self.head_dim, self.phi = c.attention_head_dim, c.attention_phi
+        self.head_dim, self.phi = c.head_dim(d), c.attention_phi
         self.to_q = nn.Linear(d, d, bias=False)
         self.to_k = nn.Linear(c.cross_attention_dim, d, bias=False)
         self.to_v = nn.Linear(c.cross_attention_dim, d, bias=False)
@@ -154,24 +158,25 @@ class CrossAttention(nn.Module):
         return self.to_out[0](attend(self.to_q(x), self.to_k(text), self.to_v(text), self.head_dim, self.phi))
 
 
-class SwishGlu(nn.Module):
+class Glu(nn.Module):
     """d -> 2 x inner; the first half is the value, the second the gate."""
 
-    def __init__(self, d: int, inner: int):
+    def __init__(self, d: int, inner: int, gate):
         super().__init__()
-        self.proj = nn.Linear(d, 2 * inner)
+        self.proj, self.gate = nn.Linear(d, 2 * inner), gate
 
     def forward(self, x):
         value, gate = self.proj(x).chunk(2, dim=-1)
-        return value * F.silu(gate)
+        return value * self.gate(gate)
 
 
 class FeedForward(nn.Module):
     """Gated feed-forward layer; index 1 of `net` is the dropout slot of the usual names."""
 
-    def __init__(self, d: int, mult: int):
+    def __init__(self, d: int, c: UNetConfig):
         super().__init__()
-        self.net = nn.ModuleList([SwishGlu(d, mult * d), nn.Identity(), nn.Linear(mult * d, d)])
+        inner, gate = c.ff_mult * d, {"swiglu": F.silu, "geglu": F.gelu}[c.ff_activation]
+        self.net = nn.ModuleList([Glu(d, inner, gate), nn.Identity(), nn.Linear(inner, d)])
 
     def forward(self, x):
         return self.net[2](self.net[0](x))
@@ -188,7 +193,7 @@ class TransformerBlock(nn.Module):
         self.norm2 = nn.LayerNorm(d, eps=c.layer_norm_eps)
         self.attn2 = CrossAttention(d, c)
         self.norm3 = nn.LayerNorm(d, eps=c.layer_norm_eps)
-        self.ff = FeedForward(d, c.ff_mult)
+        self.ff = FeedForward(d, c)
 
     def forward(self, x, text):
         if hasattr(self, "attn1"):

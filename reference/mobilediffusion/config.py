@@ -89,8 +89,7 @@ class UNetConfig(JsonConfig):
         for key, allowed in {
             "attention_phi": ("relu", "softmax"),
             "attention_phi_scale": ("1/num_keys",),
-            "share_kv_self_attention": (True,),
-            "ff_activation": ("swiglu",),
+            "ff_activation": ("swiglu", "geglu"),
             "sep_kind": ("convnext", "glu", "convnext2"),
             "sep_width_of": ("out", "in"),
             "sep_samplers": ([], ["down1"]),
@@ -104,6 +103,10 @@ class UNetConfig(JsonConfig):
             raise ValueError("each up block needs one layer more than the down block whose skips it consumes")
         if len(self.mid_self_attention()) != self.layers_mid:
             raise ValueError(f"self_attention.mid has {len(self.mid_self_attention())} values for {self.layers_mid} layers")
+
+    def head_dim(self, d: int) -> int:
+        """Width of an attention head at width d."""
+        return self.attention_head_dim
 
     def mid_self_attention(self) -> list[bool]:
         """Whether each stack of the middle attends to itself; one value in the file stands for all of them."""
@@ -126,6 +129,66 @@ ALTERNATIVES = {
         "self_attention": {"down1": False, "mid": [False, True, True, True, False], "up0": False},
     },
 }
+
+
+@dataclass
+class StableDiffusionConfig(JsonConfig):
+    """Stable Diffusion 1.5's UNet by default, with diffusers' keys.
+
+    What diffusers fixes in its code stands below the keys, under the names that the blocks read.
+    """
+
+    sample_size: int = 64
+    in_channels: int = 4
+    out_channels: int = 4
+    center_input_sample: bool = False
+    flip_sin_to_cos: bool = True
+    freq_shift: int = 0
+    down_block_types: list[str] = _list(*["CrossAttnDownBlock2D"] * 3, "DownBlock2D")
+    up_block_types: list[str] = _list("UpBlock2D", *["CrossAttnUpBlock2D"] * 3)
+    block_out_channels: list[int] = _list(320, 640, 1280, 1280)
+    layers_per_block: int = 2
+    downsample_padding: int = 1
+    mid_block_scale_factor: float = 1
+    act_fn: str = "silu"
+    norm_num_groups: int = 32
+    norm_eps: float = 1e-5
+    cross_attention_dim: int = 768
+    attention_head_dim: int = 8  # the number of heads, in spite of its name
+
+    class_name = "UNet2DConditionModel"
+    write_class_name = True
+    prediction_type = "epsilon"
+    attention_phi = "softmax"
+    share_kv_self_attention = False
+    ff_mult, ff_activation = 4, "geglu"
+    transformer_norm_eps, layer_norm_eps = 1e-6, 1e-5
+
+    def __post_init__(self):
+        for key, value in {
+            "center_input_sample": False, "flip_sin_to_cos": True, "freq_shift": 0, "downsample_padding": 1,
+            "mid_block_scale_factor": 1, "act_fn": "silu",
+        }.items():
+            if getattr(self, key) != value:
+                raise ValueError(f"{key} = {getattr(self, key)!r} is not {value!r}")
+        if not set(self.down_block_types) <= {"CrossAttnDownBlock2D", "DownBlock2D"}:
+            raise ValueError(f"down_block_types = {self.down_block_types} has unknown kinds")
+        if self.up_block_types != [kind.replace("Down", "Up") for kind in reversed(self.down_block_types)]:
+            raise ValueError("up_block_types do not mirror down_block_types")
+        if len(self.down_block_types) != len(self.block_out_channels):
+            raise ValueError("down_block_types and block_out_channels differ in length")
+
+    @property
+    def time_proj_dim(self) -> int:
+        return self.block_out_channels[0]
+
+    @property
+    def time_embed_dim(self) -> int:
+        return 4 * self.block_out_channels[0]
+
+    def head_dim(self, d: int) -> int:
+        """Width of an attention head at width d."""
+        return d // self.attention_head_dim
 
 
 @dataclass

@@ -21,11 +21,11 @@ def philox4x32(counter, key, rounds: int = 10):
     return np.stack([c0, c1, c2, c3], axis=-1)
 
 
-def normal(seed: int, count: int) -> np.ndarray:
-    """The first `count` standard normal values of a seed, float64 [count]."""
+def normal(seed: int, count: int, stream: int = 0) -> np.ndarray:
+    """The first `count` standard normal values of a seed, float64 [count]; `stream` numbers independent sequences."""
     block = np.arange((count + 3) // 4, dtype=np.uint64)
-    zero = np.zeros_like(block)
-    words = philox4x32((block & MASK, block >> np.uint64(32), zero, zero), (seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF))
+    zero, streams = np.zeros_like(block), np.full_like(block, stream)
+    words = philox4x32((block & MASK, block >> np.uint64(32), streams, zero), (seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF))
     # The half keeps u away from 0, where the logarithm ends.
     u = (words.astype(np.float64) + 0.5) * 2.0**-32
     radius = np.sqrt(-2.0 * np.log(u[:, 0::2]))
@@ -34,7 +34,10 @@ def normal(seed: int, count: int) -> np.ndarray:
     return pairs.reshape(-1)[:count]
 
 
-def latent_noise(seed: int, height: int, width: int, channels: int = 8) -> np.ndarray:
-    """Initial latent [channels, h, w] (float32); the values fill [h, w, channels] in order."""
-    values = normal(seed, height * width * channels).astype(np.float32)
+def latent_noise(seed: int, height: int, width: int, channels: int = 8, stream: int = 0) -> np.ndarray:
+    """Noise [channels, h, w] (float32); the values fill [h, w, channels] in order.
+
+    Stream 0 is the initial latent, stream k the noise that a sampler adds after its k-th step.
+    """
+    values = normal(seed, height * width * channels, stream).astype(np.float32)
     return np.ascontiguousarray(values.reshape(height, width, channels).transpose(2, 0, 1))

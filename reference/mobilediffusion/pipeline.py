@@ -47,10 +47,13 @@ class Pipeline:
     def __call__(self, prompts: list[str], seeds: list[int]) -> torch.Tensor:
         """One picture per prompt and seed, [n, 3, h, w] in 0..1."""
         size = self.unet.config.sample_size
-        noise = torch.stack([torch.from_numpy(latent_noise(seed, size, size)) for seed in seeds])
+        draw = lambda stream: torch.stack(
+            [torch.from_numpy(latent_noise(seed, size, size, self.unet.config.in_channels, stream)) for seed in seeds]
+        )
+        noise, fresh = draw(0), lambda step, _: draw(step)
         text = self.text_encoder(self.tokenizer(prompts))
         if self.sampler == "one_step":
-            latent = one_step(self.unet, self.schedule, noise, text, self.steps)
+            latent = one_step(self.unet, self.schedule, noise, text, self.steps, fresh)
         else:
             empty = self.text_encoder(self.tokenizer([""])).expand_as(text)
             latent = ddim(self.unet, self.schedule, noise, text, empty, self.steps, self.guidance)

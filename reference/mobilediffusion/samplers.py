@@ -44,21 +44,36 @@ class Schedule:
         stride = self.steps // n
         return [stride * k + 1 for k in reversed(range(n))]
 
-    def ddim_step(self, x0, eps, t: int, n: int):
-        """From x0 and eps at step t to the latent at the step before it."""
-        previous = t - self.steps // n
-        abar = float(self.alpha_bar[max(previous, 0)])
-        return abar**0.5 * x0 + (1.0 - abar) ** 0.5 * eps
+    def ddim_step(self, x0, eps, t: int, n: int, eta: float = 0.0, noise=None):
+        """From x0 and eps at step t to the latent at the step before it; `eta` is the share of fresh noise."""
+        abar, previous = float(self.alpha_bar[t]), float(self.alpha_bar[max(t - self.steps // n, 0)])
+        sigma = eta * ((1.0 - previous) / (1.0 - abar) * (1.0 - abar / previous)) ** 0.5
+        x = previous**0.5 * x0 + (1.0 - previous - sigma**2) ** 0.5 * eps
+        return x + sigma * noise if eta else x
+
+    def one_step_timesteps(self, n: int) -> list[int]:
+        """UFOGen's: evenly spaced from the last step down."""
+        if not 1 <= n <= 4:
+            raise ValueError(f"the number of steps must be 1 to 4, not {n}")
+        return [self.steps - 1 - k * (self.steps // n) for k in range(n)]
+
+
+def random_noise(step: int, like):
+    """Fresh noise of PyTorch's generator; `step` counts from 1."""
+    return torch.randn_like(like)
 
 
 @torch.no_grad()
-def ddim(unet, schedule: Schedule, noise, text, empty, steps: int, guidance: float):
-    """noise [n, 8, h, w], text and empty [n, k, d] -> latent. The batch is [empty, text]; guidance 1 skips the empty half."""
+def ddim(unet, schedule: Schedule, noise, text, empty, steps: int, guidance: float, eta: float = 0.0, fresh=random_noise):
+    """noise [n, 8, h, w], text and empty [n, k, d] -> latent. The batch is [empty, text]; guidance 1 skips the empty half.
+
+    `fresh(step, like)` gives the noise that is added where eta > 0.
+    """
     kind = unet.config.prediction_type
     z, n = noise, noise.shape[0]
     guided = guidance != 1.0
     context = torch.cat([empty, text]) if guided else text
-    for t in schedule.ddim_timesteps(steps):
+    for k, t in enumerate(schedule.ddim_timesteps(steps)):
         batch_t = torch.full((context.shape[0],), t, device=z.device)
         x = torch.cat([z, z]) if guided else z
         prediction = unet(x, batch_t, context)
@@ -68,18 +83,17 @@ def ddim(unet, schedule: Schedule, noise, text, empty, steps: int, guidance: flo
         x0 = schedule.to_x0(prediction, z, batch_t[:n], kind)
         a, s = float(schedule.a[t]), float(schedule.s[t])
         eps = prediction if kind == "epsilon" else (z - a * x0) / s
-        z = schedule.ddim_step(x0, eps, t, steps)
+        z = schedule.ddim_step(x0, eps, t, steps, eta, fresh(k + 1, z) if eta else None)
     return z
 
 
 @torch.no_grad()
-def one_step(unet, schedule: Schedule, noise, text, steps: int = 1):
+def one_step(unet, schedule: Schedule, noise, text, steps: int = 1, fresh=random_noise):
     """UFOGen sampling: predict the clean latent at step T-1; with more steps, add fresh noise and predict again."""
-    stride = schedule.steps // steps
     x = noise
-    for k in range(steps):
-        t = torch.full((noise.shape[0],), schedule.steps - 1 - k * stride, device=noise.device)
+    for k, t in enumerate(schedule.one_step_timesteps(steps)):
+        t = torch.full((noise.shape[0],), t, device=noise.device)
         if k:
-            x = schedule.add_noise(x, torch.randn_like(x), t)
+            x = schedule.add_noise(x, fresh(k, x), t)
         x = schedule.to_x0(unet(x, t, text), x, t, unet.config.prediction_type)
     return x

@@ -47,6 +47,26 @@ def test_samplers_reach_what_the_network_knows(kind):
     assert (end - x0).abs().max() < 0.2
 
 
+def test_one_step_timesteps():
+    timesteps = Schedule().one_step_timesteps
+    assert [timesteps(n) for n in (1, 2, 4)] == [[999], [999, 499], [999, 749, 499, 249]]
+    for n in (0, 5):
+        with pytest.raises(ValueError):
+            timesteps(n)
+
+
+def test_ddim_draws_fresh_noise_after_every_step():
+    schedule, x0, asked = Schedule(), torch.randn(1, 8, 4, 4, dtype=torch.float64), []
+
+    def fresh(step, like):
+        asked.append(step)
+        return torch.full_like(like, 0.1 * step)
+
+    unet, text = KnownNoise(x0, schedule, "epsilon"), torch.zeros(1, 1, 1)
+    plain, noisy = (ddim(unet, schedule, torch.ones_like(x0), text, text, 5, 1.0, eta, fresh) for eta in (0.0, 1.0))
+    assert asked == [1, 2, 3, 4, 5] and not torch.allclose(plain, noisy, atol=1e-3)
+
+
 def test_philox_known_answer():
     words = noise.philox4x32(([0], [0], [0], [0]), (0, 0))[0]
     assert [f"{int(w):08x}" for w in words] == ["6627e8d5", "e169c58d", "bc57ac4c", "9b00dbd8"]
@@ -59,4 +79,5 @@ def test_normal_moments_and_layout():
     values = noise.normal(5, 200_001)
     assert abs(values.mean()) < 0.01 and abs(values.std() - 1) < 0.01
     latent = noise.latent_noise(5, 4, 6)
+    assert np.abs(noise.normal(5, 1000) - noise.normal(5, 1000, stream=1)).min() > 0
     assert latent.shape == (8, 4, 6) and latent[3, 1, 2] == np.float32(values[(1 * 6 + 2) * 8 + 3])

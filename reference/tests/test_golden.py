@@ -1,0 +1,70 @@
+"""The committed golden files are what the twin computes, and a wrong epsilon would show in them."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from golden import DEFAULT_OUT, decode, encode, record
+from mobilediffusion.config import DecoderConfig, StableDiffusionConfig, TextConfig, UNetConfig, VaeConfig
+from mobilediffusion.decoder import LightDecoder
+from mobilediffusion.sd15 import StableDiffusionUNet
+from mobilediffusion.text_encoder import TextEncoder
+from mobilediffusion.unet import UNet
+from mobilediffusion.vae import Vae
+
+CLASSES = {
+    config.class_name: (model, config)
+    for model, config in (
+        (UNet, UNetConfig), (StableDiffusionUNet, StableDiffusionConfig), (LightDecoder, DecoderConfig), (Vae, VaeConfig),
+        (TextEncoder, TextConfig),
+    )
+}
+CASES = sorted(path for path in DEFAULT_OUT.glob("*/*.safetensors") if path.name != "model.safetensors")
+
+
+def load(path):
+    """The model of a case, how it is run, and the inputs in their order."""
+    class_name = json.loads((path.parent / "config.json").read_text()).get("_class_name", TextConfig.class_name)
+    model_class, config_class = CLASSES[class_name]
+    model = model_class(config_class.load(path.parent))
+    weights = path.parent / "model.safetensors"
+    weights = weights if weights.exists() else path.parents[1] / "unet" / "model.safetensors"
+    model.load_state_dict({name: t.float() for name, t in load_file(weights).items()})
+    golden = load_file(path)
+    inputs = {}
+    for name in ("latent", "timestep", "context", "ids", "image"):
+        if f"input.{name}" in golden:
+            x = golden[f"input.{name}"]
+            inputs[name] = x.permute(0, 3, 1, 2) if x.dim() == 4 else x.long() if name == "ids" else x
+    run = encode(model) if "image" in inputs else decode(model) if isinstance(model, (LightDecoder, Vae)) else None
+    return model.eval(), inputs, run, {name: t for name, t in golden.items() if name.startswith("output")}
+
+
+def errors(model, inputs, run, golden) -> dict[str, float]:
+    got = record(model, inputs, run)
+    assert {name for name in got if name.startswith("output")} == set(golden)
+    return {name: ((got[name] - want).norm() / want.norm()).item() for name, want in golden.items()}
+
+
+@pytest.mark.parametrize("path", CASES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_the_twin_gives_the_golden_outputs(path):
+    # The order of sums differs between processors.
+    assert max(errors(*load(path)).values()) < 1e-5
+
+
+@pytest.mark.parametrize("case, norm, eps", [
+    ("unet/zero", nn.GroupNorm, 1e-5), ("unet_flat/golden", nn.GroupNorm, 1e-5), ("unet_flat/golden", nn.GroupNorm, 1e-6),
+    ("unet_flat/golden", nn.LayerNorm, 1e-5), ("sd15_unet/golden", nn.GroupNorm, 1e-5),
+    ("sd15_unet/golden", nn.GroupNorm, 1e-6), ("sd15_unet/golden", nn.LayerNorm, 1e-5),
+    ("text_encoder/golden", nn.LayerNorm, 1e-5), ("decoder/golden", nn.GroupNorm, 1e-6),
+    ("vae/encode", nn.GroupNorm, 1e-6), ("vae/decode", nn.GroupNorm, 1e-6), ("sd15_vae/decode", nn.GroupNorm, 1e-6),
+])
+def test_a_wrong_epsilon_shows(case, norm, eps):
+    model, *rest = load(DEFAULT_OUT / f"{case}.safetensors")
+    chosen = [module for module in model.modules() if isinstance(module, norm) and module.eps == eps]
+    for module in chosen:
+        module.eps = eps / 10
+    assert chosen and max(errors(model, *rest).values()) > 8e-4
