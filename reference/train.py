@@ -3,6 +3,7 @@
     vae      encoder and full decoder
     base     UNet with softmax attention, together with the text encoder
     relu     the same loss after the switch to relu attention
+    pairs    what the base model draws from which noise
     ufogen   adversarial fine-tuning to one step
     decoder  light decoder, distilled with the encoder frozen
 
@@ -21,7 +22,10 @@ import torch
 from training import diffusion, ufogen, vae
 from training.plan import PLANS
 
-STAGES = {"vae": vae.train, "base": diffusion.train, "relu": diffusion.train, "ufogen": ufogen.train, "decoder": vae.train_light}
+STAGES = {
+    "vae": vae.train, "base": diffusion.train, "relu": diffusion.train, "pairs": ufogen.draw_pairs, "ufogen": ufogen.train,
+    "decoder": vae.train_light,
+}
 
 
 def parse(arguments=None) -> argparse.Namespace:

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+import evaluate
 import export
 import train
+from evaluation import metrics
+from evaluation.table import ROWS
 from mobilediffusion.config import DecoderConfig, TextConfig, UNetConfig, VaeConfig
 from mobilediffusion.decoder import LightDecoder
 from mobilediffusion.pipeline import Pipeline
@@ -21,7 +24,7 @@ from training import common, diffusion, lora, ufogen, vae
 from training.plan import PLANS, Plan, Stage
 
 needs_tokenizer = pytest.mark.skipif(not DEFAULT_PATH.exists(), reason="no model/data/clip/tokenizer.json")
-STAGES = ("vae", "base", "relu", "ufogen", "decoder")
+STAGES = ("vae", "base", "relu", "pairs", "ufogen", "decoder")
 TOY = Plan(
     size=32, min_sets=0,
     unet=UNetConfig(
@@ -47,11 +50,11 @@ def test_tokenizer():
 
 @pytest.fixture
 def data(tmp_path):
-    """Eight random pictures, two of them held out."""
+    """Eight random pictures, three of them held out."""
     folder = tmp_path / "data"
     folder.mkdir()
     pictures = np.random.default_rng(0).integers(0, 255, (8, 32, 32, 3), dtype=np.uint8)
-    split = np.array([0, 0, 0, 1, 0, 0, 0, 2])
+    split = np.array([0, 0, 0, 1, 0, 0, 1, 2])
     np.savez(folder / "pictures.npz", pictures=pictures, concept=np.arange(8), style=np.zeros(8, int), split=split, weight=np.ones(8))
     (folder / "captions.json").write_text(json.dumps([[f"thing {i}", f"a thing {i}"] for i in range(8)]))
     return folder
@@ -77,12 +80,14 @@ def curve(folder):
 
 
 @needs_tokenizer
-def test_all_stages(run, tmp_path, monkeypatch):
+def test_all_stages(run, data, tmp_path, monkeypatch):
     for name in STAGES:
         folder = run(name)
         assert (folder / "checkpoint.pt").exists()
         assert all(np.isfinite(float(value)) for row in curve(folder) for value in row.values())
     out, folder = tmp_path / "out", tmp_path / "toy"
+    noise, ids, latent = ufogen.load_pairs(out / "pairs", "cpu")
+    assert ids.shape == (8, 77) and noise.shape == latent.shape == (8, 8, 4, 4)
     assert diffusion.load(out / "base", "cpu")[0].config.attention_phi == "softmax"
     assert diffusion.load(out / "ufogen", "cpu")[0].config.attention_phi == "relu"
     # The text encoder is trained with the base model and stays as it is afterwards.
@@ -95,6 +100,17 @@ def test_all_stages(run, tmp_path, monkeypatch):
     picture = Pipeline.load(folder)(["thing 1"], [0])
     assert picture.shape == (1, 3, 32, 32) and picture.isfinite().all()
     assert vae.load(out / "vae", "cpu").config.scaling_factor == Pipeline.load(folder).decoder.config.scaling_factor
+
+    # The measuring command, with fewer candidates than the toy data has concepts.
+    monkeypatch.setattr(metrics, "CANDIDATES", 4)
+    monkeypatch.setattr(evaluate, "ROWS", {name: ROWS[name] for name in ("one-step", "one-step-full")})
+    arguments = ["--data", str(data), "--out", str(out), "--checkpoint", str(folder), "--captions", "40", "--steps", "2"]
+    for what in ("dual", "table"):
+        monkeypatch.setattr("sys.argv", ["evaluate.py", what, *arguments])
+        evaluate.main()
+    found = json.loads((out / "table.json").read_text())
+    assert list(found["rows"]) == ["real-train", "real-held", "one-step", "one-step-full"]
+    assert all(0 <= row["r1"] <= row["r10"] <= 1 and row["frechet"] > 0 for row in found["rows"].values())
 
     # An exported checkpoint is what the next run may start from.
     started = run("base", "--warm", str(folder), "--steps", "1", out="out")

@@ -34,7 +34,7 @@ class Plan:
     decoder: DecoderConfig
     stages: dict[str, Stage]
     adversarial: float = 0.0  # weight of the VAE's discriminator
-    pairs: int = 6144  # teacher trajectories of the one-step stage
+    pairs: int = 6144  # trajectories of the base model that the one-step stage starts from; 0 for none
     teacher_steps: int = 10
     guidance: float = 2.0
     about: str = field(default="", compare=False)
@@ -64,11 +64,12 @@ CPU = Plan(
     vae=VaeConfig(block_out_channels=[24, 48, 80, 96], layers_per_block=1, norm_num_groups=8),
     decoder=DecoderConfig(block_out_channels=[24, 48, 80, 96], layers_per_up_block=[2, 2, 1, 1], norm_num_groups=8),
     stages={
-        "vae": Stage(minutes=28, steps=9_000, batch=8, rate=(2e-3, 2e-5)),
-        "base": Stage(minutes=45, steps=12_000, batch=32, rate=(8e-4, 3e-5)),
+        "vae": Stage(minutes=40, steps=9_000, batch=8, rate=(2e-3, 2e-5)),
+        "base": Stage(minutes=50, steps=12_000, batch=32, rate=(8e-4, 3e-5)),
         "relu": Stage(minutes=7, steps=3_000, batch=32, rate=(3e-4, 3e-5)),
-        "ufogen": Stage(minutes=20, steps=5_000, batch=64, rate=(6e-4, 3e-5), ema=0.995),
-        "decoder": Stage(minutes=8, steps=4_000, batch=16, rate=(1e-3, 3e-5)),
+        "pairs": Stage(minutes=10, steps=1_000, batch=64, rate=(0, 0)),
+        "ufogen": Stage(minutes=25, steps=5_000, batch=32, rate=(5e-4, 3e-5), ema=0.995),
+        "decoder": Stage(minutes=18, steps=4_000, batch=16, rate=(1e-3, 3e-5)),
     },
 )
 
@@ -89,6 +90,7 @@ GPU = Plan(
         "vae": Stage(minutes=15, steps=40_000, batch=32, rate=(1e-3, 1e-5), ema=0.999),
         "base": Stage(minutes=20, steps=60_000, batch=256, rate=(5e-4, 1e-5), ema=0.9995),
         "relu": Stage(minutes=4, steps=10_000, batch=256, rate=(1e-4, 1e-5), ema=0.999),
+        "pairs": Stage(minutes=10, steps=10_000, batch=256, rate=(0, 0)),
         "ufogen": Stage(minutes=10, steps=10_000, batch=128, rate=(1e-4, 1e-5), ema=0.99),
         "decoder": Stage(minutes=5, steps=20_000, batch=32, rate=(1e-3, 1e-5), ema=0.999),
     },

@@ -1,11 +1,11 @@
-"""Stage `ufogen`: from the relu model to one step, UFOGen's diffusion GAN with a distilled start.
+"""Stage `pairs`: what the base model draws from which noise. Stage `ufogen`: from the relu model to one step.
 
 A discriminator with the UNet's own architecture and weights compares noised
 latents of pictures with noised predictions of the generator, beside a
-reconstruction loss on noised pictures. Training this small begins with
-distillation: the generator learns its teacher's DDIM trajectories end to end,
-from noise to latent, and the discriminator joins for the last part of the run.
-With `pairs` 0 in the plan there is no such start, as in the paper.
+reconstruction loss on noised pictures (UFOGen). Training this small begins with
+distillation: the generator learns the base model's DDIM trajectories end to
+end, from noise to latent, and the discriminator joins for the last part of the
+run. With `pairs` 0 in the plan there is no such start, as in the paper.
 """
 
 import copy
@@ -19,10 +19,10 @@ from mobilediffusion.samplers import Schedule, ddim
 from mobilediffusion.unet import UNet
 
 from . import diffusion, lora
-from .common import Run, averaged, follow, precision, set_rate
+from .common import Run, averaged, follow, load_checkpoint, precision, set_rate
 
 LOSSES = ("diffusion", "distill", "ema")
-JOINS = 0.55  # share of the run after which the discriminator takes part, where it starts with distillation
+JOINS = 0.7  # share of the run after which the discriminator takes part, where it starts with distillation
 RECONSTRUCTION, ADVERSARIAL = 0.25, 0.05  # weights beside the trajectories' 1
 GAP = 250  # UFOGen's step between x_t and x_{t-1}, at least
 RATE_D = 1e-4
@@ -39,23 +39,34 @@ def discriminator_from(unet):
 
 
 @torch.no_grad()
-def teacher_pairs(folder, data, teacher, text, schedule, options):
-    """(noise, ids, latent) of the teacher's guided DDIM, computed once and kept in `folder`."""
-    path, plan = folder / "pairs.pt", options.plan
-    if path.exists():
-        return torch.load(path, map_location=options.device, weights_only=True)
-    parts = []
-    for start in range(0, plan.pairs, 128):
-        x0, ids = data.batch(min(128, plan.pairs - start), dropout=0.0)
+def draw_pairs(options) -> None:
+    """(noise, token ids, latent) of the base model's guided DDIM on training captions, for the stage `ufogen`."""
+    plan, batch = options.plan, options.stage.batch
+    data, schedule = diffusion.Captioned(options), Schedule()
+    teacher, text = diffusion.load(options.out / "base", options.device)
+    run = Run(options.out / "pairs", options.stage.minutes, min(options.stage.steps, -(-plan.pairs // batch)), ["pairs"])
+    parts = {name: torch.empty(0) for name in ("noise", "ids", "latent")}
+    if (run.folder / "checkpoint.pt").exists():
+        run.resume()
+        parts = {name: load_checkpoint(run.folder)[name] for name in parts}
+    while run.progress < 1:
+        x0, ids = data.batch(batch, dropout=0.0)
         noise = torch.randn_like(x0)
         with precision(options):
             context, empty = text(ids), text(data.empty).expand(len(ids), -1, -1)
-            latent = ddim(teacher, schedule, noise, context, empty, plan.teacher_steps, plan.guidance)
-        parts.append((noise, ids, latent.float()))
-    pairs = [torch.cat(part) for part in zip(*parts)]
-    torch.save(pairs, path)
-    print(f"{plan.pairs} trajectories of the teacher", flush=True)
-    return pairs
+            latent = ddim(teacher, schedule, noise, context, empty, plan.teacher_steps, plan.guidance).float()
+        for name, new in (("noise", noise), ("ids", ids), ("latent", latent)):
+            parts[name] = torch.cat([parts[name].to(new.dtype), new.cpu()])
+        run.log(every=10, pairs=len(parts["ids"]))
+        if run.step % 10 == 0:
+            run.save(**parts)
+    run.save(**parts)
+
+
+def load_pairs(folder, device):
+    """noise, ids, latent as `draw_pairs` left them."""
+    saved = load_checkpoint(folder)
+    return [saved[name].to(device) for name in ("noise", "ids", "latent")]
 
 
 def predict(unet, schedule, x, t, text):
@@ -156,7 +167,7 @@ def train(options) -> None:
     run = Run(options.out / "ufogen", stage.minutes, stage.steps, columns)
     distilled = options.plan.pairs > 0
     if distilled:
-        pairs = teacher_pairs(run.folder, game.data, game.teacher, game.text, game.schedule, options)
+        pairs = load_pairs(options.out / "pairs", options.device)
     run.resume(**state)
     last_step = torch.full((stage.batch,), game.schedule.steps - 1, device=options.device)
     joins = JOINS if distilled else 0.0
