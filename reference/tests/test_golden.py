@@ -4,10 +4,12 @@ import json
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
 from golden import DEFAULT_OUT, decode, encode, record
+from mobilediffusion.blocks import Glu
 from mobilediffusion.config import DecoderConfig, StableDiffusionConfig, TextConfig, UNetConfig, VaeConfig
 from mobilediffusion.decoder import LightDecoder
 from mobilediffusion.sd15 import StableDiffusionUNet
@@ -68,3 +70,60 @@ def test_a_wrong_epsilon_shows(case, norm, eps):
     for module in chosen:
         module.eps = eps / 10
     assert chosen and max(errors(model, *rest).values()) > 8e-4
+
+
+def swap_halves(parameter, dim: int) -> None:
+    first, second = parameter.data.chunk(2, dim)
+    parameter.data = torch.cat([second, first], dim)
+
+
+def swap_gates(model) -> None:
+    for module in model.modules():
+        if isinstance(module, Glu):
+            swap_halves(module.proj.weight, 0)
+            swap_halves(module.proj.bias, 0)
+
+
+def swap_waves(model) -> None:
+    swap_halves(model.time_embedding.linear_1.weight, 1)
+
+
+def swap_skips(model) -> None:
+    """As if the skip of the last block came before the hidden map; both have the same width there."""
+    block = model.up_blocks[1].resnets[1]
+    swap_halves(block.conv_shortcut.weight, 1)
+    swap_halves(block.conv1.weight, 1)
+    swap_halves(block.norm1.weight, 0)
+    swap_halves(block.norm1.bias, 0)
+
+
+def scores_of_another_length(model) -> None:
+    """As if relu attention divided by a wrong number of keys."""
+    for module in model.modules():
+        if hasattr(module, "to_q"):
+            module.to_q.weight.data *= 13
+
+
+def pad_below(model) -> None:
+    conv = model.down_blocks[0].downsamplers[0].conv
+    conv.padding = 0
+    conv.register_forward_pre_hook(lambda _, inputs: F.pad(inputs[0], (0, 1, 0, 1)))
+
+
+def softmax(model) -> None:
+    model.set_attention_phi("softmax")
+
+
+@pytest.mark.parametrize("mistake", [
+    swap_gates, swap_waves, swap_skips, scores_of_another_length, pad_below, softmax,
+])
+def test_a_mistake_shows(mistake):
+    model, *rest = load(DEFAULT_OUT / "unet" / "golden.safetensors")
+    mistake(model)
+    assert errors(model, *rest)["output"] > 1e-2
+
+
+def test_gelu_for_silu_shows(monkeypatch):
+    case = load(DEFAULT_OUT / "unet" / "golden.safetensors")
+    monkeypatch.setattr(F, "silu", F.gelu)
+    assert errors(*case)["output"] > 1e-2

@@ -4,8 +4,11 @@ import pytest
 import torch
 
 from golden import DECODER, TEXT, UNET, randomise
-from mobilediffusion.config import ALTERNATIVES, DecoderConfig, TextConfig, UNetConfig, VaeConfig
+from mobilediffusion.config import (
+    ALTERNATIVES, DecoderConfig, StableDiffusionConfig, TextConfig, UNetConfig, VaeConfig,
+)
 from mobilediffusion.decoder import LightDecoder
+from mobilediffusion.sd15 import StableDiffusionUNet
 from mobilediffusion.text_encoder import TextEncoder
 from mobilediffusion.unet import UNet
 from mobilediffusion.vae import Vae
@@ -21,6 +24,7 @@ def meta(model_class, config):
     (UNet, UNetConfig(), 512, 386_857_032),
     (LightDecoder, DecoderConfig(), 114, 9_770_699),
     (Vae, VaeConfig(), 248, 83_709_419),
+    (StableDiffusionUNet, StableDiffusionConfig(), 686, 859_520_964),
     (TextEncoder, TextConfig(), 196, 123_060_480),
 ])
 def test_full_size_counts(model_class, config, tensors, parameters):
