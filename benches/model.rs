@@ -43,9 +43,9 @@ fn networks(criterion: &mut Criterion) {
     group.bench_function("unet", |bencher| {
         let mut unet = session(denoise_graph(&config, &shape).expect("the preset fits")).expect("made-up weights fit");
         let inputs = [
-            ("latent", noise(pixels * config.unet.in_channels)),
+            ("latent", noise(pixels * config.unet.in_channels())),
             ("timestep", vec![999.0]),
-            ("context", noise(tokens * config.unet.cross_attention_dim)),
+            ("context", noise(tokens * config.unet.cross_attention_dim())),
             ("coefficients", vec![0.5; 4]),
         ];
         bencher.iter(|| evaluate(&mut unet, &inputs));
@@ -53,7 +53,7 @@ fn networks(criterion: &mut Criterion) {
     group.bench_function("decoder", |bencher| {
         let mut decoder = session(decode_graph(&config, &shape, Decoder::of(&config)).expect("the preset fits"))
             .expect("made-up weights fit");
-        let inputs = [("latent", noise(pixels * config.unet.in_channels))];
+        let inputs = [("latent", noise(pixels * config.unet.in_channels()))];
         bencher.iter(|| evaluate(&mut decoder, &inputs));
     });
     group.finish();

@@ -15,7 +15,12 @@ fn full_size() -> (ModelConfig, Shape) {
 }
 
 fn part(image_size: usize, name: &str) -> Part {
-    let info = summary(&full_size().0, image_size).expect("the preset is counted");
+    part_of("mobilediffusion", image_size, name)
+}
+
+fn part_of(preset: &str, image_size: usize, name: &str) -> Part {
+    let config = ModelConfig::preset(preset).expect("the preset is valid");
+    let info = summary(&config, image_size).expect("the preset is counted");
     info.parts.into_iter().find(|part| part.name == name).expect("the part is there")
 }
 
@@ -41,6 +46,29 @@ fn decoder_and_text_encoder_have_their_sizes() {
     assert_eq!((encoder.params(), giga(encoder.macs()).as_str()), (34_200_736, "558.48"), "VAE encoder at 512 pixels");
     assert_eq!((full.params(), giga(full.macs()).as_str()), (49_508_683, "1257.34"), "VAE decoder at 512 pixels");
     assert_eq!((text.params(), giga(text.macs()).as_str()), (123_060_480, "6.65"), "text encoder");
+}
+
+#[test]
+fn alternatives_have_the_specifications_sizes() {
+    for (preset, params, macs) in [
+        ("alt-1", 387_395_400, "181.20"),
+        ("alt-2", 386_162_120, "178.38"),
+        ("alt-4", 386_469_192, "185.33"),
+        ("alt-7", 386_662_088, "179.45"),
+    ] {
+        let unet = part_of(preset, 512, "unet");
+        assert_eq!((unet.params(), giga(unet.macs()).as_str()), (params, macs), "{preset}");
+    }
+}
+
+#[test]
+fn stable_diffusion_has_its_size() {
+    let unet = part_of("sd15", 512, "unet");
+    // The paper says 862 M and 392 G, the latter without some of attention's products.
+    assert_eq!((unet.params(), giga(unet.macs()).as_str()), (859_520_964, "401.64"), "UNet at 64x64");
+    let (encoder, decoder) = (part_of("sd15", 512, "vae encoder"), part_of("sd15", 512, "vae decoder"));
+    assert_eq!((encoder.params(), giga(encoder.macs()).as_str()), (34_163_664, "558.33"), "VAE encoder at 512 pixels");
+    assert_eq!((decoder.params(), giga(decoder.macs()).as_str()), (49_490_199, "1257.26"), "VAE decoder at 512 pixels");
 }
 
 #[test]
@@ -76,6 +104,19 @@ fn tensors_are_those_of_the_lists() {
     check_names(&decoder.weights(), include_str!("data/tensors/decoder.txt"));
     let text = text_graph(&config, 1).expect("the text encoder builds");
     check_names(&text.weights(), include_str!("data/tensors/text_encoder.txt"));
+}
+
+#[test]
+fn tensors_of_the_other_presets_are_those_of_the_lists() {
+    for (preset, list) in [
+        ("alt-2", include_str!("data/tensors/alt-2.txt")),
+        ("alt-7", include_str!("data/tensors/alt-7.txt")),
+        ("sd15", include_str!("data/tensors/sd15_unet.txt")),
+    ] {
+        let config = ModelConfig::preset(preset).expect("the preset is valid");
+        let unet = denoise_graph(&config, &full_size().1).expect("the UNet builds");
+        check_names(&unet.weights(), list);
+    }
 }
 
 #[test]

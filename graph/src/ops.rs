@@ -158,15 +158,26 @@ impl Graph {
         self.step_one(name, kernel, &inputs, [n, oh, ow, co])
     }
 
-    /// Depthwise 3x3 with bias, keeping size and channels; `shift [n, c]` is added to every pixel.
+    /// Depthwise 3x3 with bias, keeping the channels, and the size unless `stride` is 2; `shift [n, c]` is added to every
+    /// pixel.
     ///
     /// # Errors
-    /// If `x` is no feature map or the shift does not fit.
-    pub fn depthwise_conv2d(&mut self, x: &Tensor, name: &str, shift: Option<&Tensor>) -> Result<Tensor, GraphError> {
+    /// If `x` is no feature map, its size is no multiple of the stride, or the shift does not fit.
+    pub fn depthwise_conv2d(
+        &mut self,
+        x: &Tensor,
+        name: &str,
+        stride: usize,
+        shift: Option<&Tensor>,
+    ) -> Result<Tensor, GraphError> {
         let [n, h, w, c] = map_size(x, &self.path_of(name))?;
+        if let Some(size) = [h, w].into_iter().find(|size| !size.is_multiple_of(stride)) {
+            return Err(self.size_error(name, "height or width", format!("a multiple of {stride}"), size));
+        }
         let (weight, bias) = self.scope(name, |g| (g.weight("weight", [c, 1, 3, 3]), g.weight("bias", [c])));
-        let kernel = kernels::DepthwiseConv2d { n, h, w, c, bias: true, shift: shift.is_some() };
-        self.step_one(name, kernel, &[Some(x), Some(&weight), Some(&bias), shift], x.shape())
+        let kernel = kernels::DepthwiseConv2d { n, h, w, c, stride, bias: true, shift: shift.is_some() };
+        let (oh, ow) = kernel.out_size();
+        self.step_one(name, kernel, &[Some(x), Some(&weight), Some(&bias), shift], [n, oh, ow, c])
     }
 
     /// Group normalisation over the positions of each image, then an activation: statistics, then apply.

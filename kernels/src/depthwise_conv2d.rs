@@ -1,7 +1,7 @@
 //! `y = conv(x, w) + bias + shift` for every channel on its own: the 3x3 of the separable residual blocks.
 //!
-//! `x` and `y [n, h, w, c]`, `w [c, 1, 3, 3]` packed to `[3, 3, c]`, `bias [c]`, `shift [n, c]` (the time embedding);
-//! stride 1, one row and column of zeros around. On the GPU an invocation computes four channels of one pixel from
+//! `x [n, h, w, c]`, `y [n, oh, ow, c]`, `w [c, 1, 3, 3]` packed to `[3, 3, c]`, `bias [c]`, `shift [n, c]` (the time
+//! embedding); one row and column of zeros around. On the GPU an invocation computes four channels of one pixel from
 //! nine direct loads; on the CPU a line of the image is nine multiply-adds along its channels.
 
 use crate::draw::Draw;
@@ -24,12 +24,19 @@ pub struct DepthwiseConv2d {
     pub w: usize,
     /// Channels.
     pub c: usize,
+    /// Step between output pixels, in input pixels.
+    #[serde(default = "one")]
+    pub stride: usize,
     /// Whether there is a bias.
     #[serde(default)]
     pub bias: bool,
     /// Whether a value per image and channel is added.
     #[serde(default)]
     pub shift: bool,
+}
+
+fn one() -> usize {
+    1
 }
 
 /// The line of the list.
@@ -43,9 +50,16 @@ pub(crate) const FAMILY: Family = Family {
 };
 
 impl DepthwiseConv2d {
+    /// Height and width of the output.
+    pub fn out_size(&self) -> (usize, usize) {
+        let out = |size: usize| (size - 1) / self.stride + 1;
+        (out(self.h), out(self.w))
+    }
+
     /// Computes output line `index`, counted over all images.
     fn line(&self, index: usize, x: &[f32], w: &[f32], bias: &[f32], shift: &[f32], y: &mut [f32]) {
-        let (image, oy) = (index / self.h, index % self.h);
+        let (oh, _) = self.out_size();
+        let (image, top) = (index / oh, index % oh * self.stride);
         for pixel in y.chunks_exact_mut(self.c) {
             match bias {
                 [] => pixel.fill(0.0),
@@ -55,11 +69,12 @@ impl DepthwiseConv2d {
                 pixel.iter_mut().zip(&shift[image * self.c..]).for_each(|(y, s)| *y += s);
             }
         }
-        for ky in (0..3).filter(|ky| (1..=self.h).contains(&(oy + ky))) {
-            let line = &x[(index + ky - 1) * self.w * self.c..][..self.w * self.c];
+        for ky in (0..3).filter(|ky| (1..=self.h).contains(&(top + ky))) {
+            let line = &x[(image * self.h + top + ky - 1) * self.w * self.c..][..self.w * self.c];
             for (ox, pixel) in y.chunks_exact_mut(self.c).enumerate() {
-                for kx in (0..3).filter(|kx| (1..=self.w).contains(&(ox + kx))) {
-                    let source = &line[(ox + kx - 1) * self.c..][..self.c];
+                let left = ox * self.stride;
+                for kx in (0..3).filter(|kx| (1..=self.w).contains(&(left + kx))) {
+                    let source = &line[(left + kx - 1) * self.c..][..self.c];
                     let weight = &w[(ky * 3 + kx) * self.c..][..self.c];
                     pixel.iter_mut().zip(source).zip(weight).for_each(|((y, x), w)| *y += x * w);
                 }
@@ -73,19 +88,24 @@ impl Kernel for DepthwiseConv2d {
         FAMILY.name
     }
 
+    fn refusal(&self) -> Option<&'static str> {
+        (self.stride == 0 || self.h == 0 || self.w == 0).then_some("`stride`, `h` and `w` must be 1 or more")
+    }
+
     fn operands(&self) -> Vec<Operand> {
-        let map = [self.n, self.h, self.w, self.c];
+        let (oh, ow) = self.out_size();
         vec![
-            Operand::read("x", map),
+            Operand::read("x", [self.n, self.h, self.w, self.c]),
             Operand::read("w", [self.c, 1, 3, 3]).layout(Layout::DepthwiseTaps),
             Operand::read("bias", [self.c]).optional(self.bias),
             Operand::read("shift", [self.n, self.c]).optional(self.shift),
-            Operand::write("y", map),
+            Operand::write("y", [self.n, oh, ow, self.c]),
         ]
     }
 
     fn program(&self) -> Program {
         let c4 = self.c.div_ceil(4);
+        let (oh, ow) = self.out_size();
         Program {
             wgsl: include_str!("../../shaders/depthwise_conv2d.wgsl"),
             constants: vec![("HAS_BIAS", self.bias.into()), ("HAS_SHIFT", self.shift.into())],
@@ -93,14 +113,18 @@ impl Kernel for DepthwiseConv2d {
                 Param::size("n", self.n),
                 Param::size("h", self.h),
                 Param::size("w", self.w),
+                Param::size("oh", oh),
+                Param::size("ow", ow),
                 Param::size("c4", c4),
+                Param::size("stride", self.stride),
             ],
-            grid: folded_grid((self.n * self.h * self.w * c4).div_ceil(THREADS)),
+            grid: folded_grid((self.n * oh * ow * c4).div_ceil(THREADS)),
         }
     }
 
     fn cost(&self) -> Cost {
-        Cost::macs(9 * self.n * self.h * self.w * self.c)
+        let (oh, ow) = self.out_size();
+        Cost::macs(9 * self.n * oh * ow * self.c)
     }
 
     fn tolerance(&self) -> Tolerance {
@@ -111,20 +135,22 @@ impl Kernel for DepthwiseConv2d {
         let &[x, w, bias, shift] = inputs else { panic!("depthwise_conv2d reads four operands") };
         let inside = |at: usize, tap: usize, size: usize| at + tap >= 1 && at + tap - 1 < size;
         let at = |image: usize, y: usize, x: usize, c: usize| ((image * self.h + y) * self.w + x) * self.c + c;
-        let mut y = vec![0.0; x.len()];
+        let (oh, ow) = self.out_size();
+        let mut y = Vec::with_capacity(self.n * oh * ow * self.c);
         for image in 0..self.n {
-            for (oy, ox) in (0..self.h).flat_map(|oy| (0..self.w).map(move |ox| (oy, ox))) {
+            for (oy, ox) in (0..oh).flat_map(|oy| (0..ow).map(move |ox| (oy, ox))) {
+                let (top, left) = (oy * self.stride, ox * self.stride);
                 for c in 0..self.c {
                     let mut sum = if self.bias { bias[c] } else { 0.0 };
                     if self.shift {
                         sum += shift[image * self.c + c];
                     }
                     for (ky, kx) in (0..3).flat_map(|ky| (0..3).map(move |kx| (ky, kx))) {
-                        if inside(oy, ky, self.h) && inside(ox, kx, self.w) {
-                            sum += x[at(image, oy + ky - 1, ox + kx - 1, c)] * w[(c * 3 + ky) * 3 + kx];
+                        if inside(top, ky, self.h) && inside(left, kx, self.w) {
+                            sum += x[at(image, top + ky - 1, left + kx - 1, c)] * w[(c * 3 + ky) * 3 + kx];
                         }
                     }
-                    y[at(image, oy, ox, c)] = sum;
+                    y.push(sum);
                 }
             }
         }
@@ -133,7 +159,8 @@ impl Kernel for DepthwiseConv2d {
 
     fn cpu(&self, inputs: &[&[f32]], outputs: &mut [&mut [f32]]) {
         let (&[x, w, bias, shift], [y]) = (inputs, outputs) else { panic!("depthwise_conv2d has five operands") };
-        let lines = y.par_chunks_exact_mut(self.w * self.c).enumerate();
+        let (_, ow) = self.out_size();
+        let lines = y.par_chunks_exact_mut(ow * self.c).enumerate();
         lines.for_each(|(index, line)| self.line(index, x, w, bias, shift, line));
     }
 
@@ -143,7 +170,7 @@ impl Kernel for DepthwiseConv2d {
 }
 
 fn cases() -> Vec<Case> {
-    let plain = |n, h, w, c| DepthwiseConv2d { n, h, w, c, bias: false, shift: false };
+    let plain = |n, h, w, c| DepthwiseConv2d { n, h, w, c, stride: 1, bias: false, shift: false };
     let full = |n, h, w, c| DepthwiseConv2d { bias: true, shift: true, ..plain(n, h, w, c) };
     vec![
         Case::new(plain(1, 1, 1, 1)),
@@ -157,18 +184,22 @@ fn cases() -> Vec<Case> {
         Case::new(DepthwiseConv2d { bias: true, ..plain(2, 4, 6, 33) }).fill("x", Fill::Normal(3.0, 1.0)),
         Case::new(full(2, 6, 5, 9)).integers(),
         Case::new(plain(3, 2, 3, 64)).integers(),
+        Case::new(DepthwiseConv2d { stride: 2, ..full(2, 8, 6, 12) }),
+        Case::new(DepthwiseConv2d { stride: 2, ..full(1, 7, 9, 5) }).integers(),
+        Case::new(DepthwiseConv2d { stride: 3, ..plain(1, 5, 1, 8) }),
     ]
 }
 
 fn model_shapes() -> Vec<Case> {
     // The separable blocks: down, the first and the other middle ones, up.
     let shapes = [(32, 320), (16, 640), (16, 1024), (32, 1664), (32, 960)];
-    let block = |(size, c)| DepthwiseConv2d { n: 1, h: size, w: size, c, bias: true, shift: true };
+    let block = |(size, c)| DepthwiseConv2d { n: 1, h: size, w: size, c, stride: 1, bias: true, shift: true };
     shapes.into_iter().map(|shape| Case::new(block(shape))).collect()
 }
 
 fn random(draw: &mut Draw<'_>) -> Case {
     let (n, h, w) = (draw.of(&[1, 2]), draw.size(4), draw.size(16));
-    let case = Case::new(DepthwiseConv2d { n, h, w, c: draw.channels(), bias: draw.flip(), shift: draw.flip() });
+    let (c, stride) = (draw.channels(), draw.of(&[1, 2]));
+    let case = Case::new(DepthwiseConv2d { n, h, w, c, stride, bias: draw.flip(), shift: draw.flip() });
     if draw.flip() { case.integers() } else { case }
 }

@@ -5,21 +5,28 @@
 //! without `decoder` decodes with it). Unknown keys are refused, so that a misspelt key never
 //! silently becomes a default; only the text encoder's file, which transformers writes, may hold more than is read.
 
+mod unet;
 mod vae;
 mod validate;
 
+pub use unet::{
+    FeedForward, MiddleSelfAttention, MobileDiffusion, SelfAttention, SepKind, SepSampler, SepWidth, StableDiffusion,
+    UnetConfig,
+};
 pub use vae::VaeConfig;
 
 use crate::error::ModelError;
 use crate::json::{parse, read_text};
-use mobilediffusion_kernels::{Activation, Phi, Prediction};
+use mobilediffusion_kernels::{Activation, Prediction};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 /// Pixels per latent element in each direction: the decoder doubles three times.
 pub const PIXELS_PER_LATENT: usize = 8;
-/// Pictures are multiples of this: the UNet halves the latent twice.
+/// Pictures are multiples of this: MobileDiffusion's UNet halves the latent twice.
 pub const SIZE_MULTIPLE: usize = 4 * PIXELS_PER_LATENT;
 
 /// Everything that is fixed before weights are read.
@@ -70,97 +77,6 @@ pub enum Sampler {
     Ddim,
     /// UFOGen's: one step, or up to four with fresh noise between them; without guidance.
     OneStep,
-}
-
-/// `unet/config.json`: the MobileDiffusion UNet of three levels.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct UnetConfig {
-    /// `MobileDiffusionUNet`
-    #[serde(rename = "_class_name", default = "UnetConfig::class_name")]
-    pub class_name: String,
-    /// Latent height and width it was trained for; other sizes work too.
-    pub sample_size: usize,
-    /// Channels of the latent.
-    pub in_channels: usize,
-    /// Channels of the prediction.
-    pub out_channels: usize,
-    /// Widths of the three levels, outermost first.
-    pub block_out_channels: Vec<usize>,
-    /// Residual blocks in each of the two levels down.
-    pub layers_down: Vec<usize>,
-    /// Residual blocks of the middle module.
-    pub layers_mid: usize,
-    /// Residual blocks in each of the two levels up, innermost first.
-    pub layers_up: Vec<usize>,
-    /// Transformer layers in each stack of a level down.
-    pub transformer_depth_down: Vec<usize>,
-    /// Transformer layers in each stack of the middle.
-    pub transformer_depth_mid: Vec<usize>,
-    /// Transformer layers in each stack of a level up.
-    pub transformer_depth_up: Vec<usize>,
-    /// Where the transformer layers attend to the picture itself as well as to the text.
-    pub self_attention: SelfAttention,
-    /// Width of the text's tokens.
-    pub cross_attention_dim: usize,
-    /// Width of an attention head.
-    pub attention_head_dim: usize,
-    /// What turns attention scores into weights.
-    pub attention_phi: Phi,
-    /// Scale of the relu weights: `1/num_keys`.
-    pub attention_phi_scale: String,
-    /// Whether self-attention uses its keys as values too (`attn1.to_kv`).
-    pub share_kv_self_attention: bool,
-    /// Inner width of the feed-forward layer, in widths of the level.
-    pub ff_mult: usize,
-    /// `swiglu`
-    pub ff_activation: String,
-    /// `convnext`
-    pub sep_kind: String,
-    /// Kernel size of the depthwise convolution: 3.
-    pub sep_kernel: usize,
-    /// Hidden width of the separable block, in widths of what `sep_width_of` names.
-    pub sep_expansion: usize,
-    /// `out`
-    pub sep_width_of: String,
-    /// Width of the time embedding.
-    pub time_embed_dim: usize,
-    /// Number of waves of the timestep, cosines and sines together.
-    pub time_proj_dim: usize,
-    /// Whether cosines come first: true.
-    pub flip_sin_to_cos: bool,
-    /// Shift of the waves' frequencies: 0.
-    pub freq_shift: usize,
-    /// Groups of every group norm.
-    pub norm_num_groups: usize,
-    /// Epsilon of the residual blocks' group norms and of the last one.
-    pub norm_eps: f32,
-    /// Epsilon of the group norm in front of a transformer stack.
-    pub transformer_norm_eps: f32,
-    /// Epsilon of the layer norms.
-    pub layer_norm_eps: f32,
-    /// What the network predicts.
-    pub prediction_type: Prediction,
-}
-
-impl UnetConfig {
-    const CLASS_NAME: &str = "MobileDiffusionUNet";
-
-    fn class_name() -> String {
-        Self::CLASS_NAME.to_owned()
-    }
-}
-
-/// The UNet's places with self-attention.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SelfAttention {
-    /// The second level down.
-    pub down1: bool,
-    /// The middle module.
-    pub mid: bool,
-    /// The first level up.
-    pub up0: bool,
 }
 
 /// `decoder/config.json`: the light decoder.
@@ -255,9 +171,22 @@ const TINY: Texts<&str> = [
     Some(include_str!("../checkpoints/tiny/scheduler/config.json")),
 ];
 
+/// The full-size model of the paper.
+static MOBILEDIFFUSION: LazyLock<Value> = LazyLock::new(|| built_in(include_str!("../presets/mobilediffusion.json")));
+
+/// What the alternatives change in its UNet.
+static ALTERNATIVES: LazyLock<Value> = LazyLock::new(|| built_in(include_str!("../presets/alternatives.json")));
+
+/// Stable Diffusion 1.5.
+static SD15: LazyLock<Value> = LazyLock::new(|| built_in(include_str!("../presets/sd15.json")));
+
+fn built_in(text: &str) -> Value {
+    serde_json::from_str(text).expect("a built-in preset is JSON")
+}
+
 impl ModelConfig {
     /// Names of the built-in presets.
-    pub const PRESETS: &[&str] = &["mobilediffusion", "tiny"];
+    pub const PRESETS: &[&str] = &["mobilediffusion", "alt-1", "alt-2", "alt-4", "alt-7", "sd15", "tiny"];
 
     /// Reads and validates the files of a model's directory. Either of `decoder/config.json` and `vae/config.json` may
     /// be missing.
@@ -281,18 +210,28 @@ impl ModelConfig {
         Self::from_texts(dir, texts.each_ref().map(Option::as_deref))
     }
 
-    /// A built-in model: `mobilediffusion` is the full-size one of the paper, as deployed (512 pixels, one step);
-    /// `tiny` is that of the checkpoint in `model/checkpoints/tiny`.
+    /// A built-in model: `mobilediffusion` is the full-size one of the paper, as deployed (512 pixels, one step); `alt-*`
+    /// are the specification's other readings of the paper (section 1.8); `sd15` is Stable Diffusion 1.5, the paper's
+    /// baseline; `tiny` is that of the checkpoint in `model/checkpoints/tiny`.
     ///
     /// # Errors
     /// [`ModelError::Config`] if there is no such preset.
     pub fn preset(name: &str) -> Result<Self, ModelError> {
+        let whole = |value: Value| {
+            let config: Self = parse(&Path::new("presets").join(name), &value.to_string())?;
+            config.validate()?;
+            Ok(config)
+        };
         match name {
-            "mobilediffusion" => {
-                let path = Path::new("presets/mobilediffusion.json");
-                let config: Self = parse(path, include_str!("../presets/mobilediffusion.json"))?;
-                config.validate()?;
-                Ok(config)
+            "mobilediffusion" => whole(MOBILEDIFFUSION.clone()),
+            "sd15" => whole(SD15.clone()),
+            _ if ALTERNATIVES.get(name).is_some() => {
+                let mut value = MOBILEDIFFUSION.clone();
+                value["model"]["name"] = name.into();
+                for (key, switch) in ALTERNATIVES[name].as_object().into_iter().flatten() {
+                    value["unet"][key] = switch.clone();
+                }
+                whole(value)
             }
             "tiny" => Self::from_texts(Path::new("checkpoints/tiny"), TINY),
             _ => Err(ModelError::Config {

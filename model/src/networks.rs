@@ -65,12 +65,12 @@ pub fn text_graph(config: &ModelConfig, batch: usize) -> Result<Graph, GraphErro
 pub fn denoise_graph(config: &ModelConfig, shape: &Shape) -> Result<Graph, GraphError> {
     let mut g = Graph::new();
     let (n, tokens) = (shape.batch(), config.text_encoder.max_position_embeddings);
-    let map = [n, shape.latent_height, shape.latent_width, config.unet.in_channels];
+    let map = [n, shape.latent_height, shape.latent_width, config.unet.in_channels()];
     let latent = g.input("latent", map, DType::F32);
     let timestep = g.input("timestep", [n], DType::F32);
-    let context = g.input("context", [n, tokens, config.unet.cross_attention_dim], DType::Elem);
+    let context = g.input("context", [n, tokens, config.unet.cross_attention_dim()], DType::Elem);
     let prediction = unet(&mut g, &config.unet, &latent, &timestep, &context)?;
-    let kind = config.unet.prediction_type;
+    let kind = config.scheduler.prediction_type;
     let next = match shape.sampler {
         Sampler::Ddim => {
             let coefficients = g.input("coefficients", [8], DType::F32);
@@ -121,7 +121,7 @@ fn part<'a, T>(part: &'a Option<T>, name: &'static str) -> Result<&'a T, ModelEr
 /// If the model has no such decoder, or the configuration does not fit.
 pub fn decode_graph(config: &ModelConfig, shape: &Shape, which: Decoder) -> Result<Graph, ModelError> {
     let mut g = Graph::new();
-    let map = [1, shape.latent_height, shape.latent_width, config.unet.in_channels];
+    let map = [1, shape.latent_height, shape.latent_width, config.unet.in_channels()];
     let latent = g.input("latent", map, DType::F32);
     let picture = match which {
         Decoder::Light => decoder(&mut g, part(&config.decoder, "decoder")?, &latent)?,

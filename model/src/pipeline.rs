@@ -288,7 +288,7 @@ impl Pipeline {
 
     /// Values of one image's latent.
     pub fn latent_len(&self) -> usize {
-        self.shape.latent_height * self.shape.latent_width * self.config.unet.in_channels
+        self.shape.latent_height * self.shape.latent_width * self.config.unet.in_channels()
     }
 
     fn encode(&mut self, prompt: &str, on_progress: OnProgress<'_>) -> Result<Encoded, ModelError> {

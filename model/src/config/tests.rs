@@ -1,5 +1,6 @@
 use super::*;
 use crate::json::read;
+use mobilediffusion_kernels::Phi;
 use serde_json::{Value, json};
 
 const PRESET: &str = include_str!("../../presets/mobilediffusion.json");
@@ -17,12 +18,13 @@ fn changed(pointer: &str, value: Value) -> Result<(), ModelError> {
 #[test]
 fn the_preset_is_the_full_size_model() {
     let config = ModelConfig::preset("mobilediffusion").unwrap();
-    assert_eq!(config.unet.block_out_channels, [320, 640, 1024]);
-    assert_eq!(config.unet.attention_phi, Phi::Relu);
+    let UnetConfig::MobileDiffusion(unet) = &config.unet else { panic!("{:?}", config.unet) };
+    assert_eq!(unet.block_out_channels, [320, 640, 1024]);
+    assert_eq!(unet.attention_phi, Phi::Relu);
     assert_eq!(config.defaults.sampler, Sampler::OneStep);
     assert_eq!((config.defaults.image_size, config.defaults.steps, config.defaults.guidance), (512, 1, 1.0));
     let error = ModelConfig::preset("huge").unwrap_err().to_string();
-    assert!(error.contains("expected mobilediffusion or tiny") && error.ends_with("found huge"), "{error}");
+    assert!(error.contains("expected mobilediffusion or alt-1 or") && error.ends_with("found huge"), "{error}");
 }
 
 #[test]
@@ -41,7 +43,7 @@ fn the_tiny_preset_is_that_of_its_directory() {
 #[test]
 fn impossible_values_are_refused_by_key() {
     for (pointer, value) in [
-        ("/unet/_class_name", json!("UNet2DConditionModel")),
+        ("/unet/_class_name", json!("UNet")),
         ("/unet/sample_size", json!(0)),
         ("/unet/sample_size", json!(62)),
         ("/unet/in_channels", json!(0)),
@@ -62,11 +64,8 @@ fn impossible_values_are_refused_by_key() {
         ("/unet/attention_head_dim", json!(1024)),
         ("/unet/attention_phi_scale", json!("1")),
         ("/unet/ff_mult", json!(0)),
-        ("/unet/ff_activation", json!("geglu")),
-        ("/unet/sep_kind", json!("mobilenet")),
         ("/unet/sep_kernel", json!(7)),
         ("/unet/sep_expansion", json!(1_000_000)),
-        ("/unet/sep_width_of", json!("in")),
         ("/unet/time_embed_dim", json!(0)),
         ("/unet/time_proj_dim", json!(321)),
         ("/unet/flip_sin_to_cos", json!(false)),
@@ -123,17 +122,17 @@ fn impossible_values_are_refused_by_key() {
 
 #[test]
 fn a_line_says_what_where_expected_and_found() {
-    let error = changed("/unet/sep_kind", json!("mobilenet")).unwrap_err().to_string();
+    let error = changed("/unet/sep_kernel", json!(7)).unwrap_err().to_string();
     let path = Path::new("unet/config.json").display();
-    assert_eq!(error, format!("{path}: sep_kind: expected \"convnext\", found \"mobilenet\""));
+    assert_eq!(error, format!("{path}: sep_kernel: expected 3, found 7"));
     let error = changed("/unet/norm_num_groups", json!(128)).unwrap_err().to_string();
     assert_eq!(error, format!("{path}: norm_num_groups: expected a divisor of the normed width 320, found 128"));
     let error = changed("/unet/layers_down", json!("one")).unwrap_err().to_string();
-    assert!(error.starts_with("preset: at unet.layers_down: invalid type: string"), "{error}");
+    assert!(error.starts_with("preset: at unet: layers_down: invalid type: string"), "{error}");
     let error = changed("/unet/attention_phi", json!("gelu")).unwrap_err().to_string();
-    assert!(error.starts_with("preset: at unet.attention_phi: unknown variant"), "{error}");
+    assert!(error.starts_with("preset: at unet: attention_phi: unknown variant"), "{error}");
     let error = changed("/unet/layers_mid", json!(-1)).unwrap_err().to_string();
-    assert!(error.starts_with("preset: at unet.layers_mid: invalid value"), "{error}");
+    assert!(error.starts_with("preset: at unet: layers_mid: invalid value"), "{error}");
 }
 
 #[test]
@@ -141,6 +140,10 @@ fn supported_switches_are_accepted() {
     changed("/unet/share_kv_self_attention", json!(false)).unwrap();
     changed("/unet/attention_phi", json!("softmax")).unwrap();
     changed("/unet/self_attention/up0", json!(true)).unwrap();
+    changed("/unet/self_attention/mid", json!([true, false, true, true, true])).unwrap();
+    changed("/unet/ff_activation", json!("geglu")).unwrap();
+    changed("/unet/sep_kind", json!("glu")).unwrap();
+    changed("/unet/sep_width_of", json!("in")).unwrap();
     changed("/model/steps", json!(4)).unwrap();
     changed("/text_encoder/hidden_act", json!("gelu")).unwrap();
 }
@@ -193,6 +196,91 @@ fn a_model_needs_one_of_the_two_decoders() {
     assert!(error.ends_with("expected a decoder here, or a VAE beside it, found neither"), "{error}");
 }
 
+/// Stable Diffusion's preset with a key of its UNet set.
+fn sd15_with(key: &str, value: Value) -> Result<(), ModelError> {
+    let mut preset = SD15.clone();
+    preset["unet"][key] = value;
+    parse::<ModelConfig>(Path::new("preset"), &preset.to_string())?.validate()
+}
+
+#[test]
+fn a_stable_diffusion_unet_is_read_in_diffusers_keys() {
+    for (key, value) in [
+        ("_diffusers_version", json!("0.42.0")),
+        ("use_linear_projection", json!(false)),
+        ("dropout", json!(0.0)),
+        ("num_attention_heads", json!(null)),
+        ("layers_per_block", json!(1)),
+        ("attention_head_dim", json!(5)),
+    ] {
+        sd15_with(key, value.clone()).unwrap_or_else(|error| panic!("{key} = {value}: {error}"));
+    }
+    for (key, value) in [
+        ("in_channels", json!(8)),
+        ("out_channels", json!(8)),
+        ("block_out_channels", json!([320, 640, 1280])),
+        ("block_out_channels", json!([320])),
+        ("down_block_types", json!(["DownBlock2D"])),
+        ("down_block_types", json!(["AttnDownBlock2D", "DownBlock2D", "DownBlock2D", "DownBlock2D"])),
+        ("up_block_types", json!(["UpBlock2D", "UpBlock2D", "UpBlock2D", "UpBlock2D"])),
+        ("attention_head_dim", json!(0)),
+        ("attention_head_dim", json!(7)),
+        ("attention_head_dim", json!(64)),
+        ("norm_num_groups", json!(48)),
+        ("norm_eps", json!(0)),
+        ("cross_attention_dim", json!(1024)),
+        ("sample_size", json!(60)),
+        ("act_fn", json!("gelu")),
+        ("center_input_sample", json!(true)),
+        ("downsample_padding", json!(0)),
+        ("mid_block_scale_factor", json!(2)),
+        ("flip_sin_to_cos", json!(false)),
+        ("freq_shift", json!(1)),
+    ] {
+        let error = sd15_with(key, value.clone()).expect_err(key);
+        let ModelError::Config { key: named, path, .. } = &error else { panic!("{key} = {value}: {error}") };
+        let latent = path.starts_with("vae") && named == "latent_channels";
+        assert!(named.contains(key) || latent || named == "down_block_types", "{key} = {value}: {error}");
+    }
+    for (key, value) in [("use_linear_projection", json!(true)), ("num_class_embeds", json!(10)), ("depth", json!(1))] {
+        let error = sd15_with(key, value).unwrap_err().to_string();
+        assert!(error.starts_with("preset: at unet: ") && error.contains(key), "{error}");
+    }
+    assert_eq!(ModelConfig::preset("sd15").unwrap().unet.latent_multiple(), 8);
+}
+
+#[test]
+fn switches_of_the_separable_blocks_are_refused_where_they_make_no_sense() {
+    for (pointer, value) in [
+        ("/unet/ff_activation", json!("relu")),
+        ("/unet/sep_kind", json!("mobilenet")),
+        ("/unet/sep_width_of", json!("both")),
+        ("/unet/self_attention/mid", json!("all")),
+    ] {
+        assert!(matches!(changed(pointer, value.clone()), Err(ModelError::Json { .. })), "{pointer} = {value}");
+    }
+    let error = changed("/unet/self_attention/mid", json!([true])).unwrap_err().to_string();
+    assert!(error.ends_with("self_attention.mid: expected a boolean, or 5 of them, found 1"), "{error}");
+    let mut preset: Value = serde_json::from_str(PRESET).unwrap();
+    for (samplers, fits) in
+        [(json!([]), true), (json!(["down1"]), true), (json!(["down0"]), false), (json!(["down1", "down1"]), false)]
+    {
+        preset["unet"]["sep_samplers"] = samplers.clone();
+        let result =
+            parse::<ModelConfig>(Path::new("preset"), &preset.to_string()).and_then(|config| config.validate());
+        assert_eq!(result.is_ok(), fits, "{samplers}");
+    }
+}
+
+#[test]
+fn configurations_are_written_as_they_are_read() {
+    for name in ModelConfig::PRESETS {
+        let config = ModelConfig::preset(name).unwrap();
+        let written = serde_json::to_string(&config).unwrap();
+        assert_eq!(parse::<ModelConfig>(Path::new(name), &written).unwrap(), config, "{written}");
+    }
+}
+
 #[test]
 fn unknown_keys_are_refused_but_for_the_text_encoder() {
     for (part, refused) in PARTS.map(|part| (part, part != "text_encoder")) {
@@ -221,7 +309,7 @@ fn a_directory_loads_and_errors_name_its_files() {
     assert_eq!(ModelConfig::load(dir.path()).unwrap(), ModelConfig::preset("mobilediffusion").unwrap());
 
     let unet = dir.path().join("unet/config.json");
-    std::fs::write(&unet, preset["unet"].to_string().replace("convnext", "plain")).unwrap();
+    std::fs::write(&unet, preset["unet"].to_string().replace("1/num_keys", "1")).unwrap();
     let error = ModelConfig::load(dir.path()).unwrap_err();
     assert!(matches!(&error, ModelError::Config { path, .. } if *path == unet), "{error}");
 
@@ -243,9 +331,13 @@ fn a_directory_loads_and_errors_name_its_files() {
 #[test]
 fn the_golden_configurations_are_valid() {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/golden");
-    for part in ["unet", "unet_softmax"] {
+    for part in ["unet", "unet_softmax", "unet_flat", "alt-1", "alt-2", "alt-4", "alt-7", "sd15_unet"] {
         let path = golden.join(part).join("config.json");
         read::<UnetConfig>(&path).and_then(|config| config.validate(&path)).unwrap();
+    }
+    for part in ["vae", "sd15_vae"] {
+        let path = golden.join(part).join("config.json");
+        read::<VaeConfig>(&path).and_then(|config| config.validate(&path)).unwrap();
     }
     let path = golden.join("decoder/config.json");
     read::<DecoderConfig>(&path).and_then(|config| config.validate(&path)).unwrap();

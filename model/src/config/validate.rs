@@ -2,7 +2,7 @@
 
 use super::{
     DecoderConfig, Defaults, FILES, ModelConfig, PIXELS_PER_LATENT, SIZE_MULTIPLE, Sampler, SchedulerConfig,
-    TextEncoderConfig, UnetConfig,
+    TextEncoderConfig,
 };
 use crate::error::ModelError;
 use crate::tokenizer::VOCABULARY;
@@ -36,19 +36,18 @@ impl ModelConfig {
         self.validate_latent(&Check::new(&decoder), &Check::new(&vae))?;
         self.text_encoder.validate(&text_encoder)?;
         self.scheduler.validate(&scheduler)?;
-        self.defaults.validate(&model, self.scheduler.num_train_timesteps)?;
+        let multiple = self.unet.latent_multiple().max(SIZE_MULTIPLE / PIXELS_PER_LATENT) * PIXELS_PER_LATENT;
+        self.defaults.validate(&model, self.scheduler.num_train_timesteps, multiple)?;
 
         let check = Check::new(&unet);
-        check.agree("out_channels", self.unet.out_channels, self.unet.in_channels, "its in_channels")?;
-        let (dim, width) = (self.unet.cross_attention_dim, self.text_encoder.hidden_size);
+        check.agree("out_channels", self.unet.out_channels(), self.unet.in_channels(), "its in_channels")?;
+        let (dim, width) = (self.unet.cross_attention_dim(), self.text_encoder.hidden_size);
         check.agree("cross_attention_dim", dim, width, "the text encoder's hidden_size")?;
-        let (unet, schedule) = (self.unet.prediction_type, self.scheduler.prediction_type);
-        check.that(
-            unet == schedule,
-            "prediction_type",
-            format!("{schedule:?} as in {}", FILES[5]),
-            format!("{unet:?}"),
-        )?;
+        let schedule = self.scheduler.prediction_type;
+        if let Some(unet) = self.unet.prediction_type() {
+            let expected = format!("{schedule:?} as in {}", FILES[5]);
+            check.that(unet == schedule, "prediction_type", expected, format!("{unet:?}"))?;
+        }
         let vocabulary = self.text_encoder.vocab_size;
         let check = Check::new(&text_encoder);
         check.that(
@@ -61,7 +60,7 @@ impl ModelConfig {
 
     /// The parts that make and read latents are made for the same ones.
     fn validate_latent(&self, decoder: &Check, vae: &Check) -> Result<(), ModelError> {
-        let channels = self.unet.in_channels;
+        let channels = self.unet.in_channels();
         for (check, found) in [
             (decoder, self.decoder.as_ref().map(|config| config.latent_channels)),
             (vae, self.vae.as_ref().map(|config| config.latent_channels)),
@@ -80,12 +79,12 @@ impl ModelConfig {
 }
 
 impl Defaults {
-    /// `train_steps` are the scheduler's; `path` is for errors only.
-    fn validate(&self, path: &Path, train_steps: usize) -> Result<(), ModelError> {
+    /// `train_steps` are the scheduler's, `multiple` pixels the UNet's; `path` is for errors only.
+    fn validate(&self, path: &Path, train_steps: usize, multiple: usize) -> Result<(), ModelError> {
         let check = Check::new(path);
         let size = self.image_size;
-        let fits = WIDTH.contains(&size) && size.is_multiple_of(SIZE_MULTIPLE);
-        check.that(fits, "image_size", format!("a multiple of {SIZE_MULTIPLE} up to {}", WIDTH.end()), size)?;
+        let fits = WIDTH.contains(&size) && size.is_multiple_of(multiple);
+        check.that(fits, "image_size", format!("a multiple of {multiple} up to {}", WIDTH.end()), size)?;
         let most = match self.sampler {
             Sampler::Ddim => train_steps - 1,
             Sampler::OneStep => crate::schedule::MOST_ONE_STEP,
@@ -95,84 +94,6 @@ impl Defaults {
         check.that(guidance.is_finite() && guidance >= 0.0, "guidance", "a number of at least 0", guidance)?;
         let guided = self.sampler == Sampler::Ddim || guidance == 1.0;
         check.that(guided, "guidance", "1.0, since one_step uses none", guidance)
-    }
-}
-
-impl UnetConfig {
-    /// Refuses what [`ModelConfig::validate`] would refuse in this file alone; `path` is for errors only.
-    ///
-    /// # Errors
-    /// [`ModelError::Config`]
-    pub fn validate(&self, path: &Path) -> Result<(), ModelError> {
-        let check = Check::new(path);
-        self.validate_kinds(&check)?;
-        for (key, value) in [
-            ("sample_size", self.sample_size),
-            ("in_channels", self.in_channels),
-            ("out_channels", self.out_channels),
-            ("cross_attention_dim", self.cross_attention_dim),
-            ("ff_mult", self.ff_mult),
-            ("sep_expansion", self.sep_expansion),
-            ("time_embed_dim", self.time_embed_dim),
-            ("time_proj_dim", self.time_proj_dim),
-            ("norm_num_groups", self.norm_num_groups),
-        ] {
-            check.within(key, value, WIDTH)?;
-        }
-        check.multiple("sample_size", self.sample_size, SIZE_MULTIPLE / PIXELS_PER_LATENT)?;
-        check.multiple("time_proj_dim", self.time_proj_dim, 2)?;
-        check.epsilon("norm_eps", self.norm_eps)?;
-        check.epsilon("transformer_norm_eps", self.transformer_norm_eps)?;
-        check.epsilon("layer_norm_eps", self.layer_norm_eps)?;
-        self.validate_layers(&check)?;
-        self.validate_widths(&check)
-    }
-
-    /// The switches: only what the kernels implement.
-    fn validate_kinds(&self, check: &Check) -> Result<(), ModelError> {
-        check.equal("_class_name", self.class_name.as_str(), Self::CLASS_NAME)?;
-        check.equal("attention_phi_scale", self.attention_phi_scale.as_str(), "1/num_keys")?;
-        check.equal("ff_activation", self.ff_activation.as_str(), "swiglu")?;
-        check.equal("sep_kind", self.sep_kind.as_str(), "convnext")?;
-        check.equal("sep_width_of", self.sep_width_of.as_str(), "out")?;
-        check.equal("sep_kernel", self.sep_kernel, 3)?;
-        check.equal("flip_sin_to_cos", self.flip_sin_to_cos, true)?;
-        check.equal("freq_shift", self.freq_shift, 0)
-    }
-
-    /// Numbers of blocks and transformer layers.
-    fn validate_layers(&self, check: &Check) -> Result<(), ModelError> {
-        check.list("block_out_channels", &self.block_out_channels, 3, WIDTH)?;
-        check.list("layers_down", &self.layers_down, 2, LAYERS)?;
-        check.within("layers_mid", self.layers_mid, LAYERS)?;
-        // Each level up consumes the skips of one level down and one more, of the convolution in front of it.
-        let up = [self.layers_down[1] + 1, self.layers_down[0] + 1];
-        check.that(self.layers_up == up, "layers_up", format!("{up:?}"), format!("{:?}", self.layers_up))?;
-        check.list("transformer_depth_down", &self.transformer_depth_down, 2, 0..=*LAYERS.end())?;
-        check.list("transformer_depth_mid", &self.transformer_depth_mid, self.layers_mid, LAYERS)?;
-        check.list("transformer_depth_up", &self.transformer_depth_up, 2, 0..=*LAYERS.end())?;
-        check.equal("transformer_depth_down[0]", self.transformer_depth_down[0], 0)?;
-        check.equal("transformer_depth_up[1]", self.transformer_depth_up[1], 0)
-    }
-
-    /// Widths that norms group and attention splits.
-    fn validate_widths(&self, check: &Check) -> Result<(), ModelError> {
-        let &[c0, c1, c2] = self.block_out_channels.as_slice() else { return Ok(()) };
-        // Besides the levels' own widths, norms see the concatenations with the skips.
-        let mut normed = vec![c0, c1, c2, c2 + c1, c1 + c0, c0 + c0];
-        if self.layers_down[1] > 1 {
-            normed.push(c1 + c1);
-        }
-        for width in normed {
-            check.divides("norm_num_groups", self.norm_num_groups, "normed width", width)?;
-        }
-        let head = self.attention_head_dim;
-        check.head("attention_head_dim", head)?;
-        let outer_attention = self.transformer_depth_down[1] > 0 || self.transformer_depth_up[0] > 0;
-        for width in [outer_attention.then_some(c1), Some(c2)].into_iter().flatten() {
-            check.divides("attention_head_dim", head, "width", width)?;
-        }
-        Ok(())
     }
 }
 

@@ -1,0 +1,234 @@
+//! MobileDiffusion's UNet.
+
+use super::FeedForward;
+use crate::config::validate::{Check, LAYERS, WIDTH};
+use crate::config::{PIXELS_PER_LATENT, SIZE_MULTIPLE};
+use crate::error::ModelError;
+use mobilediffusion_kernels::{Phi, Prediction};
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+
+/// The UNet of three levels (specification, section 1.1) and its alternatives (section 1.8).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MobileDiffusion {
+    /// `MobileDiffusionUNet`
+    #[serde(rename = "_class_name", default = "MobileDiffusion::class_name")]
+    pub class_name: String,
+    /// Latent height and width it was trained for; other sizes work too.
+    pub sample_size: usize,
+    /// Channels of the latent.
+    pub in_channels: usize,
+    /// Channels of the prediction.
+    pub out_channels: usize,
+    /// Widths of the three levels, outermost first.
+    pub block_out_channels: Vec<usize>,
+    /// Residual blocks in each of the two levels down.
+    pub layers_down: Vec<usize>,
+    /// Residual blocks of the middle module.
+    pub layers_mid: usize,
+    /// Residual blocks in each of the two levels up, innermost first.
+    pub layers_up: Vec<usize>,
+    /// Transformer layers in each stack of a level down.
+    pub transformer_depth_down: Vec<usize>,
+    /// Transformer layers in each stack of the middle.
+    pub transformer_depth_mid: Vec<usize>,
+    /// Transformer layers in each stack of a level up.
+    pub transformer_depth_up: Vec<usize>,
+    /// Where the transformer layers attend to the picture itself as well as to the text.
+    pub self_attention: SelfAttention,
+    /// Width of the text's tokens.
+    pub cross_attention_dim: usize,
+    /// Width of an attention head.
+    pub attention_head_dim: usize,
+    /// What turns attention scores into weights.
+    pub attention_phi: Phi,
+    /// Scale of the relu weights: `1/num_keys`.
+    pub attention_phi_scale: String,
+    /// Whether self-attention uses its keys as values too (`attn1.to_kv`).
+    pub share_kv_self_attention: bool,
+    /// Inner width of the feed-forward layer, in widths of the level.
+    pub ff_mult: usize,
+    /// What the gates of the feed-forward layers go through.
+    pub ff_activation: FeedForward,
+    /// How a separable block is built.
+    pub sep_kind: SepKind,
+    /// Kernel size of the depthwise convolution: 3.
+    pub sep_kernel: usize,
+    /// Hidden width of the separable block, in widths of what `sep_width_of` names.
+    pub sep_expansion: usize,
+    /// What the hidden width of a separable block counts in.
+    pub sep_width_of: SepWidth,
+    /// Samplers that are separable too; none in the paper's reading.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sep_samplers: Vec<SepSampler>,
+    /// Width of the time embedding.
+    pub time_embed_dim: usize,
+    /// Number of waves of the timestep, cosines and sines together.
+    pub time_proj_dim: usize,
+    /// Whether cosines come first: true.
+    pub flip_sin_to_cos: bool,
+    /// Shift of the waves' frequencies: 0.
+    pub freq_shift: usize,
+    /// Groups of every group norm.
+    pub norm_num_groups: usize,
+    /// Epsilon of the residual blocks' group norms and of the last one.
+    pub norm_eps: f32,
+    /// Epsilon of the group norm in front of a transformer stack.
+    pub transformer_norm_eps: f32,
+    /// Epsilon of the layer norms.
+    pub layer_norm_eps: f32,
+    /// What the network predicts.
+    pub prediction_type: Prediction,
+}
+
+/// The UNet's places with self-attention.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SelfAttention {
+    /// The second level down.
+    pub down1: bool,
+    /// The middle module.
+    pub mid: MiddleSelfAttention,
+    /// The first level up.
+    pub up0: bool,
+}
+
+/// Which stacks of the middle attend to the picture itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum MiddleSelfAttention {
+    /// All, or none.
+    All(bool),
+    /// One value for every layer.
+    Each(Vec<bool>),
+}
+
+/// How a separable block is built.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SepKind {
+    /// Depthwise, norm, and two pointwise convolutions with silu between them.
+    Convnext,
+    /// The same with a gate between the pointwise ones, as in the feed-forward layers.
+    Glu,
+    /// Two units of the first kind in a row.
+    Convnext2,
+}
+
+/// What a hidden width counts in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SepWidth {
+    /// Output widths.
+    Out,
+    /// Input widths.
+    In,
+}
+
+/// A sampler that may be separable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SepSampler {
+    /// The one that ends the second level down.
+    Down1,
+}
+
+impl MobileDiffusion {
+    const CLASS_NAME: &str = "MobileDiffusionUNet";
+
+    fn class_name() -> String {
+        Self::CLASS_NAME.to_owned()
+    }
+
+    /// Whether stack `layer` of the middle attends to the picture itself.
+    pub fn mid_attends_itself(&self, layer: usize) -> bool {
+        match &self.self_attention.mid {
+            MiddleSelfAttention::All(attends) => *attends,
+            MiddleSelfAttention::Each(attend) => attend[layer],
+        }
+    }
+
+    /// Hidden width of a separable unit from `cin` to `cout` channels.
+    pub fn sep_hidden(&self, cin: usize, cout: usize) -> usize {
+        let width = match self.sep_width_of {
+            SepWidth::Out => cout,
+            SepWidth::In => cin,
+        };
+        self.sep_expansion * width
+    }
+
+    pub(super) fn validate(&self, path: &Path) -> Result<(), ModelError> {
+        let check = Check::new(path);
+        self.validate_kinds(&check)?;
+        for (key, value) in [
+            ("sample_size", self.sample_size),
+            ("in_channels", self.in_channels),
+            ("out_channels", self.out_channels),
+            ("cross_attention_dim", self.cross_attention_dim),
+            ("ff_mult", self.ff_mult),
+            ("sep_expansion", self.sep_expansion),
+            ("time_embed_dim", self.time_embed_dim),
+            ("time_proj_dim", self.time_proj_dim),
+            ("norm_num_groups", self.norm_num_groups),
+        ] {
+            check.within(key, value, WIDTH)?;
+        }
+        check.multiple("sample_size", self.sample_size, SIZE_MULTIPLE / PIXELS_PER_LATENT)?;
+        check.multiple("time_proj_dim", self.time_proj_dim, 2)?;
+        check.epsilon("norm_eps", self.norm_eps)?;
+        check.epsilon("transformer_norm_eps", self.transformer_norm_eps)?;
+        check.epsilon("layer_norm_eps", self.layer_norm_eps)?;
+        self.validate_layers(&check)?;
+        self.validate_widths(&check)
+    }
+
+    /// The switches: only what the kernels implement.
+    fn validate_kinds(&self, check: &Check) -> Result<(), ModelError> {
+        check.equal("_class_name", self.class_name.as_str(), Self::CLASS_NAME)?;
+        check.equal("attention_phi_scale", self.attention_phi_scale.as_str(), "1/num_keys")?;
+        check.equal("sep_kernel", self.sep_kernel, 3)?;
+        check.equal("flip_sin_to_cos", self.flip_sin_to_cos, true)?;
+        check.equal("freq_shift", self.freq_shift, 0)
+    }
+
+    /// Numbers of blocks and transformer layers.
+    fn validate_layers(&self, check: &Check) -> Result<(), ModelError> {
+        check.list("block_out_channels", &self.block_out_channels, 3, WIDTH)?;
+        check.list("layers_down", &self.layers_down, 2, LAYERS)?;
+        check.within("layers_mid", self.layers_mid, LAYERS)?;
+        // Each level up consumes the skips of one level down and one more, of the convolution in front of it.
+        let up = [self.layers_down[1] + 1, self.layers_down[0] + 1];
+        check.that(self.layers_up == up, "layers_up", format!("{up:?}"), format!("{:?}", self.layers_up))?;
+        check.list("transformer_depth_down", &self.transformer_depth_down, 2, 0..=*LAYERS.end())?;
+        check.list("transformer_depth_mid", &self.transformer_depth_mid, self.layers_mid, LAYERS)?;
+        if let MiddleSelfAttention::Each(attend) = &self.self_attention.mid {
+            let (layers, found) = (self.layers_mid, attend.len());
+            check.that(found == layers, "self_attention.mid", format!("a boolean, or {layers} of them"), found)?;
+        }
+        check.that(self.sep_samplers.len() <= 1, "sep_samplers", "[] or [\"down1\"]", "a repetition")?;
+        check.list("transformer_depth_up", &self.transformer_depth_up, 2, 0..=*LAYERS.end())?;
+        check.equal("transformer_depth_down[0]", self.transformer_depth_down[0], 0)?;
+        check.equal("transformer_depth_up[1]", self.transformer_depth_up[1], 0)
+    }
+
+    /// Widths that norms group and attention splits.
+    fn validate_widths(&self, check: &Check) -> Result<(), ModelError> {
+        let &[c0, c1, c2] = self.block_out_channels.as_slice() else { return Ok(()) };
+        // Besides the levels' own widths, norms see the concatenations with the skips.
+        let mut normed = vec![c0, c1, c2, c2 + c1, c1 + c0, c0 + c0];
+        if self.layers_down[1] > 1 {
+            normed.push(c1 + c1);
+        }
+        for width in normed {
+            check.divides("norm_num_groups", self.norm_num_groups, "normed width", width)?;
+        }
+        let head = self.attention_head_dim;
+        check.head("attention_head_dim", head)?;
+        let outer_attention = self.transformer_depth_down[1] > 0 || self.transformer_depth_up[0] > 0;
+        for width in [outer_attention.then_some(c1), Some(c2)].into_iter().flatten() {
+            check.divides("attention_head_dim", head, "width", width)?;
+        }
+        Ok(())
+    }
+}

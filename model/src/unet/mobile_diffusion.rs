@@ -1,0 +1,177 @@
+//! MobileDiffusion's UNet (specification, section 1) and its alternatives.
+
+use super::transformer::Heads;
+use super::{Transformer, conv_in, conv_out, time_embedding};
+use crate::blocks::{Norm, resample, residual_block, shortcut, time_projection};
+use crate::config::{MobileDiffusion, SepKind, SepSampler};
+use mobilediffusion_graph::{Conv, Glu, Graph, GraphError, Linear, Tensor};
+use mobilediffusion_kernels::Activation;
+
+pub(super) fn unet(
+    g: &mut Graph,
+    config: &MobileDiffusion,
+    latent: &Tensor,
+    timestep: &Tensor,
+    context: &Tensor,
+) -> Result<Tensor, GraphError> {
+    let groups = config.norm_num_groups;
+    let net = Net {
+        config,
+        norm: (groups, config.norm_eps),
+        time: time_embedding(g, timestep, (config.time_proj_dim, config.time_embed_dim))?,
+        transformer: Transformer {
+            context,
+            norm: (groups, config.transformer_norm_eps),
+            layer_norm_eps: config.layer_norm_eps,
+            heads: Heads::Wide(config.attention_head_dim),
+            phi: config.attention_phi,
+            shared: config.share_kv_self_attention,
+            ff_mult: config.ff_mult,
+            gate: config.ff_activation.gate(),
+        },
+    };
+    let x = conv_in(g, latent, config.block_out_channels[0])?;
+    let mut skips = vec![x.clone()];
+    let x = g.scope("down_blocks", |g| net.down(g, x, &mut skips))?;
+    let x = g.scope("mid_block", |g| net.middle(g, x))?;
+    let x = g.scope("up_blocks", |g| net.up(g, x, &mut skips))?;
+    conv_out(g, &x, net.norm, config.out_channels)
+}
+
+/// What every block of one UNet sees.
+struct Net<'a> {
+    config: &'a MobileDiffusion,
+    norm: Norm,
+    time: Tensor,
+    transformer: Transformer<'a>,
+}
+
+impl Net<'_> {
+    /// Levels before the middle. The output of every layer and of all but the last downsampler is kept for the way up.
+    fn down(&self, g: &mut Graph, mut x: Tensor, skips: &mut Vec<Tensor>) -> Result<Tensor, GraphError> {
+        let levels = self.config.layers_down.len();
+        for (level, &layers) in self.config.layers_down.iter().enumerate() {
+            let width = self.config.block_out_channels[level];
+            let depth = self.config.transformer_depth_down[level];
+            let attends_itself = level == 1 && self.config.self_attention.down1;
+            x = g.scope(&level.to_string(), |g| {
+                for layer in 0..layers {
+                    x = self.layer(g, layer, &x, (width, level == 0), depth, attends_itself)?;
+                    skips.push(x.clone());
+                }
+                let halved = match level == 1 && self.config.sep_samplers.contains(&SepSampler::Down1) {
+                    true => separable_downsampler(g, &x)?,
+                    false => resample(g, "downsamplers.0", &x, Conv { stride: 2, ..Conv::to(width) })?,
+                };
+                if level + 1 < levels {
+                    skips.push(halved.clone());
+                }
+                Ok::<_, GraphError>(halved)
+            })?;
+        }
+        Ok(x)
+    }
+
+    /// The middle: separable blocks and transformers at the lowest resolution, then back up one level.
+    fn middle(&self, g: &mut Graph, mut x: Tensor) -> Result<Tensor, GraphError> {
+        let width = *self.config.block_out_channels.last().expect("a validated configuration has levels");
+        for (layer, &depth) in self.config.transformer_depth_mid.iter().enumerate() {
+            x = self.layer(g, layer, &x, (width, false), depth, self.config.mid_attends_itself(layer))?;
+        }
+        resample(g, "upsamplers.0", &x, Conv { upsample: 2, ..Conv::to(width) })
+    }
+
+    /// Levels after the middle, each layer on what came before joined with a skip, the latest skip first.
+    fn up(&self, g: &mut Graph, mut x: Tensor, skips: &mut Vec<Tensor>) -> Result<Tensor, GraphError> {
+        let levels = self.config.layers_up.len();
+        for (index, &layers) in self.config.layers_up.iter().enumerate() {
+            let level = levels - 1 - index;
+            let width = self.config.block_out_channels[level];
+            let depth = self.config.transformer_depth_up[index];
+            let attends_itself = index == 0 && self.config.self_attention.up0;
+            x = g.scope(&index.to_string(), |g| {
+                for layer in 0..layers {
+                    let skip = skips.pop().expect("a validated configuration has as many skips as layers");
+                    let joined = g.scope(&format!("resnets.{layer}"), |g| g.concat(&x, &skip))?;
+                    x = self.layer(g, layer, &joined, (width, level == 0), depth, attends_itself)?;
+                }
+                match level {
+                    0 => Ok(x),
+                    _ => resample(g, "upsamplers.0", &x, Conv { upsample: 2, ..Conv::to(width) }),
+                }
+            })?;
+        }
+        Ok(x)
+    }
+
+    /// `resnets.layer`, then `attentions.layer` if there is one. The outermost level keeps full convolutions.
+    fn layer(
+        &self,
+        g: &mut Graph,
+        layer: usize,
+        x: &Tensor,
+        (width, outermost): (usize, bool),
+        depth: usize,
+        attends_itself: bool,
+    ) -> Result<Tensor, GraphError> {
+        let name = format!("resnets.{layer}");
+        let x = match outermost {
+            true => residual_block(g, &name, x, width, self.norm, Some(&self.time))?,
+            false => self.separable_block(g, &name, x, width)?,
+        };
+        match depth {
+            0 => Ok(x),
+            _ => g.scope(&format!("attentions.{layer}"), |g| self.transformer.stack(g, &x, depth, attends_itself)),
+        }
+    }
+
+    /// A separable block (specification, sections 1.4 and 1.8): one or two units, and the shortcut around them.
+    fn separable_block(&self, g: &mut Graph, name: &str, x: &Tensor, width: usize) -> Result<Tensor, GraphError> {
+        g.scope(name, |g| {
+            let shift = time_projection(g, &self.time, x.channels())?;
+            let y = if self.config.sep_kind == SepKind::Convnext2 {
+                let h = g.scope("units.0", |g| self.unit(g, x, width, Some(&shift), None))?;
+                let residual = shortcut(g, x, width)?;
+                g.scope("units.1", |g| self.unit(g, &h, width, None, Some(&residual)))?
+            } else {
+                let residual = shortcut(g, x, width)?;
+                self.unit(g, x, width, Some(&shift), Some(&residual))?
+            };
+            g.tap("", &y);
+            Ok(y)
+        })
+    }
+
+    /// `residual + pwconv2(silu(pwconv1(norm(dwconv(x) + shift))))`, or with a gate instead of the silu.
+    fn unit(
+        &self,
+        g: &mut Graph,
+        x: &Tensor,
+        width: usize,
+        shift: Option<&Tensor>,
+        residual: Option<&Tensor>,
+    ) -> Result<Tensor, GraphError> {
+        let h = g.depthwise_conv2d(x, "dwconv", 1, shift)?;
+        let h = g.group_norm(&h, "norm", self.norm, Activation::None)?;
+        let hidden = self.config.sep_hidden(x.channels(), width);
+        let pointwise = Linear { bias: true, pointwise: true, ..Linear::default() };
+        let h = match self.config.sep_kind {
+            SepKind::Glu => g.glu(&h, "pwconv1", Glu { cols: hidden, pointwise: true, gate: Activation::Silu })?,
+            SepKind::Convnext | SepKind::Convnext2 => {
+                g.linear(&h, "pwconv1", Linear { cols: hidden, activation: Activation::Silu, ..pointwise })?
+            }
+        };
+        g.linear(&h, "pwconv2", Linear { cols: width, residual, ..pointwise })
+    }
+}
+
+/// Halves the size by a depthwise and a pointwise convolution.
+fn separable_downsampler(g: &mut Graph, x: &Tensor) -> Result<Tensor, GraphError> {
+    g.scope("downsamplers.0", |g| {
+        let h = g.depthwise_conv2d(x, "depthwise", 2, None)?;
+        let pointwise = Linear { cols: x.channels(), bias: true, pointwise: true, ..Linear::default() };
+        let y = g.linear(&h, "pointwise", pointwise)?;
+        g.tap("", &y);
+        Ok(y)
+    })
+}

@@ -1,0 +1,109 @@
+//! Stable Diffusion's UNet as diffusers names it: the same residual blocks and transformers on every level.
+
+use super::transformer::Heads;
+use super::{Transformer, conv_in, conv_out, time_embedding};
+use crate::blocks::{Norm, resample, residual_block};
+use crate::config::StableDiffusion;
+use mobilediffusion_graph::{Conv, Graph, GraphError, Tensor};
+use mobilediffusion_kernels::{Activation, Phi};
+
+pub(super) fn unet(
+    g: &mut Graph,
+    config: &StableDiffusion,
+    latent: &Tensor,
+    timestep: &Tensor,
+    context: &Tensor,
+) -> Result<Tensor, GraphError> {
+    let groups = config.norm_num_groups;
+    let net = Net {
+        config,
+        norm: (groups, config.norm_eps),
+        time: time_embedding(g, timestep, (config.time_proj_dim(), config.time_embed_dim()))?,
+        transformer: Transformer {
+            context,
+            norm: (groups, StableDiffusion::TRANSFORMER_NORM_EPS),
+            layer_norm_eps: StableDiffusion::LAYER_NORM_EPS,
+            heads: Heads::Many(config.attention_head_dim),
+            phi: Phi::Softmax,
+            shared: false,
+            ff_mult: StableDiffusion::FF_MULT,
+            gate: Activation::Gelu,
+        },
+    };
+    let x = conv_in(g, latent, config.block_out_channels[0])?;
+    let mut skips = vec![x.clone()];
+    let x = g.scope("down_blocks", |g| net.down(g, x, &mut skips))?;
+    let x = g.scope("mid_block", |g| net.middle(g, x))?;
+    let x = g.scope("up_blocks", |g| net.up(g, x, &mut skips))?;
+    conv_out(g, &x, net.norm, config.out_channels)
+}
+
+/// What every block of one UNet sees.
+struct Net<'a> {
+    config: &'a StableDiffusion,
+    norm: Norm,
+    time: Tensor,
+    transformer: Transformer<'a>,
+}
+
+impl Net<'_> {
+    /// Levels down. The output of every layer and of every downsampler is kept for the way up.
+    fn down(&self, g: &mut Graph, mut x: Tensor, skips: &mut Vec<Tensor>) -> Result<Tensor, GraphError> {
+        let widths = &self.config.block_out_channels;
+        for (level, &width) in widths.iter().enumerate() {
+            x = g.scope(&level.to_string(), |g| {
+                for layer in 0..self.config.layers_per_block {
+                    x = self.layer(g, layer, &x, width, self.config.attends(level))?;
+                    skips.push(x.clone());
+                }
+                if level + 1 < widths.len() {
+                    x = resample(g, "downsamplers.0", &x, Conv { stride: 2, ..Conv::to(width) })?;
+                    skips.push(x.clone());
+                }
+                Ok::<_, GraphError>(x)
+            })?;
+        }
+        Ok(x)
+    }
+
+    /// Two residual blocks with a transformer between them.
+    fn middle(&self, g: &mut Graph, x: Tensor) -> Result<Tensor, GraphError> {
+        let width = x.channels();
+        let x = self.layer(g, 0, &x, width, true)?;
+        self.layer(g, 1, &x, width, false)
+    }
+
+    /// Levels up, each layer on what came before joined with a skip, the latest skip first.
+    fn up(&self, g: &mut Graph, mut x: Tensor, skips: &mut Vec<Tensor>) -> Result<Tensor, GraphError> {
+        for (index, (level, &width)) in self.config.block_out_channels.iter().enumerate().rev().enumerate() {
+            x = g.scope(&index.to_string(), |g| {
+                for layer in 0..=self.config.layers_per_block {
+                    let skip = skips.pop().expect("there are as many skips as layers up");
+                    let joined = g.scope(&format!("resnets.{layer}"), |g| g.concat(&x, &skip))?;
+                    x = self.layer(g, layer, &joined, width, self.config.attends(level))?;
+                }
+                match level {
+                    0 => Ok(x),
+                    _ => resample(g, "upsamplers.0", &x, Conv { upsample: 2, ..Conv::to(width) }),
+                }
+            })?;
+        }
+        Ok(x)
+    }
+
+    /// `resnets.layer`, then `attentions.layer` if there is one.
+    fn layer(
+        &self,
+        g: &mut Graph,
+        layer: usize,
+        x: &Tensor,
+        width: usize,
+        attends: bool,
+    ) -> Result<Tensor, GraphError> {
+        let x = residual_block(g, &format!("resnets.{layer}"), x, width, self.norm, Some(&self.time))?;
+        match attends {
+            false => Ok(x),
+            true => g.scope(&format!("attentions.{layer}"), |g| self.transformer.stack(g, &x, 1, true)),
+        }
+    }
+}
