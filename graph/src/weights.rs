@@ -1,10 +1,12 @@
 //! Weights on a device, each loaded once and shared by every plan that uses it.
 
 use crate::error::GraphError;
+use mobilediffusion_kernels::kernel::{Shape, elements};
 use mobilediffusion_kernels::{DType, Layout, Storage};
-use mobilediffusion_runtime::{Buffer, Gpu, Role};
+use mobilediffusion_runtime::{Bound, Buffer, Gpu, Role};
 use std::collections::HashMap;
 use std::error::Error;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Where a plan runs.
@@ -23,6 +25,42 @@ pub trait WeightLoader {
     /// # Errors
     /// If there is no such weight or its values are refused.
     fn load(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, Box<dyn Error + Send + Sync>>;
+
+    /// These of the values of `name`: how large weights are brought to a device without the whole of them beside it.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    fn load_part(
+        &self,
+        name: &str,
+        shape: &[usize],
+        part: Range<usize>,
+    ) -> Result<Vec<f32>, Box<dyn Error + Send + Sync>> {
+        Ok(self.load(name, shape)?[part].to_vec())
+    }
+}
+
+/// Elements loaded at a time, about: all that the host holds of a weight besides what the device keeps.
+const PART: usize = 4 << 20;
+
+/// Rows of the first axis that are loaded together, as ranges. Where a layout moves values from one row to another, all.
+fn parts(shape: &[usize], layout: Layout) -> Vec<Range<usize>> {
+    let rows = shape.first().copied().unwrap_or(1);
+    let splits = match layout {
+        Layout::Rows | Layout::Taps => shape.len() > 1,
+        Layout::DepthwiseTaps => false,
+    };
+    let row = elements(shape) / rows.max(1);
+    let step = if splits { (PART / row.max(1)).max(1) } else { rows.max(1) };
+    (0..rows).step_by(step).map(|first| first..(first + step).min(rows)).collect()
+}
+
+/// A 1x1 convolution is a matrix: its rows are what is padded, not its single taps.
+fn matrix(shape: &[usize]) -> Shape {
+    match *shape {
+        [co, ci, 1, 1] => vec![co, ci],
+        _ => shape.to_vec(),
+    }
 }
 
 /// A tensor that does not change, where its device wants it.
@@ -63,16 +101,71 @@ impl Weights {
         if let Some(resident) = self.resident.get(&key) {
             return Ok(resident.clone());
         }
-        let values = self.loader.load(name, shape).map_err(GraphError::Weight)?;
-        let packed = layout.pack(shape, values);
-        let resident = self.device.place(name, DType::Elem, &layout.packed_shape(shape), packed)?;
+        let resident = match &self.device {
+            Device::Cpu => self.to_host(name, shape, layout)?,
+            Device::Gpu(gpu, storage) => self.to_gpu(gpu, *storage, (name, shape, layout))?,
+        };
         self.resident.insert(key, resident.clone());
         Ok(resident)
     }
+
+    /// Rows `part` of a weight, packed.
+    fn packed(&self, name: &str, shape: &[usize], layout: Layout, part: &Range<usize>) -> Result<Vec<f32>, GraphError> {
+        let row = elements(shape) / shape.first().copied().unwrap_or(1).max(1);
+        let values = match part.len() * row == elements(shape) {
+            true => self.loader.load(name, shape),
+            false => self.loader.load_part(name, shape, part.start * row..part.end * row),
+        };
+        Ok(layout.pack(&rows_of(shape, part.len()), values.map_err(GraphError::Weight)?))
+    }
+
+    fn to_host(&self, name: &str, shape: &[usize], layout: Layout) -> Result<Resident, GraphError> {
+        let parts = parts(shape, layout);
+        if let [all] = parts.as_slice() {
+            return Ok(Resident::Host(Arc::new(self.packed(name, shape, layout, all)?)));
+        }
+        let mut values = Vec::with_capacity(elements(shape));
+        for part in parts {
+            values.extend(self.packed(name, shape, layout, &part)?);
+        }
+        Ok(Resident::Host(Arc::new(values)))
+    }
+
+    fn to_gpu(
+        &self,
+        gpu: &Gpu,
+        storage: Storage,
+        (name, shape, layout): (&str, &[usize], Layout),
+    ) -> Result<Resident, GraphError> {
+        let packed_shape = |rows: usize| matrix(&layout.packed_shape(&rows_of(shape, rows)));
+        let bytes_of = |rows: usize| match rows {
+            0 => 0,
+            _ => storage.tensor_bytes(DType::Elem, &packed_shape(rows)) as u64,
+        };
+        let all = bytes_of(shape.first().copied().unwrap_or(1));
+        let buffer = gpu.buffer(name, all, Role::Storage).map_err(GraphError::at(name))?;
+        for part in parts(shape, layout) {
+            let values = self.packed(name, shape, layout, &part)?;
+            let bytes = storage.encode(DType::Elem, &packed_shape(part.len()), &values);
+            let offset = bytes_of(part.start);
+            let to = Bound { buffer: &buffer, offset, bytes: buffer.bytes() - offset };
+            gpu.upload_to(to, &bytes).map_err(GraphError::at(name))?;
+        }
+        Ok(Resident::Device(buffer))
+    }
+}
+
+/// A tensor of `rows` rows that otherwise is of this shape.
+fn rows_of(shape: &[usize], rows: usize) -> Shape {
+    let mut shape = shape.to_vec();
+    if let Some(first) = shape.first_mut() {
+        *first = rows;
+    }
+    shape
 }
 
 impl Device {
-    /// Puts a packed tensor where the device wants it.
+    /// Puts a constant where the device wants it.
     pub(crate) fn place(
         &self,
         name: &str,
@@ -83,16 +176,48 @@ impl Device {
         match self {
             Self::Cpu => Ok(Resident::Host(Arc::new(values))),
             Self::Gpu(gpu, storage) => {
-                // A 1x1 convolution is a matrix: its rows are what is padded, not its single taps.
-                let rows: Vec<usize> = match *shape {
-                    [co, ci, 1, 1] => vec![co, ci],
-                    _ => shape.to_vec(),
-                };
-                let bytes = storage.encode(dtype, &rows, &values);
+                let bytes = storage.encode(dtype, shape, &values);
                 let buffer = gpu.buffer(name, bytes.len() as u64, Role::Storage).map_err(GraphError::at(name))?;
                 gpu.upload(&buffer, &bytes).map_err(GraphError::at(name))?;
                 Ok(Resident::Device(buffer))
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_weights_come_in_parts_and_small_ones_whole() {
+        assert_eq!(parts(&[640], Layout::Rows), [0..640]);
+        assert_eq!(parts(&[64, 64, 3, 3], Layout::Taps), [0..64]);
+        assert_eq!(parts(&[1, 8 << 20], Layout::Rows), [0..1]);
+        assert_eq!(parts(&[5, 2 << 20], Layout::Rows), [0..2, 2..4, 4..5]);
+        assert_eq!(parts(&[8 << 20, 1, 3, 3], Layout::DepthwiseTaps), [0..8 << 20], "taps come first there");
+        let vocabulary = parts(&[49_408, 768], Layout::Rows);
+        assert!(vocabulary.iter().all(|part| part.len() * 768 <= PART) && vocabulary.len() == 10, "{vocabulary:?}");
+        assert_eq!(vocabulary.iter().map(Range::len).sum::<usize>(), 49_408);
+    }
+
+    /// Every value its place in the file.
+    struct Counting;
+
+    impl WeightLoader for Counting {
+        fn load(&self, _: &str, shape: &[usize]) -> Result<Vec<f32>, Box<dyn Error + Send + Sync>> {
+            Ok((0..elements(shape)).map(|i| (i % 4093) as f32).collect())
+        }
+    }
+
+    #[test]
+    fn parts_make_up_the_packed_whole() {
+        let weights = Weights::new(Device::Cpu, Box::new(Counting));
+        for (shape, layout) in [(vec![3, 2 << 20], Layout::Rows), (vec![600, 1000, 3, 3], Layout::Taps)] {
+            assert!(parts(&shape, layout).len() > 1, "{shape:?}");
+            let Ok(Resident::Host(got)) = weights.to_host("w", &shape, layout) else { panic!("the host has room") };
+            let want = layout.pack(&shape, Counting.load("w", &shape).unwrap());
+            assert!(got.as_slice() == want.as_slice(), "{shape:?}");
         }
     }
 }

@@ -13,6 +13,7 @@ use mobilediffusion_kernels::Storage;
 use mobilediffusion_runtime::{Gpu, Select};
 use std::error::Error;
 use std::fmt;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -206,6 +207,15 @@ struct Loader(Box<dyn WeightSource>);
 impl WeightLoader for Loader {
     fn load(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, Box<dyn Error + Send + Sync>> {
         Ok(self.0.load(name, shape)?)
+    }
+
+    fn load_part(
+        &self,
+        name: &str,
+        shape: &[usize],
+        part: Range<usize>,
+    ) -> Result<Vec<f32>, Box<dyn Error + Send + Sync>> {
+        Ok(self.0.load_part(name, shape, part)?)
     }
 }
 

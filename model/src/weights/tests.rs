@@ -1,6 +1,10 @@
 use super::*;
+use half::{bf16, f16};
 use safetensors::tensor::{TensorView, serialize_to_file};
 use tempfile::TempDir;
+
+/// Longer than what one thread takes at a time.
+const CHUNK: usize = 1 << 16;
 
 /// Raw bytes of a tensor, with its type and shape.
 type Raw = (Dtype, Vec<usize>, Vec<u8>);
@@ -38,8 +42,9 @@ fn three_types_widen_to_the_same_values() {
     let tensors =
         [("a", f32s(&[2, 3], &values)), ("b", (Dtype::F16, vec![3, 2], f16s)), ("c", (Dtype::BF16, vec![6], bf16s))];
     let (_dir, checkpoint) = checkpoint(&tensors);
-    for name in ["a", "b", "c"] {
-        assert_eq!(checkpoint.load_f32(name).unwrap(), values, "{name}");
+    for (name, shape) in [("a", &[2, 3][..]), ("b", &[3, 2]), ("c", &[6])] {
+        assert_eq!(checkpoint.load(name, shape).unwrap(), values, "{name}");
+        assert_eq!(checkpoint.load_part(name, shape, 1..4).unwrap(), values[1..4], "{name}");
     }
     assert!(checkpoint.names().eq(["a", "b", "c"]), "{checkpoint:?}");
     assert_eq!(checkpoint.shape("b"), Some(&[3, 2][..]));
@@ -53,8 +58,10 @@ fn long_and_odd_tensors_are_read_whole() {
     let bytes = (0..len).flat_map(|i| f16::from_f32((i % 2048) as f32).to_le_bytes()).collect();
     let tensors = [("byte", (Dtype::U8, vec![1], vec![7])), ("long", (Dtype::F16, vec![len], bytes))];
     let (_dir, checkpoint) = checkpoint(&tensors);
-    let values = checkpoint.load_f32("long").unwrap();
+    let values = checkpoint.load("long", &[len]).unwrap();
     assert!(values.iter().enumerate().all(|(i, &v)| v == (i % 2048) as f32), "every value in its place");
+    let part = checkpoint.load_part("long", &[len], 12_345..len - 1).unwrap();
+    assert!(part == values[12_345..len - 1], "a part is what it is in the whole");
 }
 
 #[test]
@@ -85,16 +92,8 @@ fn all_problems_are_reported_together() {
 
 #[test]
 fn loading_refuses_what_is_not_as_asked() {
-    let tensors = [
-        ("nan", f32s(&[3], &[1.0, f32::NAN, 2.0])),
-        ("infinite", (Dtype::F16, vec![1], f16::NEG_INFINITY.to_le_bytes().to_vec())),
-        ("whole", (Dtype::I64, vec![1], vec![0; 8])),
-        ("good", f32s(&[2], &[1.0, 2.0])),
-    ];
+    let tensors = [("whole", (Dtype::I64, vec![1], vec![0; 8])), ("good", f32s(&[2], &[1.0, 2.0]))];
     let (_dir, checkpoint) = checkpoint(&tensors);
-    for name in ["nan", "infinite"] {
-        assert_eq!(problems(checkpoint.load_f32(name)), [WeightProblem::NotFinite { name: name.into() }]);
-    }
     let dtype = WeightProblem::DType { name: "whole".into(), found: "I64".into() };
     assert_eq!(problems(checkpoint.load("whole", &[1])), [dtype]);
     let shape = WeightProblem::Shape { name: "good".into(), expected: vec![1, 2], found: vec![2] };
@@ -102,6 +101,46 @@ fn loading_refuses_what_is_not_as_asked() {
     let missing = WeightProblem::Missing { name: "absent".into(), shape: Some(vec![2]) };
     assert_eq!(problems(checkpoint.load("absent", &[2])), [missing]);
     assert_eq!(checkpoint.load("good", &[2]).unwrap(), [1.0, 2.0]);
+}
+
+#[test]
+fn verifying_names_every_tensor_with_a_nan_or_an_infinity() {
+    let long = |at: usize, value: f16| {
+        let mut values = vec![f16::MAX; 300_000];
+        values[at] = value;
+        (Dtype::F16, vec![300_000], values.iter().flat_map(|v| v.to_le_bytes()).collect())
+    };
+    let small = bf16::MIN_POSITIVE_SUBNORMAL.to_le_bytes().to_vec();
+    let tensors = [
+        ("a", f32s(&[3], &[1.0, f32::NAN, 2.0])),
+        ("b", f32s(&[3], &[f32::MAX, f32::MIN_POSITIVE, -0.0])),
+        ("c", long(299_999, f16::NEG_INFINITY)),
+        ("d", long(150_000, f16::MIN)),
+        ("e", (Dtype::BF16, vec![1], bf16::NAN.to_le_bytes().to_vec())),
+        ("f", (Dtype::BF16, vec![1], small)),
+        ("g", (Dtype::F32, vec![0], vec![])),
+    ];
+    let (_dir, checkpoint) = checkpoint(&tensors);
+    let expected: Vec<(String, Vec<usize>)> =
+        tensors.iter().map(|(name, (_, shape, _))| ((*name).to_owned(), shape.clone())).collect();
+    let spoilt = ["a", "c", "e"].map(|name| WeightProblem::NotFinite { name: name.into() });
+    assert_eq!(problems(checkpoint.verify(&expected)), spoilt);
+    let good: Vec<_> = expected.iter().filter(|(name, _)| !["a", "c", "e"].contains(&name.as_str())).cloned().collect();
+    assert!(problems(checkpoint.verify(&good)).iter().all(|p| matches!(p, WeightProblem::Extra { .. })), "the rest is");
+}
+
+#[test]
+fn names_of_diffusers_are_found_old_ones_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let attention = |projection: &str| format!("decoder.mid_block.attentions.0.{projection}.weight");
+    let (old, new) = (attention("proj_attn"), attention("to_out.0"));
+    write(dir.path(), "diffusion_pytorch_model.safetensors", &[(old.as_str(), f32s(&[1], &[1.0]))]);
+    assert_eq!(Checkpoint::open(dir.path()).unwrap().load(&new, &[1]).unwrap(), [1.0]);
+
+    write(dir.path(), "1.safetensors", &[(old.as_str(), f32s(&[1], &[2.0]))]);
+    let index = dir.path().join("diffusion_pytorch_model.safetensors.index.json");
+    std::fs::write(index, format!(r#"{{"weight_map":{{"{old}":"1.safetensors"}}}}"#)).unwrap();
+    assert_eq!(Checkpoint::open(dir.path()).unwrap().load(&new, &[1]).unwrap(), [2.0]);
 }
 
 #[test]
@@ -177,6 +216,10 @@ fn synthetic_weights_have_gain_one_and_depend_on_seed_and_name() {
         (mean, values.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / values.len() as f64)
     };
     let source = Synthetic { seed: 7 };
+    for name in ["mid_block.resnets.0.pwconv1.weight", "norm1.weight", "norm1.bias"] {
+        let whole = source.load(name, &[640, 300]).unwrap();
+        assert_eq!(source.load_part(name, &[640, 300], 70_000..140_000).unwrap(), whole[70_000..140_000], "{name}");
+    }
     let weight = source.load("mid_block.resnets.0.pwconv1.weight", &[640, 64, 3, 3]).unwrap();
     let (mean, variance) = moments(&weight);
     assert!(mean.abs() < 3e-4 && (variance * 576.0 - 1.0).abs() < 1e-2, "mean {mean}, variance {variance}");
