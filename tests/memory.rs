@@ -3,32 +3,13 @@
 #![cfg(target_os = "linux")]
 
 use half::f16;
-use mobilediffusion_graph::{Device, Recording, Session, WeightLoader, Weights};
+use mobilediffusion_graph::{Device, Recording, Session, Weights};
 use mobilediffusion_kernels::Storage;
 use mobilediffusion_kernels::kernel::elements;
 use mobilediffusion_model::ModelConfig;
 use mobilediffusion_model::networks::text_graph;
 use mobilediffusion_model::weights::{Checkpoint, WeightSource, synthetic};
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
-use std::error::Error;
-use std::ops::Range;
-
-struct Loader(Checkpoint);
-
-impl WeightLoader for Loader {
-    fn load(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, Box<dyn Error + Send + Sync>> {
-        Ok(self.0.load(name, shape)?)
-    }
-
-    fn load_part(
-        &self,
-        name: &str,
-        shape: &[usize],
-        part: Range<usize>,
-    ) -> Result<Vec<f32>, Box<dyn Error + Send + Sync>> {
-        Ok(self.0.load_part(name, shape, part)?)
-    }
-}
 
 /// Bytes that are this process's alone, clean pages of its maps included.
 fn private_bytes() -> usize {
@@ -67,7 +48,7 @@ fn loading_keeps_little_more_than_the_device_does() {
 
     let mut most = 0;
     let mut sample = |_, _| most = private_bytes().max(most);
-    let mut weights = Weights::new(Device::Cpu, Box::new(Loader(checkpoint)));
+    let mut weights = Weights::new(Device::Cpu, Box::new(Box::new(checkpoint) as Box<dyn WeightSource>));
     let recording = Recording::new(graph);
     let arena = recording.summary(Storage::F32).arena_bytes;
     let session = Session::new(recording, &mut weights, &mut sample).expect("the weights load");

@@ -3,7 +3,7 @@
 //! `reference/golden.py` writes the files. The bound is a relative L2 of 1e-4 in f32 and of 1e-2 where floats are
 //! stored in f16, on the CPU device and on every GPU adapter of this machine, in every storage type it has.
 
-use mobilediffusion_graph::{Device, Graph, Recording, Session, WeightLoader, Weights};
+use mobilediffusion_graph::{Device, Graph, Recording, Session, Weights};
 use mobilediffusion_kernels::{DType, Storage};
 use mobilediffusion_model::config::{DecoderConfig, TextEncoderConfig, UnetConfig, VaeConfig};
 use mobilediffusion_model::weights::{Checkpoint, WeightSource};
@@ -11,7 +11,6 @@ use mobilediffusion_model::{decoder::decoder, text_encoder::text_encoder, unet::
 use mobilediffusion_runtime::{Gpu, Select, adapters};
 use mobilediffusion_tests::gpu::storages;
 use safetensors::SafeTensors;
-use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -20,14 +19,6 @@ fn bound(device: &Device) -> f64 {
     match device {
         Device::Cpu | Device::Gpu(_, Storage::F32) => 1e-4,
         Device::Gpu(..) => 1e-2,
-    }
-}
-
-struct Loader(Checkpoint);
-
-impl WeightLoader for Loader {
-    fn load(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, Box<dyn Error + Send + Sync>> {
-        Ok(self.0.load(name, shape)?)
     }
 }
 
@@ -107,7 +98,7 @@ fn check(golden: &Golden, (weights, verify): (&Path, Verify), inputs: &[&str], b
             Verify::Half => assert!(needed.len() < checkpoint.names().count(), "half of the weights are of the graph"),
         }
         let bound = bound(&device);
-        let mut weights = Weights::new(device, Box::new(Loader(checkpoint)));
+        let mut weights = Weights::new(device, Box::new(Box::new(checkpoint) as Box<dyn WeightSource>));
         let mut session =
             Session::new(Recording::new(graph), &mut weights, &mut |_, _| ()).expect("the session is made");
         for input in inputs {

@@ -191,11 +191,17 @@ mod tests {
 
     #[test]
     fn large_weights_come_in_parts_and_small_ones_whole() {
-        assert_eq!(parts(&[640], Layout::Rows), [0..640]);
-        assert_eq!(parts(&[64, 64, 3, 3], Layout::Taps), [0..64]);
-        assert_eq!(parts(&[1, 8 << 20], Layout::Rows), [0..1]);
+        for (shape, layout) in [
+            (&[640][..], Layout::Rows),
+            (&[64, 64, 3, 3], Layout::Taps),
+            (&[1, 8 << 20], Layout::Rows),
+            // The taps come first there, so that no part of the rows is a part of the packed whole.
+            (&[8 << 20, 1, 3, 3], Layout::DepthwiseTaps),
+        ] {
+            let found = parts(shape, layout);
+            assert!(found.len() == 1 && found[0] == (0..shape[0]), "{shape:?}: {found:?}");
+        }
         assert_eq!(parts(&[5, 2 << 20], Layout::Rows), [0..2, 2..4, 4..5]);
-        assert_eq!(parts(&[8 << 20, 1, 3, 3], Layout::DepthwiseTaps), [0..8 << 20], "taps come first there");
         let vocabulary = parts(&[49_408, 768], Layout::Rows);
         assert!(vocabulary.iter().all(|part| part.len() * 768 <= PART) && vocabulary.len() == 10, "{vocabulary:?}");
         assert_eq!(vocabulary.iter().map(Range::len).sum::<usize>(), 49_408);

@@ -8,12 +8,10 @@ use crate::picture::Picture;
 use crate::schedule::{MOST_ONE_STEP, Schedule};
 use crate::tokenizer::{Encoded, Tokenizer};
 use crate::weights::{Checkpoint, Synthetic, WeightSource};
-use mobilediffusion_graph::{Device, Graph, GraphError, PlanSummary, Recording, Session, WeightLoader, Weights};
+use mobilediffusion_graph::{Device, Graph, GraphError, PlanSummary, Recording, Session, Weights};
 use mobilediffusion_kernels::Storage;
 use mobilediffusion_runtime::{Gpu, Select};
-use std::error::Error;
 use std::fmt;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -202,23 +200,6 @@ pub struct Pipeline {
     device_line: String,
 }
 
-struct Loader(Box<dyn WeightSource>);
-
-impl WeightLoader for Loader {
-    fn load(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, Box<dyn Error + Send + Sync>> {
-        Ok(self.0.load(name, shape)?)
-    }
-
-    fn load_part(
-        &self,
-        name: &str,
-        shape: &[usize],
-        part: Range<usize>,
-    ) -> Result<Vec<f32>, Box<dyn Error + Send + Sync>> {
-        Ok(self.0.load_part(name, shape, part)?)
-    }
-}
-
 impl Pipeline {
     /// Checks the model, loads it and makes its plans ready.
     ///
@@ -252,7 +233,7 @@ impl Pipeline {
         let (mut sessions, mut before) = (Vec::new(), 0);
         for (weights, recording) in parts {
             let steps = recording.nodes.len();
-            let mut weights = Weights::new(device.clone(), Box::new(Loader(weights)));
+            let mut weights = Weights::new(device.clone(), Box::new(weights));
             let mut report = |done, _| on_progress(Progress { phase: Phase::Load, step: before + done, total });
             sessions.push(Session::new(recording, &mut weights, &mut report)?);
             before += steps;

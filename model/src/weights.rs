@@ -10,8 +10,10 @@ pub use synthetic::{Synthetic, synthetic};
 
 use crate::error::{ModelError, WeightProblem};
 use mapped::{Mapped, is_finite, size_of, widen};
+use mobilediffusion_graph::WeightLoader;
 use safetensors::{Dtype, SafeTensors};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::error::Error;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -30,6 +32,21 @@ pub trait WeightSource: Send + Sync {
     /// # Errors
     /// As [`load`](Self::load).
     fn load_part(&self, name: &str, shape: &[usize], part: Range<usize>) -> Result<Vec<f32>, ModelError>;
+}
+
+impl WeightLoader for Box<dyn WeightSource> {
+    fn load(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, Box<dyn Error + Send + Sync>> {
+        Ok(self.as_ref().load(name, shape)?)
+    }
+
+    fn load_part(
+        &self,
+        name: &str,
+        shape: &[usize],
+        part: Range<usize>,
+    ) -> Result<Vec<f32>, Box<dyn Error + Send + Sync>> {
+        Ok(self.as_ref().load_part(name, shape, part)?)
+    }
 }
 
 /// Where a tensor lies.
