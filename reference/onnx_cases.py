@@ -143,6 +143,16 @@ def softmax(a, x, out=None):
     yield case("attention", params, out, ROUNDING, q=x, k=unit * dim**0.5, v=unit)
 
 
+def sigmoid(_, x, out=None):
+    """The first weight of a softmax over the value and zero."""
+    x, out = (np.pad(m.reshape(1, -1, 1), [(0, 0), (0, 0), (0, 3)]) for m in (x, out))
+    params = {"n": 1, "queries": x.shape[1], "keys": 2, "heads": 1, "head_dim": 4}
+    params |= {"phi": "softmax", "causal": False, "shared": False}
+    unit = np.zeros((1, 2, 4))
+    unit[0, 0, 0] = 1
+    yield case("attention", params, out, ROUNDING, q=x, k=2 * unit, v=unit)
+
+
 def activation(kind):
     def convert(a, x, out=None):
         need(a.get("approximate", b"none") == b"none" and a.get("alpha", 1.0) == 1.0)
@@ -247,6 +257,7 @@ CONVERSIONS = {
     "MatMul": matmul,
     "Relu": activation("relu"),
     "Resize": resize,
+    "Sigmoid": sigmoid,
     "Softmax": softmax,
     "Swish": activation("silu"),
     "Upsample": resize,

@@ -1,9 +1,40 @@
-//! Running one case of a kernel on a device.
+//! Tests that need a device: run on every adapter of this machine, and reported as ignored where there is none.
 
+pub use libtest_mimic::Failed;
+use libtest_mimic::{Arguments, Trial};
 pub use mobilediffusion_kernels::runner::storages;
 use mobilediffusion_kernels::runner::{self, Target};
 use mobilediffusion_kernels::{Case, Storage};
-use mobilediffusion_runtime::Gpu;
+use mobilediffusion_runtime::{Gpu, Select, adapters};
+use std::sync::Arc;
+
+/// A name, and what to run on a device.
+pub type Test = (String, Box<dyn Fn(&Arc<Gpu>) -> Result<(), Failed> + Send>);
+
+/// The `main` of a test binary: makes the tests of every adapter and runs them as `cargo test` asks. Without an adapter
+/// it makes those of none, and reports them as ignored.
+#[expect(clippy::print_stdout, reason = "a test's output says what it ran on, as CI wants to know")]
+pub fn main(tests: impl Fn(Option<&Gpu>) -> Vec<Test>) {
+    let arguments = Arguments::from_args();
+    let found = pollster::block_on(adapters());
+    let mut trials = Vec::new();
+    for adapter in &found {
+        if !arguments.list {
+            println!("adapter [{}] {adapter}", adapter.index);
+        }
+        let gpu = pollster::block_on(Gpu::open(&Select::Same(adapter.clone()))).expect("a listed adapter opens");
+        let gpu = Arc::new(gpu);
+        for (name, test) in tests(Some(&gpu)) {
+            let gpu = Arc::clone(&gpu);
+            trials.push(Trial::test(format!("{name} on adapter {}", adapter.index), move || test(&gpu)));
+        }
+    }
+    if found.is_empty() {
+        let ignored = |(name, _)| Trial::test(name, || Ok(())).with_ignored_flag(true);
+        trials.extend(tests(None).into_iter().map(ignored));
+    }
+    libtest_mimic::run(&arguments, trials).exit();
+}
 
 /// Rounds inputs to what the device will hold, so that the reference sees the same numbers.
 pub fn stored(case: &Case, storage: Storage, inputs: Vec<Vec<f32>>) -> Vec<Vec<f32>> {

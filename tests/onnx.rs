@@ -16,7 +16,7 @@ use std::process::Command;
 const COVERED: &[(&str, usize)] = &[
     ("activation", 5),
     ("add", 2),
-    ("attention", 27),
+    ("attention", 30),
     ("concat", 7),
     ("conv2d", 22),
     ("depthwise_conv2d", 2),

@@ -1,55 +1,95 @@
-//! The runtime's promises on a device: what fails comes back as an error that names it, and the process goes on.
-//!
-//! Without an adapter these tests have nothing to run on; `tests/run` installs a software driver.
+//! The runtime's promises on every adapter: what fails comes back as an error that names it, and the process goes on.
 
-use mobilediffusion_runtime::{Binding, Bound, Gpu, Role, RuntimeError, Select};
+#[path = "runtime/losses.rs"]
+mod losses;
+#[path = "runtime/pipelines.rs"]
+mod pipelines;
 
-const COPY: &str = "
-struct Params { len: u32 }
+use mobilediffusion_runtime::{Binding, Bound, Buffer, Dispatch, Gpu, POISON, Role, RuntimeError, Select, Timer};
+use mobilediffusion_tests::gpu::{self, Test};
+use std::sync::Arc;
+
+/// A test, by the name of what it holds the runtime to.
+type Promise = (&'static str, fn(&Arc<Gpu>));
+
+/// Adds one to every element, as often as it is told.
+const COUNT: &str = "
+struct Params { len: u32, times: u32 }
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> x: array<u32>;
 @group(0) @binding(2) var<storage, read_write> y: array<u32>;
 @compute @workgroup_size(64)
 fn main(@builtin(global_invocation_id) id: vec3<u32>) {
-    if id.x < params.len { y[id.x] = x[id.x] + 1u; }
+    if id.x >= params.len { return; }
+    var value = x[id.x];
+    for (var i = 0u; i < params.times; i++) { value = (value ^ i) + 1u; value = (value - 1u) ^ i; value += 1u; }
+    y[id.x] = value;
 }
 ";
 const BINDINGS: [Binding; 3] = [Binding::Uniform, Binding::Read, Binding::Write];
 
-fn open() -> Gpu {
-    pollster::block_on(Gpu::open(&Select::Best)).expect("a software driver at least is installed")
+/// Everything on a device that adding to `len` elements takes: there from `x` to `y`, and back.
+struct Count {
+    x: Buffer,
+    staging: Buffer,
+    there: Dispatch,
+    back: Dispatch,
 }
 
-/// Adds one to `values` on the device.
-fn add_one(gpu: &Gpu, values: &[u32]) -> Result<Vec<u32>, RuntimeError> {
-    let bytes = size_of_val(values) as u64;
-    let pipeline = gpu.pipeline("copy", COPY, &BINDINGS)?;
-    let params = gpu.buffer("params", 4, Role::Uniform)?;
-    let (x, y) = (gpu.buffer("x", bytes, Role::Storage)?, gpu.buffer("y", bytes, Role::Storage)?);
-    gpu.upload(&params, &u32::try_from(values.len()).expect("a few values").to_le_bytes())?;
-    gpu.upload(&x, bytemuck::cast_slice(values))?;
-    let bound = [Bound::whole(&params), Bound::whole(&x), Bound::whole(&y)];
-    let groups = u32::try_from(values.len().div_ceil(64)).expect("a few values");
-    let dispatch = gpu.dispatch("copy", &pipeline, &bound, [groups, 1, 1])?;
-    gpu.submit([&dispatch])?;
-    let staging = gpu.buffer("staging", bytes, Role::Staging)?;
-    Ok(bytemuck::cast_slice(&gpu.download(&y, &staging, bytes)?).to_vec())
+impl Count {
+    fn new(gpu: &Gpu, len: u32, times: u32) -> Result<Self, RuntimeError> {
+        let pipeline = gpu.pipeline("count", COUNT, &BINDINGS)?;
+        let params = gpu.buffer("params", 8, Role::Uniform)?;
+        gpu.upload(&params, &[len.to_le_bytes(), times.to_le_bytes()].concat())?;
+        let buffer = |label| gpu.buffer(label, 4 * u64::from(len), Role::Storage);
+        let (x, y) = (buffer("x")?, buffer("y")?);
+        let dispatch = |from, to| {
+            let bound = [Bound::whole(&params), Bound::whole(from), Bound::whole(to)];
+            gpu.dispatch("count", &pipeline, &bound, [len.div_ceil(64), 1, 1])
+        };
+        let (there, back) = (dispatch(&x, &y)?, dispatch(&y, &x)?);
+        let staging = gpu.buffer("staging", x.bytes(), Role::Staging)?;
+        Ok(Self { x, staging, there, back })
+    }
+
+    fn read(&self, gpu: &Gpu) -> Result<Vec<u32>, RuntimeError> {
+        Ok(words(&gpu.download(&self.x, &self.staging, self.x.bytes())?))
+    }
 }
 
-#[test]
-fn a_kernel_runs_and_its_pipeline_is_made_once() {
-    let gpu = open();
+fn words(bytes: &[u8]) -> Vec<u32> {
+    bytes.as_chunks::<4>().0.iter().map(|word| u32::from_le_bytes(*word)).collect()
+}
+
+/// Adds two to `values` on the device.
+fn add_two(gpu: &Gpu, values: &[u32]) -> Result<Vec<u32>, RuntimeError> {
+    let count = Count::new(gpu, u32::try_from(values.len()).expect("a few values"), 1)?;
+    gpu.upload(&count.x, bytemuck::cast_slice(values))?;
+    gpu.submit([&count.there, &count.back])?;
+    count.read(gpu)
+}
+
+/// The device computes what it should.
+#[track_caller]
+fn assert_works(gpu: &Gpu) {
+    assert_eq!(add_two(gpu, &[1, 2]), Ok(vec![3, 4]), "the device adds two");
+}
+
+/// A device of this test's own on the same adapter, for tests that break it.
+fn fresh(gpu: &Gpu) -> Gpu {
+    pollster::block_on(Gpu::open(&Select::Same(gpu.adapter().clone()))).expect("the adapter opens again")
+}
+
+fn a_list_runs_in_order(gpu: &Arc<Gpu>) {
     let values: Vec<u32> = (0..1000).collect();
-    let want: Vec<u32> = (1..1001).collect();
-    assert_eq!(add_one(&gpu, &values), Ok(want.clone()));
-    let pipelines = gpu.counters().pipelines;
-    assert_eq!(add_one(&gpu, &values), Ok(want));
-    assert_eq!(gpu.counters().pipelines, pipelines, "the second run compiles nothing");
+    assert_eq!(add_two(gpu, &values), Ok((2..1002).collect()), "a large problem");
+    let count = Count::new(gpu, 300, 1).expect("there is room");
+    gpu.upload(&count.x, &[0; 1200]).expect("it fits");
+    gpu.submit([&count.there, &count.back].into_iter().cycle().take(100)).expect("the list runs");
+    assert_eq!(count.read(gpu), Ok(vec![100; 300]), "each step takes what the one before wrote");
 }
 
-#[test]
-fn large_uploads_arrive_whole() {
-    let gpu = open();
+fn large_uploads_arrive_whole(gpu: &Arc<Gpu>) {
     // Longer than one upload chunk of 32 MiB, and not a multiple of it.
     let values: Vec<u32> = (0..(9 << 20) + 3).collect();
     let buffer = gpu.buffer("x", 4 * values.len() as u64, Role::Storage).expect("there is room");
@@ -57,55 +97,98 @@ fn large_uploads_arrive_whole() {
     let staging = gpu.buffer("staging", buffer.bytes(), Role::Staging).expect("there is room");
     let back = gpu.download(&buffer, &staging, buffer.bytes()).expect("the download succeeds");
     assert!(bytemuck::cast_slice::<u8, u32>(&back) == values, "the values come back");
+    gpu.poison(&buffer).expect("it is poisoned");
+    let back = gpu.download(&buffer, &staging, buffer.bytes()).expect("the download succeeds");
+    assert!(words(&back).iter().all(|word| *word == POISON), "every word is poison");
+    assert!(f32::from_bits(POISON).is_nan(), "poison is no number");
 }
 
-#[test]
-fn a_wrong_shader_is_an_error_with_its_lines() {
-    let gpu = open();
-    let wrong = COPY.replace("x[id.x] + 1u", "no_such_name");
-    let error = gpu.pipeline("copy", &wrong, &BINDINGS).expect_err("the name is unknown").to_string();
-    assert!(error.contains("copy") && error.contains("no_such_name"), "{error}");
-    assert!(add_one(&gpu, &[1]).is_ok(), "the device goes on");
+fn a_download_arrives_while_others_wait(gpu: &Arc<Gpu>) {
+    let count = Count::new(gpu, 64, 1).expect("there is room");
+    gpu.upload(&count.x, &[0; 256]).expect("it fits");
+    gpu.submit([&count.there, &count.back]).expect("the list runs");
+    let start = || gpu.start_download(Bound::whole(&count.x), &count.staging).expect("it starts");
+    drop(start());
+    let download = start();
+    let bytes = std::thread::scope(|scope| {
+        scope.spawn(|| gpu.wait().expect("the device finishes"));
+        pollster::block_on(download.bytes())
+    });
+    assert_eq!(bytes.map(|bytes| words(&bytes)), Ok(vec![2; 64]), "the bytes arrive");
+    assert_eq!(count.read(gpu), Ok(vec![2; 64]), "the staging buffer is free again");
 }
 
-#[test]
-fn a_binding_that_does_not_fit_is_an_error() {
-    let gpu = open();
-    let pipeline = gpu.pipeline("copy", COPY, &BINDINGS).expect("the shader is right");
-    let buffer = gpu.buffer("only one", 16, Role::Storage).expect("there is room");
-    let error = gpu.dispatch("copy", &pipeline, &[Bound::whole(&buffer)], [1, 1, 1]);
-    assert!(matches!(error, Err(RuntimeError::Validation { ref what, .. }) if what == "copy"), "{error:?}");
-}
-
-#[test]
-fn sizes_beyond_the_limits_are_refused_with_both_numbers() {
-    let gpu = open();
-    let bytes = gpu.caps().max_binding_bytes + 4;
-    let error = gpu.buffer("too large", bytes, Role::Storage).expect_err("it is beyond the limit");
-    assert!(
-        matches!(error, RuntimeError::TooLarge { bytes: b, allowed, .. } if b == bytes && allowed < bytes),
-        "{error}"
-    );
+fn what_does_not_fit_is_refused_with_both_numbers(gpu: &Arc<Gpu>) {
+    let caps = gpu.caps();
+    for (role, allowed) in [(Role::Storage, caps.max_binding_bytes), (Role::Staging, caps.max_buffer_bytes)] {
+        let error = gpu.buffer("huge", allowed + 4, role).expect_err("it is beyond the limit");
+        let both = matches!(error, RuntimeError::TooLarge { bytes, allowed: a, .. } if (bytes, a) == (allowed.next_multiple_of(4) + 4, allowed));
+        assert!(both, "{error}");
+    }
     let small = gpu.buffer("small", 8, Role::Storage).expect("there is room");
     let error = gpu.upload(&small, &[0; 12]).expect_err("twelve bytes do not fit into eight");
-    assert_eq!(error.to_string(), "`small` needs 12 bytes, the buffer is 8");
+    assert_eq!(error.to_string(), "`small` needs 12 bytes, the buffer is 8", "both numbers are there");
+    let pipeline = gpu.pipeline("count", COUNT, &BINDINGS).expect("the shader is right");
+    let grid = [1, caps.max_groups + 1, 1];
+    let error = gpu.dispatch("tall", &pipeline, &[], grid).expect_err("the grid is too large").to_string();
+    let words = format!("`tall` needs {} workgroups on an axis, the adapter allows {}", grid[1], caps.max_groups);
+    assert_eq!(error, words, "both numbers are there");
+    let many = vec![Binding::Read; caps.max_storage_buffers as usize + 1];
+    let error = gpu.pipeline("wide", COUNT, &many).expect_err("there are too many bindings").to_string();
+    let words = format!("`wide` needs {} storage buffers, the adapter allows {}", many.len(), caps.max_storage_buffers);
+    assert_eq!(error, words, "both numbers are there");
+    let crowded = COUNT.replace("size(64)", "size(64, 64)");
+    let error = gpu.pipeline("crowded", &crowded, &BINDINGS).expect_err("there are 4096 invocations").to_string();
+    assert!(error.contains("4096") && error.contains(&caps.max_invocations.to_string()), "{error}");
+    assert_works(gpu);
 }
 
-#[test]
-fn a_lost_device_is_an_error_and_a_new_one_can_be_opened() {
-    let gpu = open();
-    assert_eq!(add_one(&gpu, &[1, 2]), Ok(vec![2, 3]));
-    gpu.destroy();
-    let error = add_one(&gpu, &[1, 2]);
-    assert!(matches!(error, Err(RuntimeError::Lost { .. })), "{error:?}");
-    assert!(matches!(gpu.wait(), Err(RuntimeError::Lost { .. })), "waiting does not panic");
-    drop(gpu);
-    assert_eq!(add_one(&open(), &[1, 2]), Ok(vec![2, 3]));
+fn a_binding_that_does_not_fit_is_an_error(gpu: &Arc<Gpu>) {
+    let pipeline = gpu.pipeline("count", COUNT, &BINDINGS).expect("the shader is right");
+    let buffer = gpu.buffer("only one", 16, Role::Storage).expect("there is room");
+    let error = gpu.dispatch("count", &pipeline, &[Bound::whole(&buffer)], [1, 1, 1]);
+    assert!(matches!(error, Err(RuntimeError::Validation { ref what, .. }) if what == "count"), "{error:?}");
+    let staging = gpu.buffer("staging", 8, Role::Staging).expect("there is room");
+    let error = gpu.download(&buffer, &staging, 16);
+    assert!(matches!(error, Err(RuntimeError::Validation { ref what, .. }) if what == "staging"), "{error:?}");
 }
 
-#[test]
-fn an_adapter_that_is_not_there_is_named_with_what_is() {
+fn times_are_taken(gpu: &Arc<Gpu>) {
+    let count = Count::new(gpu, 64, 10_000).expect("there is room");
+    gpu.upload(&count.x, &[0; 256]).expect("it fits");
+    let timer = Timer::new(gpu).expect("there is room for a timer");
+    // More than the timer takes in one submission.
+    let seconds = timer.time(gpu, &[&count.there, &count.back], 40).expect("the list is timed");
+    assert_eq!(seconds.len(), 40, "one for each repetition");
+    assert!(seconds.iter().all(|s| (0.0..60.0).contains(s)), "{seconds:?}");
+    assert!(seconds.iter().sum::<f64>() > 0.0, "{} saw no time pass", timer.clock());
+}
+
+fn an_adapter_that_is_not_there_is_named_with_what_is(gpu: &Arc<Gpu>) {
     let error = pollster::block_on(Gpu::open(&Select::Named("no such adapter".into()))).expect_err("there is none");
     assert!(matches!(error, RuntimeError::NoAdapter { .. }), "{error}");
-    assert!(error.to_string().contains("no such adapter") && error.to_string().contains("found: "), "{error}");
+    let (error, name) = (error.to_string(), &gpu.adapter().name);
+    assert!(error.contains("no such adapter") && error.contains(name.as_str()), "{error}");
+}
+
+fn main() {
+    const TESTS: &[Promise] = &[
+        ("a_list_runs_in_order", a_list_runs_in_order),
+        ("large_uploads_arrive_whole", large_uploads_arrive_whole),
+        ("a_download_arrives_while_others_wait", a_download_arrives_while_others_wait),
+        ("what_does_not_fit_is_refused_with_both_numbers", what_does_not_fit_is_refused_with_both_numbers),
+        ("a_binding_that_does_not_fit_is_an_error", a_binding_that_does_not_fit_is_an_error),
+        ("times_are_taken", times_are_taken),
+        ("an_adapter_that_is_not_there_is_named_with_what_is", an_adapter_that_is_not_there_is_named_with_what_is),
+    ];
+    let tests = [TESTS, pipelines::TESTS, losses::TESTS].concat();
+    let boxed = |promise: &Promise| -> Test {
+        let (name, test) = *promise;
+        let run = move |gpu: &_| {
+            test(gpu);
+            Ok(())
+        };
+        (name.to_owned(), Box::new(run))
+    };
+    gpu::main(|_| tests.iter().map(boxed).collect());
 }

@@ -49,7 +49,7 @@ fn texts() -> Vec<(String, String)> {
         }
     };
     for entry in fs::read_dir(root()).expect("the root reads").flatten() {
-        if entry.path().is_file() && entry.file_name() != "Cargo.lock" {
+        if entry.path().is_file() && !["Cargo.lock", ".git"].map(Into::into).contains(&entry.file_name()) {
             take(&entry.path());
         }
     }

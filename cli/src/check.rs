@@ -53,7 +53,7 @@ pub(crate) fn open(choice: &DeviceChoice) -> Result<Option<Gpu>, Failure> {
         DeviceChoice::Gpu => Select::Best,
         DeviceChoice::Named(name) => Select::Named(name.clone()),
     };
-    match pollster::block_on(Gpu::open(&select)) {
+    match pollster::block_on(Gpu::open(&select)).map(Gpu::with_user_cache) {
         Ok(gpu) => Ok(Some(gpu)),
         Err(_) if *choice == DeviceChoice::Auto => Ok(None),
         Err(error) => Err(error.into()),

@@ -7,7 +7,7 @@ use mobilediffusion_runtime::{AdapterSummary, Select, adapters};
 pub(crate) fn run() -> Result<(), Failure> {
     let found = pollster::block_on(adapters());
     for adapter in &found {
-        result(&line(adapter))?;
+        result(&lines(adapter))?;
     }
     let threads = rayon::current_num_threads();
     result(&format!("[cpu] {threads} threads, f32"))?;
@@ -19,9 +19,20 @@ pub(crate) fn run() -> Result<(), Failure> {
     Ok(())
 }
 
-fn line(adapter: &AdapterSummary) -> String {
+/// What an adapter is, what it can do, and its limits: a line each.
+fn lines(adapter: &AdapterSummary) -> String {
     let AdapterSummary { index, name, backend, driver, kind, caps } = adapter;
-    let f16 = if caps.shader_f16 { "f16" } else { "no f16" };
-    let mib = caps.max_binding_bytes >> 20;
-    format!("[{index}] {name}: {kind}, {backend}, {driver}, {f16}, bindings up to {mib} MiB")
+    let word = |has: bool, what: &str| if has { what.to_owned() } else { format!("no {what}") };
+    let features = [(caps.shader_f16, "f16"), (caps.timestamps, "timestamps"), (caps.pipeline_cache, "pipelines kept")];
+    let features = features.map(|(has, what)| word(has, what)).join(", ");
+    format!(
+        "[{index}] {name}: {kind}, {backend}, {driver}\n    {features}\n    buffers up to {} MiB, bindings up to {} MiB, \
+         workgroups of {} invocations and {} KiB, {} storage buffers, {} workgroups on an axis",
+        caps.max_buffer_bytes >> 20,
+        caps.max_binding_bytes >> 20,
+        caps.max_invocations,
+        caps.max_workgroup_bytes >> 10,
+        caps.max_storage_buffers,
+        caps.max_groups
+    )
 }

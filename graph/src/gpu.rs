@@ -82,6 +82,8 @@ impl GpuMemory {
             on_progress(step + 1, recording.nodes.len());
             Ok(())
         })?;
+        // What cannot be kept costs the next run some time, and nothing else.
+        let _ = memory.gpu.save_pipelines();
         Ok(memory)
     }
 

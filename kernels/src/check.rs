@@ -3,8 +3,7 @@
 use crate::kernel::{Access, Case, DType, Fill, Operand, Tolerance};
 use std::fmt;
 
-/// What outputs hold before a kernel runs: a NaN with a pattern of its own, so that an element nobody wrote is found.
-pub const POISON: u32 = 0x7FC1_DEAD;
+pub use mobilediffusion_runtime::POISON;
 
 /// A small generator (SplitMix64), seeded, the same on every platform.
 #[derive(Clone, Debug)]

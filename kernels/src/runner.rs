@@ -223,16 +223,16 @@ fn run_gpu(gpu: &Gpu, storage: Storage, kernel: &dyn Kernel, inputs: &[Vec<f32>]
         let shape = operand.layout.packed_shape(&operand.shape);
         let bytes = if operand.present { storage.tensor_bytes(operand.dtype, &shape) } else { 16 };
         let buffer = gpu.buffer(operand.name, (bytes + 2 * FENCE_BYTES) as u64, Role::Storage)?;
-        let mut content = poison((bytes + 2 * FENCE_BYTES).next_multiple_of(4));
+        gpu.poison(&buffer)?;
         if operand.access == Access::Read {
             let values = values.next().cloned().unwrap_or_default();
             if operand.present {
                 let packed = operand.layout.pack(&operand.shape, values);
                 let encoded = storage.encode(operand.dtype, &shape, &packed);
-                content[FENCE_BYTES..FENCE_BYTES + bytes].copy_from_slice(&encoded);
+                let inside = Bound { buffer: &buffer, offset: FENCE_BYTES as u64, bytes: bytes as u64 };
+                gpu.upload_to(inside, &encoded)?;
             }
         }
-        gpu.upload(&buffer, &content)?;
         buffers.push((buffer, bytes));
     }
     let mut bound = vec![Bound::whole(&uniform)];

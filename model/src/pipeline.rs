@@ -373,7 +373,7 @@ fn open(choice: &DeviceChoice) -> Result<(Device, String), ModelError> {
         DeviceChoice::Gpu => Select::Best,
         DeviceChoice::Named(name) => Select::Named(name.clone()),
     };
-    match pollster::block_on(Gpu::open(&select)) {
+    match pollster::block_on(Gpu::open(&select)).map(Gpu::with_user_cache) {
         Ok(gpu) => {
             let why = if *choice == DeviceChoice::Auto { "the best GPU" } else { "as asked" };
             let line = format!("{} ({why})", gpu.adapter());

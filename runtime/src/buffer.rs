@@ -1,10 +1,12 @@
 //! Buffers: made with a label, filled in bounded chunks, read back through a staging buffer that is made once.
 
-use crate::device::Gpu;
+use crate::device::{Gpu, Incidents};
 use crate::error::RuntimeError;
 use crate::pass::Bound;
+use futures_channel::oneshot;
+use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc;
 
 /// A buffer on the device.
 #[derive(Clone, Debug)]
@@ -40,6 +42,9 @@ pub enum Role {
     /// What a timer's timestamps are resolved to.
     Timestamps,
 }
+
+/// What outputs hold before a kernel runs: a NaN with a pattern of its own, so that an element nobody wrote is found.
+pub const POISON: u32 = 0x7FC1_DEAD;
 
 /// Bytes uploaded between two waits. wgpu keeps a staging copy of everything written until the next submission is
 /// done, so this bounds the host's extra memory.
@@ -86,18 +91,35 @@ impl Gpu {
     /// # Errors
     /// As [`upload`](Self::upload).
     pub fn upload_to(&self, to: Bound<'_>, data: &[u8]) -> Result<(), RuntimeError> {
-        let buffer = to.buffer;
         if data.len() as u64 > to.bytes {
-            let (bytes, allowed) = (data.len() as u64, to.bytes);
-            return Err(RuntimeError::TooLarge { what: buffer.label.clone(), bytes, limit: "buffer", allowed });
+            let (what, bytes, allowed) = (to.buffer.label.clone(), data.len() as u64, to.bytes);
+            return Err(RuntimeError::TooLarge { what, bytes, limit: "buffer", allowed });
         }
-        for (index, chunk) in data.chunks(UPLOAD_CHUNK).enumerate() {
-            let offset = to.offset + (index * UPLOAD_CHUNK) as u64;
-            self.scoped(&buffer.label, chunk.len() as u64, || self.queue.write_buffer(&buffer.raw, offset, chunk))?;
+        self.upload_chunks(to, data.chunks(UPLOAD_CHUNK))
+    }
+
+    /// Fills a buffer with [`POISON`], so that whatever nobody writes afterwards is found.
+    ///
+    /// # Errors
+    /// If the device is lost.
+    pub fn poison(&self, buffer: &Buffer) -> Result<(), RuntimeError> {
+        let bytes = usize::try_from(buffer.bytes).expect("the buffer is in memory");
+        let chunk = POISON.to_le_bytes().repeat(bytes.min(UPLOAD_CHUNK) / 4);
+        let lens = (0..bytes).step_by(UPLOAD_CHUNK).map(|start| (bytes - start).min(UPLOAD_CHUNK));
+        self.upload_chunks(Bound::whole(buffer), lens.map(|len| &chunk[..len]))
+    }
+
+    /// Writes chunks behind each other.
+    fn upload_chunks<'a>(&self, to: Bound<'_>, chunks: impl Iterator<Item = &'a [u8]>) -> Result<(), RuntimeError> {
+        let (buffer, mut offset) = (to.buffer, to.offset);
+        for chunk in chunks {
+            let bytes = chunk.len() as u64;
+            self.scoped(&buffer.label, bytes, || self.queue.write_buffer(&buffer.raw, offset, chunk))?;
             if chunk.len() == UPLOAD_CHUNK {
                 self.queue.submit([]);
                 self.wait()?;
             }
+            offset += bytes;
         }
         Ok(())
     }
@@ -123,6 +145,25 @@ impl Gpu {
         })
     }
 
+    /// Sends a part of a buffer on its way to the host, through `staging`, behind everything submitted before. It has
+    /// arrived when the device has been waited for; a browser does that by itself.
+    ///
+    /// # Errors
+    /// If a buffer is too short, or the device is lost.
+    pub fn start_download(&self, from: Bound<'_>, staging: &Buffer) -> Result<Download, RuntimeError> {
+        self.copy_part(from, Bound::whole(staging))?;
+        let (send, mapped) = oneshot::channel();
+        let range = 0..from.bytes.next_multiple_of(4);
+        self.scoped(&staging.label, 0, || {
+            staging.raw.map_async(wgpu::MapMode::Read, range.clone(), move |result| {
+                // The receiver is gone only if nobody wants the bytes any more.
+                let _ = send.send(result);
+            });
+        })?;
+        let (staging, incidents) = (staging.clone(), Arc::clone(&self.incidents));
+        Ok(Download { staging, range, bytes: from.bytes, mapped, incidents })
+    }
+
     /// Reads the first `bytes` of a buffer through `staging`, waiting for everything submitted before.
     ///
     /// # Errors
@@ -136,27 +177,51 @@ impl Gpu {
     /// # Errors
     /// As [`download`](Self::download).
     pub fn download_from(&self, from: Bound<'_>, staging: &Buffer) -> Result<Vec<u8>, RuntimeError> {
-        let bytes = from.bytes;
-        self.copy_part(from, Bound::whole(staging))?;
-        let (send, receive) = mpsc::channel();
-        let range = 0..bytes.next_multiple_of(4);
-        self.scoped(&staging.label, 0, || {
-            staging.raw.map_async(wgpu::MapMode::Read, range.clone(), move |result| {
-                // The receiver is gone only if we left early with an error of our own.
-                let _ = send.send(result);
-            });
-        })?;
+        let download = self.start_download(from, staging)?;
         self.wait()?;
-        let refused = |message: String| RuntimeError::Validation { what: staging.label.clone(), message };
-        match receive.try_recv() {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => return Err(refused(error.to_string())),
-            Err(_) => return Err(refused("the read-back did not finish".to_owned())),
+        // Ready, except when another thread that waits is just about to say so.
+        pollster::block_on(download.bytes())
+    }
+}
+
+/// Bytes on their way from the device to the host.
+#[derive(Debug)]
+pub struct Download {
+    staging: Buffer,
+    range: Range<u64>,
+    bytes: u64,
+    mapped: oneshot::Receiver<Result<(), wgpu::BufferAsyncError>>,
+    incidents: Arc<Incidents>,
+}
+
+impl Download {
+    /// The bytes, once they have arrived.
+    ///
+    /// # Errors
+    /// If the device was lost on the way.
+    pub async fn bytes(mut self) -> Result<Vec<u8>, RuntimeError> {
+        match (&mut self.mapped).await {
+            Ok(mapped) => self.take(mapped),
+            Err(_) => Err(self.refused("the read-back did not finish".to_owned())),
         }
-        let view = staging.raw.get_mapped_range(range).map_err(|error| refused(error.to_string()))?;
-        let data = view[..usize::try_from(bytes).expect("the buffer is in memory")].to_vec();
-        drop(view);
-        staging.raw.unmap();
-        Ok(data)
+    }
+
+    fn take(&self, mapped: Result<(), wgpu::BufferAsyncError>) -> Result<Vec<u8>, RuntimeError> {
+        mapped.map_err(|error| self.refused(error.to_string()))?;
+        let view = self.staging.raw.get_mapped_range(self.range.clone());
+        let view = view.map_err(|error| self.refused(error.to_string()))?;
+        Ok(view[..usize::try_from(self.bytes).expect("the buffer is in memory")].to_vec())
+    }
+
+    fn refused(&self, message: String) -> RuntimeError {
+        let what = self.staging.label.clone();
+        self.incidents.loss().unwrap_or(RuntimeError::Validation { what, message })
+    }
+}
+
+/// The staging buffer is free again, whether the bytes were taken or not.
+impl Drop for Download {
+    fn drop(&mut self) {
+        self.staging.raw.unmap();
     }
 }

@@ -46,6 +46,18 @@ pub enum RuntimeError {
         /// The limit.
         allowed: u64,
     },
+    /// More than the adapter allows.
+    #[error("`{what}` needs {count} {unit}, the adapter allows {allowed}")]
+    TooMany {
+        /// Label of what was to be made or run.
+        what: String,
+        /// How many it needs.
+        count: u64,
+        /// What of.
+        unit: &'static str,
+        /// The limit.
+        allowed: u64,
+    },
     /// The device refused a call: a bug in a shader or in the caller.
     #[error("the device refused `{what}`: {message}")]
     Validation {
@@ -53,6 +65,14 @@ pub enum RuntimeError {
         what: String,
         /// wgpu's words, with the shader's lines where there are any.
         message: String,
+    },
+    /// The file of compiled pipelines cannot be written.
+    #[error("{path}: {reason}")]
+    Unwritten {
+        /// The file.
+        path: String,
+        /// The system's words.
+        reason: String,
     },
     /// The device did not answer.
     #[error("the device did not finish within {seconds} s")]

@@ -1,18 +1,22 @@
 //! The layer above wgpu: adapters, buffers, WGSL modules, pipelines and passes.
 //!
 //! It knows bytes and shader text, and neither tensors nor models. Whatever fails on a device comes back as a
-//! [`RuntimeError`]: nothing here panics on a lost device, prints, or reads the environment.
+//! [`RuntimeError`]: nothing here panics on a lost device or prints, and the environment is asked for one thing only,
+//! the user's cache folder.
 
+mod adapter;
 mod buffer;
 mod device;
 mod error;
 mod pass;
 mod pipeline;
+mod pipeline_file;
 pub mod shader;
 mod timer;
 
-pub use buffer::{Buffer, Role};
-pub use device::{AdapterKind, AdapterSummary, Caps, Counters, Gpu, Select, adapters};
+pub use adapter::{AdapterKind, AdapterSummary, Caps, Select, adapters};
+pub use buffer::{Buffer, Download, POISON, Role};
+pub use device::{Counters, Gpu};
 pub use error::RuntimeError;
 pub use pass::{Bound, Dispatch};
 pub use pipeline::{Binding, Pipeline};

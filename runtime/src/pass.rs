@@ -57,7 +57,7 @@ impl Gpu {
     /// Binds `operands`, in binding order, to a pipeline.
     ///
     /// # Errors
-    /// If an operand does not fit its binding.
+    /// If an operand does not fit its binding, or the grid has more workgroups on an axis than the adapter allows.
     pub fn dispatch(
         &self,
         label: &str,
@@ -65,6 +65,11 @@ impl Gpu {
         operands: &[Bound<'_>],
         grid: [u32; 3],
     ) -> Result<Dispatch, RuntimeError> {
+        let (most, allowed) = (grid.into_iter().max().unwrap_or(0), self.caps().max_groups);
+        if most > allowed {
+            let (what, unit) = (label.to_owned(), "workgroups on an axis");
+            return Err(RuntimeError::TooMany { what, count: most.into(), unit, allowed: allowed.into() });
+        }
         let entries: Vec<_> = (0..).zip(operands).map(|(binding, bound)| bound.entry(binding)).collect();
         let layout = &pipeline.layout;
         let descriptor = wgpu::BindGroupDescriptor { label: Some(label), layout, entries: &entries };

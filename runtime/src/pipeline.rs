@@ -1,10 +1,10 @@
 //! Pipelines: compiled once per module text, shared by everything that runs on the device.
 
-use crate::device::Gpu;
+use crate::device::{Gpu, locked};
 use crate::error::RuntimeError;
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 /// What a module expects at a binding of group 0, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -24,24 +24,40 @@ pub struct Pipeline {
     pub(crate) layout: wgpu::BindGroupLayout,
 }
 
-/// Compiled kernels by module text.
+/// What tells pipelines apart: the text, which holds source and constants, and the bindings. The entry point is always
+/// `main`.
+type Key = (String, Vec<Binding>);
+
+/// Where a pipeline will be, once somebody has compiled it.
+type Place = Arc<Mutex<Option<Arc<Pipeline>>>>;
+
+/// Compiled kernels. The list is locked only to look up a place; a place is locked while its pipeline is compiled, so
+/// that threads which want different ones do not wait for each other, and none is compiled twice.
 #[derive(Debug, Default)]
-pub(crate) struct PipelineCache(Mutex<HashMap<String, Arc<Pipeline>>>);
+pub(crate) struct Pipelines(Mutex<HashMap<Key, Place>>);
 
 impl Gpu {
-    /// The pipeline of a module whose entry point is `main`, compiled on first use.
+    /// The pipeline of a module whose entry point is `main`, compiled on first use. Any number of threads may call this
+    /// at a time, and it pays: compiling is most of the work of making a session.
     ///
     /// # Errors
     /// If the module is refused: the error holds wgpu's message with the lines of the shader.
     pub fn pipeline(&self, label: &str, wgsl: &str, bindings: &[Binding]) -> Result<Arc<Pipeline>, RuntimeError> {
-        let cached = |cache: &PipelineCache| cache.0.lock().unwrap_or_else(PoisonError::into_inner).get(wgsl).cloned();
-        if let Some(pipeline) = cached(&self.pipelines) {
-            return Ok(pipeline);
+        let (storage, allowed) =
+            (bindings.iter().filter(|b| **b != Binding::Uniform).count(), self.caps().max_storage_buffers);
+        if storage > allowed as usize {
+            let (what, unit) = (label.to_owned(), "storage buffers");
+            return Err(RuntimeError::TooMany { what, count: storage as u64, unit, allowed: allowed.into() });
+        }
+        let key = (wgsl.to_owned(), bindings.to_owned());
+        let place = Arc::clone(locked(&self.pipelines.0).entry(key).or_default());
+        let mut place = locked(&place);
+        if let Some(pipeline) = &*place {
+            return Ok(Arc::clone(pipeline));
         }
         let made = Arc::new(self.scoped(label, 0, || self.compile(label, wgsl, bindings))?);
         self.pipelines_made.fetch_add(1, Ordering::Relaxed);
-        let mut cache = self.pipelines.0.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(Arc::clone(cache.entry(wgsl.to_owned()).or_insert(made)))
+        Ok(Arc::clone(place.insert(made)))
     }
 
     fn compile(&self, label: &str, wgsl: &str, bindings: &[Binding]) -> Pipeline {
@@ -66,7 +82,7 @@ impl Gpu {
                 constants: &[],
                 zero_initialize_workgroup_memory: false,
             },
-            cache: None,
+            cache: self.pipeline_file.as_ref().map(|file| &file.raw),
         });
         Pipeline { raw, layout }
     }

@@ -1,0 +1,220 @@
+//! What this machine has to compute on, as plain data, and the rule that chooses.
+
+use crate::error::RuntimeError;
+use std::fmt;
+use std::sync::LazyLock;
+
+/// What we use where an adapter has it.
+pub(crate) const FEATURES: wgpu::Features =
+    wgpu::Features::SHADER_F16.union(wgpu::Features::TIMESTAMP_QUERY).union(wgpu::Features::PIPELINE_CACHE);
+
+/// What of an adapter matters to us, as plain data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Caps {
+    /// Native 16-bit floats in shaders and storage.
+    pub shader_f16: bool,
+    /// Timestamps at the edges of a pass.
+    pub timestamps: bool,
+    /// Compiled pipelines can be kept in a file.
+    pub pipeline_cache: bool,
+    /// Largest range of a buffer that can be bound, in bytes.
+    pub max_binding_bytes: u64,
+    /// Largest buffer, in bytes.
+    pub max_buffer_bytes: u64,
+    /// Workgroup memory, in bytes.
+    pub max_workgroup_bytes: u32,
+    /// Invocations in a workgroup.
+    pub max_invocations: u32,
+    /// Workgroups along an axis of a grid.
+    pub max_groups: u32,
+    /// Storage buffers a shader may bind.
+    pub max_storage_buffers: u32,
+    /// Alignment of a uniform binding's offset, in bytes.
+    pub uniform_alignment: u32,
+}
+
+impl Caps {
+    fn new(features: wgpu::Features, limits: &wgpu::Limits) -> Self {
+        Self {
+            shader_f16: features.contains(wgpu::Features::SHADER_F16),
+            timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
+            pipeline_cache: features.contains(wgpu::Features::PIPELINE_CACHE),
+            max_binding_bytes: limits.max_storage_buffer_binding_size,
+            max_buffer_bytes: limits.max_buffer_size,
+            max_workgroup_bytes: limits.max_compute_workgroup_storage_size,
+            max_invocations: limits.max_compute_invocations_per_workgroup,
+            max_groups: limits.max_compute_workgroups_per_dimension,
+            max_storage_buffers: limits.max_storage_buffers_per_shader_stage,
+            uniform_alignment: limits.min_uniform_buffer_offset_alignment,
+        }
+    }
+}
+
+/// What stands behind an adapter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum AdapterKind {
+    /// A GPU with its own memory.
+    Discrete,
+    /// A GPU that shares the host's memory.
+    Integrated,
+    /// A GPU passed through to a virtual machine, or one the driver does not describe.
+    Other,
+    /// A driver that computes on the CPU: right, but slow.
+    Software,
+}
+
+impl fmt::Display for AdapterKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Discrete => "discrete GPU",
+            Self::Integrated => "integrated GPU",
+            Self::Other => "GPU",
+            Self::Software => "software",
+        })
+    }
+}
+
+/// An adapter found on this machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdapterSummary {
+    /// Position in the list, usable as a name.
+    pub index: usize,
+    /// The driver's name for it.
+    pub name: String,
+    /// Vulkan, Metal or Dx12.
+    pub backend: String,
+    /// Name and version of the driver.
+    pub driver: String,
+    /// What stands behind it.
+    pub kind: AdapterKind,
+    /// What it can do.
+    pub caps: Caps,
+}
+
+impl fmt::Display for AdapterSummary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({}, {}, {})", self.name, self.kind, self.backend, self.driver)
+    }
+}
+
+/// Which adapter is wanted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Select {
+    /// Hardware before software, discrete before integrated.
+    #[default]
+    Best,
+    /// Like `Best`, but never a software driver.
+    Hardware,
+    /// By position in the list, or by a part of name or driver, whatever the case of the letters.
+    Named(String),
+    /// The adapter of this name, backend and driver, wherever it stands in the list now.
+    Same(AdapterSummary),
+}
+
+impl Select {
+    /// The index of the adapter this choice takes, by a pure rule over the list.
+    ///
+    /// # Errors
+    /// If none fits: the error lists what there is.
+    pub fn choose(&self, found: &[AdapterSummary]) -> Result<usize, RuntimeError> {
+        let best = |fits: &dyn Fn(&AdapterSummary) -> bool| {
+            found.iter().filter(|a| fits(a)).min_by_key(|a| (a.kind, a.index)).map(|a| a.index)
+        };
+        let chosen = match self {
+            Self::Best => best(&|_| true),
+            Self::Hardware => best(&|a| a.kind != AdapterKind::Software),
+            Self::Named(name) => match name.parse::<usize>() {
+                Ok(index) => best(&|a| a.index == index),
+                Err(_) => {
+                    let name = name.to_lowercase();
+                    best(&|a| a.name.to_lowercase().contains(&name) || a.driver.to_lowercase().contains(&name))
+                }
+            },
+            Self::Same(same) => {
+                best(&|a| (&a.name, &a.backend, &a.driver) == (&same.name, &same.backend, &same.driver))
+            }
+        };
+        chosen.ok_or_else(|| RuntimeError::NoAdapter {
+            wanted: match self {
+                Self::Best => "any".to_owned(),
+                Self::Hardware => "hardware".to_owned(),
+                Self::Named(name) => name.clone(),
+                Self::Same(same) => same.name.clone(),
+            },
+            found: match found {
+                [] => "none".to_owned(),
+                _ => found.iter().map(|a| format!("[{}] {a}", a.index)).collect::<Vec<_>>().join("; "),
+            },
+        })
+    }
+}
+
+pub(crate) fn summary(index: usize, adapter: &wgpu::Adapter) -> AdapterSummary {
+    let info = adapter.get_info();
+    AdapterSummary {
+        index,
+        name: info.name.clone(),
+        backend: info.backend.to_string(),
+        driver: format!("{} {}", info.driver, info.driver_info).trim().to_owned(),
+        kind: match info.device_type {
+            wgpu::DeviceType::DiscreteGpu => AdapterKind::Discrete,
+            wgpu::DeviceType::IntegratedGpu => AdapterKind::Integrated,
+            wgpu::DeviceType::Cpu => AdapterKind::Software,
+            wgpu::DeviceType::VirtualGpu | wgpu::DeviceType::Other => AdapterKind::Other,
+        },
+        caps: Caps::new(adapter.features(), &adapter.limits()),
+    }
+}
+
+/// One for the process: what lies on another device is then known as such and refused. Two instances would count their
+/// resources alike, and mistake one for another.
+static INSTANCE: LazyLock<wgpu::Instance> =
+    LazyLock::new(|| wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle()));
+
+pub(crate) async fn enumerate() -> Vec<wgpu::Adapter> {
+    INSTANCE.enumerate_adapters(wgpu::Backends::PRIMARY).await
+}
+
+/// Every adapter of this machine.
+pub async fn adapters() -> Vec<AdapterSummary> {
+    enumerate().await.iter().enumerate().map(|(index, adapter)| summary(index, adapter)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn adapter(index: usize, name: &str, kind: AdapterKind) -> AdapterSummary {
+        let caps = Caps::new(wgpu::Features::empty(), &wgpu::Limits::default());
+        AdapterSummary { index, name: name.into(), backend: "vulkan".into(), driver: "Mesa 25".into(), kind, caps }
+    }
+
+    fn machine() -> Vec<AdapterSummary> {
+        vec![
+            adapter(0, "llvmpipe", AdapterKind::Software),
+            adapter(1, "Iris", AdapterKind::Integrated),
+            adapter(2, "GeForce", AdapterKind::Discrete),
+        ]
+    }
+
+    #[test]
+    fn hardware_comes_before_software() {
+        assert_eq!(Select::Best.choose(&machine()), Ok(2));
+        assert_eq!(Select::Best.choose(&machine()[..1]), Ok(0));
+        assert_eq!(Select::Hardware.choose(&machine()[..2]), Ok(1));
+    }
+
+    #[test]
+    fn names_and_numbers_are_understood() {
+        assert_eq!(Select::Named("LLVM".into()).choose(&machine()), Ok(0));
+        assert_eq!(Select::Named("1".into()).choose(&machine()), Ok(1));
+    }
+
+    #[test]
+    fn what_was_found_is_listed() {
+        let error = Select::Named("Radeon".into()).choose(&machine()).expect_err("there is no Radeon").to_string();
+        assert!(error.contains("Radeon") && error.contains("[1] Iris"), "{error}");
+        let none = Select::Hardware.choose(&[]).expect_err("there is nothing").to_string();
+        assert_eq!(none, "no GPU adapter fits `hardware`; found: none");
+    }
+}

@@ -1,0 +1,127 @@
+//! Compiled pipelines, kept from one run of the program to the next in a file of the user's cache folder.
+//!
+//! Its name says which adapter, driver and version of this crate wrote it, its checksum that it is whole, and a header
+//! of wgpu's inside that it fits the device. Any other file is as good as none.
+
+use crate::device::Gpu;
+use crate::error::RuntimeError;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// What a file begins with; a checksum of four bytes and wgpu's data follow.
+const MAGIC: [u8; 8] = *b"mdpipes1";
+
+/// The cache the driver fills while it compiles, and where it is kept.
+#[derive(Debug)]
+pub(crate) struct PipelineFile {
+    path: PathBuf,
+    pub(crate) raw: wgpu::PipelineCache,
+    /// Pipelines that had been compiled when the file was last written.
+    saved: AtomicU64,
+}
+
+impl PipelineFile {
+    /// Absent where the device has no such cache.
+    fn open(gpu: &Gpu, folder: &Path) -> Option<Self> {
+        if !gpu.caps().pipeline_cache {
+            return None;
+        }
+        let path = folder.join(file_name(&gpu.device.adapter_info())?);
+        let file = std::fs::read(&path).unwrap_or_default();
+        let raw = make(gpu, unsealed(&file)).or_else(|_| make(gpu, None)).ok()?;
+        Some(Self { path, raw, saved: AtomicU64::new(0) })
+    }
+
+    /// Where it lies.
+    pub(crate) fn folder(&self) -> &Path {
+        self.path.parent().unwrap_or(Path::new("."))
+    }
+
+    fn write(&self, data: &[u8]) -> std::io::Result<()> {
+        let folder = self.folder();
+        std::fs::create_dir_all(folder)?;
+        let mut file = tempfile::NamedTempFile::new_in(folder)?;
+        file.write_all(&sealed(data))?;
+        file.persist(&self.path)?;
+        Ok(())
+    }
+}
+
+impl Gpu {
+    /// The same device, which takes up what was compiled on it before from a file in `folder`, and keeps there what it
+    /// compiles from now on. Where the driver knows no such thing, and where the file is not right, all is compiled.
+    pub fn with_pipeline_cache(mut self, folder: &Path) -> Self {
+        self.pipeline_file = PipelineFile::open(&self, folder);
+        self
+    }
+
+    /// The same with a folder of the user's own, where the system has one for what programs can do without.
+    pub fn with_user_cache(self) -> Self {
+        match dirs::cache_dir() {
+            Some(folder) => self.with_pipeline_cache(&folder.join("mobilediffusion")),
+            None => self,
+        }
+    }
+
+    /// Writes what was compiled since the last time to the file of [`with_pipeline_cache`](Self::with_pipeline_cache);
+    /// without one, and if nothing was, it does nothing. The file appears whole or not at all.
+    ///
+    /// # Errors
+    /// If it cannot be written, which costs nothing but time in the next run, or the device is lost.
+    pub fn save_pipelines(&self) -> Result<(), RuntimeError> {
+        let Some(file) = &self.pipeline_file else { return Ok(()) };
+        let made = self.counters().pipelines;
+        if file.saved.swap(made, Ordering::Relaxed) == made {
+            return Ok(());
+        }
+        let Some(data) = self.scoped("the compiled pipelines", 0, || file.raw.get_data())? else { return Ok(()) };
+        let unwritten = |error: std::io::Error| RuntimeError::Unwritten {
+            path: file.path.display().to_string(),
+            reason: error.to_string(),
+        };
+        file.write(&data).map_err(unwritten)
+    }
+}
+
+#[expect(unsafe_code, reason = "the driver trusts the bytes it is given")]
+fn make(gpu: &Gpu, data: Option<&[u8]>) -> Result<wgpu::PipelineCache, RuntimeError> {
+    let descriptor = wgpu::PipelineCacheDescriptor { label: Some("compiled pipelines"), data, fallback: true };
+    // SAFETY: the bytes must come from `PipelineCache::get_data`. Only `save_pipelines` writes files of this name and
+    // beginning, into a folder of the user's own; the checksum finds damage, and wgpu's header another device.
+    gpu.scoped("the compiled pipelines", 0, || unsafe { gpu.device.create_pipeline_cache(&descriptor) })
+}
+
+/// One name for every adapter, driver and version of this crate; none where wgpu keeps no pipelines.
+fn file_name(info: &wgpu::AdapterInfo) -> Option<String> {
+    let adapter = wgpu::util::pipeline_cache_key(info)?;
+    let parts = [&info.name, &info.driver, &info.driver_info, env!("CARGO_PKG_VERSION")];
+    Some(format!("{adapter}_{:08x}", crc32fast::hash(parts.join("\n").as_bytes())))
+}
+
+fn sealed(data: &[u8]) -> Vec<u8> {
+    [&MAGIC[..], &crc32fast::hash(data).to_le_bytes(), data].concat()
+}
+
+/// The data of a whole file.
+fn unsealed(file: &[u8]) -> Option<&[u8]> {
+    let (checksum, data) = file.strip_prefix(&MAGIC)?.split_first_chunk()?;
+    (u32::from_le_bytes(*checksum) == crc32fast::hash(data)).then_some(data)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn damage_is_found() {
+        let file = sealed(b"compiled");
+        assert_eq!(unsealed(&file), Some(&b"compiled"[..]));
+        for at in 0..file.len() {
+            assert_eq!(unsealed(&file[..at]), None, "cut at {at}");
+            let mut damaged = file.clone();
+            damaged[at] ^= 4;
+            assert_eq!(unsealed(&damaged), None, "damaged at {at}");
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! Compiling: once, by many threads, and from a file.
+
+use super::{BINDINGS, COUNT, Promise, assert_works, fresh};
+use mobilediffusion_runtime::{Gpu, RuntimeError, Select, adapters};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+pub(crate) const TESTS: &[Promise] = &[
+    ("a_pipeline_is_made_once", a_pipeline_is_made_once),
+    ("a_wrong_shader_is_an_error_with_its_lines", a_wrong_shader_is_an_error_with_its_lines),
+    ("threads_compile_side_by_side", threads_compile_side_by_side),
+    ("pipelines_are_kept_in_a_file", pipelines_are_kept_in_a_file),
+    ("a_file_that_is_not_right_is_as_good_as_none", a_file_that_is_not_right_is_as_good_as_none),
+];
+
+fn a_pipeline_is_made_once(gpu: &Arc<Gpu>) {
+    let gpu = fresh(gpu);
+    assert_works(&gpu);
+    assert_works(&gpu);
+    assert_eq!(gpu.counters().pipelines, 1, "the second run compiles nothing");
+}
+
+fn a_wrong_shader_is_an_error_with_its_lines(gpu: &Arc<Gpu>) {
+    let wrong = COUNT.replace("= value;", "= no_such_name;");
+    let error = gpu.pipeline("count", &wrong, &BINDINGS).expect_err("the name is unknown").to_string();
+    assert!(error.contains("`count`") && error.contains("y[id.x] = no_such_name"), "{error}");
+    assert_works(gpu);
+}
+
+/// The same shader with another number in it.
+fn variant(number: u32) -> String {
+    COUNT.replace("times; i++", &format!("times + {number}u - {number}u; i++"))
+}
+
+fn threads_compile_side_by_side(gpu: &Arc<Gpu>) {
+    let gpu = fresh(gpu);
+    let wrong = COUNT.replace("= value;", "= no_such_name;");
+    std::thread::scope(|scope| {
+        for thread in 0..8 {
+            let (gpu, wrong) = (&gpu, &wrong);
+            scope.spawn(move || {
+                for number in 0..4 {
+                    // Every thread in another order, so that they meet.
+                    let text = variant((number + thread) % 4);
+                    gpu.pipeline("right", &text, &BINDINGS).expect("no thread sees another's error");
+                    let error = gpu.pipeline("wrong", wrong, &BINDINGS).expect_err("the name is unknown");
+                    assert!(matches!(error, RuntimeError::Validation { ref what, .. } if what == "wrong"), "{error}");
+                }
+            });
+        }
+    });
+    assert_eq!(gpu.counters().pipelines, 4, "each is compiled once, whoever asks");
+}
+
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).into_iter().flatten();
+    entries.map(|entry| entry.expect("a folder's entry reads").path()).collect()
+}
+
+fn pipelines_are_kept_in_a_file(gpu: &Arc<Gpu>) {
+    let place = tempfile::tempdir().expect("a temporary folder");
+    let folder = place.path().join("not there yet");
+    let first = fresh(gpu).with_pipeline_cache(&folder);
+    first.save_pipelines().expect("there is nothing to save");
+    assert_eq!(files(&folder).len(), 0, "nothing was compiled");
+    assert_works(&first);
+    first.save_pipelines().expect("it is saved");
+    let kept = files(&folder);
+    if !gpu.caps().pipeline_cache {
+        return assert!(kept.is_empty(), "the driver keeps no pipelines");
+    }
+    assert_eq!(kept.len(), 1, "one file, and nothing half written beside it");
+    // A second device takes it up, and a re-created one does so by itself.
+    let second = fresh(gpu).with_pipeline_cache(&folder);
+    assert_works(&second);
+    second.destroy();
+    let third = pollster::block_on(second.recreate()).expect("the adapter opens again");
+    fs::remove_file(&kept[0]).expect("it is there");
+    assert_works(&third);
+    third.save_pipelines().expect("it is saved");
+    assert_eq!(files(&folder), kept, "the same file again");
+    third.save_pipelines().expect("there is nothing new");
+    // A file where the folder should be.
+    let nowhere = fresh(gpu).with_pipeline_cache(&kept[0]);
+    assert_works(&nowhere);
+    let error = nowhere.save_pipelines().expect_err("a file holds no files");
+    assert!(matches!(error, RuntimeError::Unwritten { .. }), "{error}");
+}
+
+fn a_file_that_is_not_right_is_as_good_as_none(gpu: &Arc<Gpu>) {
+    let place = tempfile::tempdir().expect("a temporary folder");
+    let folder = place.path();
+    let works = || {
+        let gpu = fresh(gpu).with_pipeline_cache(folder);
+        assert_works(&gpu);
+        gpu.save_pipelines().expect("it is saved");
+    };
+    works();
+    let Some(file) = files(folder).pop() else { return };
+    let right = fs::read(&file).expect("it reads");
+    for wrong in [&right[..right.len() / 2], &[&right[..], &[0]].concat(), b"", b"not a file of pipelines at all"] {
+        fs::write(&file, wrong).expect("it writes");
+        works();
+        assert_eq!(fs::read(&file).expect("it reads").len(), right.len(), "a right one takes its place");
+    }
+    // Another adapter's, under this one's name.
+    for other in pollster::block_on(adapters()).into_iter().filter(|other| other.name != gpu.adapter().name) {
+        let elsewhere = tempfile::tempdir().expect("a temporary folder");
+        let other = pollster::block_on(Gpu::open(&Select::Same(other))).expect("a listed adapter opens");
+        let other = other.with_pipeline_cache(elsewhere.path());
+        assert_works(&other);
+        other.save_pipelines().expect("it is saved");
+        if let Some(foreign) = files(elsewhere.path()).pop() {
+            assert_ne!(foreign.file_name(), file.file_name(), "adapters do not share a name");
+            fs::copy(foreign, &file).expect("it is copied");
+            works();
+        }
+    }
+}
