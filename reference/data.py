@@ -5,6 +5,7 @@ Downloads one package of vector icon sets, rasterises the concepts of
 
     pictures.npz    pictures uint8 [n, size, size, 3], concept, style and split int64 [n], weight float64 [n]
     captions.json   the captions of every picture
+    names.json      the names of every concept
     manifest.json   set, licence, author, number of pictures of each split
     sheet.png       all pictures, one row per concept, one column per set
 
@@ -176,6 +177,7 @@ def main() -> None:
     arrays, texts, rows = draw_all(concepts, sets, spec["sets"], spec["captions"], plan.size)
     np.savez_compressed(out / "pictures.npz", **arrays)
     (out / "captions.json").write_text(json.dumps(texts) + "\n")
+    (out / "names.json").write_text(json.dumps([c["names"] for c in concepts]) + "\n")
     described = manifest(sets, arrays["style"], arrays["split"])
     (out / "manifest.json").write_text(json.dumps(described, indent=2) + "\n")
     if not plan.min_sets:

@@ -55,7 +55,8 @@ def untrained(plan):
 def trained(out: Path, stages: list[str]):
     """UNets, text encoder, light decoder, VAE of a finished run."""
     unets, texts = zip(*(diffusion.load(out / stage, "cpu") for stage in stages))
-    return list(unets), texts[0], vae.load_light(out / "decoder", "cpu"), vae.load(out / "vae", "cpu")
+    text = diffusion.load_text(out / "words", "cpu") if (out / "words").exists() else texts[0]
+    return list(unets), text, vae.load_light(out / "decoder", "cpu"), vae.load(out / "vae", "cpu")
 
 
 def main() -> None:

@@ -25,8 +25,13 @@ def from_stage(folder: Path) -> Pipeline:
 
     unet, text = diffusion.load(folder, "cpu")
     light = folder.parent / "decoder"
-    decoder = vae.load_light(light, "cpu") if light.exists() else vae.load(folder.parent / "vae", "cpu")
+    decoder = vae.load_light(light, "cpu") if (light / "checkpoint.pt").exists() else vae.load(folder.parent / "vae", "cpu")
     return Pipeline(unet, text, decoder, "ddim", 20, 3.0)
+
+
+def as_image(picture: torch.Tensor) -> Image.Image:
+    """picture [3, h, w] in 0..1."""
+    return Image.fromarray((picture * 255).round().byte().permute(1, 2, 0).numpy())
 
 
 def draw_sheet(pictures: torch.Tensor, prompts: list[str], rows: int, scale: int) -> Image.Image:
@@ -34,9 +39,9 @@ def draw_sheet(pictures: torch.Tensor, prompts: list[str], rows: int, scale: int
     side, top = pictures.shape[-1] * scale, 16
     sheet = Image.new("RGB", (side * len(prompts), top + side * rows), "white")
     draw = ImageDraw.Draw(sheet)
-    for i, picture in enumerate((pictures * 255).round().byte().permute(0, 2, 3, 1).numpy()):
+    for i, picture in enumerate(pictures):
         y, x = divmod(i, len(prompts))
-        sheet.paste(Image.fromarray(picture).resize((side, side), Image.NEAREST), (x * side, top + y * side))
+        sheet.paste(as_image(picture).resize((side, side), Image.NEAREST), (x * side, top + y * side))
     for x, prompt in enumerate(prompts):
         draw.text((x * side + 4, 2), prompt, fill="black")
     return sheet
@@ -54,6 +59,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int)
     parser.add_argument("--guidance", type=float)
     parser.add_argument("--scale", type=int, default=2)
+    parser.add_argument("--pictures", type=Path, help="folder for every picture alone, `PROMPT-SEED.png`")
     options = parser.parse_args()
     torch.manual_seed(0)  # for the fresh noise of a few-step sampler
 
@@ -62,7 +68,12 @@ def main() -> None:
         if getattr(options, key) is not None:
             setattr(pipeline, key, getattr(options, key))
     seeds = [seed for seed in options.seeds for _ in options.prompts]
-    pictures = pipeline(options.prompts * len(options.seeds), seeds)
+    prompts = options.prompts * len(options.seeds)
+    pictures = pipeline(prompts, seeds)
+    if options.pictures:
+        options.pictures.mkdir(parents=True, exist_ok=True)
+        for picture, prompt, seed in zip(pictures, prompts, seeds):
+            as_image(picture).save(options.pictures / f"{prompt.replace(' ', '-')}-{seed}.png")
     draw_sheet(pictures, options.prompts, len(options.seeds), options.scale).save(options.sheet)
 
 

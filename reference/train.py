@@ -6,6 +6,7 @@
     pairs    what the base model draws from which noise
     ufogen   adversarial fine-tuning to one step
     decoder  light decoder, distilled with the encoder frozen
+    words    words outside the captions, from a frozen sentence encoder; may be left out
 
 Each stage keeps its checkpoint and its curve in OUT/STAGE, starts from the
 stage before it, and goes on where it stopped when started again. `--plan` says
@@ -19,12 +20,12 @@ from pathlib import Path
 
 import torch
 
-from training import diffusion, ufogen, vae
+from training import diffusion, ufogen, vae, words
 from training.plan import PLANS
 
 STAGES = {
     "vae": vae.train, "base": diffusion.train, "relu": diffusion.train, "pairs": ufogen.draw_pairs, "ufogen": ufogen.train,
-    "decoder": vae.train_light,
+    "decoder": vae.train_light, "words": words.train,
 }
 
 
@@ -35,6 +36,7 @@ def parse(arguments=None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="folder of all stages' checkpoints")
     parser.add_argument("--plan", choices=PLANS, default="cpu", help="; ".join(f"{k}: {p.about}" for k, p in PLANS.items()))
     parser.add_argument("--warm", type=Path, help="exported checkpoint whose weights the stage starts from")
+    parser.add_argument("--teacher", type=Path, help="words' sentence encoder: model.fp16.safetensors and tokenizer.json")
     parser.add_argument("--minutes", type=float, help="stop after this time instead of the plan's")
     parser.add_argument("--steps", type=int, help="stop after this many steps instead of the plan's")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")

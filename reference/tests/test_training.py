@@ -7,6 +7,10 @@ import json
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 
 import evaluate
 import export
@@ -20,11 +24,11 @@ from mobilediffusion.text_encoder import TextEncoder
 from mobilediffusion.tokenizer import DEFAULT_PATH, ClipTokenizer
 from mobilediffusion.unet import UNet
 from mobilediffusion.vae import Vae
-from training import common, diffusion, lora, ufogen, vae
+from training import common, diffusion, lora, minilm, ufogen, vae, words
 from training.plan import PLANS, Plan, Stage
 
 needs_tokenizer = pytest.mark.skipif(not DEFAULT_PATH.exists(), reason="no model/data/clip/tokenizer.json")
-STAGES = ("vae", "base", "relu", "pairs", "ufogen", "decoder")
+STAGES = ("vae", "base", "relu", "pairs", "ufogen", "decoder")  # `words` has a test of its own
 TOY = Plan(
     size=32, min_sets=0,
     unet=UNetConfig(
@@ -35,7 +39,7 @@ TOY = Plan(
     text=TextConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=1),
     vae=VaeConfig(block_out_channels=[8, 8, 16, 16], layers_per_block=1, norm_num_groups=4),
     decoder=DecoderConfig(block_out_channels=[8, 8, 16, 16], layers_per_up_block=[1, 1, 1, 1], norm_num_groups=4),
-    stages={name: Stage(minutes=5.0, steps=3, batch=4, rate=(1e-3, 1e-4)) for name in STAGES},
+    stages={name: Stage(minutes=5.0, steps=3, batch=4, rate=(1e-3, 1e-4)) for name in (*STAGES, "words")},
     adversarial=0.5, pairs=8, teacher_steps=2,
 )
 
@@ -57,6 +61,7 @@ def data(tmp_path):
     split = np.array([0, 0, 0, 1, 0, 0, 1, 2])
     np.savez(folder / "pictures.npz", pictures=pictures, concept=np.arange(8), style=np.zeros(8, int), split=split, weight=np.ones(8))
     (folder / "captions.json").write_text(json.dumps([[f"thing {i}", f"a thing {i}"] for i in range(8)]))
+    (folder / "names.json").write_text(json.dumps([[f"thing {i}"] for i in range(7)] + [["held out"]]))
     return folder
 
 
@@ -182,3 +187,43 @@ def test_plans_are_of_the_promised_size():
         assert plan.unet.cross_attention_dim == plan.text.hidden_size
         parts = ((UNet, plan.unet), (TextEncoder, plan.text), (LightDecoder, plan.decoder), (Vae, plan.vae))
         assert 2 * sum(parameters(*part) for part in parts) < 64e6  # bytes in half precision
+
+
+@needs_tokenizer
+def test_words(run, monkeypatch):
+    """A teacher for whom `kitten` and `thing 2` are one, and everything else is apart."""
+
+    class Teacher:
+        def __init__(self, folder):
+            pass
+
+        def __call__(self, texts):
+            return torch.tensor([[1.0, 0.0] if t in ("kitten", "thing 2") else [0.0, float(t == "thing 0")] for t in texts])
+
+    run("vae")
+    before = diffusion.load_text(run("base"), "cpu")
+    monkeypatch.setattr(words, "MiniLm", Teacher)
+    after = diffusion.load_text(run("words", "--teacher", "nowhere", "--steps", "100"), "cpu")
+    say = lambda text, *prompts: text(ClipTokenizer()(list(prompts)))
+    known = ("thing 2", "a thing 5", "thing", "")
+    torch.testing.assert_close(say(after, *known), say(before, *known))
+    apart = lambda text: (say(text, "kitten") - say(text, "thing 2")).square().mean()
+    assert apart(after) < 0.5 * apart(before)
+    with pytest.raises(ValueError, match="--teacher"):
+        run("words")
+
+
+def test_minilm_is_bert(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(vocab_size=11, hidden_size=24, num_hidden_layers=2, num_attention_heads=12, intermediate_size=32)
+    bert = transformers.BertModel(config, add_pooling_layer=False).eval()
+    save_file(bert.state_dict(), tmp_path / "model.fp16.safetensors")
+    vocabulary = {"[PAD]": 0, **{word: i for i, word in enumerate("abcdefghij", 1)}}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="[PAD]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    found = minilm.MiniLm(tmp_path)(["a b c", "d e f g h"])
+    ids, mask = torch.tensor([[1, 2, 3, 0, 0], [4, 5, 6, 7, 8]]), torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+    with torch.no_grad():
+        hidden = bert(input_ids=ids, attention_mask=mask).last_hidden_state * mask.unsqueeze(-1)
+    torch.testing.assert_close(found, torch.nn.functional.normalize(hidden.sum(1), dim=1), rtol=1e-4, atol=1e-5)

@@ -41,14 +41,20 @@ def new_text_encoder(config: TextConfig) -> TextEncoder:
     return text
 
 
+def load_text(folder, device) -> TextEncoder:
+    """Averaged text encoder of a stage, in evaluation mode."""
+    saved = load_checkpoint(folder)
+    text = TextEncoder(TextConfig.from_dict(saved["text_config"]))
+    text.load_state_dict(saved["text_ema"])
+    return frozen(text.to(device))
+
+
 def load(folder, device):
     """Averaged UNet and text encoder of a stage, in evaluation mode."""
     saved = load_checkpoint(folder)
     unet = UNet(UNetConfig.from_dict(saved["unet_config"]))
-    text = TextEncoder(TextConfig.from_dict(saved["text_config"]))
     unet.load_state_dict(saved["unet_ema"])
-    text.load_state_dict(saved["text_ema"])
-    return frozen(unet.to(device)), frozen(text.to(device))
+    return frozen(unet.to(device)), load_text(folder, device)
 
 
 def start(options):

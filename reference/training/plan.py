@@ -70,6 +70,7 @@ CPU = Plan(
         "pairs": Stage(minutes=10, steps=1_000, batch=64, rate=(0, 0)),
         "ufogen": Stage(minutes=25, steps=5_000, batch=32, rate=(5e-4, 3e-5), ema=0.995),
         "decoder": Stage(minutes=18, steps=4_000, batch=16, rate=(1e-3, 3e-5)),
+        "words": Stage(minutes=5, steps=600, batch=64, rate=(3e-2, 1e-3)),
     },
 )
 
@@ -93,6 +94,7 @@ GPU = Plan(
         "pairs": Stage(minutes=10, steps=10_000, batch=256, rate=(0, 0)),
         "ufogen": Stage(minutes=10, steps=10_000, batch=128, rate=(1e-4, 1e-5), ema=0.99),
         "decoder": Stage(minutes=5, steps=20_000, batch=32, rate=(1e-3, 1e-5), ema=0.999),
+        "words": Stage(minutes=2, steps=2_000, batch=256, rate=(3e-2, 1e-3)),
     },
     adversarial=0.1,
     pairs=65_536,
