@@ -4,6 +4,7 @@
 use mobilediffusion_graph::Recording;
 use mobilediffusion_model::ModelConfig;
 use mobilediffusion_model::config::Sampler;
+use mobilediffusion_model::info::paper::{Row, table};
 use mobilediffusion_model::info::{Part, summary};
 use mobilediffusion_model::networks::{Decoder, Shape, decode_graph, denoise_graph, text_graph, vae_weights};
 use std::collections::BTreeSet;
@@ -73,16 +74,28 @@ fn stable_diffusion_has_its_size() {
 
 #[test]
 fn unet_has_the_papers_layers() {
-    let (config, shape) = full_size();
-    let graph = denoise_graph(&config, &shape).expect("the UNet builds");
-    let paths: BTreeSet<&str> = graph.nodes().iter().map(|node| node.path.as_str()).collect();
-    let count = |kernel: &str, end: &str| {
-        graph.nodes().iter().filter(|n| n.kernel.name() == kernel && n.path.ends_with(end)).count()
-    };
-    assert_eq!(count("attention", "attn1"), 15, "self-attention layers");
-    assert_eq!(count("attention", "attn2"), 18, "cross-attention layers");
-    let blocks = paths.iter().filter(|p| p.ends_with(".conv2") || p.ends_with(".pwconv2")).count();
-    assert_eq!(blocks, 11, "convolution blocks");
+    for (preset, layers) in
+        [("mobilediffusion", [11, 15, 18]), ("alt-2", [11, 15, 18]), ("alt-7", [11, 15, 18]), ("sd15", [22, 16, 16])]
+    {
+        let config = ModelConfig::preset(preset).expect("the preset is valid");
+        let row = Row::counted(preset, denoise_graph(&config, &full_size().1).expect("the UNet builds"));
+        let counted = [row.blocks, row.self_attention, row.cross_attention];
+        assert_eq!(counted, layers.map(Some), "{preset}: blocks, self-attention and cross-attention");
+    }
+}
+
+#[test]
+fn table_1_stands_beside_the_counts() {
+    let text = table().expect("the presets are built in").to_string();
+    for line in [
+        "mobilediffusion 11 15 18 386.86 180.06",
+        "MobileDiffusion (quoted) 11 15 18 386.00 182.00",
+        "sd15 22 16 16 859.52 401.64",
+        "SDXL (quoted) 17 - - 2600.00 710.00",
+    ] {
+        let found = text.lines().any(|l| l.split_whitespace().eq(line.split_whitespace()));
+        assert!(found, "no line `{line}` in\n{text}");
+    }
 }
 
 fn check_names(weights: &[(String, Vec<usize>)], list: &str) {

@@ -10,6 +10,7 @@ pub(crate) fn info(args: &Networks) -> Result<(), Failure> {
     let counted = mobilediffusion_model::info::summary(&config, size)?;
     let defaults = &config.defaults;
     result(&format!("{}: {}", defaults.name, defaults.description))?;
-    result(&format!("one image of {size}x{size} pixels, one evaluation of the UNet\n\n{counted}"))?;
+    result(&format!("one image of {size}x{size} pixels, one evaluation of the UNet\n\n{counted}\n"))?;
+    result(&mobilediffusion_model::info::paper::table()?.to_string())?;
     Ok(())
 }

@@ -309,7 +309,8 @@ impl Graph {
         self.step_one("timestep_embedding", kernel, &[Some(t), Some(&frequencies)], [n, dim])
     }
 
-    /// One DDIM step from `latent` by the network's `prediction`, guided if the batch holds unconditional images first.
+    /// One DDIM step from `latent` by the network's `prediction`, guided if the batch holds unconditional images first,
+    /// with fresh noise of the images if there is some.
     ///
     /// # Errors
     /// If the shapes do not fit.
@@ -318,13 +319,14 @@ impl Graph {
         latent: &Tensor,
         prediction: &Tensor,
         coefficients: &Tensor,
-        (guided, kind): (bool, Prediction),
+        (guided, noise, kind): (bool, Option<&Tensor>, Prediction),
     ) -> Result<Tensor, GraphError> {
         let images = latent.shape()[0] / if guided { 2 } else { 1 };
         let positions = latent.rows() / latent.shape()[0];
         let c = latent.channels();
-        let kernel = kernels::DdimStep { images, positions, c, guided, prediction: kind, noise: false };
-        self.step_one("ddim_step", kernel, &[Some(latent), Some(prediction), Some(coefficients), None], latent.shape())
+        let kernel = kernels::DdimStep { images, positions, c, guided, prediction: kind, noise: noise.is_some() };
+        let inputs = [Some(latent), Some(prediction), Some(coefficients), noise];
+        self.step_one("ddim_step", kernel, &inputs, latent.shape())
     }
 
     /// The clean latent from `latent` by the network's `prediction`, noised again for the next step if there is one.

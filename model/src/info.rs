@@ -1,5 +1,7 @@
 //! Parameters and multiply-accumulates per block, counted from the graphs that run.
 
+pub mod paper;
+
 use crate::config::{ModelConfig, Sampler};
 use crate::error::ModelError;
 use crate::networks::{Decoder, Shape, decode_graph, denoise_graph, encode_graph, text_graph};

@@ -4,6 +4,7 @@ mod blocks;
 pub mod config;
 pub mod decoder;
 pub mod error;
+pub mod golden;
 pub mod info;
 pub mod networks;
 pub mod noise;

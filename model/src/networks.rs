@@ -22,6 +22,8 @@ pub struct Shape {
     pub sampler: Sampler,
     /// Whether every evaluation is a pair, without and with the text.
     pub guided: bool,
+    /// DDIM's fresh noise: 0 for none, 1 for as much as the forward process has.
+    pub eta: f64,
 }
 
 impl Shape {
@@ -36,7 +38,15 @@ impl Shape {
             }
         }
         let [latent_height, latent_width] = [height, width].map(|pixels| pixels / PIXELS_PER_LATENT);
-        Ok(Self { latent_height, latent_width, steps, sampler, guided })
+        Ok(Self { latent_height, latent_width, steps, sampler, guided, eta: 0.0 })
+    }
+
+    /// Whether a step of the sampler takes fresh noise.
+    pub fn takes_noise(&self) -> bool {
+        match self.sampler {
+            Sampler::Ddim => self.eta > 0.0,
+            Sampler::OneStep => self.steps > 1,
+        }
     }
 
     /// Images in a batch of the UNet.
@@ -58,7 +68,7 @@ pub fn text_graph(config: &ModelConfig, batch: usize) -> Result<Graph, GraphErro
 }
 
 /// One step of the sampler: the UNet, then the step. Inputs: `latent`, `timestep`, `context`, `coefficients` and, if
-/// the one-step sampler takes more than one step, `noise`; output: `next`.
+/// the shape [takes noise](Shape::takes_noise), `noise` of one image; output: `next`.
 ///
 /// # Errors
 /// If the configuration does not fit.
@@ -71,16 +81,15 @@ pub fn denoise_graph(config: &ModelConfig, shape: &Shape) -> Result<Graph, Graph
     let context = g.input("context", [n, tokens, config.unet.cross_attention_dim()], DType::Elem);
     let prediction = unet(&mut g, &config.unet, &latent, &timestep, &context)?;
     let kind = config.scheduler.prediction_type;
+    let coefficients = match shape.sampler {
+        Sampler::Ddim => g.input("coefficients", [8], DType::F32),
+        Sampler::OneStep => g.input("coefficients", [4], DType::F32),
+    };
+    let [_, height, width, channels] = map;
+    let noise = shape.takes_noise().then(|| g.input("noise", [1, height, width, channels], DType::F32));
     let next = match shape.sampler {
-        Sampler::Ddim => {
-            let coefficients = g.input("coefficients", [8], DType::F32);
-            g.ddim_step(&latent, &prediction, &coefficients, (shape.guided, kind))?
-        }
-        Sampler::OneStep => {
-            let coefficients = g.input("coefficients", [4], DType::F32);
-            let noise = (shape.steps > 1).then(|| g.input("noise", map, DType::F32));
-            g.one_step_x0(&latent, &prediction, &coefficients, (noise.as_ref(), kind))?
-        }
+        Sampler::Ddim => g.ddim_step(&latent, &prediction, &coefficients, (shape.guided, noise.as_ref(), kind))?,
+        Sampler::OneStep => g.one_step_x0(&latent, &prediction, &coefficients, (noise.as_ref(), kind))?,
     };
     g.output("next", &next);
     Ok(g)

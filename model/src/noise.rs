@@ -129,8 +129,10 @@ mod tests {
     #[test]
     fn it_agrees_with_the_numpy_twin() {
         let golden: Value = serde_json::from_str(include_str!("../../tests/data/golden/noise.json")).unwrap();
-        for case in golden["normal"].as_array().unwrap() {
-            let values = Noise::new(case["seed"].as_u64().unwrap()).latent(1004);
+        let cases = ["normal", "streams"].map(|key| golden[key].as_array().unwrap());
+        for case in cases.into_iter().flatten() {
+            let stream = case["stream"].as_u64().unwrap_or(0) as u32;
+            let values = Noise::new(case["seed"].as_u64().unwrap()).stream(stream).latent(1004);
             for (key, got) in [("first_8", &values[..8]), ("values_1000_to_1003", &values[1000..])] {
                 let want: Vec<f32> = case[key].as_array().unwrap().iter().map(|v| v.as_f64().unwrap() as f32).collect();
                 let close = |(g, w): (&f32, &f32)| (g - w).abs() <= f32::EPSILON * w.abs();

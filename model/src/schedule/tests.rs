@@ -1,5 +1,6 @@
 use super::*;
 use crate::config::ModelConfig;
+use crate::noise::Noise;
 use serde_json::Value;
 
 fn schedule() -> Schedule {
@@ -136,5 +137,43 @@ fn a_trajectory_agrees_with_the_twin() {
     let only = schedule.one_step(1).unwrap()[0];
     for (z, want) in start.iter().zip(numbers(&golden["one_step_x0"])) {
         close((z - f64::from(only.s) * fake_eps(*z, 999)) / f64::from(only.a), want, 1e-6);
+    }
+}
+
+/// The fresh noise that the twin's trajectories take after step `k`, counted from 1.
+fn fresh(k: usize) -> Vec<f64> {
+    Noise::new(5).stream(k as u32).latent(8).into_iter().map(f64::from).collect()
+}
+
+#[test]
+fn a_trajectory_with_fresh_noise_agrees_with_the_twin() {
+    let (schedule, golden) = (schedule(), golden());
+    let mut latent = numbers(&golden["initial_latent"]);
+    let trajectory = golden["ddim_7_eta_0.7_trajectory"].as_array().unwrap();
+    for (k, (step, want)) in schedule.ddim(7, 0.7).unwrap().iter().zip(trajectory).enumerate() {
+        assert_eq!(want["timestep"], step.timestep);
+        for ((z, want), noise) in latent.iter_mut().zip(numbers(&want["latent"])).zip(fresh(k + 1)) {
+            let eps = fake_eps(*z, step.timestep);
+            let x0 = (*z - f64::from(step.s_t) * eps) / f64::from(step.a_t);
+            *z = f64::from(step.a_prev) * x0 + f64::from(step.direction) * eps + f64::from(step.sigma) * noise;
+            close(*z, want, 1e-6);
+        }
+    }
+}
+
+#[test]
+fn a_few_steps_of_the_one_step_sampler_agree_with_the_twin() {
+    let (schedule, golden) = (schedule(), golden());
+    for (steps, trajectory) in golden["one_step_trajectories"].as_object().unwrap() {
+        let mut latent = numbers(&golden["initial_latent"]);
+        let plan = schedule.one_step(steps.parse().unwrap()).unwrap();
+        for (k, (step, want)) in plan.iter().zip(trajectory.as_array().unwrap()).enumerate() {
+            assert_eq!(want["timestep"], step.timestep, "{steps} steps");
+            for ((z, want), noise) in latent.iter_mut().zip(numbers(&want["x0"])).zip(fresh(k + 1)) {
+                let x0 = (*z - f64::from(step.s) * fake_eps(*z, step.timestep)) / f64::from(step.a);
+                close(x0, want, 1e-6);
+                *z = f64::from(step.a_next) * x0 + f64::from(step.s_next) * noise;
+            }
+        }
     }
 }

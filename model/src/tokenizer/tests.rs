@@ -114,3 +114,22 @@ fn it_agrees_with_an_independent_implementation() {
     }
     assert!(compared >= 100, "{compared} prompts");
 }
+
+#[test]
+fn it_gives_the_ids_of_the_reference_tokenizer() {
+    #[derive(serde::Deserialize)]
+    struct Case {
+        text: String,
+        ids: Vec<u32>,
+    }
+    let cases: Vec<Case> = serde_json::from_str(include_str!("../../../tests/data/tokenizer.json")).unwrap();
+    assert!(cases.len() >= 500, "{} texts", cases.len());
+    let tokenizer = clip();
+    for Case { text, ids } in &cases {
+        let encoded = tokenizer.encode(text, ids.len()).unwrap();
+        assert_eq!(&encoded.ids, ids, "{text:?}");
+        // Whether something is missing is seen in twice the room.
+        let whole = tokenizer.encode(text, 20_000).unwrap();
+        assert_eq!(encoded.truncated.is_some(), whole.kept > encoded.kept, "{text:?}");
+    }
+}

@@ -1,0 +1,51 @@
+//! How near the runtime is to another implementation, block by block:
+//! `parity FOLDER [CASE] [--device cpu|gpu|NAME] [--dtype f32|f16]`.
+//!
+//! `FOLDER` holds `config.json`, the weights and `CASE` (`golden.safetensors` unless said): what
+//! `reference/full_size.py` writes. Prints one line an output, its relative L2 last.
+
+use mobilediffusion_graph::Device;
+use mobilediffusion_kernels::Storage;
+use mobilediffusion_model::golden::compare;
+use mobilediffusion_runtime::{Gpu, Select};
+use std::error::Error;
+use std::io::Write;
+use std::path::Path;
+use std::sync::Arc;
+
+fn device(name: &str, dtype: &str) -> Result<Device, Box<dyn Error>> {
+    let select = match name {
+        "cpu" if dtype == "f32" => return Ok(Device::Cpu),
+        "cpu" => return Err("the CPU computes in f32 only".into()),
+        "gpu" => Select::Best,
+        name => Select::Named(name.to_owned()),
+    };
+    let gpu = pollster::block_on(Gpu::open(&select))?;
+    let storage = match dtype {
+        "f32" => Storage::F32,
+        "f16" if gpu.caps().shader_f16 => Storage::F16,
+        "f16" => Storage::F16Packed,
+        other => return Err(format!("--dtype: expected f32 or f16, found {other}").into()),
+    };
+    Ok(Device::Gpu(Arc::new(gpu), storage))
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let (mut paths, mut name, mut dtype) = (Vec::new(), "cpu".to_owned(), "f32".to_owned());
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        let mut value = || arguments.next().ok_or(format!("{argument} needs a value"));
+        match argument.as_str() {
+            "--device" => name = value()?,
+            "--dtype" => dtype = value()?,
+            _ => paths.push(argument),
+        }
+    }
+    let [folder, case @ ..] = paths.as_slice() else { return Err("which folder?".into()) };
+    let case = case.first().map_or("golden.safetensors", String::as_str);
+    let folder = Path::new(folder);
+    for agreement in compare(folder, case, folder, device(&name, &dtype)?)? {
+        writeln!(std::io::stdout(), "{:70} {:.3e}", agreement.output, agreement.relative_l2)?;
+    }
+    Ok(())
+}

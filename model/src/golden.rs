@@ -1,0 +1,182 @@
+//! Golden files: what another implementation says that a network gives, block by block, and how near ours is.
+//!
+//! A folder holds `config.json`, the weights, and cases: safetensors files of float32 tensors, channels last, named
+//! `input.NAME`, `output.BLOCK` for blocks, and `output`. The configuration and the inputs say which network it is.
+
+use crate::config::{DecoderConfig, TextEncoderConfig, UnetConfig, VaeConfig};
+use crate::decoder::decoder;
+use crate::error::ModelError;
+use crate::json::read;
+use crate::text_encoder::text_encoder;
+use crate::unet::unet;
+use crate::vae;
+use crate::weights::{Checkpoint, WeightSource};
+use mobilediffusion_graph::{Device, Graph, Recording, Session, Weights};
+use mobilediffusion_kernels::DType;
+use safetensors::SafeTensors;
+use serde::Deserialize;
+use std::path::{Path, PathBuf};
+
+/// How far one output is from the golden one.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Agreement {
+    /// `output`, or `output.` and the block's name.
+    pub output: String,
+    /// Root of the summed squares of the differences, in that of the golden values.
+    pub relative_l2: f64,
+}
+
+/// Runs the network of `folder` with `weights` (a folder, too) on a case and compares every output of the case.
+///
+/// # Errors
+/// [`ModelError::Io`], [`ModelError::Json`] and [`ModelError::Safetensors`] if a file does not read,
+/// [`ModelError::Weights`] if the weights are not the network's, [`ModelError::Graph`] if the case does not fit it.
+pub fn compare(folder: &Path, case: &str, weights: &Path, device: Device) -> Result<Vec<Agreement>, ModelError> {
+    let case = Case::open(&folder.join(case))?;
+    let config = folder.join("config.json");
+    let mut g = Graph::with_taps();
+    let (y, half) = case.build(&mut g, &config)?;
+    g.output("output", &y);
+    let checkpoint = Checkpoint::open(weights)?;
+    let checkpoint = match g.weights().first() {
+        // CLIP checkpoints come with and without the prefix.
+        Some((name, _)) if name.starts_with("text_model.") => checkpoint.with_optional_prefix("text_model."),
+        _ => checkpoint,
+    };
+    let mut needed = g.weights();
+    needed.extend(half);
+    checkpoint.verify(&needed)?;
+    let source: Box<dyn WeightSource> = Box::new(checkpoint);
+    let mut session = Session::new(Recording::new(g), &mut Weights::new(device, Box::new(source)), &mut |_, _| ())?;
+    for name in case.names("input.")? {
+        // Integers keep their bits.
+        session.write(&name, &case.values(&format!("input.{name}"))?.1)?;
+    }
+    session.run(&mut |_, _| true)?;
+    let mut all = Vec::new();
+    for name in case.names("output")? {
+        let block = name.strip_prefix('.').unwrap_or("output");
+        let (_, mut want) = case.values(&format!("output{name}"))?;
+        if block == "time_embedding" {
+            // Every block begins with the swish of the embedding, so that is what the graph computes.
+            want.iter_mut().for_each(|v| *v /= 1.0 + (-*v).exp());
+        }
+        let relative_l2 = relative_l2(&session.read(block)?, &want);
+        all.push(Agreement { output: format!("output{name}"), relative_l2 });
+    }
+    Ok(all)
+}
+
+/// Root of the summed squares of the differences, in that of what was wanted; infinite for other lengths.
+fn relative_l2(got: &[f32], want: &[f32]) -> f64 {
+    if got.len() != want.len() {
+        return f64::INFINITY;
+    }
+    let square = |sum: f64, d: f64| sum + d * d;
+    let difference = got.iter().zip(want).map(|(g, w)| f64::from(*g) - f64::from(*w)).fold(0.0, square);
+    let size = want.iter().map(|w| f64::from(*w)).fold(0.0, square);
+    if difference == 0.0 { 0.0 } else { (difference / size).sqrt() }
+}
+
+/// The tensors of one evaluation.
+struct Case {
+    path: PathBuf,
+    bytes: Vec<u8>,
+}
+
+impl Case {
+    fn open(path: &Path) -> Result<Self, ModelError> {
+        let bytes = std::fs::read(path).map_err(|source| ModelError::Io { path: path.to_owned(), source })?;
+        Ok(Self { path: path.to_owned(), bytes })
+    }
+
+    fn tensors(&self) -> Result<SafeTensors<'_>, ModelError> {
+        SafeTensors::deserialize(&self.bytes).map_err(|error| self.wrong(error.to_string()))
+    }
+
+    fn wrong(&self, message: String) -> ModelError {
+        ModelError::Safetensors { path: self.path.clone(), message }
+    }
+
+    /// What follows `prefix` in the names that begin with it, sorted.
+    fn names(&self, prefix: &str) -> Result<Vec<String>, ModelError> {
+        let tensors = self.tensors()?;
+        let mut names: Vec<String> =
+            tensors.names().into_iter().filter_map(|name| name.strip_prefix(prefix)).map(str::to_owned).collect();
+        names.sort();
+        Ok(names)
+    }
+
+    /// Shape and values of a tensor of four-byte elements.
+    fn values(&self, name: &str) -> Result<(Vec<usize>, Vec<f32>), ModelError> {
+        let tensors = self.tensors()?;
+        let tensor = tensors.tensor(name).map_err(|error| self.wrong(format!("{name}: {error}")))?;
+        let values: Vec<f32> = tensor.data().as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
+        match values.len() == tensor.shape().iter().product::<usize>() {
+            true => Ok((tensor.shape().to_vec(), values)),
+            false => Err(self.wrong(format!("{name}: expected four bytes an element, found {}", tensor.dtype()))),
+        }
+    }
+
+    /// Adds the network that `config` and the inputs name. Gives its output, and the weights of the checkpoint that it
+    /// does not take: those of the other half of a VAE.
+    fn build(&self, g: &mut Graph, config: &Path) -> Result<(mobilediffusion_graph::Tensor, Vec<Weight>), ModelError> {
+        let input = |g: &mut Graph, name: &str, dtype: DType| {
+            Ok::<_, ModelError>(g.input(name, self.values(&format!("input.{name}"))?.0, dtype))
+        };
+        let inputs = self.names("input.")?;
+        let has = |name: &str| inputs.iter().any(|input| input == name);
+        let y = match read::<Kind>(config)?.class_name.as_str() {
+            "AutoencoderKL" => return self.build_vae(g, &read(config)?, has("image")),
+            "LightDecoder" => {
+                let latent = input(g, "latent", DType::F32)?;
+                decoder(g, &read::<DecoderConfig>(config)?, &latent)?
+            }
+            "" if has("ids") => {
+                let ids = input(g, "ids", DType::U32)?;
+                text_encoder(g, &read::<TextEncoderConfig>(config)?, &ids)?
+            }
+            _ => {
+                let unet_config: UnetConfig = read(config)?;
+                unet_config.validate(config)?;
+                let latent = input(g, "latent", DType::F32)?;
+                let timestep = input(g, "timestep", DType::F32)?;
+                let context = input(g, "context", DType::Elem)?;
+                unet(g, &unet_config, &latent, &timestep, &context)?
+            }
+        };
+        Ok((y, Vec::new()))
+    }
+
+    fn build_vae(
+        &self,
+        g: &mut Graph,
+        config: &VaeConfig,
+        encodes: bool,
+    ) -> Result<(mobilediffusion_graph::Tensor, Vec<Weight>), ModelError> {
+        let mut other = Graph::new();
+        let edge = crate::config::SIZE_MULTIPLE;
+        if encodes {
+            let image = g.input("image", self.values("input.image")?.0, DType::F32);
+            let moments = vae::encoder(g, config, &image)?;
+            let latent = other.input("latent", [1, edge, edge, config.latent_channels], DType::F32);
+            vae::decoder(&mut other, config, &latent)?;
+            Ok((vae::latent(g, config, &moments)?, other.weights()))
+        } else {
+            let latent = g.input("latent", self.values("input.latent")?.0, DType::F32);
+            let image = other.input("image", [1, edge, edge, config.in_channels], DType::F32);
+            vae::encoder(&mut other, config, &image)?;
+            Ok((vae::decoder(g, config, &latent)?, other.weights()))
+        }
+    }
+}
+
+/// Name and shape.
+type Weight = (String, Vec<usize>);
+
+/// What every configuration file says of itself.
+#[derive(Deserialize)]
+struct Kind {
+    #[serde(rename = "_class_name", default)]
+    class_name: String,
+}
