@@ -3,12 +3,11 @@
 mod plan_graphs;
 
 use mobilediffusion_graph::plan::{Lifetime, Sharing, lower_bound, pack};
-use mobilediffusion_graph::{Conv, Device, Graph, GraphError, Recording, Session, Weights, compare};
-use mobilediffusion_kernels::{Activate, Activation, DType, Kernel, Param, Storage, wgsl};
+use mobilediffusion_graph::{Against, Conv, Device, Graph, GraphError, Recording, Session, Weights, compare};
+use mobilediffusion_kernels::{Activation, DType, Storage};
 use mobilediffusion_model::ModelConfig;
 use mobilediffusion_model::config::Sampler;
 use mobilediffusion_model::networks::{Decoder, Shape, decode_graph, denoise_graph, text_graph};
-use mobilediffusion_runtime::{Binding, Bound, Role};
 use plan_graphs::{MadeUp, devices, own_gpu, random_graph, say, simulation, tiny_denoise, values};
 use proptest::prelude::*;
 use std::time::Instant;
@@ -218,39 +217,6 @@ fn a_replay_makes_nothing() {
     say(&format!("{}: 300 steps of four numbers take {least:?}, waits included", gpu.adapter()));
 }
 
-/// Encoding and submitting 300 dispatches, without the time of the device: what a replay costs the host.
-#[test]
-fn the_hosts_part_of_a_replay_is_told() {
-    let Some(Device::Gpu(gpu, storage)) = devices().into_iter().find(|d| matches!(d, Device::Gpu(..))) else {
-        return say("skipped: there is no GPU adapter");
-    };
-    let kernel = Activate { rows: 1, c: 4, activation: Activation::Silu, scale: 1.0 };
-    let program = kernel.program();
-    let text = wgsl::compose(&program, storage).expect("the shader composes");
-    let bindings = [Binding::Uniform, Binding::Read, Binding::Write];
-    let pipeline = gpu.pipeline(kernel.name(), &text, &bindings).expect("it compiles");
-    let params: Vec<u8> = program.params.iter().flat_map(Param::bytes).collect();
-    let buffer = |bytes, role| gpu.buffer("probe", bytes, role).expect("it is small");
-    let (uniform, x, y) =
-        (buffer(params.len() as u64, Role::Uniform), buffer(16, Role::Storage), buffer(16, Role::Storage));
-    gpu.upload(&uniform, &params).expect("it fits");
-    let dispatch = |step: usize| {
-        let (from, to) = if step.is_multiple_of(2) { (&x, &y) } else { (&y, &x) };
-        let bound = [Bound::whole(&uniform), Bound::whole(from), Bound::whole(to)];
-        gpu.dispatch("probe", &pipeline, &bound, program.grid).expect("it binds")
-    };
-    let dispatches: Vec<_> = (0..300).map(dispatch).collect();
-    let submit = |_| {
-        gpu.wait().expect("the device answers");
-        let start = Instant::now();
-        gpu.submit(&dispatches).expect("it is submitted");
-        start.elapsed()
-    };
-    let least = (0..20).map(submit).min().expect("there were runs");
-    gpu.wait().expect("the device answers");
-    say(&format!("{}: the host's part of 300 steps is {least:?}", gpu.adapter()));
-}
-
 #[test]
 fn only_what_depends_on_an_input_runs_again() {
     let mut weights = Weights::new(Device::Cpu, Box::new(MadeUp::default()));
@@ -322,10 +288,13 @@ fn a_broken_weight_is_found() {
     let mut right = Weights::new(Device::Cpu, Box::new(MadeUp::default()));
     for device in devices() {
         let mut same = Weights::new(device.clone(), Box::new(MadeUp::default()));
-        let none = compare(&recording, &mut right, &mut same, &filled).expect("both run");
+        let none =
+            compare(&recording, Against::Device(&mut right), &mut same, &filled, &mut |_, _| ()).expect("both run");
         assert!(none.is_none(), "{device:?}: {}", none.map(|d| d.to_string()).unwrap_or_default());
         let mut wrong = Weights::new(device, Box::new(MadeUp { broken: Some(broken) }));
-        let found = compare(&recording, &mut right, &mut wrong, &filled).expect("both run").expect("one is broken");
+        let found = compare(&recording, Against::References(&right), &mut wrong, &filled, &mut |_, _| ())
+            .expect("both run")
+            .expect("one is broken");
         assert!(broken.starts_with(&found.path) && found.kernel == "linear", "{found}");
         assert!(found.listing.len() == 3 && found.to_string().contains("> "), "{found}");
     }

@@ -76,23 +76,43 @@ impl Generate {
 /// Which networks, without their weights.
 #[derive(Debug, Args)]
 pub(crate) struct Networks {
-    /// Folder of a model [default: the one that comes with the project]
-    #[arg(long, value_name = "DIR", conflicts_with = "preset")]
+    /// Folder or configuration file of a model, or the name of a built-in architecture [default: the model that comes
+    /// with the project]
+    #[arg(long, value_name = "DIR|FILE|NAME", conflicts_with = "preset")]
     pub(crate) model: Option<PathBuf>,
     /// A built-in architecture
     #[arg(long, value_name = "NAME", value_parser = presets())]
     pub(crate) preset: Option<String>,
     /// Width and height in pixels, a multiple of 32 [default: the model's]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "PIXELS", visible_alias = "resolution")]
     pub(crate) size: Option<usize>,
 }
 
 impl Networks {
+    /// The name of a built-in architecture, if one is meant; a folder of that name comes first.
+    fn name(&self) -> Option<&str> {
+        let named = self.model.as_ref().filter(|path| !path.exists()).and_then(|path| path.to_str());
+        named.filter(|name| ModelConfig::PRESETS.contains(name)).or(self.preset.as_deref())
+    }
+
+    /// The folder of the model, unless only an architecture is meant.
+    pub(crate) fn folder(&self) -> Result<Option<PathBuf>, ModelError> {
+        match (&self.model, self.name()) {
+            (_, Some(_)) => Ok(None),
+            (Some(path), _) if path.is_file() => Ok(path.parent().map(PathBuf::from)),
+            (Some(folder), _) => Ok(Some(folder.clone())),
+            (None, _) => match Source::bundled()?.weights {
+                mobilediffusion_model::WeightsFrom::Directory(folder) => Ok(Some(folder)),
+                mobilediffusion_model::WeightsFrom::Synthetic(_) => Ok(None),
+            },
+        }
+    }
+
     /// The configuration that is meant.
     pub(crate) fn config(&self) -> Result<ModelConfig, ModelError> {
-        match (&self.model, &self.preset) {
-            (Some(folder), _) => ModelConfig::load(folder),
-            (None, Some(preset)) => ModelConfig::preset(preset),
+        match (self.name(), self.folder()?) {
+            (None, Some(folder)) => ModelConfig::load(&folder),
+            (Some(preset), _) => ModelConfig::preset(preset),
             (None, None) => Ok(Source::bundled()?.config),
         }
     }
@@ -100,12 +120,18 @@ impl Networks {
 
 #[derive(Debug, Args)]
 pub(crate) struct Plan {
+    /// Some of the networks [default: all]
+    #[arg(value_enum, value_name = "NETWORK")]
+    pub(crate) only: Vec<crate::graphs::Network>,
     #[command(flatten)]
     pub(crate) networks: Networks,
     /// Strength of guidance: anything but 1 doubles the batch [default: the model's]
     #[arg(long, value_name = "G", allow_negative_numbers = true)]
     pub(crate) guidance: Option<f32>,
-    /// Show every step with its operands, and where every tensor lies
+    /// How floats are stored in the table of tensors
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) dtype: Floats,
+    /// Show every step with its operands, too
     #[arg(long)]
     pub(crate) list: bool,
     /// Say the same as JSON
@@ -116,8 +142,17 @@ pub(crate) struct Plan {
 #[derive(Debug, Args)]
 pub(crate) struct Check {
     /// Case files, or folders of them [default: the cases that come with the kernels]
-    #[arg(value_name = "FILE|DIR")]
+    #[arg(value_name = "FILE|DIR", conflicts_with = "plan")]
     pub(crate) paths: Vec<PathBuf>,
+    /// Run the plan of a network step by step instead, and find the first step that computes something else than the CPU
+    /// does (on the CPU: than the kernels' references, slowly)
+    #[arg(long, value_enum, value_name = "NETWORK")]
+    pub(crate) plan: Option<crate::graphs::Network>,
+    /// With --plan: hold the device to the kernels' references, whatever it is
+    #[arg(long, requires = "plan")]
+    pub(crate) references: bool,
+    #[command(flatten)]
+    pub(crate) networks: Networks,
     /// `auto` (hardware GPU, else the CPU), `gpu`, `cpu`, or an adapter's index or part of its name
     #[arg(long, default_value = "auto", value_parser = device)]
     pub(crate) device: DeviceChoice,

@@ -1,4 +1,5 @@
-//! `bench`: how fast each kernel is at the model's shapes, and what this device could do at best.
+//! `bench`: how fast each kernel is at the model's shapes, and what this device could do at best; or a whole plan, step by
+//! step.
 //!
 //! The reference in f64 is far too slow at these sizes: a GPU's result is checked against the CPU form, and the CPU form
 //! against the reference on the small cases of its family.
@@ -6,12 +7,15 @@
 mod machine;
 mod measure;
 mod peaks;
+mod plan;
 
 use crate::Failure;
 use crate::args::{Floats, device};
 use crate::check::open;
+use crate::graphs::Network;
 use crate::terminal::{note, result};
 use measure::Measured;
+use mobilediffusion_graph::Device;
 use mobilediffusion_kernels::kernel::bytes_moved;
 use mobilediffusion_kernels::runner::{Target, check_case};
 use mobilediffusion_kernels::{Case, FAMILIES, Family, family, sample};
@@ -20,6 +24,7 @@ use mobilediffusion_runtime::{AdapterKind, Timer};
 use peaks::Peaks;
 use serde_json::{Value, json};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// What can be said to `bench`.
@@ -28,6 +33,11 @@ pub(crate) struct Args {
     /// Kernels by name [default: all]
     #[arg(value_name = "KERNEL", value_parser = clap::builder::PossibleValuesParser::new(FAMILIES.iter().map(|f| f.name)))]
     kernels: Vec<String>,
+    /// Time the plan of a network step by step instead, with totals of each kernel
+    #[arg(long, value_enum, value_name = "NETWORK", conflicts_with = "kernels", num_args = 0..=1, default_missing_value = "unet")]
+    plan: Option<Network>,
+    #[command(flatten)]
+    networks: crate::args::Networks,
     /// `auto` (hardware GPU, else the CPU), `gpu`, `cpu`, or an adapter's index or part of its name
     #[arg(long, default_value = "auto", value_parser = device)]
     device: DeviceChoice,
@@ -69,21 +79,30 @@ impl Effort {
 }
 
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
-    let gpu = open(&args.device)?;
+    let gpu = open(&args.device)?.map(Arc::new);
     let target = match &gpu {
         None if args.dtype == Floats::F16 => return Err("the CPU computes in f32 only".into()),
         None => Target::Cpu,
         Some(gpu) => Target::Gpu(gpu, args.dtype.storage(gpu)),
     };
-    let timer = gpu.as_ref().map(Timer::new).transpose()?;
+    let timer = gpu.as_ref().map(|gpu| Timer::new(gpu)).transpose()?;
     let software = gpu.as_ref().is_some_and(|gpu| gpu.adapter().kind == AdapterKind::Software);
     let effort = Effort::new(args.quick, software);
     let machine = machine::describe(target, timer.as_ref());
     for (name, text) in &machine {
         result(&format!("{name}: {text}"))?;
     }
-    if software {
+    if software && args.plan.is_none() {
         note("note: this is a software adapter: it computes on the CPU, so large shapes are left out");
+    }
+    if let Some(network) = args.plan {
+        let device = match (&gpu, target) {
+            (Some(gpu), Target::Gpu(_, storage)) => Device::Gpu(Arc::clone(gpu), storage),
+            _ => Device::Cpu,
+        };
+        let subject = plan::Subject { network, networks: &args.networks, runs: if args.quick { 1 } else { 7 } };
+        let measured = plan::run(subject, &device)?;
+        return write_json(args, &json!({ "machine": as_map(machine), "plan": measured }));
     }
     let peaks = Peaks::measure(target, timer.as_ref(), effort)?;
     result(&format!("peaks: copies {:.1} GB/s, multiply-adds {:.1} GFLOP/s", peaks.copy / 1e9, peaks.flops / 1e9))?;
@@ -119,15 +138,22 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     if too_long > 0 {
         note(&format!("{too_long} shapes of more than {} MFLOP were left out", effort.most_flops / 1_000_000));
     }
-    if let Some(path) = &args.json {
-        let machine: serde_json::Map<String, Value> =
-            machine.into_iter().map(|(name, text)| (name.to_owned(), Value::String(text))).collect();
-        let peaks = json!({ "copy_bytes_per_second": peaks.copy, "flops_per_second": peaks.flops });
-        let all = json!({ "machine": machine, "peaks": peaks, "shapes": rows, "left_out": left_out + too_long });
-        let text = serde_json::to_string_pretty(&all)?;
-        std::fs::write(path, text + "\n").map_err(|error| format!("cannot write {}: {error}", path.display()))?;
-    }
+    let peaks = json!({ "copy_bytes_per_second": peaks.copy, "flops_per_second": peaks.flops });
+    let left_out = left_out + too_long;
+    let all = json!({ "machine": as_map(machine), "peaks": peaks, "shapes": rows, "left_out": left_out });
+    write_json(args, &all)?;
     if wrong.is_empty() { Ok(()) } else { Err(format!("wrong results: {}", wrong.join("; ")).into()) }
+}
+
+fn as_map(machine: Vec<(&'static str, String)>) -> serde_json::Map<String, Value> {
+    machine.into_iter().map(|(name, text)| (name.to_owned(), Value::String(text))).collect()
+}
+
+/// Writes the numbers to the file that was asked for, if any.
+fn write_json(args: &Args, all: &Value) -> Result<(), Failure> {
+    let Some(path) = &args.json else { return Ok(()) };
+    let text = serde_json::to_string_pretty(all)? + "\n";
+    Ok(std::fs::write(path, text).map_err(|error| format!("cannot write {}: {error}", path.display()))?)
 }
 
 /// Holds the CPU form to its reference on the family's small cases.

@@ -1,15 +1,19 @@
-//! `check`: kernels against their references, or against case files from elsewhere.
+//! `check`: kernels against their references, or against case files from elsewhere; or a whole plan, step by step.
 
 use crate::Failure;
 use crate::args::{Check, Floats};
+use crate::graphs::{Network, borrowed, inputs};
 use crate::terminal::{note, one_line, result};
+use mobilediffusion_graph::{Against, Device, Weights, compare};
 use mobilediffusion_kernels::casefile::CaseFile;
 use mobilediffusion_kernels::runner::{RunError, Target, Verdict, check_case, check_file, split};
 use mobilediffusion_kernels::{FAMILIES, Kernel, Operand, Storage, Tolerance};
 use mobilediffusion_model::DeviceChoice;
+use mobilediffusion_model::networks::Shape;
 use mobilediffusion_runtime::{Gpu, Select};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 pub(crate) fn run(args: &Check) -> Result<(), Failure> {
     let gpu = open(&args.device)?;
@@ -21,6 +25,11 @@ pub(crate) fn run(args: &Check) -> Result<(), Failure> {
     match &gpu {
         None => note("device: CPU, f32"),
         Some(gpu) => note(&format!("device: {}, {:?}", gpu.adapter(), target.storage())),
+    }
+    if let Some(network) = args.plan {
+        let storage = target.storage();
+        let device = gpu.map_or(Device::Cpu, |gpu| Device::Gpu(Arc::new(gpu), storage));
+        return plan(args, network, device);
     }
     result(&format!("{:6} {:18} {:>9} {:>9} {:>17}  case", "", "kernel", "max abs", "rel L2", "tolerance"))?;
     let mut tally = Tally::default();
@@ -45,6 +54,35 @@ pub(crate) fn run(args: &Check) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Runs a network's plan step by step on the device and on what it is held to.
+fn plan(args: &Check, network: Network, device: Device) -> Result<(), Failure> {
+    let config = args.networks.config()?;
+    let size = args.networks.size.unwrap_or(config.defaults.image_size);
+    let shape = Shape::of(size, size, config.defaults.sampler, config.defaults.steps, config.defaults.guidance != 1.0)?;
+    let recording = network.record(&config, &shape)?;
+    let values = inputs(&recording);
+    let references = args.references || matches!(device, Device::Cpu);
+    let mut weights = Weights::new(device, network.weights(&args.networks)?);
+    let mut cpu = Weights::new(Device::Cpu, network.weights(&args.networks)?);
+    let (truth, name) = match references {
+        true => (Against::References(&cpu), "the kernels' references"),
+        false => (Against::Device(&mut cpu), "the CPU"),
+    };
+    let steps = recording.nodes.len();
+    note(&format!(
+        "{} of {}, {size}x{size} pixels: {steps} steps against {name}",
+        network.title(),
+        config.defaults.name
+    ));
+    match compare(&recording, truth, &mut weights, &borrowed(&values), &mut |_, _| ())? {
+        Some(divergence) => {
+            result(&divergence.to_string())?;
+            Err(format!("step {} of {steps} computes something else", divergence.step).into())
+        }
+        None => Ok(result(&format!("all {steps} steps agree"))?),
+    }
+}
+
 /// The GPU that is meant, or none for the CPU.
 pub(crate) fn open(choice: &DeviceChoice) -> Result<Option<Gpu>, Failure> {
     let select = match choice {
@@ -61,6 +99,16 @@ pub(crate) fn open(choice: &DeviceChoice) -> Result<Option<Gpu>, Failure> {
 }
 
 impl Floats {
+    /// How a plan is made for them; both forms of f16 take the same bytes.
+    pub(crate) fn planned(self) -> Storage {
+        if self == Self::F32 { Storage::F32 } else { Storage::F16 }
+    }
+
+    /// Its name on the command line.
+    pub(crate) fn name(self) -> &'static str {
+        if self == Self::F32 { "f32" } else { "f16" }
+    }
+
     /// How this GPU stores them: in f16 proper, if it can.
     pub(crate) fn storage(self, gpu: &Gpu) -> Storage {
         match self {

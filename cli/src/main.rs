@@ -5,6 +5,7 @@ mod bench;
 mod check;
 mod devices;
 mod generate;
+mod graphs;
 mod networks;
 mod plan;
 mod terminal;

@@ -2,11 +2,12 @@
 
 use crate::Failure;
 use crate::args::Plan;
+use crate::graphs::Network;
 use crate::terminal::result;
-use mobilediffusion_graph::plan::Sharing;
+use mobilediffusion_graph::plan::{Lifetime, Sharing};
 use mobilediffusion_graph::{PlanSummary, Recording, TensorInfo};
 use mobilediffusion_kernels::Storage;
-use mobilediffusion_model::networks::{Decoder, Shape, decode_graph, denoise_graph, text_graph};
+use mobilediffusion_model::networks::Shape;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
@@ -18,15 +19,20 @@ pub(crate) fn run(args: &Plan) -> Result<(), Failure> {
     let size = args.networks.size.unwrap_or(defaults.image_size);
     let guided = args.guidance.unwrap_or(defaults.guidance) != 1.0;
     let shape = Shape::of(size, size, defaults.sampler, defaults.steps, guided)?;
-    let networks = [
-        ("text encoder", Recording::new(text_graph(&config, shape.batch())?)),
-        ("unet", Recording::new(denoise_graph(&config, &shape)?)),
-        ("decoder", Recording::new(decode_graph(&config, &shape, Decoder::of(&config))?)),
-    ];
+    let chosen = if args.only.is_empty() { Network::of(&config) } else { args.only.clone() };
+    let recordings = chosen.iter().map(|network| Ok((network.title(), network.record(&config, &shape)?)));
+    let networks = recordings.collect::<Result<Vec<_>, Failure>>()?;
+    let storage = args.dtype.planned();
     if args.json {
-        let all: Vec<Value> = networks.iter().map(|(name, recording)| as_json(name, recording)).collect();
+        let all: Vec<Value> = networks.iter().map(|(name, recording)| as_json(name, recording, storage)).collect();
         let whole = json!({"model": defaults.name, "size": size, "guided": guided, "networks": all});
         return Ok(result(&serde_json::to_string_pretty(&whole)?)?);
+    }
+    for (name, recording) in &networks {
+        if args.list {
+            result(&format!("{name}, steps\n{recording}"))?;
+        }
+        result(&format!("{name}, tensors in {}\n{}", args.dtype.name(), table(recording, storage)))?;
     }
     let guidance = if guided { "with guidance" } else { "without guidance" };
     result(&format!("{}, {size}x{size} pixels, {guidance}", defaults.name))?;
@@ -37,10 +43,6 @@ pub(crate) fn run(args: &Plan) -> Result<(), Failure> {
         }
         let counts: Vec<String> = folded(recording).iter().map(|(what, count)| format!("{count} {what}")).collect();
         result(&format!("{name}, folded into steps: {}", counts.join(", ")))?;
-        if args.list {
-            result(&format!("{recording}"))?;
-            result(&tensors(recording))?;
-        }
     }
     Ok(())
 }
@@ -63,49 +65,50 @@ struct Placed<'a> {
     info: &'a TensorInfo,
     steps: (usize, usize),
     bytes: usize,
-    buffer: usize,
+    arena: usize,
     offset: usize,
 }
 
-/// Where every tensor lies when floats are stored in 32 bits: in the arenas of a GPU.
-fn placed(recording: &Recording) -> Vec<Placed<'_>> {
-    let bytes_of = |t: &TensorInfo| Storage::F32.tensor_bytes(t.dtype, &t.shape);
-    let plan = recording.arenas(Storage::F32, Sharing::Planned, usize::MAX / 8).unwrap_or_default();
-    let place = |(tensor, life): (usize, mobilediffusion_graph::plan::Lifetime)| {
-        let (buffer, offset) = plan.places[tensor]?;
+/// Where every tensor lies in the arenas of a GPU.
+fn placed(recording: &Recording, storage: Storage) -> Vec<Placed<'_>> {
+    let bytes_of = |t: &TensorInfo| storage.tensor_bytes(t.dtype, &t.shape);
+    let plan = recording.arenas(storage, Sharing::Planned, usize::MAX / 8).unwrap_or_default();
+    let place = |(tensor, life): (usize, Lifetime)| {
+        let (arena, offset) = plan.places[tensor]?;
         let info = &recording.tensors[tensor];
-        Some(Placed { info, steps: (life.first, life.last), bytes: life.bytes, buffer, offset })
+        Some(Placed { info, steps: (life.first, life.last), bytes: life.bytes, arena, offset })
     };
     recording.lifetimes(bytes_of).into_iter().filter_map(place).collect()
 }
 
-fn tensors(recording: &Recording) -> String {
-    let mut text = format!("{:>11} {:>11} {:>7} {:>11}  tensor\n", "steps", "bytes", "buffer", "offset");
-    for Placed { info, steps: (first, last), bytes, buffer, offset } in placed(recording) {
+fn table(recording: &Recording, storage: Storage) -> String {
+    let mut text = format!("{:>11} {:>11} {:>5} {:>11}  tensor\n", "steps", "bytes", "arena", "offset");
+    for Placed { info, steps: (first, last), bytes, arena, offset } in placed(recording, storage) {
         let steps = format!("{first}..={last}");
-        text += &format!("{steps:>11} {bytes:>11} {buffer:>7} {offset:>11}  {} {:?}\n", info.name, info.shape);
+        text += &format!("{steps:>11} {bytes:>11} {arena:>5} {offset:>11}  {} {:?}\n", info.name, info.shape);
     }
     text
 }
 
-fn as_json(name: &str, recording: &Recording) -> Value {
+fn as_json(name: &str, recording: &Recording, storage: Storage) -> Value {
     let summaries = STORAGES.map(|(label, storage)| {
         let summary = recording.summary(storage);
         json!({
             "storage": label,
             "weight_bytes": summary.weight_bytes,
-            "buffers": summary.buffers,
-            "buffer_bytes": summary.activation_bytes,
-            "arena_bytes": summary.arena_bytes,
+            "activation_bytes": summary.activation_bytes,
+            "arenas": summary.buffers,
+            "one_arena_bytes": summary.arena_bytes,
             "lower_bound_bytes": summary.lower_bound_bytes,
+            "ratio": summary.activation_bytes as f64 / summary.lower_bound_bytes.max(1) as f64,
         })
     });
     let tensor = |p: &Placed<'_>| {
         let (first, last) = p.steps;
         json!({"name": p.info.name, "shape": p.info.shape, "first": first, "last": last, "bytes": p.bytes,
-            "buffer": p.buffer, "offset": p.offset})
+            "arena": p.arena, "offset": p.offset})
     };
-    let tensors: Vec<Value> = placed(recording).iter().map(tensor).collect();
+    let tensors: Vec<Value> = placed(recording, storage).iter().map(tensor).collect();
     let steps = recording.nodes.len();
     json!({"name": name, "steps": steps, "memory": summaries, "folded": folded(recording), "tensors": tensors})
 }

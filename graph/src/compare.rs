@@ -1,7 +1,8 @@
-//! Where two devices part: a plan run step by step on both, every output compared.
+//! Where two devices part, or a device and the references: a plan run step by step on both, every output compared.
 
 use crate::error::GraphError;
 use crate::graph::{Node, Origin};
+use crate::plain::Plain;
 use crate::plan::Sharing;
 use crate::record::Recording;
 use crate::run::Memory;
@@ -24,7 +25,7 @@ pub struct Divergence {
     pub path: String,
     /// Its kernel.
     pub kernel: &'static str,
-    /// How the results differ: the second device's against the first's.
+    /// How the results differ: the device's against the truth's.
     pub mismatch: Mismatch,
     /// The step before, the step itself and the one after, as a plan's listing shows them.
     pub listing: Vec<String>,
@@ -41,32 +42,84 @@ impl fmt::Display for Divergence {
     }
 }
 
-/// Runs every step on the devices of `a` and `b` and reports the first whose outputs differ beyond the tolerance of
-/// its kernel, or none. Both run each step on what the device of `a` computed before it, so that small errors do not
-/// add up and the step that is named is the one that is wrong. `inputs` gives every input of the plan by its name.
+/// What a device is held to.
+#[derive(Debug)]
+pub enum Against<'a> {
+    /// Another device, with its weights.
+    Device(&'a mut Weights),
+    /// The kernels' references in f64, on weights as their loader gives them: for small pictures.
+    References(&'a Weights),
+}
+
+/// One side of a comparison.
+enum Side<'a> {
+    Device(Memory),
+    References(Plain<'a>),
+}
+
+impl<'a> Side<'a> {
+    /// The side, and whether it stores floats in 16 bits.
+    fn new(recording: &Recording, against: Against<'a>) -> Result<(Self, bool), GraphError> {
+        Ok(match against {
+            Against::Device(weights) => {
+                let half = matches!(weights.device(), Device::Gpu(_, storage) if *storage != Storage::F32);
+                (Self::Device(Memory::new(recording, weights, Sharing::Planned, &mut |_, _| ())?), half)
+            }
+            Against::References(weights) => (Self::References(Plain::new(recording, weights)), false),
+        })
+    }
+
+    fn write(&mut self, recording: &Recording, tensor: usize, values: &[f32]) -> Result<(), GraphError> {
+        match self {
+            Self::Device(memory) => memory.write(recording, tensor, values)?,
+            Self::References(plain) => plain.write(tensor, values),
+        }
+        Ok(())
+    }
+
+    fn run(&mut self, recording: &Recording, step: usize) -> Result<(), GraphError> {
+        match self {
+            Self::Device(memory) => memory.run(recording, &[step], &mut |_, _| true),
+            Self::References(plain) => plain.run(recording, step),
+        }
+    }
+
+    fn read(&self, recording: &Recording, tensor: usize) -> Result<Vec<f32>, GraphError> {
+        match self {
+            Self::Device(memory) => memory.read(recording, tensor),
+            Self::References(plain) => Ok(plain.read(tensor)),
+        }
+    }
+}
+
+/// Runs every step on both sides and reports the first whose outputs differ beyond the tolerance of its kernel, or
+/// none. Both run each step on what `truth` computed before it, so that small errors do not add up and the step that is
+/// named is the one that is wrong. `inputs` gives every input of the plan by its name; `on_progress` hears the steps done
+/// and those there are.
 ///
 /// # Errors
 /// If an input is unknown, missing or of the wrong length, a weight is refused, or a device fails.
 pub fn compare(
     recording: &Recording,
-    a: &mut Weights,
-    b: &mut Weights,
+    truth: Against<'_>,
+    weights: &mut Weights,
     inputs: &[(&str, &[f32])],
+    on_progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Option<Divergence>, GraphError> {
-    let stored = |weights: &Weights| matches!(weights.device(), Device::Gpu(_, storage) if *storage != Storage::F32);
-    let halves = [stored(a), stored(b)].into_iter().filter(|half| *half).count();
-    let mut first = Memory::new(recording, a, Sharing::Private, &mut |_, _| ())?;
-    let mut second = Memory::new(recording, b, Sharing::Private, &mut |_, _| ())?;
+    let (mut truth, half) = Side::new(recording, truth)?;
+    let (mut judged, other_half) = Side::new(recording, Against::Device(weights))?;
+    let halves = usize::from(half) + usize::from(other_half);
     for (tensor, values) in by_tensor(recording, inputs)? {
-        first.write(recording, tensor, values)?;
-        second.write(recording, tensor, values)?;
+        truth.write(recording, tensor, values)?;
+        judged.write(recording, tensor, values)?;
     }
     for (step, node) in recording.nodes.iter().enumerate() {
-        first.run(recording, &[step], &mut |_, _| true)?;
-        second.run(recording, &[step], &mut |_, _| true)?;
+        truth.run(recording, step)?;
+        judged.run(recording, step)?;
         for tensor in written(node) {
-            let want = first.read(recording, tensor)?;
-            let got = second.read(recording, tensor)?;
+            // Read before another step can take the memory.
+            let want = truth.read(recording, tensor)?;
+            let got = judged.read(recording, tensor)?;
             let info = &recording.tensors[tensor];
             if let Err(mismatch) = judge(&got, &want, info.dtype, &info.shape, allowed(node, halves)) {
                 let (path, kernel) = (node.path.clone(), node.kernel.name());
@@ -75,8 +128,9 @@ pub fn compare(
                 let listing = text.lines().skip(around.start).take(around.len()).map(str::to_owned).collect();
                 return Ok(Some(Divergence { step, path, kernel, mismatch, listing }));
             }
-            second.write(recording, tensor, &want)?;
+            judged.write(recording, tensor, &want)?;
         }
+        on_progress(step + 1, recording.nodes.len());
     }
     Ok(None)
 }

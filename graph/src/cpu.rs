@@ -7,6 +7,7 @@ use crate::record::Recording;
 use crate::weights::{Device, Resident, Weights};
 use mobilediffusion_kernels::Access;
 use mobilediffusion_kernels::kernel::elements;
+use mobilediffusion_runtime::RuntimeError;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
@@ -61,7 +62,9 @@ impl CpuMemory {
                 };
                 let info = &recording.tensors[tensor];
                 let place = match &info.origin {
-                    Origin::Weight(shape) => Place::Resident(host(weights.get(&info.name, shape, declared.layout)?)),
+                    Origin::Weight(source) => {
+                        Place::Resident(host(weights.get(&info.name, source, declared.layout)?))
+                    }
                     Origin::Constant(values) => {
                         Place::Resident(host(Device::Cpu.place(&info.name, info.dtype, &info.shape, values.clone())?))
                     }
@@ -77,7 +80,11 @@ impl CpuMemory {
             steps.push(operands);
             on_progress(step + 1, recording.nodes.len());
         }
-        Ok(Self { arena: vec![0.0; bytes / 4], placed, steps })
+        let mut arena = Vec::new();
+        let refused = |_| RuntimeError::OutOfMemory { what: "arena".to_owned(), bytes: bytes as u64 };
+        arena.try_reserve_exact(bytes / 4).map_err(refused).map_err(GraphError::at("arena"))?;
+        arena.resize(bytes / 4, 0.0);
+        Ok(Self { arena, placed, steps })
     }
 
     pub(crate) fn run(

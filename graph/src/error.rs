@@ -1,5 +1,6 @@
 //! What can be wrong with a graph or its run.
 
+use crate::record::PlanSummary;
 use mobilediffusion_kernels::DType;
 use mobilediffusion_runtime::RuntimeError;
 
@@ -99,9 +100,45 @@ pub enum GraphError {
 }
 
 impl GraphError {
+    /// Adds what the whole plan needs, where a device has no room for a part of it.
+    pub(crate) fn with_needs(self, needs: &PlanSummary) -> Self {
+        match self {
+            Self::Device { node, source: source @ RuntimeError::OutOfMemory { .. } } => {
+                let (activations, weights) = (needs.activation_bytes, needs.weight_bytes);
+                let node = format!("{node}, of {activations} bytes of activations and {weights} of weights in all");
+                Self::Device { node, source }
+            }
+            other => other,
+        }
+    }
+
     /// Adds the node to a runtime error.
     pub(crate) fn at(node: &str) -> impl FnOnce(RuntimeError) -> Self {
         let node = node.to_owned();
         move |source| Self::Device { node, source }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_not_fit_says_how_much_the_plan_needs() {
+        let source = RuntimeError::OutOfMemory { what: "arena 1".into(), bytes: 64 };
+        let needs = PlanSummary {
+            steps: 1,
+            tensors: 3,
+            buffers: 2,
+            activation_bytes: 128,
+            arena_bytes: 128,
+            lower_bound_bytes: 128,
+            weight_bytes: 1000,
+        };
+        let text = GraphError::at("arena 1")(source).with_needs(&needs).to_string();
+        assert_eq!(
+            text,
+            "`arena 1, of 128 bytes of activations and 1000 of weights in all`: out of device memory: `arena 1` needs 64 bytes"
+        );
     }
 }

@@ -10,6 +10,7 @@ use crate::weights::{Device, Resident, Weights};
 use mobilediffusion_kernels::{Operand, Param, Storage};
 use mobilediffusion_runtime::{AdapterKind, Bound, Buffer, Dispatch, Gpu, Pipeline, Role, RuntimeError, Timer};
 use std::sync::Arc;
+use std::time::Instant;
 
 /// Floating-point operations of one submission. Chunks bound the time between two questions whether to go on, and keep
 /// a submission below the few seconds after which drivers give a device up: half a second at 200 GFLOP/s.
@@ -54,12 +55,7 @@ impl GpuMemory {
             gpu.buffer(&label, bytes as u64, Role::Arena).map_err(GraphError::at(&label))
         };
         let arenas = arenas.into_iter().enumerate().map(arena).collect::<Result<Vec<_>, _>>()?;
-        let read_back = match sharing {
-            Sharing::Planned => recording.outputs.iter().map(|(_, tensor)| bytes_of(*tensor)).max(),
-            // Every tensor may be read.
-            Sharing::Private => (0..places.len()).filter(|t| places[*t].is_some()).map(bytes_of).max(),
-        };
-        let read_back = read_back.unwrap_or(4);
+        let read_back = recording.outputs.iter().map(|(_, tensor)| bytes_of(*tensor)).max().unwrap_or(4);
         let staging = gpu.buffer("staging", read_back as u64, Role::Staging).map_err(GraphError::at("staging"))?;
         let uniforms = Uniforms::new(&gpu, recording)?;
         let dummy = gpu.buffer("absent operand", 16, Role::Storage).map_err(GraphError::at("absent operand"))?;
@@ -128,7 +124,7 @@ impl GpuMemory {
                 let part = self.part(tensor, 0);
                 return Ok((part.buffer.clone(), part.offset));
             }
-            Origin::Weight(shape) => weights.get(&info.name, shape, operand.layout)?,
+            Origin::Weight(source) => weights.get(&info.name, source, operand.layout)?,
             Origin::Constant(values) => {
                 let device = Device::Gpu(Arc::clone(&self.gpu), self.storage);
                 device.place(&info.name, info.dtype, &info.shape, values.clone())?
@@ -175,6 +171,16 @@ impl GpuMemory {
         timer.time_each(&self.gpu, &dispatches).map_err(GraphError::at("run"))
     }
 
+    /// Seconds the host spends on encoding and submitting every step in one pass, without the device's time.
+    pub(crate) fn overhead(&self) -> Result<f64, GraphError> {
+        self.gpu.wait().map_err(GraphError::at("run"))?;
+        let start = Instant::now();
+        self.gpu.submit(&self.dispatches).map_err(GraphError::at("run"))?;
+        let seconds = start.elapsed().as_secs_f64();
+        self.gpu.wait().map_err(GraphError::at("run"))?;
+        Ok(seconds)
+    }
+
     /// The first `bytes` of a planned tensor.
     fn part(&self, tensor: usize, bytes: usize) -> Bound<'_> {
         let (arena, offset) = self.places[tensor].expect("inputs, outputs and what steps write are planned");
@@ -191,8 +197,15 @@ impl GpuMemory {
     }
 
     pub(crate) fn read(&self, tensor: usize, info: &TensorInfo) -> Result<Vec<f32>, GraphError> {
-        let from = self.whole(tensor, info);
-        let data = self.gpu.download_from(from, &self.staging).map_err(GraphError::at(&info.name))?;
+        let (from, at) = (self.whole(tensor, info), || GraphError::at(&info.name));
+        let data = if from.bytes <= self.staging.bytes() {
+            self.gpu.download_from(from, &self.staging)
+        } else {
+            // No output: somebody looks into the middle of a plan.
+            let staging = self.gpu.buffer("staging", from.bytes, Role::Staging).map_err(at())?;
+            self.gpu.download_from(from, &staging)
+        };
+        let data = data.map_err(at())?;
         Ok(self.storage.decode(info.dtype, &info.shape, &data))
     }
 

@@ -3,6 +3,7 @@
 use crate::error::GraphError;
 use mobilediffusion_kernels::kernel::{Shape, elements};
 use mobilediffusion_kernels::{Access, Cast, DType, Kernel, Operand};
+use std::ops::Range;
 
 /// A handle to a tensor of a graph.
 #[derive(Clone, Debug)]
@@ -44,12 +45,36 @@ impl Tensor {
 pub enum Origin {
     /// Written by the caller before a run; the number is its bit in the masks of steps.
     Input(u32),
-    /// Loaded from a checkpoint. The shape is the file's.
-    Weight(Shape),
+    /// Loaded from a checkpoint.
+    Weight(WeightRows),
     /// Known when the graph is built.
     Constant(Vec<f32>),
     /// Written by the step of this number.
     Step(usize),
+}
+
+/// What is loaded of a weight.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct WeightRows {
+    /// Shape of the whole weight, as in the file.
+    pub shape: Shape,
+    /// Rows that are wanted: all, unless the weight is larger than what many devices bind.
+    pub rows: Range<usize>,
+}
+
+impl WeightRows {
+    pub(crate) fn whole(shape: Shape) -> Self {
+        Self { rows: 0..shape.first().copied().unwrap_or(1), shape }
+    }
+
+    /// Shape of the rows that are wanted.
+    pub fn part(&self) -> Shape {
+        let mut shape = self.shape.clone();
+        if let Some(rows) = shape.first_mut() {
+            *rows = self.rows.len();
+        }
+        shape
+    }
 }
 
 /// A tensor of a graph.
@@ -106,7 +131,8 @@ impl Graph {
     /// Weights with their names and shapes in the file, each once, in order of first use.
     pub fn weights(&self) -> Vec<(String, Shape)> {
         let weight = |t: &TensorInfo| match &t.origin {
-            Origin::Weight(shape) => Some((t.name.clone(), shape.clone())),
+            // The first rows stand for the whole.
+            Origin::Weight(source) if source.rows.start == 0 => Some((t.name.clone(), source.shape.clone())),
             _ => None,
         };
         self.tensors.iter().filter_map(weight).collect()
@@ -143,11 +169,16 @@ impl Graph {
 
     /// A weight `name` under the current path, of `shape` in the file; the same handle if it was asked for before.
     pub fn weight(&mut self, name: &str, shape: impl Into<Shape>) -> Tensor {
-        let (name, shape) = (self.path_of(name), shape.into());
-        let known = self.tensors.iter().position(|t| t.name == name && t.origin == Origin::Weight(shape.clone()));
-        match known {
+        self.weight_part(name, WeightRows::whole(shape.into()))
+    }
+
+    /// Some rows of a weight.
+    pub(crate) fn weight_part(&mut self, name: &str, source: WeightRows) -> Tensor {
+        let (name, shape) = (self.path_of(name), source.part());
+        let origin = Origin::Weight(source);
+        match self.tensors.iter().position(|t| t.name == name && t.origin == origin) {
             Some(id) => Tensor { id, shape },
-            None => self.add(name, shape.clone(), DType::Elem, Origin::Weight(shape)),
+            None => self.add(name, shape, DType::Elem, origin),
         }
     }
 

@@ -10,14 +10,15 @@ mod error;
 mod gpu;
 mod graph;
 mod ops;
+mod plain;
 pub mod plan;
 mod record;
 mod run;
 mod weights;
 
-pub use compare::{Divergence, compare};
+pub use compare::{Against, Divergence, compare};
 pub use error::GraphError;
-pub use graph::{Graph, Node, Origin, Tensor, TensorInfo};
+pub use graph::{Graph, Node, Origin, Tensor, TensorInfo, WeightRows};
 pub use ops::{Attend, Conv, Glu, Linear};
 pub use record::{GpuPlan, PlanSummary, Recording};
 pub use run::Session;

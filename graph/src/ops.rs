@@ -1,9 +1,12 @@
 //! The typed builder: one method per layer of the model. Weights are named as in the checkpoint, under the path.
 
 use crate::error::GraphError;
-use crate::graph::{Graph, Tensor};
+use crate::graph::{Graph, Tensor, WeightRows};
 use mobilediffusion_kernels as kernels;
 use mobilediffusion_kernels::{Activation, DType, Phi, Prediction};
+
+/// The least that WebGPU promises of a storage binding's size, and all that some drivers offer.
+const LARGEST_BINDING: usize = 128 << 20;
 
 /// A fully connected layer, or a 1x1 convolution.
 #[derive(Clone, Copy, Debug, Default)]
@@ -288,10 +291,13 @@ impl Graph {
         if l > positions {
             return Err(self.size_error("embeddings", "tokens", format!("at most {positions}"), l));
         }
-        let token = self.weight("token_embedding.weight", [vocab, c]);
+        let part = |rows| WeightRows { shape: vec![vocab, c], rows };
+        let first = vocab.min(LARGEST_BINDING / (4 * c.next_multiple_of(4)));
+        let token = self.weight_part("token_embedding.weight", part(0..first));
+        let rest = (first < vocab).then(|| self.weight_part("token_embedding.weight", part(first..vocab)));
         let position = self.weight("position_embedding.weight", [positions, c]);
-        let kernel = kernels::Embedding { n, l, vocab, positions, c };
-        self.step_one("", kernel, &[Some(ids), Some(&token), Some(&position)], [n, l, c])
+        let kernel = kernels::Embedding { n, l, vocab, rest: vocab - first, positions, c };
+        self.step_one("", kernel, &[Some(ids), Some(&token), rest.as_ref(), Some(&position)], [n, l, c])
     }
 
     /// Sinusoids of `t [n]`: `[n, dim]`, cosines first.

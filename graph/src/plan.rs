@@ -32,8 +32,7 @@ pub enum Sharing {
     /// Tensors that are never alive together share memory.
     #[default]
     Planned,
-    /// Every tensor has memory of its own, so that all of them can be read after a run: for tests and for
-    /// [`compare`](crate::compare()).
+    /// Every tensor has memory of its own: what plans are tested against.
     Private,
 }
 

@@ -7,8 +7,8 @@ use crate::graph::Origin;
 use crate::plan::Sharing;
 use crate::record::Recording;
 use crate::weights::{Device, Weights};
-use mobilediffusion_kernels::DType;
 use mobilediffusion_kernels::kernel::elements;
+use mobilediffusion_kernels::{DType, Storage};
 
 /// A recording made ready on a device.
 #[derive(Debug)]
@@ -38,9 +38,13 @@ impl Memory {
         on_progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Self, GraphError> {
         Ok(match weights.device().clone() {
-            Device::Cpu => Self::Cpu(CpuMemory::new(recording, weights, sharing, on_progress)?),
+            Device::Cpu => {
+                let made = CpuMemory::new(recording, weights, sharing, on_progress);
+                Self::Cpu(made.map_err(|error| error.with_needs(&recording.summary(Storage::F32)))?)
+            }
             Device::Gpu(gpu, storage) => {
-                Self::Gpu(GpuMemory::new((gpu, storage), recording, weights, sharing, on_progress)?)
+                let made = GpuMemory::new((gpu, storage), recording, weights, sharing, on_progress);
+                Self::Gpu(made.map_err(|error| error.with_needs(&recording.summary(storage)))?)
             }
         })
     }
@@ -196,6 +200,18 @@ impl Session {
         };
         (self.dirty, self.constants_done, self.unfinished) = (0, true, false);
         Ok(steps.into_iter().zip(seconds).collect())
+    }
+
+    /// Seconds the host spends on encoding and submitting a run of all steps on a GPU; none on the CPU, where nothing is
+    /// submitted. All inputs have to be written.
+    ///
+    /// # Errors
+    /// If the device is lost.
+    pub fn overhead(&mut self) -> Result<Option<f64>, GraphError> {
+        match &self.memory {
+            Memory::Cpu(_) => Ok(None),
+            Memory::Gpu(memory) => memory.overhead().map(Some),
+        }
     }
 
     /// Steps of the next run.

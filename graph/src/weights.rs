@@ -1,6 +1,7 @@
 //! Weights on a device, each loaded once and shared by every plan that uses it.
 
 use crate::error::GraphError;
+use crate::graph::WeightRows;
 use mobilediffusion_kernels::kernel::{Shape, elements};
 use mobilediffusion_kernels::{DType, Layout, Storage};
 use mobilediffusion_runtime::{Bound, Buffer, Gpu, Role};
@@ -76,7 +77,7 @@ pub(crate) enum Resident {
 pub struct Weights {
     device: Device,
     loader: Box<dyn WeightLoader + Send>,
-    resident: HashMap<(String, Layout), Resident>,
+    resident: HashMap<(String, Range<usize>, Layout), Resident>,
 }
 
 impl std::fmt::Debug for Weights {
@@ -96,37 +97,51 @@ impl Weights {
         &self.device
     }
 
-    pub(crate) fn get(&mut self, name: &str, shape: &[usize], layout: Layout) -> Result<Resident, GraphError> {
-        let key = (name.to_owned(), layout);
+    pub(crate) fn get(&mut self, name: &str, source: &WeightRows, layout: Layout) -> Result<Resident, GraphError> {
+        let key = (name.to_owned(), source.rows.clone(), layout);
         if let Some(resident) = self.resident.get(&key) {
             return Ok(resident.clone());
         }
         let resident = match &self.device {
-            Device::Cpu => self.to_host(name, shape, layout)?,
-            Device::Gpu(gpu, storage) => self.to_gpu(gpu, *storage, (name, shape, layout))?,
+            Device::Cpu => self.to_host(name, source, layout)?,
+            Device::Gpu(gpu, storage) => self.to_gpu(gpu, *storage, (name, source, layout))?,
         };
         self.resident.insert(key, resident.clone());
         Ok(resident)
     }
 
-    /// Rows `part` of a weight, packed.
-    fn packed(&self, name: &str, shape: &[usize], layout: Layout, part: &Range<usize>) -> Result<Vec<f32>, GraphError> {
+    /// All rows that are wanted, as in the checkpoint.
+    pub(crate) fn values(&self, name: &str, source: &WeightRows) -> Result<Vec<f32>, GraphError> {
+        self.packed(name, source, Layout::Rows, &(0..source.rows.len()))
+    }
+
+    /// Rows `part` of those that are wanted, packed.
+    fn packed(
+        &self,
+        name: &str,
+        source: &WeightRows,
+        layout: Layout,
+        part: &Range<usize>,
+    ) -> Result<Vec<f32>, GraphError> {
+        let shape = &source.shape;
         let row = elements(shape) / shape.first().copied().unwrap_or(1).max(1);
+        let first = source.rows.start;
         let values = match part.len() * row == elements(shape) {
             true => self.loader.load(name, shape),
-            false => self.loader.load_part(name, shape, part.start * row..part.end * row),
+            false => self.loader.load_part(name, shape, (first + part.start) * row..(first + part.end) * row),
         };
         Ok(layout.pack(&rows_of(shape, part.len()), values.map_err(GraphError::Weight)?))
     }
 
-    fn to_host(&self, name: &str, shape: &[usize], layout: Layout) -> Result<Resident, GraphError> {
-        let parts = parts(shape, layout);
+    fn to_host(&self, name: &str, source: &WeightRows, layout: Layout) -> Result<Resident, GraphError> {
+        let shape = source.part();
+        let parts = parts(&shape, layout);
         if let [all] = parts.as_slice() {
-            return Ok(Resident::Host(Arc::new(self.packed(name, shape, layout, all)?)));
+            return Ok(Resident::Host(Arc::new(self.packed(name, source, layout, all)?)));
         }
-        let mut values = Vec::with_capacity(elements(shape));
+        let mut values = Vec::with_capacity(elements(&shape));
         for part in parts {
-            values.extend(self.packed(name, shape, layout, &part)?);
+            values.extend(self.packed(name, source, layout, &part)?);
         }
         Ok(Resident::Host(Arc::new(values)))
     }
@@ -135,8 +150,9 @@ impl Weights {
         &self,
         gpu: &Gpu,
         storage: Storage,
-        (name, shape, layout): (&str, &[usize], Layout),
+        (name, source, layout): (&str, &WeightRows, Layout),
     ) -> Result<Resident, GraphError> {
+        let shape = &source.part();
         let packed_shape = |rows: usize| matrix(&layout.packed_shape(&rows_of(shape, rows)));
         let bytes_of = |rows: usize| match rows {
             0 => 0,
@@ -145,7 +161,7 @@ impl Weights {
         let all = bytes_of(shape.first().copied().unwrap_or(1));
         let buffer = gpu.buffer(name, all, Role::Storage).map_err(GraphError::at(name))?;
         for part in parts(shape, layout) {
-            let values = self.packed(name, shape, layout, &part)?;
+            let values = self.packed(name, source, layout, &part)?;
             let bytes = storage.encode(DType::Elem, &packed_shape(part.len()), &values);
             let offset = bytes_of(part.start);
             let to = Bound { buffer: &buffer, offset, bytes: buffer.bytes() - offset };
@@ -221,9 +237,15 @@ mod tests {
         let weights = Weights::new(Device::Cpu, Box::new(Counting));
         for (shape, layout) in [(vec![3, 2 << 20], Layout::Rows), (vec![600, 1000, 3, 3], Layout::Taps)] {
             assert!(parts(&shape, layout).len() > 1, "{shape:?}");
-            let Ok(Resident::Host(got)) = weights.to_host("w", &shape, layout) else { panic!("the host has room") };
+            let Ok(Resident::Host(got)) = weights.to_host("w", &WeightRows::whole(shape.clone()), layout) else {
+                panic!("the host has room")
+            };
             let want = layout.pack(&shape, Counting.load("w", &shape).unwrap());
             assert!(got.as_slice() == want.as_slice(), "{shape:?}");
         }
+        // The last rows of one that comes as two weights.
+        let last = WeightRows { shape: vec![5, 2 << 20], rows: 2..5 };
+        let Ok(Resident::Host(got)) = weights.to_host("w", &last, Layout::Rows) else { panic!("the host has room") };
+        assert!(got.as_slice() == &Counting.load("w", &last.shape).unwrap()[4 << 20..], "another part");
     }
 }

@@ -1,7 +1,9 @@
 //! `y[n, i] = token[ids[n, i]] + position[i]`: the entry of the text encoder (specification, section 3).
 //!
-//! `ids [n, l]` (u32), `token [vocab, c]`, `position [positions, c]`, `y [n, l, c]`. An id beyond the vocabulary counts
-//! as the last one, so that no form reads outside the table. On the GPU one invocation moves four channels.
+//! `ids [n, l]` (u32), `token [vocab - rest, c]`, `token_rest [rest, c]`, `position [positions, c]`, `y [n, l, c]`. The
+//! table of tokens may come in two parts, since in f32 CLIP's is larger than what many GPUs bind. An id beyond the
+//! vocabulary counts as the last one, so that no form reads outside the table. On the GPU one invocation moves four
+//! channels.
 
 use crate::draw::Draw;
 use crate::kernel::{
@@ -22,6 +24,9 @@ pub struct Embedding {
     pub l: usize,
     /// Rows of the table of tokens.
     pub vocab: usize,
+    /// How many of them, the last ones, come as a table of their own; less than all.
+    #[serde(default)]
+    pub rest: usize,
     /// Rows of the table of positions.
     pub positions: usize,
     /// Channels.
@@ -44,13 +49,17 @@ impl Kernel for Embedding {
     }
 
     fn refusal(&self) -> Option<&'static str> {
-        (self.l > self.positions).then_some("`l` must be at most `positions`")
+        if self.l > self.positions {
+            return Some("`l` must be at most `positions`");
+        }
+        (self.rest >= self.vocab).then_some("`rest` must be less than `vocab`")
     }
 
     fn operands(&self) -> Vec<Operand> {
         vec![
             Operand::read("ids", [self.n, self.l]).dtype(DType::U32),
-            Operand::read("token", [self.vocab, self.c]),
+            Operand::read("token", [self.vocab - self.rest, self.c]),
+            Operand::read("token_rest", [self.rest, self.c]).optional(self.rest > 0),
             Operand::read("position", [self.positions, self.c]),
             Operand::write("y", [self.n, self.l, self.c]),
         ]
@@ -61,12 +70,13 @@ impl Kernel for Embedding {
         let vec4s = elements(&[self.n, self.l, c4]);
         Program {
             wgsl: include_str!("../../shaders/embedding.wgsl"),
-            constants: vec![],
+            constants: vec![("HAS_REST", (self.rest > 0).into())],
             params: vec![
                 Param::size("vec4s", vec4s),
                 Param::size("l", self.l),
                 Param::size("c4", c4),
                 Param::size("last_id", self.vocab - 1),
+                Param::size("first_rows", self.vocab - self.rest),
             ],
             grid: folded_grid(vec4s.div_ceil(GROUP)),
         }
@@ -82,7 +92,8 @@ impl Kernel for Embedding {
     }
 
     fn reference(&self, inputs: &[&[f64]]) -> Vec<Vec<f64>> {
-        let &[ids, token, position] = inputs else { panic!("embedding reads three operands") };
+        let &[ids, token, rest, position] = inputs else { panic!("embedding reads four operands") };
+        let token = [token, rest].concat();
         let mut y = vec![0.0; self.n * self.l * self.c];
         for n in 0..self.n {
             for i in 0..self.l {
@@ -96,10 +107,12 @@ impl Kernel for Embedding {
     }
 
     fn cpu(&self, inputs: &[&[f32]], outputs: &mut [&mut [f32]]) {
-        let (&[ids, token, position], [y]) = (inputs, outputs) else { panic!("embedding has four operands") };
+        let (&[ids, token, rest, position], [y]) = (inputs, outputs) else { panic!("embedding has five operands") };
+        let first_rows = self.vocab - self.rest;
         let ids: &[u32] = bytemuck::cast_slice(ids);
         for (row, (y, &id)) in y.chunks_exact_mut(self.c).zip(ids).enumerate() {
-            let token = &token[(id as usize).min(self.vocab - 1) * self.c..];
+            let id = (id as usize).min(self.vocab - 1);
+            let token = if id < first_rows { &token[id * self.c..] } else { &rest[(id - first_rows) * self.c..] };
             let position = &position[row % self.l * self.c..];
             y.iter_mut().zip(token).zip(position).for_each(|((y, t), p)| *y = t + p);
         }
@@ -112,7 +125,11 @@ impl Kernel for Embedding {
 
 fn cases() -> Vec<Case> {
     let case = |n, l, vocab: u32, positions, c| {
-        Case::new(Embedding { n, l, vocab: vocab as usize, positions, c }).fill("ids", Fill::Below(vocab))
+        Case::new(Embedding { n, l, vocab: vocab as usize, rest: 0, positions, c }).fill("ids", Fill::Below(vocab))
+    };
+    let split = |n, l, vocab: u32, rest, c| {
+        let kernel = Embedding { n, l, vocab: vocab as usize, rest, positions: l, c };
+        Case::new(kernel).fill("ids", Fill::Below(2 * vocab))
     };
     vec![
         case(1, 1, 1, 1, 1),
@@ -125,17 +142,20 @@ fn cases() -> Vec<Case> {
         case(1, 65, 7, 65, 4),
         // Half of the ids lie beyond the vocabulary.
         case(2, 19, 5, 23, 8).fill("ids", Fill::Below(10)),
+        split(2, 37, 11, 4, 6),
+        split(1, 40, 2, 1, 8),
     ]
 }
 
 fn model_shapes() -> Vec<Case> {
-    let text = Embedding { n: 1, l: 77, vocab: 49_408, positions: 77, c: 768 };
+    let text = Embedding { n: 1, l: 77, vocab: 49_408, rest: 5_718, positions: 77, c: 768 };
     vec![Case::new(text).fill("ids", Fill::Below(49_408))]
 }
 
 fn random(draw: &mut Draw<'_>) -> Case {
     let (l, vocab) = (draw.size(GROUP), draw.of(&[1, 7, 40]));
     let positions = l + draw.of(&[0, 1, 5]);
-    let kernel = Embedding { n: draw.of(&[1, 2, 3]), l, vocab: vocab as usize, positions, c: draw.channels() };
+    let rest = if draw.flip() { vocab as usize / 3 } else { 0 };
+    let kernel = Embedding { n: draw.of(&[1, 2, 3]), l, vocab: vocab as usize, rest, positions, c: draw.channels() };
     Case::new(kernel).fill("ids", Fill::Below(vocab))
 }

@@ -1,0 +1,135 @@
+//! `bench --plan`: a network's plan, checked and then timed step by step.
+
+use crate::Failure;
+use crate::graphs::{Network, borrowed, inputs};
+use crate::terminal::{note, result};
+use mobilediffusion_graph::{Against, Device, Recording, Session, Weights, compare};
+use mobilediffusion_kernels::sample;
+use mobilediffusion_model::networks::Shape;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+/// What is timed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Subject<'a> {
+    pub(super) network: Network,
+    pub(super) networks: &'a crate::args::Networks,
+    pub(super) runs: usize,
+}
+
+/// Checks and times a plan; gives the numbers for a file.
+pub(super) fn run(subject: Subject<'_>, device: &Device) -> Result<Value, Failure> {
+    let Subject { network, networks, runs } = subject;
+    let config = networks.config()?;
+    let size = networks.size.unwrap_or(config.defaults.image_size);
+    let shape = Shape::of(size, size, config.defaults.sampler, config.defaults.steps, config.defaults.guidance != 1.0)?;
+    let recording = network.record(&config, &shape)?;
+    result(&format!("plan: {} of {}, {size}x{size} pixels", network.title(), config.defaults.name))?;
+    let mut weights = Weights::new(device.clone(), network.weights(networks)?);
+    let values = inputs(&recording);
+    if let Device::Gpu(..) = device {
+        let mut cpu = Weights::new(Device::Cpu, network.weights(networks)?);
+        let found = compare(&recording, Against::Device(&mut cpu), &mut weights, &borrowed(&values), &mut |_, _| ())?;
+        found.map_or(Ok(()), |divergence| Err(format!("the plan computes something wrong: {divergence}")))?;
+    }
+    let mut session = Session::new(recording, &mut weights, &mut |_, _| ())?;
+    repeats(&mut session, &values)?;
+    let (mut whole, mut each) = (Vec::new(), Vec::new());
+    for _ in 0..runs {
+        write(&mut session, &values)?;
+        let start = Instant::now();
+        session.run(&mut |_, _| true)?;
+        whole.push(start.elapsed().as_secs_f64());
+        write(&mut session, &values)?;
+        each.push(session.run_timed()?);
+    }
+    let overhead = session.overhead()?;
+    report(session.recording(), &each, (median(whole), overhead))
+}
+
+fn write(session: &mut Session, values: &[(String, Vec<f32>)]) -> Result<(), Failure> {
+    Ok(values.iter().try_for_each(|(name, values)| session.write(name, values))?)
+}
+
+/// Refuses a plan whose result is not finite, or that gives other bits when its memory held something else before.
+fn repeats(session: &mut Session, values: &[(String, Vec<f32>)]) -> Result<(), Failure> {
+    let outputs: Vec<String> = session.recording().outputs.iter().map(|(name, _)| name.clone()).collect();
+    let mut once = |poisoned: bool| {
+        if poisoned {
+            session.poison()?;
+        }
+        write(session, values)?;
+        session.run(&mut |_, _| true)?;
+        let read = outputs.iter().map(|name| Ok(session.read(name)?));
+        read.collect::<Result<Vec<_>, Failure>>()
+    };
+    let bits = |all: Vec<Vec<f32>>| all.concat().into_iter().map(f32::to_bits).collect::<Vec<_>>();
+    let (first, second) = (bits(once(false)?), bits(once(true)?));
+    if first != second {
+        return Err("the plan gives other results when its memory is poisoned first".into());
+    }
+    Ok(())
+}
+
+fn median(mut seconds: Vec<f64>) -> f64 {
+    seconds.sort_by(f64::total_cmp);
+    seconds[seconds.len() / 2]
+}
+
+fn report(
+    recording: &Recording,
+    runs: &[Vec<(usize, f64)>],
+    (whole, overhead): (f64, Option<f64>),
+) -> Result<Value, Failure> {
+    let of = |index: usize| median(runs.iter().map(|run| run[index].1).collect());
+    let mut steps: Vec<(usize, f64)> =
+        runs[0].iter().enumerate().map(|(index, (step, _))| (*step, of(index))).collect();
+    let sum: f64 = steps.iter().map(|(_, seconds)| seconds).sum();
+    steps.sort_by(|a, b| b.1.total_cmp(&a.1));
+    let mut kernels: BTreeMap<&str, (usize, f64)> = BTreeMap::new();
+    result(&format!("{:>11} {:>6} {:>9} {:>5} {:18} at", "us", "%", "GFLOP/s", "step", "kernel"))?;
+    let mut rows = Vec::new();
+    for &(step, seconds) in &steps {
+        let node = &recording.nodes[step];
+        let kernel = node.kernel.as_ref();
+        let total = kernels.entry(kernel.name()).or_default();
+        *total = (total.0 + 1, total.1 + seconds);
+        let rate = kernel.cost().flops as f64 / seconds.max(1e-9);
+        result(&format!(
+            "{:11.1} {:6.2} {:9.1} {step:5} {:18} {} ({})",
+            seconds * 1e6,
+            100.0 * seconds / sum,
+            rate / 1e9,
+            kernel.name(),
+            node.path,
+            sample::text(kernel)
+        ))?;
+        rows.push(json!({"step": step, "kernel": kernel.name(), "path": node.path, "shape": sample::text(kernel),
+            "median_us": seconds * 1e6, "flops_per_second": rate}));
+    }
+    let mut totals: Vec<_> = kernels.into_iter().collect();
+    totals.sort_by(|a, b| b.1.1.total_cmp(&a.1.1));
+    result(&format!("{:>11} {:>6} {:>5} kernel", "us", "%", "steps"))?;
+    for (kernel, (count, seconds)) in &totals {
+        result(&format!("{:11.1} {:6.2} {count:5} {kernel}", seconds * 1e6, 100.0 * seconds / sum))?;
+    }
+    let runs = runs.len();
+    result(&format!(
+        "steps one by one: {:.3} ms; the whole plan: {:.3} ms (medians of {runs})",
+        sum * 1e3,
+        whole * 1e3
+    ))?;
+    if let Some(overhead) = overhead {
+        result(&format!("the host's part, encoding and submitting {} steps: {:.3} ms", steps.len(), overhead * 1e3))?;
+    }
+    if steps.len() < recording.nodes.len() {
+        note("note: steps that depend on no input run only once and are not timed");
+    }
+    let totals: Vec<Value> = totals
+        .into_iter()
+        .map(|(kernel, (count, seconds))| json!({"kernel": kernel, "steps": count, "us": seconds * 1e6}))
+        .collect();
+    Ok(json!({"steps": rows, "kernels": totals, "sum_us": sum * 1e6, "whole_us": whole * 1e6,
+        "host_us": overhead.map(|seconds| seconds * 1e6)}))
+}

@@ -1,0 +1,106 @@
+//! The networks of a model as recordings, with weights and inputs: what `plan`, `bench --plan` and `check --plan` share.
+
+use crate::Failure;
+use crate::args::Networks;
+use clap::ValueEnum;
+use mobilediffusion_graph::{Origin, Recording, WeightLoader};
+use mobilediffusion_kernels::DType;
+use mobilediffusion_kernels::kernel::elements;
+use mobilediffusion_model::ModelConfig;
+use mobilediffusion_model::networks::{Decoder, Shape, decode_graph, denoise_graph, encode_graph, text_graph};
+use mobilediffusion_model::noise::Noise;
+use mobilediffusion_model::weights::{Checkpoint, WeightSource, synthetic};
+use std::error::Error;
+
+/// A network of a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Network {
+    /// The text encoder
+    Text,
+    /// The UNet and a step of the sampler
+    Unet,
+    /// The light decoder
+    Decoder,
+    /// The decoder of the full VAE
+    VaeDecoder,
+    /// The encoder of the full VAE
+    VaeEncoder,
+}
+
+impl Network {
+    /// Those a model has.
+    pub(crate) fn of(config: &ModelConfig) -> Vec<Self> {
+        let light = config.decoder.is_some().then_some(Self::Decoder);
+        let full = config.vae.is_some().then_some([Self::VaeDecoder, Self::VaeEncoder]);
+        [Self::Text, Self::Unet].into_iter().chain(light).chain(full.into_iter().flatten()).collect()
+    }
+
+    /// What it is called in a listing.
+    pub(crate) fn title(self) -> &'static str {
+        match self {
+            Self::Text => "text encoder",
+            Self::Unet => "unet",
+            Self::Decoder => "decoder",
+            Self::VaeDecoder => "vae decoder",
+            Self::VaeEncoder => "vae encoder",
+        }
+    }
+
+    fn folder(self) -> &'static str {
+        match self {
+            Self::Text => "text_encoder",
+            Self::Unet => "unet",
+            Self::Decoder => Decoder::Light.folder(),
+            Self::VaeDecoder | Self::VaeEncoder => Decoder::Full.folder(),
+        }
+    }
+
+    /// Its steps.
+    pub(crate) fn record(self, config: &ModelConfig, shape: &Shape) -> Result<Recording, Failure> {
+        Ok(Recording::new(match self {
+            Self::Text => text_graph(config, shape.batch())?,
+            Self::Unet => denoise_graph(config, shape)?,
+            Self::Decoder => decode_graph(config, shape, Decoder::Light)?,
+            Self::VaeDecoder => decode_graph(config, shape, Decoder::Full)?,
+            Self::VaeEncoder => encode_graph(config, shape)?,
+        }))
+    }
+
+    /// Its weights: the model's, or some made up for an architecture without any.
+    pub(crate) fn weights(self, networks: &Networks) -> Result<Box<dyn WeightLoader + Send>, Failure> {
+        let Some(folder) = networks.folder()? else { return Ok(Box::new(MadeUp)) };
+        let checkpoint = Checkpoint::open(&folder.join(self.folder()))?;
+        // CLIP checkpoints come with and without the prefix.
+        let checkpoint = if self == Self::Text { checkpoint.with_optional_prefix("text_model.") } else { checkpoint };
+        Ok(Box::new(Box::new(checkpoint) as Box<dyn WeightSource>))
+    }
+}
+
+struct MadeUp;
+
+impl WeightLoader for MadeUp {
+    fn load(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, Box<dyn Error + Send + Sync>> {
+        Ok(synthetic(name, shape, 0))
+    }
+}
+
+/// Values for every input of a recording: noise, the token ids from 1 on, and a step in the middle of a schedule.
+pub(crate) fn inputs(recording: &Recording) -> Vec<(String, Vec<f32>)> {
+    let inputs = recording.tensors.iter().filter(|tensor| matches!(tensor.origin, Origin::Input(_)));
+    let values = |tensor: &mobilediffusion_graph::TensorInfo| {
+        let len = elements(&tensor.shape);
+        match (tensor.name.as_str(), tensor.dtype) {
+            (_, DType::U32) => (1..).map(f32::from_bits).take(len).collect(),
+            ("timestep", _) => vec![500.0; len],
+            // No step of a sampler lets a coefficient be zero; equal ones keep every sampler's numbers near one.
+            ("coefficients", _) => vec![0.5; len],
+            _ => Noise::new(1).latent(len),
+        }
+    };
+    inputs.map(|tensor| (tensor.name.clone(), values(tensor))).collect()
+}
+
+/// The same, as sessions take them.
+pub(crate) fn borrowed(inputs: &[(String, Vec<f32>)]) -> Vec<(&str, &[f32])> {
+    inputs.iter().map(|(name, values)| (name.as_str(), values.as_slice())).collect()
+}

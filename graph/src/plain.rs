@@ -1,0 +1,54 @@
+//! The third device: every kernel's reference in f64, step by step. Exact, and as slow as plain loops are.
+
+use crate::error::GraphError;
+use crate::graph::Origin;
+use crate::record::Recording;
+use crate::weights::Weights;
+use mobilediffusion_kernels::check::widen;
+use mobilediffusion_kernels::{Access, DType};
+
+/// Every tensor for itself, as f32 holds it.
+pub(crate) struct Plain<'a> {
+    weights: &'a Weights,
+    values: Vec<Vec<f32>>,
+}
+
+impl<'a> Plain<'a> {
+    pub(crate) fn new(recording: &Recording, weights: &'a Weights) -> Self {
+        Self { weights, values: vec![Vec::new(); recording.tensors.len()] }
+    }
+
+    pub(crate) fn write(&mut self, tensor: usize, values: &[f32]) {
+        self.values[tensor] = values.to_vec();
+    }
+
+    pub(crate) fn read(&self, tensor: usize) -> Vec<f32> {
+        self.values[tensor].clone()
+    }
+
+    pub(crate) fn run(&mut self, recording: &Recording, step: usize) -> Result<(), GraphError> {
+        let node = &recording.nodes[step];
+        let declared = node.kernel.operands();
+        let mut inputs = Vec::new();
+        for (operand, tensor) in declared.iter().zip(&node.operands).filter(|(o, _)| o.access == Access::Read) {
+            let Some(tensor) = *tensor else {
+                inputs.push(Vec::new());
+                continue;
+            };
+            let info = &recording.tensors[tensor];
+            inputs.push(match &info.origin {
+                Origin::Weight(rows) => widen(operand, &self.weights.values(&info.name, rows)?),
+                Origin::Constant(values) => widen(operand, values),
+                Origin::Input(_) | Origin::Step(_) => widen(operand, &self.values[tensor]),
+            });
+        }
+        let outputs = node.kernel.reference(&inputs.iter().map(Vec::as_slice).collect::<Vec<_>>());
+        let written = declared.iter().zip(&node.operands).filter(|(o, _)| o.access == Access::Write);
+        for ((operand, tensor), values) in written.zip(outputs) {
+            let narrow = |v: f64| if operand.dtype == DType::U32 { f32::from_bits(v as u32) } else { v as f32 };
+            let tensor = tensor.expect("what a kernel writes is never left out");
+            self.values[tensor] = values.into_iter().map(narrow).collect();
+        }
+        Ok(())
+    }
+}
