@@ -31,6 +31,7 @@ from mobilediffusion.sd15 import StableDiffusionUNet
 from mobilediffusion.text_encoder import TextEncoder
 from mobilediffusion.tokenizer import ClipTokenizer
 from mobilediffusion.vae import Vae
+from plain_bpe import PlainBpe
 
 BOUND = 1e-4
 # Everything that residuals add up is this small in the random weights, so that a wrong epsilon shows.
@@ -151,7 +152,7 @@ def compare_runtime(report: Report, runtime: list[str], name: str, config, modul
 def run_runtime(runtime: list[str], folder: Path, case: str) -> list[float]:
     """The relative L2 of each output that the runtime prints, one `NAME VALUE` a line."""
     done = subprocess.run([*runtime, str(folder), case], capture_output=True, text=True)
-    if done.returncode and not done.stdout:
+    if done.returncode:
         raise SystemExit(done.stderr)
     return [float(line.split()[-1]) for line in done.stdout.splitlines() if line.startswith("output")]
 
@@ -248,6 +249,9 @@ def compare_tokenizer(report: Report) -> None:
     encode = lambda text: theirs(text, padding="max_length", truncation=True, max_length=77)["input_ids"]
     different = sum(encode(text) != ours.encode(text) for text in texts)
     report.line(f"tokenizer: {len(texts)} texts, {different} differ", float(different))
+    plain = PlainBpe()
+    different = sum(encode(text) != plain.encode(text) for text in texts)
+    report.line(f"tokenizer in plain Python: {len(texts)} texts, {different} differ", float(different))
     committed = json.loads(tokenizer_cases.DEFAULT_OUT.read_text())
     stale = sum(case["ids"] != encode(case["text"]) for case in committed)
     report.line(f"tokenizer: {len(committed)} committed cases, {stale} differ", float(stale))
