@@ -7,6 +7,7 @@
     ufogen   adversarial fine-tuning to one step
     decoder  light decoder, distilled with the encoder frozen
     words    words outside the captions, from a frozen sentence encoder; may be left out
+    all      every stage but `words`, one after the other
 
 Each stage keeps its checkpoint and its curve in OUT/STAGE, starts from the
 stage before it, and goes on where it stopped when started again. `--plan` says
@@ -31,7 +32,7 @@ STAGES = {
 
 def parse(arguments=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("name", metavar="stage", choices=STAGES)
+    parser.add_argument("name", metavar="stage", choices=[*STAGES, "all"])
     parser.add_argument("--data", type=Path, required=True, help="folder written by data.py")
     parser.add_argument("--out", type=Path, required=True, help="folder of all stages' checkpoints")
     parser.add_argument("--plan", choices=PLANS, default="cpu", help="; ".join(f"{k}: {p.about}" for k, p in PLANS.items()))
@@ -47,16 +48,22 @@ def parse(arguments=None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     options.plan = PLANS[options.plan]
-    limits = {k: v for k in ("minutes", "steps") if (v := getattr(options, k)) is not None}
-    options.stage = dataclasses.replace(options.plan.stages[options.name], **limits)
     return options
 
 
-def main() -> None:
-    options = parse()
-    torch.set_num_threads(options.threads)
+def run(options: argparse.Namespace, name: str) -> None:
+    """One stage of the plan, within the limits that the options set in place of the plan's."""
+    limits = {k: v for k in ("minutes", "steps") if (v := getattr(options, k)) is not None}
+    stage = dataclasses.replace(options.plan.stages[name], **limits)
     torch.manual_seed(options.seed)
-    STAGES[options.name](options)
+    STAGES[name](argparse.Namespace(**vars(options) | {"name": name, "stage": stage}))
+
+
+def main(arguments=None) -> None:
+    options = parse(arguments)
+    torch.set_num_threads(options.threads)
+    for name in [s for s in STAGES if s != "words"] if options.name == "all" else [options.name]:
+        run(options, name)
 
 
 if __name__ == "__main__":

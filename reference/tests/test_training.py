@@ -71,9 +71,7 @@ def run(tmp_path, data, monkeypatch):
     monkeypatch.setitem(PLANS, "cpu", TOY)
 
     def stage(name, *arguments, out="out"):
-        options = train.parse([name, "--data", str(data), "--out", str(tmp_path / out), "--no-bf16", *arguments])
-        torch.manual_seed(options.seed)
-        train.STAGES[name](options)
+        train.main([name, "--data", str(data), "--out", str(tmp_path / out), "--no-bf16", "--threads", "1", *arguments])
         return tmp_path / out / name
 
     return stage
@@ -86,8 +84,9 @@ def curve(folder):
 
 @needs_tokenizer
 def test_all_stages(run, data, tmp_path, monkeypatch):
+    run("all")
     for name in STAGES:
-        folder = run(name)
+        folder = tmp_path / "out" / name
         assert (folder / "checkpoint.pt").exists()
         assert all(np.isfinite(float(value)) for row in curve(folder) for value in row.values())
     out, folder = tmp_path / "out", tmp_path / "toy"
