@@ -17,7 +17,7 @@ struct Params {
 fn channel(row: u32, c: u32) -> f32 {
     if c >= params.c { return 0.0; }
     let of_x = params.first + c;
-    return load4(x[row * params.x4 + of_x / 4u])[of_x % 4u];
+    return params.scale * load4(x[row * params.x4 + of_x / 4u])[of_x % 4u];
 }
 
 @compute @workgroup_size(64)
@@ -32,10 +32,10 @@ fn main(
     let c4 = at % params.y4;
     var v: vec4<f32>;
     if ALIGNED == 1u {
-        v = load4(x[row * params.x4 + params.first / 4u + c4]);
+        v = params.scale * load4(x[row * params.x4 + params.first / 4u + c4]);
     } else {
         let c = 4u * c4;
         v = vec4<f32>(channel(row, c), channel(row, c + 1u), channel(row, c + 2u), channel(row, c + 3u));
     }
-    y[at] = store4(params.scale * v);
+    y[at] = store4(v);
 }

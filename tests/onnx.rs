@@ -283,10 +283,36 @@ fn the_program_judges_every_file_it_is_given() {
     assert_eq!((code, rows.lines().count()), (Some(0), 2), "{rows}");
 }
 
+fn page() -> String {
+    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/cases.md"));
+    page.expect("docs/cases.md reads")
+}
+
+/// `tests/data/pytorch_example.safetensors` is what the page's lines of PyTorch wrote.
+#[test]
+fn the_example_of_the_page_is_a_case_in_ten_lines() {
+    let page = page();
+    let example = page.split_once("```python\n").and_then(|(_, rest)| rest.split_once("```"));
+    let (example, _) = example.expect("the page has an example");
+    assert_eq!(example.lines().count(), 10, "ten lines");
+    let params = example.split_once("params = ").and_then(|(_, rest)| rest.split_once('}'));
+    let params = params.map(|(params, _)| format!("{params}}}").replace("True", "true")).expect("it has params");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/pytorch_example.safetensors");
+    let file = CaseFile::read(&path).unwrap_or_else(|error| panic!("{error}"));
+    let family = mobilediffusion_kernels::family("conv2d").expect("there is one");
+    let written: serde_json::Value = serde_json::from_str(&params).expect("the params are JSON");
+    let kernel = (family.parse)(&written).expect("the sizes are those of a kernel");
+    assert_eq!(format!("{kernel:?}"), format!("{:?}", file.case.kernel), "the page has another problem than the file");
+    for (name, operand) in runner::split(kernel.as_ref()).0.iter().map(|o| (o.name, o)) {
+        assert_eq!(example.contains(&format!("\"{name}\": ")), operand.present, "`{name}` of the example");
+    }
+    let verdict = runner::check_file(Target::Cpu, &file).expect("the CPU form runs");
+    assert_eq!(verdict.failure, None, "PyTorch's answer is another");
+}
+
 #[test]
 fn the_page_names_every_operand_and_size() {
-    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/cases.md"));
-    let page = page.expect("docs/cases.md reads");
+    let page = page();
     for family in FAMILIES {
         let title = format!("| `{}` |", family.name);
         let row = page.lines().find(|line| line.starts_with(&title));

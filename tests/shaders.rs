@@ -1,8 +1,11 @@
 //! Every shader of every case, without a GPU: it parses, validates, translates, and says the same as its kernel.
 
+use mobilediffusion_kernels::draw::Draw;
 use mobilediffusion_kernels::{Access, Case, FAMILIES, Param, Program, Storage, wgsl};
+use mobilediffusion_tests::random;
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use naga::{AddressSpace, Module, Scalar, ScalarKind, StorageAccess, TypeInner};
+use std::cell::RefCell;
 use std::collections::HashMap;
 
 /// What every WebGPU device offers.
@@ -131,22 +134,28 @@ fn check_params(params: &[Param], module: &Module, ty: naga::Handle<naga::Type>)
     if found == expected { Ok(()) } else { Err(format!("expected params {expected:?}, found {found:?}")) }
 }
 
+/// Texts that were looked at, with what came of it.
+type Texts = HashMap<String, Checked>;
+
+/// A case in every storage type.
+fn check_storages(case: &Case, texts: &mut Texts) -> Result<(), String> {
+    let program = case.kernel.program();
+    for storage in [Storage::F32, Storage::F16, Storage::F16Packed] {
+        let text = wgsl::compose(&program, storage).map_err(|e| e.to_string())?;
+        let checked = texts.entry(text).or_insert_with_key(|text| check_text(text, storage));
+        let verdict = checked.as_ref().map_err(String::clone).and_then(|module| check_case(case, &program, module));
+        verdict.map_err(|e| format!("{:?} {storage:?}: {e}", case.kernel))?;
+    }
+    Ok(())
+}
+
 #[test]
 fn every_shader_says_what_its_kernel_says() {
     let mut failures = Vec::new();
-    let mut texts: HashMap<String, Checked> = HashMap::new();
+    let mut texts = Texts::new();
     for family in FAMILIES {
         let cases = (family.cases)().into_iter().chain((family.model_shapes)());
-        for case in cases {
-            for storage in [Storage::F32, Storage::F16, Storage::F16Packed] {
-                let program = case.kernel.program();
-                let verdict = wgsl::compose(&program, storage).map_err(|e| e.to_string()).and_then(|text| {
-                    let checked = texts.entry(text).or_insert_with_key(|text| check_text(text, storage));
-                    checked.as_ref().map_err(String::clone).and_then(|module| check_case(&case, &program, module))
-                });
-                failures.extend(verdict.err().map(|e| format!("{:?} {storage:?}: {e}", case.kernel)));
-            }
-        }
+        failures.extend(cases.filter_map(|case| check_storages(&case, &mut texts).err()));
     }
     assert!(
         failures.is_empty(),
@@ -155,6 +164,16 @@ fn every_shader_says_what_its_kernel_says() {
         failures[..failures.len().min(5)].join("\n")
     );
     assert!(texts.len() >= FAMILIES.len(), "only {} texts for {} kernels", texts.len(), FAMILIES.len());
+}
+
+/// Switches in combinations that no case has.
+#[test]
+fn every_variant_says_what_its_kernel_says() {
+    let texts = RefCell::new(Texts::new());
+    let check = |case: &Case, _, _: &mut Draw<'_>| check_storages(case, &mut texts.borrow_mut());
+    let failures: Vec<String> =
+        FAMILIES.iter().filter_map(|family| random::problems(family, 300, check).err()).collect();
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 
 #[test]
