@@ -43,8 +43,9 @@ pub enum Role {
     Timestamps,
 }
 
-/// What outputs hold before a kernel runs: a NaN with a pattern of its own, so that an element nobody wrote is found.
-pub const POISON: u32 = 0x7FC1_DEAD;
+/// What outputs hold before a kernel runs: a NaN with a pattern of its own, as one f32 and as two f16, so that an element
+/// nobody wrote is found.
+pub const POISON: u32 = 0x7FC1_7FC1;
 
 /// Bytes uploaded between two waits. wgpu keeps a staging copy of everything written until the next submission is
 /// done, so this bounds the host's extra memory.
