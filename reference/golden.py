@@ -237,6 +237,7 @@ def write_samplers(out: Path) -> None:
         "fresh": "after step k, counted from 1: the first 8 values of seed 5, stream k",
         "initial_latent": start.tolist(),
         "ddim_10_trajectory": ddim_trajectory(schedule, start, 10),
+        "ddim_50_trajectory": ddim_trajectory(schedule, start, 50),
         "ddim_7_eta_0.7_trajectory": ddim_trajectory(schedule, start, 7, eta=0.7),
         "one_step_x0": one_step_trajectory(schedule, start, 1)[0]["x0"],
         "one_step_trajectories": {str(n): one_step_trajectory(schedule, start, n) for n in (2, 3, 4)},

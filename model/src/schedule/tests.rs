@@ -124,14 +124,17 @@ fn fake_eps(z: f64, timestep: usize) -> f64 {
 fn a_trajectory_agrees_with_the_twin() {
     let (schedule, golden) = (schedule(), golden());
     let start = numbers(&golden["initial_latent"]);
-    let mut latent = start.clone();
-    let trajectory = golden["ddim_10_trajectory"].as_array().unwrap();
-    for (step, want) in schedule.ddim(10, 0.0).unwrap().iter().zip(trajectory) {
-        for (z, want) in latent.iter_mut().zip(numbers(&want["latent"])) {
-            let eps = fake_eps(*z, step.timestep);
-            let x0 = (*z - f64::from(step.s_t) * eps) / f64::from(step.a_t);
-            *z = f64::from(step.a_prev) * x0 + f64::from(step.direction) * eps;
-            close(*z, want, 1e-6);
+    for steps in [10, 50] {
+        let mut latent = start.clone();
+        let trajectory = golden[format!("ddim_{steps}_trajectory")].as_array().unwrap();
+        assert_eq!(trajectory.len(), steps);
+        for (step, want) in schedule.ddim(steps, 0.0).unwrap().iter().zip(trajectory) {
+            for (z, want) in latent.iter_mut().zip(numbers(&want["latent"])) {
+                let eps = fake_eps(*z, step.timestep);
+                let x0 = (*z - f64::from(step.s_t) * eps) / f64::from(step.a_t);
+                *z = f64::from(step.a_prev) * x0 + f64::from(step.direction) * eps;
+                close(*z, want, 1e-6);
+            }
         }
     }
     let only = schedule.one_step(1).unwrap()[0];
