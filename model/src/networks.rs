@@ -166,3 +166,76 @@ pub fn encode_graph(config: &ModelConfig, shape: &Shape) -> Result<Graph, ModelE
     g.output("latent", &latent);
     Ok(g)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mobilediffusion_graph::Recording;
+
+    /// Shape of the output of this name.
+    fn output(graph: Graph, name: &str) -> Vec<usize> {
+        let recording = Recording::new(graph);
+        let (_, tensor) = recording.outputs.iter().find(|(output, _)| output == name).expect("the graph has it");
+        recording.tensors[*tensor].shape.clone()
+    }
+
+    #[test]
+    fn pictures_need_not_be_square() {
+        for preset in ["mobilediffusion", "alt-2", "alt-7", "tiny"] {
+            let config = ModelConfig::preset(preset).unwrap();
+            let c = config.unet.in_channels();
+            for (width, height) in [(64, 96), (96, 64), (32, 32), (640, 32)] {
+                let shape = Shape::of(width, height, Sampler::Ddim, 20, true).unwrap();
+                let (h, w) = (height / PIXELS_PER_LATENT, width / PIXELS_PER_LATENT);
+                let next = output(denoise_graph(&config, &shape).unwrap(), "next");
+                assert_eq!(next.iter().product::<usize>(), 2 * h * w * c, "{preset} {width}x{height}: {next:?}");
+                let pixels = output(decode_graph(&config, &shape, Decoder::of(&config)).unwrap(), "pixels");
+                assert_eq!(pixels, [1, height, width], "{preset}");
+                if config.vae.is_some() {
+                    let latent = output(encode_graph(&config, &shape).unwrap(), "latent");
+                    assert_eq!(latent.iter().product::<usize>(), h * w * c, "{preset} {width}x{height}: {latent:?}");
+                }
+            }
+        }
+        for (width, height, key) in [(0, 64, "width"), (64, 48, "height"), (100, 64, "width")] {
+            let error = Shape::of(width, height, Sampler::Ddim, 20, true).unwrap_err();
+            assert!(matches!(error, ModelError::Size { key: found, .. } if found == key), "{width}x{height}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_network_that_halves_more_often_says_where_a_size_does_not_fit() {
+        let config = ModelConfig::preset("sd15").unwrap();
+        let shape = |side| Shape::of(side, side, Sampler::Ddim, 50, true).unwrap();
+        denoise_graph(&config, &shape(64)).unwrap();
+        let error = denoise_graph(&config, &shape(96)).unwrap_err().to_string();
+        assert!(error.contains("down_blocks.2.downsamplers.0.conv") && error.ends_with("a multiple of 2"), "{error}");
+    }
+
+    #[test]
+    fn noise_is_an_input_where_the_sampler_takes_some() {
+        let config = ModelConfig::preset("tiny").unwrap();
+        let shape = |sampler, steps| Shape::of(64, 64, sampler, steps, false).unwrap();
+        let plain = shape(Sampler::Ddim, 20);
+        for (shape, takes) in [
+            (plain, false),
+            (Shape { eta: 0.5, ..plain }, true),
+            (shape(Sampler::OneStep, 1), false),
+            (shape(Sampler::OneStep, 2), true),
+        ] {
+            let recording = Recording::new(denoise_graph(&config, &shape).unwrap());
+            let found = recording.tensors.iter().any(|tensor| tensor.name == "noise");
+            assert_eq!((found, shape.takes_noise()), (takes, takes), "{shape:?}");
+        }
+    }
+
+    #[test]
+    fn a_model_without_a_part_says_which() {
+        let config = ModelConfig { vae: None, ..ModelConfig::preset("mobilediffusion").unwrap() };
+        let shape = Shape::of(64, 64, Sampler::OneStep, 1, false).unwrap();
+        for result in [encode_graph(&config, &shape), decode_graph(&config, &shape, Decoder::Full)] {
+            let error = result.unwrap_err();
+            assert!(matches!(error, ModelError::NoPart { part: "vae" }), "{error}");
+        }
+    }
+}
