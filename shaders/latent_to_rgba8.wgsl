@@ -17,8 +17,12 @@ fn main(
 ) {
     let at = flat_group(group, groups) * 64u + thread;
     if at >= params.pixels { return; }
-    let v = clamp(load4(x[at]).xyz, vec3<f32>(-1.0), vec3<f32>(1.0));
+    let color = load4(x[at]).xyz;
+    // By its bits: a compiler may assume that no float is NaN.
+    let exponent = bitcast<vec3<u32>>(color) & vec3<u32>(0x7f800000u);
+    let alpha = select(0u, 255u, all(exponent != vec3<u32>(0x7f800000u)));
+    let v = clamp(color, vec3<f32>(-1.0), vec3<f32>(1.0));
     // NaN becomes some byte, and no more than a byte.
     let bytes = min(vec3<u32>(floor(v * 127.5 + 128.0)), vec3<u32>(255u));
-    y[at] = bytes.x | (bytes.y << 8u) | (bytes.z << 16u) | (255u << 24u);
+    y[at] = bytes.x | (bytes.y << 8u) | (bytes.z << 16u) | (alpha << 24u);
 }

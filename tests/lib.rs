@@ -2,13 +2,23 @@
 //! repeated.
 
 pub mod gpu;
+pub mod program;
 pub mod random;
 
 use mobilediffusion_kernels::check::{self, Agreement};
 use mobilediffusion_kernels::runner::{self, Target};
 use mobilediffusion_kernels::{Case, Storage, Tolerance};
+use mobilediffusion_model::DeviceChoice;
+use mobilediffusion_runtime::adapters;
 
 pub use mobilediffusion_kernels::runner::tolerance as storage_tolerance;
+
+/// What the facade is tested on: the CPU device, and every adapter by its index.
+pub fn devices() -> Vec<DeviceChoice> {
+    let gpus = pollster::block_on(adapters());
+    let named = gpus.iter().map(|adapter| DeviceChoice::Named(adapter.index.to_string()));
+    std::iter::once(DeviceChoice::Cpu).chain(named).collect()
+}
 
 /// The tolerance of a case: its kernel's, or none on whole numbers.
 pub fn tolerance(case: &Case) -> Tolerance {

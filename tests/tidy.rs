@@ -155,3 +155,11 @@ fn the_readme_lists_the_kernels() {
     let found = readme.split_once(begin).and_then(|(_, rest)| rest.split_once(end)).map(|(found, _)| found);
     assert!(found == Some(&table), "README.md should hold, between {begin} and {end}:\n\n{table}");
 }
+
+#[test]
+fn the_readme_shows_the_example_as_it_is() {
+    let example = read("model/examples/text_to_image.rs").replace('\r', "");
+    let code = example.split_once("\n\n").map_or("", |(_, code)| code);
+    let readme = read("README.md").replace('\r', "");
+    assert!(readme.contains(&format!("```rust\n{code}```")), "README.md should show:\n\n{code}");
+}

@@ -2,7 +2,7 @@
 
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use mobilediffusion_model::{DeviceChoice, ModelConfig, ModelError, Source};
+use mobilediffusion_model::{DeviceChoice, ModelConfig, ModelError, Source, WeightsFrom};
 use std::path::PathBuf;
 
 /// Text to image with MobileDiffusion, on any GPU that wgpu reaches, or on the CPU.
@@ -16,7 +16,9 @@ pub(crate) struct Cli {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Draw a picture of a prompt
-    Generate(Generate),
+    Generate(Box<Generate>),
+    /// Show what a picture was made of: prompt, seed, model and settings
+    Show(Show),
     /// List the devices of this machine, and which one `auto` takes
     Devices,
     /// Count the parameters and multiply-accumulates of a model, block by block
@@ -27,50 +29,133 @@ pub(crate) enum Command {
     Check(Check),
     /// Time kernels at the model's shapes, next to what the device can do at best
     Bench(crate::bench::Args),
+    /// Write completions for a shell: `source <(mobilediffusion completions bash)`
+    Completions(Completions),
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = GENERATE_EXAMPLES)]
 pub(crate) struct Generate {
     /// What to draw, in a few words
     pub(crate) prompt: String,
-    /// The PNG file to write; its folder has to exist
+    /// The PNG file to write; its folder has to exist. Several pictures get their seeds put behind the name
     #[arg(short, long, value_name = "FILE")]
     pub(crate) output: PathBuf,
-    /// The same seed, prompt and device give the same picture
-    #[arg(long, default_value_t = 0)]
+    /// What not to draw
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    pub(crate) negative: String,
+
+    /// The same seed, prompt, settings and device give the same picture
+    #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Settings")]
     pub(crate) seed: u64,
-    /// Evaluations of the UNet [default: the model's]
-    #[arg(long, value_name = "N")]
+    /// Evaluations of the UNet; 1 to 4 in one-step models, more sample by DDIM [default: the model's]
+    #[arg(long, value_name = "N", help_heading = "Settings")]
     pub(crate) steps: Option<usize>,
     /// Strength of guidance, 1 for none [default: the model's]
-    #[arg(long, value_name = "G", allow_negative_numbers = true)]
+    #[arg(long, value_name = "G", allow_negative_numbers = true, help_heading = "Settings")]
     pub(crate) guidance: Option<f32>,
-    /// Width and height in pixels, a multiple of 32 [default: the model's]
-    #[arg(long, value_name = "N")]
+    /// Width in pixels, a multiple of 32 [default: the model's]
+    #[arg(long, value_name = "PIXELS", help_heading = "Settings")]
+    pub(crate) width: Option<usize>,
+    /// Height in pixels, a multiple of 32 [default: the model's]
+    #[arg(long, value_name = "PIXELS", help_heading = "Settings")]
+    pub(crate) height: Option<usize>,
+    /// Width and height in one
+    #[arg(long, value_name = "PIXELS", conflicts_with_all = ["width", "height"], help_heading = "Settings")]
     pub(crate) size: Option<usize>,
+    /// How many pictures, with seeds that count up
+    #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Settings")]
+    pub(crate) count: usize,
+
+    /// Begin from this picture (PNG, JPEG, GIF or WebP; the first frame), scaled and cropped to the size that is drawn
+    #[arg(long, value_name = "FILE", help_heading = "Begin from a picture")]
+    pub(crate) init: Option<PathBuf>,
+    /// How much of it is drawn anew, 0 to 1 [default: 0.6, with a mask 1]
+    #[arg(
+        long,
+        value_name = "S",
+        allow_negative_numbers = true,
+        requires = "init",
+        help_heading = "Begin from a picture"
+    )]
+    pub(crate) strength: Option<f32>,
+    /// Draw only where this picture is white and keep every pixel where it is black; as large as that of --init
+    #[arg(long, value_name = "FILE", requires = "init", help_heading = "Begin from a picture")]
+    pub(crate) mask: Option<PathBuf>,
+
+    /// All pictures on one sheet
+    #[arg(long, help_heading = "Output")]
+    pub(crate) grid: bool,
+    /// Write what the picture looks like on the way into this folder
+    #[arg(long, value_name = "DIR", help_heading = "Output")]
+    pub(crate) preview: Option<PathBuf>,
+    /// After every so many steps
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "preview", help_heading = "Output")]
+    pub(crate) preview_every: usize,
+    /// Overwrite files that exist
+    #[arg(long, help_heading = "Output")]
+    pub(crate) force: bool,
+    /// Say on standard output what was made, as JSON
+    #[arg(long, help_heading = "Output")]
+    pub(crate) json: bool,
+
     /// `auto` (hardware GPU, else the CPU), `gpu`, `cpu`, or an adapter's index or part of its name
-    #[arg(long, default_value = "auto", value_parser = device)]
+    #[arg(long, default_value = "auto", value_parser = device, help_heading = "Device and model")]
     pub(crate) device: DeviceChoice,
+    /// How a GPU stores floats; f16 takes half the memory
+    #[arg(long, value_enum, default_value_t, help_heading = "Device and model")]
+    pub(crate) dtype: Floats,
     /// Folder of a model [default: the one that comes with the project]
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["preset", "weights"])]
+    #[arg(long, value_name = "DIR", conflicts_with = "preset", help_heading = "Device and model")]
     pub(crate) model: Option<PathBuf>,
-    /// A built-in architecture; it has no weights, so `--weights` has to make them up
-    #[arg(long, value_name = "NAME", requires = "weights", value_parser = presets())]
+    /// A built-in architecture; it has no weights, so `--weights` has to give some
+    #[arg(long, value_name = "NAME", requires = "weights", value_parser = presets(), help_heading = "Device and model")]
     pub(crate) preset: Option<String>,
-    /// Weights made up from a seed: for measuring, not for looking at
-    #[arg(long, value_name = "random:SEED", requires = "preset", value_parser = random)]
-    pub(crate) weights: Option<u64>,
+    /// Folder with other weights for the architecture; `random:SEED` makes some up, for measuring
+    #[arg(long, value_name = "DIR|random:SEED", value_parser = weights, help_heading = "Device and model")]
+    pub(crate) weights: Option<WeightsFrom>,
 }
+
+const GENERATE_EXAMPLES: &str = "\
+Examples:
+  mobilediffusion generate \"red apple\" -o apple.png
+  mobilediffusion generate \"red apple\" -o apples.png --count 9 --grid
+  mobilediffusion generate \"green apple\" -o other.png --init apple.png --strength 0.5
+  mobilediffusion show apple.png";
 
 impl Generate {
     /// The model that is meant.
     pub(crate) fn source(&self) -> Result<Source, ModelError> {
-        match (&self.model, &self.preset, self.weights) {
-            (Some(folder), ..) => Source::directory(folder),
-            (None, Some(preset), Some(seed)) => Source::synthetic(preset, seed),
-            _ => Source::bundled(),
+        let config = match (&self.model, &self.preset) {
+            (Some(folder), _) => ModelConfig::load(folder)?,
+            (None, Some(preset)) => ModelConfig::preset(preset)?,
+            (None, None) => Source::bundled()?.config,
+        };
+        match (&self.weights, &self.model) {
+            (Some(weights), _) => Ok(Source { config, weights: weights.clone() }),
+            (None, Some(folder)) => Ok(Source { config, weights: WeightsFrom::Directory(folder.clone()) }),
+            (None, None) => Source::bundled(),
         }
     }
+}
+
+/// Which file.
+#[derive(Debug, Args)]
+pub(crate) struct Show {
+    /// A PNG file that `generate` wrote
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// Say the same as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Whose completions.
+#[derive(Debug, Args)]
+pub(crate) struct Completions {
+    /// The shell
+    #[arg(value_enum)]
+    pub(crate) shell: clap_complete::Shell,
 }
 
 /// Which networks, without their weights.
@@ -102,8 +187,8 @@ impl Networks {
             (Some(path), _) if path.is_file() => Ok(path.parent().map(PathBuf::from)),
             (Some(folder), _) => Ok(Some(folder.clone())),
             (None, _) => match Source::bundled()?.weights {
-                mobilediffusion_model::WeightsFrom::Directory(folder) => Ok(Some(folder)),
-                mobilediffusion_model::WeightsFrom::Synthetic(_) => Ok(None),
+                WeightsFrom::Directory(folder) => Ok(Some(folder)),
+                WeightsFrom::Synthetic(_) => Ok(None),
             },
         }
     }
@@ -183,7 +268,11 @@ pub(crate) fn device(text: &str) -> Result<DeviceChoice, String> {
     })
 }
 
-fn random(text: &str) -> Result<u64, String> {
-    let seed = text.strip_prefix("random:").and_then(|seed| seed.parse().ok());
-    seed.ok_or_else(|| "expected `random:` and a whole number, as in random:0".into())
+fn weights(text: &str) -> Result<WeightsFrom, String> {
+    match text.strip_prefix("random:").map(str::parse) {
+        Some(Ok(seed)) => Ok(WeightsFrom::Synthetic(seed)),
+        Some(Err(_)) => Err("expected `random:` and a whole number, as in random:0".into()),
+        None if text.is_empty() => Err("expected a folder, or `random:` and a whole number".into()),
+        None => Ok(WeightsFrom::Directory(text.into())),
+    }
 }

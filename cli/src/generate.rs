@@ -1,81 +1,177 @@
-//! `generate`: a prompt becomes a file.
+//! `generate`: a prompt becomes files.
 
 use crate::Failure;
-use crate::args::Generate;
-use crate::terminal::{Clock, note};
-use mobilediffusion_model::{Options, Phase, Pipeline, WeightsFrom};
-use std::fs;
-use std::path::Path;
+use crate::args::{Floats, Generate};
+use crate::output::{Outputs, check_file};
+use crate::terminal::{Clock, note, printable, result};
+use mobilediffusion_model::{
+    Flow, Init, Mask, ModelError, Options, Picture, Pipeline, Progress, Request, Settings, WeightsFrom, config::Sampler,
+};
+use serde_json::json;
+use std::path::{Path, PathBuf};
 
 pub(crate) fn run(args: &Generate) -> Result<(), Failure> {
-    // The library takes an empty text (it is what guidance compares with); a person who types one has made a mistake.
-    if args.prompt.trim().is_empty() {
-        return Err("the prompt is empty, expected a few words that say what to draw".into());
-    }
-    check_output(&args.output)?;
+    let outputs = Outputs::new(args)?;
     let source = args.source()?;
-    let defaults = source.config.defaults.clone();
+    let own = source.config.defaults.clone();
     let synthetic = matches!(source.weights, WeightsFrom::Synthetic(_));
-    let mut options = Options::new(&source.config);
-    options.device = args.device.clone();
-    options.width = args.size.unwrap_or(options.width);
-    options.height = args.size.unwrap_or(options.height);
-    options.steps = args.steps;
-    options.guidance = args.guidance;
-    let (width, height) = (options.width, options.height);
+    let request = request(args, own.image_size)?;
 
     let mut clock = Clock::start();
-    let mut pipeline = Pipeline::load(source, options, &mut |progress| clock.tick(progress))?;
-    clock.pause(Phase::Load);
-    let (steps, guidance) = (pipeline.steps(), pipeline.guidance());
-    note(&format!("device: {}", pipeline.device_line()));
-    let plural = if steps == 1 { "" } else { "s" };
-    note(&format!(
-        "model: {}, {width}x{height} pixels, {steps} step{plural}, guidance {guidance}, seed {}",
-        defaults.name, args.seed
-    ));
+    let options = Options { device: args.device.clone(), floats: args.dtype.into(), ..Options::default() };
+    let mut pipeline = Pipeline::load(source, options)?;
+    let settings = pipeline.settings(&request)?;
+    let device = pipeline.model().device_line();
+    note(&format!("device: {device}"));
+    note(&format!("model: {}, {}, seed {}", own.name, described(&settings), args.seed));
     if synthetic {
         note("note: the weights are synthetic, so the picture means nothing");
     }
-
-    let picture = pipeline.generate(&args.prompt, args.seed, &mut |progress| clock.tick(progress))?;
-    clock.pause(Phase::Decode);
-    if let Some(rest) = &picture.truncated {
-        note(&format!("warning: the prompt is too long, left out: {}", shortened(rest)));
+    if let Some(cut) = &settings.truncated {
+        let (kept, left_out) = (shortened(&cut.kept), shortened(&cut.left_out));
+        note(&format!("warning: the prompt is too long, read up to {kept}, left out: {left_out}"));
     }
-    let text = [
-        ("Description", args.prompt.clone()),
-        ("Software", concat!("mobilediffusion ", env!("CARGO_PKG_VERSION")).to_owned()),
-        ("Model", defaults.name),
-        ("Seed", args.seed.to_string()),
-        ("Steps", steps.to_string()),
-        ("Guidance", guidance.to_string()),
-    ];
-    picture.save_png(&args.output, &text)?;
-    note(&format!("wrote {} ({})", args.output.display(), clock.times()));
+
+    let facts = facts(args, (&own.name, &device), &settings);
+    let mut previews = Previews { args, facts: &facts, failure: None };
+    let drawn = pipeline.generate(&request, &mut |progress| {
+        clock.tick(progress);
+        previews.hear(progress)
+    });
+    clock.stop();
+    let pictures = match (drawn, previews.failure) {
+        // The stop was ours.
+        (Err(ModelError::Stopped), Some(failure)) => return Err(failure.into()),
+        (drawn, _) => drawn?,
+    };
+    let files = outputs.write(&pictures, &facts)?;
+    let names: Vec<String> = files.iter().map(|(path, _)| path.display().to_string()).collect();
+    note(&format!("wrote {} ({})", listed(&names), clock.times()));
+    if args.json {
+        let files: Vec<_> = files.iter().map(|(path, seed)| json!({"path": path, "seed": seed})).collect();
+        let facts: serde_json::Map<_, _> = facts.iter().map(|(k, v)| (k.to_lowercase(), v.clone().into())).collect();
+        let left_out = settings.truncated.map(|cut| cut.left_out);
+        let all = json!({"files": files, "settings": facts, "left_out": left_out, "seconds": clock.seconds()});
+        result(&serde_json::to_string_pretty(&all)?)?;
+    }
     Ok(())
 }
 
-/// Refuses a file that could not be written in the end, before any work is done for it.
-fn check_output(path: &Path) -> Result<(), Failure> {
-    let refuse = |why: &str| Err(format!("cannot write {}: {why}", path.display()).into());
-    let Some(name) = path.file_name() else { return refuse("it does not name a file") };
-    if path.is_dir() {
-        return refuse("it is a folder");
+impl From<Floats> for mobilediffusion_model::Floats {
+    fn from(floats: Floats) -> Self {
+        match floats {
+            Floats::F32 => Self::F32,
+            Floats::F16 => Self::F16,
+        }
     }
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
+}
+
+/// What is asked for; `own` is the model's size.
+fn request(args: &Generate, own: usize) -> Result<Request, Failure> {
+    let (width, height) = (args.size.or(args.width), args.size.or(args.height));
+    let init = match &args.init {
+        Some(path) => Some(init(args, path, (width.unwrap_or(own), height.unwrap_or(own)))?),
+        None => None,
     };
-    if !folder.is_dir() {
-        return refuse(&format!("there is no folder {}", folder.display()));
+    Ok(Request {
+        negative: args.negative.clone(),
+        width,
+        height,
+        steps: args.steps,
+        guidance: args.guidance,
+        seed: args.seed,
+        count: args.count,
+        init,
+        preview_every: args.preview.is_some().then_some(args.preview_every),
+        ..Request::new(&args.prompt)
+    })
+}
+
+/// The picture to begin from, and its mask, in the size that is drawn.
+fn init(args: &Generate, path: &Path, (width, height): (usize, usize)) -> Result<Init, Failure> {
+    let size = |picture: &Picture| format!("{}x{}", picture.width, picture.height);
+    let picture = Picture::open(path)?;
+    let marks = args.mask.as_deref().map(|path| Ok::<_, ModelError>((path, Picture::open(path)?))).transpose()?;
+    let (found, wanted) = (size(&picture), format!("{width}x{height}"));
+    if let Some((path, marks)) = marks.as_ref().filter(|(_, marks)| size(marks) != found) {
+        let line = format!("{}: expected {found} pixels as --init has, found {}", path.display(), size(marks));
+        return Err(line.into());
     }
-    let mut probe = name.to_owned();
-    probe.push(format!(".{}.probe", std::process::id()));
-    let probe = folder.join(probe);
-    match fs::File::create_new(&probe).and_then(|_| fs::remove_file(&probe)) {
-        Ok(()) => Ok(()),
-        Err(error) => refuse(&error.to_string()),
+    if found != wanted {
+        note(&format!("note: {} is scaled and cropped from {found} to {wanted} pixels", path.display()));
+    }
+    // A side of zero is refused by the pipeline, with everything else that is wrong with a size.
+    let fill = |picture: Picture| picture.fill(width.max(1), height.max(1));
+    let mut init = match marks {
+        None => Init::new(fill(picture)),
+        Some((_, marks)) => Init::masked(fill(picture), Mask::of(&fill(marks))),
+    };
+    init.strength = args.strength.unwrap_or(init.strength);
+    Ok(init)
+}
+
+/// Writes previews as they come.
+struct Previews<'a> {
+    args: &'a Generate,
+    facts: &'a [(&'static str, String)],
+    failure: Option<ModelError>,
+}
+
+impl Previews<'_> {
+    fn hear(&mut self, progress: &Progress) -> Flow {
+        let (Some(folder), Some(preview)) = (&self.args.preview, &progress.preview) else { return Flow::Continue };
+        let seed = self.args.seed.wrapping_add(progress.picture as u64);
+        let path = folder.join(format!("{seed}-{:03}.png", progress.step));
+        let done = check_file(&path, self.args.force).and_then(|()| {
+            let mut facts = self.facts.to_vec();
+            facts.extend([("Seed", seed.to_string()), ("Preview", format!("{} of {}", progress.step, progress.total))]);
+            preview.save_png(&path, &facts)
+        });
+        match done {
+            Ok(()) => Flow::Continue,
+            Err(failure) => {
+                self.failure = Some(failure);
+                Flow::Stop
+            }
+        }
+    }
+}
+
+fn described(settings: &Settings) -> String {
+    let Settings { width, height, steps, guidance, .. } = settings;
+    let plural = if *steps == 1 { "" } else { "s" };
+    format!("{width}x{height} pixels, {steps} step{plural}, guidance {guidance}")
+}
+
+/// What goes into the files beside the pixels: all that a picture can be made again from, but its seed.
+fn facts(args: &Generate, (model, device): (&str, &str), settings: &Settings) -> Vec<(&'static str, String)> {
+    let sampler = match settings.sampler {
+        Sampler::Ddim => "DDIM",
+        Sampler::OneStep => "one step",
+    };
+    let name = |path: &PathBuf| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let mut facts = vec![("Description", args.prompt.clone())];
+    facts.extend((!args.negative.is_empty()).then(|| ("Negative", args.negative.clone())));
+    facts.extend([
+        ("Software", concat!("mobilediffusion ", env!("CARGO_PKG_VERSION")).to_owned()),
+        ("Model", model.to_owned()),
+        ("Size", format!("{}x{}", settings.width, settings.height)),
+        ("Sampler", sampler.to_owned()),
+        ("Steps", settings.steps.to_string()),
+        ("Guidance", settings.guidance.to_string()),
+    ]);
+    facts.extend(args.init.as_ref().map(|path| ("Init", name(path))));
+    facts.extend(args.strength.map(|strength| ("Strength", strength.to_string())));
+    facts.extend(args.mask.as_ref().map(|path| ("Mask", name(path))));
+    facts.extend([("Device", device.to_owned()), ("Floats", format!("{:?}", args.dtype).to_lowercase())]);
+    facts
+}
+
+/// `a`, `a and b`, or `a to z, 26 files`.
+fn listed(names: &[String]) -> String {
+    match names {
+        [first, .., last] if names.len() > 2 => format!("{first} to {last}, {} files", names.len()),
+        _ => names.join(" and "),
     }
 }
 
@@ -85,7 +181,7 @@ fn shortened(text: &str) -> String {
     let text = text.trim();
     let all = text.chars().count();
     if all <= SHOWN {
-        return format!("`{text}`");
+        return format!("`{}`", printable(text));
     }
-    format!("`{}...` ({all} characters)", text.chars().take(SHOWN).collect::<String>().replace('\n', " "))
+    format!("`{}...` ({all} characters)", printable(&text.chars().take(SHOWN).collect::<String>()))
 }

@@ -7,11 +7,13 @@ mod devices;
 mod generate;
 mod graphs;
 mod networks;
+mod output;
 mod plan;
+mod show;
 mod terminal;
 
 use args::{Cli, Command};
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use std::error::Error;
 use std::process::ExitCode;
 
@@ -27,6 +29,8 @@ fn main() -> ExitCode {
         Command::Plan(args) => plan::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Show(args) => show::run(&args),
+        Command::Completions(args) => completions(args.shell),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -35,6 +39,12 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn completions(shell: clap_complete::Shell) -> Result<(), Failure> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), env!("CARGO_PKG_NAME"), &mut script);
+    Ok(terminal::result(String::from_utf8(script)?.trim_end())?)
 }
 
 /// Keeps Mesa's device-selection layer out of the way: on machines without a desktop it writes an `error:` line of its

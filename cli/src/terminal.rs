@@ -1,7 +1,9 @@
 //! Everything this program says goes through here: results to stdout, everything else to stderr.
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use mobilediffusion_model::{Phase, Progress};
+use std::collections::BTreeMap;
+use std::fmt;
 use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
@@ -23,6 +25,12 @@ pub(crate) fn one_line(text: &str) -> String {
     text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ")
 }
 
+/// A text with its control characters spelled out: it may come from anywhere, and a terminal obeys some of them.
+pub(crate) fn printable(text: &str) -> String {
+    let spelled = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    text.chars().map(spelled).collect()
+}
+
 /// A bar on stderr (hidden where that is no terminal), and the time each phase took.
 #[derive(Debug)]
 pub(crate) struct Clock {
@@ -33,26 +41,32 @@ pub(crate) struct Clock {
 
 impl Clock {
     pub(crate) fn start() -> Self {
-        let style = ProgressStyle::with_template("{msg:8} {bar:40} {pos}/{len}").expect("the template is right");
+        let template = "{msg:8} {bar:32} {pos}/{len}  {per_sec}, {eta} left";
+        let style = ProgressStyle::with_template(template).expect("the template is right");
+        let style = style.with_key("per_sec", |state: &ProgressState, w: &mut dyn fmt::Write| {
+            // A writer that fails is a terminal that is gone.
+            let _ = write!(w, "{:.1}/s", state.per_sec());
+        });
         let bar = ProgressBar::no_length().with_style(style);
         Self { bar, last: Instant::now(), spent: Vec::new() }
     }
 
     /// Shows `progress`; the time since the last one belongs to its phase.
-    pub(crate) fn tick(&mut self, progress: Progress) {
+    pub(crate) fn tick(&mut self, progress: &Progress) {
         self.charge(progress.phase);
-        if self.bar.message() != progress.phase.to_string() {
-            self.bar.set_message(progress.phase.to_string());
+        let title = progress.phase.to_string();
+        if self.bar.message() != title {
+            // Rate and remaining time are those of the phase.
+            self.bar.reset();
+            self.bar.set_message(title);
         }
         self.bar.set_length(progress.total as u64);
         self.bar.set_position(progress.step as u64);
     }
 
-    /// Ends a stretch of work: the time since the last progress belongs to `phase`, and the bar goes away.
-    pub(crate) fn pause(&mut self, phase: Phase) {
-        self.charge(phase);
+    /// Takes the bar away.
+    pub(crate) fn stop(&self) {
         self.bar.finish_and_clear();
-        self.bar.reset();
     }
 
     fn charge(&mut self, phase: Phase) {
@@ -62,6 +76,11 @@ impl Clock {
             Some((_, spent)) => *spent += passed,
             None => self.spent.push((phase, passed)),
         }
+    }
+
+    /// Seconds of every phase.
+    pub(crate) fn seconds(&self) -> BTreeMap<String, f64> {
+        self.spent.iter().map(|(phase, spent)| (phase.to_string(), spent.as_secs_f64())).collect()
     }
 
     /// `load 0.41 s, encode 0.02 s, ...`

@@ -181,7 +181,7 @@ impl Recording {
 
 impl Recording {
     /// Bytes of the weights as the kernels want them packed, each counted once.
-    fn weight_bytes(&self, storage: Storage) -> usize {
+    pub fn weight_bytes(&self, storage: Storage) -> usize {
         let mut counted = vec![false; self.tensors.len()];
         let mut bytes = 0;
         for node in &self.nodes {

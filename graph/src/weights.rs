@@ -1,7 +1,8 @@
 //! Weights on a device, each loaded once and shared by every plan that uses it.
 
 use crate::error::GraphError;
-use crate::graph::WeightRows;
+use crate::graph::{Origin, WeightRows};
+use crate::record::Recording;
 use mobilediffusion_kernels::kernel::{Shape, elements};
 use mobilediffusion_kernels::{DType, Layout, Storage};
 use mobilediffusion_runtime::{Bound, Buffer, Gpu, Role};
@@ -95,6 +96,31 @@ impl Weights {
     /// Where they are.
     pub fn device(&self) -> &Device {
         &self.device
+    }
+
+    /// Brings every weight of a recording that is not there yet to the device. `go_on` is asked before each with the
+    /// weights done and those of the recording.
+    ///
+    /// # Errors
+    /// If a weight is missing or refused, the device has no room, or `go_on` said no.
+    pub fn load(
+        &mut self,
+        recording: &Recording,
+        go_on: &mut dyn FnMut(usize, usize) -> bool,
+    ) -> Result<(), GraphError> {
+        let operands = recording.nodes.iter().flat_map(|node| node.kernel.operands().into_iter().zip(&node.operands));
+        let weights = operands.filter_map(|(declared, tensor)| {
+            let info = &recording.tensors[(*tensor)?];
+            if let Origin::Weight(source) = &info.origin { Some((&info.name, source, declared.layout)) } else { None }
+        });
+        let weights: Vec<_> = weights.collect();
+        for (done, (name, source, layout)) in weights.iter().enumerate() {
+            if !go_on(done, weights.len()) {
+                return Err(GraphError::Stopped { done, total: weights.len() });
+            }
+            self.get(name, source, *layout)?;
+        }
+        Ok(())
     }
 
     pub(crate) fn get(&mut self, name: &str, source: &WeightRows, layout: Layout) -> Result<Resident, GraphError> {

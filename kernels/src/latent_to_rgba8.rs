@@ -1,7 +1,8 @@
 //! `y = r | g << 8 | b << 16 | 255 << 24`: the decoder's output as pixels (specification, section 2.2).
 //!
 //! `x [n, h, w, 3]`, `y [n, h, w]` in u32. Every channel is clamped to [-1, 1], and `(v + 1) / 2 * 255` is rounded, halves
-//! up. NaN becomes some byte. One invocation of the GPU computes one pixel.
+//! up. Alpha is 255, and 0 where a channel is no finite number: no picture is to be made of such a pixel. One invocation of
+//! the GPU computes one pixel.
 
 use crate::draw::Draw;
 use crate::kernel::{Case, Cost, DType, Family, Fill, Kernel, Operand, Param, Program, Tolerance, folded_grid, parse};
@@ -76,7 +77,8 @@ impl Kernel for Rgba8 {
         let mut y = Vec::with_capacity(self.pixels());
         for pixel in x.chunks_exact(3) {
             let byte = |v: f64| ((v.clamp(-1.0, 1.0) + 1.0) / 2.0 * 255.0 + 0.5).floor();
-            y.push(byte(pixel[0]) + 256.0 * byte(pixel[1]) + 65_536.0 * byte(pixel[2]) + 255.0 * 16_777_216.0);
+            let alpha = if pixel.iter().all(|v| v.is_finite()) { 255.0 } else { 0.0 };
+            y.push(byte(pixel[0]) + 256.0 * byte(pixel[1]) + 65_536.0 * byte(pixel[2]) + alpha * 16_777_216.0);
         }
         vec![y]
     }
@@ -88,7 +90,8 @@ impl Kernel for Rgba8 {
         let byte = |v: f32| (v.clamp(-1.0, 1.0) * 127.5 + 128.0) as u8;
         y.par_chunks_mut(BLOCK).zip(x.par_chunks(3 * BLOCK)).for_each(|(y, x)| {
             for (y, pixel) in y.iter_mut().zip(x.chunks_exact(3)) {
-                *y = u32::from_le_bytes([byte(pixel[0]), byte(pixel[1]), byte(pixel[2]), 255]);
+                let alpha = if pixel.iter().all(|v| v.is_finite()) { 255 } else { 0 };
+                *y = u32::from_le_bytes([byte(pixel[0]), byte(pixel[1]), byte(pixel[2]), alpha]);
             }
         });
     }
@@ -129,9 +132,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn not_a_number_becomes_a_byte() {
-        let mut y = [1.0];
-        Rgba8 { n: 1, h: 1, w: 1 }.cpu(&[&[f32::NAN, 1.0, -1.0]], &mut [&mut y]);
-        assert_eq!(y[0].to_bits(), 0xFF00_FF00);
+    fn what_is_not_finite_is_transparent() {
+        let mut y = [1.0; 3];
+        let x = [f32::NAN, 1.0, -1.0, 0.0, 0.0, f32::INFINITY, 0.0, 1e9, 0.0];
+        Rgba8 { n: 1, h: 1, w: 3 }.cpu(&[&x], &mut [&mut y]);
+        assert_eq!(y.map(f32::to_bits), [0x0000_FF00, 0x00FF_8080, 0xFF80_FF80]);
     }
 }

@@ -1,6 +1,6 @@
 //! The twelve prompts of the bundled checkpoint's sheet, seed 0, none drawn twice: `contact_sheet OUT.png`.
 
-use mobilediffusion_model::{ModelError, Options, Picture, Pipeline, Source};
+use mobilediffusion_model::{Flow, ModelError, Options, Picture, Pipeline, Request, Source};
 use std::path::PathBuf;
 
 const PROMPTS: [&str; 12] = [
@@ -23,11 +23,11 @@ const ZOOM: usize = 2;
 
 fn main() -> Result<(), ModelError> {
     let path = std::env::args_os().nth(1).map_or_else(|| PathBuf::from("contact-sheet.png"), PathBuf::from);
-    let source = Source::bundled()?;
-    let options = Options::new(&source.config);
-    let mut pipeline = Pipeline::load(source, options, &mut |_| ())?;
-    let pictures =
-        PROMPTS.iter().map(|prompt| pipeline.generate(prompt, 0, &mut |_| ())).collect::<Result<Vec<_>, _>>()?;
+    let mut pipeline = Pipeline::load(Source::bundled()?, Options::default())?;
+    let mut pictures = Vec::new();
+    for prompt in PROMPTS {
+        pictures.extend(pipeline.generate(&Request::new(prompt), &mut |_| Flow::Continue)?);
+    }
     sheet(&pictures).save_png(&path, &[("Prompts", PROMPTS.join("; ")), ("Seed", "0".to_owned())])
 }
 
@@ -42,5 +42,5 @@ fn sheet(pictures: &[Picture]) -> Picture {
         let at = y % cell_height / ZOOM * picture.width + x % cell_width / ZOOM;
         out.copy_from_slice(&picture.rgba[4 * at..4 * at + 4]);
     }
-    Picture { width, height, rgba, truncated: None }
+    Picture { width, height, rgba }
 }

@@ -2,6 +2,8 @@
 //!
 //! Every error carries its data, and its `Display` is one lower-case line: what, where, expected, found.
 
+use mobilediffusion_graph::GraphError;
+use mobilediffusion_runtime::RuntimeError;
 use std::fmt;
 use std::path::PathBuf;
 
@@ -85,6 +87,45 @@ pub enum ModelError {
         /// The folder.
         part: &'static str,
     },
+    /// A request does not make sense.
+    #[error("{key}: expected {expected}, found {found}")]
+    Request {
+        /// What of it, named as on the command line.
+        key: &'static str,
+        /// What would be accepted.
+        expected: String,
+        /// What was asked for.
+        found: String,
+    },
+    /// A picture file cannot be used.
+    #[error("{}: {message}", path.display())]
+    Picture {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// The model cannot begin from a picture.
+    #[error(
+        "this model has no encoder to begin from a picture: expected a folder vae with config.json and model.safetensors"
+    )]
+    NoEncoder,
+    /// There is no room for the weights and plans of a request.
+    #[error("out of memory: {width}x{height} pixels need {} {what}, {}; {advice}", mib(*needed), there(*available))]
+    Memory {
+        /// Width asked for, in pixels.
+        width: usize,
+        /// Height asked for, in pixels.
+        height: usize,
+        /// In which form.
+        what: &'static str,
+        /// Bytes that are needed.
+        needed: u64,
+        /// Bytes there are, none where the device does not say.
+        available: Option<u64>,
+        /// What would fit.
+        advice: String,
+    },
     /// A file cannot be written.
     #[error("cannot write {}: {source}", path.display())]
     Output {
@@ -99,12 +140,63 @@ pub enum ModelError {
         /// What was looked at.
         what: &'static str,
     },
+    /// The networks gave a picture of one colour, as they do when something is wrong with the weights or the device.
+    #[error("the picture is of one colour: the weights or the device are at fault")]
+    Flat,
+    /// The device is gone. [`Pipeline::recover`](crate::Pipeline::recover) opens it again.
+    #[error("the device was lost: {reason}")]
+    DeviceLost {
+        /// The driver's words.
+        reason: String,
+    },
+    /// The caller asked to stop.
+    #[error("stopped on request")]
+    Stopped,
     /// A network cannot be built or run.
     #[error(transparent)]
-    Graph(#[from] mobilediffusion_graph::GraphError),
+    Graph(GraphError),
     /// The device cannot be used.
     #[error(transparent)]
-    Device(#[from] mobilediffusion_runtime::RuntimeError),
+    Device(RuntimeError),
+}
+
+impl From<RuntimeError> for ModelError {
+    fn from(error: RuntimeError) -> Self {
+        match error {
+            RuntimeError::Lost { reason } => Self::DeviceLost { reason },
+            other => Self::Device(other),
+        }
+    }
+}
+
+impl From<GraphError> for ModelError {
+    fn from(error: GraphError) -> Self {
+        match error {
+            GraphError::Stopped { .. } => Self::Stopped,
+            GraphError::Device { source: RuntimeError::Lost { reason }, .. } => Self::DeviceLost { reason },
+            other => Self::Graph(other),
+        }
+    }
+}
+
+impl ModelError {
+    /// Whether a device had no room.
+    pub(crate) fn is_out_of_memory(&self) -> bool {
+        let source = match self {
+            Self::Graph(GraphError::Device { source, .. }) | Self::Device(source) => source,
+            _ => return false,
+        };
+        matches!(source, RuntimeError::OutOfMemory { .. })
+    }
+}
+
+/// Bytes for people.
+pub(crate) fn mib(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
+}
+
+fn there(available: Option<u64>) -> String {
+    available.map_or("the device has less".to_owned(), |bytes| format!("there are {}", mib(bytes)))
 }
 
 /// One way in which a tensor of a checkpoint is not what the network needs.

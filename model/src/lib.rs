@@ -21,5 +21,8 @@ mod json;
 
 pub use config::ModelConfig;
 pub use error::ModelError;
-pub use picture::Picture;
-pub use pipeline::{DeviceChoice, Options, Phase, Pipeline, Progress, Source, WeightsFrom};
+pub use picture::{Mask, Picture};
+pub use pipeline::{
+    Counters, DeviceChoice, Floats, Flow, Init, Model, OnProgress, Options, Phase, Pipeline, Progress, Request,
+    Settings, Source, Truncated, WeightsFrom,
+};

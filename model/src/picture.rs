@@ -1,11 +1,11 @@
-//! A finished picture, and its file.
+//! Pictures in memory: what the pipeline takes and gives.
 
-use crate::error::ModelError;
-use std::fs::File;
-use std::io::{self, BufWriter};
-use std::path::{Path, PathBuf};
+mod file;
 
-/// Pixels, and what was cut off the prompt.
+use image::imageops::FilterType;
+use image::{DynamicImage, RgbaImage};
+
+/// Pixels.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Picture {
     /// Pixels of a row.
@@ -14,37 +14,119 @@ pub struct Picture {
     pub height: usize,
     /// Red, green, blue and alpha of every pixel, row by row.
     pub rgba: Vec<u8>,
-    /// The part of the prompt that did not fit.
-    pub truncated: Option<String>,
 }
 
+/// How much of every pixel is drawn anew: 0 for none of it, 255 for all.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mask {
+    /// Pixels of a row.
+    pub width: usize,
+    /// Rows.
+    pub height: usize,
+    /// One value a pixel, row by row.
+    pub values: Vec<u8>,
+}
+
+impl Mask {
+    /// The mask a picture is: white is drawn anew, black is kept, grey is mixed.
+    pub fn of(picture: &Picture) -> Self {
+        // Luma with the weights of ITU-R BT.709, in 1/65536: they sum up to one, so that white is 255.
+        let luma = |p: &[u8]| (13_933 * u32::from(p[0]) + 46_871 * u32::from(p[1]) + 4_732 * u32::from(p[2])) >> 16;
+        let values = picture.rgba.chunks_exact(4).map(|pixel| luma(pixel) as u8).collect();
+        Self { width: picture.width, height: picture.height, values }
+    }
+}
+
+/// A difference of this much over a whole picture is none that anybody sees.
+const FLAT: u8 = 2;
+
 impl Picture {
-    /// Writes a PNG with `text` chunks. The file appears whole or not at all: it is written beside `path` and renamed.
-    ///
-    /// # Errors
-    /// If the folder cannot be written to.
-    pub fn save_png(&self, path: &Path, text: &[(&str, String)]) -> Result<(), ModelError> {
-        let mut name = path.file_name().unwrap_or_default().to_owned();
-        name.push(format!(".{}.part", std::process::id()));
-        let partial = path.with_file_name(name);
-        let written = self.encode(&partial, text).and_then(|()| std::fs::rename(&partial, path));
-        written.map_err(|source| {
-            // The first error is the one to report; a leftover that cannot be removed either adds nothing to it.
-            let _ = std::fs::remove_file(&partial);
-            ModelError::Output { path: PathBuf::from(path), source }
-        })
+    /// Scales and crops to `width` x `height`, both at least 1: no side is left empty, the middle is kept.
+    #[must_use]
+    pub fn fill(self, width: usize, height: usize) -> Self {
+        if (self.width, self.height) == (width, height) {
+            return self;
+        }
+        let side = |pixels: usize| u32::try_from(pixels).unwrap_or(u32::MAX);
+        let image = RgbaImage::from_raw(side(self.width), side(self.height), self.rgba);
+        let image = DynamicImage::from(image.expect("a picture has as many pixels as it says"));
+        let filled = image.resize_to_fill(side(width), side(height), FilterType::CatmullRom);
+        Self { width, height, rgba: filled.into_rgba8().into_raw() }
     }
 
-    fn encode(&self, path: &Path, text: &[(&str, String)]) -> io::Result<()> {
-        let side = |pixels: usize| u32::try_from(pixels).map_err(io::Error::other);
-        let mut encoder = png::Encoder::new(BufWriter::new(File::create(path)?), side(self.width)?, side(self.height)?);
-        encoder.set_color(png::ColorType::Rgba);
-        encoder.set_depth(png::BitDepth::Eight);
-        for (key, value) in text {
-            encoder.add_itxt_chunk((*key).to_owned(), value.clone()).map_err(io::Error::other)?;
+    /// Pictures of one size in rows, as square as they come, on white.
+    ///
+    /// # Panics
+    /// If there is none.
+    pub fn sheet(pictures: &[Self]) -> Self {
+        let first = pictures.first().expect("a sheet needs a picture");
+        let columns = (1..).find(|n| n * n >= pictures.len()).expect("a square root exists");
+        let rows = pictures.len().div_ceil(columns);
+        let (width, height) = (columns * first.width, rows * first.height);
+        let mut rgba = vec![255; 4 * width * height];
+        for (index, picture) in pictures.iter().enumerate() {
+            let corner = index / columns * first.height * width + index % columns * first.width;
+            for (y, row) in picture.rgba.chunks_exact(4 * picture.width).enumerate() {
+                let at = 4 * (corner + y * width);
+                rgba[at..at + row.len()].copy_from_slice(row);
+            }
         }
-        let mut writer = encoder.write_header().map_err(io::Error::other)?;
-        writer.write_image_data(&self.rgba).map_err(io::Error::other)?;
-        writer.finish().map_err(io::Error::other)
+        Self { width, height, rgba }
+    }
+
+    /// Whether there is nothing to see: every channel is the same everywhere.
+    pub fn is_flat(&self) -> bool {
+        (0..3).all(|channel| {
+            let values = || self.rgba.iter().skip(channel).step_by(4);
+            let (least, most) = (values().min().unwrap_or(&0), values().max().unwrap_or(&0));
+            most - least <= FLAT
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plain(width: usize, height: usize, pixel: [u8; 4]) -> Picture {
+        Picture { width, height, rgba: pixel.repeat(width * height) }
+    }
+
+    #[test]
+    fn white_is_drawn_anew_and_black_is_kept() {
+        for (grey, value) in [(0, 0), (255, 255), (128, 128)] {
+            assert_eq!(Mask::of(&plain(2, 1, [grey, grey, grey, 255])).values, [value; 2]);
+        }
+    }
+
+    #[test]
+    fn filling_keeps_the_middle() {
+        let mut wide = plain(6, 2, [0, 0, 0, 255]);
+        for x in [2, 3, 8, 9] {
+            wide.rgba[4 * x..4 * x + 4].fill(255);
+        }
+        assert_eq!(wide.clone().fill(6, 2), wide, "the same size is left alone");
+        assert_eq!(wide.fill(2, 2), plain(2, 2, [255; 4]));
+        let large = plain(1, 1, [9, 8, 7, 255]).fill(64, 32);
+        assert_eq!((large.width, large.height, &large.rgba[..4]), (64, 32, &[9, 8, 7, 255][..]));
+    }
+
+    #[test]
+    fn a_sheet_is_filled_row_by_row() {
+        let pictures: Vec<Picture> = (0..5).map(|i| plain(2, 1, [i, i, i, 255])).collect();
+        let sheet = Picture::sheet(&pictures);
+        assert_eq!((sheet.width, sheet.height), (6, 2));
+        let reds: Vec<u8> = sheet.rgba.iter().step_by(4).copied().collect();
+        assert_eq!(reds, [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 255, 255]);
+    }
+
+    #[test]
+    fn one_colour_is_flat_and_one_pixel_of_another_is_not() {
+        let mut picture = plain(8, 8, [100, 50, 200, 255]);
+        assert!(picture.is_flat());
+        picture.rgba[4] += FLAT;
+        assert!(picture.is_flat(), "nobody sees that");
+        picture.rgba[4] += 1;
+        assert!(!picture.is_flat());
     }
 }

@@ -113,9 +113,23 @@ impl Schedule {
     /// # Errors
     /// [`ModelError::Sampler`] if `steps` is not within 1 to [`MOST_ONE_STEP`].
     pub fn one_step(&self, steps: usize) -> Result<Vec<OneStep>, ModelError> {
-        check_steps(steps, MOST_ONE_STEP.min(self.train_steps()))?;
-        let stride = self.train_steps() / steps;
-        let timestep = |k: usize| self.train_steps() - 1 - k * stride;
+        self.one_step_from(steps, self.train_steps() - 1)
+    }
+
+    /// The steps of the one-step sampler, evenly spaced from the timestep `first` down: for a latent that is partly
+    /// known.
+    ///
+    /// # Errors
+    /// [`ModelError::Sampler`] if `steps` is not within 1 to [`MOST_ONE_STEP`] and `first + 1`, or `first` is beyond the
+    /// schedule.
+    pub fn one_step_from(&self, steps: usize, first: usize) -> Result<Vec<OneStep>, ModelError> {
+        if first >= self.train_steps() {
+            let expected = format!("below {}", self.train_steps());
+            return Err(ModelError::Sampler { key: "first timestep", expected, found: first.to_string() });
+        }
+        check_steps(steps, MOST_ONE_STEP.min(first + 1))?;
+        let stride = (first + 1) / steps;
+        let timestep = |k: usize| first - k * stride;
         let coefficients = |k: usize| {
             let alpha_bar = if k < steps { self.alpha_bar[timestep(k)] } else { 1.0 };
             (alpha_bar.sqrt() as f32, (1.0 - alpha_bar).sqrt() as f32)

@@ -1,0 +1,93 @@
+//! Where pictures go: names, what must not be overwritten, and the files themselves.
+
+use crate::args::Generate;
+use mobilediffusion_model::{ModelError, Picture};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// The files of a run, all of which can be written.
+#[derive(Debug)]
+pub(crate) struct Outputs {
+    /// Path and the seed of its picture, or the first seed of a sheet.
+    files: Vec<(PathBuf, u64)>,
+    grid: bool,
+}
+
+fn refuse(path: &Path, why: impl Into<String>) -> ModelError {
+    ModelError::Output { path: path.to_owned(), source: io::Error::other(why.into()) }
+}
+
+impl Outputs {
+    /// Names the files, and refuses what could not be written in the end before any work is done for it.
+    pub(crate) fn new(args: &Generate) -> Result<Self, ModelError> {
+        let files: Vec<(PathBuf, u64)> = match args.count {
+            0 | 1 => vec![(args.output.clone(), args.seed)],
+            _ if args.grid => vec![(args.output.clone(), args.seed)],
+            count => (0..count as u64).map(|i| numbered(&args.output, args.seed.wrapping_add(i))).collect(),
+        };
+        for (path, _) in &files {
+            check(path, args.force)?;
+        }
+        if let Some(folder) = &args.preview {
+            fs::create_dir_all(folder).map_err(|error| refuse(folder, error.to_string()))?;
+        }
+        Ok(Self { files, grid: args.grid })
+    }
+
+    /// Writes the pictures, with `facts` in every file. Gives the files with their seeds.
+    pub(crate) fn write(
+        self,
+        pictures: &[Picture],
+        facts: &[(&'static str, String)],
+    ) -> Result<Vec<(PathBuf, u64)>, ModelError> {
+        let sheet = self.grid.then(|| [Picture::sheet(pictures)]);
+        let drawn = sheet.as_ref().map_or(pictures, |sheet| sheet.as_slice());
+        for ((path, seed), picture) in self.files.iter().zip(drawn) {
+            let mut facts = facts.to_vec();
+            facts.push(("Seed", seed.to_string()));
+            facts.extend(self.grid.then(|| ("Count", pictures.len().to_string())));
+            picture.save_png(path, &facts)?;
+        }
+        Ok(self.files)
+    }
+}
+
+/// `apple.png` becomes `apple-7.png`.
+fn numbered(path: &Path, seed: u64) -> (PathBuf, u64) {
+    let mut name = path.file_stem().unwrap_or_default().to_owned();
+    name.push(format!("-{seed}"));
+    if let Some(extension) = path.extension() {
+        name.push(".");
+        name.push(extension);
+    }
+    (path.with_file_name(name), seed)
+}
+
+/// Whether nothing stands in the way of a file.
+pub(crate) fn check_file(path: &Path, force: bool) -> Result<(), ModelError> {
+    if path.is_dir() {
+        return Err(refuse(path, "it is a folder"));
+    }
+    if !force && path.exists() {
+        return Err(refuse(path, "it is there already, `--force` overwrites it"));
+    }
+    Ok(())
+}
+
+fn check(path: &Path, force: bool) -> Result<(), ModelError> {
+    let Some(name) = path.file_name() else { return Err(refuse(path, "it does not name a file")) };
+    check_file(path, force)?;
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    if !folder.is_dir() {
+        return Err(refuse(path, format!("there is no folder {}", folder.display())));
+    }
+    let mut probe = name.to_owned();
+    probe.push(format!(".{}.probe", std::process::id()));
+    let probe = folder.join(probe);
+    let tried = fs::File::create_new(&probe).and_then(|_| fs::remove_file(&probe));
+    tried.map_err(|source| ModelError::Output { path: path.to_owned(), source })
+}

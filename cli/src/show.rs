@@ -1,0 +1,22 @@
+//! `show`: what a picture was made of.
+
+use crate::Failure;
+use crate::args::Show;
+use crate::terminal::{printable, result};
+use mobilediffusion_model::Picture;
+use serde_json::{Map, Value};
+
+pub(crate) fn run(args: &Show) -> Result<(), Failure> {
+    let texts = Picture::texts(&args.file)?;
+    if args.json {
+        let all: Map<String, Value> = texts.into_iter().map(|(key, value)| (key, value.into())).collect();
+        return Ok(result(&serde_json::to_string_pretty(&all)?)?);
+    }
+    if texts.is_empty() {
+        return Err(format!("{}: there are no texts in it", args.file.display()).into());
+    }
+    for (key, value) in texts {
+        result(&format!("{}: {}", printable(&key), printable(&value)))?;
+    }
+    Ok(())
+}

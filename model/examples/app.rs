@@ -1,0 +1,60 @@
+//! All of the facade in one small application: progress, several pictures, another size without loading again, a picture
+//! drawn from a picture, stopping, a second pipeline over the same weights, and a device that is lost. `app [FOLDER]`.
+#![expect(clippy::print_stderr, reason = "an application talks to whoever started it")]
+
+use mobilediffusion_model::{Flow, Init, ModelError, Options, Phase, Picture, Pipeline, Progress, Request, Source};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Stands for a progress bar and a cancel button.
+fn hear(progress: &Progress) -> Flow {
+    if progress.phase == Phase::Denoise {
+        eprintln!("picture {}: step {} of {}", progress.picture, progress.step, progress.total);
+    }
+    Flow::Continue
+}
+
+/// Draws, and opens the device once more if it was lost meanwhile: a driver was updated, a laptop slept.
+fn draw(pipeline: &mut Pipeline, request: &Request) -> Result<Vec<Picture>, ModelError> {
+    match pipeline.generate(request, &mut hear) {
+        Err(ModelError::DeviceLost { .. }) => {
+            pipeline.recover()?;
+            pipeline.generate(request, &mut hear)
+        }
+        drawn => drawn,
+    }
+}
+
+fn main() -> Result<(), ModelError> {
+    let folder = std::env::args_os().nth(1).map_or_else(PathBuf::new, PathBuf::from);
+    let mut pipeline = Pipeline::load(Source::bundled()?, Options::default())?;
+    eprintln!("drawing on {}", pipeline.model().device_line());
+
+    let request = Request { count: 3, seed: 7, ..Request::new("red apple") };
+    let apples = draw(&mut pipeline, &request)?;
+    for (seed, apple) in (request.seed..).zip(&apples) {
+        apple.save_png(&folder.join(format!("apple-{seed}.png")), &[("Seed", seed.to_string())])?;
+    }
+    // Another shape makes its plans once; the weights stay.
+    let wide = Request { width: Some(128), steps: Some(10), negative: "leaf".into(), ..Request::new("red apple") };
+    Picture::sheet(&draw(&mut pipeline, &wide)?).save_png(&folder.join("wide.png"), &[])?;
+
+    // What is asked to stop ends with an error of its own, and the pipeline goes on.
+    let stopped = pipeline.generate(&request, &mut |_| Flow::Stop);
+    assert!(matches!(stopped, Err(ModelError::Stopped)), "it was told to stop");
+
+    // A second pipeline on another thread, over the same device and weights.
+    let mut second = Pipeline::over(Arc::clone(pipeline.model()));
+    let suns = std::thread::spawn(move || draw(&mut second, &Request::new("sun")));
+    suns.join().expect("the thread does not panic")?[0].save_png(&folder.join("sun.png"), &[])?;
+
+    let from_apple = Request { init: Some(Init::new(apples[0].clone())), ..Request::new("green apple") };
+    match draw(&mut pipeline, &from_apple) {
+        Ok(pictures) => pictures[0].save_png(&folder.join("green.png"), &[]),
+        Err(ModelError::NoEncoder) => {
+            eprintln!("this model does not begin from pictures");
+            Ok(())
+        }
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,160 @@
+//! Pictures in files: PNG with its texts out, PNG, JPEG, GIF and WebP in.
+
+use super::Picture;
+use crate::error::ModelError;
+use image::{DynamicImage, ImageDecoder, ImageReader, Limits, RgbaImage};
+use std::fs::File;
+use std::io::{self, BufReader, BufWriter};
+use std::path::Path;
+
+/// Most pixels of a file that is read: 8192 x 8192. A few bytes can claim to be any size.
+const MOST: u64 = 1 << 26;
+
+/// Most bytes a decoder may take beside its result.
+const DECODER_BYTES: u64 = 512 << 20;
+
+fn unreadable(path: &Path, message: impl ToString) -> ModelError {
+    ModelError::Picture { path: path.to_owned(), message: message.to_string() }
+}
+
+impl Picture {
+    /// Reads a PNG, JPEG (CMYK too), GIF or WebP file, whatever its name: turned the way it was photographed, on white
+    /// where it is transparent. Of an animation the first frame is taken.
+    ///
+    /// # Errors
+    /// If the file cannot be read, is of another kind or corrupt, or has more than 8192 x 8192 pixels.
+    pub fn open(path: &Path) -> Result<Self, ModelError> {
+        let file = File::open(path).map(BufReader::new).map(ImageReader::new);
+        let reader = file.and_then(ImageReader::with_guessed_format);
+        let mut reader = reader.map_err(|source| ModelError::Io { path: path.to_owned(), source })?;
+        if reader.format().is_none() {
+            return Err(unreadable(path, "expected a PNG, JPEG, GIF or WebP file"));
+        }
+        let mut limits = Limits::default();
+        limits.max_alloc = Some(DECODER_BYTES);
+        reader.limits(limits);
+        let mut decoder = reader.into_decoder().map_err(|error| unreadable(path, error))?;
+        let (width, height) = decoder.dimensions();
+        if u64::from(width) * u64::from(height) > MOST {
+            return Err(unreadable(path, format!("expected at most {MOST} pixels, found {width}x{height}")));
+        }
+        let orientation = decoder.orientation().map_err(|error| unreadable(path, error))?;
+        let mut image = DynamicImage::from_decoder(decoder).map_err(|error| unreadable(path, error))?;
+        image.apply_orientation(orientation);
+        Ok(on_white(image.into_rgba8()))
+    }
+
+    /// Writes a PNG with `text` chunks. The file appears whole or not at all: it is written beside `path` and renamed.
+    ///
+    /// # Errors
+    /// If the folder cannot be written to.
+    pub fn save_png(&self, path: &Path, text: &[(&str, String)]) -> Result<(), ModelError> {
+        let mut name = path.file_name().unwrap_or_default().to_owned();
+        name.push(format!(".{}.part", std::process::id()));
+        let partial = path.with_file_name(name);
+        let written = self.encode(&partial, text).and_then(|()| std::fs::rename(&partial, path));
+        written.map_err(|source| {
+            // The first error is the one to report; a leftover that cannot be removed either adds nothing to it.
+            let _ = std::fs::remove_file(&partial);
+            ModelError::Output { path: path.to_owned(), source }
+        })
+    }
+
+    fn encode(&self, path: &Path, text: &[(&str, String)]) -> io::Result<()> {
+        let side = |pixels: usize| u32::try_from(pixels).map_err(io::Error::other);
+        let mut encoder = png::Encoder::new(BufWriter::new(File::create(path)?), side(self.width)?, side(self.height)?);
+        encoder.set_color(png::ColorType::Rgba);
+        encoder.set_depth(png::BitDepth::Eight);
+        for (key, value) in text {
+            // The format has no place for NUL in a text.
+            let value = value.replace('\0', "\u{fffd}");
+            encoder.add_itxt_chunk((*key).to_owned(), value).map_err(io::Error::other)?;
+        }
+        let mut writer = encoder.write_header().map_err(io::Error::other)?;
+        writer.write_image_data(&self.rgba).map_err(io::Error::other)?;
+        writer.finish().map_err(io::Error::other)
+    }
+
+    /// The texts of a PNG file that stand before its pixels: keys and values.
+    ///
+    /// # Errors
+    /// If the file cannot be read or is no PNG.
+    pub fn texts(path: &Path) -> Result<Vec<(String, String)>, ModelError> {
+        let file = File::open(path).map_err(|source| ModelError::Io { path: path.to_owned(), source })?;
+        let reader = png::Decoder::new(BufReader::new(file)).read_info().map_err(|error| unreadable(path, error))?;
+        let info = reader.info();
+        let mut texts = Vec::new();
+        for chunk in &info.uncompressed_latin1_text {
+            texts.push((chunk.keyword.clone(), chunk.text.clone()));
+        }
+        for chunk in &info.compressed_latin1_text {
+            texts.push((chunk.keyword.clone(), chunk.get_text().map_err(|error| unreadable(path, error))?));
+        }
+        for chunk in &info.utf8_text {
+            texts.push((chunk.keyword.clone(), chunk.get_text().map_err(|error| unreadable(path, error))?));
+        }
+        Ok(texts)
+    }
+}
+
+/// Opaque pixels: what lies behind them is white, as paper is.
+fn on_white(image: RgbaImage) -> Picture {
+    let (width, height) = (image.width() as usize, image.height() as usize);
+    let mut rgba = image.into_raw();
+    for pixel in rgba.chunks_exact_mut(4).filter(|pixel| pixel[3] != 255) {
+        let alpha = u32::from(pixel[3]);
+        for value in &mut pixel[..3] {
+            *value = ((u32::from(*value) * alpha + 255 * (255 - alpha) + 127) / 255) as u8;
+        }
+        pixel[3] = 255;
+    }
+    Picture { width, height, rgba }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    fn folder() -> tempfile::TempDir {
+        tempfile::tempdir().expect("a temporary folder")
+    }
+
+    #[test]
+    fn pixels_and_texts_come_back() {
+        let folder = folder();
+        let path = folder.path().join("x.png");
+        let rgba = (0..24).flat_map(|i| [10 * i, 255 - i, i, 255]).collect();
+        let picture = Picture { width: 6, height: 4, rgba };
+        let texts = [("Description", "\u{1f34e} a\0b \u{5d0}".to_owned()), ("Seed", "7".to_owned())];
+        picture.save_png(&path, &texts).expect("the folder can be written to");
+        assert_eq!(Picture::open(&path).expect("it reads"), picture);
+        let found = Picture::texts(&path).expect("it reads");
+        assert_eq!(found[0], ("Description".into(), "\u{1f34e} a\u{fffd}b \u{5d0}".into()));
+        assert_eq!(found[1], ("Seed".into(), "7".into()));
+    }
+
+    #[test]
+    fn transparent_is_white() {
+        let picture = on_white(RgbaImage::from_raw(3, 1, vec![9, 9, 9, 0, 0, 0, 0, 128, 1, 2, 3, 255]).expect("3x1"));
+        assert_eq!(picture.rgba, [255, 255, 255, 255, 127, 127, 127, 255, 1, 2, 3, 255]);
+    }
+
+    #[test]
+    fn what_is_no_picture_is_named() {
+        let folder = folder();
+        let path = folder.path().join("x.png");
+        let whole = {
+            let picture = Picture { width: 8, height: 8, rgba: (0..=255).collect() };
+            picture.save_png(&path, &[]).expect("the folder can be written to");
+            fs::read(&path).expect("it reads")
+        };
+        for bytes in [&b""[..], b"<svg/>", &whole[..20], &whole[..whole.len() / 2]] {
+            fs::write(&path, bytes).expect("the folder can be written to");
+            let line = Picture::open(&path).expect_err("it is broken").to_string();
+            assert!(line.contains("x.png") && line.lines().count() == 1, "{line}");
+            assert!(Picture::texts(&path).is_err() || bytes.len() > 40, "{} bytes", bytes.len());
+        }
+        assert!(Picture::open(&folder.path().join("missing.png")).is_err());
+    }
+}

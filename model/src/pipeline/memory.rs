@@ -1,0 +1,156 @@
+//! Whether a request fits into memory, decided before anything is made, and what would fit if it does not.
+
+use super::plans::Key;
+use crate::config::{ModelConfig, PIXELS_PER_LATENT, SIZE_MULTIPLE};
+use crate::error::{ModelError, mib};
+use crate::networks::Shape;
+use mobilediffusion_graph::plan::{Lifetime, lower_bound};
+use mobilediffusion_graph::{Device, Recording};
+use mobilediffusion_kernels::Storage;
+use mobilediffusion_runtime::{AdapterKind, Gpu};
+use std::sync::Arc;
+use sysinfo::{MemoryRefreshKind, RefreshKind, System};
+
+/// Bytes of one plan, or of all plans of a request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Need {
+    /// Of its weights, which plans of one network share.
+    pub(super) weights: u64,
+    /// Of everything else.
+    pub(super) plan: u64,
+    /// Of its largest operand; 0 on the CPU device, which has no limit to one.
+    pub(super) largest: u64,
+}
+
+impl Need {
+    /// What a recording needs on a device: at least, a plan takes a few per cent more than its most crowded step.
+    pub(super) fn of(recording: &Recording, device: &Device) -> Self {
+        let storage = storage(device);
+        let lifetimes = recording.lifetimes(|tensor| storage.tensor_bytes(tensor.dtype, &tensor.shape));
+        let lifetimes: Vec<Lifetime> = lifetimes.into_iter().map(|(_, lifetime)| lifetime).collect();
+        let operands = recording.nodes.iter().flat_map(|node| node.kernel.operands());
+        let bytes = operands.map(|o| storage.tensor_bytes(o.dtype, &o.layout.packed_shape(&o.shape)));
+        let largest = if matches!(device, Device::Cpu) { 0 } else { bytes.max().unwrap_or(0) };
+        let (weights, plan) = (recording.weight_bytes(storage), lower_bound(&lifetimes));
+        Self { weights: weights as u64, plan: plan as u64, largest: largest as u64 }
+    }
+
+    fn and(self, other: Self) -> Self {
+        let largest = self.largest.max(other.largest);
+        Self { weights: self.weights + other.weights, plan: self.plan + other.plan, largest }
+    }
+
+    pub(super) fn total(self) -> u64 {
+        self.weights + self.plan
+    }
+}
+
+/// How a device stores floats.
+pub(super) fn storage(device: &Device) -> Storage {
+    match device {
+        Device::Cpu => Storage::F32,
+        Device::Gpu(_, storage) => *storage,
+    }
+}
+
+/// Most bytes a device takes in one buffer.
+fn most_in_one(device: &Device) -> Option<u64> {
+    match device {
+        Device::Cpu => None,
+        Device::Gpu(gpu, _) => Some(gpu.caps().max_binding_bytes.min(gpu.caps().max_buffer_bytes)),
+    }
+}
+
+/// Bytes the machine has free for a device; none where nobody can say: a GPU with memory of its own.
+pub(super) fn free(device: &Device) -> Option<u64> {
+    if let Device::Gpu(gpu, _) = device
+        && matches!(gpu.adapter().kind, AdapterKind::Discrete | AdapterKind::Other)
+    {
+        return None;
+    }
+    let memory = MemoryRefreshKind::nothing().with_ram();
+    let system = System::new_with_specifics(RefreshKind::nothing().with_memory(memory)).ok()?;
+    // A container may be allowed less than the machine has.
+    let allowed = system.cgroup_limits().map_or(u64::MAX, |limits| limits.free_memory);
+    Some(system.available_memory().min(allowed)).filter(|bytes| *bytes > 0)
+}
+
+/// A request as far as its memory goes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ask<'a> {
+    pub(super) config: &'a ModelConfig,
+    pub(super) device: &'a Device,
+    pub(super) shape: &'a Shape,
+    pub(super) keys: &'a [Key],
+}
+
+impl Ask<'_> {
+    /// Refuses what no device memory would help: a buffer larger than the device takes.
+    pub(super) fn check_buffers(&self, needs: &[Need]) -> Result<(), ModelError> {
+        let largest = needs.iter().map(|need| need.largest).max().unwrap_or(0);
+        match most_in_one(self.device) {
+            Some(most) if largest > most => Err(self.refused("in one buffer", largest, None, Some(most))),
+            _ => Ok(()),
+        }
+    }
+
+    /// The error for a request that needs more than `available`; none where the device does not say how much there is.
+    pub(super) fn too_much(&self, needed: u64, available: Option<u64>) -> ModelError {
+        self.refused("for weights and plans", needed, available, available)
+    }
+
+    fn refused(&self, what: &'static str, needed: u64, budget: Option<u64>, available: Option<u64>) -> ModelError {
+        let Shape { latent_width, latent_height, .. } = *self.shape;
+        let (width, height) = (PIXELS_PER_LATENT * latent_width, PIXELS_PER_LATENT * latent_height);
+        let advice = match available {
+            Some(_) => self.advice(budget),
+            None => "a smaller picture or 16-bit floats may fit".to_owned(),
+        };
+        ModelError::Memory { width, height, what, needed, available, advice }
+    }
+
+    fn advice(&self, budget: Option<u64>) -> String {
+        let found = |device: &Device, floats: &str| {
+            let (width, height, bytes) = Ask { device, ..*self }.largest(budget)?;
+            Some(format!("{width}x{height}{floats} would fit with {} for weights and plans", mib(bytes)))
+        };
+        let halved = match self.device {
+            Device::Gpu(gpu, Storage::F32) => Some(Device::Gpu(Arc::<Gpu>::clone(gpu), Storage::F16)),
+            _ => None,
+        };
+        let smaller = found(self.device, "");
+        let advice = smaller.or_else(|| found(&halved?, " in 16-bit floats"));
+        advice.unwrap_or_else(|| "no picture would fit".to_owned())
+    }
+
+    /// Width, height and bytes of the largest picture of nearly the same form, and at most this size, that fits.
+    fn largest(&self, budget: Option<u64>) -> Option<(usize, usize, u64)> {
+        let unit = SIZE_MULTIPLE / PIXELS_PER_LATENT;
+        let longest = self.shape.latent_width.max(self.shape.latent_height) / unit;
+        let scaled = |side: usize, k: usize| (side * k / (longest * unit)).max(1) * unit;
+        let (mut fits, mut too_much, mut best) = (0, longest + 1, None);
+        while fits + 1 < too_much {
+            let k = usize::midpoint(fits, too_much);
+            let latent_width = scaled(self.shape.latent_width, k);
+            let latent_height = scaled(self.shape.latent_height, k);
+            let need = self.need_of(&Shape { latent_width, latent_height, ..*self.shape })?;
+            let in_one = most_in_one(self.device).is_none_or(|most| need.largest <= most);
+            if in_one && budget.is_none_or(|budget| need.total() <= budget) {
+                best = Some((PIXELS_PER_LATENT * latent_width, PIXELS_PER_LATENT * latent_height, need.total()));
+                fits = k;
+            } else {
+                too_much = k;
+            }
+        }
+        best
+    }
+
+    /// What all plans of another shape would need, with their weights.
+    fn need_of(&self, shape: &Shape) -> Option<Need> {
+        let need = |key: &Key| {
+            let graph = key.of_shape(shape).graph(self.config, shape).ok()?;
+            Some(Need::of(&Recording::new(graph), self.device))
+        };
+        self.keys.iter().try_fold(Need::default(), |sum, key| Some(sum.and(need(key)?)))
+    }
+}

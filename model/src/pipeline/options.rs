@@ -1,0 +1,84 @@
+//! Where a model runs, how it stores its floats, and what it may use.
+
+use crate::error::ModelError;
+use mobilediffusion_graph::Device;
+use mobilediffusion_kernels::Storage;
+use mobilediffusion_runtime::{Gpu, Select};
+use std::sync::Arc;
+
+/// Where a pipeline runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// A hardware GPU if there is one, else the CPU device.
+    #[default]
+    Auto,
+    /// The CPU device.
+    Cpu,
+    /// The best GPU adapter, a software one if there is no other.
+    Gpu,
+    /// The adapter of this index, or whose name or driver contains this.
+    Named(String),
+}
+
+/// How a GPU stores weights and activations; sums are f32 either way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Floats {
+    /// 32 bits.
+    #[default]
+    F32,
+    /// 16 bits: half the memory. The CPU device computes in f32 only and refuses it.
+    F16,
+}
+
+/// What holds for everything a model draws.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Where.
+    pub device: DeviceChoice,
+    /// How floats are stored.
+    pub floats: Floats,
+    /// Most bytes of weights and plans, none for what the machine has free.
+    pub memory: Option<u64>,
+    /// Most plans that a pipeline keeps ready. A request needs up to four; a change of size needs two or three others.
+    pub plans: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { device: DeviceChoice::Auto, floats: Floats::F32, memory: None, plans: 10 }
+    }
+}
+
+impl Options {
+    /// Opens the chosen device and says in one line which and why.
+    pub(super) async fn open(&self) -> Result<(Device, String), ModelError> {
+        let select = match &self.device {
+            DeviceChoice::Cpu => return self.cpu("as asked"),
+            DeviceChoice::Auto => Select::Hardware,
+            DeviceChoice::Gpu => Select::Best,
+            DeviceChoice::Named(name) => Select::Named(name.clone()),
+        };
+        match Gpu::open(&select).await.map(Gpu::with_user_cache) {
+            Ok(gpu) => {
+                let why = if self.device == DeviceChoice::Auto { "the best GPU" } else { "as asked" };
+                let storage = match self.floats {
+                    Floats::F32 => Storage::F32,
+                    Floats::F16 if gpu.caps().shader_f16 => Storage::F16,
+                    Floats::F16 => Storage::F16Packed,
+                };
+                let line = format!("{} ({why})", gpu.adapter());
+                Ok((Device::Gpu(Arc::new(gpu), storage), line))
+            }
+            Err(_) if self.device == DeviceChoice::Auto => self.cpu("there is no hardware GPU"),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn cpu(&self, why: &str) -> Result<(Device, String), ModelError> {
+        if self.floats == Floats::F16 {
+            let (expected, found) = ("f32 on the CPU device", "f16".to_owned());
+            return Err(ModelError::Request { key: "dtype", expected: expected.to_owned(), found });
+        }
+        Ok((Device::Cpu, format!("CPU, {} threads ({why})", rayon::current_num_threads())))
+    }
+}

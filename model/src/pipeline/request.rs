@@ -1,0 +1,254 @@
+//! What is asked for, and what it comes to with the model's own settings.
+
+use crate::config::{ModelConfig, Sampler};
+use crate::error::ModelError;
+use crate::networks::Shape;
+use crate::picture::{Mask, Picture};
+use crate::schedule::{MOST_ONE_STEP, Schedule};
+
+/// Longest side of a picture in pixels.
+pub const MOST_PIXELS: usize = 8192;
+
+/// DDIM's evaluations where neither the request nor the model says how many (the paper measures with 50; 20 look alike).
+const DDIM_STEPS: usize = 20;
+
+/// DDIM's guidance where neither the request nor the model says how strong (paper, section 4.1: about 3).
+const DDIM_GUIDANCE: f32 = 3.0;
+
+/// How much of the initial picture is drawn anew where the request does not say: its layout stays, its look changes.
+const STRENGTH: f32 = 0.6;
+
+/// Pictures to draw.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Request {
+    /// What to draw. Any text; what does not fit into the model's tokens is left out, see [`Settings::truncated`].
+    pub prompt: String,
+    /// What not to draw. Needs guidance, so a one-step model samples by DDIM for it.
+    pub negative: String,
+    /// Width in pixels, a multiple of 32; none for the model's own.
+    pub width: Option<usize>,
+    /// Height in pixels, a multiple of 32; none for the model's own.
+    pub height: Option<usize>,
+    /// Evaluations of the UNet, 1 for one-step models; none for the sampler's own number.
+    pub steps: Option<usize>,
+    /// Strength of guidance, 1 for none; none for the sampler's own.
+    pub guidance: Option<f32>,
+    /// The first picture's seed; the following ones count up. The same seed gives the same bytes on the same device.
+    pub seed: u64,
+    /// Pictures. They are drawn one after another, so that each is what its seed gives alone, in the memory of one.
+    pub count: usize,
+    /// A picture to begin from.
+    pub init: Option<Init>,
+    /// Decode a preview after every so many evaluations.
+    pub preview_every: Option<usize>,
+}
+
+impl Request {
+    /// One picture of `prompt` as the model draws by itself, seed 0.
+    pub fn new(prompt: impl Into<String>) -> Self {
+        Self {
+            prompt: prompt.into(),
+            negative: String::new(),
+            width: None,
+            height: None,
+            steps: None,
+            guidance: None,
+            seed: 0,
+            count: 1,
+            init: None,
+            preview_every: None,
+        }
+    }
+}
+
+/// A picture to begin from, of exactly the size that is drawn: see [`Picture::fill`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct Init {
+    /// The picture.
+    pub picture: Picture,
+    /// How much of it is drawn anew: 0 is only encoded and decoded, 1 is forgotten.
+    pub strength: f32,
+    /// What is drawn anew; none for everything. The rest stays as it is, byte by byte.
+    pub mask: Option<Mask>,
+}
+
+impl Init {
+    /// The whole picture is drawn anew to 0.6, so that its layout stays.
+    pub fn new(picture: Picture) -> Self {
+        Self { picture, strength: STRENGTH, mask: None }
+    }
+
+    /// What the mask marks is drawn from nothing, the rest is kept.
+    pub fn masked(picture: Picture, mask: Mask) -> Self {
+        Self { picture, strength: 1.0, mask: Some(mask) }
+    }
+}
+
+/// What a request comes to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// Width in pixels.
+    pub width: usize,
+    /// Height in pixels.
+    pub height: usize,
+    /// How the networks are walked.
+    pub sampler: Sampler,
+    /// Evaluations of the UNet for the whole way from noise to a picture.
+    pub steps: usize,
+    /// Strength of guidance, 1 for none.
+    pub guidance: f32,
+    /// What was left out of the prompt, none if it fits.
+    pub truncated: Option<Truncated>,
+}
+
+/// Where a prompt was cut.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Truncated {
+    /// The last words that were read.
+    pub kept: String,
+    /// What was left out, as it was written.
+    pub left_out: String,
+}
+
+impl Truncated {
+    /// Of the prompt, what ends in `left_out`.
+    pub(super) fn of(prompt: &str, left_out: String) -> Self {
+        const WORDS: usize = 4;
+        let read = prompt.strip_suffix(left_out.as_str()).unwrap_or(prompt).trim_end();
+        let start = read.rmatch_indices(char::is_whitespace).nth(WORDS - 1).map_or(0, |(at, space)| at + space.len());
+        Self { kept: read[start..].to_owned(), left_out }
+    }
+}
+
+impl Settings {
+    /// What shapes the networks.
+    pub(super) fn shape(&self) -> Result<Shape, ModelError> {
+        Shape::of(self.width, self.height, self.sampler, self.steps, self.guidance != 1.0)
+    }
+}
+
+fn refused(key: &'static str, expected: impl Into<String>, found: impl ToString) -> ModelError {
+    ModelError::Request { key, expected: expected.into(), found: found.to_string() }
+}
+
+impl Request {
+    /// Settings of this request for a model, all but what was cut off the prompt.
+    pub(super) fn settings(&self, config: &ModelConfig, schedule: &Schedule) -> Result<Settings, ModelError> {
+        let own = config.defaults.image_size;
+        let (width, height) = (self.width.unwrap_or(own), self.height.unwrap_or(own));
+        for (key, side) in [("width", width), ("height", height)] {
+            if side > MOST_PIXELS {
+                return Err(refused(key, format!("at most {MOST_PIXELS} pixels"), side));
+            }
+        }
+        let (sampler, steps, guidance) = self.sampling(config);
+        let settings = Settings { width, height, sampler, steps, guidance, truncated: None };
+        settings.shape()?;
+        self.check(&settings)?;
+        match sampler {
+            Sampler::Ddim => schedule.ddim(steps, 0.0).map(drop)?,
+            Sampler::OneStep => schedule.one_step(steps).map(drop)?,
+        }
+        Ok(settings)
+    }
+
+    /// Sampler, steps and guidance. A one-step model samples by DDIM if more steps are asked for than it takes, or
+    /// guidance.
+    fn sampling(&self, config: &ModelConfig) -> (Sampler, usize, f32) {
+        let own = &config.defaults;
+        let guided = self.guidance.is_some_and(|g| g != 1.0) || !self.negative.is_empty();
+        let beyond = self.steps.is_some_and(|steps| steps > MOST_ONE_STEP) || guided;
+        match own.sampler {
+            Sampler::OneStep if beyond => {
+                (Sampler::Ddim, self.steps.unwrap_or(DDIM_STEPS), self.guidance.unwrap_or(DDIM_GUIDANCE))
+            }
+            sampler => (sampler, self.steps.unwrap_or(own.steps), self.guidance.unwrap_or(own.guidance)),
+        }
+    }
+
+    fn check(&self, settings: &Settings) -> Result<(), ModelError> {
+        let guidance = settings.guidance;
+        if !(0.0..=100.0).contains(&guidance) {
+            return Err(refused("guidance", "a number from 0 to 100", guidance));
+        }
+        if guidance == 1.0 && !self.negative.is_empty() {
+            return Err(refused("guidance", "another number than 1 for a negative prompt", guidance));
+        }
+        if self.count == 0 {
+            return Err(refused("count", "at least 1 picture", 0));
+        }
+        if self.preview_every == Some(0) {
+            return Err(refused("preview", "an interval of at least 1 step", 0));
+        }
+        let Some(init) = &self.init else { return Ok(()) };
+        if !(0.0..=1.0).contains(&init.strength) {
+            return Err(refused("strength", "a number from 0 to 1", init.strength));
+        }
+        let size = |width, height| format!("{width}x{height} pixels");
+        let expected = size(settings.width, settings.height);
+        let found = size(init.picture.width, init.picture.height);
+        if found != expected {
+            return Err(refused("init", expected, found));
+        }
+        match &init.mask {
+            Some(mask) if size(mask.width, mask.height) != expected => {
+                Err(refused("mask", expected, size(mask.width, mask.height)))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(request: &Request) -> Result<Settings, ModelError> {
+        let config = ModelConfig::preset("tiny").expect("there is a preset");
+        let schedule = Schedule::new(&config.scheduler).expect("the schedule is valid");
+        request.settings(&config, &schedule)
+    }
+
+    #[test]
+    fn a_one_step_model_samples_by_ddim_for_what_one_step_cannot() {
+        let sampler = |request: Request| settings(&request).map(|s| (s.sampler, s.steps, s.guidance)).expect("valid");
+        let plain = Request::new("sun");
+        assert_eq!(sampler(plain.clone()), (Sampler::OneStep, 1, 1.0));
+        assert_eq!(sampler(Request { steps: Some(4), ..plain.clone() }), (Sampler::OneStep, 4, 1.0));
+        assert_eq!(sampler(Request { steps: Some(5), ..plain.clone() }), (Sampler::Ddim, 5, 3.0));
+        assert_eq!(sampler(Request { guidance: Some(2.0), ..plain.clone() }), (Sampler::Ddim, 20, 2.0));
+        assert_eq!(sampler(Request { negative: "moon".into(), ..plain }), (Sampler::Ddim, 20, 3.0));
+    }
+
+    #[test]
+    fn a_cut_is_shown_with_the_words_before_it() {
+        let cut = |prompt: &str, left_out: &str| Truncated::of(prompt, left_out.to_owned()).kept;
+        assert_eq!(cut("one two three four five six seven", "six seven"), "two three four five");
+        assert_eq!(cut("one two three", "three"), "one two");
+        assert_eq!(cut("onetwothree", "three"), "onetwo");
+        assert_eq!(cut("\u{5d0} \u{1f34e}\u{2003}c d e f", "f"), "\u{1f34e}\u{2003}c d e");
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_named() {
+        let plain = Request::new("sun");
+        let picture = |side: usize| Picture { width: side, height: side, rgba: vec![255; 4 * side * side] };
+        let wrong = [
+            ("width", Request { width: Some(50), ..plain.clone() }),
+            ("height", Request { height: Some(0), ..plain.clone() }),
+            ("width", Request { width: Some(1 << 40), ..plain.clone() }),
+            ("steps", Request { steps: Some(0), ..plain.clone() }),
+            ("guidance", Request { guidance: Some(f32::NAN), ..plain.clone() }),
+            ("guidance", Request { guidance: Some(1.0), negative: "moon".into(), ..plain.clone() }),
+            ("count", Request { count: 0, ..plain.clone() }),
+            ("preview", Request { preview_every: Some(0), ..plain.clone() }),
+            ("init", Request { init: Some(Init::new(picture(32))), ..plain.clone() }),
+            ("strength", Request { init: Some(Init { strength: 1.5, ..Init::new(picture(64)) }), ..plain.clone() }),
+            ("mask", Request { init: Some(Init::masked(picture(64), Mask::of(&picture(32)))), ..plain }),
+        ];
+        for (key, request) in wrong {
+            let error = settings(&request).expect_err(key).to_string();
+            assert!(error.contains(key) && error.contains("expected") && error.contains("found"), "{key}: {error}");
+        }
+    }
+}

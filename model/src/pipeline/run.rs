@@ -1,0 +1,265 @@
+//! One request, from its prompts to its pictures, over plans that are ready.
+
+use super::plans::{Key, Plans};
+use super::progress::{Flow, OnProgress, Phase, Progress};
+use super::request::{Init, Request, Settings};
+use super::sampling::{Evaluation, evaluations};
+use super::shared::Model;
+use crate::config::PIXELS_PER_LATENT;
+use crate::error::ModelError;
+use crate::networks::Shape;
+use crate::noise::Noise;
+use crate::picture::{Mask, Picture};
+
+/// Says how far a phase is, for the picture that is drawn.
+struct Voice<'a> {
+    on_progress: OnProgress<'a>,
+    picture: usize,
+}
+
+impl Voice<'_> {
+    fn say(&mut self, phase: Phase, (step, total): (usize, usize), preview: Option<Picture>) -> bool {
+        let progress = Progress { phase, step, total, picture: self.picture, preview };
+        (self.on_progress)(&progress) == Flow::Continue
+    }
+
+    /// Like [`say`](Self::say), as an error where the caller wants to stop.
+    fn tell(&mut self, phase: Phase, steps: (usize, usize), preview: Option<Picture>) -> Result<(), ModelError> {
+        if self.say(phase, steps, preview) { Ok(()) } else { Err(ModelError::Stopped) }
+    }
+}
+
+/// What of the initial picture the sampler needs.
+struct Known {
+    /// Its latent.
+    latent: Vec<f32>,
+    /// Which elements of the latent are drawn anew; none for all.
+    redrawn: Option<Vec<bool>>,
+}
+
+impl Known {
+    /// Puts what is kept into a latent: the known one, with as much noise as there is.
+    fn keep(&self, drawn: &mut [f32], known: &[f32]) {
+        let Some(redrawn) = &self.redrawn else { return };
+        for ((value, known), _) in drawn.iter_mut().zip(known).zip(redrawn).filter(|(_, redrawn)| !**redrawn) {
+            *value = *known;
+        }
+    }
+}
+
+/// A request on its way.
+pub(super) struct Run<'a> {
+    model: &'a Model,
+    plans: &'a mut Plans,
+    request: &'a Request,
+    settings: &'a Settings,
+    shape: Shape,
+    voice: Voice<'a>,
+}
+
+impl<'a> Run<'a> {
+    pub(super) fn new(
+        model: &'a Model,
+        plans: &'a mut Plans,
+        request: &'a Request,
+        settings: &'a Settings,
+        on_progress: OnProgress<'a>,
+    ) -> Result<Self, ModelError> {
+        let voice = Voice { on_progress, picture: 0 };
+        Ok(Self { model, plans, request, settings, shape: settings.shape()?, voice })
+    }
+
+    pub(super) async fn pictures(mut self) -> Result<Vec<Picture>, ModelError> {
+        self.text().await?;
+        let known = match &self.request.init {
+            Some(init) => Some(self.known(init).await?),
+            None => None,
+        };
+        let mut pictures = Vec::new();
+        for picture in 0..self.request.count {
+            self.voice.picture = picture;
+            let seed = self.request.seed.wrapping_add(picture as u64);
+            let latent = self.denoise(seed, known.as_ref()).await?;
+            let mut drawn = self.decode(&latent, true).await?;
+            self.paste(&mut drawn);
+            // What began from a picture of one colour may end as one.
+            if drawn.is_flat() && self.request.init.is_none() {
+                return Err(ModelError::Flat);
+            }
+            pictures.push(drawn);
+        }
+        Ok(pictures)
+    }
+
+    /// Encodes the prompts and hands them to the UNet: without guidance one, with guidance what not to draw before it.
+    async fn text(&mut self) -> Result<(), ModelError> {
+        let prompts = [self.request.negative.as_str(), self.request.prompt.as_str()];
+        let prompts = if self.shape.guided { &prompts[..] } else { &prompts[1..] };
+        let mut context = Vec::new();
+        for (done, prompt) in prompts.iter().enumerate() {
+            let ids = self.model.encode(prompt)?.ids;
+            self.plans.session(Key::Text).write_u32("ids", &ids)?;
+            self.run(Key::Text, Phase::Text, (done, prompts.len())).await?;
+            context.extend(self.plans.session(Key::Text).read("context")?);
+        }
+        Ok(self.plans.session(Key::denoise(&self.shape)).write("context", &context)?)
+    }
+
+    async fn known(&mut self, init: &Init) -> Result<Known, ModelError> {
+        let latent = self.encode(&init.picture).await?;
+        let redrawn = init.mask.as_ref().map(|mask| redrawn(mask, latent.len()));
+        Ok(Known { latent, redrawn })
+    }
+
+    /// The latent of a picture.
+    async fn encode(&mut self, picture: &Picture) -> Result<Vec<f32>, ModelError> {
+        let key = Key::encode(&self.shape);
+        let pixels = picture.rgba.chunks_exact(4).flat_map(|pixel| &pixel[..3]);
+        let image: Vec<f32> = pixels.map(|value| f32::from(*value) / 127.5 - 1.0).collect();
+        self.plans.session(key).write("image", &image)?;
+        self.run(key, Phase::Encode, (0, 1)).await?;
+        Ok(self.plans.session(key).read("latent")?)
+    }
+
+    /// Walks from noise, or from the known picture with noise, to a clean latent.
+    async fn denoise(&mut self, seed: u64, known: Option<&Known>) -> Result<Vec<f32>, ModelError> {
+        let strength = self.request.init.as_ref().map_or(1.0, |init| init.strength);
+        let steps = evaluations(self.model.schedule(), self.settings, strength)?;
+        let noise = Noise::new(seed).latent(self.latent_len());
+        let mut latent = beginning(known, steps.first(), &noise, strength);
+        let total = steps.len();
+        let mut on_device = false;
+        for (done, step) in steps.iter().enumerate() {
+            let fresh = step.fresh.map(|stream| Noise::new(seed).stream(stream).latent(noise.len()));
+            let shown = self.request.preview_every.is_some_and(|every| (done + 1) % every == 0 && done + 1 < total);
+            let read = shown || known.is_some_and(|known| known.redrawn.is_some()) || done + 1 == total;
+            self.place(&mut latent, on_device, shown)?;
+            self.evaluate(step, fresh.as_deref(), (done, total)).await?;
+            on_device = !read;
+            let mut preview = None;
+            if read {
+                let next = self.next()?;
+                if shown {
+                    let predicted = step.predicted(&latent, &next, fresh.as_deref());
+                    preview = Some(self.decode(&predicted, false).await?);
+                }
+                latent = next;
+                if let Some(known) = known {
+                    let again = step.next.mix(&known.latent, fresh.as_deref().unwrap_or(&noise));
+                    known.keep(&mut latent, &again);
+                }
+            }
+            self.voice.tell(Phase::Denoise, (done + 1, total), preview)?;
+        }
+        if latent.iter().any(|value| !value.is_finite()) {
+            return Err(ModelError::NotFinite { what: "the latent after sampling" });
+        }
+        Ok(latent)
+    }
+
+    /// Gives the UNet the latent: from the host, or where the last evaluation left it. With `needed`, the host gets to
+    /// know it too.
+    fn place(&mut self, latent: &mut Vec<f32>, on_device: bool, needed: bool) -> Result<(), ModelError> {
+        if on_device && needed {
+            *latent = self.next()?;
+        }
+        let batch = self.shape.batch();
+        let session = self.plans.session(Key::denoise(&self.shape));
+        match on_device {
+            true => session.feed_back("next", "latent")?,
+            false => session.write("latent", &latent.repeat(batch))?,
+        }
+        Ok(())
+    }
+
+    async fn evaluate(
+        &mut self,
+        step: &Evaluation,
+        fresh: Option<&[f32]>,
+        steps: (usize, usize),
+    ) -> Result<(), ModelError> {
+        let key = Key::denoise(&self.shape);
+        let session = self.plans.session(key);
+        if let Some(fresh) = fresh {
+            session.write("noise", fresh)?;
+        }
+        session.write("timestep", &vec![step.timestep as f32; self.shape.batch()])?;
+        session.write("coefficients", &step.coefficients)?;
+        Ok(session.run(&mut |_, _| self.voice.say(Phase::Denoise, steps, None))?)
+    }
+
+    /// The latent after an evaluation, one of the pair that guidance makes equal.
+    fn next(&mut self) -> Result<Vec<f32>, ModelError> {
+        let mut latent = self.plans.session(Key::denoise(&self.shape)).read("next")?;
+        latent.truncate(self.latent_len());
+        Ok(latent)
+    }
+
+    fn latent_len(&self) -> usize {
+        self.shape.latent_height * self.shape.latent_width * self.model.config().unet.in_channels()
+    }
+
+    /// Pixels of a latent. A preview says nothing of its own progress.
+    async fn decode(&mut self, latent: &[f32], aloud: bool) -> Result<Picture, ModelError> {
+        let key = Key::decode(&self.shape);
+        self.plans.session(key).write("latent", latent)?;
+        match aloud {
+            true => self.run(key, Phase::Decode, (0, 1)).await?,
+            false => self.plans.session(key).run(&mut |_, _| true)?,
+        }
+        let pixels = self.plans.session(key).read_u32("pixels")?;
+        let rgba: Vec<u8> = pixels.into_iter().flat_map(u32::to_le_bytes).collect();
+        // The kernel writes transparent pixels where it was given none that is a number.
+        if rgba.iter().skip(3).step_by(4).any(|alpha| *alpha != 255) {
+            return Err(ModelError::NotFinite { what: "the decoder's picture" });
+        }
+        let (width, height) = (self.settings.width, self.settings.height);
+        Ok(Picture { width, height, rgba })
+    }
+
+    /// Runs a network, the `done`-th of `of` alike.
+    async fn run(&mut self, key: Key, phase: Phase, (done, of): (usize, usize)) -> Result<(), ModelError> {
+        let steps = self.plans.session(key).recording().nodes.len();
+        let voice = &mut self.voice;
+        let mut go_on = |step, total: usize| voice.say(phase, (done * steps + step, of * steps.max(total)), None);
+        self.plans.session(key).run(&mut go_on)?;
+        self.voice.tell(phase, ((done + 1) * steps, of * steps), None)
+    }
+
+    /// Puts the initial picture back where the mask does not reach, byte by byte.
+    fn paste(&self, drawn: &mut Picture) {
+        let Some(Init { picture, mask: Some(mask), .. }) = &self.request.init else { return };
+        let pixels = drawn.rgba.chunks_exact_mut(4).zip(picture.rgba.chunks_exact(4));
+        for ((drawn, known), share) in pixels.zip(&mask.values) {
+            let share = u32::from(*share);
+            for (value, known) in drawn.iter_mut().zip(known) {
+                *value = ((u32::from(*value) * share + u32::from(*known) * (255 - share) + 127) / 255) as u8;
+            }
+        }
+    }
+}
+
+/// Where sampling begins. A strength of 1 knows nothing of a picture, except where a mask keeps it.
+fn beginning(known: Option<&Known>, first: Option<&Evaluation>, noise: &[f32], strength: f32) -> Vec<f32> {
+    let (Some(known), Some(first)) = (known, first) else {
+        return known.map_or_else(|| noise.to_vec(), |known| known.latent.clone());
+    };
+    let noisy = first.now.mix(&known.latent, noise);
+    if strength < 1.0 {
+        return noisy;
+    }
+    let mut latent = noise.to_vec();
+    known.keep(&mut latent, &noisy);
+    latent
+}
+
+/// Which of `len` elements of a latent lie under a mask: those with any pixel that is drawn anew.
+fn redrawn(mask: &Mask, len: usize) -> Vec<bool> {
+    let width = mask.width / PIXELS_PER_LATENT;
+    let mut cells = vec![false; width * mask.height / PIXELS_PER_LATENT];
+    for (at, _) in mask.values.iter().enumerate().filter(|(_, value)| **value > 0) {
+        cells[at / mask.width / PIXELS_PER_LATENT * width + at % mask.width / PIXELS_PER_LATENT] = true;
+    }
+    let channels = len / cells.len();
+    cells.iter().flat_map(|cell| std::iter::repeat_n(*cell, channels)).collect()
+}

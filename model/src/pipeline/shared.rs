@@ -1,0 +1,185 @@
+//! What pipelines share: an open device, and one set of weights on it.
+
+use super::options::Options;
+use super::progress::Phase;
+use super::request::{Request, Settings, Truncated};
+use super::source::{Part, Source};
+use crate::config::ModelConfig;
+use crate::error::ModelError;
+use crate::schedule::Schedule;
+use crate::tokenizer::{Encoded, Tokenizer};
+use mobilediffusion_graph::{Device, Recording, Session, Weights};
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// A model on a device. Any number of pipelines, on any threads, draw with it: its weights are there once.
+#[derive(Debug)]
+pub struct Model {
+    source: Source,
+    options: Options,
+    schedule: Schedule,
+    tokenizer: Tokenizer,
+    opened: Mutex<Opened>,
+}
+
+/// What is lost with the device.
+#[derive(Debug)]
+struct Opened {
+    device: Device,
+    line: String,
+    /// Counts the devices that were opened.
+    generation: u64,
+    /// The weights of every network, by folder. They are brought to the device when a plan first needs them.
+    weights: HashMap<&'static str, Weights>,
+    /// Bytes of those that are there, by network: two may share a folder.
+    bytes: HashMap<Part, u64>,
+}
+
+impl Opened {
+    async fn new(source: &Source, options: &Options, generation: u64) -> Result<Self, ModelError> {
+        // Files are looked at before the device is.
+        let needed = source.needed().map(|part| source.part(part).map(|weights| (source.folder(part), weights)));
+        let sources = needed.into_iter().collect::<Result<Vec<_>, _>>()?;
+        let (device, line) = options.open().await?;
+        let on_device = |source| Weights::new(device.clone(), Box::new(source));
+        let weights = sources.into_iter().map(|(folder, source)| (folder, on_device(source))).collect();
+        Ok(Self { device, line, generation, weights, bytes: HashMap::new() })
+    }
+}
+
+/// Is asked whether to go on, with the phase, the steps done and those there are.
+pub(super) type GoOn<'a> = &'a mut (dyn FnMut(Phase, usize, usize) -> bool + Send);
+
+impl Model {
+    /// Checks names and shapes of all weights and opens the device.
+    ///
+    /// # Errors
+    /// If the configuration, the weights or the device do not do.
+    pub fn load(source: Source, options: Options) -> Result<Self, ModelError> {
+        pollster::block_on(Self::load_async(source, options))
+    }
+
+    /// [`load`](Self::load) for where nobody may wait.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub async fn load_async(source: Source, options: Options) -> Result<Self, ModelError> {
+        source.config.validate()?;
+        let schedule = Schedule::new(&source.config.scheduler)?;
+        let opened = Mutex::new(Opened::new(&source, &options, 0).await?);
+        let tokenizer = Tokenizer::clip()?;
+        Ok(Self { source, options, schedule, tokenizer, opened })
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &ModelConfig {
+        &self.source.config
+    }
+
+    /// What a request comes to.
+    ///
+    /// # Errors
+    /// If it does not make sense.
+    pub fn settings(&self, request: &Request) -> Result<Settings, ModelError> {
+        let settings = request.settings(self.config(), &self.schedule)?;
+        let encoded = self.encode(&request.prompt)?;
+        let truncated = encoded.truncated.map(|left_out| Truncated::of(&request.prompt, left_out));
+        Ok(Settings { truncated, ..settings })
+    }
+
+    /// Which device is used and why, in one line.
+    pub fn device_line(&self) -> String {
+        self.opened().line.clone()
+    }
+
+    /// The device.
+    pub fn device(&self) -> Device {
+        self.opened().device.clone()
+    }
+
+    /// Opens the device again if it is still the one of `generation`; the weights are read anew from where they came.
+    pub(super) async fn reopen(&self, generation: u64) -> Result<(), ModelError> {
+        if self.generation() != generation {
+            return Ok(());
+        }
+        let reopened = Opened::new(&self.source, &self.options, generation + 1).await?;
+        let mut opened = self.opened();
+        if opened.generation == generation {
+            *opened = reopened;
+        }
+        Ok(())
+    }
+
+    pub(super) fn generation(&self) -> u64 {
+        self.opened().generation
+    }
+
+    pub(super) fn options(&self) -> &Options {
+        &self.options
+    }
+
+    pub(super) fn schedule(&self) -> &Schedule {
+        &self.schedule
+    }
+
+    /// The ids of a text, as many as the text encoder reads.
+    pub(super) fn encode(&self, text: &str) -> Result<Encoded, ModelError> {
+        self.tokenizer.encode(text, self.config().text_encoder.max_position_embeddings)
+    }
+
+    /// Bytes of the weights of a network that are on the device, none if there are none.
+    pub(super) fn resident(&self, part: Part) -> Option<u64> {
+        self.opened().bytes.get(&part).copied()
+    }
+
+    /// Bytes of all weights that are on the device.
+    pub(super) fn resident_bytes(&self) -> u64 {
+        self.opened().bytes.values().sum()
+    }
+
+    /// Opens and checks the weights of a network that not every picture takes.
+    pub(super) fn check(&self, part: Part) -> Result<(), ModelError> {
+        let folder = self.source.folder(part);
+        if self.opened().weights.contains_key(folder) {
+            return Ok(());
+        }
+        let source = self.source.part(part)?;
+        let mut opened = self.opened();
+        let weights = Weights::new(opened.device.clone(), Box::new(source));
+        opened.weights.entry(folder).or_insert(weights);
+        Ok(())
+    }
+
+    /// Brings the weights of a recording, `bytes` of them, to the device.
+    pub(super) fn bring(
+        &self,
+        (part, bytes): (Part, u64),
+        recording: &Recording,
+        go_on: GoOn<'_>,
+    ) -> Result<(), ModelError> {
+        let folder = self.source.folder(part);
+        let mut opened = self.opened();
+        if let Some(weights) = opened.weights.get_mut(folder) {
+            weights.load(recording, &mut |done, total| go_on(Phase::Load, done, total))?;
+        }
+        opened.bytes.insert(part, bytes);
+        Ok(())
+    }
+
+    /// Makes a session over weights that are on the device.
+    pub(super) fn session(&self, part: Part, recording: Recording, go_on: GoOn<'_>) -> Result<Session, ModelError> {
+        self.check(part)?;
+        let mut opened = self.opened();
+        let weights = opened.weights.get_mut(self.source.folder(part)).expect("just checked");
+        let mut report = |done, total| {
+            // A plan is a fraction of a second's work: whoever wants to stop is heard after it.
+            go_on(Phase::Compile, done, total);
+        };
+        Ok(Session::new(recording, weights, &mut report)?)
+    }
+
+    fn opened(&self) -> MutexGuard<'_, Opened> {
+        // Whoever panicked while holding it has left it whole: it is only ever replaced or added to.
+        self.opened.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

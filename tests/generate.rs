@@ -1,0 +1,263 @@
+//! `generate` and `show`: what is drawn, into which files, and what they say. The program has to be built before.
+
+use mobilediffusion_tests::program::{checkpoint, copy_all, devices, draw, failure, run, stderr};
+use std::fs;
+use std::path::Path;
+use std::process::Output;
+
+fn folder() -> tempfile::TempDir {
+    tempfile::tempdir().expect("a temporary folder")
+}
+
+fn pixels(path: &Path) -> image::RgbaImage {
+    image::open(path).unwrap_or_else(|error| panic!("{}: {error}", path.display())).to_rgba8()
+}
+
+#[test]
+fn a_one_step_model_samples_by_ddim_when_more_steps_are_asked_for() {
+    let folder = folder();
+    let path = folder.path().join("ddim.png");
+    let said = draw("sun", &path, &["--device", "cpu", "--steps", "8"]);
+    assert!(said.contains("8 steps, guidance 3"), "{said}");
+    assert!(path.is_file(), "the picture is there");
+}
+
+#[test]
+fn any_prompt_draws() {
+    let folder = folder();
+    let output = folder.path().join("x.png");
+    draw("", &output, &["--device", "cpu"]);
+    let said = draw("\u{1f34e} \u{202e}elppa\u{7}", &output, &["--device", "cpu", "--force"]);
+    assert!(!said.contains("warning"), "{said}");
+    assert!(said.contains("device: CPU") && said.contains("seed 0") && said.contains("denoise"), "{said}");
+    let size = pixels(&output).dimensions();
+    assert_eq!(size, (64, 64), "the size of the model's own pictures");
+
+    let said = draw(&"apple ".repeat(10_000), &output, &["--device", "cpu", "--seed", "3", "--force"]);
+    let warning = said.lines().find(|line| line.starts_with("warning: ")).unwrap_or_else(|| panic!("{said}"));
+    assert!(warning.len() < 200 && warning.contains("read up to `apple apple"), "{warning}");
+    assert_eq!(fs::read_dir(folder.path()).expect("the folder reads").count(), 1, "something was left behind");
+}
+
+#[test]
+fn a_seed_is_a_picture() {
+    let folder = folder();
+    let [first, again, other] = ["first.png", "again.png", "other.png"].map(|name| folder.path().join(name));
+    draw("red apple", &first, &["--device", "cpu", "--seed", "7"]);
+    draw("red apple", &again, &["--device", "cpu", "--seed", "7"]);
+    draw("red apple", &other, &["--device", "cpu", "--seed", "8"]);
+    assert!(fs::read(&first).ok() == fs::read(&again).ok(), "the same seed gave another file");
+    assert!(pixels(&first) != pixels(&other), "another seed gave the same picture");
+}
+
+#[test]
+fn files_are_overwritten_only_by_force() {
+    let folder = folder();
+    let path = folder.path().join("x.png");
+    fs::write(&path, "precious").expect("the file is written");
+    let output = path.to_str().expect("the path is UTF-8");
+    let message = failure(&run(&["generate", "sun", "-o", output, "--device", "cpu"]));
+    assert!(message.contains("x.png") && message.contains("--force"), "{message}");
+    assert_eq!(fs::read(&path).expect("it reads"), b"precious");
+    draw("sun", &path, &["--device", "cpu", "--force"]);
+    assert_eq!(pixels(&path).dimensions(), (64, 64));
+}
+
+#[test]
+fn several_pictures_are_files_or_a_sheet() {
+    let folder = folder();
+    let path = |name: &str| folder.path().join(name);
+    let said = draw("sun", &path("sun.png"), &["--device", "cpu", "--count", "3", "--seed", "7"]);
+    assert!(said.contains("3 files"), "{said}");
+    draw("sun", &path("one.png"), &["--device", "cpu", "--seed", "9"]);
+    assert!(pixels(&path("sun-9.png")) == pixels(&path("one.png")), "a seed's picture does not depend on the others");
+    draw("sun", &path("sheet.png"), &["--device", "cpu", "--count", "3", "--grid", "--seed", "7"]);
+    let sheet = pixels(&path("sheet.png"));
+    assert_eq!(sheet.dimensions(), (128, 128));
+    let third = image::imageops::crop_imm(&sheet, 0, 64, 64, 64).to_image();
+    assert!(third == pixels(&path("one.png")), "the sheet's third picture");
+    let mut names: Vec<String> = fs::read_dir(folder.path())
+        .expect("the folder reads")
+        .map(|entry| entry.expect("the entry reads").file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    assert_eq!(names, ["one.png", "sheet.png", "sun-7.png", "sun-8.png", "sun-9.png"]);
+}
+
+#[test]
+fn a_file_says_what_it_was_made_of() {
+    let folder = folder();
+    let path = folder.path().join("x.png");
+    let more = ["--device", "cpu", "--seed", "5", "--steps", "6", "--negative", "blue", "--width", "32", "--json"];
+    let output = path.to_str().expect("the path is UTF-8");
+    let done = run(&[&["generate", "\u{1f34e} a\u{1b}[1mb", "-o", output][..], &more].concat());
+    assert!(done.status.success(), "{}", stderr(&done));
+    let said: serde_json::Value = serde_json::from_slice(&done.stdout).expect("standard output is JSON");
+    assert_eq!((&said["files"][0]["seed"], &said["settings"]["steps"]), (&5.into(), &"6".into()), "{said}");
+    assert!(said["seconds"]["denoise"].as_f64().is_some_and(|seconds| seconds > 0.0), "{said}");
+    let shown = run(&["show", output]);
+    let text = String::from_utf8(shown.stdout).expect("texts are UTF-8");
+    for line in [
+        "Description: \u{1f34e} a\\u{1b}[1mb",
+        "Negative: blue",
+        "Model: tiny",
+        "Size: 32x64",
+        "Sampler: DDIM",
+        "Steps: 6",
+        "Guidance: 3",
+        "Seed: 5",
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line} is not in:\n{text}");
+    }
+    let message = failure(&run(&["show", checkpoint().join("model.json").to_str().expect("UTF-8")]));
+    assert!(message.contains("model.json"), "{message}");
+}
+
+#[test]
+fn previews_are_files() {
+    let folder = folder();
+    let previews = folder.path().join("on/the/way");
+    let preview = previews.to_str().expect("the path is UTF-8");
+    let more = ["--device", "cpu", "--size", "32", "--steps", "7", "--preview", preview, "--preview-every", "3"];
+    draw("sun", &folder.path().join("x.png"), &more);
+    for name in ["0-003.png", "0-006.png"] {
+        assert_eq!(pixels(&previews.join(name)).dimensions(), (32, 32));
+    }
+    assert_eq!(fs::read_dir(&previews).expect("the folder reads").count(), 2);
+}
+
+/// Draws from `init` and gives what was said.
+fn draw_from(folder: &Path, init: &Path, more: &[&str]) -> Output {
+    let (init, output) = (init.to_str().expect("UTF-8"), folder.join("out.png"));
+    let output = output.to_str().expect("UTF-8");
+    let (model, made_up) = (folder.join("model"), ["--weights", "random:1", "--device", "cpu", "--force"]);
+    let model = model.to_str().expect("UTF-8");
+    let args = ["generate", "sun", "-o", output, "--model", model, "--init", init, "--strength", "0"];
+    run(&[&args[..], &made_up, more].concat())
+}
+
+/// The bundled architecture with an encoder.
+fn model_with_encoder(folder: &Path) {
+    let model = folder.join("model");
+    copy_all(&checkpoint(), &model);
+    fs::create_dir_all(model.join("vae")).expect("the folder is made");
+    let decoder = fs::read_to_string(model.join("decoder/config.json")).expect("it reads");
+    let decoder: serde_json::Value = serde_json::from_str(&decoder).expect("it parses");
+    let config = serde_json::json!({
+        "in_channels": 3, "out_channels": 3, "latent_channels": 8, "block_out_channels": [8, 8, 8, 8],
+        "layers_per_block": 1, "norm_num_groups": 4, "scaling_factor": decoder["scaling_factor"]
+    });
+    fs::write(model.join("vae/config.json"), config.to_string()).expect("the file is written");
+}
+
+#[test]
+fn pictures_of_any_kind_are_drawn_from_or_refused_with_the_reason() {
+    let folder = folder();
+    model_with_encoder(folder.path());
+    let path = |name: &str| folder.path().join(name);
+    image::RgbImage::from_pixel(1, 1, image::Rgb([200, 30, 30])).save(path("dot.png")).expect("it is written");
+    image::GrayImage::from_fn(100, 30, |x, _| image::Luma([2 * x as u8]))
+        .save(path("wide.jpg"))
+        .expect("it is written");
+    // Few colours: they all find a place in a GIF's palette.
+    let frame = |grey: u8| {
+        image::RgbaImage::from_fn(64, 64, |x, y| image::Rgba([grey, 15 * (x / 8) as u8, 60 * (y / 16) as u8, 255]))
+    };
+    let frames = [10, 240].map(|grey| image::Frame::new(frame(grey)));
+    let mut gif = Vec::new();
+    image::codecs::gif::GifEncoder::new(&mut gif).encode_frames(frames).expect("it encodes");
+    fs::write(path("moving.gif"), &gif).expect("it is written");
+    // Width and height of a GIF are words behind its six letters.
+    gif[6..10].copy_from_slice(&[0x20, 0x4e, 0x20, 0x4e]);
+    fs::write(path("huge.gif"), &gif).expect("it is written");
+    let whole = fs::read(path("wide.jpg")).expect("it reads");
+    fs::write(path("cut.jpg"), &whole[..200]).expect("it is written");
+    fs::write(path("text.png"), "no picture").expect("it is written");
+
+    let cmyk = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/pictures/cmyk.jpg");
+    for (init, found) in [(path("dot.png"), "1x1"), (path("wide.jpg"), "100x30"), (cmyk, "48x32")] {
+        let done = draw_from(folder.path(), &init, &[]);
+        let said = stderr(&done);
+        assert!(done.status.success(), "{said}");
+        assert!(said.contains(&format!("scaled and cropped from {found} to 64x64")), "{said}");
+    }
+    // The first frame of an animation is what is drawn from.
+    let first = frame(10);
+    first.save(path("first.png")).expect("it is written");
+    let drawn = ["moving.gif", "first.png"].map(|name| {
+        let done = draw_from(folder.path(), &path(name), &[]);
+        assert!(done.status.success(), "{}", stderr(&done));
+        pixels(&path("out.png"))
+    });
+    assert!(drawn[0] == drawn[1], "another frame than the first");
+
+    for (name, reason) in [("huge.gif", "20000x20000"), ("cut.jpg", "cut.jpg"), ("text.png", "expected a PNG")] {
+        let message = failure(&draw_from(folder.path(), &path(name), &[]));
+        assert!(message.contains(name) && message.contains(reason), "{message}");
+    }
+    let other = path("first.png");
+    let message = failure(&draw_from(folder.path(), &path("dot.png"), &["--mask", other.to_str().expect("UTF-8")]));
+    assert!(message.contains("expected 1x1") && message.contains("found 64x64"), "{message}");
+    let done = run(&["generate", "sun", "-o", "x.png", "--device", "cpu", "--init", "no-such-file.png"]);
+    assert!(failure(&done).contains("no-such-file.png"));
+}
+
+#[test]
+fn colours_of_print_are_read() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/pictures/cmyk.jpg");
+    let picture = mobilediffusion_model::Picture::open(&path).expect("it reads");
+    let pixel = |x: usize, y: usize| -> [u8; 3] { picture.rgba[4 * (y * 48 + x)..][..3].try_into().expect("three") };
+    let near = |found: [u8; 3], want: [u8; 3]| found.iter().zip(want).all(|(f, w)| f.abs_diff(w) < 30);
+    for (at, want) in [((8, 8), [255, 0, 0]), ((40, 8), [0, 255, 255]), ((20, 30), [0, 0, 0])] {
+        assert!(near(pixel(at.0, at.1), want), "{at:?}: {:?}, expected about {want:?}", pixel(at.0, at.1));
+    }
+}
+
+#[test]
+fn other_weights_fit_an_architecture() {
+    let folder = folder();
+    let weights = checkpoint();
+    let weights = weights.to_str().expect("the path is UTF-8");
+    let [plain, preset] = ["plain.png", "preset.png"].map(|name| folder.path().join(name));
+    draw("sun", &plain, &["--device", "cpu"]);
+    draw("sun", &preset, &["--device", "cpu", "--preset", "tiny", "--weights", weights]);
+    assert!(pixels(&plain) == pixels(&preset), "the same weights gave another picture");
+}
+
+#[test]
+fn synthetic_weights_are_said_to_be_synthetic() {
+    let folder = folder();
+    let more = ["--device", "cpu", "--preset", "tiny", "--weights", "random:1", "--size", "32"];
+    let said = draw("red apple", &folder.path().join("x.png"), &more);
+    assert!(said.contains("weights are synthetic"), "{said}");
+}
+
+#[expect(clippy::print_stderr, reason = "a figure for the README, or that a test did nothing")]
+fn say(text: &str) {
+    eprintln!("{text}");
+}
+
+#[test]
+fn gpu_and_cpu_draw_the_same() {
+    if !devices().iter().any(|line| line.starts_with("[0] ")) {
+        return say("skipped: there is no GPU adapter");
+    }
+    let folder = folder();
+    // The prompts of the contact sheet, at its seed.
+    let prompts =
+        "red apple,sun,cat face,pizza,airplane,green frog,umbrella,rocket,rainbow,soccer ball,red heart,snowman";
+    let mut worst = f64::INFINITY;
+    for prompt in prompts.split(',') {
+        let [cpu, gpu] = ["cpu", "gpu"].map(|device| {
+            let path = folder.path().join(device).with_extension("png");
+            draw(prompt, &path, &["--device", device, "--force"]);
+            pixels(&path)
+        });
+        let squares = cpu.iter().zip(gpu.iter()).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2));
+        let mean = squares.sum::<f64>() / (cpu.len() as f64);
+        let psnr = 10.0 * (255.0 * 255.0 / mean.max(1e-12)).log10();
+        assert!(psnr >= 35.0, "{prompt}: the pictures differ: PSNR {psnr:.1} dB");
+        worst = worst.min(psnr);
+    }
+    say(&format!("CPU against GPU, the worst of twelve prompts: PSNR {worst:.1} dB"));
+}

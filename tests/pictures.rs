@@ -1,0 +1,217 @@
+//! Drawing from a picture, and refusing what is no picture: on the CPU device and on every GPU adapter.
+
+use mobilediffusion_graph::{Recording, Session, WeightLoader, Weights};
+use mobilediffusion_model::config::{ModelConfig, VaeConfig};
+use mobilediffusion_model::networks::{Decoder, Shape, decode_graph, encode_graph};
+use mobilediffusion_model::weights::synthetic;
+use mobilediffusion_model::{
+    DeviceChoice, Flow, Init, Mask, ModelError, Options, Picture, Pipeline, Request, Source, WeightsFrom,
+};
+use mobilediffusion_tests::devices;
+use mobilediffusion_tests::program::{checkpoint, copy_all};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use std::error::Error;
+use std::path::Path;
+
+const SEED: u64 = 3;
+const SIDE: usize = 64;
+
+/// The bundled architecture with a small VAE, and made-up weights: what is exact does not depend on them.
+fn with_encoder() -> Source {
+    let tiny = ModelConfig::preset("tiny").expect("there is a preset");
+    let vae: VaeConfig = serde_json::from_value(serde_json::json!({
+        "in_channels": 3, "out_channels": 3, "latent_channels": 8, "block_out_channels": [8, 8, 16, 16],
+        "layers_per_block": 1, "norm_num_groups": 4,
+        "scaling_factor": tiny.decoder.as_ref().map(|decoder| decoder.scaling_factor)
+    }))
+    .expect("the configuration parses");
+    let config = ModelConfig { vae: Some(vae), ..tiny };
+    Source { config, weights: WeightsFrom::Synthetic(SEED) }
+}
+
+fn load(source: Source, device: &DeviceChoice) -> Pipeline {
+    Pipeline::load(source, Options { device: device.clone(), ..Options::default() }).expect("it loads")
+}
+
+fn draw(pipeline: &mut Pipeline, request: &Request) -> Picture {
+    pipeline.generate(request, &mut |_| Flow::Continue).expect("the request draws").remove(0)
+}
+
+/// Waves of three colours.
+fn waves(side: usize) -> Picture {
+    let wave = |at: usize, length: f32| (127.5 + 127.5 * (at as f32 / length).sin()) as u8;
+    let pixel = |at: usize| [wave(at % side, 5.0), wave(at / side, 7.0), wave(at, 11.0), 255];
+    Picture { width: side, height: side, rgba: (0..side * side).flat_map(pixel).collect() }
+}
+
+/// What is drawn anew: a rectangle that cuts through cells of the latent, with an edge of grey.
+fn mask(side: usize) -> Mask {
+    let value = |at: usize| match (at % side, at / side) {
+        (20..45, 12..50) => 255,
+        (45, 12..50) => 100,
+        _ => 0,
+    };
+    Mask { width: side, height: side, values: (0..side * side).map(value).collect() }
+}
+
+struct Made;
+
+impl WeightLoader for Made {
+    fn load(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, Box<dyn Error + Send + Sync>> {
+        Ok(synthetic(name, shape, SEED))
+    }
+}
+
+/// The pixels of a picture that went through encoder and decoder by hand.
+fn round_trip(pipeline: &Pipeline, picture: &Picture) -> Vec<u8> {
+    let config = pipeline.model().config();
+    let sampler = config.defaults.sampler;
+    let shape = Shape::of(picture.width, picture.height, sampler, 1, false).expect("the size is valid");
+    let mut weights = Weights::new(pipeline.model().device(), Box::new(Made));
+    let mut session = |graph| Session::new(Recording::new(graph), &mut weights, &mut |_, _| ()).expect("it is made");
+    let mut encode = session(encode_graph(config, &shape).expect("the encoder builds"));
+    let mut decode = session(decode_graph(config, &shape, Decoder::Light).expect("the decoder builds"));
+    let colours = picture.rgba.chunks_exact(4).flat_map(|pixel| &pixel[..3]);
+    let image: Vec<f32> = colours.map(|value| f32::from(*value) / 127.5 - 1.0).collect();
+    encode.write("image", &image).expect("it fits");
+    encode.run(&mut |_, _| true).expect("it runs");
+    decode.write("latent", &encode.read("latent").expect("it reads")).expect("it fits");
+    decode.run(&mut |_, _| true).expect("it runs");
+    decode.read_u32("pixels").expect("it reads").into_iter().flat_map(u32::to_le_bytes).collect()
+}
+
+#[test]
+fn strength_0_is_the_round_trip() {
+    for device in devices() {
+        let mut pipeline = load(with_encoder(), &device);
+        let init = Init { strength: 0.0, ..Init::new(waves(SIDE)) };
+        for steps in [1, 8] {
+            let request = Request { init: Some(init.clone()), steps: Some(steps), ..Request::new("sun") };
+            let drawn = draw(&mut pipeline, &request);
+            assert!(drawn.rgba == round_trip(&pipeline, &init.picture), "{device:?}: {steps} steps");
+        }
+    }
+}
+
+#[test]
+fn strength_leads_from_the_picture_to_the_prompt() {
+    for device in devices() {
+        let mut pipeline = load(with_encoder(), &device);
+        for steps in [1, 6] {
+            let plain = Request { steps: Some(steps), ..Request::new("sun") };
+            let mut at = |strength: f32, picture: Picture| {
+                let init = Init { strength, ..Init::new(picture) };
+                draw(&mut pipeline, &Request { init: Some(init), ..plain.clone() })
+            };
+            let black = Picture { rgba: [0, 0, 0, 255].repeat(SIDE * SIDE), ..waves(SIDE) };
+            let (kept, half, forgotten) = (at(0.0, waves(SIDE)), at(0.5, waves(SIDE)), at(1.0, waves(SIDE)));
+            assert!(kept != half && half != forgotten, "{device:?}: {steps} steps: strength changes nothing");
+            assert!(half != at(0.5, black.clone()), "{device:?}: {steps} steps: the picture changes nothing");
+            assert!(forgotten == at(1.0, black), "{device:?}: {steps} steps: something is left of the picture");
+            assert!(
+                forgotten == draw(&mut pipeline, &plain),
+                "{device:?}: {steps} steps: strength 1 is the prompt alone"
+            );
+        }
+    }
+}
+
+#[test]
+fn what_the_mask_keeps_is_kept_byte_by_byte() {
+    for device in devices() {
+        let mut pipeline = load(with_encoder(), &device);
+        for (steps, strength) in [(1, 1.0), (3, 1.0), (6, 1.0), (1, 0.5), (6, 0.5)] {
+            let init = Init { strength, ..Init::masked(waves(SIDE), mask(SIDE)) };
+            let request = Request { init: Some(init), steps: Some(steps), ..Request::new("sun") };
+            let drawn = draw(&mut pipeline, &request);
+            let other = draw(&mut pipeline, &Request { seed: 1, ..request.clone() });
+            let known = waves(SIDE);
+            let mut changed = 0;
+            for (at, share) in mask(SIDE).values.iter().enumerate() {
+                let pixel = |picture: &Picture| picture.rgba[4 * at..4 * at + 4].to_vec();
+                if *share == 0 {
+                    assert_eq!(pixel(&drawn), pixel(&known), "{device:?}: pixel {at} was to be kept");
+                }
+                changed += usize::from(*share == 255 && pixel(&drawn) != pixel(&other));
+            }
+            assert!(
+                changed > 25 * 38 / 2,
+                "{device:?}: {steps} steps: the seed changes {changed} pixels under the mask"
+            );
+        }
+    }
+}
+
+#[test]
+fn what_is_kept_guides_what_is_drawn() {
+    let mut pipeline = load(with_encoder(), &DeviceChoice::Cpu);
+    for steps in [3, 6] {
+        let mut within = |picture: Picture| {
+            let init = Some(Init::masked(picture, mask(SIDE)));
+            let drawn = draw(&mut pipeline, &Request { init, steps: Some(steps), ..Request::new("sun") });
+            drawn.rgba[4 * (30 * SIDE + 30)..][..4].to_vec()
+        };
+        let black = Picture { rgba: [0, 0, 0, 255].repeat(SIDE * SIDE), ..waves(SIDE) };
+        assert!(within(waves(SIDE)) != within(black), "{steps} steps: the sampler does not see what is kept");
+    }
+}
+
+#[test]
+fn a_model_without_an_encoder_says_so() {
+    let mut source = with_encoder();
+    source.config.vae = None;
+    let mut pipeline = load(source, &DeviceChoice::Cpu);
+    let request = Request { init: Some(Init::new(waves(SIDE))), ..Request::new("sun") };
+    let refused = pipeline.generate(&request, &mut |_| Flow::Continue);
+    assert!(matches!(refused, Err(ModelError::NoEncoder)), "{refused:?}");
+    draw(&mut pipeline, &Request::new("sun"));
+}
+
+#[test]
+fn the_bundled_encoder_keeps_what_it_sees() {
+    let source = Source::bundled().expect("the checkpoint is in the repository");
+    if source.config.vae.is_none() {
+        return;
+    }
+    let mut pipeline = load(source, &DeviceChoice::Cpu);
+    let apple = draw(&mut pipeline, &Request::new("red apple"));
+    let init = Init { strength: 0.0, ..Init::new(apple.clone()) };
+    let again = draw(&mut pipeline, &Request { init: Some(init), ..Request::new("") });
+    let squares = apple.rgba.iter().zip(&again.rgba).map(|(a, b)| f64::from(a.abs_diff(*b)).powi(2));
+    let mean = squares.sum::<f64>() / apple.rgba.len() as f64;
+    assert!(mean < 400.0, "an apple came back with a mean square error of {mean:.0}");
+}
+
+/// The bundled checkpoint with one tensor of its decoder replaced by `value` everywhere.
+fn spoiled(folder: &Path, name: &str, value: f32) -> Source {
+    copy_all(&checkpoint(), folder);
+    let path = folder.join("decoder/model.safetensors");
+    let bytes = std::fs::read(&path).expect("the weights read");
+    let file = SafeTensors::deserialize(&bytes).expect("the weights are a safetensors file");
+    let len = file.tensor(name).expect("the tensor is there").shape().iter().product();
+    let data: Vec<u8> = vec![value; len].into_iter().flat_map(f32::to_le_bytes).collect();
+    let view = |(key, view): (String, TensorView<'_>)| match key == name {
+        true => (key, (Dtype::F32, view.shape().to_vec(), data.clone())),
+        false => (key, (view.dtype(), view.shape().to_vec(), view.data().to_vec())),
+    };
+    let owned: Vec<_> = file.tensors().into_iter().map(view).collect();
+    let views = owned.iter().map(|(key, (dtype, shape, data))| {
+        (key.clone(), TensorView::new(*dtype, shape.clone(), data).expect("the data fit the shape"))
+    });
+    std::fs::write(&path, safetensors::serialize(views, None).expect("it serializes")).expect("the file is written");
+    Source::directory(folder).expect("the configuration reads")
+}
+
+#[test]
+fn what_is_no_number_or_nothing_to_see_is_an_error() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    for device in devices() {
+        let drawn = |value| {
+            let source = spoiled(folder.path(), "decoder.conv_out.weight", value);
+            load(source, &device).generate(&Request::new("sun"), &mut |_| Flow::Continue)
+        };
+        let (flat, huge) = (drawn(0.0), drawn(3e38));
+        assert!(matches!(flat, Err(ModelError::Flat)), "{device:?}: {flat:?}");
+        assert!(matches!(huge, Err(ModelError::NotFinite { .. })), "{device:?}: {huge:?}");
+    }
+}

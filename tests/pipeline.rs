@@ -1,0 +1,262 @@
+//! The facade as an application uses it, on the CPU device and on every GPU adapter of this machine.
+
+use mobilediffusion_graph::Device;
+use mobilediffusion_model::{
+    DeviceChoice, Flow, Model, ModelError, Options, Phase, Picture, Pipeline, Progress, Request, Source,
+};
+use mobilediffusion_tests::devices;
+use std::sync::Arc;
+
+fn on(device: DeviceChoice) -> Options {
+    Options { device, ..Options::default() }
+}
+
+fn source() -> Source {
+    Source::bundled().expect("the checkpoint is in the repository")
+}
+
+fn load(device: DeviceChoice) -> Pipeline {
+    Pipeline::load(source(), on(device)).expect("the bundled model loads")
+}
+
+/// The smallest picture there is.
+fn small(prompt: &str) -> Request {
+    Request { width: Some(32), height: Some(32), ..Request::new(prompt) }
+}
+
+fn draw(pipeline: &mut Pipeline, request: &Request) -> Vec<Picture> {
+    pipeline.generate(request, &mut |_| Flow::Continue).expect("the request draws")
+}
+
+#[test]
+fn a_second_request_of_a_shape_makes_nothing() {
+    for device in devices() {
+        let mut pipeline = load(device);
+        let first = draw(&mut pipeline, &small("sun"));
+        let made = pipeline.counters();
+        let other = draw(&mut pipeline, &Request { seed: 1, ..small("red apple") });
+        assert!(first != other && first == draw(&mut pipeline, &small("sun")), "pictures follow their requests");
+        assert_eq!(pipeline.counters(), made, "a plan that was there was made again");
+
+        draw(&mut pipeline, &Request { height: Some(64), ..small("sun") });
+        let grown = pipeline.counters();
+        assert_eq!((grown.plans, grown.weight_bytes), (made.plans + 2, made.weight_bytes), "UNet and decoder are new");
+        assert!(first == draw(&mut pipeline, &small("sun")) && pipeline.counters() == grown, "the old plans are kept");
+    }
+}
+
+#[test]
+fn plans_are_bounded() {
+    let mut pipeline = Pipeline::load(source(), Options { plans: 4, ..on(DeviceChoice::Cpu) }).expect("it loads");
+    let first = draw(&mut pipeline, &small("sun"));
+    let bytes = pipeline.counters().plan_bytes;
+    for height in [64, 96, 128] {
+        draw(&mut pipeline, &Request { height: Some(height), ..small("sun") });
+        assert!(pipeline.counters().plans <= 4, "{:?}", pipeline.counters());
+    }
+    assert!(first == draw(&mut pipeline, &small("sun")), "a plan that was given back is made again");
+    assert!(pipeline.counters().plan_bytes < 3 * bytes, "what was given back does not count");
+}
+
+#[test]
+fn pipelines_share_one_model_across_threads() {
+    for device in devices() {
+        let model = Arc::new(Model::load(source(), on(device)).expect("it loads"));
+        let mut here = Pipeline::over(Arc::clone(&model));
+        let expected = draw(&mut here, &small("sun"));
+        let weights = here.counters().weight_bytes;
+        std::thread::scope(|scope| {
+            let draws = |_| {
+                let mut pipeline = Pipeline::over(Arc::clone(&model));
+                scope.spawn(move || (draw(&mut pipeline, &small("sun")), pipeline))
+            };
+            for thread in (0..2).map(draws).collect::<Vec<_>>() {
+                let (pictures, pipeline) = thread.join().expect("the thread draws");
+                assert!(pictures == expected, "another pipeline drew something else");
+                assert_eq!(pipeline.counters().weight_bytes, weights, "the weights are there once");
+            }
+        });
+    }
+}
+
+#[test]
+fn drawing_can_be_awaited_on_another_thread() {
+    fn sendable<T: Send>(value: T) -> T {
+        value
+    }
+    let mut pipeline = load(DeviceChoice::Cpu);
+    let expected = draw(&mut pipeline, &small("sun"));
+    let request = small("sun");
+    let mut go_on = |_: &Progress| Flow::Continue;
+    let drawing = sendable(pipeline.generate_async(&request, &mut go_on));
+    assert!(pollster::block_on(drawing).expect("it draws") == expected, "waiting changed the picture");
+}
+
+#[test]
+fn progress_goes_forward_phase_by_phase() {
+    for device in devices() {
+        let mut pipeline = load(device);
+        let request = Request { steps: Some(5), count: 2, ..small("sun") };
+        let mut heard: Vec<(Phase, usize, usize, usize)> = Vec::new();
+        for run in 0..2 {
+            heard.clear();
+            let drawn = pipeline.generate(&request, &mut |p| {
+                heard.push((p.phase, p.step, p.total, p.picture));
+                Flow::Continue
+            });
+            assert_eq!(drawn.expect("it draws").len(), 2);
+            let mut phases: Vec<Phase> = heard.iter().map(|h| h.0).collect();
+            phases.dedup();
+            let prepared = [Phase::Load, Phase::Compile];
+            let drawing = [Phase::Text, Phase::Denoise, Phase::Decode, Phase::Denoise, Phase::Decode];
+            let expected: Vec<Phase> = prepared.into_iter().filter(|_| run == 0).chain(drawing).collect();
+            assert_eq!(phases, expected);
+            for pair in heard.windows(2) {
+                let same = (pair[0].0, pair[0].3) == (pair[1].0, pair[1].3);
+                assert!(!same || pair[0].1 <= pair[1].1, "backwards: {pair:?}");
+                assert!(same || pair[0].1 == pair[0].2, "a phase ended before its end: {pair:?}");
+            }
+            assert!(heard.iter().any(|h| h.0 == Phase::Denoise && (h.1, h.2) == (3, 5)), "every step is heard of");
+        }
+    }
+}
+
+#[test]
+fn stopping_anywhere_leaves_the_pipeline_usable() {
+    for device in devices() {
+        let mut pipeline = load(device);
+        let request = Request { steps: Some(5), ..small("sun") };
+        let mut calls = 0;
+        let expected = pipeline.generate(&request, &mut |_| {
+            calls += 1;
+            Flow::Continue
+        });
+        let expected = expected.expect("it draws");
+        let stop_at = |pipeline: &mut Pipeline, at: usize| {
+            let mut heard = 0;
+            let drawn = pipeline.generate(&request, &mut |_| {
+                heard += 1;
+                if heard >= at { Flow::Stop } else { Flow::Continue }
+            });
+            assert!(matches!(drawn, Err(ModelError::Stopped)), "stopped at {at}: {drawn:?}");
+            assert_eq!(heard, at, "asked again after the stop");
+        };
+        let prepared = calls;
+        let mut calls = 0;
+        let again = pipeline.generate(&request, &mut |_| {
+            calls += 1;
+            Flow::Continue
+        });
+        assert!(again.expect("it draws") == expected && calls < prepared, "nothing was made ready again");
+        for at in [1, 2, calls / 3, calls / 2, calls - 1, calls] {
+            stop_at(&mut pipeline, at);
+            assert!(draw(&mut pipeline, &request) == expected, "the picture changed after a stop at {at} of {calls}");
+        }
+    }
+}
+
+#[test]
+fn stopping_while_getting_ready_leaves_the_pipeline_usable() {
+    for device in devices() {
+        for phase in [Phase::Load, Phase::Compile] {
+            let mut pipeline = load(device.clone());
+            let drawn = pipeline.generate(&small("sun"), &mut |progress| {
+                if progress.phase == phase { Flow::Stop } else { Flow::Continue }
+            });
+            assert!(matches!(drawn, Err(ModelError::Stopped)), "{phase}: {drawn:?}");
+            assert_eq!(draw(&mut pipeline, &small("sun")).len(), 1);
+        }
+    }
+}
+
+#[test]
+fn a_lost_device_is_an_error_and_comes_back() {
+    for device in devices() {
+        let model = Arc::new(Model::load(source(), on(device)).expect("it loads"));
+        let Device::Gpu(gpu, _) = model.device() else { continue };
+        let [mut pipeline, mut other] = [(); 2].map(|()| Pipeline::over(Arc::clone(&model)));
+        let expected = draw(&mut pipeline, &small("sun"));
+        assert!(draw(&mut other, &small("sun")) == expected);
+        gpu.destroy();
+        for pipeline in [&mut pipeline, &mut other] {
+            let drawn = pipeline.generate(&small("sun"), &mut |_| Flow::Continue);
+            assert!(matches!(drawn, Err(ModelError::DeviceLost { .. })), "{drawn:?}");
+        }
+        pipeline.recover().expect("the device opens again");
+        assert!(draw(&mut pipeline, &small("sun")) == expected, "another picture after the loss");
+        let opened = pipeline.counters();
+        other.recover().expect("it joins");
+        assert_eq!(pipeline.counters().buffers, opened.buffers, "the device was opened twice");
+        assert!(draw(&mut other, &small("sun")) == expected, "another picture after the loss");
+    }
+}
+
+#[test]
+fn too_little_memory_is_refused_with_what_would_fit() {
+    for device in devices() {
+        let limited = |memory| {
+            let options = Options { memory: Some(memory), ..on(device.clone()) };
+            Pipeline::load(source(), options).expect("it loads")
+        };
+        let mut pipeline = limited(1 << 40);
+        draw(&mut pipeline, &small("sun"));
+        let needed = pipeline.counters().plan_bytes + pipeline.counters().weight_bytes;
+        let mut enough = limited(needed);
+        draw(&mut enough, &small("sun"));
+
+        let large = Request { width: Some(512), height: Some(256), ..Request::new("sun") };
+        let refused = enough.generate(&large, &mut |_| Flow::Continue).expect_err("512x256 needs more");
+        let line = refused.to_string();
+        assert!(
+            line.starts_with("out of memory: 512x256 pixels need ") && line.contains("MiB; 32x32 would fit"),
+            "{line}"
+        );
+        draw(&mut enough, &small("sun"));
+
+        let refused = limited(needed / 2).generate(&large, &mut |_| Flow::Continue).expect_err("half is too little");
+        assert!(
+            refused.to_string().contains("no picture would fit") || refused.to_string().contains("16-bit"),
+            "{refused}"
+        );
+    }
+}
+
+#[test]
+fn pictures_of_a_request_are_those_of_their_seeds() {
+    let mut pipeline = load(DeviceChoice::Cpu);
+    let together = draw(&mut pipeline, &Request { seed: u64::MAX, count: 3, ..small("sun") });
+    for (picture, seed) in together.iter().zip([u64::MAX, 0, 1]) {
+        assert!(draw(&mut pipeline, &Request { seed, ..small("sun") })[0] == *picture, "seed {seed}");
+    }
+}
+
+#[test]
+fn previews_come_and_change_nothing() {
+    for device in devices() {
+        let mut pipeline = load(device);
+        for (steps, expected) in [(9, vec![2, 4, 6, 8]), (4, vec![2])] {
+            let plain = Request { steps: Some(steps), ..small("sun") };
+            let mut previews = Vec::new();
+            let shown = pipeline.generate(&Request { preview_every: Some(2), ..plain.clone() }, &mut |progress| {
+                previews.extend(progress.preview.clone().map(|preview| (progress.step, preview)));
+                Flow::Continue
+            });
+            assert!(shown.expect("it draws") == draw(&mut pipeline, &plain), "{steps} steps: looking changed it");
+            assert_eq!(previews.iter().map(|(step, _)| *step).collect::<Vec<_>>(), expected);
+            assert!(previews.iter().all(|(_, p)| (p.width, p.height) == (32, 32) && !p.is_flat()));
+        }
+    }
+}
+
+#[test]
+fn any_prompt_draws() {
+    let mut pipeline = load(DeviceChoice::Cpu);
+    for prompt in ["", "   ", "a\0b", "\u{1f34e}\u{200d}\u{1f525}", "\u{202e}\u{5ea}\u{5e4}\u{5d5}\u{5d7} \u{644}"] {
+        assert_eq!(draw(&mut pipeline, &small(prompt)).len(), 1, "{prompt:?}");
+    }
+    let long = small(&"red apple ".repeat(5_000));
+    let cut = pipeline.settings(&long).expect("it is valid").truncated.expect("it is too long");
+    assert!(cut.kept.ends_with("apple") || cut.kept.ends_with("red"), "{cut:?}");
+    assert!(long.prompt.ends_with(&cut.left_out) && cut.left_out.len() > 40_000);
+    draw(&mut pipeline, &long);
+}

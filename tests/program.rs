@@ -1,0 +1,91 @@
+//! The program as a person runs it.
+//!
+//! Needs the binary beside the test: `cargo build --release` comes before `cargo test --release` in `tests/run`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// The program, beside the folder this test was built into.
+///
+/// # Panics
+/// If it was not built.
+pub fn program() -> Command {
+    let test = std::env::current_exe().expect("a test knows where it lies");
+    let folder = test.parent().and_then(Path::parent).expect("tests lie in deps");
+    let program = folder.join(format!("mobilediffusion{}", std::env::consts::EXE_SUFFIX));
+    assert!(program.is_file(), "there is no {}: run `cargo build --release` before", program.display());
+    Command::new(program)
+}
+
+/// Runs it to its end.
+///
+/// # Panics
+/// If it does not start.
+pub fn run(args: &[&str]) -> Output {
+    program().args(args).output().expect("the program starts")
+}
+
+/// Draws into `output` and returns what was said.
+///
+/// # Panics
+/// If it fails.
+pub fn draw(prompt: &str, output: &Path, more: &[&str]) -> String {
+    let output = output.to_str().expect("the path is UTF-8");
+    let mut args = vec!["generate", prompt, "-o", output];
+    args.extend(more);
+    let done = run(&args);
+    assert!(done.status.success(), "{args:?}: {}", stderr(&done));
+    stderr(&done)
+}
+
+/// What it said beside its results.
+///
+/// # Panics
+/// If that is not UTF-8.
+pub fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).expect("messages are UTF-8")
+}
+
+/// The one line of a failure with exit code 1.
+///
+/// # Panics
+/// If it did not fail, or with other than one line.
+pub fn failure(output: &Output) -> String {
+    let text = stderr(output);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert_eq!(text.lines().count(), 1, "expected one line: {text}");
+    text.trim_end().strip_prefix("error: ").unwrap_or_else(|| panic!("{text}")).to_owned()
+}
+
+/// The folder of the bundled checkpoint.
+pub fn checkpoint() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/checkpoints/tiny")
+}
+
+/// Copies a folder and all below it.
+///
+/// # Panics
+/// If a file cannot be read or written.
+pub fn copy_all(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("the folder is made");
+    for entry in fs::read_dir(from).expect("the folder reads") {
+        let path = entry.expect("the entry reads").path();
+        let target = to.join(path.file_name().expect("entries have names"));
+        if path.is_dir() {
+            copy_all(&path, &target);
+        } else {
+            fs::copy(&path, &target).expect("the file is copied");
+        }
+    }
+}
+
+/// The list of devices, one line each.
+///
+/// # Panics
+/// If they cannot be listed.
+pub fn devices() -> Vec<String> {
+    let done = run(&["devices"]);
+    assert!(done.status.success(), "{}", stderr(&done));
+    String::from_utf8(done.stdout).expect("the list is UTF-8").lines().map(str::to_owned).collect()
+}
