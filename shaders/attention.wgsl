@@ -14,7 +14,7 @@ struct Params {
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> q: array<Pack>; // [n, queries, heads * head_dim]
 @group(0) @binding(2) var<storage, read> k: array<Pack>; // [n, keys, heads * head_dim]
-@group(0) @binding(3) var<storage, read> v: array<Pack>; // [n, keys, heads * head_dim]
+@if(SEPARATE) @group(0) @binding(3) var<storage, read> v: array<Pack>; // [n, keys, heads * head_dim]
 @group(0) @binding(4) var<storage, read_write> y: array<Pack>; // [n, queries, heads * head_dim]
 
 // Every row has a gap behind it, so that neighbouring rows begin in different banks.
@@ -49,7 +49,8 @@ fn load_tile(values: bool, key0: u32, image: u32, head0: u32, row_len: u32, thre
         var value = vec4<f32>();
         if key < params.keys {
             let at = (image * params.keys + key) * row_len + head0 + i % HEAD4;
-            if values { value = load4(v[at]); } else { value = load4(k[at]); }
+            if !values { value = load4(k[at]); }
+            @if(SEPARATE) if values { value = load4(v[at]); }
         }
         tile[i / HEAD4 * ROW + i % HEAD4] = value;
     }
@@ -98,7 +99,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         workgroupBarrier();
         write_scores(query, lane);
         workgroupBarrier();
-        if SHARED == 0u {
+        if SEPARATE == 1u {
             load_tile(true, key0, group.z, head0, row_len, thread);
             workgroupBarrier();
         }

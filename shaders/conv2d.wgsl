@@ -1,6 +1,9 @@
 // y = residual + activation(conv(x, w) + bias + shift): see kernels/src/conv2d.rs.
+#import grid
 #import gemm
 #import activation
+#import source
+#import tile_moments
 
 struct Params {
     rows: u32,
@@ -13,15 +16,20 @@ struct Params {
     co4: u32,
     pad_start: u32,
     activation: u32,
+    first4: u32,
+    positions: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> x: array<Pack>; // [n, h, w, ci]
+@group(0) @binding(1) var<storage, read> x: array<Pack>; // [n, h, w, ci], less the channels of x2
 @group(0) @binding(2) var<storage, read> w: array<Pack>; // [co, KERNEL, KERNEL, ci]
-@group(0) @binding(3) var<storage, read> bias: array<Pack>; // [co]
-@group(0) @binding(4) var<storage, read> shift: array<Pack>; // [n, co]
-@group(0) @binding(5) var<storage, read> residual: array<Pack>; // [n, oh, ow, co]
-@group(0) @binding(6) var<storage, read_write> y: array<Pack>; // [n, oh, ow, co]
+@if(HAS_BIAS) @group(0) @binding(3) var<storage, read> bias: array<Pack>; // [co]
+@if(HAS_SHIFT) @group(0) @binding(4) var<storage, read> shift: array<Pack>; // [n, co]
+@if(HAS_RESIDUAL) @group(0) @binding(5) var<storage, read> residual: array<Pack>; // [n, oh, ow, co]
+@if(HAS_X2) @group(0) @binding(6) var<storage, read> x2: array<Pack>; // [n, h, w, the rest of ci]
+@if(NORM_CHANNELS) @group(0) @binding(7) var<storage, read> norm: array<vec4<f32>>; // [n, 2, ci]
+@group(0) @binding(8) var<storage, read_write> y: array<Pack>; // [n, oh, ow, co]
+@if(HAS_MOMENTS) @group(0) @binding(9) var<storage, read_write> moments: array<vec4<f32>>; // [rows / 64, 2, co]
 
 // Where an output pixel's first tap lies in the upsampled input. Above and left of it the numbers wrap, which puts
 // them beyond the far edge, and one comparison finds both.
@@ -50,7 +58,7 @@ fn load_x(row: u32, k4: u32) -> vec4<f32> {
     let up_x = pixel.left + tap % KERNEL;
     if up_y >= params.h * UPSAMPLE || up_x >= params.w * UPSAMPLE { return vec4<f32>(); }
     let line = pixel.image * params.h + up_y / UPSAMPLE;
-    return load4(x[(line * params.w + up_x / UPSAMPLE) * params.ci4 + k4 - tap * params.ci4]);
+    return load_source(line * params.w + up_x / UPSAMPLE, k4 - tap * params.ci4, params.ci4);
 }
 
 fn load_w(col: u32, k4: u32) -> vec4<f32> {
@@ -59,20 +67,34 @@ fn load_w(col: u32, k4: u32) -> vec4<f32> {
 }
 
 @compute @workgroup_size(256)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
-    let row0 = group.y * TILE;
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) thread: u32,
+) {
+    let row0 = row_tile(group, groups) * TILE;
+    if row0 >= params.rows { return; }
     let col0 = group.x * TILE;
     let acc = gemm_tile(row0, col0, KERNEL * KERNEL * params.ci4, thread);
     let col4 = col0 / 4u + thread % 16u;
-    if col4 >= params.co4 { return; }
+    @if(HAS_MOMENTS) var written = array<vec4<f32>, 4>();
     for (var i = 0u; i < 4u; i++) {
         let row = row0 + 4u * (thread / 16u) + i;
-        if row >= params.rows { return; }
+        if row >= params.rows || col4 >= params.co4 { continue; }
         var v = acc[i];
-        if HAS_BIAS == 1u { v += load4(bias[col4]); }
-        if HAS_SHIFT == 1u { v += load4(shift[row / (params.oh * params.ow) * params.co4 + col4]); }
+        @if(HAS_BIAS) v += load4(bias[col4]);
+        @if(HAS_SHIFT) v += load4(shift[row / (params.oh * params.ow) * params.co4 + col4]);
         v = activate(params.activation, v);
-        if HAS_RESIDUAL == 1u { v += load4(residual[row * params.co4 + col4]); }
+        @if(HAS_RESIDUAL) v += load4(residual[row * params.co4 + col4]);
         y[row * params.co4 + col4] = store4(v);
+        @if(HAS_MOMENTS) written[i] = v;
     }
+    @if(HAS_MOMENTS)
+    // The tiles of an image follow each other, and only the last of a single image may be short.
+    let found = tile_moments(written, min(TILE, params.rows - row0), thread);
+    if thread < 16u && col4 < params.co4 {
+        moments[2u * (row0 / TILE) * params.co4 + col4] = found.mean;
+        moments[(2u * (row0 / TILE) + 1u) * params.co4 + col4] = found.variance;
+    }
+    @end
 }

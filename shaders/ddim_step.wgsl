@@ -11,7 +11,7 @@ struct Params {
 @group(0) @binding(1) var<storage, read> latent: array<vec4<f32>>; // [b, positions, c]
 @group(0) @binding(2) var<storage, read> prediction: array<Pack>; // [b, positions, c]
 @group(0) @binding(3) var<storage, read> coefficients: array<vec4<f32>>; // (a, s, a_prev, direction), (guidance, sigma)
-@group(0) @binding(4) var<storage, read> noise: array<vec4<f32>>; // [images, positions, c]
+@if(HAS_NOISE) @group(0) @binding(4) var<storage, read> noise: array<vec4<f32>>; // [images, positions, c]
 @group(0) @binding(5) var<storage, read_write> y: array<vec4<f32>>; // [b, positions, c]
 
 @compute @workgroup_size(64)
@@ -30,7 +30,7 @@ fn main(
     let x0 = predicted_x0(params.kind, p, z, step.x, step.y);
     let e = predicted_noise(params.kind, p, z, step.x, step.y);
     var next = step.z * x0 + step.w * e;
-    if HAS_NOISE == 1u { next += more.y * noise[at]; }
+    @if(HAS_NOISE) next += more.y * noise[at];
     y[at] = next;
     if GUIDED == 1u { y[params.vec4s + at] = next; }
 }

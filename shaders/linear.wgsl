@@ -1,6 +1,9 @@
 // y = residual + activation(x * w^T + bias): see kernels/src/linear.rs.
+#import grid
 #import gemm
 #import activation
+#import source
+#import tile_moments
 
 struct Params {
     rows: u32,
@@ -8,18 +11,26 @@ struct Params {
     k4: u32,
     cols4: u32,
     activation: u32,
+    first4: u32,
+    positions: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> x: array<Pack>; // [rows, k]
+@group(0) @binding(1) var<storage, read> x: array<Pack>; // [rows, k], less the channels of x2
 @group(0) @binding(2) var<storage, read> w: array<Pack>; // [cols, k]
-@group(0) @binding(3) var<storage, read> bias: array<Pack>; // [cols]
-@group(0) @binding(4) var<storage, read> residual: array<Pack>; // [rows, cols]
-@group(0) @binding(5) var<storage, read_write> y: array<Pack>; // [rows, cols]
+@if(HAS_BIAS) @group(0) @binding(3) var<storage, read> bias: array<Pack>; // [cols]
+@if(HAS_RESIDUAL) @group(0) @binding(4) var<storage, read> residual: array<Pack>; // [rows, cols]
+@if(HAS_X2) @group(0) @binding(5) var<storage, read> x2: array<Pack>; // [rows, the rest of k]
+@if(NORM_ROWS) @group(0) @binding(6) var<storage, read> stats: array<vec4<f32>>; // [rows, 2]
+@if(NORM_ROWS) @group(0) @binding(7) var<storage, read> norm_weight: array<Pack>; // [k]
+@if(NORM_ROWS) @group(0) @binding(8) var<storage, read> norm_bias: array<Pack>; // [k]
+@if(NORM_CHANNELS) @group(0) @binding(9) var<storage, read> norm: array<vec4<f32>>; // [images, 2, k]
+@group(0) @binding(10) var<storage, read_write> y: array<Pack>; // [rows, cols]
+@if(HAS_MOMENTS) @group(0) @binding(11) var<storage, read_write> moments: array<vec4<f32>>; // [rows / 64, 2, cols]
 
 fn load_x(row: u32, k4: u32) -> vec4<f32> {
     if row >= params.rows { return vec4<f32>(); }
-    return load4(x[row * params.k4 + k4]);
+    return load_source(row, k4, params.k4);
 }
 
 fn load_w(col: u32, k4: u32) -> vec4<f32> {
@@ -28,19 +39,33 @@ fn load_w(col: u32, k4: u32) -> vec4<f32> {
 }
 
 @compute @workgroup_size(256)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
-    let row0 = group.y * TILE;
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) thread: u32,
+) {
+    let row0 = row_tile(group, groups) * TILE;
+    if row0 >= params.rows { return; }
     let col0 = group.x * TILE;
     let acc = gemm_tile(row0, col0, params.k4, thread);
     let col4 = col0 / 4u + thread % 16u;
-    if col4 >= params.cols4 { return; }
+    @if(HAS_MOMENTS) var written = array<vec4<f32>, 4>();
     for (var i = 0u; i < 4u; i++) {
         let row = row0 + 4u * (thread / 16u) + i;
-        if row >= params.rows { return; }
+        if row >= params.rows || col4 >= params.cols4 { continue; }
         var v = acc[i];
-        if HAS_BIAS == 1u { v += load4(bias[col4]); }
+        @if(HAS_BIAS) v += load4(bias[col4]);
         v = activate(params.activation, v);
-        if HAS_RESIDUAL == 1u { v += load4(residual[row * params.cols4 + col4]); }
+        @if(HAS_RESIDUAL) v += load4(residual[row * params.cols4 + col4]);
         y[row * params.cols4 + col4] = store4(v);
+        @if(HAS_MOMENTS) written[i] = v;
     }
+    @if(HAS_MOMENTS)
+    // The tiles of an image follow each other, and only the last of a single image may be short.
+    let found = tile_moments(written, min(TILE, params.rows - row0), thread);
+    if thread < 16u && col4 < params.cols4 {
+        moments[2u * (row0 / TILE) * params.cols4 + col4] = found.mean;
+        moments[(2u * (row0 / TILE) + 1u) * params.cols4 + col4] = found.variance;
+    }
+    @end
 }

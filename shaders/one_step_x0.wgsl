@@ -11,7 +11,7 @@ struct Params {
 @group(0) @binding(1) var<storage, read> latent: array<vec4<f32>>; // [images, positions, c]
 @group(0) @binding(2) var<storage, read> prediction: array<Pack>; // [images, positions, c]
 @group(0) @binding(3) var<storage, read> coefficients: array<vec4<f32>>; // (a, s, a_next, s_next)
-@group(0) @binding(4) var<storage, read> noise: array<vec4<f32>>; // [images, positions, c]
+@if(RENOISE) @group(0) @binding(4) var<storage, read> noise: array<vec4<f32>>; // [images, positions, c]
 @group(0) @binding(5) var<storage, read_write> y: array<vec4<f32>>; // [images, positions, c]
 
 @compute @workgroup_size(64)
@@ -24,6 +24,6 @@ fn main(
     if at >= params.vec4s { return; }
     let step = coefficients[0];
     var next = predicted_x0(params.kind, load4(prediction[at]), latent[at], step.x, step.y);
-    if RENOISE == 1u { next = step.z * next + step.w * noise[at]; }
+    @if(RENOISE) next = step.z * next + step.w * noise[at];
     y[at] = next;
 }

@@ -1,8 +1,8 @@
 // y = a * gate(g), (a, g) the halves of x * w^T + bias: see kernels/src/swish_glu.rs.
-//
-// The loop of common/gemm.wgsl with a second tile of weights: 12 KiB of workgroup memory, 4 x 4 values and 4 x 4 gates
-// per invocation.
+#import grid
 #import activation
+#import pair
+#import source
 
 struct Params {
     rows: u32,
@@ -10,35 +10,34 @@ struct Params {
     k4: u32,
     cols4: u32,
     gate: u32,
+    first4: u32,
+    positions: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> x: array<Pack>; // [rows, k]
+@group(0) @binding(1) var<storage, read> x: array<Pack>; // [rows, k], less the channels of x2
 @group(0) @binding(2) var<storage, read> w: array<Pack>; // [2 * cols, k]
 @group(0) @binding(3) var<storage, read> bias: array<Pack>; // [2 * cols]
-@group(0) @binding(4) var<storage, read_write> y: array<Pack>; // [rows, cols]
+@if(HAS_X2) @group(0) @binding(4) var<storage, read> x2: array<Pack>; // [rows, the rest of k]
+@if(NORM_ROWS) @group(0) @binding(5) var<storage, read> stats: array<vec4<f32>>; // [rows, 2]
+@if(NORM_ROWS) @group(0) @binding(6) var<storage, read> norm_weight: array<Pack>; // [k]
+@if(NORM_ROWS) @group(0) @binding(7) var<storage, read> norm_bias: array<Pack>; // [k]
+@if(NORM_CHANNELS) @group(0) @binding(8) var<storage, read> norm: array<vec4<f32>>; // [images, 2, k]
+@group(0) @binding(9) var<storage, read_write> y: array<Pack>; // [rows, cols]
 
-const TILE = 64u;
-const STEP4 = 4u;
+fn load_x(row: u32, k4: u32) -> vec4<f32> {
+    if row >= params.rows { return vec4<f32>(); }
+    return load_source(row, k4, params.k4);
+}
 
-var<workgroup> x_tile: array<vec4<f32>, 256>; // [STEP4, TILE]
-var<workgroup> a_tile: array<vec4<f32>, 256>; // [STEP4, TILE]
-var<workgroup> g_tile: array<vec4<f32>, 256>; // [STEP4, TILE]
+fn load_a(col: u32, k4: u32) -> vec4<f32> {
+    if col >= params.cols { return vec4<f32>(); }
+    return load4(w[col * params.k4 + k4]);
+}
 
-fn stage(slot: u32, row: u32, col: u32, k4: u32) {
-    var xv = vec4<f32>();
-    var av = vec4<f32>();
-    var gv = vec4<f32>();
-    if k4 < params.k4 {
-        if row < params.rows { xv = load4(x[row * params.k4 + k4]); }
-        if col < params.cols {
-            av = load4(w[col * params.k4 + k4]);
-            gv = load4(w[(params.cols + col) * params.k4 + k4]);
-        }
-    }
-    x_tile[slot] = xv;
-    a_tile[slot] = av;
-    g_tile[slot] = gv;
+fn load_b(col: u32, k4: u32) -> vec4<f32> {
+    if col >= params.cols { return vec4<f32>(); }
+    return load4(w[(params.cols + col) * params.k4 + k4]);
 }
 
 // Four biases from `first`, of columns from `col`; the gates' need not begin at a vec4. Zero beyond the last column.
@@ -53,33 +52,23 @@ fn bias4(first: u32, col: u32) -> vec4<f32> {
 }
 
 @compute @workgroup_size(256)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
-    let row0 = group.y * TILE;
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) thread: u32,
+) {
+    let row0 = row_tile(group, groups) * TILE;
+    if row0 >= params.rows { return; }
     let col0 = group.x * TILE;
-    let tx = thread % 16u;
-    let ty = thread / 16u;
-    var a = array<vec4<f32>, 4>();
-    var g = array<vec4<f32>, 4>();
-    for (var step = 0u; step < params.k4; step += STEP4) {
-        let at = thread / STEP4;
-        stage(thread % STEP4 * TILE + at, row0 + at, col0 + at, step + thread % STEP4);
-        workgroupBarrier();
-        for (var k = 0u; k < STEP4 * TILE; k += TILE) {
-            let c = k + 4u * tx;
-            for (var i = 0u; i < 4u; i++) {
-                let r = x_tile[k + 4u * ty + i];
-                a[i] += vec4<f32>(dot(r, a_tile[c]), dot(r, a_tile[c + 1u]), dot(r, a_tile[c + 2u]), dot(r, a_tile[c + 3u]));
-                g[i] += vec4<f32>(dot(r, g_tile[c]), dot(r, g_tile[c + 1u]), dot(r, g_tile[c + 2u]), dot(r, g_tile[c + 3u]));
-            }
-        }
-        workgroupBarrier();
-    }
-    let col4 = col0 / 4u + tx;
+    let sums = pair_tile(row0, col0, params.k4, thread);
+    let col4 = col0 / 4u + thread % 16u;
     if col4 >= params.cols4 { return; }
     let bias_a = bias4(0u, 4u * col4);
     let bias_g = bias4(params.cols, 4u * col4);
+    var a = sums.a;
+    var g = sums.b;
     for (var i = 0u; i < 4u; i++) {
-        let row = row0 + 4u * ty + i;
+        let row = row0 + 4u * (thread / 16u) + i;
         if row >= params.rows { return; }
         y[row * params.cols4 + col4] = store4((a[i] + bias_a) * activate(params.gate, g[i] + bias_g));
     }

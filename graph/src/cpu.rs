@@ -57,7 +57,10 @@ impl CpuMemory {
             let mut operands = Operands { inputs: Vec::new(), outputs: Vec::new() };
             for (declared, tensor) in node.kernel.operands().iter().zip(&node.operands) {
                 let Some(tensor) = *tensor else {
-                    operands.inputs.push(Place::Absent);
+                    match declared.access {
+                        Access::Read => operands.inputs.push(Place::Absent),
+                        Access::Write => operands.outputs.push(0..0),
+                    }
                     continue;
                 };
                 let info = &recording.tensors[tensor];
@@ -149,7 +152,7 @@ type Rest<'a> = Vec<(usize, &'a [f32])>;
 /// reads or writes is alive at that step, so the planner gave it bytes of its own.
 fn split<'a>(arena: &'a mut [f32], outputs: &[Range<usize>]) -> (Rest<'a>, Vec<&'a mut [f32]>) {
     let mut order: Vec<usize> = (0..outputs.len()).collect();
-    order.sort_by_key(|&i| outputs[i].start);
+    order.sort_by_key(|&i| (outputs[i].start, outputs[i].end));
     let mut written: Vec<(usize, &mut [f32])> = Vec::with_capacity(outputs.len());
     let mut rest = Rest::with_capacity(outputs.len() + 1);
     let (mut at, mut tail) = (0, arena);

@@ -215,7 +215,8 @@ impl Graph {
         let declared = kernel.operands();
         let read = declared.iter().filter(|operand| operand.access == Access::Read);
         let mut operands = Vec::with_capacity(declared.len());
-        for (operand, input) in read.zip(inputs) {
+        // Whoever leaves the last operands out need not say so.
+        for (operand, input) in read.zip(inputs.iter().copied().chain(std::iter::repeat(None))) {
             if let Some(tensor) = input {
                 let is_weight = matches!(self.tensors[tensor.id].origin, Origin::Weight(_));
                 let same_channels = is_weight || operand.shape.last() == tensor.shape.last();
@@ -233,6 +234,10 @@ impl Graph {
         let node = self.nodes.len();
         let mut written = Vec::new();
         for operand in declared.into_iter().filter(|operand| operand.access == Access::Write) {
+            if !operand.present {
+                operands.push(None);
+                continue;
+            }
             let tensor = self.add(path.clone(), operand.shape, operand.dtype, Origin::Step(node));
             operands.push(Some(tensor.id));
             written.push(tensor);

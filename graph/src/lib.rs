@@ -7,6 +7,7 @@
 mod compare;
 mod cpu;
 mod error;
+mod fuse;
 mod gpu;
 mod graph;
 mod ops;
@@ -19,6 +20,8 @@ mod weights;
 pub use compare::{Against, Divergence, compare};
 pub use error::GraphError;
 pub use graph::{Graph, Node, Origin, Tensor, TensorInfo, WeightRows};
+pub use fuse::{Fused, Fusion};
+pub use graph::{Graph, Node, Origin, Tensor, TensorInfo};
 pub use ops::{Attend, Conv, Glu, Linear};
 pub use record::{GpuPlan, PlanSummary, Recording};
 pub use run::Session;

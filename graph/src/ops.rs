@@ -101,16 +101,51 @@ impl Graph {
             let w = if layer.pointwise { vec![layer.cols, k, 1, 1] } else { vec![layer.cols, k] };
             (g.weight("weight", w), layer.bias.then(|| g.weight("bias", [layer.cols])))
         });
-        let kernel = kernels::Linear {
-            rows: x.rows(),
-            k,
-            cols: layer.cols,
-            bias: layer.bias,
-            activation: layer.activation,
-            residual: layer.residual.is_some(),
+        let kernel = kernels::Linear { rows: x.rows(), k, cols: layer.cols, bias: layer.bias, ..Default::default() };
+        let y = self.step_one(name, kernel, &[Some(x), Some(&w), bias.as_ref()], with_channels(x, layer.cols))?;
+        let y = match layer.activation {
+            Activation::None => y,
+            activation => self.activate_as(&y, name, activation, 1.0)?,
         };
-        let inputs = [Some(x), Some(&w), bias.as_ref(), layer.residual];
-        self.step_one(name, kernel, &inputs, with_channels(x, layer.cols))
+        self.plus(&y, name, layer.residual)
+    }
+
+    /// `x` and, if there is one, `residual`: the last part of the layer `name`.
+    fn plus(&mut self, x: &Tensor, name: &str, residual: Option<&Tensor>) -> Result<Tensor, GraphError> {
+        let Some(residual) = residual else { return Ok(x.clone()) };
+        let kernel = kernels::Add { rows: x.rows(), c: x.channels() };
+        self.step_one(name, kernel, &[Some(x), Some(residual)], x.shape())
+    }
+
+    fn activate_as(
+        &mut self,
+        x: &Tensor,
+        name: &str,
+        activation: Activation,
+        scale: f32,
+    ) -> Result<Tensor, GraphError> {
+        let kernel = kernels::Activate { rows: x.rows(), c: x.channels(), activation, scale };
+        self.step_one(name, kernel, &[Some(x)], x.shape())
+    }
+
+    /// Queries and the one tensor that is keys and values, `[.., k] -> [.., cols]` each, by the weights `q.weight` and
+    /// `kv.weight`.
+    ///
+    /// # Errors
+    /// None that a caller can cause; the signature is that of every layer.
+    pub fn shared_kv_projection(
+        &mut self,
+        x: &Tensor,
+        (q, kv): (&str, &str),
+        cols: usize,
+    ) -> Result<(Tensor, Tensor), GraphError> {
+        let k = x.channels();
+        let [w_q, w_kv] = [q, kv].map(|name| self.scope(name, |g| g.weight("weight", [cols, k])));
+        let kernel =
+            kernels::SharedKvProjection { rows: x.rows(), k, q_cols: cols, kv_cols: cols, ..Default::default() };
+        let written = self.step(q, kernel, &[Some(x), Some(&w_q), Some(&w_kv)])?;
+        let shaped = |tensor: &Tensor| tensor.reshaped(with_channels(x, cols));
+        Ok((shaped(&written[0]), shaped(&written[1])))
     }
 
     /// The gated half of a feed-forward, `[.., k] -> [.., cols]`: value times gate.
@@ -122,7 +157,7 @@ impl Graph {
         let Glu { cols, pointwise, gate } = layer;
         let shape = if pointwise { vec![2 * cols, k, 1, 1] } else { vec![2 * cols, k] };
         let (w, bias) = self.scope(name, |g| (g.weight("weight", shape), g.weight("bias", [2 * cols])));
-        let kernel = kernels::SwishGlu { rows: x.rows(), k, cols, gate };
+        let kernel = kernels::SwishGlu { rows: x.rows(), k, cols, gate, ..Default::default() };
         self.step_one(name, kernel, &[Some(x), Some(&w), Some(&bias)], with_channels(x, cols))
     }
 
@@ -139,6 +174,13 @@ impl Graph {
             }
         }
         let co = layer.channels;
+        let (x, [h, w]) = match layer.upsample {
+            1 => (x.clone(), [h, w]),
+            _ => {
+                let up = kernels::UpsampleNearest { n, h, w, c: ci };
+                (self.step_one(name, up, &[Some(x)], [n, 2 * h, 2 * w, ci])?, [2 * h, 2 * w])
+            }
+        };
         let (weight, bias) = self.scope(name, |g| (g.weight("weight", [co, ci, 3, 3]), g.weight("bias", [co])));
         let kernel = kernels::Conv2d {
             n,
@@ -150,15 +192,15 @@ impl Graph {
             stride: layer.stride,
             pad_start: layer.pad_start,
             pad_end: 1,
-            upsample: layer.upsample,
+            upsample: 1,
             bias: true,
             shift: layer.shift.is_some(),
-            activation: Activation::None,
-            residual: layer.residual.is_some(),
+            ..Default::default()
         };
         let (oh, ow) = kernel.out_size();
-        let inputs = [Some(x), Some(&weight), Some(&bias), layer.shift, layer.residual];
-        self.step_one(name, kernel, &inputs, [n, oh, ow, co])
+        let inputs = [Some(&x), Some(&weight), Some(&bias), layer.shift];
+        let y = self.step_one(name, kernel, &inputs, [n, oh, ow, co])?;
+        self.plus(&y, name, layer.residual)
     }
 
     /// Depthwise 3x3 with bias, keeping the channels, and the size unless `stride` is 2; `shift [n, c]` is added to every
@@ -178,7 +220,8 @@ impl Graph {
             return Err(self.size_error(name, "height or width", format!("a multiple of {stride}"), size));
         }
         let (weight, bias) = self.scope(name, |g| (g.weight("weight", [c, 1, 3, 3]), g.weight("bias", [c])));
-        let kernel = kernels::DepthwiseConv2d { n, h, w, c, stride, bias: true, shift: shift.is_some() };
+        let kernel =
+            kernels::DepthwiseConv2d { n, h, w, c, stride, bias: true, shift: shift.is_some(), ..Default::default() };
         let (oh, ow) = kernel.out_size();
         self.step_one(name, kernel, &[Some(x), Some(&weight), Some(&bias), shift], [n, oh, ow, c])
     }
@@ -274,8 +317,7 @@ impl Graph {
     /// # Errors
     /// None that a caller can cause; the signature is that of every layer.
     pub fn activate(&mut self, x: &Tensor, activation: Activation, scale: f32) -> Result<Tensor, GraphError> {
-        let kernel = kernels::Activate { rows: x.rows(), c: x.channels(), activation, scale };
-        self.step_one("activation", kernel, &[Some(x)], x.shape())
+        self.activate_as(x, "activation", activation, scale)
     }
 
     /// Token and position embeddings of `ids [n, l]`: `[n, l, c]`. `vocab` and `positions` are the tables' rows.

@@ -1,6 +1,7 @@
 //! A graph as plain data: steps, lifetimes and what each step depends on. Printable, and all that a run needs.
 
 use crate::error::GraphError;
+use crate::fuse::{Fused, Fusion, fuse};
 use crate::graph::{Graph, Node, Origin, TensorInfo};
 use crate::plan::{ARENA_ALIGNMENT, Arenas, Lifetime, Packing, Sharing, arenas, lower_bound, pack};
 use mobilediffusion_kernels::kernel::elements;
@@ -22,14 +23,22 @@ pub struct Recording {
     pub outputs: Vec<(String, usize)>,
     /// Inputs that each step depends on.
     pub masks: Vec<u64>,
+    /// What was folded into steps, by step.
+    pub fused: Vec<Fused>,
     /// First and last step of each tensor that is planned; none for weights and constants. Bytes depend on how the device
     /// stores elements.
     steps_alive: Vec<Option<(usize, usize)>>,
 }
 
 impl Recording {
-    /// Records a graph.
+    /// Records a graph with everything folded that can be.
     pub fn new(graph: Graph) -> Self {
+        Self::with_fusion(graph, &Fusion::ALL)
+    }
+
+    /// Records a graph with those steps folded that `fusion` allows.
+    pub fn with_fusion(mut graph: Graph, fusion: &Fusion) -> Self {
+        let fused = fuse(&mut graph, fusion);
         let Graph { tensors, nodes, outputs, .. } = graph;
         let mut tensor_masks = vec![0_u64; tensors.len()];
         for (mask, tensor) in tensor_masks.iter_mut().zip(&tensors) {
@@ -48,7 +57,7 @@ impl Recording {
             }
         }
         let steps_alive = steps_alive(&nodes, &tensors, &outputs, &masks);
-        Self { nodes, tensors, outputs, masks, steps_alive }
+        Self { nodes, tensors, outputs, masks, fused, steps_alive }
     }
 
     /// Tensors that are planned, with their lifetimes when every element takes what `bytes_of` says.
@@ -132,26 +141,9 @@ impl Recording {
         all
     }
 
-    /// What is folded into a step beside its contraction or its norm: what would be steps of their own otherwise.
+    /// What was folded into a step: what would be steps of their own otherwise.
     pub fn folded(&self, step: usize) -> Vec<&'static str> {
-        let kernel = &self.nodes[step].kernel;
-        let params = kernel.params_json();
-        let is_set = |name: &str| params.get(name).and_then(|value| value.as_bool()) == Some(true);
-        let named =
-            [("bias", "bias"), ("shift", "shift"), ("residual", "residual"), ("shared", "shared keys and values")];
-        let mut folded: Vec<&str> = named.iter().filter(|(name, _)| is_set(name)).map(|(_, what)| *what).collect();
-        let activated = params.get("activation").and_then(|value| value.as_str()).is_some_and(|name| name != "none");
-        match kernel.name() {
-            "activation" => {}
-            "group_norm" if activated => folded.push("norm activation"),
-            "swish_glu" => folded.extend(["bias", "gate"]),
-            _ if activated => folded.push("activation"),
-            _ => {}
-        }
-        if params.get("upsample").and_then(|value| value.as_u64()).is_some_and(|factor| factor > 1) {
-            folded.push("upsample");
-        }
-        folded
+        self.fused.iter().filter(|fused| fused.step == step).map(|fused| fused.what).collect()
     }
 
     /// Multiply-accumulates and operations of a run of all steps.

@@ -4,6 +4,7 @@
 
 use crate::cpu::{activate, rows_per_task};
 use crate::draw::Draw;
+use crate::fold::{OnStore, Write};
 use crate::kernel::{
     Activation, Case, Cost, Family, Fill, Kernel, Operand, Param, Program, Tolerance, folded_grid, parse,
 };
@@ -83,6 +84,12 @@ impl Kernel for Activate {
         y.par_chunks_mut(len).zip(x.par_chunks(len)).for_each(|(y, x)| {
             y.iter_mut().zip(x).for_each(|(y, x)| *y = activate(self.activation, self.scale * x));
         });
+    }
+
+    fn on_store(&self) -> Vec<OnStore> {
+        let write = Write::Activated(self.activation);
+        let offer = OnStore { write, main: "x", operands: Vec::new() };
+        if self.scale == 1.0 { vec![offer] } else { Vec::new() }
     }
 
     fn params_json(&self) -> serde_json::Value {

@@ -4,6 +4,7 @@
 
 use crate::cpu::rows_per_task;
 use crate::draw::Draw;
+use crate::fold::{OnStore, Write};
 use crate::kernel::{Case, Cost, Family, Kernel, Operand, Param, Program, Tolerance, folded_grid, parse};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -68,6 +69,11 @@ impl Kernel for Add {
         y.par_chunks_mut(len).zip(a.par_chunks(len).zip(b.par_chunks(len))).for_each(|(y, (a, b))| {
             y.iter_mut().zip(a.iter().zip(b)).for_each(|(y, (a, b))| *y = a + b);
         });
+    }
+
+    fn on_store(&self) -> Vec<OnStore> {
+        let offer = |main, other| OnStore { write: Write::Added, main, operands: vec![("residual", other)] };
+        vec![offer("a", "b"), offer("b", "a")]
     }
 
     fn params_json(&self) -> serde_json::Value {

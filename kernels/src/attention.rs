@@ -174,7 +174,7 @@ impl Kernel for Attention {
                 ("SLICE", count(head4.div_ceil(tiling.lanes))),
                 ("SOFTMAX", (self.phi == Phi::Softmax).into()),
                 ("CAUSAL", self.causal.into()),
-                ("SHARED", self.shared.into()),
+                ("SEPARATE", (!self.shared).into()),
             ],
             params: vec![
                 Param::size("queries", self.queries),

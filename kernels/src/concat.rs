@@ -5,6 +5,7 @@
 
 use crate::cpu::rows_per_task;
 use crate::draw::Draw;
+use crate::fold::{From, OnLoad, Read};
 use crate::kernel::{Case, Cost, Family, Kernel, Operand, Param, Program, Tolerance, folded_grid, parse};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -104,6 +105,11 @@ impl Kernel for Concat {
                     y[self.a_channels..].copy_from_slice(b);
                 }
             });
+    }
+
+    fn on_load(&self) -> Option<OnLoad> {
+        let (read, operands) = (Read::Joined { channels: self.b_channels }, vec![("x2", From::Operand("b"))]);
+        Some(OnLoad { read, main: Some("a"), operands, rest: None })
     }
 
     fn params_json(&self) -> serde_json::Value {

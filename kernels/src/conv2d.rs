@@ -1,22 +1,26 @@
 //! `y = residual + activation(conv(x, w) + bias + shift)`: every dense convolution, 3x3 or 1x1.
 //!
 //! `x [n, h, w, ci]`, `w [co, ci, kh, kw]` packed to `[co, kh, kw, ci]`, `bias [co]`, `shift [n, co]` (the time
-//! embedding), `residual` and `y [n, oh, ow, co]`; `upsample` 2 reads `x` as if every pixel stood for 2x2. On the GPU an
-//! implicit matrix product (`shaders/common/gemm.wgsl`): a row is an output pixel, k runs over taps and channels. On
-//! the CPU blocks of output pixels are gathered into a patch matrix and multiplied by the gemm crate, and where it pays
-//! Winograd's algorithm saves more than half of the multiplications.
+//! embedding), `residual` and `y [n, oh, ow, co]`; `upsample` 2 reads `x` as if every pixel stood for 2x2, and `source` says
+//! what else happens to it on the way in; the zeros around it are put there after that. On the GPU an implicit matrix
+//! product (`shaders/common/gemm.wgsl`): a row is an output pixel, k runs over taps and channels. On the CPU blocks of
+//! output pixels are gathered into a patch matrix and multiplied by the gemm crate, and where it pays Winograd's
+//! algorithm saves more than half of the multiplications.
 
 mod cases;
+mod direct;
 mod winograd;
 
-use crate::cpu::{Epilogue, Mat, Threads, matmul, rows_per_task};
+use crate::channel_moments::{self, tiles_fit};
+use crate::cpu::Epilogue;
+use crate::fold::{Read, Write};
 use crate::kernel::{Activation, Cost, Family, Kernel, Layout, Operand, Param, Program, Tolerance, parse};
-use crate::linear::TILE;
-use rayon::prelude::*;
+use crate::linear::tiled_grid;
+use crate::source::{Norm, Source};
 use serde::{Deserialize, Serialize};
 
 /// One convolution.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Conv2d {
     /// Images.
@@ -51,6 +55,12 @@ pub struct Conv2d {
     /// Whether a tensor like the output is added last.
     #[serde(default)]
     pub residual: bool,
+    /// How `x` is read.
+    #[serde(default)]
+    pub source: Source,
+    /// Whether the moments of the output's channels are written too; of several images each has a multiple of 64 pixels.
+    #[serde(default)]
+    pub moments: bool,
 }
 
 /// The line of the list.
@@ -92,57 +102,6 @@ impl Conv2d {
         let inside = padded >= self.pad_start && padded - self.pad_start < size * self.upsample;
         inside.then(|| (padded - self.pad_start) / self.upsample)
     }
-
-    /// Copies what lies under the kernel at output pixels `first..` into the rows of `patches`.
-    fn gather(&self, x: &[f32], first: usize, patches: &mut [f32]) {
-        let (oh, ow) = self.out_size();
-        for (i, patch) in patches.chunks_exact_mut(self.patch_len()).enumerate() {
-            let (image, oy, ox) = ((first + i) / (oh * ow), (first + i) / ow % oh, (first + i) % ow);
-            for (ky, row) in patch.chunks_exact_mut(self.kernel * self.ci).enumerate() {
-                let Some(iy) = self.source(oy, ky, self.h) else {
-                    row.fill(0.0);
-                    continue;
-                };
-                let line = &x[(image * self.h + iy) * self.w * self.ci..][..self.w * self.ci];
-                for (kx, tap) in row.chunks_exact_mut(self.ci).enumerate() {
-                    match self.source(ox, kx, self.w) {
-                        Some(ix) => tap.copy_from_slice(&line[ix * self.ci..][..self.ci]),
-                        None => tap.fill(0.0),
-                    }
-                }
-            }
-        }
-    }
-
-    /// Blocks of `block` pixels after each other, all threads on each: the weights are packed once a block.
-    fn cpu_in_turn(&self, block: usize, x: &[f32], w: Mat<'_>, epilogue: &Epilogue<'_>, y: &mut [f32]) {
-        let len = self.patch_len();
-        let mut patches = vec![0.0; block.min(self.pixels()) * len];
-        for (i, y) in y.chunks_mut(block * self.co).enumerate() {
-            let rows = y.len() / self.co;
-            let patches = &mut patches[..rows * len];
-            let task = rows_per_task(len);
-            let gather = |(j, part): (usize, &mut [f32])| self.gather(x, i * block + j * task, part);
-            patches.par_chunks_mut(task * len).enumerate().for_each(gather);
-            matmul(y, self.co, Mat::rows(patches, rows, len, len), w, 1.0, false, Threads::All);
-            let task = rows_per_task(self.co);
-            let finish = |(j, part): (usize, &mut [f32])| epilogue.apply(part, self.co, i * block + j * task);
-            y.par_chunks_mut(task * self.co).enumerate().for_each(finish);
-        }
-    }
-
-    /// Blocks of `block` pixels side by side, one thread on each.
-    fn cpu_side_by_side(&self, block: usize, x: &[f32], w: Mat<'_>, epilogue: &Epilogue<'_>, y: &mut [f32]) {
-        let len = self.patch_len();
-        let buffer = || vec![0.0; block * len];
-        y.par_chunks_mut(block * self.co).enumerate().for_each_init(buffer, |patches, (i, y)| {
-            let rows = y.len() / self.co;
-            let patches = &mut patches[..rows * len];
-            self.gather(x, i * block, patches);
-            matmul(y, self.co, Mat::rows(patches, rows, len, len), w, 1.0, false, Threads::One);
-            epilogue.apply(y, self.co, i * block);
-        });
-    }
 }
 
 impl Kernel for Conv2d {
@@ -153,50 +112,63 @@ impl Kernel for Conv2d {
     fn refusal(&self) -> Option<&'static str> {
         let fits = |size: usize| size * self.upsample + self.pad_start + self.pad_end >= self.kernel;
         let known = matches!(self.kernel, 1 | 3) && matches!(self.upsample, 1 | 2) && self.stride > 0;
-        (!known || !fits(self.h) || !fits(self.w))
-            .then_some("`kernel` must be 1 or 3 and fit the padded `x`, `stride` 1 or more, `upsample` 1 or 2")
+        if !known || !fits(self.h) || !fits(self.w) {
+            return Some("`kernel` must be 1 or 3 and fit the padded `x`, `stride` 1 or more, `upsample` 1 or 2");
+        }
+        match self.source.norm {
+            Norm::Rows => Some("`norm` must be `none` or `channels`"),
+            Norm::Channels { images, .. } if images != self.n => Some("`images` must be `n`"),
+            _ if self.moments && !tiles_fit(self.n, self.pixels() / self.n) => {
+                Some("`moments` of several images want a multiple of 64 pixels each")
+            }
+            _ => self.source.refusal(self.n * self.h * self.w, self.ci),
+        }
     }
 
     fn operands(&self) -> Vec<Operand> {
         let (oh, ow) = self.out_size();
+        let [x2, .., norm] = self.source.operands(&[self.n, self.h, self.w], self.ci);
         vec![
-            Operand::read("x", [self.n, self.h, self.w, self.ci]),
+            Operand::read("x", [self.n, self.h, self.w, self.source.first(self.ci)]),
             Operand::read("w", [self.co, self.ci, self.kernel, self.kernel]).layout(Layout::Taps),
             Operand::read("bias", [self.co]).optional(self.bias),
             Operand::read("shift", [self.n, self.co]).optional(self.shift),
             Operand::read("residual", [self.n, oh, ow, self.co]).optional(self.residual),
+            x2,
+            norm,
             Operand::write("y", [self.n, oh, ow, self.co]),
+            channel_moments::operand(self.n, oh * ow, self.co).optional(self.moments),
         ]
     }
 
     fn program(&self) -> Program {
-        let tiles = |size: usize| u32::try_from(size.div_ceil(TILE)).expect("sizes are below 2^32");
         let switch = |size: usize| u32::try_from(size).expect("1, 2 or 3");
         let (oh, ow) = self.out_size();
-        Program {
-            wgsl: include_str!("../../shaders/conv2d.wgsl"),
-            constants: vec![
-                ("KERNEL", switch(self.kernel)),
-                ("STRIDE", switch(self.stride)),
-                ("UPSAMPLE", switch(self.upsample)),
-                ("HAS_BIAS", self.bias.into()),
-                ("HAS_SHIFT", self.shift.into()),
-                ("HAS_RESIDUAL", self.residual.into()),
-            ],
-            params: vec![
-                Param::size("rows", self.pixels()),
-                Param::size("h", self.h),
-                Param::size("w", self.w),
-                Param::size("oh", oh),
-                Param::size("ow", ow),
-                Param::size("ci4", self.ci.div_ceil(4)),
-                Param::size("co", self.co),
-                Param::size("co4", self.co.div_ceil(4)),
-                Param::size("pad_start", self.pad_start),
-                Param::U("activation", self.activation.code()),
-            ],
-            grid: [tiles(self.co), tiles(self.pixels()), 1],
-        }
+        let mut constants = vec![
+            ("KERNEL", switch(self.kernel)),
+            ("STRIDE", switch(self.stride)),
+            ("UPSAMPLE", switch(self.upsample)),
+            ("HAS_BIAS", self.bias.into()),
+            ("HAS_SHIFT", self.shift.into()),
+            ("HAS_RESIDUAL", self.residual.into()),
+            ("HAS_MOMENTS", self.moments.into()),
+        ];
+        constants.extend(self.source.constants());
+        let mut params = vec![
+            Param::size("rows", self.pixels()),
+            Param::size("h", self.h),
+            Param::size("w", self.w),
+            Param::size("oh", oh),
+            Param::size("ow", ow),
+            Param::size("ci4", self.ci.div_ceil(4)),
+            Param::size("co", self.co),
+            Param::size("co4", self.co.div_ceil(4)),
+            Param::size("pad_start", self.pad_start),
+            Param::U("activation", self.activation.code()),
+        ];
+        params.extend(self.source.params(self.n * self.h * self.w, self.ci));
+        let wgsl = include_str!("../../shaders/conv2d.wgsl");
+        Program { wgsl, constants, params, grid: tiled_grid(self.pixels(), self.co) }
     }
 
     fn cost(&self) -> Cost {
@@ -208,13 +180,14 @@ impl Kernel for Conv2d {
     }
 
     fn reference(&self, inputs: &[&[f64]]) -> Vec<Vec<f64>> {
-        let &[_, _, bias, shift, residual] = inputs else { panic!("conv2d reads five operands") };
+        let &[x, w, bias, shift, residual, x2, norm] = inputs else { panic!("conv2d reads seven operands") };
+        let x = self.source.reference(self.ci, x, &[x2, &[], &[], &[], norm]);
         let (oh, ow) = self.out_size();
         let mut y = Vec::with_capacity(self.pixels() * self.co);
         for image in 0..self.n {
             for (oy, ox) in (0..oh).flat_map(|oy| (0..ow).map(move |ox| (oy, ox))) {
                 for o in 0..self.co {
-                    let mut sum = reference_sum(self, inputs[0], inputs[1], [image, oy, ox, o]);
+                    let mut sum = reference_sum(self, &x, w, [image, oy, ox, o]);
                     if self.bias {
                         sum += bias[o];
                     }
@@ -229,33 +202,54 @@ impl Kernel for Conv2d {
                 }
             }
         }
-        vec![y]
+        let moments = if self.moments { channel_moments::reference(self.n, oh * ow, self.co, &y) } else { Vec::new() };
+        vec![y, moments]
     }
 
     fn cpu(&self, inputs: &[&[f32]], outputs: &mut [&mut [f32]]) {
-        let (&[x, w, bias, shift, residual], [y]) = (inputs, outputs) else { panic!("conv2d has six operands") };
-        let w = Mat::rows(w, self.co, self.patch_len(), self.patch_len()).t();
+        let (&[x, w, bias, shift, residual, x2, norm], [y, moments]) = (inputs, outputs) else {
+            panic!("conv2d has nine operands")
+        };
         let rows_per_image = self.pixels() / self.n;
         let epilogue = Epilogue { bias, shift, rows_per_image, activation: self.activation, residual };
-        if self.is_pointwise() {
-            matmul(y, self.co, Mat::rows(x, self.pixels(), self.ci, self.ci), w, 1.0, false, Threads::All);
-            epilogue.apply_all(y, self.co);
-            return;
-        }
+        let x = self.source.rows(self.n * self.h * self.w, self.ci, x, &[x2, &[], &[], &[], norm]);
         if winograd::suits(self) {
-            winograd::run(self, winograd::block(self), x, inputs[1], &epilogue, y);
-            return;
-        }
-        // Both limits are in values of the patch matrix, measured: 2 MiB a thread stays in its L2 cache and is enough
-        // work for weights that are smaller; packing larger ones pays only for the 16 MiB all threads share.
-        const OWN: usize = 1 << 19;
-        const SHARED: usize = 1 << 22;
-        if self.co * self.patch_len() > OWN {
-            self.cpu_in_turn((SHARED / self.patch_len()).max(1), x, w, &epilogue, y);
+            winograd::run(self, winograd::block(self), &x, w, &epilogue, y);
         } else {
-            let fair = self.pixels().div_ceil(4 * rayon::current_num_threads());
-            self.cpu_side_by_side((OWN / self.patch_len()).clamp(1, fair), x, w, &epilogue, y);
+            direct::run(self, &x, w, &epilogue, y);
         }
+        if self.moments {
+            channel_moments::write_all(self.n, rows_per_image, self.co, y, moments);
+        }
+    }
+
+    fn reading(&self, operand: &str, read: &Read) -> Option<Box<dyn Kernel>> {
+        if operand != "x" {
+            return None;
+        }
+        let even = self.h.is_multiple_of(2) && self.w.is_multiple_of(2);
+        let changed = match read {
+            Read::Upsampled if self.upsample == 1 && even && self.source.joined == 0 => {
+                Self { h: self.h / 2, w: self.w / 2, upsample: 2, ..self.clone() }
+            }
+            Read::Normalised(Norm::Rows) => return None,
+            read => Self { source: self.source.reading(self.ci, read)?, ..self.clone() },
+        };
+        Some(Box::new(changed))
+    }
+
+    fn writing(&self, write: &Write) -> Option<Box<dyn Kernel>> {
+        let changed = match *write {
+            Write::Activated(activation) if self.activation == Activation::None && !self.residual && !self.moments => {
+                Self { activation, ..self.clone() }
+            }
+            Write::Measured { images } if !self.moments && tiles_fit(images, self.pixels() / images) => {
+                Self { moments: true, ..self.clone() }
+            }
+            Write::Added if !self.residual && !self.moments => Self { residual: true, ..self.clone() },
+            _ => return None,
+        };
+        Some(Box::new(changed))
     }
 
     fn params_json(&self) -> serde_json::Value {
@@ -281,31 +275,4 @@ fn reference_sum(conv: &Conv2d, x: &[f64], w: &[f64], [image, oy, ox, o]: [usize
         }
     }
     sum
-}
-
-#[cfg(test)]
-mod tests {
-    use super::cases::plain;
-    use super::*;
-
-    #[test]
-    fn every_way_to_cut_into_blocks_gives_the_same() {
-        let conv = Conv2d { bias: true, shift: true, residual: true, stride: 2, ..plain(2, 9, 7, 5, 6) };
-        let whole = |len: usize| (0..len).map(|i| ((i * 7919) % 9) as f32 - 4.0).collect::<Vec<f32>>();
-        let inputs: Vec<Vec<f32>> = conv.operands().iter().map(|o| whole(o.host_len())).collect();
-        let mut want = vec![0.0; conv.pixels() * conv.co];
-        conv.cpu(&[&inputs[0], &inputs[1], &inputs[2], &inputs[3], &inputs[4]], &mut [&mut want]);
-        let w = Mat::rows(&inputs[1], conv.co, conv.patch_len(), conv.patch_len()).t();
-        let rows_per_image = conv.pixels() / conv.n;
-        let (bias, shift, residual) = (&inputs[2][..], &inputs[3][..], &inputs[4][..]);
-        let epilogue = Epilogue { bias, shift, rows_per_image, activation: Activation::None, residual };
-        for block in [1, 7, conv.pixels(), 1000] {
-            let mut y = vec![f32::NAN; want.len()];
-            conv.cpu_in_turn(block, &inputs[0], w, &epilogue, &mut y);
-            assert_eq!(y, want, "in turn, {block} pixels each");
-            y.fill(f32::NAN);
-            conv.cpu_side_by_side(block, &inputs[0], w, &epilogue, &mut y);
-            assert_eq!(y, want, "side by side, {block} pixels each");
-        }
-    }
 }

@@ -180,10 +180,11 @@ impl Epilogue<'_> {
         }
     }
 
-    /// Finishes a whole output in parallel.
-    pub fn apply_all(&self, y: &mut [f32], cols: usize) {
+    /// Finishes rows `first_row..` in parallel.
+    pub fn apply_all(&self, y: &mut [f32], cols: usize, first_row: usize) {
         let rows = rows_per_task(cols);
-        y.par_chunks_mut(rows * cols).enumerate().for_each(|(i, chunk)| self.apply(chunk, cols, i * rows));
+        let tasks = y.par_chunks_mut(rows * cols).enumerate();
+        tasks.for_each(|(i, chunk)| self.apply(chunk, cols, first_row + i * rows));
     }
 }
 

@@ -1,19 +1,23 @@
 //! `y = conv(x, w) + bias + shift` for every channel on its own: the 3x3 of the separable residual blocks.
 //!
 //! `x [n, h, w, c]`, `y [n, oh, ow, c]`, `w [c, 1, 3, 3]` packed to `[3, 3, c]`, `bias [c]`, `shift [n, c]` (the time
-//! embedding); one row and column of zeros around. On the GPU an invocation computes four channels of one pixel from
-//! nine direct loads; on the CPU a line of the image is nine multiply-adds along its channels.
+//! embedding); one row and column of zeros around; `x` may be of two tensors side by side (`source`). With `moments` those
+//! of the output's channels are written too, for the GroupNorm that follows. On the GPU a workgroup takes 64 channels of
+//! 64 pixels, nine direct loads each; on the CPU a line of the image is nine multiply-adds along its channels.
 
+use crate::channel_moments::{self, tiles_fit};
+use crate::cpu::Threads;
 use crate::draw::Draw;
-use crate::kernel::{Case, Cost, Family, Fill, Kernel, Layout, Operand, Param, Program, Tolerance, folded_grid, parse};
+use crate::fold::{Read, Write};
+use crate::kernel::{Case, Cost, Family, Fill, Kernel, Layout, Operand, Param, Program, Tolerance, parse};
+use crate::linear::tiled_grid;
+use crate::source::{Norm, Rows, Source};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-
-/// Invocations of one workgroup.
-const THREADS: usize = 256;
+use std::ops::Range;
 
 /// One depthwise convolution.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DepthwiseConv2d {
     /// Images.
@@ -33,6 +37,12 @@ pub struct DepthwiseConv2d {
     /// Whether a value per image and channel is added.
     #[serde(default)]
     pub shift: bool,
+    /// How `x` is read: of one tensor or two, not normalised.
+    #[serde(default)]
+    pub source: Source,
+    /// Whether the moments of the output's channels are written too; of several images each has a multiple of 64 pixels.
+    #[serde(default)]
+    pub moments: bool,
 }
 
 fn one() -> usize {
@@ -56,8 +66,8 @@ impl DepthwiseConv2d {
         (out(self.h), out(self.w))
     }
 
-    /// Computes output line `index`, counted over all images.
-    fn line(&self, index: usize, x: &[f32], w: &[f32], bias: &[f32], shift: &[f32], y: &mut [f32]) {
+    /// Computes output line `index`, counted over all images, where `x` begins with line `first`.
+    fn line(&self, index: usize, (first, x): (usize, &[f32]), w: &[f32], bias: &[f32], shift: &[f32], y: &mut [f32]) {
         let (oh, _) = self.out_size();
         let (image, top) = (index / oh, index % oh * self.stride);
         for pixel in y.chunks_exact_mut(self.c) {
@@ -70,7 +80,7 @@ impl DepthwiseConv2d {
             }
         }
         for ky in (0..3).filter(|ky| (1..=self.h).contains(&(top + ky))) {
-            let line = &x[(image * self.h + top + ky - 1) * self.w * self.c..][..self.w * self.c];
+            let line = &x[(image * self.h + top + ky - 1 - first) * self.w * self.c..][..self.w * self.c];
             for (ox, pixel) in y.chunks_exact_mut(self.c).enumerate() {
                 let left = ox * self.stride;
                 for kx in (0..3).filter(|kx| (1..=self.w).contains(&(left + kx))) {
@@ -83,43 +93,74 @@ impl DepthwiseConv2d {
     }
 }
 
+impl DepthwiseConv2d {
+    /// The lines of `x` under some output lines, with the number of the first: where they lie, or ready in `scratch`.
+    fn lines<'a>(&self, x: &Rows<'a>, out: Range<usize>, scratch: &'a mut Vec<f32>) -> (usize, &'a [f32]) {
+        if let Some(x) = x.plain() {
+            return (0, x);
+        }
+        let (oh, _) = self.out_size();
+        let under = |line: usize| line / oh * self.h + line % oh * self.stride;
+        let (first, end) = (under(out.start).saturating_sub(1), (under(out.end - 1) + 2).min(self.n * self.h));
+        scratch.resize((end - first) * self.w * self.c, 0.0);
+        x.make_ready(first * self.w, scratch, Threads::One);
+        (first, scratch)
+    }
+}
+
 impl Kernel for DepthwiseConv2d {
     fn name(&self) -> &'static str {
         FAMILY.name
     }
 
     fn refusal(&self) -> Option<&'static str> {
-        (self.stride == 0 || self.h == 0 || self.w == 0).then_some("`stride`, `h` and `w` must be 1 or more")
+        if self.stride == 0 || self.h == 0 || self.w == 0 {
+            return Some("`stride`, `h` and `w` must be 1 or more");
+        }
+        let (oh, ow) = self.out_size();
+        match self.source.norm {
+            Norm::None if self.moments && !tiles_fit(self.n, oh * ow) => {
+                Some("`moments` of several images want a multiple of 64 pixels each")
+            }
+            Norm::None => self.source.refusal(self.n * self.h * self.w, self.c),
+            _ => Some("`norm` must be `none`"),
+        }
     }
 
     fn operands(&self) -> Vec<Operand> {
         let (oh, ow) = self.out_size();
+        let [x2, ..] = self.source.operands(&[self.n, self.h, self.w], self.c);
         vec![
-            Operand::read("x", [self.n, self.h, self.w, self.c]),
+            Operand::read("x", [self.n, self.h, self.w, self.source.first(self.c)]),
             Operand::read("w", [self.c, 1, 3, 3]).layout(Layout::DepthwiseTaps),
             Operand::read("bias", [self.c]).optional(self.bias),
             Operand::read("shift", [self.n, self.c]).optional(self.shift),
+            x2,
             Operand::write("y", [self.n, oh, ow, self.c]),
+            channel_moments::operand(self.n, oh * ow, self.c).optional(self.moments),
         ]
     }
 
     fn program(&self) -> Program {
-        let c4 = self.c.div_ceil(4);
         let (oh, ow) = self.out_size();
-        Program {
-            wgsl: include_str!("../../shaders/depthwise_conv2d.wgsl"),
-            constants: vec![("HAS_BIAS", self.bias.into()), ("HAS_SHIFT", self.shift.into())],
-            params: vec![
-                Param::size("n", self.n),
-                Param::size("h", self.h),
-                Param::size("w", self.w),
-                Param::size("oh", oh),
-                Param::size("ow", ow),
-                Param::size("c4", c4),
-                Param::size("stride", self.stride),
-            ],
-            grid: folded_grid((self.n * oh * ow * c4).div_ceil(THREADS)),
-        }
+        let mut constants = vec![
+            ("HAS_BIAS", self.bias.into()),
+            ("HAS_SHIFT", self.shift.into()),
+            ("HAS_MOMENTS", self.moments.into()),
+        ];
+        constants.extend(self.source.constants());
+        let mut params = vec![
+            Param::size("n", self.n),
+            Param::size("h", self.h),
+            Param::size("w", self.w),
+            Param::size("oh", oh),
+            Param::size("ow", ow),
+            Param::size("c4", self.c.div_ceil(4)),
+            Param::size("stride", self.stride),
+        ];
+        params.extend(self.source.params(self.n * self.h * self.w, self.c));
+        let wgsl = include_str!("../../shaders/depthwise_conv2d.wgsl");
+        Program { wgsl, constants, params, grid: tiled_grid(self.n * oh * ow, self.c) }
     }
 
     fn cost(&self) -> Cost {
@@ -132,7 +173,8 @@ impl Kernel for DepthwiseConv2d {
     }
 
     fn reference(&self, inputs: &[&[f64]]) -> Vec<Vec<f64>> {
-        let &[x, w, bias, shift] = inputs else { panic!("depthwise_conv2d reads four operands") };
+        let &[x, w, bias, shift, x2] = inputs else { panic!("depthwise_conv2d reads five operands") };
+        let x = self.source.reference(self.c, x, &[x2, &[], &[], &[], &[]]);
         let inside = |at: usize, tap: usize, size: usize| at + tap >= 1 && at + tap - 1 < size;
         let at = |image: usize, y: usize, x: usize, c: usize| ((image * self.h + y) * self.w + x) * self.c + c;
         let (oh, ow) = self.out_size();
@@ -154,14 +196,41 @@ impl Kernel for DepthwiseConv2d {
                 }
             }
         }
-        vec![y]
+        let moments = channel_moments::reference(self.n, oh * ow, self.c, &y);
+        vec![y, if self.moments { moments } else { Vec::new() }]
     }
 
     fn cpu(&self, inputs: &[&[f32]], outputs: &mut [&mut [f32]]) {
-        let (&[x, w, bias, shift], [y]) = (inputs, outputs) else { panic!("depthwise_conv2d has five operands") };
-        let (_, ow) = self.out_size();
-        let lines = y.par_chunks_exact_mut(ow * self.c).enumerate();
-        lines.for_each(|(index, line)| self.line(index, x, w, bias, shift, line));
+        let (&[x, w, bias, shift, x2], [y, moments]) = (inputs, outputs) else {
+            panic!("depthwise_conv2d has seven operands")
+        };
+        let x = self.source.rows(self.n * self.h * self.w, self.c, x, &[x2, &[], &[], &[], &[]]);
+        // Lines that have to be made ready are so for a few together, because every line is under three.
+        let task = if x.plain().is_some() { 1 } else { 8 };
+        let (oh, ow) = self.out_size();
+        let len = ow * self.c;
+        y.par_chunks_mut(task * len).enumerate().for_each_init(Vec::new, |scratch, (i, y)| {
+            let lines = self.lines(&x, i * task..i * task + y.len() / len, scratch);
+            for (j, line) in y.chunks_exact_mut(len).enumerate() {
+                self.line(i * task + j, lines, w, bias, shift, line);
+            }
+        });
+        if self.moments {
+            channel_moments::write_all(self.n, oh * ow, self.c, y, moments);
+        }
+    }
+
+    fn reading(&self, operand: &str, read: &Read) -> Option<Box<dyn Kernel>> {
+        let joins = operand == "x" && matches!(read, Read::Joined { .. });
+        let source = joins.then(|| self.source.reading(self.c, read))??;
+        Some(Box::new(Self { source, ..self.clone() }))
+    }
+
+    fn writing(&self, write: &Write) -> Option<Box<dyn Kernel>> {
+        let measures = matches!(write, Write::Measured { images } if *images == self.n);
+        let (oh, ow) = self.out_size();
+        let fits = measures && !self.moments && tiles_fit(self.n, oh * ow);
+        fits.then(|| Box::new(Self { moments: true, ..self.clone() }) as Box<dyn Kernel>)
     }
 
     fn params_json(&self) -> serde_json::Value {
@@ -170,7 +239,8 @@ impl Kernel for DepthwiseConv2d {
 }
 
 fn cases() -> Vec<Case> {
-    let plain = |n, h, w, c| DepthwiseConv2d { n, h, w, c, stride: 1, bias: false, shift: false };
+    let plain = |n, h, w, c| DepthwiseConv2d { n, h, w, c, stride: 1, ..Default::default() };
+    let joined = |conv, joined| DepthwiseConv2d { source: Source { joined, ..Source::default() }, ..conv };
     let full = |n, h, w, c| DepthwiseConv2d { bias: true, shift: true, ..plain(n, h, w, c) };
     vec![
         Case::new(plain(1, 1, 1, 1)),
@@ -182,6 +252,13 @@ fn cases() -> Vec<Case> {
         Case::new(plain(1, 1, 257, 4)),
         Case::new(DepthwiseConv2d { shift: true, ..plain(2, 5, 7, 10) }),
         Case::new(DepthwiseConv2d { bias: true, ..plain(2, 4, 6, 33) }).fill("x", Fill::Normal(3.0, 1.0)),
+        // From two tensors; with the moments of what it writes.
+        Case::new(joined(full(2, 9, 5, 23), 7)).integers(),
+        Case::new(joined(full(1, 20, 3, 132), 64)),
+        Case::new(DepthwiseConv2d { moments: true, ..full(1, 7, 9, 65) }),
+        Case::new(DepthwiseConv2d { moments: true, ..full(2, 16, 8, 6) }).fill("shift", Fill::Normal(30.0, 1.0)),
+        Case::new(DepthwiseConv2d { moments: true, ..joined(full(1, 13, 10, 20), 8) }),
+        Case::new(DepthwiseConv2d { stride: 2, ..joined(full(2, 19, 6, 12), 8) }),
         Case::new(full(2, 6, 5, 9)).integers(),
         Case::new(plain(3, 2, 3, 64)).integers(),
         Case::new(DepthwiseConv2d { stride: 2, ..full(2, 8, 6, 12) }),
@@ -191,15 +268,19 @@ fn cases() -> Vec<Case> {
 }
 
 fn model_shapes() -> Vec<Case> {
-    // The separable blocks: down, the first and the other middle ones, up.
-    let shapes = [(32, 320), (16, 640), (16, 1024), (32, 1664), (32, 960)];
-    let block = |(size, c)| DepthwiseConv2d { n: 1, h: size, w: size, c, stride: 1, bias: true, shift: true };
+    // The separable blocks as they run: down, the first and the other middle ones, up.
+    let shapes = [(32, 320, 0), (16, 640, 0), (16, 1024, 0), (32, 1664, 640), (32, 960, 320)];
+    let block = |(size, c, joined)| {
+        let source = Source { joined, ..Source::default() };
+        DepthwiseConv2d { n: 1, h: size, w: size, c, stride: 1, bias: true, shift: true, source, moments: true }
+    };
     shapes.into_iter().map(|shape| Case::new(block(shape))).collect()
 }
 
 fn random(draw: &mut Draw<'_>) -> Case {
     let (n, h, w) = (draw.of(&[1, 2]), draw.size(4), draw.size(16));
-    let (c, stride) = (draw.channels(), draw.of(&[1, 2]));
-    let case = Case::new(DepthwiseConv2d { n, h, w, c, stride, bias: draw.flip(), shift: draw.flip() });
-    if draw.flip() { case.integers() } else { case }
+    let (c, stride, bias, shift) = (draw.channels(), draw.of(&[1, 2]), draw.flip(), draw.flip());
+    let (source, moments) = (Source::random(draw, c, &[Norm::None]), n == 1 && draw.flip());
+    let case = Case::new(DepthwiseConv2d { n, h, w, c, stride, bias, shift, source, moments });
+    if !moments && draw.flip() { case.integers() } else { case }
 }

@@ -5,10 +5,13 @@
 
 use crate::cpu::{activate_all, rows_per_task};
 use crate::draw::Draw;
+use crate::fold::{From, OnLoad, Read};
+use crate::group_norm_scale::GroupNormScale;
 use crate::kernel::{
     Activation, Case, Cost, DType, Family, Fill, Kernel, Operand, Param, Program, Tolerance, elements, folded_grid,
     parse,
 };
+use crate::source::Norm;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -118,6 +121,14 @@ impl Kernel for GroupNorm {
                 }
             });
         }
+    }
+
+    fn on_load(&self) -> Option<OnLoad> {
+        let norm = Norm::Channels { images: self.n, activation: self.activation };
+        let &Self { n, positions, c, groups, .. } = self;
+        let rest = Box::new(GroupNormScale { n, positions, c, groups, eps: None });
+        let operands = vec![("norm", From::Rest)];
+        Some(OnLoad { read: Read::Normalised(norm), main: Some("x"), operands, rest: Some(rest) })
     }
 
     fn params_json(&self) -> serde_json::Value {

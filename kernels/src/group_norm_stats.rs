@@ -4,10 +4,13 @@
 //! invocation sums differences from its own first value, then the 256 (count, mean, squares) merge pairwise after Chan,
 //! Golub and LeVeque 1979, so nothing cancels far from zero. On the CPU blocks of positions do the same per channel.
 
+use crate::channel_moments::ChannelMoments;
 use crate::draw::Draw;
+use crate::fold::{From, OnLoad, Read};
 use crate::kernel::{
     Case, Cost, DType, Family, Fill, Kernel, Operand, Param, Program, Tolerance, elements, folded_grid, parse,
 };
+use crate::source::Source;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -160,6 +163,13 @@ impl Kernel for GroupNormStats {
                 stats[1] = (1.0 / (variance + f64::from(self.eps)).sqrt()) as f32;
             }
         }
+    }
+
+    fn on_load(&self) -> Option<OnLoad> {
+        let &Self { n, positions, c, eps, .. } = self;
+        let rest = Box::new(ChannelMoments { n, positions, c, source: Source::default() });
+        let operands = vec![("moments", From::Rest)];
+        Some(OnLoad { read: Read::Merged { eps }, main: None, operands, rest: Some(rest) })
     }
 
     fn params_json(&self) -> serde_json::Value {

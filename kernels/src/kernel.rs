@@ -2,10 +2,12 @@
 //!
 //! A *kernel* is a small struct that holds the sizes of one problem. It names its operands, its WGSL program, its
 //! cost and its tolerance, and it carries two more forms of itself: a plain f64 `reference` and a fast CPU form.
-//! A *family* is the kernel's type: its name, the cases that test it and a parser for its sizes. Tests, benches,
-//! docs and the CPU device walk the list of families and know no kernel by name.
+//! A [*family*](Family) is the kernel's type: its name, the cases that test it and a parser for its sizes. Tests,
+//! benches, docs and the CPU device walk the list of families and know no kernel by name.
 
-use crate::draw::Draw;
+pub use crate::family::{Case, Family, Fill, parse};
+use crate::fold::{OnLoad, OnStore, Read, Write};
+use mobilediffusion_runtime::Binding;
 use std::fmt;
 
 /// Sizes of a tensor, outermost first. Feature maps are `[n, h, w, c]`, tokens `[n, l, c]`, matrices `[rows, cols]`.
@@ -97,7 +99,7 @@ pub struct Operand {
     pub shape: Shape,
     /// How the kernel wants it packed.
     pub layout: Layout,
-    /// False if this problem leaves an optional operand out. It is still bound (to a shared dummy), never read.
+    /// False if this problem leaves an optional operand out: the composed module does not declare it.
     pub present: bool,
 }
 
@@ -132,6 +134,15 @@ impl Operand {
     pub fn optional(mut self, present: bool) -> Self {
         self.present = present;
         self
+    }
+
+    /// What the module expects at the operand's binding.
+    pub fn binding(&self) -> Binding {
+        match self.access {
+            _ if !self.present => Binding::Absent,
+            Access::Read => Binding::Read,
+            Access::Write => Binding::Write,
+        }
     }
 
     /// Elements on the host: dense, zero for an operand that is left out.
@@ -274,6 +285,26 @@ pub trait Kernel: fmt::Debug + Send + Sync {
     /// u32 operands are passed as the same bytes (`bytemuck::cast_slice`). `outputs` are written completely.
     fn cpu(&self, inputs: &[&[f32]], outputs: &mut [&mut [f32]]);
 
+    /// What consumers could do as they read, so that this step need not be, or not all of it.
+    fn on_load(&self) -> Option<OnLoad> {
+        None
+    }
+
+    /// The same problem where `operand` is read like that: its sizes may change, its meaning does not.
+    fn reading(&self, _operand: &str, _read: &Read) -> Option<Box<dyn Kernel>> {
+        None
+    }
+
+    /// What producers of an operand could do as they write, so that this step need not be.
+    fn on_store(&self) -> Vec<OnStore> {
+        Vec::new()
+    }
+
+    /// The same problem whose output is written like that.
+    fn writing(&self, _write: &Write) -> Option<Box<dyn Kernel>> {
+        None
+    }
+
     /// The sizes, as they stand in a case file.
     fn params_json(&self) -> serde_json::Value;
 }
@@ -282,89 +313,6 @@ pub trait Kernel: fmt::Debug + Send + Sync {
 pub fn bytes_moved(kernel: &dyn Kernel, elem_bytes: usize) -> usize {
     let bytes = |o: &Operand| o.host_len() * if o.dtype == DType::Elem { elem_bytes } else { 4 };
     kernel.operands().iter().map(bytes).sum()
-}
-
-/// What an operand of a test is filled with.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Fill {
-    /// Normally distributed with this mean and deviation.
-    Normal(f32, f32),
-    /// Whole numbers of -4..=4: sums of their products are exact in f32.
-    Integers,
-    /// Every element the same.
-    Constant(f32),
-    /// u32 below this bound.
-    Below(u32),
-}
-
-/// One test of a kernel: a problem, and data chosen to make its mistakes visible.
-#[derive(Debug)]
-pub struct Case {
-    /// The problem.
-    pub kernel: Box<dyn Kernel>,
-    /// Fill of single operands, by name; the others are `Normal(0, 1)`.
-    pub fills: Vec<(&'static str, Fill)>,
-    /// Whether the answer must be exact whatever the kernel's tolerance says.
-    pub exact: bool,
-}
-
-impl Case {
-    /// A case with normally distributed operands.
-    pub fn new(kernel: impl Kernel + 'static) -> Self {
-        Self { kernel: Box::new(kernel), fills: Vec::new(), exact: false }
-    }
-
-    /// The same case with another fill of one operand.
-    pub fn fill(mut self, operand: &'static str, fill: Fill) -> Self {
-        self.fills.push((operand, fill));
-        self
-    }
-
-    /// The same case on whole numbers in every operand, where the answer must be exact.
-    pub fn integers(mut self) -> Self {
-        self.fills = self.kernel.operands().iter().map(|o| (o.name, Fill::Integers)).collect();
-        self.exact = true;
-        self
-    }
-
-    /// The fill of an operand.
-    pub fn fill_of(&self, operand: &str) -> Fill {
-        self.fills.iter().rev().find(|(name, _)| *name == operand).map_or(Fill::Normal(0.0, 1.0), |(_, fill)| *fill)
-    }
-}
-
-/// A kernel type: one line of the list.
-#[derive(Clone, Copy)]
-pub struct Family {
-    /// Name of the file pair.
-    pub name: &'static str,
-    /// One line for the table of kernels.
-    pub summary: &'static str,
-    /// Edge cases: 1, the tile and its neighbours, primes, channels that are no multiple of four.
-    pub cases: fn() -> Vec<Case>,
-    /// The shapes of the full-size model, for the benches.
-    pub model_shapes: fn() -> Vec<Case>,
-    /// A small problem near the edges of the tiles, for property tests: any choice gives one that is not refused.
-    pub random: fn(&mut Draw<'_>) -> Case,
-    /// Reads a problem from the `params` of a case file.
-    pub parse: fn(&serde_json::Value) -> Result<Box<dyn Kernel>, serde_json::Error>,
-}
-
-impl fmt::Debug for Family {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Family({})", self.name)
-    }
-}
-
-/// Reads a kernel of type `K` from JSON: the `parse` of a family.
-///
-/// # Errors
-/// If a field is missing, unknown or of the wrong type.
-pub fn parse<K>(params: &serde_json::Value) -> Result<Box<dyn Kernel>, serde_json::Error>
-where
-    K: Kernel + serde::de::DeserializeOwned + 'static,
-{
-    serde_json::from_value::<K>(params.clone()).map(|kernel| Box::new(kernel) as Box<dyn Kernel>)
 }
 
 /// The activation at the end of a kernel. Spelt the same in `shaders/common/activation.wgsl`.

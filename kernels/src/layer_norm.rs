@@ -6,7 +6,10 @@
 
 use crate::cpu::rows_per_task;
 use crate::draw::Draw;
+use crate::fold::{From, OnLoad, Read};
 use crate::kernel::{Case, Cost, Family, Fill, Kernel, Operand, Param, Program, Tolerance, folded_grid, parse};
+use crate::layer_norm_stats::LayerNormStats;
+use crate::source::Norm;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -41,6 +44,15 @@ fn sum(row: &[f32], f: impl Fn(f32) -> f32) -> f32 {
         lanes.iter_mut().zip(chunk).for_each(|(lane, v)| *lane += f(*v));
     }
     rest + lanes.iter().sum::<f32>()
+}
+
+/// The mean in two parts, what a first sum finds and what that lost to rounding, and the reciprocal deviation.
+pub(crate) fn row_moments(row: &[f32], eps: f32) -> (f32, f32, f32) {
+    let count = row.len() as f32;
+    let near = sum(row, |v| v) / count;
+    let correction = sum(row, |v| v - near) / count;
+    let variance = sum(row, |v| (v - near - correction) * (v - near - correction)) / count;
+    (near, correction, 1.0 / (variance + eps).sqrt())
 }
 
 impl Kernel for LayerNorm {
@@ -98,18 +110,21 @@ impl Kernel for LayerNorm {
     fn cpu(&self, inputs: &[&[f32]], outputs: &mut [&mut [f32]]) {
         let (&[x, weight, bias], [y]) = (inputs, outputs) else { panic!("layer_norm has four operands") };
         let block = rows_per_task(self.c) * self.c;
-        let count = self.c as f32;
         y.par_chunks_mut(block).zip(x.par_chunks(block)).for_each(|(y, x)| {
             for (y, x) in y.chunks_exact_mut(self.c).zip(x.chunks_exact(self.c)) {
-                let near = sum(x, |v| v) / count;
-                let correction = sum(x, |v| v - near) / count;
-                let variance = sum(x, |v| (v - near - correction) * (v - near - correction)) / count;
-                let rstd = 1.0 / (variance + self.eps).sqrt();
+                let (near, correction, rstd) = row_moments(x, self.eps);
                 for ((y, x), (weight, bias)) in y.iter_mut().zip(x).zip(weight.iter().zip(bias)) {
                     *y = (x - near - correction) * rstd * weight + bias;
                 }
             }
         });
+    }
+
+    fn on_load(&self) -> Option<OnLoad> {
+        let operands =
+            vec![("stats", From::Rest), ("norm_weight", From::Operand("weight")), ("norm_bias", From::Operand("bias"))];
+        let rest = Box::new(LayerNormStats { rows: self.rows, c: self.c, eps: self.eps });
+        Some(OnLoad { read: Read::Normalised(Norm::Rows), main: Some("x"), operands, rest: Some(rest) })
     }
 
     fn params_json(&self) -> serde_json::Value {

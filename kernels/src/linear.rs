@@ -1,18 +1,37 @@
 //! `y = residual + activation(x wᵀ + bias)`: every fully connected layer and every 1x1 convolution.
 //!
-//! `x [rows, k]`, `w [cols, k]` (PyTorch's orientation), `bias [cols]`, `residual` and `y [rows, cols]`. On the GPU a
-//! workgroup computes a 64x64 tile, see `shaders/common/gemm.wgsl`; on the CPU it is one product of the gemm crate.
+//! `x [rows, k]`, `w [cols, k]` (PyTorch's orientation), `bias [cols]`, `residual` and `y [rows, cols]`; `source` says what
+//! happens to `x` on the way in. On the GPU a workgroup computes a 64x64 tile, see `shaders/common/gemm.wgsl`; on the
+//! CPU it is one product of the gemm crate, or one for each block of rows that `source` makes ready.
 
+use crate::channel_moments::{self, tiles_fit};
 use crate::cpu::{Epilogue, Mat, Threads, matmul};
 use crate::draw::Draw;
-use crate::kernel::{Activation, Case, Cost, Family, Fill, Kernel, Operand, Param, Program, Tolerance, parse};
+use crate::fold::{Read, Write};
+use crate::kernel::{
+    Activation, Case, Cost, Family, Fill, Kernel, Operand, Param, Program, Tolerance, folded_grid, parse,
+};
+use crate::source::{Norm, Source};
 use serde::{Deserialize, Serialize};
 
 /// Edge of the GPU's output tile: rows and columns of one workgroup.
 pub(crate) const TILE: usize = 64;
 
+/// Workgroups for an output of `rows` x `cols`: tiles of columns along x, tiles of rows along y and, beyond what an axis
+/// may have, z.
+pub(crate) fn tiled_grid(rows: usize, cols: usize) -> [u32; 3] {
+    let [y, z, _] = folded_grid(rows.div_ceil(TILE));
+    [u32::try_from(cols.div_ceil(TILE)).expect("sizes are below 2^32"), y, z]
+}
+
+/// Rows of a block of an input of `k` features that is made ready in scratch memory: 4 MiB, enough that packing the
+/// weights again for the next block does not matter.
+pub(crate) fn rows_per_block(k: usize) -> usize {
+    ((1 << 20) / k).max(TILE)
+}
+
 /// One product of `rows` rows.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Linear {
     /// Rows of `x`: pixels or tokens of all images.
@@ -30,6 +49,13 @@ pub struct Linear {
     /// Whether a tensor like the output is added last.
     #[serde(default)]
     pub residual: bool,
+    /// How `x` is read.
+    #[serde(default)]
+    pub source: Source,
+    /// Whether the moments of the output's channels are written too; the rows are then one image, or images of a
+    /// multiple of 64 rows.
+    #[serde(default)]
+    pub moments: bool,
 }
 
 /// The line of the list.
@@ -47,30 +73,37 @@ impl Kernel for Linear {
         FAMILY.name
     }
 
+    fn refusal(&self) -> Option<&'static str> {
+        self.source.refusal(self.rows, self.k)
+    }
+
     fn operands(&self) -> Vec<Operand> {
-        vec![
-            Operand::read("x", [self.rows, self.k]),
+        let mut operands = vec![
+            Operand::read("x", [self.rows, self.source.first(self.k)]),
             Operand::read("w", [self.cols, self.k]),
             Operand::read("bias", [self.cols]).optional(self.bias),
             Operand::read("residual", [self.rows, self.cols]).optional(self.residual),
-            Operand::write("y", [self.rows, self.cols]),
-        ]
+        ];
+        operands.extend(self.source.operands(&[self.rows], self.k));
+        operands.push(Operand::write("y", [self.rows, self.cols]));
+        operands.push(channel_moments::operand(1, self.rows, self.cols).optional(self.moments));
+        operands
     }
 
     fn program(&self) -> Program {
-        let tiles = |size: usize| u32::try_from(size.div_ceil(TILE)).expect("sizes are below 2^32");
-        Program {
-            wgsl: include_str!("../../shaders/linear.wgsl"),
-            constants: vec![("HAS_BIAS", self.bias.into()), ("HAS_RESIDUAL", self.residual.into())],
-            params: vec![
-                Param::size("rows", self.rows),
-                Param::size("cols", self.cols),
-                Param::size("k4", self.k.div_ceil(4)),
-                Param::size("cols4", self.cols.div_ceil(4)),
-                Param::U("activation", self.activation.code()),
-            ],
-            grid: [tiles(self.cols), tiles(self.rows), 1],
-        }
+        let mut constants = vec![("HAS_BIAS", self.bias.into()), ("HAS_RESIDUAL", self.residual.into())];
+        constants.push(("HAS_MOMENTS", self.moments.into()));
+        constants.extend(self.source.constants());
+        let mut params = vec![
+            Param::size("rows", self.rows),
+            Param::size("cols", self.cols),
+            Param::size("k4", self.k.div_ceil(4)),
+            Param::size("cols4", self.cols.div_ceil(4)),
+            Param::U("activation", self.activation.code()),
+        ];
+        params.extend(self.source.params(self.rows, self.k));
+        let wgsl = include_str!("../../shaders/linear.wgsl");
+        Program { wgsl, constants, params, grid: tiled_grid(self.rows, self.cols) }
     }
 
     fn cost(&self) -> Cost {
@@ -82,7 +115,8 @@ impl Kernel for Linear {
     }
 
     fn reference(&self, inputs: &[&[f64]]) -> Vec<Vec<f64>> {
-        let &[x, w, bias, residual] = inputs else { panic!("linear reads four operands") };
+        let &[x, w, bias, residual, ref rest @ ..] = inputs else { panic!("linear reads nine operands") };
+        let x = self.source.reference(self.k, x, rest);
         let mut y = vec![0.0; self.rows * self.cols];
         for row in 0..self.rows {
             for col in 0..self.cols {
@@ -100,16 +134,46 @@ impl Kernel for Linear {
                 y[row * self.cols + col] = sum;
             }
         }
-        vec![y]
+        let moments = if self.moments { channel_moments::reference(1, self.rows, self.cols, &y) } else { Vec::new() };
+        vec![y, moments]
     }
 
     fn cpu(&self, inputs: &[&[f32]], outputs: &mut [&mut [f32]]) {
-        let (&[x, w, bias, residual], [y]) = (inputs, outputs) else { panic!("linear has five operands") };
-        let x = Mat::rows(x, self.rows, self.k, self.k);
-        let w = Mat::rows(w, self.cols, self.k, self.k);
-        matmul(y, self.cols, x, w.t(), 1.0, false, Threads::All);
+        let (&[x, w, bias, residual, ref rest @ ..], [y, moments]) = (inputs, outputs) else {
+            panic!("linear has eleven operands")
+        };
+        let w = Mat::rows(w, self.cols, self.k, self.k).t();
         let epilogue = Epilogue { bias, shift: &[], rows_per_image: self.rows, activation: self.activation, residual };
-        epilogue.apply_all(y, self.cols);
+        let source = self.source.rows(self.rows, self.k, x, rest);
+        let block = if source.plain().is_some() { self.rows } else { rows_per_block(self.k) };
+        source.in_blocks(block, |first, x| {
+            let rows = x.len() / self.k;
+            let y = &mut y[first * self.cols..][..rows * self.cols];
+            matmul(y, self.cols, Mat::rows(x, rows, self.k, self.k), w, 1.0, false, Threads::All);
+            epilogue.apply_all(y, self.cols, first);
+        });
+        if self.moments {
+            channel_moments::write_all(1, self.rows, self.cols, y, moments);
+        }
+    }
+
+    fn reading(&self, operand: &str, read: &Read) -> Option<Box<dyn Kernel>> {
+        let source = (operand == "x").then(|| self.source.reading(self.k, read))??;
+        Some(Box::new(Self { source, ..self.clone() }))
+    }
+
+    fn writing(&self, write: &Write) -> Option<Box<dyn Kernel>> {
+        let changed = match *write {
+            Write::Activated(activation) if self.activation == Activation::None && !self.residual && !self.moments => {
+                Self { activation, ..self.clone() }
+            }
+            Write::Measured { images } if !self.moments && tiles_fit(images, self.rows / images) => {
+                Self { moments: true, ..self.clone() }
+            }
+            Write::Added if !self.residual && !self.moments => Self { residual: true, ..self.clone() },
+            _ => return None,
+        };
+        Some(Box::new(changed))
     }
 
     fn params_json(&self) -> serde_json::Value {
@@ -118,7 +182,7 @@ impl Kernel for Linear {
 }
 
 fn cases() -> Vec<Case> {
-    let plain = |rows, k, cols| Linear { rows, k, cols, bias: false, activation: Activation::None, residual: false };
+    let plain = |rows, k, cols| Linear { rows, k, cols, ..Linear::default() };
     let full = |rows, k, cols| Linear { bias: true, residual: true, ..plain(rows, k, cols) };
     let mut cases = vec![
         Case::new(plain(1, 1, 1)),
@@ -132,19 +196,55 @@ fn cases() -> Vec<Case> {
     for activation in Activation::ALL {
         cases.push(Case::new(Linear { activation, ..full(9, 20, 12) }).fill("bias", Fill::Normal(-1.0, 4.0)));
     }
+    let reading = |linear: Linear, joined, norm| Linear { source: Source { joined, norm }, ..linear };
+    let channels = |images, activation| Norm::Channels { images, activation };
+    cases.extend([
+        // Rows of two tensors: the second of any width, the border of the two within a step of k and at its end.
+        Case::new(reading(full(65, 23, 70), 3, Norm::None)),
+        Case::new(reading(full(7, 36, 5), 20, Norm::None)).integers(),
+        // Normalised as they are read, where padding must stay zero; one image after the other within a tile.
+        Case::new(reading(full(66, 17, 65), 0, Norm::Rows)).fill("x", Fill::Normal(3.0, 1.0)),
+        Case::new(reading(plain(5, 64, 3), 0, Norm::Rows)).integers(),
+        Case::new(reading(full(66, 18, 63), 0, channels(3, Activation::Silu))),
+        Case::new(reading(plain(130, 40, 9), 0, channels(2, Activation::None))).integers(),
+        Case::new(reading(full(12, 21, 64), 9, channels(1, Activation::Relu))),
+        // With the moments of what it writes: tiles of columns and rows that are not full.
+        Case::new(Linear { moments: true, ..full(63, 17, 65) }),
+        Case::new(Linear { moments: true, activation: Activation::Silu, ..full(193, 16, 6) }),
+        Case::new(Linear { moments: true, ..reading(full(128, 20, 67), 8, channels(2, Activation::Silu)) }),
+        // More rows than a block of the CPU form.
+        Case::new(reading(plain(257, 4097, 3), 0, Norm::Rows)),
+    ]);
     cases
 }
 
 fn model_shapes() -> Vec<Case> {
-    let plain = Linear { rows: 256, k: 1024, cols: 1024, bias: false, activation: Activation::None, residual: false };
+    let plain = Linear { rows: 256, k: 1024, cols: 1024, ..Linear::default() };
     vec![
         // mid_block: queries; the feed-forward's way out; pwconv1 and pwconv2.
         Case::new(plain.clone()),
         Case::new(Linear { k: 3072, bias: true, residual: true, ..plain.clone() }),
         Case::new(Linear { cols: 6144, bias: true, activation: Activation::Silu, ..plain.clone() }),
         Case::new(Linear { k: 6144, bias: true, residual: true, ..plain.clone() }),
-        // up_blocks.0: the shortcut of 1664 channels at 32x32; keys of the text; a time projection.
+        // mid_block: queries of a LayerNorm; pwconv1 of a GroupNorm.
+        Case::new(Linear { source: Source { norm: Norm::Rows, ..Source::default() }, ..plain.clone() }),
+        Case::new(Linear {
+            cols: 6144,
+            bias: true,
+            activation: Activation::Silu,
+            source: Source { norm: Norm::Channels { images: 1, activation: Activation::None }, ..Source::default() },
+            ..plain.clone()
+        }),
+        // up_blocks.0: the shortcut of 1664 channels at 32x32, of one tensor and of two; keys of the text; a time projection.
         Case::new(Linear { rows: 1024, k: 1664, cols: 640, bias: true, ..plain.clone() }),
+        Case::new(Linear {
+            rows: 1024,
+            k: 1664,
+            cols: 640,
+            bias: true,
+            source: Source { joined: 640, ..Source::default() },
+            ..plain.clone()
+        }),
         Case::new(Linear { rows: 77, k: 768, ..plain.clone() }),
         Case::new(Linear { rows: 1, k: 512, bias: true, ..plain }),
     ]
@@ -153,6 +253,9 @@ fn model_shapes() -> Vec<Case> {
 fn random(draw: &mut Draw<'_>) -> Case {
     let (rows, k, cols, bias) = (draw.size(TILE), draw.size(16), draw.size(TILE), draw.flip());
     let (activation, residual) = (draw.of(&Activation::ALL), draw.flip());
-    let case = Case::new(Linear { rows, k, cols, bias, activation, residual });
-    if activation == Activation::None && draw.flip() { case.integers() } else { case }
+    let norms = [Norm::None, Norm::Rows, Norm::Channels { images: 1, activation: Activation::Silu }];
+    let (source, moments) = (Source::random(draw, k, &norms), draw.flip());
+    let exact = activation == Activation::None && source.norm == Norm::None && !moments;
+    let case = Case::new(Linear { rows, k, cols, bias, activation, residual, source, moments });
+    if exact && draw.flip() { case.integers() } else { case }
 }

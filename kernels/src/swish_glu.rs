@@ -1,19 +1,22 @@
 //! `y = a * gate(g)` with `(a, g)` the halves of `x wᵀ + bias`: the transformers' gated feed-forward on its way in, by
 //! silu in the paper's networks, by gelu in Stable Diffusion's.
 //!
-//! `x [rows, k]`, `w [2 * cols, k]`, `bias [2 * cols]`, `y [rows, cols]`; value rows first, gate rows second. On the
-//! GPU a workgroup stages one tile of `x` and two of `w`, so that `x` is read once for both halves; on the CPU blocks
-//! of rows go through one matrix product each, then the halves are multiplied.
+//! `x [rows, k]`, `w [2 * cols, k]`, `bias [2 * cols]`, `y [rows, cols]`; value rows first, gate rows second;
+//! `source` says what happens to `x` on the way in. On the GPU a workgroup stages one tile of `x` and two of `w`, so
+//! that `x` is read once for both halves; on the CPU blocks of rows go through one matrix product each, then the halves
+//! are multiplied.
 
 use crate::cpu::{Mat, Threads, activate, matmul, rows_per_task};
 use crate::draw::Draw;
+use crate::fold::Read;
 use crate::kernel::{Activation, Case, Cost, Family, Fill, Kernel, Operand, Param, Program, Tolerance, parse};
-use crate::linear::TILE;
+use crate::linear::{TILE, tiled_grid};
+use crate::source::{Norm, Source};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 /// One gated product of `rows` rows.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SwishGlu {
     /// Rows of `x`: tokens of all images.
@@ -25,6 +28,9 @@ pub struct SwishGlu {
     /// What the second half goes through before it is multiplied.
     #[serde(default = "silu")]
     pub gate: Activation,
+    /// How `x` is read.
+    #[serde(default)]
+    pub source: Source,
 }
 
 fn silu() -> Activation {
@@ -46,28 +52,35 @@ impl Kernel for SwishGlu {
         FAMILY.name
     }
 
+    fn refusal(&self) -> Option<&'static str> {
+        self.source.refusal(self.rows, self.k)
+    }
+
     fn operands(&self) -> Vec<Operand> {
-        vec![
-            Operand::read("x", [self.rows, self.k]),
+        let mut operands = vec![
+            Operand::read("x", [self.rows, self.source.first(self.k)]),
             Operand::read("w", [2 * self.cols, self.k]),
             Operand::read("bias", [2 * self.cols]),
-            Operand::write("y", [self.rows, self.cols]),
-        ]
+        ];
+        operands.extend(self.source.operands(&[self.rows], self.k));
+        operands.push(Operand::write("y", [self.rows, self.cols]));
+        operands
     }
 
     fn program(&self) -> Program {
-        let tiles = |size: usize| u32::try_from(size.div_ceil(TILE)).expect("sizes are below 2^32");
+        let mut params = vec![
+            Param::size("rows", self.rows),
+            Param::size("cols", self.cols),
+            Param::size("k4", self.k.div_ceil(4)),
+            Param::size("cols4", self.cols.div_ceil(4)),
+            Param::U("gate", self.gate.code()),
+        ];
+        params.extend(self.source.params(self.rows, self.k));
         Program {
             wgsl: include_str!("../../shaders/swish_glu.wgsl"),
-            constants: vec![],
-            params: vec![
-                Param::size("rows", self.rows),
-                Param::size("cols", self.cols),
-                Param::size("k4", self.k.div_ceil(4)),
-                Param::size("cols4", self.cols.div_ceil(4)),
-                Param::U("gate", self.gate.code()),
-            ],
-            grid: [tiles(self.cols), tiles(self.rows), 1],
+            constants: self.source.constants().to_vec(),
+            params,
+            grid: tiled_grid(self.rows, self.cols),
         }
     }
 
@@ -82,7 +95,8 @@ impl Kernel for SwishGlu {
     }
 
     fn reference(&self, inputs: &[&[f64]]) -> Vec<Vec<f64>> {
-        let &[x, w, bias] = inputs else { panic!("swish_glu reads three operands") };
+        let &[x, w, bias, ref rest @ ..] = inputs else { panic!("swish_glu reads eight operands") };
+        let x = self.source.reference(self.k, x, rest);
         let project = |row: usize, col: usize| {
             let mut sum = bias[col];
             for k in 0..self.k {
@@ -103,13 +117,14 @@ impl Kernel for SwishGlu {
     fn cpu(&self, inputs: &[&[f32]], outputs: &mut [&mut [f32]]) {
         // Rows of a block: enough that packing the weights for it does not matter.
         const BLOCK: usize = 512;
-        let (&[x, w, bias], [y]) = (inputs, outputs) else { panic!("swish_glu has four operands") };
+        let (&[x, w, bias, ref rest @ ..], [y]) = (inputs, outputs) else { panic!("swish_glu has nine operands") };
         let (k, cols) = (self.k, self.cols);
         let w = Mat::rows(w, 2 * cols, k, k).t();
         let (bias_a, bias_g) = bias.split_at(cols);
         let mut both = vec![0.0; BLOCK.min(self.rows) * 2 * cols];
-        for (x, y) in x.chunks(BLOCK * k).zip(y.chunks_mut(BLOCK * cols)) {
-            let rows = y.len() / cols;
+        self.source.rows(self.rows, k, x, rest).in_blocks(BLOCK, |first, x| {
+            let rows = x.len() / k;
+            let y = &mut y[first * cols..][..rows * cols];
             matmul(&mut both, 2 * cols, Mat::rows(x, rows, k, k), w, 1.0, false, Threads::All);
             let task = rows_per_task(2 * cols);
             y.par_chunks_mut(task * cols).zip(both.par_chunks(task * 2 * cols)).for_each(|(y, both)| {
@@ -122,7 +137,12 @@ impl Kernel for SwishGlu {
                     }
                 }
             });
-        }
+        });
+    }
+
+    fn reading(&self, operand: &str, read: &Read) -> Option<Box<dyn Kernel>> {
+        let source = (operand == "x").then(|| self.source.reading(self.k, read))??;
+        Some(Box::new(Self { source, ..self.clone() }))
     }
 
     fn params_json(&self) -> serde_json::Value {
@@ -131,8 +151,9 @@ impl Kernel for SwishGlu {
 }
 
 fn cases() -> Vec<Case> {
-    let glu = |rows, k, cols| SwishGlu { rows, k, cols, gate: Activation::Silu };
+    let glu = |rows, k, cols| SwishGlu { rows, k, cols, gate: Activation::Silu, source: Source::default() };
     let gated = |gate| Case::new(SwishGlu { gate, ..glu(9, 12, 66) });
+    let reading = |glu: SwishGlu, joined, norm| SwishGlu { source: Source { joined, norm }, ..glu };
     vec![
         Case::new(glu(1, 1, 1)),
         Case::new(glu(63, 17, 65)),
@@ -148,16 +169,24 @@ fn cases() -> Vec<Case> {
         gated(Activation::QuickGelu),
         gated(Activation::None).integers(),
         gated(Activation::Relu).integers(),
+        // Normalised as it is read, and from two tensors.
+        Case::new(reading(glu(66, 21, 63), 0, Norm::Rows)).fill("x", Fill::Normal(3.0, 1.0)),
+        Case::new(reading(glu(513, 6, 7), 0, Norm::Rows)),
+        Case::new(reading(glu(12, 19, 5), 7, Norm::Channels { images: 2, activation: Activation::Silu })),
     ]
 }
 
 fn model_shapes() -> Vec<Case> {
     // The feed-forwards at 16x16 and at 32x32.
     let shapes = [(256, 1024, 3072), (1024, 640, 1920)];
-    shapes.into_iter().map(|(rows, k, cols)| Case::new(SwishGlu { rows, k, cols, gate: Activation::Silu })).collect()
+    let source = Source { norm: Norm::Rows, ..Source::default() };
+    let glu = |(rows, k, cols)| SwishGlu { rows, k, cols, gate: Activation::Silu, source: source.clone() };
+    shapes.into_iter().map(|shape| Case::new(glu(shape))).collect()
 }
 
 fn random(draw: &mut Draw<'_>) -> Case {
     let gate = draw.of(&[Activation::Silu, Activation::Gelu]);
-    Case::new(SwishGlu { rows: draw.size(TILE), k: draw.size(16), cols: draw.size(TILE), gate })
+    let (rows, k, cols) = (draw.size(TILE), draw.size(16), draw.size(TILE));
+    let norms = [Norm::None, Norm::Rows, Norm::Channels { images: 1, activation: Activation::Silu }];
+    Case::new(SwishGlu { rows, k, cols, gate, source: Source::random(draw, k, &norms) })
 }

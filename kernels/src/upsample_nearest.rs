@@ -3,6 +3,7 @@
 //! `x [n, h, w, c]`, `y [n, 2h, 2w, c]`. On the GPU one invocation writes four channels of a pixel.
 
 use crate::draw::Draw;
+use crate::fold::{OnLoad, Read};
 use crate::kernel::{Case, Cost, Family, Kernel, Operand, Param, Program, Tolerance, elements, folded_grid, parse};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -92,6 +93,10 @@ impl Kernel for UpsampleNearest {
             }
             lower.copy_from_slice(upper);
         });
+    }
+
+    fn on_load(&self) -> Option<OnLoad> {
+        Some(OnLoad { read: Read::Upsampled, main: Some("x"), operands: Vec::new(), rest: None })
     }
 
     fn params_json(&self) -> serde_json::Value {

@@ -3,7 +3,7 @@
 use crate::buffer::Buffer;
 use crate::device::Gpu;
 use crate::error::RuntimeError;
-use crate::pipeline::Pipeline;
+use crate::pipeline::{Binding, Pipeline};
 use std::sync::Arc;
 
 /// A range of a buffer at a binding of group 0.
@@ -70,7 +70,8 @@ impl Gpu {
             let (what, unit) = (label.to_owned(), "workgroups on an axis");
             return Err(RuntimeError::TooMany { what, count: most.into(), unit, allowed: allowed.into() });
         }
-        let entries: Vec<_> = (0..).zip(operands).map(|(binding, bound)| bound.entry(binding)).collect();
+        let present = operands.iter().enumerate().filter(|(i, _)| pipeline.bindings.get(*i) != Some(&Binding::Absent));
+        let entries: Vec<_> = present.map(|(i, bound)| bound.entry(i as u32)).collect();
         let layout = &pipeline.layout;
         let descriptor = wgpu::BindGroupDescriptor { label: Some(label), layout, entries: &entries };
         let bind_group = self.scoped(label, 0, || self.device.create_bind_group(&descriptor))?;

@@ -15,6 +15,8 @@ pub enum Binding {
     Read,
     /// A storage buffer that is written.
     Write,
+    /// Nothing: the module does not declare it. What is bound there is ignored.
+    Absent,
 }
 
 /// A compiled kernel.
@@ -22,6 +24,7 @@ pub enum Binding {
 pub struct Pipeline {
     pub(crate) raw: wgpu::ComputePipeline,
     pub(crate) layout: wgpu::BindGroupLayout,
+    pub(crate) bindings: Vec<Binding>,
 }
 
 /// What tells pipelines apart: the text, which holds source and constants, and the bindings. The entry point is always
@@ -63,7 +66,8 @@ impl Gpu {
     fn compile(&self, label: &str, wgsl: &str, bindings: &[Binding]) -> Pipeline {
         let source = wgpu::ShaderSource::Wgsl(wgsl.into());
         let module = self.device.create_shader_module(wgpu::ShaderModuleDescriptor { label: Some(label), source });
-        let entries: Vec<wgpu::BindGroupLayoutEntry> = (0..).zip(bindings).map(|(i, b)| layout_entry(i, *b)).collect();
+        let entries: Vec<wgpu::BindGroupLayoutEntry> =
+            (0..).zip(bindings).filter_map(|(i, b)| layout_entry(i, *b)).collect();
         let layout = self
             .device
             .create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some(label), entries: &entries });
@@ -84,20 +88,21 @@ impl Gpu {
             },
             cache: self.pipeline_file.as_ref().map(|file| &file.raw),
         });
-        Pipeline { raw, layout }
+        Pipeline { raw, layout, bindings: bindings.to_vec() }
     }
 }
 
-fn layout_entry(binding: u32, kind: Binding) -> wgpu::BindGroupLayoutEntry {
+fn layout_entry(binding: u32, kind: Binding) -> Option<wgpu::BindGroupLayoutEntry> {
     let ty = match kind {
         Binding::Uniform => wgpu::BufferBindingType::Uniform,
         Binding::Read => wgpu::BufferBindingType::Storage { read_only: true },
         Binding::Write => wgpu::BufferBindingType::Storage { read_only: false },
+        Binding::Absent => return None,
     };
-    wgpu::BindGroupLayoutEntry {
+    Some(wgpu::BindGroupLayoutEntry {
         binding,
         visibility: wgpu::ShaderStages::COMPUTE,
         ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset: false, min_binding_size: None },
         count: None,
-    }
+    })
 }

@@ -9,7 +9,9 @@ pub struct Compose<'a> {
     pub prelude: &'a str,
     /// Written as `const NAME: u32 = value;`.
     pub constants: &'a [(&'static str, u32)],
-    /// The kernel's file. A line `#import name` asks for a shared file; its own text keeps its line order.
+    /// The kernel's file. A line `#import name` asks for a shared file; its own text keeps its line order. A line that
+    /// begins with `@if(NAME)` is taken, without that, if the constant is not zero, and else left out; alone on its line
+    /// `@if(NAME)` speaks of all lines up to `@end`.
     pub body: &'a str,
     /// The shared files by name. They may import others.
     pub common: &'a [(&'a str, &'a str)],
@@ -35,34 +37,49 @@ pub fn compose(parts: &Compose<'_>) -> Result<String, UnknownImport> {
         writeln!(text, "const {name}: u32 = {value}u;").expect("writing to a string succeeds");
     }
     let mut taken = Vec::new();
-    take(parts.body, parts.common, &mut taken, &mut text)?;
+    take(parts.body, parts, &mut taken, &mut text)?;
     Ok(text)
 }
 
 fn take<'a>(
     source: &'a str,
-    common: &[(&'a str, &'a str)],
+    parts: &Compose<'a>,
     taken: &mut Vec<&'a str>,
     text: &mut String,
 ) -> Result<(), UnknownImport> {
     let mut own = String::new();
+    let mut left_out = false;
     for line in source.lines() {
-        let Some(name) = line.strip_prefix("#import ").map(str::trim) else {
-            own.push_str(line);
-            own.push('\n');
+        if let Some(name) = line.strip_prefix("#import ").map(str::trim) {
+            let Some((name, shared)) = parts.common.iter().find(|(known, _)| *known == name) else {
+                let known = parts.common.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
+                return Err(UnknownImport { name: name.to_owned(), known });
+            };
+            if !taken.contains(name) {
+                taken.push(name);
+                take(shared, parts, taken, text)?;
+            }
             continue;
-        };
-        let Some((name, shared)) = common.iter().find(|(known, _)| *known == name) else {
-            let known = common.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
-            return Err(UnknownImport { name: name.to_owned(), known });
-        };
-        if !taken.contains(name) {
-            taken.push(name);
-            take(shared, common, taken, text)?;
+        }
+        match (condition(line, parts.constants), line.trim()) {
+            (_, "@end") => left_out = false,
+            (Some((holds, "")), _) => left_out = !holds,
+            (Some((false, _)), _) => {}
+            (Some((true, rest)), _) if !left_out => writeln!(own, "{rest}").expect("writing to a string succeeds"),
+            (None, _) if !left_out => writeln!(own, "{line}").expect("writing to a string succeeds"),
+            _ => {}
         }
     }
     text.push_str(&own);
     Ok(())
+}
+
+/// Whether the condition that a line begins with holds, and what follows it. A condition on what is no constant is none,
+/// so it stays in the text, and no compiler takes it.
+fn condition<'a>(line: &'a str, constants: &[(&str, u32)]) -> Option<(bool, &'a str)> {
+    let (name, rest) = line.trim_start().strip_prefix("@if(")?.split_once(')')?;
+    let (_, value) = constants.iter().find(|(known, _)| *known == name)?;
+    Some((*value != 0, rest.trim()))
 }
 
 #[cfg(test)]
@@ -85,5 +102,14 @@ mod tests {
     fn an_unknown_import_is_named() {
         let error = composed("#import c\n").expect_err("there is no c");
         assert_eq!(error.to_string(), "the shader imports `c`, expected one of: a, b");
+    }
+    #[test]
+    fn a_line_on_a_condition_comes_if_it_holds() {
+        let constants = [("YES", 1), ("NO", 0)];
+        let body =
+            "@if(YES) var a;\n  @if(NO) var b;\n@if(OTHER) var c;\n@if(NO)\nvar d;\n@end\n@if(YES)\nvar e;\n@end\n";
+        let text = compose(&Compose { prelude: "", constants: &constants, body, common: COMMON });
+        let want = "const YES: u32 = 1u;\nconst NO: u32 = 0u;\nvar a;\n@if(OTHER) var c;\nvar e;\n";
+        assert_eq!(text.as_deref(), Ok(want));
     }
 }

@@ -105,8 +105,8 @@ fn prepare(
         let shape = operand.layout.packed_shape(&operand.shape);
         let bytes = if operand.present { storage.tensor_bytes(operand.dtype, &shape) } else { 16 };
         let buffer = gpu.buffer(operand.name, bytes as u64, Role::Storage)?;
+        bindings.push(operand.binding());
         if operand.access == Access::Read {
-            bindings.push(Binding::Read);
             let values = values.next().cloned().unwrap_or_default();
             if operand.present {
                 let packed = operand.layout.pack(&operand.shape, values);
@@ -114,8 +114,6 @@ fn prepare(
                 encoded.resize(encoded.len().next_multiple_of(4), 0);
                 gpu.upload(&buffer, &encoded)?;
             }
-        } else {
-            bindings.push(Binding::Write);
         }
         buffers.push(buffer);
     }

@@ -3,7 +3,7 @@
 use crate::error::GraphError;
 use crate::graph::Node;
 use crate::record::Recording;
-use mobilediffusion_kernels::{Access, Storage, wgsl};
+use mobilediffusion_kernels::{Operand, Storage, wgsl};
 use mobilediffusion_runtime::{Binding, Gpu, Pipeline, RuntimeError};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -86,7 +86,6 @@ fn modules(recording: &Recording, storage: Storage) -> Result<(Vec<Module>, Vec<
 }
 
 fn bindings(node: &Node) -> Vec<Binding> {
-    let of = |access| if access == Access::Read { Binding::Read } else { Binding::Write };
     let operands = node.kernel.operands();
-    std::iter::once(Binding::Uniform).chain(operands.iter().map(|operand| of(operand.access))).collect()
+    std::iter::once(Binding::Uniform).chain(operands.iter().map(Operand::binding)).collect()
 }

@@ -1,28 +1,14 @@
-//! The problems that test dense convolutions, and those of the model.
+//! The cases of the convolution.
 
 use super::Conv2d;
 use crate::draw::Draw;
 use crate::kernel::{Activation, Case, Fill};
 use crate::linear::TILE;
+use crate::source::{Norm, Source};
 
 /// A 3x3 convolution of stride 1 that keeps the size, without bias.
 pub(super) fn plain(n: usize, h: usize, w: usize, ci: usize, co: usize) -> Conv2d {
-    Conv2d {
-        n,
-        h,
-        w,
-        ci,
-        co,
-        kernel: 3,
-        stride: 1,
-        pad_start: 1,
-        pad_end: 1,
-        upsample: 1,
-        bias: false,
-        shift: false,
-        activation: Activation::None,
-        residual: false,
-    }
+    Conv2d { n, h, w, ci, co, kernel: 3, stride: 1, pad_start: 1, pad_end: 1, upsample: 1, ..Conv2d::default() }
 }
 
 pub(super) fn cases() -> Vec<Case> {
@@ -58,11 +44,39 @@ pub(super) fn cases() -> Vec<Case> {
     for activation in Activation::ALL {
         cases.push(Case::new(Conv2d { activation, ..full(1, 4, 6, 5, 6) }).fill("bias", Fill::Normal(-1.0, 4.0)));
     }
+    let reading = |conv: Conv2d, joined, norm| Conv2d { source: Source { joined, norm }, ..conv };
+    let channels = |images, activation| Norm::Channels { images, activation };
+    cases.extend([
+        // From two tensors and normalised on the way in, by every CPU form; the zeros around are not normalised, which
+        // an offset of three would show.
+        Case::new(reading(full(2, 5, 7, 9, 5), 5, Norm::None)).integers(),
+        Case::new(reading(full(2, 9, 6, 11, 6), 0, channels(2, Activation::Silu))).fill("norm", Fill::Normal(3.0, 1.0)),
+        Case::new(reading(Conv2d { upsample: 2, ..full(1, 5, 4, 6, 7) }, 2, channels(1, Activation::Relu))),
+        Case::new(reading(Conv2d { stride: 2, ..full(2, 9, 5, 10, 4) }, 6, channels(2, Activation::None))).integers(),
+        Case::new(reading(pointwise(full(2, 5, 7, 11, 13)), 3, channels(2, Activation::Silu))),
+        Case::new(reading(full(1, 40, 23, 16, 3), 8, channels(1, Activation::Silu))),
+        Case::new(reading(full(2, 23, 17, 64, 40), 24, channels(2, Activation::Silu)))
+            .fill("norm", Fill::Normal(3.0, 1.0)),
+        Case::new(reading(full(2, 11, 17, 32, 40), 0, channels(2, Activation::Relu))).integers(),
+        Case::new(reading(Conv2d { upsample: 2, ..full(2, 9, 5, 40, 32) }, 16, channels(2, Activation::Relu)))
+            .integers(),
+        // Weights too large for one thread's cache, and so few pixels that all threads share a block.
+        Case::new(reading(full(1, 3, 5, 250, 240), 2, channels(1, Activation::Silu))),
+        // With the moments of what it writes.
+        Case::new(Conv2d { moments: true, ..full(1, 7, 9, 5, 65) }),
+        Case::new(Conv2d { moments: true, ..full(2, 8, 16, 32, 40) }).fill("bias", Fill::Normal(30.0, 1.0)),
+        Case::new(Conv2d {
+            moments: true,
+            stride: 2,
+            ..reading(full(1, 17, 17, 12, 9), 4, channels(1, Activation::Silu))
+        }),
+    ]);
     cases
 }
 
 pub(super) fn model_shapes() -> Vec<Case> {
     let with_bias = |size, ci, co| Conv2d { bias: true, ..plain(1, size, size, ci, co) };
+    let normalised = |joined| Source { joined, norm: Norm::Channels { images: 1, activation: Activation::Silu } };
     let upsampled = |size, c| Conv2d { upsample: 2, ..with_bias(size, c, c) };
     vec![
         // UNet: conv_in; a residual block's two halves; the widest; the samplers; conv_out.
@@ -70,6 +84,9 @@ pub(super) fn model_shapes() -> Vec<Case> {
         Case::new(Conv2d { shift: true, ..with_bias(64, 320, 320) }),
         Case::new(Conv2d { residual: true, ..with_bias(64, 320, 320) }),
         Case::new(Conv2d { shift: true, ..with_bias(64, 960, 320) }),
+        // The same as they run: normalised, and of a concatenation.
+        Case::new(Conv2d { residual: true, source: normalised(0), ..with_bias(64, 320, 320) }),
+        Case::new(Conv2d { shift: true, source: normalised(320), ..with_bias(64, 960, 320) }),
         Case::new(Conv2d { stride: 2, ..with_bias(64, 320, 320) }),
         Case::new(Conv2d { stride: 2, ..with_bias(32, 640, 640) }),
         Case::new(upsampled(16, 1024)),
@@ -80,6 +97,7 @@ pub(super) fn model_shapes() -> Vec<Case> {
         Case::new(Conv2d { residual: true, ..with_bias(128, 256, 256) }),
         Case::new(Conv2d { residual: true, ..with_bias(256, 128, 128) }),
         Case::new(Conv2d { residual: true, ..with_bias(512, 64, 64) }),
+        Case::new(Conv2d { residual: true, source: normalised(0), ..with_bias(512, 64, 64) }),
         Case::new(upsampled(64, 256)),
         Case::new(upsampled(128, 256)),
         Case::new(upsampled(256, 128)),
@@ -91,6 +109,8 @@ pub(super) fn random(draw: &mut Draw<'_>) -> Case {
     let (kernel, upsample) = (draw.of(&[3, 1]), draw.of(&[1, 2]));
     let (pad_start, pad_end) = draw.of(&[(1, 1), (0, 1), (0, 0)]);
     let least = usize::saturating_sub(kernel, pad_start + pad_end).max(1);
+    let (n, ci) = (draw.of(&[1, 2]), draw.channels());
+    let norms = [Norm::None, Norm::Channels { images: n, activation: Activation::Silu }];
     let conv = Conv2d {
         kernel,
         stride: draw.of(&[1, 2]),
@@ -101,8 +121,11 @@ pub(super) fn random(draw: &mut Draw<'_>) -> Case {
         shift: draw.flip(),
         activation: draw.of(&Activation::ALL),
         residual: draw.flip(),
-        ..plain(draw.of(&[1, 2]), draw.size(4).max(least), draw.size(8).max(least), draw.channels(), draw.size(TILE))
+        source: Source::random(draw, ci, &norms),
+        moments: n == 1 && draw.flip(),
+        ..plain(n, draw.size(4).max(least), draw.size(8).max(least), ci, draw.size(TILE))
     };
-    let exact = conv.activation == Activation::None && draw.flip();
+    let plain = conv.activation == Activation::None && conv.source.norm == Norm::None && !conv.moments;
+    let exact = plain && draw.flip();
     if exact { Case::new(conv).integers() } else { Case::new(conv) }
 }

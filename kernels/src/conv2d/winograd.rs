@@ -8,6 +8,7 @@
 
 use super::Conv2d;
 use crate::cpu::{Epilogue, Mat, Threads, matmul};
+use crate::source::Rows;
 use rayon::prelude::*;
 use std::array::from_fn;
 use std::sync::{Mutex, PoisonError};
@@ -23,6 +24,9 @@ type Lanes = [f32; LANES];
 /// Fewest input or output channels, and tiles: below, the transforms cost more than they save.
 const FEWEST: usize = 32;
 
+/// Fewest rows of tiles of a task whose input has to be made ready.
+const ROWS: usize = 4;
+
 /// Whether this way suits the problem.
 pub(super) fn suits(conv: &Conv2d) -> bool {
     let form = (conv.kernel, conv.stride, conv.pad_start, conv.pad_end) == (3, 1, 1, 1) && conv.upsample <= 2;
@@ -31,7 +35,7 @@ pub(super) fn suits(conv: &Conv2d) -> bool {
 }
 
 /// The convolution, in blocks of about `block` tiles.
-pub(super) fn run(conv: &Conv2d, block: usize, x: &[f32], w: &[f32], epilogue: &Epilogue<'_>, y: &mut [f32]) {
+pub(super) fn run(conv: &Conv2d, block: usize, x: &Rows<'_>, w: &[f32], epilogue: &Epilogue<'_>, y: &mut [f32]) {
     match conv.upsample {
         1 => run_with::<4>(conv, block, x, w, epilogue, y),
         _ => run_with::<3>(conv, block, x, w, epilogue, y),
@@ -69,12 +73,22 @@ impl Tiles {
     }
 }
 
-fn run_with<const N: usize>(conv: &Conv2d, block: usize, x: &[f32], w: &[f32], epilogue: &Epilogue<'_>, y: &mut [f32]) {
+fn run_with<const N: usize>(
+    conv: &Conv2d,
+    block: usize,
+    x: &Rows<'_>,
+    w: &[f32],
+    epilogue: &Epilogue<'_>,
+    y: &mut [f32],
+) {
     let (oh, ow) = conv.out_size();
     let tiles = Tiles::of(conv);
     let weights = transformed_weights::<N>(conv, w);
     // Whole rows of tiles are a task, since their output is one piece of memory; a row may be several blocks.
-    let rows = (block / tiles.cols).max(1);
+    // Lines that have to be made ready are so for a few rows together, because the outer ones are under two tasks.
+    let fair = tiles.rows.div_ceil(rayon::current_num_threads());
+    let at_least = if x.plain().is_some() { 1 } else { ROWS.min(fair) };
+    let rows = (block / tiles.cols).max(at_least);
     let image = y.chunks_mut(oh * ow * conv.co).enumerate();
     let tasks = image.flat_map(|(image, y)| {
         y.chunks_mut(2 * rows * ow * conv.co).enumerate().map(move |(i, y)| (image, i * rows, y))
@@ -88,6 +102,7 @@ fn run_with<const N: usize>(conv: &Conv2d, block: usize, x: &[f32], w: &[f32], e
     rayon::broadcast(|_| {
         let mut input = Vec::new();
         let mut output = Vec::new();
+        let mut scratch = Vec::new();
         loop {
             let task = tasks.lock().unwrap_or_else(PoisonError::into_inner).next();
             let Some((image, first_row, y)) = task else { return };
@@ -95,13 +110,13 @@ fn run_with<const N: usize>(conv: &Conv2d, block: usize, x: &[f32], w: &[f32], e
             output.resize(N * N * place_out, 0.0);
             let inside = y.len() / (ow * conv.co);
             let count = inside.div_ceil(2) * tiles.cols;
-            let x = &x[image * conv.h * conv.w * conv.ci..][..conv.h * conv.w * conv.ci];
+            let x = ready::<N>(conv, x, image, (first_row, inside.div_ceil(2)), &mut scratch);
             for first in (0..count).step_by(len) {
                 let at = |i: usize| ((first + i) / tiles.cols, (first + i) % tiles.cols);
                 let now = len.min(count - first);
                 for i in 0..now {
                     let (row, col) = at(i);
-                    let pixels = source::<N>(conv, x, &zeros, first_row + row, col);
+                    let pixels = source::<N>(conv, &x, &zeros, first_row + row, col);
                     transform_input(&pixels, &mut input, i * conv.ci, place_in);
                 }
                 for place in 0..N * N {
@@ -129,10 +144,35 @@ fn cut(line: &mut [f32], from: usize, len: usize) -> &mut [f32] {
     &mut line[from..from + len]
 }
 
+/// Lines of the input of an image, from `first` on.
+struct Lines<'a> {
+    first: usize,
+    values: &'a [f32],
+}
+
+/// The lines under `rows` rows of tiles: where they lie, or ready in `scratch`.
+fn ready<'a, const N: usize>(
+    conv: &Conv2d,
+    x: &Rows<'a>,
+    image: usize,
+    (first_row, rows): (usize, usize),
+    scratch: &'a mut Vec<f32>,
+) -> Lines<'a> {
+    if let Some(values) = x.plain() {
+        return Lines { first: 0, values: &values[image * conv.h * conv.w * conv.ci..] };
+    }
+    let step = if N == 4 { 2 } else { 1 };
+    let first = (first_row * step).saturating_sub(1);
+    let end = ((first_row + rows - 1) * step + N - 1).min(conv.h);
+    scratch.resize((end - first) * conv.w * conv.ci, 0.0);
+    x.make_ready((image * conv.h + first) * conv.w, scratch, Threads::One);
+    Lines { first, values: scratch }
+}
+
 /// The pixels under a tile; outside of the image they are zero.
 fn source<'a, const N: usize>(
     conv: &Conv2d,
-    x: &'a [f32],
+    x: &Lines<'a>,
     zeros: &'a [f32],
     row: usize,
     col: usize,
@@ -143,7 +183,8 @@ fn source<'a, const N: usize>(
         let iy = (row * step + i).wrapping_sub(1);
         from_fn(|j| {
             let ix = (col * step + j).wrapping_sub(1);
-            if iy < conv.h && ix < conv.w { &x[(iy * conv.w + ix) * conv.ci..][..conv.ci] } else { zeros }
+            let inside = iy < conv.h && ix < conv.w;
+            if inside { &x.values[((iy - x.first) * conv.w + ix) * conv.ci..][..conv.ci] } else { zeros }
         })
     })
 }
@@ -265,6 +306,7 @@ fn transformed_weights<const N: usize>(conv: &Conv2d, w: &[f32]) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::conv2d::direct::side_by_side;
     use crate::kernel::{Activation, Kernel};
 
     #[test]
@@ -286,6 +328,7 @@ mod tests {
                 shift: true,
                 activation: Activation::Relu,
                 residual: true,
+                ..Conv2d::default()
             };
             let whole = |len: usize| (0..len).map(|i| ((i * 7919) % 9) as f32 - 4.0).collect::<Vec<f32>>();
             let [x, w, bias, shift, residual] = <[Vec<f32>; 5]>::try_from(
@@ -303,7 +346,8 @@ mod tests {
             // Whole numbers stay exact on both ways.
             let mut want = vec![f32::NAN; n * oh * ow * co];
             let packed = Mat::rows(&w, co, 9 * ci, 9 * ci).t();
-            conv.cpu_side_by_side(16, &x, packed, &epilogue, &mut want);
+            let x = conv.source.rows(n * h * conv.w, ci, &x, &[&[] as &[f32]; 5]);
+            side_by_side(&conv, 16, &x, packed, &epilogue, &mut want);
             for block in [1, 3, 7, 20, 1000] {
                 let mut y = vec![f32::NAN; want.len()];
                 run(&conv, block, &x, &w, &epilogue, &mut y);

@@ -85,16 +85,16 @@ impl Transformer<'_> {
     ) -> Result<Tensor, GraphError> {
         let d = h.channels();
         let projection = Linear { cols: d, ..Linear::default() };
-        let q = g.linear(n, "to_q", projection)?;
         let heads = match self.heads {
             Heads::Wide(width) => d / width,
             Heads::Many(heads) => heads,
         };
         let attend = Attend { heads, phi: self.phi, causal: false };
         let y = if shared {
-            let kv = g.linear(source, "to_kv", projection)?;
+            let (q, kv) = g.shared_kv_projection(n, ("to_q", "to_kv"), d)?;
             g.attention(&q, &kv, None, attend)?
         } else {
+            let q = g.linear(n, "to_q", projection)?;
             let k = g.linear(source, "to_k", projection)?;
             let v = g.linear(source, "to_v", projection)?;
             g.attention(&q, &k, Some(&v), attend)?

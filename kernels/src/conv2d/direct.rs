@@ -1,0 +1,172 @@
+//! The CPU form of any convolution: blocks of output pixels become rows of a patch matrix, which the gemm crate
+//! multiplies. Input that is changed as it is read is made ready in scratch memory, the lines under one block at a time.
+
+use super::Conv2d;
+use crate::cpu::{Epilogue, Mat, Threads, matmul, rows_per_task};
+use crate::linear::rows_per_block;
+use crate::source::Rows;
+use rayon::prelude::*;
+
+/// Lines of the input, counted through all images, from `first` on.
+#[derive(Clone, Copy)]
+struct Lines<'a> {
+    first: usize,
+    values: &'a [f32],
+}
+
+/// The convolution.
+pub(super) fn run(conv: &Conv2d, x: &Rows<'_>, w: &[f32], epilogue: &Epilogue<'_>, y: &mut [f32]) {
+    let w = Mat::rows(w, conv.co, conv.patch_len(), conv.patch_len()).t();
+    if conv.is_pointwise() {
+        return pointwise(conv, x, w, epilogue, y);
+    }
+    // Both limits are in values of the patch matrix, measured: 2 MiB a thread stays in its L2 cache and is enough
+    // work for weights that are smaller; packing larger ones pays only for the 16 MiB all threads share.
+    const OWN: usize = 1 << 19;
+    const SHARED: usize = 1 << 22;
+    if conv.co * conv.patch_len() > OWN {
+        in_turn(conv, (SHARED / conv.patch_len()).max(1), x, w, epilogue, y);
+    } else {
+        let fair = conv.pixels().div_ceil(4 * rayon::current_num_threads());
+        side_by_side(conv, (OWN / conv.patch_len()).clamp(1, fair), x, w, epilogue, y);
+    }
+}
+
+/// A 1x1 convolution: `x` itself is the patch matrix.
+fn pointwise(conv: &Conv2d, x: &Rows<'_>, w: Mat<'_>, epilogue: &Epilogue<'_>, y: &mut [f32]) {
+    let block = if x.plain().is_some() { conv.pixels() } else { rows_per_block(conv.ci) };
+    x.in_blocks(block, |first, x| {
+        let rows = x.len() / conv.ci;
+        let y = &mut y[first * conv.co..][..rows * conv.co];
+        matmul(y, conv.co, Mat::rows(x, rows, conv.ci, conv.ci), w, 1.0, false, Threads::All);
+        epilogue.apply_all(y, conv.co, first);
+    });
+}
+
+/// The lines of the input under output pixels `first..first + count`, counted through all images, as first and end.
+fn lines_under(conv: &Conv2d, first: usize, count: usize) -> (usize, usize) {
+    let (oh, ow) = conv.out_size();
+    let under = |pixel: usize, tap: usize| {
+        let (image, oy) = (pixel / (oh * ow), pixel / ow % oh);
+        let line = (oy * conv.stride + tap).saturating_sub(conv.pad_start) / conv.upsample;
+        image * conv.h + line.min(conv.h - 1)
+    };
+    (under(first, 0), under(first + count - 1, conv.kernel - 1) + 1)
+}
+
+/// The lines under some output pixels: where they lie, or ready in `scratch`.
+fn ready<'a>(
+    conv: &Conv2d,
+    x: &Rows<'a>,
+    (first, count): (usize, usize),
+    scratch: &'a mut Vec<f32>,
+    threads: Threads,
+) -> Lines<'a> {
+    if let Some(values) = x.plain() {
+        return Lines { first: 0, values };
+    }
+    let (first, end) = lines_under(conv, first, count);
+    scratch.resize((end - first) * conv.w * conv.ci, 0.0);
+    x.make_ready(first * conv.w, scratch, threads);
+    Lines { first, values: scratch }
+}
+
+/// Copies what lies under the kernel at output pixels `first..` into the rows of `patches`.
+fn gather(conv: &Conv2d, x: Lines<'_>, first: usize, patches: &mut [f32]) {
+    let (oh, ow) = conv.out_size();
+    let len = conv.w * conv.ci;
+    for (i, patch) in patches.chunks_exact_mut(conv.patch_len()).enumerate() {
+        let (image, oy, ox) = ((first + i) / (oh * ow), (first + i) / ow % oh, (first + i) % ow);
+        for (ky, row) in patch.chunks_exact_mut(conv.kernel * conv.ci).enumerate() {
+            let Some(iy) = conv.source(oy, ky, conv.h) else {
+                row.fill(0.0);
+                continue;
+            };
+            let line = &x.values[(image * conv.h + iy - x.first) * len..][..len];
+            for (kx, tap) in row.chunks_exact_mut(conv.ci).enumerate() {
+                match conv.source(ox, kx, conv.w) {
+                    Some(ix) => tap.copy_from_slice(&line[ix * conv.ci..][..conv.ci]),
+                    None => tap.fill(0.0),
+                }
+            }
+        }
+    }
+}
+
+/// Blocks of `block` pixels after each other, all threads on each: the weights are packed once a block.
+fn in_turn(conv: &Conv2d, block: usize, x: &Rows<'_>, w: Mat<'_>, epilogue: &Epilogue<'_>, y: &mut [f32]) {
+    let len = conv.patch_len();
+    let mut patches = vec![0.0; block.min(conv.pixels()) * len];
+    let mut scratch = Vec::new();
+    for (i, y) in y.chunks_mut(block * conv.co).enumerate() {
+        let rows = y.len() / conv.co;
+        let x = ready(conv, x, (i * block, rows), &mut scratch, Threads::All);
+        let patches = &mut patches[..rows * len];
+        let task = rows_per_task(len);
+        let gather = |(j, part): (usize, &mut [f32])| gather(conv, x, i * block + j * task, part);
+        patches.par_chunks_mut(task * len).enumerate().for_each(gather);
+        matmul(y, conv.co, Mat::rows(patches, rows, len, len), w, 1.0, false, Threads::All);
+        epilogue.apply_all(y, conv.co, i * block);
+    }
+}
+
+/// Blocks of `block` pixels side by side, one thread on each. Lines that have to be made ready are so for a few blocks
+/// together, because a block's first and last are under its neighbours too.
+pub(super) fn side_by_side(
+    conv: &Conv2d,
+    block: usize,
+    x: &Rows<'_>,
+    w: Mat<'_>,
+    epilogue: &Epilogue<'_>,
+    y: &mut [f32],
+) {
+    const LINES: usize = 8;
+    let len = conv.patch_len();
+    let (_, ow) = conv.out_size();
+    let task = if x.plain().is_some() { block } else { block.max(LINES * ow) };
+    let buffers = || (Vec::new(), vec![0.0; block * len]);
+    y.par_chunks_mut(task * conv.co).enumerate().for_each_init(buffers, |(scratch, patches), (i, y)| {
+        let x = ready(conv, x, (i * task, y.len() / conv.co), scratch, Threads::One);
+        for (j, y) in y.chunks_mut(block * conv.co).enumerate() {
+            let (first, rows) = (i * task + j * block, y.len() / conv.co);
+            let patches = &mut patches[..rows * len];
+            gather(conv, x, first, patches);
+            matmul(y, conv.co, Mat::rows(patches, rows, len, len), w, 1.0, false, Threads::One);
+            epilogue.apply(y, conv.co, first);
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::conv2d::cases::plain;
+    use crate::kernel::{Activation, Kernel};
+    use crate::source::{Norm, Source};
+
+    #[test]
+    fn every_way_to_cut_into_blocks_gives_the_same() {
+        let norm = Norm::Channels { images: 2, activation: Activation::Relu };
+        for source in [Source::default(), Source { joined: 1, norm }] {
+            let conv = Conv2d { bias: true, shift: true, residual: true, stride: 2, source, ..plain(2, 9, 7, 5, 6) };
+            let whole = |len: usize| (0..len).map(|i| ((i * 7919) % 9) as f32 - 4.0).collect::<Vec<f32>>();
+            let inputs: Vec<Vec<f32>> = conv.operands().iter().map(|o| whole(o.host_len())).collect();
+            let inputs: Vec<&[f32]> = inputs.iter().map(Vec::as_slice).collect();
+            let mut want = vec![0.0; conv.pixels() * conv.co];
+            conv.cpu(&inputs[..7], &mut [&mut want, &mut []]);
+            let &[x, w, bias, shift, residual, x2, norm, ..] = &inputs[..] else { panic!("seven operands are read") };
+            let w = Mat::rows(w, conv.co, conv.patch_len(), conv.patch_len()).t();
+            let x = conv.source.rows(2 * 9 * 7, conv.ci, x, &[x2, &[], &[], &[], norm]);
+            let rows_per_image = conv.pixels() / conv.n;
+            let epilogue = Epilogue { bias, shift, rows_per_image, activation: Activation::None, residual };
+            for block in [1, 7, conv.pixels(), 1000] {
+                let mut y = vec![f32::NAN; want.len()];
+                in_turn(&conv, block, &x, w, &epilogue, &mut y);
+                assert_eq!(y, want, "in turn, {block} pixels each");
+                y.fill(f32::NAN);
+                side_by_side(&conv, block, &x, w, &epilogue, &mut y);
+                assert_eq!(y, want, "side by side, {block} pixels each");
+            }
+        }
+    }
+}

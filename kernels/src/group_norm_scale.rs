@@ -1,0 +1,203 @@
+//! `norm = (scale, offset)` of every channel of every image, `scale = rstd * weight` and `offset = bias - mean * scale`:
+//! a GroupNorm as consumers apply it while they read, `x * scale + offset`. PyTorch's own kernels do the same.
+//!
+//! Mean and deviation of the groups come as `stats [n, groups, 2]` or are merged from the `moments` of
+//! `channel_moments`; `weight` and `bias [c]`, `norm [n, 2, c]` in f32, scales first. On the GPU a workgroup takes a
+//! group of an image; on the CPU a task does.
+
+use crate::draw::Draw;
+use crate::fold::Read;
+use crate::kernel::{Case, Cost, DType, Family, Fill, Kernel, Operand, Param, Program, Tolerance, folded_grid, parse};
+use crate::linear::TILE;
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+/// The scales of one feature map.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GroupNormScale {
+    /// Images.
+    pub n: usize,
+    /// Pixels of one image.
+    pub positions: usize,
+    /// Channels, a multiple of `groups`.
+    pub c: usize,
+    /// Groups of neighbouring channels.
+    pub groups: usize,
+    /// Added to the variance that `moments` give; none if `stats` are given.
+    #[serde(default)]
+    pub eps: Option<f32>,
+}
+
+/// The line of the list.
+pub(crate) const FAMILY: Family = Family {
+    name: "group_norm_scale",
+    summary: "scale and offset of every channel, from statistics or moments",
+    cases,
+    model_shapes,
+    random,
+    parse: parse::<GroupNormScale>,
+};
+
+impl GroupNormScale {
+    fn tiles(&self) -> usize {
+        self.positions.div_ceil(TILE)
+    }
+
+    fn per_group(&self) -> usize {
+        self.c / self.groups
+    }
+
+    /// Mean and reciprocal deviation of a group from the moments of one image, where `value` reads an element of them.
+    fn merged(&self, group: usize, eps: f32, value: impl Fn(usize) -> f64) -> (f64, f64) {
+        let of_tile = |tile: usize| {
+            let count = TILE.min(self.positions - tile * TILE) as f64;
+            let channels = group * self.per_group()..(group + 1) * self.per_group();
+            channels.map(move |c| (count, 2 * tile * self.c + c))
+        };
+        let entries = || (0..self.tiles()).flat_map(of_tile);
+        let total = (self.positions * self.per_group()) as f64;
+        let mean = entries().map(|(count, at)| count * value(at)).sum::<f64>() / total;
+        let square = |(count, at): (f64, usize)| count * (value(at + self.c) + (value(at) - mean).powi(2));
+        let variance = entries().map(square).sum::<f64>() / total;
+        (mean, 1.0 / (variance + f64::from(eps)).sqrt())
+    }
+}
+
+impl Kernel for GroupNormScale {
+    fn name(&self) -> &'static str {
+        FAMILY.name
+    }
+
+    fn refusal(&self) -> Option<&'static str> {
+        (self.groups == 0 || !self.c.is_multiple_of(self.groups)).then_some("`c` must be a multiple of `groups`")
+    }
+
+    fn operands(&self) -> Vec<Operand> {
+        let merges = self.eps.is_some();
+        let moments = [self.n * self.tiles(), 2, self.c];
+        vec![
+            Operand::read("stats", [self.n, self.groups, 2]).dtype(DType::F32).optional(!merges),
+            Operand::read("moments", moments).dtype(DType::F32).optional(merges),
+            Operand::read("weight", [self.c]),
+            Operand::read("bias", [self.c]),
+            Operand::write("norm", [self.n, 2, self.c]).dtype(DType::F32),
+        ]
+    }
+
+    fn program(&self) -> Program {
+        Program {
+            wgsl: include_str!("../../shaders/group_norm_scale.wgsl"),
+            constants: vec![("FROM_STATS", self.eps.is_none().into()), ("FROM_MOMENTS", self.eps.is_some().into())],
+            params: vec![
+                Param::size("n", self.n),
+                Param::size("positions", self.positions),
+                Param::size("tiles_per_image", self.tiles()),
+                Param::size("c", self.c),
+                Param::size("groups", self.groups),
+                Param::size("per_group", self.per_group()),
+                Param::F("eps", self.eps.unwrap_or(0.0)),
+            ],
+            grid: folded_grid(self.n * self.groups),
+        }
+    }
+
+    fn cost(&self) -> Cost {
+        Cost::elementwise(self.n * self.c * if self.eps.is_some() { 6 * self.tiles() } else { 3 }, 1)
+    }
+
+    fn tolerance(&self) -> Tolerance {
+        Tolerance::f32_sum(self.tiles() * self.per_group())
+    }
+
+    fn reference(&self, inputs: &[&[f64]]) -> Vec<Vec<f64>> {
+        let &[stats, moments, weight, bias] = inputs else { panic!("group_norm_scale reads four operands") };
+        let mut norm = vec![0.0; self.n * 2 * self.c];
+        for image in 0..self.n {
+            for c in 0..self.c {
+                let group = c / self.per_group();
+                let (mean, rstd) = match self.eps {
+                    None => (stats[2 * (image * self.groups + group)], stats[2 * (image * self.groups + group) + 1]),
+                    Some(eps) => self.merged(group, eps, |at| moments[image * self.tiles() * 2 * self.c + at]),
+                };
+                norm[image * 2 * self.c + c] = rstd * weight[c];
+                norm[(image * 2 + 1) * self.c + c] = bias[c] - mean * rstd * weight[c];
+            }
+        }
+        vec![norm]
+    }
+
+    fn cpu(&self, inputs: &[&[f32]], outputs: &mut [&mut [f32]]) {
+        let (&[stats, moments, weight, bias], [norm]) = (inputs, outputs) else {
+            panic!("group_norm_scale has five operands")
+        };
+        let per_group = self.per_group();
+        norm.par_chunks_exact_mut(2 * self.c).enumerate().for_each(|(image, norm)| {
+            let (scales, offsets) = norm.split_at_mut(self.c);
+            let groups = scales.par_chunks_exact_mut(per_group).zip(offsets.par_chunks_exact_mut(per_group));
+            groups.enumerate().for_each(|(group, (scales, offsets))| {
+                let given = 2 * (image * self.groups + group);
+                let (mean, rstd) = match self.eps {
+                    None => (f64::from(stats[given]), f64::from(stats[given + 1])),
+                    Some(eps) => {
+                        let of_image = &moments[image * self.tiles() * 2 * self.c..];
+                        self.merged(group, eps, |at| f64::from(of_image[at]))
+                    }
+                };
+                let affine = weight[group * per_group..].iter().zip(&bias[group * per_group..]);
+                for ((scale, offset), (weight, bias)) in scales.iter_mut().zip(offsets).zip(affine) {
+                    let exact = rstd * f64::from(*weight);
+                    (*scale, *offset) = (exact as f32, (f64::from(*bias) - mean * exact) as f32);
+                }
+            });
+        });
+    }
+
+    fn reading(&self, operand: &str, read: &Read) -> Option<Box<dyn Kernel>> {
+        match *read {
+            Read::Merged { eps } if operand == "stats" => Some(Box::new(Self { eps: Some(eps), ..self.clone() })),
+            _ => None,
+        }
+    }
+
+    fn params_json(&self) -> serde_json::Value {
+        serde_json::json!(self)
+    }
+}
+
+fn cases() -> Vec<Case> {
+    let given = |n, positions, c, groups| GroupNormScale { n, positions, c, groups, eps: None };
+    let merged = |n, positions, c, groups| GroupNormScale { eps: Some(1e-5), ..given(n, positions, c, groups) };
+    let case = |kernel| Case::new(kernel).fill("moments", Fill::Normal(1.0, 0.1));
+    vec![
+        Case::new(given(1, 1, 1, 1)),
+        Case::new(given(2, 9, 18, 3)),
+        // Channels that are no multiple of four; a group wider than a workgroup.
+        Case::new(given(2, 5, 35, 5)),
+        case(merged(1, 1, 1, 1)),
+        case(merged(2, 63, 10, 5)),
+        case(merged(1, 64, 64, 32)),
+        case(merged(3, 65, 21, 3)),
+        case(merged(1, 700, 300, 1)),
+        case(merged(2, 4097, 12, 2)),
+        // Means far from zero.
+        Case::new(merged(1, 300, 12, 3)).fill("moments", Fill::Constant(1000.1)),
+        Case::new(merged(1, 300, 12, 3)).fill("moments", Fill::Normal(300.0, 1.0)),
+    ]
+}
+
+fn model_shapes() -> Vec<Case> {
+    let merged = |(size, c): (usize, usize)| {
+        let kernel = GroupNormScale { n: 1, positions: size * size, c, groups: 32, eps: Some(1e-5) };
+        Case::new(kernel).fill("moments", Fill::Normal(1.0, 0.1))
+    };
+    [(64, 320), (64, 960), (32, 640), (16, 1024), (256, 128), (512, 128), (512, 64)].into_iter().map(merged).collect()
+}
+
+fn random(draw: &mut Draw<'_>) -> Case {
+    let groups = draw.of(&[1, 2, 3, 8]);
+    let c = groups * draw.of(&[1, 2, 3, 5, 10]);
+    let (n, positions, eps) = (draw.of(&[1, 2]), draw.size(TILE), draw.of(&[None, Some(1e-5)]));
+    // Any numbers will do for means, but no variance is negative.
+    Case::new(GroupNormScale { n, positions, c, groups, eps }).fill("moments", Fill::Normal(1.0, 0.1))
+}

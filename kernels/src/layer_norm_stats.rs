@@ -1,0 +1,125 @@
+//! `stats = (mean, 1 / sqrt(variance + eps))` of every row: what a consumer needs that normalises as it reads.
+//!
+//! `x [rows, c]`, `stats [rows, 2]` in f32; the variance is the biased one. The sums are those of `layer_norm`. On the
+//! GPU a workgroup takes one row (`shaders/common/row_moments.wgsl`); on the CPU a task takes some rows.
+
+use crate::cpu::rows_per_task;
+use crate::draw::Draw;
+use crate::kernel::{Case, Cost, DType, Family, Fill, Kernel, Operand, Param, Program, Tolerance, folded_grid, parse};
+use crate::layer_norm::row_moments;
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+/// The statistics of some rows.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LayerNormStats {
+    /// Rows: tokens of all images.
+    pub rows: usize,
+    /// Features.
+    pub c: usize,
+    /// Added to the variance.
+    pub eps: f32,
+}
+
+/// The line of the list.
+pub(crate) const FAMILY: Family = Family {
+    name: "layer_norm_stats",
+    summary: "mean and reciprocal deviation of every row",
+    cases,
+    model_shapes,
+    random,
+    parse: parse::<LayerNormStats>,
+};
+
+impl Kernel for LayerNormStats {
+    fn name(&self) -> &'static str {
+        FAMILY.name
+    }
+
+    fn operands(&self) -> Vec<Operand> {
+        vec![Operand::read("x", [self.rows, self.c]), Operand::write("stats", [self.rows, 2]).dtype(DType::F32)]
+    }
+
+    fn program(&self) -> Program {
+        Program {
+            wgsl: include_str!("../../shaders/layer_norm_stats.wgsl"),
+            constants: vec![],
+            params: vec![Param::size("rows", self.rows), Param::size("c", self.c), Param::F("eps", self.eps)],
+            grid: folded_grid(self.rows),
+        }
+    }
+
+    fn cost(&self) -> Cost {
+        // The mean; the difference, its mean and its square's.
+        Cost::elementwise(self.rows * self.c, 5)
+    }
+
+    fn tolerance(&self) -> Tolerance {
+        Tolerance::f32_sum(self.c)
+    }
+
+    fn reference(&self, inputs: &[&[f64]]) -> Vec<Vec<f64>> {
+        let &[x] = inputs else { panic!("layer_norm_stats reads one operand") };
+        let mut stats = Vec::with_capacity(2 * self.rows);
+        for row in 0..self.rows {
+            let (mut sum, mut squares) = (0.0, 0.0);
+            for c in 0..self.c {
+                sum += x[row * self.c + c];
+            }
+            let mean = sum / self.c as f64;
+            for c in 0..self.c {
+                squares += (x[row * self.c + c] - mean).powi(2);
+            }
+            stats.extend([mean, 1.0 / (squares / self.c as f64 + f64::from(self.eps)).sqrt()]);
+        }
+        vec![stats]
+    }
+
+    fn cpu(&self, inputs: &[&[f32]], outputs: &mut [&mut [f32]]) {
+        let (&[x], [stats]) = (inputs, outputs) else { panic!("layer_norm_stats has two operands") };
+        let rows = rows_per_task(self.c);
+        stats.par_chunks_mut(2 * rows).zip(x.par_chunks(rows * self.c)).for_each(|(stats, x)| {
+            for (stats, x) in stats.chunks_exact_mut(2).zip(x.chunks_exact(self.c)) {
+                let (near, correction, rstd) = row_moments(x, self.eps);
+                stats.copy_from_slice(&[near + correction, rstd]);
+            }
+        });
+    }
+
+    fn params_json(&self) -> serde_json::Value {
+        serde_json::json!(self)
+    }
+}
+
+fn cases() -> Vec<Case> {
+    let stats = |rows, c| LayerNormStats { rows, c, eps: 1e-5 };
+    vec![
+        Case::new(stats(1, 1)),
+        Case::new(stats(5, 7)),
+        Case::new(stats(77, 37)),
+        // One vec4 less than a workgroup, a workgroup, one more, and not full.
+        Case::new(stats(2, 1020)),
+        Case::new(stats(3, 1024)),
+        Case::new(stats(2, 1028)),
+        Case::new(stats(2, 1026)),
+        // Far from zero, a small variance, none.
+        Case::new(stats(4, 41)).fill("x", Fill::Normal(1000.0, 1.0)),
+        Case::new(stats(4, 33)).fill("x", Fill::Normal(0.0, 3e-3)),
+        Case::new(stats(2, 640)).fill("x", Fill::Constant(0.1)),
+        Case::new(stats(2, 12)).fill("x", Fill::Constant(0.0)),
+        // More rows than one axis of the grid may have.
+        Case::new(stats(65_537, 1)),
+    ]
+}
+
+fn model_shapes() -> Vec<Case> {
+    // The transformers at 16x16 and at 32x32, the text encoder.
+    let shapes = [(256, 1024), (1024, 640), (77, 768)];
+    shapes.into_iter().map(|(rows, c)| Case::new(LayerNormStats { rows, c, eps: 1e-5 })).collect()
+}
+
+fn random(draw: &mut Draw<'_>) -> Case {
+    let mean = draw.of(&[0.0, 300.0]);
+    Case::new(LayerNormStats { rows: draw.size(4), c: draw.channels(), eps: 1e-5 }).fill("x", Fill::Normal(mean, 1.0))
+}

@@ -1,0 +1,159 @@
+//! `q = x w_qᵀ` and `kv = x w_kvᵀ`: the queries and the one tensor that is keys and values of a self-attention, from one
+//! read of the input.
+//!
+//! `x [rows, k]`, `w_q [q_cols, k]`, `w_kv [kv_cols, k]`, `q [rows, q_cols]`, `kv [rows, kv_cols]`; `source` says what
+//! happens to `x` on the way in. On the GPU a workgroup stages one tile of `x` and two of weights
+//! (`shaders/common/pair.wgsl`); on the CPU both products take the same block of rows.
+
+use crate::cpu::{Mat, Threads, matmul};
+use crate::draw::Draw;
+use crate::fold::Read;
+use crate::kernel::{Activation, Case, Cost, Family, Fill, Kernel, Operand, Param, Program, Tolerance, parse};
+use crate::linear::{TILE, rows_per_block, tiled_grid};
+use crate::source::{Norm, Source};
+use serde::{Deserialize, Serialize};
+
+/// Two projections of `rows` rows.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SharedKvProjection {
+    /// Rows of `x`: tokens of all images.
+    pub rows: usize,
+    /// Input features.
+    pub k: usize,
+    /// Features of the queries.
+    pub q_cols: usize,
+    /// Features of keys and values.
+    pub kv_cols: usize,
+    /// How `x` is read.
+    #[serde(default)]
+    pub source: Source,
+}
+
+/// The line of the list.
+pub(crate) const FAMILY: Family = Family {
+    name: "shared_kv_projection",
+    summary: "`x w_qᵀ` and `x w_kvᵀ` from one read of `x`",
+    cases,
+    model_shapes,
+    random,
+    parse: parse::<SharedKvProjection>,
+};
+
+impl Kernel for SharedKvProjection {
+    fn name(&self) -> &'static str {
+        FAMILY.name
+    }
+
+    fn refusal(&self) -> Option<&'static str> {
+        self.source.refusal(self.rows, self.k)
+    }
+
+    fn operands(&self) -> Vec<Operand> {
+        let mut operands = vec![
+            Operand::read("x", [self.rows, self.source.first(self.k)]),
+            Operand::read("w_q", [self.q_cols, self.k]),
+            Operand::read("w_kv", [self.kv_cols, self.k]),
+        ];
+        operands.extend(self.source.operands(&[self.rows], self.k));
+        operands.push(Operand::write("q", [self.rows, self.q_cols]));
+        operands.push(Operand::write("kv", [self.rows, self.kv_cols]));
+        operands
+    }
+
+    fn program(&self) -> Program {
+        let mut params = vec![
+            Param::size("rows", self.rows),
+            Param::size("q_cols", self.q_cols),
+            Param::size("kv_cols", self.kv_cols),
+            Param::size("k4", self.k.div_ceil(4)),
+        ];
+        params.extend(self.source.params(self.rows, self.k));
+        Program {
+            wgsl: include_str!("../../shaders/shared_kv_projection.wgsl"),
+            constants: self.source.constants().to_vec(),
+            params,
+            grid: tiled_grid(self.rows, self.q_cols.max(self.kv_cols)),
+        }
+    }
+
+    fn cost(&self) -> Cost {
+        Cost::macs(self.rows * (self.q_cols + self.kv_cols) * self.k)
+    }
+
+    fn tolerance(&self) -> Tolerance {
+        Tolerance::f32_sum(self.k)
+    }
+
+    fn reference(&self, inputs: &[&[f64]]) -> Vec<Vec<f64>> {
+        let &[x, w_q, w_kv, ref rest @ ..] = inputs else { panic!("shared_kv_projection reads eight operands") };
+        let x = self.source.reference(self.k, x, rest);
+        let project = |w: &[f64], cols: usize| {
+            let mut y = Vec::with_capacity(self.rows * cols);
+            for row in 0..self.rows {
+                for col in 0..cols {
+                    y.push((0..self.k).map(|k| x[row * self.k + k] * w[col * self.k + k]).sum());
+                }
+            }
+            y
+        };
+        vec![project(w_q, self.q_cols), project(w_kv, self.kv_cols)]
+    }
+
+    fn cpu(&self, inputs: &[&[f32]], outputs: &mut [&mut [f32]]) {
+        let (&[x, w_q, w_kv, ref rest @ ..], [q, kv]) = (inputs, outputs) else {
+            panic!("shared_kv_projection has ten operands")
+        };
+        let k = self.k;
+        let source = self.source.rows(self.rows, k, x, rest);
+        let block = if source.plain().is_some() { self.rows } else { rows_per_block(k) };
+        source.in_blocks(block, |first, x| {
+            let rows = x.len() / k;
+            let project = |y: &mut [f32], w, cols: usize| {
+                let (y, w) = (&mut y[first * cols..][..rows * cols], Mat::rows(w, cols, k, k).t());
+                matmul(y, cols, Mat::rows(x, rows, k, k), w, 1.0, false, Threads::All);
+            };
+            project(q, w_q, self.q_cols);
+            project(kv, w_kv, self.kv_cols);
+        });
+    }
+
+    fn reading(&self, operand: &str, read: &Read) -> Option<Box<dyn Kernel>> {
+        let source = (operand == "x").then(|| self.source.reading(self.k, read))??;
+        Some(Box::new(Self { source, ..self.clone() }))
+    }
+
+    fn params_json(&self) -> serde_json::Value {
+        serde_json::json!(self)
+    }
+}
+
+fn cases() -> Vec<Case> {
+    let plain = |rows, k, q_cols, kv_cols| SharedKvProjection { rows, k, q_cols, kv_cols, ..Default::default() };
+    let reading = |kernel, joined, norm| SharedKvProjection { source: Source { joined, norm }, ..kernel };
+    vec![
+        Case::new(plain(1, 1, 1, 1)),
+        Case::new(plain(63, 17, 65, 65)),
+        Case::new(plain(64, 16, 64, 64)),
+        // Two widths, either the larger.
+        Case::new(plain(65, 15, 63, 130)),
+        Case::new(plain(5, 40, 70, 3)),
+        Case::new(plain(67, 29, 131, 66)).integers(),
+        Case::new(reading(plain(66, 21, 63, 63), 0, Norm::Rows)).fill("x", Fill::Normal(3.0, 1.0)),
+        Case::new(reading(plain(9, 64, 5, 5), 0, Norm::Rows)).integers(),
+        Case::new(reading(plain(12, 19, 5, 6), 7, Norm::Channels { images: 2, activation: Activation::Silu })),
+    ]
+}
+
+fn model_shapes() -> Vec<Case> {
+    // The self-attention of the middle.
+    let source = Source { norm: Norm::Rows, ..Source::default() };
+    vec![Case::new(SharedKvProjection { rows: 256, k: 1024, q_cols: 1024, kv_cols: 1024, source })]
+}
+
+fn random(draw: &mut Draw<'_>) -> Case {
+    let (rows, k) = (draw.size(TILE), draw.size(16));
+    let (q_cols, kv_cols) = (draw.size(TILE), draw.size(TILE));
+    let norms = [Norm::None, Norm::Rows, Norm::Channels { images: 1, activation: Activation::Silu }];
+    Case::new(SharedKvProjection { rows, k, q_cols, kv_cols, source: Source::random(draw, k, &norms) })
+}

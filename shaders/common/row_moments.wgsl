@@ -1,0 +1,41 @@
+// Mean and reciprocal deviation of a row of `x`, by a workgroup of 256: what layer_norm and layer_norm_stats share. The
+// module that imports this declares `x`, and `c` and `eps` in `Params`.
+var<workgroup> partial: array<vec2<f32>, 256>;
+
+// The sum over all invocations. Called by all of them.
+fn sum_all(value: vec2<f32>, thread: u32) -> vec2<f32> {
+    partial[thread] = value;
+    workgroupBarrier();
+    for (var half = 128u; half > 0u; half /= 2u) {
+        if thread < half { partial[thread] += partial[thread + half]; }
+        workgroupBarrier();
+    }
+    let sum = partial[0];
+    workgroupBarrier();
+    return sum;
+}
+
+// x - near at vec4 `i` of a row, zero in the padding.
+fn difference(row: u32, i: u32, near: f32) -> vec4<f32> {
+    let c4 = (params.c + 3u) / 4u;
+    let inside = 4u * i + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(params.c);
+    return select(vec4<f32>(), load4(x[row * c4 + i]) - near, inside);
+}
+
+// (near, correction, rstd): the mean is `near + correction`, where `near` is the mean but for rounding.
+fn row_moments(row: u32, thread: u32) -> vec3<f32> {
+    let c4 = (params.c + 3u) / 4u;
+    let count = f32(params.c);
+    var sum = 0.0;
+    for (var i = thread; i < c4; i += 256u) { sum += dot(difference(row, i, 0.0), vec4<f32>(1.0)); }
+    let near = sum_all(vec2<f32>(sum, 0.0), thread).x / count;
+    var sums = vec2<f32>();
+    for (var i = thread; i < c4; i += 256u) {
+        let d = difference(row, i, near);
+        sums += vec2<f32>(dot(d, vec4<f32>(1.0)), dot(d, d));
+    }
+    let moments = sum_all(sums, thread) / count;
+    // The squares' mean is hardly more than the variance: nothing cancels.
+    let correction = moments.x;
+    return vec3<f32>(near, correction, 1.0 / sqrt(max(moments.y - correction * correction, 0.0) + params.eps));
+}

@@ -1,0 +1,19 @@
+// Four values of a row of `x`, or of `x` and `x2` side by side, normalised as they are read: kernels/src/source.rs.
+//
+// The module that imports this declares the operands that are there, and in `Params` `first4`, the vec4s of a row of
+// `x`, and `positions`, the rows of an image.
+#import activation
+
+fn load_joined(row: u32, k4: u32, k4_len: u32) -> vec4<f32> {
+    @if(HAS_X2) if k4 >= params.first4 { return load4(x2[row * (k4_len - params.first4) + k4 - params.first4]); }
+    return load4(x[row * params.first4 + k4]);
+}
+
+fn load_source(row: u32, k4: u32, k4_len: u32) -> vec4<f32> {
+    var v = load_joined(row, k4, k4_len);
+    @if(NORM_ROWS) let s = stats[row];
+    @if(NORM_ROWS) v = (v - s.x) * s.y * load4(norm_weight[k4]) + load4(norm_bias[k4]);
+    @if(NORM_CHANNELS) let at = row / params.positions * 2u * k4_len + k4;
+    @if(NORM_CHANNELS) v = activate(NORM_ACTIVATION, v * norm[at] + norm[at + k4_len]);
+    return v;
+}

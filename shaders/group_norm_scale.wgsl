@@ -1,0 +1,92 @@
+// norm = (scale, offset) of every channel, one workgroup a group of an image: see kernels/src/group_norm_scale.rs.
+#import grid
+
+struct Params {
+    n: u32,
+    positions: u32,
+    tiles_per_image: u32,
+    c: u32,
+    groups: u32,
+    per_group: u32,
+    eps: f32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@if(FROM_STATS) @group(0) @binding(1) var<storage, read> stats: array<vec4<f32>>; // [n, groups, 2]
+@if(FROM_MOMENTS) @group(0) @binding(2) var<storage, read> moments: array<f32>; // [tiles, 2, c]
+@group(0) @binding(3) var<storage, read> weight: array<Pack>; // [c]
+@group(0) @binding(4) var<storage, read> bias: array<Pack>; // [c]
+@group(0) @binding(5) var<storage, read_write> norm: array<f32>; // [n, 2, c]
+
+var<workgroup> partial: array<f32, 256>;
+
+// The sum over all invocations, in a fixed order. Called by all of them.
+fn sum_all(value: f32, thread: u32) -> f32 {
+    partial[thread] = value;
+    workgroupBarrier();
+    for (var half = 128u; half > 0u; half /= 2u) {
+        if thread < half { partial[thread] += partial[thread + half]; }
+        workgroupBarrier();
+    }
+    let sum = partial[0];
+    workgroupBarrier();
+    return sum;
+}
+
+// Mean and reciprocal deviation of a group, from the moments of its channels in every tile: first the mean, as a
+// difference from one of them, then the squares around it, so that nothing cancels.
+@if(FROM_MOMENTS)
+fn merged(image: u32, first: u32, thread: u32) -> vec2<f32> {
+    let row = (params.c + 3u) / 4u * 4u;
+    let base = image * params.tiles_per_image * 2u * row + first;
+    let total = f32(params.positions) * f32(params.per_group);
+    let entries = params.tiles_per_image * params.per_group;
+    let origin = moments[base];
+    var sum = 0.0;
+    for (var i = thread; i < entries; i += 256u) {
+        let tile = i / params.per_group;
+        let count = f32(min(64u, params.positions - 64u * tile));
+        sum += count * (moments[base + 2u * tile * row + i % params.per_group] - origin);
+    }
+    let shifted = sum_all(sum, thread) / total;
+    var squares = 0.0;
+    for (var i = thread; i < entries; i += 256u) {
+        let tile = i / params.per_group;
+        let count = f32(min(64u, params.positions - 64u * tile));
+        let at = base + 2u * tile * row + i % params.per_group;
+        let d = moments[at] - origin - shifted;
+        squares += count * (moments[at + row] + d * d);
+    }
+    let variance = sum_all(squares, thread) / total;
+    return vec2<f32>(origin + shifted, 1.0 / sqrt(variance + params.eps));
+}
+@end
+
+@compute @workgroup_size(256)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) thread: u32,
+) {
+    let index = flat_group(group, groups);
+    if index >= params.n * params.groups { return; }
+    let image = index / params.groups;
+    let of_image = index % params.groups;
+    let first = of_image * params.per_group;
+    @if(FROM_STATS) let s = stats[index].xy;
+    @if(FROM_MOMENTS) let s = merged(image, first, thread);
+    let row = (params.c + 3u) / 4u * 4u;
+    let base = image * 2u * row;
+    for (var c = first + thread; c < first + params.per_group; c += 256u) {
+        let w = load4(weight[c / 4u]);
+        let b = load4(bias[c / 4u]);
+        let scale = s.y * w[c % 4u];
+        norm[base + c] = scale;
+        norm[base + row + c] = b[c % 4u] - s.x * scale;
+    }
+    // The padding belongs to nobody else.
+    if of_image + 1u == params.groups && thread < row - params.c {
+        norm[base + params.c + thread] = 0.0;
+        norm[base + row + params.c + thread] = 0.0;
+    }
+}

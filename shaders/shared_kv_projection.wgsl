@@ -1,0 +1,61 @@
+// q = x * w_q^T and kv = x * w_kv^T, x read once: see kernels/src/shared_kv_projection.rs.
+#import grid
+#import pair
+#import source
+
+struct Params {
+    rows: u32,
+    q_cols: u32,
+    kv_cols: u32,
+    k4: u32,
+    first4: u32,
+    positions: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> x: array<Pack>; // [rows, k], less the channels of x2
+@group(0) @binding(2) var<storage, read> w_q: array<Pack>; // [q_cols, k]
+@group(0) @binding(3) var<storage, read> w_kv: array<Pack>; // [kv_cols, k]
+@if(HAS_X2) @group(0) @binding(4) var<storage, read> x2: array<Pack>; // [rows, the rest of k]
+@if(NORM_ROWS) @group(0) @binding(5) var<storage, read> stats: array<vec4<f32>>; // [rows, 2]
+@if(NORM_ROWS) @group(0) @binding(6) var<storage, read> norm_weight: array<Pack>; // [k]
+@if(NORM_ROWS) @group(0) @binding(7) var<storage, read> norm_bias: array<Pack>; // [k]
+@if(NORM_CHANNELS) @group(0) @binding(8) var<storage, read> norm: array<vec4<f32>>; // [images, 2, k]
+@group(0) @binding(9) var<storage, read_write> q: array<Pack>; // [rows, q_cols]
+@group(0) @binding(10) var<storage, read_write> kv: array<Pack>; // [rows, kv_cols]
+
+fn load_x(row: u32, k4: u32) -> vec4<f32> {
+    if row >= params.rows { return vec4<f32>(); }
+    return load_source(row, k4, params.k4);
+}
+
+fn load_a(col: u32, k4: u32) -> vec4<f32> {
+    if col >= params.q_cols { return vec4<f32>(); }
+    return load4(w_q[col * params.k4 + k4]);
+}
+
+fn load_b(col: u32, k4: u32) -> vec4<f32> {
+    if col >= params.kv_cols { return vec4<f32>(); }
+    return load4(w_kv[col * params.k4 + k4]);
+}
+
+@compute @workgroup_size(256)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) thread: u32,
+) {
+    let row0 = row_tile(group, groups) * TILE;
+    if row0 >= params.rows { return; }
+    let col0 = group.x * TILE;
+    var sums = pair_tile(row0, col0, params.k4, thread);
+    let col4 = col0 / 4u + thread % 16u;
+    let q_cols4 = (params.q_cols + 3u) / 4u;
+    let kv_cols4 = (params.kv_cols + 3u) / 4u;
+    for (var i = 0u; i < 4u; i++) {
+        let row = row0 + 4u * (thread / 16u) + i;
+        if row >= params.rows { return; }
+        if col4 < q_cols4 { q[row * q_cols4 + col4] = store4(sums.a[i]); }
+        if col4 < kv_cols4 { kv[row * kv_cols4 + col4] = store4(sums.b[i]); }
+    }
+}
