@@ -266,7 +266,7 @@ fn parse_tolerance(text: &str) -> Result<Tolerance, Problem> {
 /// Name in the file and operand of every tensor: what is read first, then what is expected.
 fn tensor_names(case: &Case) -> Vec<(String, Operand)> {
     let (read, written) = runner::split(case.kernel.as_ref());
-    let single = written.len() == 1;
+    let single = written.iter().filter(|operand| operand.present).count() == 1;
     let read = read.into_iter().map(|operand| (operand.name.to_owned(), operand));
     let expected = move |operand: Operand| {
         (if single { "expected".to_owned() } else { format!("expected.{}", operand.name) }, operand)

@@ -1,0 +1,225 @@
+//! Fusion: what is folded into what, and that it does not show in the results.
+
+use mobilediffusion_graph::{Conv, Device, Fusion, Graph, GraphError, Linear, Origin, Recording, Session};
+use mobilediffusion_graph::{WeightLoader, Weights};
+use mobilediffusion_kernels::check::Random;
+use mobilediffusion_kernels::kernel::elements;
+use mobilediffusion_kernels::{Access, Activation, DType, Storage};
+use mobilediffusion_model::ModelConfig;
+use mobilediffusion_model::config::Sampler;
+use mobilediffusion_model::networks::{Decoder, Shape, decode_graph, denoise_graph, text_graph};
+use mobilediffusion_model::unet::unet;
+use mobilediffusion_runtime::{Gpu, Select, adapters};
+use std::collections::BTreeSet;
+use std::error::Error;
+use std::sync::Arc;
+
+/// Relative L2 between two ways to compute a network in f32, or one of them in f64.
+const BOUND: f64 = 2e-5;
+
+/// Numbers that depend on a name alone; a norm's weights are about one.
+struct MadeUp;
+
+impl WeightLoader for MadeUp {
+    fn load(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, Box<dyn Error + Send + Sync>> {
+        let terms = shape.iter().skip(1).product::<usize>().max(1) as f32;
+        let mean = if name.contains("norm") && name.ends_with("weight") { 1.0 } else { 0.0 };
+        Ok(values(name, elements(shape)).iter().map(|v| mean + v / terms.sqrt()).collect())
+    }
+}
+
+fn values(name: &str, len: usize) -> Vec<f32> {
+    let seed = name.bytes().fold(7_u64, |seed, byte| seed.wrapping_mul(31).wrapping_add(u64::from(byte)));
+    let mut random = Random::new(seed);
+    (0..len).map(|_| random.normal()).collect()
+}
+
+fn devices() -> Vec<Device> {
+    let gpu = |index: usize| pollster::block_on(Gpu::open(&Select::Named(index.to_string()))).expect("it is listed");
+    let first = (!pollster::block_on(adapters()).is_empty()).then(|| Device::Gpu(Arc::new(gpu(0)), Storage::F32));
+    [Some(Device::Cpu), first].into_iter().flatten().collect()
+}
+
+fn relative_l2(got: &[f32], want: &[f64]) -> f64 {
+    assert_eq!(got.len(), want.len(), "elements of an output");
+    let difference: f64 = got.iter().zip(want).map(|(g, w)| (f64::from(*g) - w).powi(2)).sum();
+    (difference / want.iter().map(|w| w * w).sum::<f64>()).sqrt()
+}
+
+/// Every output of a recording by the kernels' references, step after step in f64.
+fn by_reference(recording: &Recording) -> Vec<(String, Vec<f64>)> {
+    let mut held: Vec<Option<Vec<f64>>> = recording.tensors.iter().map(|_| None).collect();
+    for (tensor, info) in held.iter_mut().zip(&recording.tensors) {
+        let made = match &info.origin {
+            Origin::Input(_) => values(&info.name, elements(&info.shape)),
+            Origin::Weight(shape) => MadeUp.load(&info.name, shape).expect("made up"),
+            Origin::Constant(values) => values.clone(),
+            Origin::Step(_) => continue,
+        };
+        *tensor = Some(made.iter().map(|v| f64::from(*v)).collect());
+    }
+    for node in &recording.nodes {
+        let operands = node.kernel.operands();
+        let pairs = || operands.iter().zip(&node.operands);
+        let read = |(_, tensor): (_, &Option<usize>)| tensor.map_or(&[][..], |t| held[t].as_deref().expect("written"));
+        let inputs: Vec<&[f64]> = pairs().filter(|(o, _)| o.access == Access::Read).map(read).collect();
+        let outputs = node.kernel.reference(&inputs);
+        for ((_, tensor), output) in pairs().filter(|(o, _)| o.access == Access::Write).zip(outputs) {
+            tensor.iter().for_each(|t| held[*t] = Some(output.clone()));
+        }
+    }
+    let output = |(name, tensor): &(String, usize)| (name.clone(), held[*tensor].clone().expect("written"));
+    recording.outputs.iter().map(output).collect()
+}
+
+/// Every output of a recording on a device.
+fn run(recording: Recording, device: Device) -> Vec<(String, Vec<f32>)> {
+    let names: Vec<String> = recording.outputs.iter().map(|(name, _)| name.clone()).collect();
+    let input = |t: &mobilediffusion_graph::TensorInfo| matches!(t.origin, Origin::Input(_)).then(|| t.clone());
+    let inputs: Vec<_> = recording.tensors.iter().filter_map(input).collect();
+    let mut weights = Weights::new(device, Box::new(MadeUp));
+    let mut session = Session::new(recording, &mut weights, &mut |_, _| ()).expect("the session is made");
+    for info in inputs {
+        session.write(&info.name, &values(&info.name, elements(&info.shape))).expect("the input is there");
+    }
+    session.run(&mut |_, _| true).expect("it runs");
+    names.into_iter().map(|name| (name.clone(), session.read(&name).expect("the output is there"))).collect()
+}
+
+/// Builds a graph twice and holds the fused one, on every device, to the plain one by the references.
+fn check(build: impl Fn() -> Graph) -> Recording {
+    let plain = Recording::with_fusion(build(), &Fusion::NONE);
+    assert!(plain.fused.is_empty(), "nothing is folded unless it is allowed");
+    let want = by_reference(&plain);
+    for device in devices() {
+        for (fusion, name) in [(Fusion::NONE, "plain"), (Fusion::ALL, "fused")] {
+            let got = run(Recording::with_fusion(build(), &fusion), device.clone());
+            assert_eq!(got.len(), want.len(), "outputs, {name}");
+            for ((output, got), (_, want)) in got.iter().zip(&want) {
+                let error = relative_l2(got, want);
+                assert!(error <= BOUND, "{device:?}, {name}, `{output}`: relative L2 {error:e}");
+            }
+        }
+    }
+    Recording::new(build())
+}
+
+/// The whole of a separable block, as the network has it: depthwise, norm, pointwise, silu, pointwise, residual.
+fn separable(joined: bool) -> Result<Graph, GraphError> {
+    let mut g = Graph::new();
+    let x = g.input("x", [2, 8, 16, 36], DType::Elem);
+    let shift = g.input("shift", [2, if joined { 64 } else { 36 }], DType::Elem);
+    let x = if joined {
+        let skip = g.input("skip", [2, 8, 16, 28], DType::Elem);
+        g.concat(&x, &skip)?
+    } else {
+        x
+    };
+    let h = g.depthwise_conv2d(&x, "dwconv", 1, Some(&shift))?;
+    let h = g.group_norm(&h, "norm", (4, 1e-5), Activation::None)?;
+    let layer = Linear { bias: true, pointwise: true, ..Linear::default() };
+    let h = g.linear(&h, "pwconv1", Linear { cols: 96, activation: Activation::Silu, ..layer })?;
+    let residual = if joined { g.linear(&x, "conv_shortcut", Linear { cols: 36, ..layer })? } else { x };
+    let y = g.linear(&h, "pwconv2", Linear { cols: 36, residual: Some(&residual), ..layer })?;
+    g.output("y", &y);
+    Ok(g)
+}
+
+fn steps(recording: &Recording) -> Vec<String> {
+    let step = |(number, node): (usize, &mobilediffusion_graph::Node)| {
+        let mut folded = recording.folded(number);
+        folded.sort_unstable();
+        format!("{}: {}", node.kernel.name(), folded.join(", "))
+    };
+    recording.nodes.iter().enumerate().map(step).collect()
+}
+
+#[test]
+fn a_separable_block_has_nothing_left_to_fold() {
+    let recording = check(|| separable(false).expect("it builds"));
+    let want = [
+        "depthwise_conv2d: moments",
+        "group_norm_scale: statistics",
+        "linear: activation, group norm",
+        "linear: residual",
+    ];
+    assert_eq!(steps(&recording), want, "{recording}");
+    let recording = check(|| separable(true).expect("it builds"));
+    let want = [
+        "depthwise_conv2d: concat, moments",
+        "group_norm_scale: statistics",
+        "linear: activation, group norm",
+        "linear: concat",
+        "linear: residual",
+    ];
+    assert_eq!(steps(&recording), want, "{recording}");
+}
+
+/// The UNet of a preset with every tap an output.
+fn tapped() -> Graph {
+    let config = ModelConfig::preset("tiny").expect("a preset is there").unet;
+    let mut g = Graph::with_taps();
+    let latent = g.input("latent", [1, 8, 8, config.in_channels()], DType::Elem);
+    let timestep = g.input("timestep", [1], DType::F32);
+    let context = g.input("context", [1, 11, config.cross_attention_dim()], DType::Elem);
+    let y = unet(&mut g, &config, &latent, &timestep, &context).expect("it builds");
+    g.output("y", &y);
+    g
+}
+
+#[test]
+fn a_fused_network_computes_the_same_and_its_taps_stay() {
+    let fused = check(tapped);
+    let plain = Recording::with_fusion(tapped(), &Fusion::NONE);
+    let names = |r: &Recording| r.outputs.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
+    assert_eq!(names(&fused), names(&plain));
+    let found: BTreeSet<&str> = fused.fused.iter().map(|fused| fused.what).collect();
+    let all = ["activation", "concat", "group norm", "layer norm", "moments", "residual", "statistics", "upsample"];
+    assert_eq!(found, BTreeSet::from(all));
+    assert!(fused.fused[0].to_string().contains(&fused.fused[0].path), "{}", fused.fused[0]);
+}
+
+#[test]
+fn what_the_caller_reads_or_another_needs_is_not_folded_away() {
+    let mut g = Graph::new();
+    let x = g.input("x", [1, 4, 4, 8], DType::Elem);
+    let up = g.conv2d(&x, "up", Conv { upsample: 2, ..Conv::to(8) }).expect("it builds");
+    let activated = g.activate(&up, Activation::Silu, 1.0).expect("it builds");
+    let norm = g.layer_norm(&activated, "norm", 1e-5).expect("it builds");
+    let y = g.linear(&norm, "linear", Linear { cols: 8, ..Linear::default() }).expect("it builds");
+    let both = g.concat(&norm, &y).expect("it builds");
+    for (name, tensor) in [("up", &up), ("both", &both)] {
+        g.output(name, tensor);
+    }
+    // The activation's operand is an output; the norm is read by a concatenation that is one; only upsampling goes.
+    let recording = Recording::new(g);
+    assert_eq!(recording.fused.len(), 1, "{:?}", recording.fused);
+    assert_eq!(recording.fused[0].what, "upsample");
+}
+
+#[test]
+fn the_full_size_networks_lose_a_good_part_of_their_steps() {
+    let config = ModelConfig::preset("mobilediffusion").expect("a preset is there");
+    let shape = Shape::of(512, 512, Sampler::OneStep, 1, false).expect("the size fits");
+    let graphs: [(&str, fn(&ModelConfig, &Shape) -> Graph); 3] = [
+        ("text encoder", |config, _| text_graph(config, 1).expect("it builds")),
+        ("unet", |config, shape| denoise_graph(config, shape).expect("it builds")),
+        ("decoder", |config, shape| decode_graph(config, shape, Decoder::Light).expect("it builds")),
+    ];
+    for (name, graph) in graphs {
+        let plain = Recording::with_fusion(graph(&config, &shape), &Fusion::NONE);
+        let fused = Recording::new(graph(&config, &shape));
+        assert_eq!(plain.cost().macs, fused.cost().macs, "{name}: the same products");
+        say(&format!("{name}: {} steps written down, {} run", plain.nodes.len(), fused.nodes.len()));
+        assert!(4 * fused.nodes.len() <= 3 * plain.nodes.len(), "{name}: {} steps left", fused.nodes.len());
+        let left: Vec<_> = fused.nodes.iter().map(|node| node.kernel.name()).collect();
+        for kernel in ["concat", "upsample_nearest", "add", "group_norm", "group_norm_stats"] {
+            assert!(!left.contains(&kernel), "{name}: a step of {kernel} is left");
+        }
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "the counts are what the test is for")]
+fn say(text: &str) {
+    println!("{text}");
+}
