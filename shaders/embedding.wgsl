@@ -12,12 +12,12 @@ struct Params {
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> ids: array<u32>; // [n, l]
 @group(0) @binding(2) var<storage, read> token: array<Pack>; // [first_rows, c]
-@group(0) @binding(3) var<storage, read> token_rest: array<Pack>; // [vocab - first_rows, c]
+@if(HAS_REST) @group(0) @binding(3) var<storage, read> token_rest: array<Pack>; // [vocab - first_rows, c]
 @group(0) @binding(4) var<storage, read> position: array<Pack>; // [positions, c]
 @group(0) @binding(5) var<storage, read_write> y: array<Pack>; // [n, l, c]
 
 fn token_at(id: u32, c4: u32) -> vec4<f32> {
-    if HAS_REST == 1u && id >= params.first_rows { return load4(token_rest[(id - params.first_rows) * params.c4 + c4]); }
+    @if(HAS_REST) if id >= params.first_rows { return load4(token_rest[(id - params.first_rows) * params.c4 + c4]); }
     return load4(token[id * params.c4 + c4]);
 }
 

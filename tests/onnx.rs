@@ -319,10 +319,10 @@ fn the_page_names_every_operand_and_size() {
         let row = row.unwrap_or_else(|| panic!("docs/cases.md has no row that begins with {title}"));
         for case in (family.cases)() {
             let (read, written) = runner::split(case.kernel.as_ref());
-            assert!(written.len() == 1, "say on the page how the outputs of {} are named", family.name);
+            let outputs = if written.len() == 1 { Vec::new() } else { written };
             let params = case.kernel.params_json();
             let sizes = params.as_object().expect("sizes are an object").keys().map(String::as_str);
-            for name in read.iter().map(|o| o.name).chain(sizes) {
+            for name in read.iter().chain(&outputs).map(|o| o.name).chain(sizes) {
                 assert!(row.contains(&format!("`{name}`")), "docs/cases.md does not name `{name}` of {}", family.name);
             }
         }

@@ -160,7 +160,7 @@ fn a_stopped_run_gives_no_output() {
         session.write("x", &values("x", 80)).expect("it fits");
         session.write("y", &values("y", 64)).expect("it fits");
         let stopped = session.run(&mut |_, _| false).expect_err("we said no").to_string();
-        assert_eq!(stopped, "stopped after 0 of 2 steps");
+        assert_eq!(stopped, "stopped after 0 of 3 steps");
         let missing = session.read("last").expect_err("nothing was computed").to_string();
         assert_eq!(missing, "output `last` is not there: the last run was stopped");
         session.run(&mut |_, _| true).expect("it runs");

@@ -7,12 +7,9 @@
 
 use crate::graph::{Graph, Node, Origin, TensorInfo};
 use mobilediffusion_kernels::fold::{From, OnLoad, OnStore, Read, Write};
-use mobilediffusion_kernels::kernel::elements;
+use mobilediffusion_kernels::kernel::{MAX_BUFFERS, elements};
 use mobilediffusion_kernels::{Access, Kernel};
 use std::fmt;
-
-/// Storage buffers of a dispatch that every device has.
-const MAX_BUFFERS: usize = 8;
 
 /// Which folds are made: plain data, decided when a graph is recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -221,7 +218,9 @@ impl Pass<'_> {
         let mut consumers = Vec::with_capacity(readers.len());
         for (consumer, operand) in readers {
             let old = self.nodes[consumer].as_ref()?;
-            if self.masks[written_by(old)?] != self.masks[written] {
+            // Reading elsewhere costs nothing, but a norm is computed again by every run of the reader.
+            let computes = matches!(read, Read::Normalised(_));
+            if computes && self.masks[written_by(old)?] != self.masks[written] {
                 return None;
             }
             let others = others.iter().copied().chain(main.map(|main| (operand, main))).collect::<Vec<_>>();

@@ -14,7 +14,7 @@ mod winograd;
 use crate::channel_moments::{self, tiles_fit};
 use crate::cpu::Epilogue;
 use crate::fold::{Read, Write};
-use crate::kernel::{Activation, Cost, Family, Kernel, Layout, Operand, Param, Program, Tolerance, parse};
+use crate::kernel::{Activation, Cost, Family, Kernel, Layout, Operand, Param, Program, Tolerance, parse, too_many};
 use crate::linear::tiled_grid;
 use crate::source::{Norm, Source};
 use serde::{Deserialize, Serialize};
@@ -121,7 +121,10 @@ impl Kernel for Conv2d {
             _ if self.moments && !tiles_fit(self.n, self.pixels() / self.n) => {
                 Some("`moments` of several images want a multiple of 64 pixels each")
             }
-            _ => self.source.refusal(self.n * self.h * self.w, self.ci),
+            _ => {
+                let rows = self.n * self.h * self.w;
+                self.source.refusal(rows, self.ci).or_else(|| too_many(&self.operands()))
+            }
         }
     }
 

@@ -309,6 +309,15 @@ pub trait Kernel: fmt::Debug + Send + Sync {
     fn params_json(&self) -> serde_json::Value;
 }
 
+/// Storage buffers of a dispatch that every device has.
+pub const MAX_BUFFERS: usize = 8;
+
+/// Why a problem with these operands fits no device, if so.
+pub(crate) fn too_many(operands: &[Operand]) -> Option<&'static str> {
+    let present = operands.iter().filter(|operand| operand.present).count();
+    (present > MAX_BUFFERS).then_some("no more than eight operands may be there")
+}
+
 /// Bytes a kernel has to move at least once, with `elem_bytes` per stored float.
 pub fn bytes_moved(kernel: &dyn Kernel, elem_bytes: usize) -> usize {
     let bytes = |o: &Operand| o.host_len() * if o.dtype == DType::Elem { elem_bytes } else { 4 };

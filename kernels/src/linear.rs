@@ -9,7 +9,7 @@ use crate::cpu::{Epilogue, Mat, Threads, matmul};
 use crate::draw::Draw;
 use crate::fold::{Read, Write};
 use crate::kernel::{
-    Activation, Case, Cost, Family, Fill, Kernel, Operand, Param, Program, Tolerance, folded_grid, parse,
+    Activation, Case, Cost, Family, Fill, Kernel, Operand, Param, Program, Tolerance, folded_grid, parse, too_many,
 };
 use crate::source::{Norm, Source};
 use serde::{Deserialize, Serialize};
@@ -74,7 +74,7 @@ impl Kernel for Linear {
     }
 
     fn refusal(&self) -> Option<&'static str> {
-        self.source.refusal(self.rows, self.k)
+        self.source.refusal(self.rows, self.k).or_else(|| too_many(&self.operands()))
     }
 
     fn operands(&self) -> Vec<Operand> {
@@ -254,7 +254,8 @@ fn random(draw: &mut Draw<'_>) -> Case {
     let (rows, k, cols, bias) = (draw.size(TILE), draw.size(16), draw.size(TILE), draw.flip());
     let (activation, residual) = (draw.of(&Activation::ALL), draw.flip());
     let norms = [Norm::None, Norm::Rows, Norm::Channels { images: 1, activation: Activation::Silu }];
-    let (source, moments) = (Source::random(draw, k, &norms), draw.flip());
+    let source = Source::random(draw, k, &norms);
+    let moments = source.norm != Norm::Rows && draw.flip();
     let exact = activation == Activation::None && source.norm == Norm::None && !moments;
     let case = Case::new(Linear { rows, k, cols, bias, activation, residual, source, moments });
     if exact && draw.flip() { case.integers() } else { case }

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 pub struct Source {
     /// Channels that come from `x2`, behind those of `x`, which then are a multiple of four; 0 without `x2`.
     pub joined: usize,
-    /// Applied to the channels of both.
+    /// Applied to the channels of both; `Rows` to those of `x` alone, without `x2`.
     pub norm: Norm,
 }
 
@@ -47,7 +47,7 @@ impl Source {
     /// A random source of an input of `channels` channels.
     pub(crate) fn random(draw: &mut Draw<'_>, channels: usize, norms: &[Norm]) -> Self {
         let norm = draw.of(norms);
-        let joined = if channels > 4 && draw.flip() { channels - 4 } else { 0 };
+        let joined = if channels > 4 && norm != Norm::Rows && draw.flip() { channels - 4 } else { 0 };
         Self { joined, norm }
     }
 
@@ -60,6 +60,9 @@ impl Source {
         };
         if !joins {
             return Some("`joined` must leave a multiple of four channels to `x`");
+        }
+        if self.joined > 0 && self.norm == Norm::Rows {
+            return Some("`rows` are normalised of one tensor only");
         }
         (images == 0 || !rows.is_multiple_of(images)).then_some("`images` must divide the rows")
     }
@@ -110,7 +113,7 @@ impl Source {
     pub(crate) fn reading(&self, channels: usize, read: &Read) -> Option<Self> {
         match *read {
             Read::Joined { channels: joined } => {
-                let fits = self.joined == 0 && (channels - joined).is_multiple_of(4);
+                let fits = self.joined == 0 && self.norm != Norm::Rows && (channels - joined).is_multiple_of(4);
                 fits.then(|| Self { joined, ..self.clone() })
             }
             Read::Normalised(norm) => (*self == Self::default()).then(|| Self { norm, ..Self::default() }),

@@ -187,6 +187,6 @@ fn model_shapes() -> Vec<Case> {
 fn random(draw: &mut Draw<'_>) -> Case {
     let gate = draw.of(&[Activation::Silu, Activation::Gelu]);
     let (rows, k, cols) = (draw.size(TILE), draw.size(16), draw.size(TILE));
-    let norms = [Norm::None, Norm::Rows, Norm::Channels { images: 1, activation: Activation::Silu }];
+    let norms = [Norm::None, Norm::Rows, Norm::Channels { images: 1, activation: Activation::None }];
     Case::new(SwishGlu { rows, k, cols, gate, source: Source::random(draw, k, &norms) })
 }
