@@ -3,7 +3,8 @@
 //! The builder writes down plain steps. This pass asks kernels what they offer ([`fold`](mobilediffusion_kernels::fold))
 //! and knows none by name. A step goes into the one before it (activation, residual, statistics), which then writes
 //! what the step wrote; or into all that read it (concat, upsampling, norms), which then read what the step read. What
-//! a caller may read stays a tensor of its own, and what a run does only once is not moved into what runs every time.
+//! a caller may read stays a tensor of its own, and a product that a run computes only once stays apart from a sum that
+//! it needs every time.
 
 use crate::graph::{Graph, Node, Origin, TensorInfo};
 use mobilediffusion_kernels::fold::{From, OnLoad, OnStore, Read, Write};
@@ -77,16 +78,16 @@ pub(crate) fn fuse(graph: &mut Graph, fusion: &Fusion) -> Vec<Fused> {
     let masks = masks(&graph.tensors, &nodes);
     let mut pass = Pass { graph, nodes, masks, fusion: *fusion, fused: Vec::new() };
     for slot in 0..pass.nodes.len() {
-        pass.into_producer(slot);
+        pass.fold_back(slot);
     }
     // The last first: what normalises a concatenation goes into its reader before the concatenation does.
     for slot in (0..pass.nodes.len()).rev() {
         // Not made, no matter: the step stays.
-        let _ = pass.into_consumers(slot);
+        let _ = pass.fold_forward(slot);
     }
     // Only now it is known which moments are wanted.
     for slot in 0..pass.nodes.len() {
-        pass.into_producer(slot);
+        pass.fold_back(slot);
     }
     pass.finish()
 }
@@ -156,7 +157,7 @@ impl Pass<'_> {
     }
 
     /// Folds the step in `slot` into the one that writes what it reads, if that can be.
-    fn into_producer(&mut self, slot: usize) {
+    fn fold_back(&mut self, slot: usize) {
         let Some(node) = &self.nodes[slot] else { return };
         let path = node.path.clone();
         let offers = node.kernel.on_store();
@@ -192,7 +193,7 @@ impl Pass<'_> {
     }
 
     /// Folds the step in `slot` into all that read what it writes, if all of them can; none if not.
-    fn into_consumers(&mut self, slot: usize) -> Option<()> {
+    fn fold_forward(&mut self, slot: usize) -> Option<()> {
         let node = self.nodes[slot].as_ref()?;
         let OnLoad { read, main, operands, rest } = node.kernel.on_load().filter(|o| self.fusion.reads(&o.read))?;
         let (path, written) = (node.path.clone(), output(node)?);
@@ -218,11 +219,6 @@ impl Pass<'_> {
         let mut consumers = Vec::with_capacity(readers.len());
         for (consumer, operand) in readers {
             let old = self.nodes[consumer].as_ref()?;
-            // Reading elsewhere costs nothing, but a norm is computed again by every run of the reader.
-            let computes = matches!(read, Read::Normalised(_));
-            if computes && self.masks[written_by(old)?] != self.masks[written] {
-                return None;
-            }
             let others = others.iter().copied().chain(main.map(|main| (operand, main))).collect::<Vec<_>>();
             consumers.push((consumer, self.with_kernel(old, old.kernel.reading(operand, &read)?, &others)?));
         }
@@ -291,13 +287,6 @@ fn held(node: &Node, name: &str) -> Option<usize> {
 /// The one tensor a node writes; none if it writes several.
 fn output(node: &Node) -> Option<usize> {
     held(node, output_name(node)?)
-}
-
-/// The first tensor a node writes: all of them depend on the same inputs.
-fn written_by(node: &Node) -> Option<usize> {
-    let declared = node.kernel.operands();
-    let mut written = declared.iter().zip(&node.operands).filter(|(operand, _)| operand.access == Access::Write);
-    written.find_map(|(_, tensor)| *tensor)
 }
 
 fn output_name(node: &Node) -> Option<&'static str> {
