@@ -47,7 +47,7 @@ pub enum Role {
 /// nobody wrote is found.
 pub const POISON: u32 = 0x7FC1_7FC1;
 
-/// Bytes uploaded between two waits. wgpu keeps a staging copy of everything written until the next submission is
+/// Bytes uploaded between two waits, of all buffers. wgpu keeps a staging copy of everything written until the next submission is
 /// done, so this bounds the host's extra memory.
 const UPLOAD_CHUNK: usize = 32 << 20;
 
@@ -116,7 +116,10 @@ impl Gpu {
         for chunk in chunks {
             let bytes = chunk.len() as u64;
             self.scoped(&buffer.label, bytes, || self.queue.write_buffer(&buffer.raw, offset, chunk))?;
-            if chunk.len() == UPLOAD_CHUNK {
+            // Many small buffers add up just as one large one does.
+            let pending = self.pending_upload.fetch_add(bytes, Ordering::Relaxed) + bytes;
+            if pending >= UPLOAD_CHUNK as u64 {
+                self.pending_upload.store(0, Ordering::Relaxed);
                 self.queue.submit([]);
                 self.wait()?;
             }

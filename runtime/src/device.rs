@@ -38,6 +38,8 @@ pub struct Gpu {
     pub(crate) pipelines: Pipelines,
     pub(crate) pipeline_file: Option<PipelineFile>,
     pub(crate) buffers_made: AtomicU64,
+    /// Bytes written since the last wait for uploads.
+    pub(crate) pending_upload: AtomicU64,
     pub(crate) pipelines_made: AtomicU64,
     adapter: AdapterSummary,
     pub(crate) incidents: Arc<Incidents>,
@@ -70,6 +72,7 @@ impl Gpu {
             pipelines: Pipelines::default(),
             pipeline_file: None,
             buffers_made: AtomicU64::new(0),
+            pending_upload: AtomicU64::new(0),
             pipelines_made: AtomicU64::new(0),
             adapter: chosen,
         })
