@@ -153,15 +153,33 @@ impl GpuMemory {
     ) -> Result<(), GraphError> {
         let mut done = 0;
         while done < steps.len() {
-            if !go_on(done, steps.len()) {
-                return Err(GraphError::Stopped { done, total: steps.len() });
-            }
-            let chunk = &steps[done..done + self.chunk(&steps[done..])];
-            self.gpu.submit(chunk.iter().map(|&step| &self.dispatches[step])).map_err(GraphError::at("run"))?;
+            ask(go_on(done, steps.len()), done, steps.len())?;
+            done += self.submit_chunk(&steps[done..])?;
             self.gpu.wait().map_err(GraphError::at("run"))?;
-            done += chunk.len();
         }
         Ok(())
+    }
+
+    /// The same, and whoever polls it is free while the device computes.
+    pub(crate) async fn run_async(
+        &mut self,
+        steps: &[usize],
+        go_on: &mut (dyn FnMut(usize, usize) -> bool + Send),
+    ) -> Result<(), GraphError> {
+        let mut done = 0;
+        while done < steps.len() {
+            ask(go_on(done, steps.len()), done, steps.len())?;
+            done += self.submit_chunk(&steps[done..])?;
+            self.gpu.finished().await.map_err(GraphError::at("run"))?;
+        }
+        Ok(())
+    }
+
+    /// Submits the first of these steps, and tells how many.
+    fn submit_chunk(&self, steps: &[usize]) -> Result<usize, GraphError> {
+        let chunk = &steps[..self.chunk(steps)];
+        self.gpu.submit(chunk.iter().map(|&step| &self.dispatches[step])).map_err(GraphError::at("run"))?;
+        Ok(chunk.len())
     }
 
     /// Seconds of each of the steps, run in order.
@@ -196,6 +214,15 @@ impl GpuMemory {
         self.gpu.upload_to(self.whole(tensor, info), &bytes).map_err(GraphError::at(&info.name))
     }
 
+    /// [`read`](Self::read) of an output, and whoever polls it is free until it has arrived.
+    pub(crate) async fn read_async(&mut self, tensor: usize, info: &TensorInfo) -> Result<Vec<f32>, GraphError> {
+        let at = || GraphError::at(&info.name);
+        let download = self.gpu.start_download(self.whole(tensor, info), &self.staging).map_err(at())?;
+        self.gpu.finished().await.map_err(at())?;
+        let data = download.bytes().await.map_err(at())?;
+        Ok(self.storage.decode(info.dtype, &info.shape, &data))
+    }
+
     pub(crate) fn read(&self, tensor: usize, info: &TensorInfo) -> Result<Vec<f32>, GraphError> {
         let (from, at) = (self.whole(tensor, info), || GraphError::at(&info.name));
         let data = if from.bytes <= self.staging.bytes() {
@@ -227,6 +254,11 @@ impl GpuMemory {
 /// Bytes of an operand on the device.
 fn operand_bytes(operand: &Operand, storage: Storage) -> usize {
     storage.tensor_bytes(operand.dtype, &operand.layout.packed_shape(&operand.shape))
+}
+
+/// An error if the answer is to stop.
+fn ask(go_on: bool, done: usize, total: usize) -> Result<(), GraphError> {
+    if go_on { Ok(()) } else { Err(GraphError::Stopped { done, total }) }
 }
 
 /// Refuses what no memory could help: an operand beyond the largest binding, too many of them, too large a grid.

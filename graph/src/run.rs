@@ -186,6 +186,22 @@ impl Session {
         Ok(())
     }
 
+    /// [`run`](Self::run) for where nobody may wait. A GPU computes while whoever polls this is free; the CPU device
+    /// computes in the poll.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub async fn run_async(&mut self, go_on: &mut (dyn FnMut(usize, usize) -> bool + Send)) -> Result<(), GraphError> {
+        let steps = self.due();
+        self.unfinished = true;
+        match &mut self.memory {
+            Memory::Cpu(memory) => memory.run(&self.recording, &steps, go_on)?,
+            Memory::Gpu(memory) => memory.run_async(&steps, go_on).await?,
+        }
+        (self.dirty, self.constants_done, self.unfinished) = (0, true, false);
+        Ok(())
+    }
+
     /// Runs the steps that are due one by one and tells the seconds each took: by the GPU's timestamps where it has
     /// some, else by the wall clock, the way to the device and back included.
     ///
@@ -228,6 +244,18 @@ impl Session {
     pub fn read(&mut self, output: &str) -> Result<Vec<f32>, GraphError> {
         let tensor = self.find_output(output)?;
         self.memory.read(&self.recording, tensor)
+    }
+
+    /// [`read`](Self::read) for where nobody may wait.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub async fn read_async(&mut self, output: &str) -> Result<Vec<f32>, GraphError> {
+        let tensor = self.find_output(output)?;
+        match &mut self.memory {
+            Memory::Cpu(memory) => Ok(memory.read(tensor)),
+            Memory::Gpu(memory) => memory.read_async(tensor, &self.recording.tensors[tensor]).await,
+        }
     }
 
     /// Reads an output of integers.

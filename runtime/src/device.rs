@@ -4,6 +4,7 @@ use crate::adapter::{self, AdapterSummary, Caps, Select};
 use crate::error::RuntimeError;
 use crate::pipeline::Pipelines;
 use crate::pipeline_file::PipelineFile;
+use futures_channel::oneshot;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -173,6 +174,24 @@ impl Gpu {
                 Err(_) => return Err(self.gave_up("a submission")),
             }
         }
+    }
+}
+
+impl Gpu {
+    /// Resolves when everything submitted so far is done. A thread waits for it, so that no executor has to.
+    ///
+    /// # Errors
+    /// As [`wait`](Self::wait), and if there is no thread to be had.
+    pub async fn finished(self: &Arc<Self>) -> Result<(), RuntimeError> {
+        let (send, done) = oneshot::channel();
+        let gpu = Arc::clone(self);
+        let wait = move || {
+            // The receiver is gone only if nobody wants to know any more.
+            let _ = send.send(gpu.wait());
+        };
+        let refused = |message: String| RuntimeError::Validation { what: "a waiting thread".to_owned(), message };
+        std::thread::Builder::new().name("gpu".to_owned()).spawn(wait).map_err(|error| refused(error.to_string()))?;
+        done.await.unwrap_or_else(|_| Err(refused("it ended early".to_owned())))
     }
 }
 

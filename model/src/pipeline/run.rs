@@ -100,7 +100,7 @@ impl<'a> Run<'a> {
             let ids = self.model.encode(prompt)?.ids;
             self.plans.session(Key::Text).write_u32("ids", &ids)?;
             self.run(Key::Text, Phase::Text, (done, prompts.len())).await?;
-            context.extend(self.plans.session(Key::Text).read("context")?);
+            context.extend(self.plans.session(Key::Text).read_async("context").await?);
         }
         Ok(self.plans.session(Key::denoise(&self.shape)).write("context", &context)?)
     }
@@ -118,7 +118,7 @@ impl<'a> Run<'a> {
         let image: Vec<f32> = pixels.map(|value| f32::from(*value) / 127.5 - 1.0).collect();
         self.plans.session(key).write("image", &image)?;
         self.run(key, Phase::Encode, (0, 1)).await?;
-        Ok(self.plans.session(key).read("latent")?)
+        Ok(self.plans.session(key).read_async("latent").await?)
     }
 
     /// Walks from noise, or from the known picture with noise, to a clean latent.
@@ -133,12 +133,12 @@ impl<'a> Run<'a> {
             let fresh = step.fresh.map(|stream| Noise::new(seed).stream(stream).latent(noise.len()));
             let shown = self.request.preview_every.is_some_and(|every| (done + 1) % every == 0 && done + 1 < total);
             let read = shown || known.is_some_and(|known| known.redrawn.is_some()) || done + 1 == total;
-            self.place(&mut latent, on_device, shown)?;
+            self.place(&mut latent, on_device, shown).await?;
             self.evaluate(step, fresh.as_deref(), (done, total)).await?;
             on_device = !read;
             let mut preview = None;
             if read {
-                let next = self.next()?;
+                let next = self.next().await?;
                 if shown {
                     let predicted = step.predicted(&latent, &next, fresh.as_deref());
                     preview = Some(self.decode(&predicted, false).await?);
@@ -159,9 +159,9 @@ impl<'a> Run<'a> {
 
     /// Gives the UNet the latent: from the host, or where the last evaluation left it. With `needed`, the host gets to
     /// know it too.
-    fn place(&mut self, latent: &mut Vec<f32>, on_device: bool, needed: bool) -> Result<(), ModelError> {
+    async fn place(&mut self, latent: &mut Vec<f32>, on_device: bool, needed: bool) -> Result<(), ModelError> {
         if on_device && needed {
-            *latent = self.next()?;
+            *latent = self.next().await?;
         }
         let batch = self.shape.batch();
         let session = self.plans.session(Key::denoise(&self.shape));
@@ -185,12 +185,12 @@ impl<'a> Run<'a> {
         }
         session.write("timestep", &vec![step.timestep as f32; self.shape.batch()])?;
         session.write("coefficients", &step.coefficients)?;
-        Ok(session.run(&mut |_, _| self.voice.say(Phase::Denoise, steps, None))?)
+        Ok(session.run_async(&mut |_, _| self.voice.say(Phase::Denoise, steps, None)).await?)
     }
 
     /// The latent after an evaluation, one of the pair that guidance makes equal.
-    fn next(&mut self) -> Result<Vec<f32>, ModelError> {
-        let mut latent = self.plans.session(Key::denoise(&self.shape)).read("next")?;
+    async fn next(&mut self) -> Result<Vec<f32>, ModelError> {
+        let mut latent = self.plans.session(Key::denoise(&self.shape)).read_async("next").await?;
         latent.truncate(self.latent_len());
         Ok(latent)
     }
@@ -205,10 +205,10 @@ impl<'a> Run<'a> {
         self.plans.session(key).write("latent", latent)?;
         match aloud {
             true => self.run(key, Phase::Decode, (0, 1)).await?,
-            false => self.plans.session(key).run(&mut |_, _| true)?,
+            false => self.plans.session(key).run_async(&mut |_, _| true).await?,
         }
-        let pixels = self.plans.session(key).read_u32("pixels")?;
-        let rgba: Vec<u8> = pixels.into_iter().flat_map(u32::to_le_bytes).collect();
+        let pixels = self.plans.session(key).read_async("pixels").await?;
+        let rgba: Vec<u8> = pixels.into_iter().flat_map(|bits| bits.to_bits().to_le_bytes()).collect();
         // The kernel writes transparent pixels where it was given none that is a number.
         if rgba.iter().skip(3).step_by(4).any(|alpha| *alpha != 255) {
             return Err(ModelError::NotFinite { what: "the decoder's picture" });
@@ -222,7 +222,7 @@ impl<'a> Run<'a> {
         let steps = self.plans.session(key).recording().nodes.len();
         let voice = &mut self.voice;
         let mut go_on = |step, total: usize| voice.say(phase, (done * steps + step, of * steps.max(total)), None);
-        self.plans.session(key).run(&mut go_on)?;
+        self.plans.session(key).run_async(&mut go_on).await?;
         self.voice.tell(phase, ((done + 1) * steps, of * steps), None)
     }
 
