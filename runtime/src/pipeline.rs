@@ -46,8 +46,8 @@ impl Gpu {
     /// # Errors
     /// If the module is refused: the error holds wgpu's message with the lines of the shader.
     pub fn pipeline(&self, label: &str, wgsl: &str, bindings: &[Binding]) -> Result<Arc<Pipeline>, RuntimeError> {
-        let (storage, allowed) =
-            (bindings.iter().filter(|b| **b != Binding::Uniform).count(), self.caps().max_storage_buffers);
+        let is_storage = |binding: &&Binding| matches!(binding, Binding::Read | Binding::Write);
+        let (storage, allowed) = (bindings.iter().filter(is_storage).count(), self.caps().max_storage_buffers);
         if storage > allowed as usize {
             let (what, unit) = (label.to_owned(), "storage buffers");
             return Err(RuntimeError::TooMany { what, count: storage as u64, unit, allowed: allowed.into() });
