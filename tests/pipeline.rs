@@ -2,7 +2,7 @@
 
 use mobilediffusion_graph::Device;
 use mobilediffusion_model::{
-    DeviceChoice, Flow, Model, ModelError, Options, Phase, Picture, Pipeline, Progress, Request, Source,
+    DeviceChoice, Floats, Flow, Model, ModelError, Options, Phase, Picture, Pipeline, Progress, Request, Source,
 };
 use mobilediffusion_tests::devices;
 use std::future::Future;
@@ -43,6 +43,27 @@ fn a_second_request_of_a_shape_makes_nothing() {
         let grown = pipeline.counters();
         assert_eq!((grown.plans, grown.weight_bytes), (made.plans + 2, made.weight_bytes), "UNet and decoder are new");
         assert!(first == draw(&mut pipeline, &small("sun")) && pipeline.counters() == grown, "the old plans are kept");
+    }
+}
+
+#[test]
+fn half_precision_draws_nearly_the_same_and_not_on_the_cpu() {
+    for device in devices() {
+        let halved = Options { floats: Floats::F16, ..on(device.clone()) };
+        if device == DeviceChoice::Cpu {
+            let refused = Pipeline::load(source(), halved).expect_err("the CPU device computes in f32");
+            assert!(refused.to_string().contains("dtype: expected f32"), "{refused}");
+            continue;
+        }
+        let mut half = Pipeline::load(source(), halved).expect("it loads");
+        let mut whole = load(device.clone());
+        let (found, expected) = (draw(&mut half, &small("sun")), draw(&mut whole, &small("sun")));
+        let squares = found[0].rgba.iter().zip(&expected[0].rgba).map(|(a, b)| f64::from(a.abs_diff(*b)).powi(2));
+        let psnr = 10.0 * (255.0 * 255.0 * found[0].rgba.len() as f64 / squares.sum::<f64>().max(1e-9)).log10();
+        assert!(psnr > 30.0, "{device:?}: PSNR {psnr:.1} dB");
+        assert!(psnr < 90.0, "{device:?}: PSNR {psnr:.1} dB, which 16 bits do not give");
+        let [f16, f32] = [half, whole].map(|pipeline| pipeline.counters().weight_bytes);
+        assert!(f16 < f32 / 2 + f32 / 10, "{device:?}: {f16} bytes of weights, {f32} in f32");
     }
 }
 
