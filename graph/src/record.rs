@@ -12,7 +12,7 @@ use std::fmt;
 ///
 /// A step's *mask* has a bit for every input its result depends on. A run executes only the steps that depend on an
 /// input written since the last run: keys and values of a text are computed once per prompt, the time embedding once
-/// per timestep. What that asks of lifetimes stands at [`steps_alive`].
+/// per timestep. What that asks of lifetimes stands at `steps_alive`.
 #[derive(Debug)]
 pub struct Recording {
     /// Steps in order.
