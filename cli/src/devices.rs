@@ -36,3 +36,36 @@ fn lines(adapter: &AdapterSummary) -> String {
         caps.max_groups
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mobilediffusion_runtime::{AdapterKind, Caps};
+
+    #[test]
+    fn features_and_limits_are_told() {
+        let caps = Caps {
+            shader_f16: false,
+            timestamps: true,
+            pipeline_cache: true,
+            max_binding_bytes: 128 << 20,
+            max_buffer_bytes: 2 << 30,
+            max_workgroup_bytes: 32 << 10,
+            max_invocations: 1024,
+            max_groups: 65_535,
+            max_storage_buffers: 10,
+            uniform_alignment: 64,
+        };
+        let (name, backend, driver) = ("Iris".to_owned(), "vulkan".to_owned(), "Mesa 25".to_owned());
+        let adapter = AdapterSummary { index: 3, name, backend, driver, kind: AdapterKind::Integrated, caps };
+        let text = lines(&adapter);
+        for words in [
+            "[3] Iris: integrated GPU, vulkan, Mesa 25\n",
+            "no f16, timestamps, pipelines kept\n",
+            "buffers up to 2048 MiB, bindings up to 128 MiB",
+            "workgroups of 1024 invocations and 32 KiB, 10 storage buffers, 65535 workgroups on an axis",
+        ] {
+            assert!(text.contains(words), "no {words} in: {text}");
+        }
+    }
+}
