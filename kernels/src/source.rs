@@ -176,21 +176,27 @@ impl<'a> Rows<'a> {
         let (own, joined) = (self.source.first(self.channels), self.source.joined);
         for (i, out) in out.chunks_exact_mut(self.channels).enumerate() {
             let row = first + i;
-            out[..own].copy_from_slice(&self.x[row * own..][..own]);
-            out[own..].copy_from_slice(&self.x2[row * joined..][..joined]);
-            match self.source.norm {
-                Norm::None => {}
-                Norm::Rows => {
-                    let (mean, rstd) = (self.stats[2 * row], self.stats[2 * row + 1]);
-                    let affine = self.weight.iter().zip(self.bias);
-                    out.iter_mut().zip(affine).for_each(|(v, (w, b))| *v = (*v - mean) * rstd * w + b);
-                }
-                Norm::Channels { activation, .. } => {
-                    let of_image = &self.norm[row / self.per_image * 2 * self.channels..];
-                    let (scale, offset) = of_image.split_at(self.channels);
-                    out.iter_mut().zip(scale.iter().zip(offset)).for_each(|(v, (s, o))| *v = *v * s + o);
-                    activate_all(activation, out);
-                }
+            let (left, right) = out.split_at_mut(own);
+            self.read_part(row, 0, &self.x[row * own..][..own], left);
+            self.read_part(row, own, &self.x2[row * joined..][..joined], right);
+        }
+    }
+
+    /// Writes the channels of a row from `at` on, which lie in `x`.
+    fn read_part(&self, row: usize, at: usize, x: &[f32], out: &mut [f32]) {
+        match self.source.norm {
+            Norm::None => out.copy_from_slice(x),
+            Norm::Rows => {
+                let (mean, rstd) = (self.stats[2 * row], self.stats[2 * row + 1]);
+                let affine = self.weight[at..].iter().zip(&self.bias[at..]);
+                out.iter_mut().zip(x).zip(affine).for_each(|((out, x), (w, b))| *out = (x - mean) * rstd * w + b);
+            }
+            Norm::Channels { activation, .. } => {
+                let of_image = &self.norm[row / self.per_image * 2 * self.channels..][..2 * self.channels];
+                let (scale, offset) = of_image.split_at(self.channels);
+                let affine = scale[at..].iter().zip(&offset[at..]);
+                out.iter_mut().zip(x).zip(affine).for_each(|((out, x), (s, o))| *out = x * s + o);
+                activate_all(activation, out);
             }
         }
     }

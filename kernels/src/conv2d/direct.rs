@@ -120,7 +120,7 @@ pub(super) fn side_by_side(
     epilogue: &Epilogue<'_>,
     y: &mut [f32],
 ) {
-    const LINES: usize = 8;
+    const LINES: usize = 16;
     let len = conv.patch_len();
     let (_, ow) = conv.out_size();
     let task = if x.plain().is_some() { block } else { block.max(LINES * ow) };

@@ -25,7 +25,7 @@ type Lanes = [f32; LANES];
 const FEWEST: usize = 32;
 
 /// Fewest rows of tiles of a task whose input has to be made ready.
-const ROWS: usize = 4;
+const ROWS: usize = 8;
 
 /// Whether this way suits the problem.
 pub(super) fn suits(conv: &Conv2d) -> bool {
@@ -111,6 +111,7 @@ fn run_with<const N: usize>(
             let inside = y.len() / (ow * conv.co);
             let count = inside.div_ceil(2) * tiles.cols;
             let x = ready::<N>(conv, x, image, (first_row, inside.div_ceil(2)), &mut scratch);
+            let mut finished = 0;
             for first in (0..count).step_by(len) {
                 let at = |i: usize| ((first + i) / tiles.cols, (first + i) % tiles.cols);
                 let now = len.min(count - first);
@@ -134,8 +135,12 @@ fn run_with<const N: usize>(
                     let upper = upper.expect("a row of tiles has output");
                     transform_output::<N>(&output, i * conv.co, place_out, conv.co, upper, lower);
                 }
+                // Whole lines are finished while they are in the cache.
+                let done = if first + now == count { inside } else { 2 * ((first + now) / tiles.cols) };
+                let lines = &mut y[finished * ow * conv.co..done * ow * conv.co];
+                epilogue.apply(lines, conv.co, (image * oh + 2 * first_row + finished) * ow);
+                finished = done;
             }
-            epilogue.apply(y, conv.co, (image * oh + 2 * first_row) * ow);
         }
     });
 }
