@@ -86,6 +86,7 @@ fn main(
         @if(HAS_SHIFT) v += load4(shift[row / (params.oh * params.ow) * params.co4 + col4]);
         v = activate(params.activation, v);
         @if(HAS_RESIDUAL) v += load4(residual[row * params.co4 + col4]);
+        @if(IN_PLACE) v += load4(y[row * params.co4 + col4]);
         y[row * params.co4 + col4] = store4(v);
         @if(HAS_MOMENTS) written[i] = v;
     }

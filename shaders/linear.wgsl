@@ -57,6 +57,7 @@ fn main(
         @if(HAS_BIAS) v += load4(bias[col4]);
         v = activate(params.activation, v);
         @if(HAS_RESIDUAL) v += load4(residual[row * params.cols4 + col4]);
+        @if(IN_PLACE) v += load4(y[row * params.cols4 + col4]);
         y[row * params.cols4 + col4] = store4(v);
         @if(HAS_MOMENTS) written[i] = v;
     }

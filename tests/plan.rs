@@ -57,6 +57,7 @@ fn disjoint(lifetimes: &[Lifetime], offsets: &[usize], total: usize) {
 #[test]
 fn the_models_plans_are_near_the_lower_bound() {
     let mut table = String::from("plan  steps  tensors  lower bound  buffers  ratio  arena ratio\n");
+    let (mut worst_cpu, mut worst_gpu) = (0.0_f64, 0.0_f64);
     for preset in ModelConfig::PRESETS {
         let config = ModelConfig::preset(preset).expect("a preset is there");
         let size = config.defaults.image_size;
@@ -77,10 +78,11 @@ fn the_models_plans_are_near_the_lower_bound() {
                 "{preset} {name}  {}  {}  {}  {}  {gpu:.4}  {cpu:.4}  {took:?}\n",
                 summary.steps, summary.tensors, summary.lower_bound_bytes, summary.buffers
             );
-            assert!(cpu <= 1.001 && gpu <= 1.35, "{table}");
+            (worst_cpu, worst_gpu) = (worst_cpu.max(cpu), worst_gpu.max(gpu));
         }
     }
     say(&table);
+    assert!(worst_cpu <= 1.001 && worst_gpu <= 1.10, "{table}");
 }
 
 proptest! {
@@ -149,6 +151,27 @@ fn the_models_steps_read_what_was_meant_for_them() {
     let pairs = alone.iter().flat_map(|a| alone.iter().map(move |b| a | b));
     let runs: Vec<u64> = pairs.collect();
     simulation::play(&recording, &runs).expect("nothing is lost");
+}
+
+/// The text encoder's hidden layer leaves no other way to its lower bound.
+#[test]
+fn a_residual_that_is_taken_over_changes_no_bit() {
+    let config = ModelConfig::preset("tiny").expect("a preset is there");
+    let recording = || Recording::new(text_graph(&config, 1).expect("a preset builds"));
+    simulation::play(&recording(), &[1, 1]).expect("nothing is lost");
+    for device in devices() {
+        let run = |sharing| {
+            let mut weights = Weights::new(device.clone(), Box::new(MadeUp::default()));
+            let mut session = Session::with_sharing(recording(), &mut weights, sharing, &mut |_, _| ())?;
+            session.poison()?;
+            session.write_u32("ids", &(0..77).collect::<Vec<_>>())?;
+            session.run(&mut |_, _| true)?;
+            Ok::<_, GraphError>(session.read("context")?.into_iter().map(f32::to_bits).collect::<Vec<_>>())
+        };
+        assert!(run(Sharing::Planned).expect("it runs") == run(Sharing::Private).expect("it runs"), "{device:?}");
+    }
+    let plan = recording().arenas(Storage::F32, Sharing::Planned, usize::MAX / 8).expect("there is no limit");
+    assert!(plan.in_place.contains(&true), "no residual was taken over");
 }
 
 #[test]

@@ -3,9 +3,10 @@
 mod compile;
 
 use crate::error::GraphError;
+use crate::gpu_plan::GpuPlan;
 use crate::graph::{Origin, TensorInfo};
 use crate::plan::Sharing;
-use crate::record::{GpuPlan, Recording};
+use crate::record::Recording;
 use crate::weights::{Device, Resident, Weights};
 use mobilediffusion_kernels::{Operand, Param, Storage};
 use mobilediffusion_runtime::{AdapterKind, Bound, Buffer, Dispatch, Gpu, Pipeline, Role, RuntimeError, Timer};
@@ -49,7 +50,7 @@ impl GpuMemory {
         };
         check_limits(&gpu, recording, storage)?;
         let limit = usize::try_from(gpu.caps().max_buffer_bytes).unwrap_or(usize::MAX / 8);
-        let GpuPlan { places, arenas } = recording.arenas(storage, sharing, limit)?;
+        let GpuPlan { places, arenas, in_place } = recording.arenas(storage, sharing, limit)?;
         let arena = |(number, bytes): (usize, usize)| {
             let label = format!("arena {number}");
             gpu.buffer(&label, bytes as u64, Role::Arena).map_err(GraphError::at(&label))
@@ -72,7 +73,7 @@ impl GpuMemory {
             chunk_flops,
             staging,
         };
-        compile::each_step(&gpu, storage, recording, |step, pipeline| {
+        compile::each_step(&gpu, storage, (recording, &in_place), |step, pipeline| {
             let dispatch = memory.bind(recording, step, pipeline, weights, (&uniforms, &dummy))?;
             memory.dispatches.push(dispatch);
             on_progress(step + 1, recording.nodes.len());
@@ -274,9 +275,9 @@ fn check_limits(gpu: &Gpu, recording: &Recording, storage: Storage) -> Result<()
             return refused("workgroups on an axis", MOST_GROUPS, groups);
         }
         let operands = node.kernel.operands();
-        let most = caps.max_storage_buffers as usize;
-        if operands.len() > most {
-            return refused("operands", most, operands.len());
+        let (most, present) = (caps.max_storage_buffers as usize, operands.iter().filter(|o| o.present).count());
+        if present > most {
+            return refused("operands", most, present);
         }
         for (operand, tensor) in operands.iter().zip(&node.operands) {
             let bytes = operand_bytes(operand, storage) as u64;

@@ -109,6 +109,8 @@ pub struct Graph {
     pub(crate) outputs: Vec<(String, usize)>,
     path: Vec<String>,
     inputs: u32,
+    /// Inputs that are written before every run, as a mask.
+    pub(crate) every_run: u64,
     taps: bool,
 }
 
@@ -165,6 +167,16 @@ impl Graph {
         assert!(self.inputs < 64, "a graph has at most 64 inputs");
         self.inputs += 1;
         self.add(name.to_owned(), shape.into(), dtype, Origin::Input(self.inputs - 1))
+    }
+
+    /// Like [`input`](Self::input), for what changes from run to run: whatever depends on it is computed in every run and
+    /// not kept for the next one, so that it does not take memory between runs.
+    ///
+    /// # Panics
+    /// As [`input`](Self::input).
+    pub fn input_of_every_run(&mut self, name: &str, shape: impl Into<Shape>, dtype: DType) -> Tensor {
+        self.every_run |= 1 << self.inputs;
+        self.input(name, shape, dtype)
     }
 
     /// A weight `name` under the current path, of `shape` in the file; the same handle if it was asked for before.

@@ -1,10 +1,9 @@
 //! A graph as plain data: steps, lifetimes and what each step depends on. Printable, and all that a run needs.
 
-use crate::error::GraphError;
 use crate::fuse::{Fused, Fusion, fuse};
+use crate::gpu_plan::GpuPlan;
 use crate::graph::{Graph, Node, Origin, TensorInfo};
-use crate::plan::{ARENA_ALIGNMENT, Arenas, Lifetime, Packing, Sharing, arenas, lower_bound, pack};
-use mobilediffusion_kernels::kernel::elements;
+use crate::plan::{Lifetime, Packing, Sharing, lower_bound, pack};
 use mobilediffusion_kernels::{Access, Cost, Storage};
 use std::fmt;
 
@@ -12,7 +11,8 @@ use std::fmt;
 ///
 /// A step's *mask* has a bit for every input its result depends on. A run executes only the steps that depend on an
 /// input written since the last run: keys and values of a text are computed once per prompt, the time embedding once
-/// per timestep. What that asks of lifetimes stands at `steps_alive`.
+/// per timestep. What depends on an input of every run counts as depending on all of them. What that asks of lifetimes
+/// stands at `steps_alive`.
 #[derive(Debug)]
 pub struct Recording {
     /// Steps in order.
@@ -39,16 +39,18 @@ impl Recording {
     /// Records a graph with those steps folded that `fusion` allows.
     pub fn with_fusion(mut graph: Graph, fusion: &Fusion) -> Self {
         let fused = fuse(&mut graph, fusion);
-        let Graph { tensors, nodes, outputs, .. } = graph;
+        let Graph { tensors, nodes, outputs, every_run, .. } = graph;
         let mut tensor_masks = vec![0_u64; tensors.len()];
         for (mask, tensor) in tensor_masks.iter_mut().zip(&tensors) {
             if let Origin::Input(bit) = tensor.origin {
                 *mask = 1 << bit;
             }
         }
+        let all = tensor_masks.iter().fold(0, |all, mask| all | mask);
         let mut masks = Vec::with_capacity(nodes.len());
         for (step, node) in nodes.iter().enumerate() {
-            let mask = node.operands.iter().flatten().fold(0, |mask, &tensor| mask | tensor_masks[tensor]);
+            let mask: u64 = node.operands.iter().flatten().fold(0, |mask, &tensor| mask | tensor_masks[tensor]);
+            let mask = if mask & every_run == 0 { mask } else { all };
             masks.push(mask);
             for &tensor in node.operands.iter().flatten() {
                 if tensors[tensor].origin == Origin::Step(step) {
@@ -69,58 +71,6 @@ impl Recording {
         planned.filter_map(lifetime).collect()
     }
 
-    /// Bytes of a planned tensor on a GPU, up to where the next one may begin.
-    fn arena_bytes(tensor: &TensorInfo, storage: Storage) -> usize {
-        storage.tensor_bytes(tensor.dtype, &tensor.shape).next_multiple_of(ARENA_ALIGNMENT)
-    }
-
-    /// Where every tensor lies on a GPU.
-    ///
-    /// # Errors
-    /// If no arenas of at most `limit` bytes were found.
-    pub fn arenas(&self, storage: Storage, sharing: Sharing, limit: usize) -> Result<GpuPlan, GraphError> {
-        let lifetimes = self.lifetimes(|t| Self::arena_bytes(t, storage));
-        let (tensors, lifetimes): (Vec<usize>, Vec<Lifetime>) = lifetimes.into_iter().unzip();
-        let made = match sharing {
-            Sharing::Planned => {
-                let bytes = lower_bound(&lifetimes);
-                arenas(&lifetimes, &self.apart(&tensors), limit).ok_or(GraphError::Buffers { bytes, limit })?
-            }
-            Sharing::Private => Arenas {
-                places: (0..lifetimes.len()).map(|arena| (arena, 0)).collect(),
-                bytes: lifetimes.iter().map(|lifetime| lifetime.bytes).collect(),
-            },
-        };
-        Ok(GpuPlan { places: self.by_tensor(&tensors, &made.places), arenas: made.bytes })
-    }
-
-    /// Pairs of planned tensors, by their place among `tensors`, that must not lie in one buffer of a GPU: what a step
-    /// reads and what it writes, and what may be copied to each other between runs.
-    fn apart(&self, tensors: &[usize]) -> Vec<(usize, usize)> {
-        let number = |tensor: &usize| tensors.binary_search(tensor).ok();
-        let mut pairs = Vec::new();
-        for (step, node) in self.nodes.iter().enumerate() {
-            let (written, read): (Vec<_>, Vec<_>) =
-                node.operands.iter().flatten().partition(|&&tensor| self.tensors[tensor].origin == Origin::Step(step));
-            for written in written.iter().filter_map(&number) {
-                pairs.extend(read.iter().filter_map(&number).map(|read| (read, written)));
-            }
-        }
-        for (_, output) in &self.outputs {
-            let like = |&tensor: &usize| {
-                let (input, output) = (&self.tensors[tensor], &self.tensors[*output]);
-                matches!(input.origin, Origin::Input(_))
-                    && tensor_len(input) == tensor_len(output)
-                    && input.dtype == output.dtype
-            };
-            let inputs = (0..self.tensors.len()).filter(like).filter(|input| input != output);
-            pairs.extend(inputs.filter_map(|input| Some((number(&input)?, number(output)?))));
-        }
-        pairs.sort_unstable();
-        pairs.dedup();
-        pairs
-    }
-
     /// Offset of every tensor in one arena (none for weights and constants), and bytes of the arena.
     pub fn packing(&self, bytes_of: impl Fn(&TensorInfo) -> usize, sharing: Sharing) -> (Vec<Option<usize>>, usize) {
         let (tensors, lifetimes): (Vec<usize>, Vec<Lifetime>) = self.lifetimes(bytes_of).into_iter().unzip();
@@ -135,7 +85,7 @@ impl Recording {
         (self.by_tensor(&tensors, &packing.offsets), packing.total)
     }
 
-    fn by_tensor<P: Copy>(&self, tensors: &[usize], places: &[P]) -> Vec<Option<P>> {
+    pub(crate) fn by_tensor<P: Copy>(&self, tensors: &[usize], places: &[P]) -> Vec<Option<P>> {
         let mut all = vec![None; self.tensors.len()];
         tensors.iter().zip(places).for_each(|(&tensor, &place)| all[tensor] = Some(place));
         all
@@ -189,10 +139,6 @@ impl Recording {
     }
 }
 
-fn tensor_len(tensor: &TensorInfo) -> usize {
-    elements(&tensor.shape)
-}
-
 /// First and last step at which each tensor's bytes have to be there; none for weights and constants.
 ///
 /// A tensor that only steps of its own mask read is alive from the step that writes it to the last that reads it. One
@@ -230,15 +176,6 @@ fn steps_alive(
         }
     }
     alive
-}
-
-/// A recording's memory on a GPU.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct GpuPlan {
-    /// Arena and first byte of every tensor; none for weights and constants.
-    pub places: Vec<Option<(usize, usize)>>,
-    /// Bytes of every arena.
-    pub arenas: Vec<usize>,
 }
 
 /// What a plan needs.

@@ -154,6 +154,7 @@ impl Kernel for Conv2d {
             ("HAS_BIAS", self.bias.into()),
             ("HAS_SHIFT", self.shift.into()),
             ("HAS_RESIDUAL", self.residual.into()),
+            ("IN_PLACE", 0),
             ("HAS_MOMENTS", self.moments.into()),
         ];
         constants.extend(self.source.constants());
@@ -176,6 +177,10 @@ impl Kernel for Conv2d {
 
     fn cost(&self) -> Cost {
         Cost::macs(self.pixels() * self.co * self.patch_len())
+    }
+
+    fn residual_in_place(&self) -> bool {
+        self.residual
     }
 
     fn tolerance(&self) -> Tolerance {

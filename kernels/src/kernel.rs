@@ -204,6 +204,20 @@ pub struct Program {
     pub grid: [u32; 3],
 }
 
+impl Program {
+    /// The same program for a residual that lies where the first output will: it is read there and not bound.
+    pub fn in_place(mut self) -> Self {
+        for (name, value) in &mut self.constants {
+            match *name {
+                "HAS_RESIDUAL" => *value = 0,
+                "IN_PLACE" => *value = 1,
+                _ => {}
+            }
+        }
+        self
+    }
+}
+
 /// Folds a count of workgroups into a grid whose axes stay within WebGPU's 65,535. The shader gets the flat number
 /// back from `flat_group` and leaves if it is beyond the count.
 pub fn folded_grid(groups: usize) -> [u32; 3] {
@@ -280,6 +294,12 @@ pub trait Kernel: fmt::Debug + Send + Sync {
     /// The truth, in plain loops and f64. `inputs` are the read operands in order, dense, in PyTorch's orientation,
     /// empty where an optional one is left out; the result holds the written operands.
     fn reference(&self, inputs: &[&[f64]]) -> Vec<Vec<f64>>;
+
+    /// Whether the first output may take the place of the operand `residual` on a GPU: no invocation writes what another
+    /// one still reads. The program then knows the constant `IN_PLACE`, see [`Program::in_place`].
+    fn residual_in_place(&self) -> bool {
+        false
+    }
 
     /// The CPU form. `inputs` are the read operands in order, dense, *packed* by their layout, empty where left out.
     /// u32 operands are passed as the same bytes (`bytemuck::cast_slice`). `outputs` are written completely.

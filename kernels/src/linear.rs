@@ -92,7 +92,7 @@ impl Kernel for Linear {
 
     fn program(&self) -> Program {
         let mut constants = vec![("HAS_BIAS", self.bias.into()), ("HAS_RESIDUAL", self.residual.into())];
-        constants.push(("HAS_MOMENTS", self.moments.into()));
+        constants.extend([("IN_PLACE", 0), ("HAS_MOMENTS", self.moments.into())]);
         constants.extend(self.source.constants());
         let mut params = vec![
             Param::size("rows", self.rows),
@@ -108,6 +108,10 @@ impl Kernel for Linear {
 
     fn cost(&self) -> Cost {
         Cost::macs(self.rows * self.cols * self.k)
+    }
+
+    fn residual_in_place(&self) -> bool {
+        self.residual
     }
 
     fn tolerance(&self) -> Tolerance {

@@ -76,7 +76,7 @@ pub fn denoise_graph(config: &ModelConfig, shape: &Shape) -> Result<Graph, Graph
     let mut g = Graph::new();
     let (n, tokens) = (shape.batch(), config.text_encoder.max_position_embeddings);
     let map = [n, shape.latent_height, shape.latent_width, config.unet.in_channels()];
-    let latent = g.input("latent", map, DType::F32);
+    let latent = g.input_of_every_run("latent", map, DType::F32);
     let timestep = g.input("timestep", [n], DType::F32);
     let context = g.input("context", [n, tokens, config.unet.cross_attention_dim()], DType::Elem);
     let prediction = unet(&mut g, &config.unet, &latent, &timestep, &context)?;

@@ -11,6 +11,8 @@ pub(crate) struct Memory<'a> {
     owner: Vec<Vec<Option<usize>>>,
     /// Whether a step must not write into an arena that it reads.
     one_way: bool,
+    /// Steps whose output takes the place of their residual.
+    in_place: Vec<bool>,
     started: bool,
 }
 
@@ -32,7 +34,7 @@ impl<'a> Memory<'a> {
         let arenas = places.iter().flatten().map(|place| place.0 + 1).max().unwrap_or(0);
         let end = |arena| places.iter().flatten().filter(|p| p.0 == arena).map(|p| p.1 + p.2).max().unwrap_or(0);
         let owner = (0..arenas).map(|arena| vec![None; end(arena)]).collect();
-        Self { recording, places, owner, one_way, started: false }
+        Self { recording, places, owner, one_way, in_place: vec![false; recording.nodes.len()], started: false }
     }
 
     fn units(&mut self, tensor: usize) -> Option<&mut [Option<usize>]> {
@@ -74,6 +76,9 @@ impl<'a> Memory<'a> {
             for &input in &inputs {
                 self.read(input).map_err(|lost| format!("step {step}, {}: {lost}", node.path))?;
                 let arena = |tensor: usize| self.places[tensor].map(|place| place.0);
+                if self.in_place[step] && self.places[input] == self.places[outputs[0]] {
+                    continue;
+                }
                 if self.one_way && outputs.iter().any(|&output| arena(input).is_some() && arena(output) == arena(input))
                 {
                     return Err(format!("step {step}, {}: reads and writes one arena", node.path));
@@ -98,7 +103,8 @@ pub(crate) fn play(recording: &Recording, runs: &[u64]) -> Result<(), String> {
     for storage in [Storage::F32, Storage::F16] {
         let plan = recording.arenas(storage, Sharing::Planned, usize::MAX / 8).expect("there is no limit");
         let bytes_of = |t: usize| storage.tensor_bytes(recording.tensors[t].dtype, &recording.tensors[t].shape);
-        all.push(Memory::new(recording, &plan.places, bytes_of, (ARENA_ALIGNMENT, true)));
+        let memory = Memory::new(recording, &plan.places, bytes_of, (ARENA_ALIGNMENT, true));
+        all.push(Memory { in_place: plan.in_place, ..memory });
     }
     let line = |t: &TensorInfo| (4 * t.shape.iter().product::<usize>()).next_multiple_of(64);
     let (offsets, _) = recording.packing(line, Sharing::Planned);

@@ -25,10 +25,10 @@ struct Module {
 pub(super) fn each_step(
     gpu: &Gpu,
     storage: Storage,
-    recording: &Recording,
+    (recording, in_place): (&Recording, &[bool]),
     mut bind: impl FnMut(usize, &Arc<Pipeline>) -> Result<(), GraphError>,
 ) -> Result<(), GraphError> {
-    let (modules, module_of) = modules(recording, storage)?;
+    let (modules, module_of) = modules(recording, in_place, storage)?;
     let threads = thread::available_parallelism().map_or(1, usize::from).min(modules.len());
     let (next, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
     thread::scope(|scope| {
@@ -68,16 +68,22 @@ fn take<'a>(next: &AtomicUsize, modules: &'a [Module]) -> Option<(usize, &'a Mod
 }
 
 /// The different modules in order of first use, and the module of each step.
-fn modules(recording: &Recording, storage: Storage) -> Result<(Vec<Module>, Vec<usize>), GraphError> {
+fn modules(
+    recording: &Recording,
+    in_place: &[bool],
+    storage: Storage,
+) -> Result<(Vec<Module>, Vec<usize>), GraphError> {
     let (mut modules, mut known, mut module_of) = (Vec::new(), HashMap::new(), Vec::new());
-    for node in &recording.nodes {
+    for (node, &in_place) in recording.nodes.iter().zip(in_place) {
         let kernel = node.kernel.name();
-        let text = wgsl::compose(&node.kernel.program(), storage).map_err(|unknown| GraphError::Device {
+        let program = node.kernel.program();
+        let program = if in_place { program.in_place() } else { program };
+        let text = wgsl::compose(&program, storage).map_err(|unknown| GraphError::Device {
             node: node.path.clone(),
             source: RuntimeError::Validation { what: kernel.to_owned(), message: unknown.to_string() },
         })?;
         let number = *known.entry(text.clone()).or_insert_with(|| {
-            modules.push(Module { kernel, text, bindings: bindings(node) });
+            modules.push(Module { kernel, text, bindings: bindings(node, in_place) });
             modules.len() - 1
         });
         module_of.push(number);
@@ -85,7 +91,10 @@ fn modules(recording: &Recording, storage: Storage) -> Result<(Vec<Module>, Vec<
     Ok((modules, module_of))
 }
 
-fn bindings(node: &Node) -> Vec<Binding> {
-    let operands = node.kernel.operands();
-    std::iter::once(Binding::Uniform).chain(operands.iter().map(Operand::binding)).collect()
+fn bindings(node: &Node, in_place: bool) -> Vec<Binding> {
+    let of = |operand: &Operand| match operand.name {
+        "residual" if in_place => Binding::Absent,
+        _ => operand.binding(),
+    };
+    std::iter::once(Binding::Uniform).chain(node.kernel.operands().iter().map(of)).collect()
 }
