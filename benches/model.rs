@@ -1,4 +1,4 @@
-//! The three networks of the tiny model on the CPU: what a picture costs beyond single kernels.
+//! The three networks of the mini model on the CPU: what a picture costs beyond single kernels.
 
 // The macros of criterion make public items without a word.
 #![allow(missing_docs, reason = "criterion's macros write no docs")]
@@ -12,8 +12,8 @@ use mobilediffusion_model::noise::Noise;
 use mobilediffusion_model::{ModelConfig, Source};
 use std::time::Duration;
 
-fn tiny() -> (ModelConfig, Shape) {
-    let config = Source::synthetic("tiny", 1).expect("the preset is built in").config;
+fn mini() -> (ModelConfig, Shape) {
+    let config = Source::synthetic("mini", 1).expect("the preset is built in").config;
     let size = config.defaults.image_size;
     let shape = Shape::of(size, size, Sampler::OneStep, 1, false).expect("the preset's own size fits");
     (config, shape)
@@ -28,11 +28,11 @@ fn evaluate(session: &mut Session, inputs: &[(&str, Vec<f32>)]) {
 }
 
 fn networks(criterion: &mut Criterion) {
-    let (config, shape) = tiny();
+    let (config, shape) = mini();
     let noise = |len: usize| Noise::new(1).latent(len);
     let pixels = shape.latent_height * shape.latent_width;
     let tokens = config.text_encoder.max_position_embeddings;
-    let mut group = criterion.benchmark_group("tiny");
+    let mut group = criterion.benchmark_group("mini");
     group.sample_size(10).warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(2));
 
     group.bench_function("text encoder", |bencher| {

@@ -1,7 +1,7 @@
 """Draw a contact sheet: `python reference/sample.py SHEET.png [--seeds 0 1 2]`.
 
 One column per prompt, one row per seed, none re-rolled. With `--stage OUT/STAGE`
-from a training stage's checkpoint, else from model/checkpoints/tiny.
+from a training stage's checkpoint, else from model/checkpoints/mini.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from mobilediffusion.pipeline import Pipeline
 
-BUNDLED = Path(__file__).resolve().parents[1] / "model" / "checkpoints" / "tiny"
+BUNDLED = Path(__file__).resolve().parents[1] / "model" / "checkpoints" / "mini"
 PROMPTS = [
     "red apple", "sun", "cat face", "pizza", "airplane", "guitar", "house with garden", "snowman",
     "blue whale", "birthday cake", "green frog", "umbrella", "rocket", "coffee cup", "rainbow", "soccer ball",

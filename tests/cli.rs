@@ -25,7 +25,7 @@ fn a_wrong_command_line_exits_with_two() {
         &["--no-such-flag"],
         &["generate", "red apple"],
         &["generate", "red apple", "-o", "x.png", "--no-such-flag"],
-        &["generate", "red apple", "-o", "x.png", "--preset", "tiny", "--weights", "random:no"],
+        &["generate", "red apple", "-o", "x.png", "--preset", "mini", "--weights", "random:no"],
         &["generate", "red apple", "-o", "x.png", "--mask", "mask.png"],
         &["generate", "red apple", "-o", "x.png", "--size", "64", "--width", "64"],
         &["completions", "no-such-shell"],

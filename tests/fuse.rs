@@ -157,7 +157,7 @@ fn a_separable_block_has_nothing_left_to_fold() {
 
 /// The UNet of a preset with every tap an output.
 fn tapped() -> Graph {
-    let config = ModelConfig::preset("tiny").expect("a preset is there").unet;
+    let config = ModelConfig::preset("mini").expect("a preset is there").unet;
     let mut g = Graph::with_taps();
     let latent = g.input("latent", [1, 8, 8, config.in_channels()], DType::Elem);
     let timestep = g.input("timestep", [1], DType::F32);

@@ -18,14 +18,14 @@ const SIDE: usize = 64;
 
 /// The bundled architecture with a small VAE, and made-up weights: what is exact does not depend on them.
 fn with_encoder() -> Source {
-    let tiny = ModelConfig::preset("tiny").expect("there is a preset");
+    let mini = ModelConfig::preset("mini").expect("there is a preset");
     let vae: VaeConfig = serde_json::from_value(serde_json::json!({
         "in_channels": 3, "out_channels": 3, "latent_channels": 8, "block_out_channels": [8, 8, 16, 16],
         "layers_per_block": 1, "norm_num_groups": 4,
-        "scaling_factor": tiny.decoder.as_ref().map(|decoder| decoder.scaling_factor)
+        "scaling_factor": mini.decoder.as_ref().map(|decoder| decoder.scaling_factor)
     }))
     .expect("the configuration parses");
-    let config = ModelConfig { vae: Some(vae), ..tiny };
+    let config = ModelConfig { vae: Some(vae), ..mini };
     Source { config, weights: WeightsFrom::Synthetic(SEED) }
 }
 

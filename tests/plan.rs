@@ -8,7 +8,7 @@ use mobilediffusion_kernels::{Activation, DType, Storage};
 use mobilediffusion_model::ModelConfig;
 use mobilediffusion_model::config::Sampler;
 use mobilediffusion_model::networks::{Decoder, Shape, decode_graph, denoise_graph, text_graph};
-use plan_graphs::{MadeUp, devices, own_gpu, random_graph, say, simulation, tiny_denoise, values};
+use plan_graphs::{MadeUp, devices, mini_denoise, own_gpu, random_graph, say, simulation, values};
 use proptest::prelude::*;
 use std::time::Instant;
 
@@ -145,7 +145,7 @@ proptest! {
 
 #[test]
 fn the_models_steps_read_what_was_meant_for_them() {
-    let recording = Recording::new(tiny_denoise());
+    let recording = Recording::new(mini_denoise());
     let inputs = plan_graphs::inputs(&recording);
     let alone: Vec<u64> = inputs.iter().map(|(_, _, bit)| 1 << bit).collect();
     let pairs = alone.iter().flat_map(|a| alone.iter().map(move |b| a | b));
@@ -195,7 +195,7 @@ fn a_stopped_run_gives_no_output() {
 fn every_step_is_timed() {
     for device in devices() {
         let mut weights = Weights::new(device, Box::new(MadeUp::default()));
-        let recording = Recording::new(tiny_denoise());
+        let recording = Recording::new(mini_denoise());
         let (inputs, steps) = (plan_graphs::inputs(&recording), recording.nodes.len());
         let mut session = Session::new(recording, &mut weights, &mut |_, _| ()).expect("it is made");
         for (name, len, _) in &inputs {
@@ -243,7 +243,7 @@ fn a_replay_makes_nothing() {
 #[test]
 fn only_what_depends_on_an_input_runs_again() {
     let mut weights = Weights::new(Device::Cpu, Box::new(MadeUp::default()));
-    let recording = Recording::new(tiny_denoise());
+    let recording = Recording::new(mini_denoise());
     let inputs = plan_graphs::inputs(&recording);
     let bit = |name: &str| 1_u64 << inputs.iter().find(|(known, ..)| known == name).expect("an input").2;
     let timed = recording.masks.iter().filter(|mask| **mask & bit("timestep") != 0).count();
@@ -302,7 +302,7 @@ fn mistakes_are_named() {
 
 #[test]
 fn a_broken_weight_is_found() {
-    let recording = Recording::new(tiny_denoise());
+    let recording = Recording::new(mini_denoise());
     let inputs = plan_graphs::inputs(&recording);
     let filled: Vec<(String, Vec<f32>)> =
         inputs.iter().map(|(name, len, _)| (name.clone(), values(name, *len))).collect();
@@ -325,7 +325,7 @@ fn a_broken_weight_is_found() {
 
 #[test]
 fn what_is_folded_in_is_listed() {
-    let recording = Recording::new(tiny_denoise());
+    let recording = Recording::new(mini_denoise());
     let text = recording.to_string();
     for what in ["residual", "activation", "upsample", "concat", "layer norm", "group norm", "statistics", "moments"] {
         assert!(text.contains(&format!("+ {what}")), "nothing has {what} folded in");

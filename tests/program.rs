@@ -60,7 +60,7 @@ pub fn failure(output: &Output) -> String {
 
 /// The folder of the bundled checkpoint.
 pub fn checkpoint() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/checkpoints/tiny")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/checkpoints/mini")
 }
 
 /// Copies a folder and all below it.

@@ -1,23 +1,27 @@
-//! The twelve prompts of the bundled checkpoint's sheet, seed 0, none drawn twice: `contact_sheet OUT.png`.
+//! The sixteen prompts of the bundled checkpoint's sheet, seed 0, none drawn twice: `contact_sheet OUT.png`.
 
 use mobilediffusion_model::{Flow, ModelError, Options, Picture, Pipeline, Request, Source};
 use std::path::PathBuf;
 
-const PROMPTS: [&str; 12] = [
+const PROMPTS: [&str; 16] = [
     "red apple",
     "sun",
     "cat face",
     "pizza",
     "airplane",
+    "guitar",
+    "house with garden",
+    "snowman",
+    "blue whale",
+    "birthday cake",
     "green frog",
     "umbrella",
     "rocket",
+    "coffee cup",
     "rainbow",
     "soccer ball",
-    "red heart",
-    "snowman",
 ];
-const COLUMNS: usize = 6;
+const COLUMNS: usize = 8;
 /// Every pixel becomes a square of this edge, so that small pictures can be looked at.
 const ZOOM: usize = 2;
 

@@ -162,13 +162,13 @@ const FILES: [&str; 6] = [
 type Texts<T> = [Option<T>; FILES.len()];
 
 /// The checkpoint that comes with the sources.
-const TINY: Texts<&str> = [
-    Some(include_str!("../checkpoints/tiny/model.json")),
-    Some(include_str!("../checkpoints/tiny/unet/config.json")),
-    Some(include_str!("../checkpoints/tiny/decoder/config.json")),
-    None,
-    Some(include_str!("../checkpoints/tiny/text_encoder/config.json")),
-    Some(include_str!("../checkpoints/tiny/scheduler/config.json")),
+const MINI: Texts<&str> = [
+    Some(include_str!("../checkpoints/mini/model.json")),
+    Some(include_str!("../checkpoints/mini/unet/config.json")),
+    Some(include_str!("../checkpoints/mini/decoder/config.json")),
+    Some(include_str!("../checkpoints/mini/vae/config.json")),
+    Some(include_str!("../checkpoints/mini/text_encoder/config.json")),
+    Some(include_str!("../checkpoints/mini/scheduler/config.json")),
 ];
 
 /// The full-size model of the paper.
@@ -186,7 +186,7 @@ fn built_in(text: &str) -> Value {
 
 impl ModelConfig {
     /// Names of the built-in presets.
-    pub const PRESETS: &[&str] = &["mobilediffusion", "alt-1", "alt-2", "alt-4", "alt-7", "sd15", "tiny"];
+    pub const PRESETS: &[&str] = &["mobilediffusion", "alt-1", "alt-2", "alt-4", "alt-7", "sd15", "mini"];
 
     /// Reads and validates the files of a model's directory. Either of `decoder/config.json` and `vae/config.json` may
     /// be missing.
@@ -212,7 +212,7 @@ impl ModelConfig {
 
     /// A built-in model: `mobilediffusion` is the full-size one of the paper, as deployed (512 pixels, one step); `alt-*`
     /// are the specification's other readings of the paper (section 1.8); `sd15` is Stable Diffusion 1.5, the paper's
-    /// baseline; `tiny` is that of the checkpoint in `model/checkpoints/tiny`.
+    /// baseline; `mini` is that of the checkpoint in `model/checkpoints/mini`.
     ///
     /// # Errors
     /// [`ModelError::Config`] if there is no such preset.
@@ -233,7 +233,7 @@ impl ModelConfig {
                 }
                 whole(value)
             }
-            "tiny" => Self::from_texts(Path::new("checkpoints/tiny"), TINY),
+            "mini" => Self::from_texts(Path::new("checkpoints/mini"), MINI),
             _ => Err(ModelError::Config {
                 path: "presets".into(),
                 key: "name".into(),

@@ -181,7 +181,7 @@ mod tests {
 
     #[test]
     fn pictures_need_not_be_square() {
-        for preset in ["mobilediffusion", "alt-2", "alt-7", "tiny"] {
+        for preset in ["mobilediffusion", "alt-2", "alt-7", "mini"] {
             let config = ModelConfig::preset(preset).unwrap();
             let c = config.unet.in_channels();
             for (width, height) in [(64, 96), (96, 64), (32, 32), (640, 32)] {
@@ -214,7 +214,7 @@ mod tests {
 
     #[test]
     fn noise_is_an_input_where_the_sampler_takes_some() {
-        let config = ModelConfig::preset("tiny").unwrap();
+        let config = ModelConfig::preset("mini").unwrap();
         let shape = |sampler, steps| Shape::of(64, 64, sampler, steps, false).unwrap();
         let plain = shape(Sampler::Ddim, 20);
         for (shape, takes) in [

@@ -1,6 +1,6 @@
 //! Plans at the edges of what a device takes: sizes, memory that is shared, runs that are cut short.
 
-use super::{MadeUp, own_gpu, say, tiny_denoise};
+use super::{MadeUp, mini_denoise, own_gpu, say};
 use mobilediffusion_graph::{Device, Graph, GraphError, Linear, Recording, Session, WeightLoader, Weights};
 use mobilediffusion_kernels::kernel::elements;
 use mobilediffusion_kernels::{Activation, DType, Storage};
@@ -106,14 +106,14 @@ fn plans_share_one_set_of_weights() {
     let mut weights = Weights::new(Device::Gpu(Arc::clone(&gpu), Storage::F32), Box::new(MadeUp::default()));
     let mut made = || {
         let before = gpu.counters();
-        let session = Session::new(Recording::new(tiny_denoise()), &mut weights, &mut |_, _| ()).expect("it is made");
+        let session = Session::new(Recording::new(mini_denoise()), &mut weights, &mut |_, _| ()).expect("it is made");
         let after = gpu.counters();
         (session, after.buffers - before.buffers, after.pipelines - before.pipelines)
     };
     let (_first, buffers, pipelines) = made();
     let (_second, more_buffers, more_pipelines) = made();
     assert!(pipelines > 0, "the first plan compiles");
-    assert_eq!((buffers - more_buffers, more_pipelines), (tiny_denoise().weights().len() as u64, 0));
+    assert_eq!((buffers - more_buffers, more_pipelines), (mini_denoise().weights().len() as u64, 0));
 }
 
 #[test]

@@ -58,9 +58,9 @@ impl WeightLoader for MadeUp {
     }
 }
 
-/// A step of the sampler of the tiny preset.
-pub(crate) fn tiny_denoise() -> Graph {
-    let config = ModelConfig::preset("tiny").expect("a preset is there");
+/// A step of the sampler of the mini preset.
+pub(crate) fn mini_denoise() -> Graph {
+    let config = ModelConfig::preset("mini").expect("a preset is there");
     let shape = Shape::of(32, 32, Sampler::OneStep, 1, false).expect("the size fits");
     denoise_graph(&config, &shape).expect("a preset builds")
 }

@@ -35,9 +35,9 @@ fn every_preset_has_its_name() {
 }
 
 #[test]
-fn the_tiny_preset_is_that_of_its_directory() {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("checkpoints/tiny");
-    assert_eq!(ModelConfig::load(&dir).unwrap(), ModelConfig::preset("tiny").unwrap());
+fn the_mini_preset_is_that_of_its_directory() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("checkpoints/mini");
+    assert_eq!(ModelConfig::load(&dir).unwrap(), ModelConfig::preset("mini").unwrap());
 }
 
 #[test]

@@ -204,7 +204,7 @@ mod tests {
     use super::*;
 
     fn settings(request: &Request) -> Result<Settings, ModelError> {
-        let config = ModelConfig::preset("tiny").expect("there is a preset");
+        let config = ModelConfig::preset("mini").expect("there is a preset");
         let schedule = Schedule::new(&config.scheduler).expect("the schedule is valid");
         request.settings(&config, &schedule)
     }

@@ -99,7 +99,7 @@ mod tests {
     use crate::config::ModelConfig;
 
     fn walk(sampler: Sampler, steps: usize, strength: f32) -> Vec<Evaluation> {
-        let config = ModelConfig::preset("tiny").expect("there is a preset");
+        let config = ModelConfig::preset("mini").expect("there is a preset");
         let schedule = Schedule::new(&config.scheduler).expect("the schedule is valid");
         let settings = Settings { width: 64, height: 64, sampler, steps, guidance: 1.0, truncated: None };
         evaluations(&schedule, &settings, strength).expect("the settings are valid")

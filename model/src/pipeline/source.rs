@@ -25,14 +25,14 @@ pub struct Source {
 }
 
 impl Source {
-    /// The checkpoint that comes with the project: beside the executable in `checkpoints/tiny`, or in the sources it
+    /// The checkpoint that comes with the project: beside the executable in `checkpoints/mini`, or in the sources it
     /// was built from.
     ///
     /// # Errors
     /// If it is in neither place, or does not read.
     pub fn bundled() -> Result<Self, ModelError> {
-        let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join("checkpoints/tiny")));
-        let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("checkpoints/tiny");
+        let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join("checkpoints/mini")));
+        let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("checkpoints/mini");
         Self::directory(&beside.filter(|path| path.is_dir()).unwrap_or(sources))
     }
 
