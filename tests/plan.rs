@@ -156,7 +156,7 @@ fn the_models_steps_read_what_was_meant_for_them() {
 /// The text encoder's hidden layer leaves no other way to its lower bound.
 #[test]
 fn a_residual_that_is_taken_over_changes_no_bit() {
-    let config = ModelConfig::preset("tiny").expect("a preset is there");
+    let config = ModelConfig::preset("mini").expect("a preset is there");
     let recording = || Recording::new(text_graph(&config, 1).expect("a preset builds"));
     simulation::play(&recording(), &[1, 1]).expect("nothing is lost");
     for device in devices() {
