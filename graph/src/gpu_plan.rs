@@ -38,7 +38,7 @@ impl Recording {
         let mut apart = self.apart(&tensors);
         apart.retain(|pair| !joins.contains(pair));
         let mut best = arenas(&lifetimes, &apart, &joins, limit);
-        let near = |plan: &Arenas| plan.total() <= bound + bound / 50;
+        let near = |plan: &Arenas| plan.total() <= bound + bound / 30;
         if !best.as_ref().is_some_and(near) {
             // The search seldom comes across a plan in which all of them are joined.
             let all = all_joined(&lifetimes, &apart, &joins, limit);

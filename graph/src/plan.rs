@@ -11,7 +11,7 @@
 //! |---|---|---|---|
 //! | slots: whole buffers | 1.086 | 1.000 | 1.286 |
 //! | one arena, bound read-write | 1.000 | 1.000 | 1.000 |
-//! | a few arenas, what a step reads and writes apart | 1.076 | 1.000 | 1.000 |
+//! | a few arenas, what a step reads and writes apart | 1.027 | 1.016 | 1.000 |
 //!
 //! One arena would take the read-only bindings away from every kernel, and with them what compilers make of memory that
 //! does not change. A few arenas keep them; the time of a replay is the same (see `benches/records/rejected.md`). Slots

@@ -7,8 +7,8 @@
 //! other way (a Kempe chain), so that every state of the search is legal; it is accepted unless the sum grows by more
 //! than a threshold that falls to nothing. Then [`pack`](super::pack) gives offsets.
 
-use super::Lifetime;
 use super::pack::{Packing, Random, columns, pack_with};
+use super::{Lifetime, lower_bound};
 use std::ops::Range;
 
 /// An arena and an offset for every tensor.
@@ -33,11 +33,13 @@ impl Arenas {
 }
 
 /// Numbers of arenas that are tried; three are the least for a step that adds one tensor to another.
-const COUNTS: Range<usize> = 2..8;
+const COUNTS: Range<usize> = 2..6;
+/// Orders, more and more shuffled, that are tried where none of the usual ones leads to a colouring.
+const RETRIES: usize = 200;
 /// Moves of one search.
-const MOVES: usize = 4_000;
-/// Growth that is accepted at first: one part in so many.
-const WARMTH: usize = 50;
+const MOVES: usize = 30_000;
+/// Growth that is accepted at first: one part in so many. Neither fits every plan.
+const WARMTH: [usize; 2] = [50, 25];
 /// Elementary operations of one packing.
 const WORK: usize = 3_000_000;
 
@@ -49,7 +51,13 @@ pub fn arenas(lifetimes: &[Lifetime], apart: &[(usize, usize)], joins: &[Join], 
         return Some(Arenas::default());
     }
     let problem = Problem::new(lifetimes, apart, joins, limit);
-    let mut found: Vec<Colouring> = COUNTS.flat_map(|count| problem.search(count)).collect();
+    let mut found: Vec<Colouring> = Vec::new();
+    for count in COUNTS {
+        found.extend(problem.search(count));
+        if found.iter().any(|colouring| problem.price(colouring) <= problem.enough) {
+            break;
+        }
+    }
     found.sort_by_key(Colouring::total);
     let mut best: Option<Arenas> = None;
     for colouring in found {
@@ -79,9 +87,11 @@ struct Problem<'a> {
     joins_of: Vec<Vec<usize>>,
     /// Tensors, the largest first.
     order: Vec<usize>,
-    /// Tensors, the earliest first.
-    by_birth: Vec<usize>,
+    /// Other orders to begin with: of tensors as large as each other the earliest first; the earliest first.
+    orders: [Vec<usize>; 2],
     limit: usize,
+    /// A total that ends the search: three hundredths above the most bytes alive at any step.
+    enough: usize,
 }
 
 /// An arena for every tensor, and how high each is piled.
@@ -108,20 +118,41 @@ impl<'a> Problem<'a> {
         let (columns, width) = columns(lifetimes);
         let mut order: Vec<usize> = (0..lifetimes.len()).collect();
         order.sort_by_key(|&i| (std::cmp::Reverse(lifetimes[i].bytes), i));
-        let mut by_birth: Vec<usize> = (0..lifetimes.len()).collect();
-        by_birth.sort_by_key(|&i| (lifetimes[i].first, i));
+        let mut orders = [order.clone(), order.clone()];
+        orders[0].sort_by_key(|&i| (std::cmp::Reverse(lifetimes[i].bytes), lifetimes[i].first, i));
+        orders[1].sort_by_key(|&i| (lifetimes[i].first, i));
         let sizes = lifetimes.iter().map(|l| l.bytes).collect();
-        Self { sizes, columns, width, apart, joins, joins_of, order, by_birth, limit }
+        let enough = lower_bound(lifetimes) / 100 * 103;
+        Self { sizes, columns, width, apart, joins, joins_of, order, orders, limit, enough }
     }
 
-    /// The best colourings that were found with `count` arenas from each of two beginnings: where the one leaves the way
-    /// to few arenas, the other often finds it.
+    /// The best colourings that were found with `count` arenas from several beginnings: where one leaves the way to few
+    /// arenas, another often finds it.
     fn search(&self, count: usize) -> Vec<Colouring> {
-        let begun = [&self.order, &self.by_birth].into_iter().filter_map(|order| self.greedy(count, order));
-        begun.map(|colouring| self.improve(colouring, count)).collect()
+        let begun = std::iter::once(&self.order).chain(&self.orders).filter_map(|order| self.greedy(count, order));
+        let mut begun: Vec<Colouring> = begun.collect();
+        let (mut random, len) = (Random::new(count as u64), self.order.len());
+        for retry in 0..RETRIES {
+            if !begun.is_empty() {
+                break;
+            }
+            let mut order = self.order.clone();
+            (0..=retry).for_each(|_| order.swap(random.below(len), random.below(len)));
+            begun.extend(self.greedy(count, &order));
+        }
+        let mut found = Vec::new();
+        for (warmth, begun) in WARMTH.into_iter().flat_map(|warmth| begun.iter().map(move |begun| (warmth, begun))) {
+            let improved = self.improve(begun.clone(), count, warmth);
+            let done = self.price(&improved) <= self.enough;
+            found.push(improved);
+            if done {
+                break;
+            }
+        }
+        found
     }
 
-    fn improve(&self, mut now: Colouring, count: usize) -> Colouring {
+    fn improve(&self, mut now: Colouring, count: usize, warmth: usize) -> Colouring {
         let mut best = now.clone();
         let mut random = Random::new(count as u64);
         let start = now.total();
@@ -136,11 +167,14 @@ impl<'a> Problem<'a> {
             let chain = self.chain(&now, vec![tensor], (from, to));
             let before = self.price(&now);
             self.flip(&mut now, &chain, (from, to));
-            let allowed = start / WARMTH * (MOVES - step) / MOVES;
+            let allowed = start / warmth * (MOVES - step) / MOVES;
             if self.price(&now) > before + allowed {
                 self.flip(&mut now, &chain, (from, to));
             } else if self.price(&now) < self.price(&best) {
                 best.clone_from(&now);
+                if self.price(&best) <= self.enough {
+                    break;
+                }
             }
         }
         best
