@@ -54,6 +54,9 @@ pub(crate) struct Generate {
     /// Strength of guidance, 1 for none [default: the model's]
     #[arg(long, value_name = "G", allow_negative_numbers = true, help_heading = "Settings")]
     pub(crate) guidance: Option<f32>,
+    /// Fresh noise between DDIM's steps, from 0 to 1 [default: none]
+    #[arg(long, value_name = "E", allow_negative_numbers = true, help_heading = "Settings")]
+    pub(crate) eta: Option<f64>,
     /// Width in pixels, a multiple of 32 [default: the model's]
     #[arg(long, value_name = "PIXELS", help_heading = "Settings")]
     pub(crate) width: Option<usize>,

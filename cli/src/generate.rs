@@ -79,6 +79,7 @@ fn request(args: &Generate, own: usize) -> Result<Request, Failure> {
         height,
         steps: args.steps,
         guidance: args.guidance,
+        eta: args.eta,
         seed: args.seed,
         count: args.count,
         init,

@@ -22,8 +22,7 @@ pub(super) enum Key {
 impl Key {
     /// The plan of the UNet for a shape.
     pub(super) fn denoise(shape: &Shape) -> Self {
-        let fresh = shape.sampler == Sampler::OneStep && shape.steps > 1;
-        Self::Denoise(shape.latent_height, shape.latent_width, shape.sampler, shape.guided, fresh)
+        Self::Denoise(shape.latent_height, shape.latent_width, shape.sampler, shape.guided, shape.takes_noise())
     }
 
     /// The plan of the decoder for a shape.

@@ -33,6 +33,8 @@ pub struct Request {
     pub steps: Option<usize>,
     /// Strength of guidance, 1 for none; none for the sampler's own.
     pub guidance: Option<f32>,
+    /// Fresh noise between DDIM's steps, 0 for none to 1; none for none. A one-step model samples by DDIM for it.
+    pub eta: Option<f64>,
     /// The first picture's seed; the following ones count up. The same seed gives the same bytes on the same device.
     pub seed: u64,
     /// Pictures. They are drawn one after another, so that each is what its seed gives alone, in the memory of one.
@@ -53,6 +55,7 @@ impl Request {
             height: None,
             steps: None,
             guidance: None,
+            eta: None,
             seed: 0,
             count: 1,
             init: None,
@@ -97,6 +100,8 @@ pub struct Settings {
     pub steps: usize,
     /// Strength of guidance, 1 for none.
     pub guidance: f32,
+    /// Fresh noise between DDIM's steps.
+    pub eta: f64,
     /// What was left out of the prompt, none if it fits.
     pub truncated: Option<Truncated>,
 }
@@ -123,7 +128,8 @@ impl Truncated {
 impl Settings {
     /// What shapes the networks.
     pub(super) fn shape(&self) -> Result<Shape, ModelError> {
-        Shape::of(self.width, self.height, self.sampler, self.steps, self.guidance != 1.0)
+        let shape = Shape::of(self.width, self.height, self.sampler, self.steps, self.guidance != 1.0)?;
+        Ok(Shape { eta: self.eta, ..shape })
     }
 }
 
@@ -142,22 +148,24 @@ impl Request {
             }
         }
         let (sampler, steps, guidance) = self.sampling(config);
-        let settings = Settings { width, height, sampler, steps, guidance, truncated: None };
+        let eta = self.eta.unwrap_or(0.0);
+        let settings = Settings { width, height, sampler, steps, guidance, eta, truncated: None };
         settings.shape()?;
         self.check(&settings)?;
         match sampler {
-            Sampler::Ddim => schedule.ddim(steps, 0.0).map(drop)?,
+            Sampler::Ddim => schedule.ddim(steps, eta).map(drop)?,
             Sampler::OneStep => schedule.one_step(steps).map(drop)?,
         }
         Ok(settings)
     }
 
-    /// Sampler, steps and guidance. A one-step model samples by DDIM if more steps are asked for than it takes, or
-    /// guidance.
+    /// Sampler, steps and guidance. A one-step model samples by DDIM if more steps are asked for than it takes,
+    /// guidance, or noise between the steps.
     fn sampling(&self, config: &ModelConfig) -> (Sampler, usize, f32) {
         let own = &config.defaults;
         let guided = self.guidance.is_some_and(|g| g != 1.0) || !self.negative.is_empty();
-        let beyond = self.steps.is_some_and(|steps| steps > MOST_ONE_STEP) || guided;
+        let noisy = self.eta.is_some_and(|eta| eta != 0.0);
+        let beyond = self.steps.is_some_and(|steps| steps > MOST_ONE_STEP) || guided || noisy;
         match own.sampler {
             Sampler::OneStep if beyond => {
                 (Sampler::Ddim, self.steps.unwrap_or(DDIM_STEPS), self.guidance.unwrap_or(DDIM_GUIDANCE))
@@ -217,6 +225,11 @@ mod tests {
         assert_eq!(sampler(Request { steps: Some(4), ..plain.clone() }), (Sampler::OneStep, 4, 1.0));
         assert_eq!(sampler(Request { steps: Some(5), ..plain.clone() }), (Sampler::Ddim, 5, 3.0));
         assert_eq!(sampler(Request { guidance: Some(2.0), ..plain.clone() }), (Sampler::Ddim, 20, 2.0));
+        assert_eq!(sampler(Request { eta: Some(0.5), ..plain.clone() }), (Sampler::Ddim, 20, 3.0));
+        assert_eq!(sampler(Request { eta: Some(0.0), ..plain.clone() }).0, Sampler::OneStep);
+        for eta in [-0.1, 1.5, f64::NAN] {
+            assert!(settings(&Request { eta: Some(eta), ..plain.clone() }).is_err(), "{eta}");
+        }
         assert_eq!(sampler(Request { negative: "moon".into(), ..plain }), (Sampler::Ddim, 20, 3.0));
     }
 

@@ -30,6 +30,10 @@ pub(super) struct Evaluation {
     pub(super) now: Level,
     /// Where it ends.
     pub(super) next: Level,
+    /// How much of the noise it saw is still there at its end; the rest of `next` is fresh.
+    pub(super) kept: f32,
+    /// How much of the fresh noise it adds.
+    pub(super) added: f32,
     /// The stream of fresh noise that goes into it.
     pub(super) fresh: Option<u32>,
 }
@@ -38,14 +42,10 @@ impl Evaluation {
     /// The picture's latent that the step saw: from where it began, where it ended, and the noise it was given. DDIM
     /// keeps the noise it predicts, so two latents of one line give the line's end.
     pub(super) fn predicted(&self, latent: &[f32], next: &[f32], fresh: Option<&[f32]>) -> Vec<f32> {
-        match fresh {
-            Some(fresh) => next.iter().zip(fresh).map(|(x, n)| (x - self.next.noise * n) / self.next.signal).collect(),
-            None => {
-                let (from, to) = (self.now, self.next);
-                let across = from.noise * to.signal - to.noise * from.signal;
-                latent.iter().zip(next).map(|(x, y)| (from.noise * y - to.noise * x) / across).collect()
-            }
-        }
+        let (from, kept) = (self.now, self.kept);
+        let across = from.noise * self.next.signal - kept * from.signal;
+        let known = |i: usize| next[i] - fresh.map_or(0.0, |fresh| self.added * fresh[i]);
+        latent.iter().enumerate().map(|(i, x)| (from.noise * known(i) - kept * x) / across).collect()
     }
 }
 
@@ -64,18 +64,25 @@ pub(super) fn evaluations(
     }
 }
 
+/// The stream of the noise that goes into a step: stream 0 is the noise at the beginning.
+fn stream(index: usize) -> u32 {
+    u32::try_from(index + 1).expect("there are fewer steps than timesteps")
+}
+
 /// The last of the steps, at least one.
 fn ddim(schedule: &Schedule, settings: &Settings, strength: f32) -> Result<Vec<Evaluation>, ModelError> {
-    let steps = schedule.ddim(settings.steps, 0.0)?;
+    let steps = schedule.ddim(settings.steps, settings.eta)?;
     let used = ((settings.steps as f32 * strength).round() as usize).clamp(1, settings.steps);
-    let evaluation = |s: crate::schedule::DdimStep| Evaluation {
+    let evaluation = |(index, s): (usize, crate::schedule::DdimStep)| Evaluation {
         timestep: s.timestep,
         coefficients: vec![s.a_t, s.s_t, s.a_prev, s.direction, settings.guidance, s.sigma, 0.0, 0.0],
         now: Level { signal: s.a_t, noise: s.s_t },
-        next: Level { signal: s.a_prev, noise: s.direction },
-        fresh: None,
+        next: Level { signal: s.a_prev, noise: s.direction.hypot(s.sigma) },
+        kept: s.direction,
+        added: s.sigma,
+        fresh: (settings.eta > 0.0).then(|| stream(index)),
     };
-    Ok(steps.into_iter().skip(settings.steps - used).map(evaluation).collect())
+    Ok(steps.into_iter().enumerate().skip(settings.steps - used).map(evaluation).collect())
 }
 
 /// All of the steps, from a timestep nearer to the picture.
@@ -87,8 +94,9 @@ fn one_step(schedule: &Schedule, steps: usize, strength: f32) -> Result<Vec<Eval
         coefficients: vec![s.a, s.s, s.a_next, s.s_next],
         now: Level { signal: s.a, noise: s.s },
         next: Level { signal: s.a_next, noise: s.s_next },
-        // Stream 0 is the noise at the beginning.
-        fresh: (steps > 1).then(|| u32::try_from(index + 1).expect("a handful of steps")),
+        kept: 0.0,
+        added: s.s_next,
+        fresh: (steps > 1).then(|| stream(index)),
     };
     Ok(schedule.one_step_from(steps, first)?.into_iter().enumerate().map(evaluation).collect())
 }
@@ -99,9 +107,13 @@ mod tests {
     use crate::config::ModelConfig;
 
     fn walk(sampler: Sampler, steps: usize, strength: f32) -> Vec<Evaluation> {
+        noisy_walk((sampler, 0.0), steps, strength)
+    }
+
+    fn noisy_walk((sampler, eta): (Sampler, f64), steps: usize, strength: f32) -> Vec<Evaluation> {
         let config = ModelConfig::preset("mini").expect("there is a preset");
         let schedule = Schedule::new(&config.scheduler).expect("the schedule is valid");
-        let settings = Settings { width: 64, height: 64, sampler, steps, guidance: 1.0, truncated: None };
+        let settings = Settings { width: 64, height: 64, sampler, steps, guidance: 1.0, eta, truncated: None };
         evaluations(&schedule, &settings, strength).expect("the settings are valid")
     }
 
@@ -122,8 +134,8 @@ mod tests {
 
     #[test]
     fn every_step_begins_where_the_last_one_ended() {
-        for (sampler, steps) in [(Sampler::Ddim, 10), (Sampler::OneStep, 4)] {
-            for pair in walk(sampler, steps, 1.0).windows(2) {
+        for (sampler, steps, eta) in [(Sampler::Ddim, 10, 0.0), (Sampler::Ddim, 10, 0.7), (Sampler::OneStep, 4, 0.0)] {
+            for pair in noisy_walk((sampler, eta), steps, 1.0).windows(2) {
                 let (end, start) = (pair[0].next, pair[1].now);
                 assert!((end.signal - start.signal).abs() < 1e-6 && (end.noise - start.noise).abs() < 1e-6, "{pair:?}");
             }
@@ -133,10 +145,12 @@ mod tests {
     #[test]
     fn the_prediction_is_found_again() {
         let (picture, noise, fresh) = (vec![0.3, -1.0, 2.0], vec![1.0, 0.5, -0.7], vec![-0.2, 0.9, 0.1]);
-        for (sampler, steps) in [(Sampler::Ddim, 10), (Sampler::OneStep, 4)] {
-            for e in walk(sampler, steps, 1.0) {
+        for (sampler, steps, eta) in [(Sampler::Ddim, 10, 0.0), (Sampler::Ddim, 10, 0.7), (Sampler::OneStep, 4, 0.0)] {
+            for e in noisy_walk((sampler, eta), steps, 1.0) {
                 let given = e.fresh.map(|_| fresh.as_slice());
-                let next = e.next.mix(&picture, given.unwrap_or(&noise));
+                assert_eq!(given.is_some(), eta > 0.0 || sampler == Sampler::OneStep);
+                let mut next = Level { noise: e.kept, ..e.next }.mix(&picture, &noise);
+                next.iter_mut().zip(&fresh).for_each(|(x, n)| *x += e.added * n);
                 let found = e.predicted(&e.now.mix(&picture, &noise), &next, given);
                 let worst = found.iter().zip(&picture).map(|(f, p)| (f - p).abs()).fold(0.0, f32::max);
                 assert!(worst < 1e-3, "{e:?}: {found:?}");
