@@ -144,5 +144,6 @@ fn constant_work_hangs_on_its_own_inputs() {
     assert_eq!(mask_of("time_emb_proj"), BTreeSet::from([0b0010]), "time projections hang on the timestep alone");
     assert_eq!(mask_of("attn2.to_k"), BTreeSet::from([0b0100]), "keys of the text hang on the text alone");
     assert_eq!(mask_of("attn2.to_v"), BTreeSet::from([0b0100]), "values of the text hang on the text alone");
-    assert_eq!(mask_of("conv_out"), BTreeSet::from([0b0111]), "the prediction hangs on all three");
+    // The latent is written before every run, so what hangs on it counts as hanging on everything.
+    assert_eq!(mask_of("conv_out"), BTreeSet::from([0b1111]), "the prediction is made in every run");
 }

@@ -1,6 +1,6 @@
 //! `generate` and `show`: what is drawn, into which files, and what they say. The program has to be built before.
 
-use mobilediffusion_tests::program::{checkpoint, copy_all, devices, draw, failure, run, stderr};
+use mobilediffusion_tests::program::{checkpoint, copy_all, draw, failure, run, stderr};
 use std::fs;
 use std::path::Path;
 use std::process::Output;
@@ -230,34 +230,4 @@ fn synthetic_weights_are_said_to_be_synthetic() {
     let more = ["--device", "cpu", "--preset", "mini", "--weights", "random:1", "--size", "32"];
     let said = draw("red apple", &folder.path().join("x.png"), &more);
     assert!(said.contains("weights are synthetic"), "{said}");
-}
-
-#[expect(clippy::print_stderr, reason = "a figure for the README, or that a test did nothing")]
-fn say(text: &str) {
-    eprintln!("{text}");
-}
-
-#[test]
-fn gpu_and_cpu_draw_the_same() {
-    if !devices().iter().any(|line| line.starts_with("[0] ")) {
-        return say("skipped: there is no GPU adapter");
-    }
-    let folder = folder();
-    // The prompts of the contact sheet, at its seed.
-    let prompts = "red apple,sun,cat face,pizza,airplane,guitar,house with garden,snowman,blue whale,birthday cake,green frog,\
-         umbrella,rocket,coffee cup,rainbow,soccer ball";
-    let mut worst = f64::INFINITY;
-    for prompt in prompts.split(',') {
-        let [cpu, gpu] = ["cpu", "gpu"].map(|device| {
-            let path = folder.path().join(device).with_extension("png");
-            draw(prompt, &path, &["--device", device, "--force"]);
-            pixels(&path)
-        });
-        let squares = cpu.iter().zip(gpu.iter()).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2));
-        let mean = squares.sum::<f64>() / (cpu.len() as f64);
-        let psnr = 10.0 * (255.0 * 255.0 / mean.max(1e-12)).log10();
-        assert!(psnr >= 35.0, "{prompt}: the pictures differ: PSNR {psnr:.1} dB");
-        worst = worst.min(psnr);
-    }
-    say(&format!("CPU against GPU, the worst of sixteen prompts: PSNR {worst:.1} dB"));
 }

@@ -2,6 +2,7 @@
 //! repeated.
 
 pub mod gpu;
+pub mod made_up;
 pub mod program;
 pub mod random;
 

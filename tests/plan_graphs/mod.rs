@@ -1,17 +1,11 @@
 //! Graphs, weights and devices for the tests of plans.
 
-mod limits;
 pub(crate) mod simulation;
 
-use mobilediffusion_graph::{Conv, Device, Graph, Linear, Origin, Recording, Tensor, WeightLoader};
-use mobilediffusion_kernels::check::Random;
+use mobilediffusion_graph::{Conv, Device, Graph, Linear, Origin, Recording, Tensor};
 use mobilediffusion_kernels::kernel::elements;
 use mobilediffusion_kernels::{Activation, DType, Storage};
-use mobilediffusion_model::ModelConfig;
-use mobilediffusion_model::config::Sampler;
-use mobilediffusion_model::networks::{Shape, denoise_graph};
 use mobilediffusion_runtime::{Gpu, Select, adapters};
-use std::error::Error;
 use std::sync::{Arc, OnceLock};
 
 /// Tells the reader of a test's output something.
@@ -20,8 +14,8 @@ pub(crate) fn say(text: &str) {
     println!("{text}");
 }
 
-/// A GPU of the caller's own, if there is an adapter: nobody else moves its counters.
-pub(crate) fn own_gpu() -> Option<Arc<Gpu>> {
+/// A GPU, if there is an adapter.
+fn any_gpu() -> Option<Arc<Gpu>> {
     let found = pollster::block_on(adapters());
     let open = || pollster::block_on(Gpu::open(&Select::Best)).expect("an adapter opens");
     (!found.is_empty()).then(|| Arc::new(open()))
@@ -30,39 +24,8 @@ pub(crate) fn own_gpu() -> Option<Arc<Gpu>> {
 /// The CPU and, if there is an adapter, one GPU, opened once for all tests of this program.
 pub(crate) fn devices() -> Vec<Device> {
     static GPU: OnceLock<Option<Arc<Gpu>>> = OnceLock::new();
-    let gpu = GPU.get_or_init(own_gpu).clone().map(|gpu| Device::Gpu(gpu, Storage::F32));
+    let gpu = GPU.get_or_init(any_gpu).clone().map(|gpu| Device::Gpu(gpu, Storage::F32));
     [Some(Device::Cpu), gpu].into_iter().flatten().collect()
-}
-
-/// Numbers that depend on a name alone.
-pub(crate) fn values(name: &str, len: usize) -> Vec<f32> {
-    let seed = name.bytes().fold(7_u64, |seed, byte| seed.wrapping_mul(31).wrapping_add(u64::from(byte)));
-    let mut random = Random::new(seed);
-    (0..len).map(|_| random.normal()).collect()
-}
-
-/// Weights made up from their names, one of them wrong on request.
-#[derive(Default)]
-pub(crate) struct MadeUp {
-    pub(crate) broken: Option<&'static str>,
-}
-
-impl WeightLoader for MadeUp {
-    fn load(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, Box<dyn Error + Send + Sync>> {
-        let terms = shape.iter().skip(1).product::<usize>().max(1);
-        let mut made: Vec<f32> = values(name, elements(shape)).iter().map(|v| v / (terms as f32).sqrt()).collect();
-        if self.broken == Some(name) {
-            made[0] += 1.0;
-        }
-        Ok(made)
-    }
-}
-
-/// A step of the sampler of the mini preset.
-pub(crate) fn mini_denoise() -> Graph {
-    let config = ModelConfig::preset("mini").expect("a preset is there");
-    let shape = Shape::of(32, 32, Sampler::OneStep, 1, false).expect("the size fits");
-    denoise_graph(&config, &shape).expect("a preset builds")
 }
 
 /// Inputs of a plan: name, elements, bit.

@@ -1,12 +1,20 @@
-//! Plans at the edges of what a device takes: sizes, memory that is shared, runs that are cut short.
+//! What only a GPU can show, on every adapter: plans at the edges of what a device takes (sizes, memory that is shared,
+//! runs that are cut short), replays that make nothing, and pictures like the CPU's.
 
-use super::{MadeUp, mini_denoise, own_gpu, say};
 use mobilediffusion_graph::{Device, Graph, GraphError, Linear, Recording, Session, WeightLoader, Weights};
 use mobilediffusion_kernels::kernel::elements;
 use mobilediffusion_kernels::{Activation, DType, Storage};
-use mobilediffusion_runtime::{AdapterKind, Gpu, RuntimeError};
+use mobilediffusion_runtime::{AdapterKind, Gpu, RuntimeError, Select};
+use mobilediffusion_tests::gpu::{self, Test};
+use mobilediffusion_tests::made_up::{MadeUp, mini_denoise};
+use mobilediffusion_tests::program::draw;
 use std::error::Error;
+use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
+
+/// A test on a device of its own: nobody else moves its counters, or misses it when it is gone.
+type Own = (&'static str, fn(Arc<Gpu>));
 
 /// Weights that count up, exact in f32 up to 2^24 and then some.
 struct Counted;
@@ -17,27 +25,16 @@ impl WeightLoader for Counted {
     }
 }
 
-fn gpu() -> Option<Arc<Gpu>> {
-    let gpu = own_gpu();
-    if gpu.is_none() {
-        say("skipped: there is no GPU adapter");
-    }
-    gpu
-}
-
 fn session(gpu: &Arc<Gpu>, graph: Graph) -> Result<Session, GraphError> {
     let mut weights = Weights::new(Device::Gpu(Arc::clone(gpu), Storage::F32), Box::new(Counted));
     Session::new(Recording::new(graph), &mut weights, &mut |_, _| ())
 }
 
 /// CLIP's table of tokens has 151.8 MB in f32; many drivers bind 128 MiB.
-#[test]
-fn a_table_beyond_the_largest_binding_is_read_in_two_parts() {
+fn a_table_beyond_the_largest_binding_is_read_in_two_parts(gpu: Arc<Gpu>) {
     let (vocab, c) = (49_408, 768);
-    let mut devices = vec![Device::Cpu];
-    devices.extend(gpu().map(|gpu| Device::Gpu(gpu, Storage::F32)));
     let ids = [0, 1, 43_689, 43_690, 43_691, 49_407, 60_000];
-    for device in devices {
+    for device in [Device::Cpu, Device::Gpu(gpu, Storage::F32)] {
         let mut graph = Graph::new();
         let input = graph.input("ids", [1, ids.len()], DType::U32);
         let y = graph.embedding(&input, (vocab, ids.len(), c)).expect("it fits");
@@ -57,9 +54,7 @@ fn a_table_beyond_the_largest_binding_is_read_in_two_parts() {
 }
 
 /// The decoder at 512x512 pixels has maps of exactly the least that WebGPU promises of a binding.
-#[test]
-fn a_tensor_of_exactly_128_mib_works() {
-    let Some(gpu) = gpu() else { return };
+fn a_tensor_of_exactly_128_mib_works(gpu: Arc<Gpu>) {
     let mut graph = Graph::new();
     let x = graph.input("x", [1, 512, 512, 128], DType::Elem);
     let y = graph.activate(&x, Activation::Relu, -1.0).expect("it fits");
@@ -72,9 +67,7 @@ fn a_tensor_of_exactly_128_mib_works() {
     assert!(got.iter().zip(&values).all(|(y, x)| *y == (-x).max(0.0)), "some values are wrong");
 }
 
-#[test]
-fn a_tensor_beyond_the_largest_binding_is_refused_by_name() {
-    let Some(gpu) = gpu() else { return };
+fn a_tensor_beyond_the_largest_binding_is_refused_by_name(gpu: Arc<Gpu>) {
     let most = gpu.caps().max_binding_bytes;
     let rows = usize::try_from(most / 16 + 1).expect("it fits");
     let before = gpu.counters();
@@ -100,9 +93,7 @@ fn a_tensor_beyond_the_largest_binding_is_refused_by_name() {
     assert_eq!(gpu.counters(), before, "nothing is made for a plan that is refused");
 }
 
-#[test]
-fn plans_share_one_set_of_weights() {
-    let Some(gpu) = gpu() else { return };
+fn plans_share_one_set_of_weights(gpu: Arc<Gpu>) {
     let mut weights = Weights::new(Device::Gpu(Arc::clone(&gpu), Storage::F32), Box::new(MadeUp::default()));
     let mut made = || {
         let before = gpu.counters();
@@ -113,14 +104,13 @@ fn plans_share_one_set_of_weights() {
     let (_first, buffers, pipelines) = made();
     let (_second, more_buffers, more_pipelines) = made();
     assert!(pipelines > 0, "the first plan compiles");
-    assert_eq!((buffers - more_buffers, more_pipelines), (mini_denoise().weights().len() as u64, 0));
+    assert_eq!((buffers - more_buffers, more_pipelines), (mini_denoise().weights().len() as u64, 0), "made anew");
 }
 
-#[test]
-fn a_long_run_is_stopped_between_two_submissions() {
-    let Some(gpu) = gpu() else { return };
+fn a_long_run_is_stopped_between_two_submissions(gpu: Arc<Gpu>) {
+    // A hardware GPU takes so little work in one submission.
     if gpu.adapter().kind != AdapterKind::Software {
-        return say("skipped: a hardware GPU takes so little work in one submission");
+        return;
     }
     let mut graph = Graph::new();
     let mut x = graph.input("x", [1, 1024, 1024], DType::Elem);
@@ -136,12 +126,14 @@ fn a_long_run_is_stopped_between_two_submissions() {
         done < 2
     };
     let stopped = session.run(&mut twice).expect_err("we said no").to_string();
-    assert_eq!((stopped.as_str(), asked), ("stopped after 2 of 3 steps", vec![(0, 3), (1, 3), (2, 3)]));
+    assert_eq!(
+        (stopped.as_str(), asked),
+        ("stopped after 2 of 3 steps", vec![(0, 3), (1, 3), (2, 3)]),
+        "what was asked"
+    );
 }
 
-#[test]
-fn a_lost_device_is_an_error_of_the_run() {
-    let Some(gpu) = gpu() else { return };
+fn a_lost_device_is_an_error_of_the_run(gpu: Arc<Gpu>) {
     let mut graph = Graph::new();
     let x = graph.input("x", [1, 4], DType::Elem);
     let y = graph.activate(&x, Activation::Relu, 1.0).expect("it fits");
@@ -152,4 +144,77 @@ fn a_lost_device_is_an_error_of_the_run() {
     let lost = session.run(&mut |_, _| true).expect_err("the device is gone");
     assert!(matches!(lost, GraphError::Device { source: RuntimeError::Lost { .. }, .. }), "{lost}");
     assert!(session.read("y").is_err(), "there is no result");
+}
+
+fn a_replay_makes_nothing(gpu: Arc<Gpu>) {
+    let mut weights = Weights::new(Device::Gpu(gpu.clone(), Storage::F32), Box::new(MadeUp::default()));
+    let mut graph = Graph::new();
+    let mut x = graph.input("x", [1, 4], DType::Elem);
+    for _ in 0..300 {
+        x = graph.activate(&x, Activation::Silu, 1.0).expect("it fits");
+    }
+    graph.output("y", &x);
+    let mut session = Session::new(Recording::new(graph), &mut weights, &mut |_, _| ()).expect("it is made");
+    let mut run = || {
+        session.write("x", &[1.0; 4]).expect("it fits");
+        let start = Instant::now();
+        session.run(&mut |_, _| true).expect("it runs");
+        start.elapsed()
+    };
+    run();
+    let before = gpu.counters();
+    let least = (0..20).map(|_| run()).min().expect("there were runs");
+    assert_eq!(gpu.counters(), before, "a replayed plan made buffers or pipelines");
+    say(&format!("{}: 300 steps of four numbers take {least:?}, waits included", gpu.adapter()));
+}
+
+/// The program has to be built before.
+fn gpu_and_cpu_draw_the_same(gpu: Arc<Gpu>) {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let index = gpu.adapter().index.to_string();
+    let pixels = |path: &Path| image::open(path).expect("a picture was drawn").to_rgba8();
+    // The prompts of the contact sheet, at its seed.
+    let prompts = "red apple,sun,cat face,pizza,airplane,guitar,house with garden,snowman,blue whale,birthday cake,green frog,\
+         umbrella,rocket,coffee cup,rainbow,soccer ball";
+    let mut worst = f64::INFINITY;
+    for prompt in prompts.split(',') {
+        let [cpu, gpu] = ["cpu", index.as_str()].map(|device| {
+            let path = folder.path().join(device).with_extension("png");
+            draw(prompt, &path, &["--device", device, "--force"]);
+            pixels(&path)
+        });
+        let squares = cpu.iter().zip(gpu.iter()).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2));
+        let mean = squares.sum::<f64>() / (cpu.len() as f64);
+        let psnr = 10.0 * (255.0 * 255.0 / mean.max(1e-12)).log10();
+        assert!(psnr >= 35.0, "{prompt}: the pictures differ: PSNR {psnr:.1} dB");
+        worst = worst.min(psnr);
+    }
+    say(&format!("CPU against {}, the worst of sixteen prompts: PSNR {worst:.1} dB", gpu.adapter()));
+}
+
+#[expect(clippy::print_stdout, reason = "figures for the README")]
+fn say(text: &str) {
+    println!("{text}");
+}
+
+fn main() {
+    const TESTS: &[Own] = &[
+        ("a_table_beyond_the_largest_binding", a_table_beyond_the_largest_binding_is_read_in_two_parts),
+        ("a_tensor_of_exactly_128_mib_works", a_tensor_of_exactly_128_mib_works),
+        ("a_tensor_beyond_the_largest_binding", a_tensor_beyond_the_largest_binding_is_refused_by_name),
+        ("plans_share_one_set_of_weights", plans_share_one_set_of_weights),
+        ("a_long_run_is_stopped_between_two_submissions", a_long_run_is_stopped_between_two_submissions),
+        ("a_lost_device_is_an_error_of_the_run", a_lost_device_is_an_error_of_the_run),
+        ("a_replay_makes_nothing", a_replay_makes_nothing),
+        ("gpu_and_cpu_draw_the_same", gpu_and_cpu_draw_the_same),
+    ];
+    let boxed = |own: &Own| -> Test {
+        let (name, test) = *own;
+        let run = move |gpu: &Arc<Gpu>| {
+            test(Arc::new(pollster::block_on(Gpu::open(&Select::Same(gpu.adapter().clone())))?));
+            Ok(())
+        };
+        (name.to_owned(), Box::new(run))
+    };
+    gpu::main(|_| TESTS.iter().map(boxed).collect());
 }
