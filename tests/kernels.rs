@@ -5,10 +5,11 @@
 mod broken;
 
 use mobilediffusion_kernels::casefile::CaseFile;
-use mobilediffusion_kernels::runner::{Target, check_file};
-use mobilediffusion_kernels::{Case, FAMILIES, Family, Storage, check};
+use mobilediffusion_kernels::runner::{self, Target, check_file};
+use mobilediffusion_kernels::variant::{self, Machine};
+use mobilediffusion_kernels::{Case, FAMILIES, Family, Storage, Variant, check};
 use mobilediffusion_runtime::Gpu;
-use mobilediffusion_tests::gpu::{self, Test, run_gpu, storages, stored};
+use mobilediffusion_tests::gpu::{self, Test, storages, stored};
 use mobilediffusion_tests::{judge, random, storage_tolerance};
 use std::fs;
 use std::path::Path;
@@ -17,22 +18,41 @@ use std::sync::Arc;
 /// Problems at random of a kernel on an adapter, in any storage type: compiling shaders is what takes the time.
 const RANDOM: u32 = 12;
 
-/// Runs a case twice: the result is right, and the same to the last bit.
-fn passes(gpu: &Gpu, storage: Storage, case: &Case, seed: u64) -> Result<(), String> {
+/// Runs a case twice by each of some variants: the result is right, and the same to the last bit.
+fn passes(gpu: &Gpu, storage: Storage, case: &Case, seed: u64, variants: &[Variant]) -> Result<(), String> {
     let inputs = stored(case, storage, check::inputs(case, seed));
-    let outputs = run_gpu(gpu, storage, case, &inputs)?;
-    judge(case, seed, &inputs, &outputs, storage_tolerance(case, storage))?;
-    if is_long(case) {
-        return Ok(());
+    for variant in variants {
+        let at = |why: String| format!("{why} in variant {}", variant.name);
+        let run = || runner::run_variant((gpu, storage), case.kernel.as_ref(), variant, &inputs);
+        let outputs = run().map_err(|error| at(error.to_string()))?;
+        judge(case, seed, &inputs, &outputs, storage_tolerance(case, storage)).map_err(at)?;
+        if is_long(case) {
+            continue;
+        }
+        let again = run().map_err(|error| at(error.to_string()))?;
+        let bits = |all: &[Vec<f32>]| all.iter().flatten().map(|v| v.to_bits()).collect::<Vec<_>>();
+        if bits(&outputs) != bits(&again) {
+            return Err(at(format!("{:?}: other bits the second time", case.kernel)));
+        }
     }
-    let again = run_gpu(gpu, storage, case, &inputs)?;
-    let bits = |all: &[Vec<f32>]| all.iter().flatten().map(|v| v.to_bits()).collect::<Vec<_>>();
-    if bits(&outputs) == bits(&again) { Ok(()) } else { Err(format!("{:?}: other bits the second time", case.kernel)) }
+    Ok(())
+}
+
+/// The variants of a numbered case: all of them in f32, in the other types one after the other. A long case has the one
+/// that the device would take.
+fn variants(gpu: &Gpu, storage: Storage, case: &Case, number: u64) -> Vec<Variant> {
+    let all = variant::runnable(case.kernel.as_ref(), gpu.caps());
+    match storage {
+        _ if is_long(case) => vec![variant::choose(case.kernel.as_ref(), &Machine::of(gpu))],
+        Storage::F32 => all,
+        _ => vec![all[number as usize % all.len()]],
+    }
 }
 
 /// Whether a case has more workgroups than an axis of a grid, which is the same in every storage type and every time.
 fn is_long(case: &Case) -> bool {
-    case.kernel.program().grid.iter().product::<u32>() > 65_535
+    let variant = variant::choose(case.kernel.as_ref(), &Machine::PORTABLE);
+    case.kernel.program(&variant).grid.iter().product::<u32>() > 65_535
 }
 
 /// What a device need not look at: long cases in another type than f32, and any on SwiftShader, which needs a minute
@@ -45,19 +65,21 @@ fn is_left_out(gpu: &Gpu, storage: Storage, case: &Case) -> bool {
 fn cases(family: &'static Family, storage: Storage) -> Test {
     let run = move |gpu: &Gpu| {
         let numbered = (1..).zip((family.cases)()).filter(|(_, case)| !is_left_out(gpu, storage, case));
-        let failures: Vec<String> =
-            numbered.filter_map(|(seed, case)| passes(gpu, storage, &case, seed).err()).collect();
+        let failures: Vec<String> = numbered
+            .filter_map(|(seed, case)| passes(gpu, storage, &case, seed, &variants(gpu, storage, &case, seed)).err())
+            .collect();
         if failures.is_empty() { Ok(()) } else { Err(failures.join("\n").into()) }
     };
     (format!("{} in {storage:?}", family.name), Box::new(move |gpu| run(gpu)))
 }
 
-/// Problems at random, each in a storage type at random.
+/// Problems at random, each in a storage type and by a variant at random.
 fn problems(family: &'static Family) -> Test {
     let run = |gpu: &_| {
         random::problems(family, RANDOM, |case, seed, draw| {
             let storage = draw.of(&storages(gpu));
-            passes(gpu, storage, case, seed).map_err(|why| format!("{storage:?}: {why}"))
+            let variant = draw.of(&variant::runnable(case.kernel.as_ref(), gpu.caps()));
+            passes(gpu, storage, case, seed, &[variant]).map_err(|why| format!("{storage:?}: {why}"))
         })
     };
     (format!("{} at random", family.name), Box::new(move |gpu| Ok(run(gpu)?)))

@@ -1,7 +1,9 @@
 //! Every shader of every case, without a GPU: it parses, validates, translates, and says the same as its kernel.
 
 use mobilediffusion_kernels::draw::Draw;
-use mobilediffusion_kernels::{Access, Case, FAMILIES, Param, Program, Storage, wgsl};
+use mobilediffusion_kernels::variant::{Machine, Needs, choose, runnable};
+use mobilediffusion_kernels::{Access, Case, FAMILIES, Param, Program, Storage, Variant, wgsl};
+use mobilediffusion_runtime::Caps;
 use mobilediffusion_tests::random;
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use naga::{AddressSpace, Module, Scalar, ScalarKind, StorageAccess, TypeInner};
@@ -9,8 +11,6 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 
 /// What every WebGPU device offers.
-const MAX_WORKGROUP_BYTES: u32 = 16 << 10;
-const MAX_INVOCATIONS: u32 = 256;
 const MAX_STORAGE_BUFFERS: usize = 8;
 const MAX_GRID: u32 = 65_535;
 
@@ -26,7 +26,7 @@ fn capabilities(storage: Storage) -> Capabilities {
 }
 
 /// What depends on the text alone.
-fn check_text(text: &str, storage: Storage) -> Checked {
+fn check_text(text: &str, storage: Storage, needs: &Needs) -> Checked {
     let module = naga::front::wgsl::parse_str(text).map_err(|e| e.emit_to_string(text))?;
     let mut validator = Validator::new(ValidationFlags::all(), capabilities(storage));
     let info = validator.validate(&module).map_err(|e| e.emit_to_string(text))?;
@@ -35,11 +35,11 @@ fn check_text(text: &str, storage: Storage) -> Checked {
         return Err(format!("expected the compute entry point main, found {} ({:?})", entry.name, entry.stage));
     }
     let invocations: u32 = entry.workgroup_size.iter().product();
-    if invocations > MAX_INVOCATIONS {
+    if invocations > needs.invocations {
         return Err(format!("{invocations} invocations in a workgroup"));
     }
     let bytes = workgroup_bytes(&module, &info);
-    if bytes > MAX_WORKGROUP_BYTES {
+    if bytes > needs.workgroup_bytes {
         return Err(format!("{bytes} bytes of workgroup memory"));
     }
     translate(&module, &info)?;
@@ -139,14 +139,26 @@ fn check_params(params: &[Param], module: &Module, ty: naga::Handle<naga::Type>)
 /// Texts that were looked at, with what came of it.
 type Texts = HashMap<String, Checked>;
 
-/// A case in every storage type.
-fn check_storages(case: &Case, texts: &mut Texts) -> Result<(), String> {
-    let program = case.kernel.program();
+/// A case in every variant and storage type.
+fn check_variants(case: &Case, texts: &mut Texts) -> Result<(), String> {
+    let variants = case.kernel.variants();
+    if runnable(case.kernel.as_ref(), &Caps::PORTABLE).is_empty() {
+        return Err(format!("{:?}: no variant runs everywhere: {variants:?}", case.kernel));
+    }
+    variants.iter().try_for_each(|variant| check_storages(case, variant, texts))
+}
+
+fn check_storages(case: &Case, variant: &Variant, texts: &mut Texts) -> Result<(), String> {
+    let program = case.kernel.program(variant);
+    let dispatched = program.grid.iter().map(|axis| *axis as usize).product::<usize>();
+    if variant.name != Variant::ONLY.name && dispatched < variant.groups {
+        return Err(format!("{:?} {variant:?}: grid {:?}", case.kernel, program.grid));
+    }
     for storage in [Storage::F32, Storage::F16, Storage::F16Packed] {
         let text = wgsl::compose(&program, storage).map_err(|e| e.to_string())?;
-        let checked = texts.entry(text).or_insert_with_key(|text| check_text(text, storage));
+        let checked = texts.entry(text).or_insert_with_key(|text| check_text(text, storage, &variant.needs));
         let verdict = checked.as_ref().map_err(String::clone).and_then(|module| check_case(case, &program, module));
-        verdict.map_err(|e| format!("{:?} {storage:?}: {e}", case.kernel))?;
+        verdict.map_err(|e| format!("{:?} {} {storage:?}: {e}", case.kernel, variant.name))?;
     }
     Ok(())
 }
@@ -157,7 +169,7 @@ fn every_shader_says_what_its_kernel_says() {
     let mut texts = Texts::new();
     for family in FAMILIES {
         let cases = (family.cases)().into_iter().chain((family.model_shapes)());
-        failures.extend(cases.filter_map(|case| check_storages(&case, &mut texts).err()));
+        failures.extend(cases.filter_map(|case| check_variants(&case, &mut texts).err()));
     }
     assert!(
         failures.is_empty(),
@@ -172,7 +184,7 @@ fn every_shader_says_what_its_kernel_says() {
 #[test]
 fn every_variant_says_what_its_kernel_says() {
     let texts = RefCell::new(Texts::new());
-    let check = |case: &Case, _, _: &mut Draw<'_>| check_storages(case, &mut texts.borrow_mut());
+    let check = |case: &Case, _, _: &mut Draw<'_>| check_variants(case, &mut texts.borrow_mut());
     let failures: Vec<String> =
         FAMILIES.iter().filter_map(|family| random::problems(family, 300, check).err()).collect();
     assert!(failures.is_empty(), "{}", failures.join("\n"));
@@ -182,10 +194,11 @@ fn every_variant_says_what_its_kernel_says() {
 fn mistakes_are_noticed() {
     let family = mobilediffusion_kernels::family("linear").expect("there is a linear kernel");
     let case = (family.cases)().into_iter().next().expect("it has cases");
-    let program = case.kernel.program();
+    let variant = choose(case.kernel.as_ref(), &Machine::PORTABLE);
+    let program = case.kernel.program(&variant);
     let text = wgsl::compose(&program, Storage::F32).expect("it composes");
     let verdict = |text: &str, program: &Program| {
-        check_text(text, Storage::F32).and_then(|module| check_case(&case, program, &module))
+        check_text(text, Storage::F32, &Needs::PORTABLE).and_then(|module| check_case(&case, program, &module))
     };
     assert_eq!(verdict(&text, &program), Ok(()));
     let changed = |from: &str, to: &str| {

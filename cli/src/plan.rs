@@ -7,6 +7,7 @@ use crate::terminal::result;
 use mobilediffusion_graph::plan::{Lifetime, Sharing};
 use mobilediffusion_graph::{PlanSummary, Recording, TensorInfo};
 use mobilediffusion_kernels::Storage;
+use mobilediffusion_kernels::variant::Machine;
 use mobilediffusion_model::networks::Shape;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -30,7 +31,8 @@ pub(crate) fn run(args: &Plan) -> Result<(), Failure> {
     }
     for (name, recording) in &networks {
         if args.list {
-            result(&format!("{name}, steps\n{recording}"))?;
+            let variants = recording.variants(&Machine::PORTABLE);
+            result(&format!("{name}, steps\n{}", recording.listing(Some(&variants))))?;
         }
         result(&format!("{name}, tensors in {}\n{}", args.dtype.name(), table(recording, storage)))?;
     }

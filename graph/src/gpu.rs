@@ -8,7 +8,8 @@ use crate::graph::{Origin, TensorInfo};
 use crate::plan::Sharing;
 use crate::record::Recording;
 use crate::weights::{Device, Resident, Weights};
-use mobilediffusion_kernels::{Operand, Param, Storage};
+use mobilediffusion_kernels::variant::Machine;
+use mobilediffusion_kernels::{Operand, Param, Program, Storage, Variant};
 use mobilediffusion_runtime::{AdapterKind, Bound, Buffer, Dispatch, Gpu, Pipeline, Role, RuntimeError, Timer};
 use std::sync::Arc;
 use std::time::Instant;
@@ -30,6 +31,8 @@ pub(crate) struct GpuMemory {
     /// Arena and offset of each planned tensor.
     places: Vec<Option<(usize, usize)>>,
     dispatches: Vec<Dispatch>,
+    /// Variant of each step's kernel.
+    variants: Vec<Variant>,
     /// Floating-point operations of each step.
     flops: Vec<u64>,
     chunk_flops: u64,
@@ -48,7 +51,9 @@ impl GpuMemory {
             let info: &TensorInfo = &recording.tensors[tensor];
             storage.tensor_bytes(info.dtype, &info.shape)
         };
-        check_limits(&gpu, recording, storage)?;
+        let variants = recording.variants(&Machine::of(&gpu));
+        let mut programs = recording.programs(&variants);
+        check_limits(&gpu, (recording, &programs), storage)?;
         let limit = usize::try_from(gpu.caps().max_buffer_bytes).unwrap_or(usize::MAX / 8);
         let GpuPlan { places, arenas, in_place } = recording.arenas(storage, sharing, limit)?;
         let arena = |(number, bytes): (usize, usize)| {
@@ -58,7 +63,8 @@ impl GpuMemory {
         let arenas = arenas.into_iter().enumerate().map(arena).collect::<Result<Vec<_>, _>>()?;
         let read_back = recording.outputs.iter().map(|(_, tensor)| bytes_of(*tensor)).max().unwrap_or(4);
         let staging = gpu.buffer("staging", read_back as u64, Role::Staging).map_err(GraphError::at("staging"))?;
-        let uniforms = Uniforms::new(&gpu, recording)?;
+        programs.iter_mut().zip(&in_place).filter(|(_, in_place)| **in_place).for_each(|(p, _)| p.read_in_place());
+        let uniforms = Uniforms::new(&gpu, &programs)?;
         let dummy = gpu.buffer("absent operand", 16, Role::Storage).map_err(GraphError::at("absent operand"))?;
         let flops = recording.nodes.iter().map(|node| node.kernel.cost().flops).collect();
         let software = gpu.adapter().kind == AdapterKind::Software;
@@ -69,12 +75,14 @@ impl GpuMemory {
             arenas,
             places,
             dispatches: Vec::new(),
+            variants,
             flops,
             chunk_flops,
             staging,
         };
-        compile::each_step(&gpu, storage, (recording, &in_place), |step, pipeline| {
-            let dispatch = memory.bind(recording, step, pipeline, weights, (&uniforms, &dummy))?;
+        compile::each_step(&gpu, storage, (recording, &programs, &in_place), |step, pipeline| {
+            let bound = (pipeline, programs[step].grid);
+            let dispatch = memory.bind(recording, step, bound, weights, (&uniforms, &dummy))?;
             memory.dispatches.push(dispatch);
             on_progress(step + 1, recording.nodes.len());
             Ok(())
@@ -88,7 +96,7 @@ impl GpuMemory {
         &self,
         recording: &Recording,
         step: usize,
-        pipeline: &Arc<Pipeline>,
+        (pipeline, grid): (&Arc<Pipeline>, [u32; 3]),
         weights: &mut Weights,
         (uniforms, dummy): (&Uniforms, &Buffer),
     ) -> Result<Dispatch, GraphError> {
@@ -108,7 +116,6 @@ impl GpuMemory {
         }
         let mut bound = vec![uniforms.bound(step)];
         bound.extend(operands.iter().map(|(buffer, offset, bytes)| Bound { buffer, offset: *offset, bytes: *bytes }));
-        let grid = node.kernel.program().grid;
         self.gpu.dispatch(&node.path, pipeline, &bound, grid).map_err(GraphError::at(&node.path))
     }
 
@@ -181,6 +188,11 @@ impl GpuMemory {
         let chunk = &steps[..self.chunk(steps)];
         self.gpu.submit(chunk.iter().map(|&step| &self.dispatches[step])).map_err(GraphError::at("run"))?;
         Ok(chunk.len())
+    }
+
+    /// The variant of each step's kernel.
+    pub(crate) fn variants(&self) -> &[Variant] {
+        &self.variants
     }
 
     /// Seconds of each of the steps, run in order.
@@ -263,14 +275,18 @@ fn ask(go_on: bool, done: usize, total: usize) -> Result<(), GraphError> {
 }
 
 /// Refuses what no memory could help: an operand beyond the largest binding, too many of them, too large a grid.
-fn check_limits(gpu: &Gpu, recording: &Recording, storage: Storage) -> Result<(), GraphError> {
+fn check_limits(
+    gpu: &Gpu,
+    (recording, programs): (&Recording, &[Program]),
+    storage: Storage,
+) -> Result<(), GraphError> {
     let caps = gpu.caps();
-    for node in &recording.nodes {
+    for (node, program) in recording.nodes.iter().zip(programs) {
         let refused = |what, most: usize, found| {
             let (node, expected) = (node.path.clone(), format!("at most {most}"));
             Err(GraphError::Size { node, what, expected, found })
         };
-        let groups = node.kernel.program().grid.into_iter().max().unwrap_or(0) as usize;
+        let groups = program.grid.into_iter().max().unwrap_or(0) as usize;
         if groups > MOST_GROUPS {
             return refused("workgroups on an axis", MOST_GROUPS, groups);
         }
@@ -298,12 +314,12 @@ struct Uniforms {
 }
 
 impl Uniforms {
-    fn new(gpu: &Gpu, recording: &Recording) -> Result<Self, GraphError> {
+    fn new(gpu: &Gpu, programs: &[Program]) -> Result<Self, GraphError> {
         let alignment = gpu.caps().uniform_alignment as usize;
         let mut bytes = Vec::new();
         let mut ranges = Vec::new();
-        for node in &recording.nodes {
-            let params: Vec<u8> = node.kernel.program().params.iter().flat_map(Param::bytes).collect();
+        for program in programs {
+            let params: Vec<u8> = program.params.iter().flat_map(Param::bytes).collect();
             bytes.resize(bytes.len().next_multiple_of(alignment), 0);
             ranges.push((bytes.len() as u64, params.len() as u64));
             bytes.extend(params);

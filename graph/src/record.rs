@@ -4,7 +4,8 @@ use crate::fuse::{Fused, Fusion, fuse};
 use crate::gpu_plan::GpuPlan;
 use crate::graph::{Graph, Node, Origin, TensorInfo};
 use crate::plan::{Lifetime, Packing, Sharing, lower_bound, pack};
-use mobilediffusion_kernels::{Access, Cost, Storage};
+use mobilediffusion_kernels::variant::{Machine, choose};
+use mobilediffusion_kernels::{Access, Cost, Program, Storage, Variant};
 use std::fmt;
 
 /// A recorded graph.
@@ -94,6 +95,16 @@ impl Recording {
     /// What was folded into a step: what would be steps of their own otherwise.
     pub fn folded(&self, step: usize) -> Vec<&'static str> {
         self.fused.iter().filter(|fused| fused.step == step).map(|fused| fused.what).collect()
+    }
+
+    /// The variant of every step's kernel that such a device runs.
+    pub fn variants(&self, machine: &Machine) -> Vec<Variant> {
+        self.nodes.iter().map(|node| choose(node.kernel.as_ref(), machine)).collect()
+    }
+
+    /// What a GPU runs at every step by these variants.
+    pub fn programs(&self, variants: &[Variant]) -> Vec<Program> {
+        self.nodes.iter().zip(variants).map(|(node, variant)| node.kernel.program(variant)).collect()
     }
 
     /// Multiply-accumulates and operations of a run of all steps.
@@ -214,21 +225,33 @@ impl fmt::Display for PlanSummary {
     }
 }
 
-impl fmt::Display for Recording {
-    /// One line per step: number, kernel, path, operands with their shapes, the mask of inputs, and what is folded in.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Recording {
+    /// One line per step: number, kernel and, given those of a GPU, variant; path, the mask of inputs, operands with
+    /// their shapes, and what is folded in.
+    pub fn listing(&self, variants: Option<&[Variant]>) -> String {
+        let mut text = String::new();
         for (step, node) in self.nodes.iter().enumerate() {
-            write!(f, "{step:4} {:20} {:64} inputs {:#06b}", node.kernel.name(), node.path, self.masks[step])?;
+            let variant = variants.map_or(String::new(), |all| format!("{:10} ", all[step].name));
+            let (kernel, mask) = (node.kernel.name(), self.masks[step]);
+            text += &format!("{step:4} {kernel:20} {variant}{:64} inputs {mask:#06b}", node.path);
             for (operand, tensor) in node.kernel.operands().iter().zip(&node.operands) {
                 let arrow = if operand.access == Access::Write { "-> " } else { "" };
-                match tensor {
-                    Some(tensor) => write!(f, "  {arrow}{}: {:?}", operand.name, self.tensors[*tensor].shape)?,
-                    None => write!(f, "  {}: none", operand.name)?,
-                }
+                text += &match tensor {
+                    Some(tensor) => format!("  {arrow}{}: {:?}", operand.name, self.tensors[*tensor].shape),
+                    None => format!("  {}: none", operand.name),
+                };
             }
             let folded = self.folded(step);
-            writeln!(f, "{}{}", if folded.is_empty() { "" } else { "  + " }, folded.join(" + "))?;
+            text += if folded.is_empty() { "" } else { "  + " };
+            text += &folded.join(" + ");
+            text += "\n";
         }
-        Ok(())
+        text
+    }
+}
+
+impl fmt::Display for Recording {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.listing(None))
     }
 }

@@ -8,7 +8,7 @@ use crate::plan::Sharing;
 use crate::record::Recording;
 use crate::weights::{Device, Weights};
 use mobilediffusion_kernels::kernel::elements;
-use mobilediffusion_kernels::{DType, Storage};
+use mobilediffusion_kernels::{DType, Storage, Variant};
 
 /// A recording made ready on a device.
 #[derive(Debug)]
@@ -122,6 +122,14 @@ impl Session {
     /// The steps.
     pub fn recording(&self) -> &Recording {
         &self.recording
+    }
+
+    /// The variant of every step's kernel; none on the CPU, which has no such choice.
+    pub fn variants(&self) -> Option<&[Variant]> {
+        match &self.memory {
+            Memory::Cpu(_) => None,
+            Memory::Gpu(memory) => Some(memory.variants()),
+        }
     }
 
     fn unknown(&self, kind: &'static str, name: &str, known: Vec<&str>) -> GraphError {

@@ -8,6 +8,7 @@ use crate::fold::{OnStore, Write};
 use crate::kernel::{
     Activation, Case, Cost, Family, Fill, Kernel, Operand, Param, Program, Tolerance, folded_grid, parse,
 };
+use crate::variant::Variant;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -47,7 +48,7 @@ impl Kernel for Activate {
         vec![Operand::read("x", [self.rows, self.c]), Operand::write("y", [self.rows, self.c])]
     }
 
-    fn program(&self) -> Program {
+    fn program(&self, _: &Variant) -> Program {
         let c4 = self.c.div_ceil(4);
         let vec4s = self.rows * c4;
         Program {

@@ -6,6 +6,7 @@ use crate::cpu::rows_per_task;
 use crate::draw::Draw;
 use crate::fold::{OnStore, Write};
 use crate::kernel::{Case, Cost, Family, Kernel, Operand, Param, Program, Tolerance, folded_grid, parse};
+use crate::variant::Variant;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -39,7 +40,7 @@ impl Kernel for Add {
         ]
     }
 
-    fn program(&self) -> Program {
+    fn program(&self, _: &Variant) -> Program {
         let vec4s = self.rows * self.c.div_ceil(4);
         Program {
             wgsl: include_str!("../../shaders/add.wgsl"),

@@ -8,6 +8,7 @@
 use crate::cpu::{Mat, Threads, matmul};
 use crate::draw::Draw;
 use crate::kernel::{Case, Cost, Family, Fill, Kernel, Operand, Param, Program, Tolerance, parse};
+use crate::variant::Variant;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -158,7 +159,7 @@ impl Kernel for Attention {
         ]
     }
 
-    fn program(&self) -> Program {
+    fn program(&self, _: &Variant) -> Program {
         let count = |size: usize| u32::try_from(size).expect("sizes are below 2^32");
         let tiling = Tiling::of(self.head_dim);
         let head4 = self.head_dim.div_ceil(4);

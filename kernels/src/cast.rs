@@ -6,6 +6,7 @@
 use crate::cpu::rows_per_task;
 use crate::draw::Draw;
 use crate::kernel::{Case, Cost, DType, Family, Fill, Kernel, Operand, Param, Program, Tolerance, folded_grid, parse};
+use crate::variant::Variant;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -41,7 +42,7 @@ impl Kernel for Cast {
         vec![Operand::read("x", [self.rows, self.c]).dtype(DType::F32), Operand::write("y", [self.rows, self.c])]
     }
 
-    fn program(&self) -> Program {
+    fn program(&self, _: &Variant) -> Program {
         let vec4s = self.rows * self.c.div_ceil(4);
         Program {
             wgsl: include_str!("../../shaders/cast.wgsl"),

@@ -12,6 +12,7 @@ use crate::fold::{OnStore, Read, Write};
 use crate::kernel::{Case, Cost, DType, Family, Fill, Kernel, Operand, Param, Program, Tolerance, elements, parse};
 use crate::linear::{TILE, tiled_grid};
 use crate::source::{Norm, Rows, Source};
+use crate::variant::Variant;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -132,7 +133,7 @@ impl Kernel for ChannelMoments {
         vec![x, x2, operand(self.n, self.positions, self.c)]
     }
 
-    fn program(&self) -> Program {
+    fn program(&self, _: &Variant) -> Program {
         let tiles = self.positions.div_ceil(TILE);
         let c4 = self.c.div_ceil(4);
         Program {

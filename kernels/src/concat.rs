@@ -7,6 +7,7 @@ use crate::cpu::rows_per_task;
 use crate::draw::Draw;
 use crate::fold::{From, OnLoad, Read};
 use crate::kernel::{Case, Cost, Family, Kernel, Operand, Param, Program, Tolerance, folded_grid, parse};
+use crate::variant::Variant;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -55,7 +56,7 @@ impl Kernel for Concat {
         ]
     }
 
-    fn program(&self) -> Program {
+    fn program(&self, _: &Variant) -> Program {
         let y4 = self.channels().div_ceil(4);
         let vec4s = self.rows * y4;
         Program {

@@ -17,6 +17,7 @@ use crate::fold::{Read, Write};
 use crate::kernel::{Activation, Cost, Family, Kernel, Layout, Operand, Param, Program, Tolerance, parse, too_many};
 use crate::linear::tiled_grid;
 use crate::source::{Norm, Source};
+use crate::variant::Variant;
 use serde::{Deserialize, Serialize};
 
 /// One convolution.
@@ -144,7 +145,7 @@ impl Kernel for Conv2d {
         ]
     }
 
-    fn program(&self) -> Program {
+    fn program(&self, _: &Variant) -> Program {
         let switch = |size: usize| u32::try_from(size).expect("1, 2 or 3");
         let (oh, ow) = self.out_size();
         let mut constants = vec![

@@ -9,6 +9,7 @@ use crate::kernel::{
     Case, Cost, DType, Family, Fill, Kernel, Operand, Param, Program, Tolerance, elements, folded_grid, parse,
 };
 use crate::prediction::Prediction;
+use crate::variant::Variant;
 use serde::{Deserialize, Serialize};
 
 /// Invocations of a workgroup.
@@ -65,7 +66,7 @@ impl Kernel for DdimStep {
         ]
     }
 
-    fn program(&self) -> Program {
+    fn program(&self, _: &Variant) -> Program {
         let vec4s = elements(&[self.images, self.positions, self.c.div_ceil(4)]);
         Program {
             wgsl: include_str!("../../shaders/ddim_step.wgsl"),

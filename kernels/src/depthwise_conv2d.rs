@@ -12,6 +12,7 @@ use crate::fold::{Read, Write};
 use crate::kernel::{Case, Cost, Family, Fill, Kernel, Layout, Operand, Param, Program, Tolerance, parse};
 use crate::linear::tiled_grid;
 use crate::source::{Norm, Rows, Source};
+use crate::variant::Variant;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
@@ -141,7 +142,7 @@ impl Kernel for DepthwiseConv2d {
         ]
     }
 
-    fn program(&self) -> Program {
+    fn program(&self, _: &Variant) -> Program {
         let (oh, ow) = self.out_size();
         let mut constants = vec![
             ("HAS_BIAS", self.bias.into()),

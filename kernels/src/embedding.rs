@@ -9,6 +9,7 @@ use crate::draw::Draw;
 use crate::kernel::{
     Case, Cost, DType, Family, Fill, Kernel, Operand, Param, Program, Tolerance, elements, folded_grid, parse,
 };
+use crate::variant::Variant;
 use serde::{Deserialize, Serialize};
 
 /// Invocations of a workgroup.
@@ -65,7 +66,7 @@ impl Kernel for Embedding {
         ]
     }
 
-    fn program(&self) -> Program {
+    fn program(&self, _: &Variant) -> Program {
         let c4 = self.c.div_ceil(4);
         let vec4s = elements(&[self.n, self.l, c4]);
         Program {

@@ -12,6 +12,7 @@ use crate::kernel::{
     parse,
 };
 use crate::source::Norm;
+use crate::variant::Variant;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -65,7 +66,7 @@ impl Kernel for GroupNorm {
         ]
     }
 
-    fn program(&self) -> Program {
+    fn program(&self, _: &Variant) -> Program {
         let c4 = self.c.div_ceil(4);
         Program {
             wgsl: include_str!("../../shaders/group_norm.wgsl"),

@@ -9,6 +9,7 @@ use crate::draw::Draw;
 use crate::fold::Read;
 use crate::kernel::{Case, Cost, DType, Family, Fill, Kernel, Operand, Param, Program, Tolerance, folded_grid, parse};
 use crate::linear::TILE;
+use crate::variant::Variant;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -85,7 +86,7 @@ impl Kernel for GroupNormScale {
         ]
     }
 
-    fn program(&self) -> Program {
+    fn program(&self, _: &Variant) -> Program {
         Program {
             wgsl: include_str!("../../shaders/group_norm_scale.wgsl"),
             constants: vec![("FROM_STATS", self.eps.is_none().into()), ("FROM_MOMENTS", self.eps.is_some().into())],

@@ -11,6 +11,7 @@ use crate::kernel::{
     Case, Cost, DType, Family, Fill, Kernel, Operand, Param, Program, Tolerance, elements, folded_grid, parse,
 };
 use crate::source::Source;
+use crate::variant::Variant;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -103,7 +104,7 @@ impl Kernel for GroupNormStats {
         ]
     }
 
-    fn program(&self) -> Program {
+    fn program(&self, _: &Variant) -> Program {
         Program {
             wgsl: include_str!("../../shaders/group_norm_stats.wgsl"),
             constants: vec![],

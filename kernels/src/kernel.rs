@@ -7,6 +7,7 @@
 
 pub use crate::family::{Case, Family, Fill, parse};
 use crate::fold::{OnLoad, OnStore, Read, Write};
+use crate::variant::Variant;
 use mobilediffusion_runtime::Binding;
 use std::fmt;
 
@@ -205,8 +206,8 @@ pub struct Program {
 }
 
 impl Program {
-    /// The same program for a residual that lies where the first output will: it is read there and not bound.
-    pub fn in_place(mut self) -> Self {
+    /// Makes it the program for a residual that lies where the first output will: it is read there and not bound.
+    pub fn read_in_place(&mut self) {
         for (name, value) in &mut self.constants {
             match *name {
                 "HAS_RESIDUAL" => *value = 0,
@@ -214,7 +215,6 @@ impl Program {
                 _ => {}
             }
         }
-        self
     }
 }
 
@@ -282,8 +282,13 @@ pub trait Kernel: fmt::Debug + Send + Sync {
     /// Operands in binding order (binding 0 is the uniform `Params`): what is read first, then what is written.
     fn operands(&self) -> Vec<Operand>;
 
-    /// The device code with its constants, parameters and grid.
-    fn program(&self) -> Program;
+    /// The programs that solve this problem, of which a device runs one; see [`choose`](crate::variant::choose).
+    fn variants(&self) -> Vec<Variant> {
+        vec![Variant::ONLY]
+    }
+
+    /// The device code of one of the variants, with its constants, parameters and grid.
+    fn program(&self, variant: &Variant) -> Program;
 
     /// Work to be done.
     fn cost(&self) -> Cost;
@@ -296,7 +301,7 @@ pub trait Kernel: fmt::Debug + Send + Sync {
     fn reference(&self, inputs: &[&[f64]]) -> Vec<Vec<f64>>;
 
     /// Whether the first output may take the place of the operand `residual` on a GPU: no invocation writes what another
-    /// one still reads. The program then knows the constant `IN_PLACE`, see [`Program::in_place`].
+    /// one still reads. The program then knows the constant `IN_PLACE`, see [`Program::read_in_place`].
     fn residual_in_place(&self) -> bool {
         false
     }

@@ -6,6 +6,7 @@
 
 use crate::draw::Draw;
 use crate::kernel::{Case, Cost, DType, Family, Fill, Kernel, Operand, Param, Program, Tolerance, folded_grid, parse};
+use crate::variant::Variant;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -55,7 +56,7 @@ impl Kernel for Rgba8 {
         ]
     }
 
-    fn program(&self) -> Program {
+    fn program(&self, _: &Variant) -> Program {
         Program {
             wgsl: include_str!("../../shaders/latent_to_rgba8.wgsl"),
             constants: vec![],

@@ -10,6 +10,7 @@ use crate::fold::{From, OnLoad, Read};
 use crate::kernel::{Case, Cost, Family, Fill, Kernel, Operand, Param, Program, Tolerance, folded_grid, parse};
 use crate::layer_norm_stats::LayerNormStats;
 use crate::source::Norm;
+use crate::variant::Variant;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -69,7 +70,7 @@ impl Kernel for LayerNorm {
         ]
     }
 
-    fn program(&self) -> Program {
+    fn program(&self, _: &Variant) -> Program {
         Program {
             wgsl: include_str!("../../shaders/layer_norm.wgsl"),
             constants: vec![],

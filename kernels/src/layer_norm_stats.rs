@@ -7,6 +7,7 @@ use crate::cpu::rows_per_task;
 use crate::draw::Draw;
 use crate::kernel::{Case, Cost, DType, Family, Fill, Kernel, Operand, Param, Program, Tolerance, folded_grid, parse};
 use crate::layer_norm::row_moments;
+use crate::variant::Variant;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -41,7 +42,7 @@ impl Kernel for LayerNormStats {
         vec![Operand::read("x", [self.rows, self.c]), Operand::write("stats", [self.rows, 2]).dtype(DType::F32)]
     }
 
-    fn program(&self) -> Program {
+    fn program(&self, _: &Variant) -> Program {
         Program {
             wgsl: include_str!("../../shaders/layer_norm_stats.wgsl"),
             constants: vec![],

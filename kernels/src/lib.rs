@@ -11,6 +11,7 @@ pub mod reference;
 pub mod runner;
 pub mod sample;
 pub mod storage;
+pub mod variant;
 pub mod wgsl;
 
 mod activation;
@@ -69,6 +70,7 @@ pub use storage::Storage;
 pub use swish_glu::SwishGlu;
 pub use timestep_embedding::TimestepEmbedding;
 pub use upsample_nearest::UpsampleNearest;
+pub use variant::Variant;
 
 /// The list of kernels. To add one: write its pair of files, its `mod` and `pub use`, and its line here.
 pub const FAMILIES: &[Family] = &[

@@ -12,6 +12,7 @@ use crate::kernel::{
     Activation, Case, Cost, Family, Fill, Kernel, Operand, Param, Program, Tolerance, folded_grid, parse, too_many,
 };
 use crate::source::{Norm, Source};
+use crate::variant::Variant;
 use serde::{Deserialize, Serialize};
 
 /// Edge of the GPU's output tile: rows and columns of one workgroup.
@@ -90,7 +91,7 @@ impl Kernel for Linear {
         operands
     }
 
-    fn program(&self) -> Program {
+    fn program(&self, _: &Variant) -> Program {
         let mut constants = vec![("HAS_BIAS", self.bias.into()), ("HAS_RESIDUAL", self.residual.into())];
         constants.extend([("IN_PLACE", 0), ("HAS_MOMENTS", self.moments.into())]);
         constants.extend(self.source.constants());

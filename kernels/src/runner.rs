@@ -7,6 +7,7 @@
 use crate::casefile::CaseFile;
 use crate::check::{self, Agreement, Mismatch, POISON};
 use crate::kernel::{Access, Case, DType, Kernel, Operand, Param, Tolerance};
+use crate::variant::{Machine, Variant, choose};
 use crate::{Storage, wgsl};
 use mobilediffusion_runtime::shader::UnknownImport;
 use mobilediffusion_runtime::{Binding, Bound, Gpu, Role, RuntimeError};
@@ -117,7 +118,7 @@ pub fn stored(kernel: &dyn Kernel, storage: Storage, inputs: Vec<Vec<f32>>) -> V
 pub fn run(target: Target<'_>, kernel: &dyn Kernel, inputs: &[Vec<f32>]) -> Result<Vec<Vec<f32>>, RunError> {
     match target {
         Target::Cpu => run_cpu(kernel, inputs),
-        Target::Gpu(gpu, storage) => run_gpu(gpu, storage, kernel, inputs),
+        Target::Gpu(gpu, storage) => run_variant((gpu, storage), kernel, &choose(kernel, &Machine::of(gpu)), inputs),
     }
 }
 
@@ -206,8 +207,17 @@ fn poison(bytes: usize) -> Vec<u8> {
     POISON.to_le_bytes().into_iter().cycle().take(bytes).collect()
 }
 
-fn run_gpu(gpu: &Gpu, storage: Storage, kernel: &dyn Kernel, inputs: &[Vec<f32>]) -> Result<Vec<Vec<f32>>, RunError> {
-    let program = kernel.program();
+/// [`run`] on a GPU, by that variant of the kernel.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_variant(
+    (gpu, storage): (&Gpu, Storage),
+    kernel: &dyn Kernel,
+    variant: &Variant,
+    inputs: &[Vec<f32>],
+) -> Result<Vec<Vec<f32>>, RunError> {
+    let program = kernel.program(variant);
     let text = wgsl::compose(&program, storage)?;
     let operands = kernel.operands();
     let mut bindings = vec![Binding::Uniform];

@@ -11,6 +11,7 @@ use crate::fold::Read;
 use crate::kernel::{Activation, Case, Cost, Family, Fill, Kernel, Operand, Param, Program, Tolerance, parse};
 use crate::linear::{TILE, rows_per_block, tiled_grid};
 use crate::source::{Norm, Source};
+use crate::variant::Variant;
 use serde::{Deserialize, Serialize};
 
 /// Two projections of `rows` rows.
@@ -61,7 +62,7 @@ impl Kernel for SharedKvProjection {
         operands
     }
 
-    fn program(&self) -> Program {
+    fn program(&self, _: &Variant) -> Program {
         let mut params = vec![
             Param::size("rows", self.rows),
             Param::size("q_cols", self.q_cols),

@@ -6,6 +6,7 @@
 use crate::cpu::rows_per_task;
 use crate::draw::Draw;
 use crate::kernel::{Case, Cost, Family, Kernel, Operand, Param, Program, Tolerance, folded_grid, parse};
+use crate::variant::Variant;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -52,7 +53,7 @@ impl Kernel for Slice {
         vec![Operand::read("x", [self.rows, self.channels]), Operand::write("y", [self.rows, self.c])]
     }
 
-    fn program(&self) -> Program {
+    fn program(&self, _: &Variant) -> Program {
         let y4 = self.c.div_ceil(4);
         let vec4s = self.rows * y4;
         // The last vec4 of a row may hold channels beyond the slice, which have to become zeros.

@@ -12,6 +12,7 @@ use crate::fold::Read;
 use crate::kernel::{Activation, Case, Cost, Family, Fill, Kernel, Operand, Param, Program, Tolerance, parse};
 use crate::linear::{TILE, tiled_grid};
 use crate::source::{Norm, Source};
+use crate::variant::Variant;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -67,7 +68,7 @@ impl Kernel for SwishGlu {
         operands
     }
 
-    fn program(&self) -> Program {
+    fn program(&self, _: &Variant) -> Program {
         let mut params = vec![
             Param::size("rows", self.rows),
             Param::size("cols", self.cols),

@@ -6,6 +6,7 @@
 
 use crate::draw::Draw;
 use crate::kernel::{Case, Cost, DType, Family, Fill, Kernel, Operand, Param, Program, Tolerance, folded_grid, parse};
+use crate::variant::Variant;
 use serde::{Deserialize, Serialize};
 
 /// Invocations of a workgroup.
@@ -56,7 +57,7 @@ impl Kernel for TimestepEmbedding {
         ]
     }
 
-    fn program(&self) -> Program {
+    fn program(&self, _: &Variant) -> Program {
         let dim4 = self.dim.div_ceil(4);
         Program {
             wgsl: include_str!("../../shaders/timestep_embedding.wgsl"),

@@ -5,6 +5,7 @@
 use crate::draw::Draw;
 use crate::fold::{OnLoad, Read};
 use crate::kernel::{Case, Cost, Family, Kernel, Operand, Param, Program, Tolerance, elements, folded_grid, parse};
+use crate::variant::Variant;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -47,7 +48,7 @@ impl Kernel for UpsampleNearest {
         ]
     }
 
-    fn program(&self) -> Program {
+    fn program(&self, _: &Variant) -> Program {
         let c4 = self.c.div_ceil(4);
         let vec4s = elements(&[self.n, 2 * self.h, 2 * self.w, c4]);
         Program {

@@ -34,6 +34,20 @@ pub struct Caps {
 }
 
 impl Caps {
+    /// What every device of WebGPU has.
+    pub const PORTABLE: Self = Self {
+        shader_f16: false,
+        timestamps: false,
+        pipeline_cache: false,
+        max_binding_bytes: 128 << 20,
+        max_buffer_bytes: 256 << 20,
+        max_workgroup_bytes: 16 << 10,
+        max_invocations: 256,
+        max_groups: 65_535,
+        max_storage_buffers: 8,
+        uniform_alignment: 256,
+    };
+
     fn new(features: wgpu::Features, limits: &wgpu::Limits) -> Self {
         Self {
             shader_f16: features.contains(wgpu::Features::SHADER_F16),

@@ -1,7 +1,7 @@
 //! Kernels with a mistake, which the comparison has to find on every device.
 
 use mobilediffusion_kernels::runner::{self, RunError, Target};
-use mobilediffusion_kernels::{Add, Case, Cost, Kernel, Operand, Program, Storage, Tolerance};
+use mobilediffusion_kernels::{Add, Case, Cost, Kernel, Operand, Program, Storage, Tolerance, Variant};
 use mobilediffusion_runtime::Gpu;
 use mobilediffusion_tests::gpu::Test;
 
@@ -21,8 +21,8 @@ impl Kernel for Broken {
         self.right.operands()
     }
 
-    fn program(&self) -> Program {
-        Program { wgsl: self.wgsl, ..self.right.program() }
+    fn program(&self, variant: &Variant) -> Program {
+        Program { wgsl: self.wgsl, ..self.right.program(variant) }
     }
 
     fn cost(&self) -> Cost {

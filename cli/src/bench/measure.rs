@@ -3,6 +3,7 @@
 use super::Effort;
 use crate::Failure;
 use mobilediffusion_kernels::runner::{Target, judge, stored, tolerance};
+use mobilediffusion_kernels::variant::{Machine, choose};
 use mobilediffusion_kernels::{Access, Case, Operand, Param, Storage, sample, wgsl};
 use mobilediffusion_runtime::{Binding, Bound, Buffer, Dispatch, Gpu, Role, RuntimeError, Timer};
 use std::time::Instant;
@@ -99,7 +100,7 @@ fn prepare(
     inputs: &[Vec<f32>],
 ) -> Result<(Dispatch, Vec<(Operand, Buffer)>), Failure> {
     let kernel = case.kernel.as_ref();
-    let (program, operands) = (kernel.program(), kernel.operands());
+    let (program, operands) = (kernel.program(&choose(kernel, &Machine::of(gpu))), kernel.operands());
     let text = wgsl::compose(&program, storage)?;
     let params: Vec<u8> = program.params.iter().flat_map(Param::bytes).collect();
     let uniform = gpu.buffer("params", params.len() as u64, Role::Uniform)?;

@@ -3,7 +3,7 @@
 use crate::error::GraphError;
 use crate::graph::Node;
 use crate::record::Recording;
-use mobilediffusion_kernels::{Operand, Storage, wgsl};
+use mobilediffusion_kernels::{Operand, Program, Storage, wgsl};
 use mobilediffusion_runtime::{Binding, Gpu, Pipeline, RuntimeError};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -25,10 +25,10 @@ struct Module {
 pub(super) fn each_step(
     gpu: &Gpu,
     storage: Storage,
-    (recording, in_place): (&Recording, &[bool]),
+    (recording, programs, in_place): (&Recording, &[Program], &[bool]),
     mut bind: impl FnMut(usize, &Arc<Pipeline>) -> Result<(), GraphError>,
 ) -> Result<(), GraphError> {
-    let (modules, module_of) = modules(recording, in_place, storage)?;
+    let (modules, module_of) = modules((recording, programs, in_place), storage)?;
     let threads = thread::available_parallelism().map_or(1, usize::from).min(modules.len());
     let (next, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
     thread::scope(|scope| {
@@ -69,16 +69,13 @@ fn take<'a>(next: &AtomicUsize, modules: &'a [Module]) -> Option<(usize, &'a Mod
 
 /// The different modules in order of first use, and the module of each step.
 fn modules(
-    recording: &Recording,
-    in_place: &[bool],
+    (recording, programs, in_place): (&Recording, &[Program], &[bool]),
     storage: Storage,
 ) -> Result<(Vec<Module>, Vec<usize>), GraphError> {
     let (mut modules, mut known, mut module_of) = (Vec::new(), HashMap::new(), Vec::new());
-    for (node, &in_place) in recording.nodes.iter().zip(in_place) {
+    for ((node, program), &in_place) in recording.nodes.iter().zip(programs).zip(in_place) {
         let kernel = node.kernel.name();
-        let program = node.kernel.program();
-        let program = if in_place { program.in_place() } else { program };
-        let text = wgsl::compose(&program, storage).map_err(|unknown| GraphError::Device {
+        let text = wgsl::compose(program, storage).map_err(|unknown| GraphError::Device {
             node: node.path.clone(),
             source: RuntimeError::Validation { what: kernel.to_owned(), message: unknown.to_string() },
         })?;
