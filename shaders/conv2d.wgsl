@@ -22,7 +22,7 @@ struct Params {
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> x: array<Pack>; // [n, h, w, ci], less the channels of x2
-@group(0) @binding(2) var<storage, read> w: array<Pack>; // [co, KERNEL, KERNEL, ci]
+@group(0) @binding(2) var<storage, read> w: array<WeightPack>; // [co, KERNEL, KERNEL, ci]
 @if(HAS_BIAS) @group(0) @binding(3) var<storage, read> bias: array<Pack>; // [co]
 @if(HAS_SHIFT) @group(0) @binding(4) var<storage, read> shift: array<Pack>; // [n, co]
 @if(HAS_RESIDUAL) @group(0) @binding(5) var<storage, read> residual: array<Pack>; // [n, oh, ow, co]
@@ -63,7 +63,8 @@ fn load_x(row: u32, k4: u32) -> vec4<f32> {
 
 fn load_w(col: u32, k4: u32) -> vec4<f32> {
     if col >= params.co { return vec4<f32>(); }
-    return load4(w[col * KERNEL * KERNEL * params.ci4 + k4]);
+    let row = weight_row(col, KERNEL * KERNEL * params.ci4);
+    return weight4(w[row], w[row + WEIGHT_HEAD + k4]);
 }
 
 @compute @workgroup_size(256)

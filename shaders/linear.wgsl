@@ -17,7 +17,7 @@ struct Params {
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> x: array<Pack>; // [rows, k], less the channels of x2
-@group(0) @binding(2) var<storage, read> w: array<Pack>; // [cols, k]
+@group(0) @binding(2) var<storage, read> w: array<WeightPack>; // [cols, k]
 @if(HAS_BIAS) @group(0) @binding(3) var<storage, read> bias: array<Pack>; // [cols]
 @if(HAS_RESIDUAL) @group(0) @binding(4) var<storage, read> residual: array<Pack>; // [rows, cols]
 @if(HAS_X2) @group(0) @binding(5) var<storage, read> x2: array<Pack>; // [rows, the rest of k]
@@ -35,7 +35,8 @@ fn load_x(row: u32, k4: u32) -> vec4<f32> {
 
 fn load_w(col: u32, k4: u32) -> vec4<f32> {
     if col >= params.cols { return vec4<f32>(); }
-    return load4(w[col * params.k4 + k4]);
+    let row = weight_row(col, params.k4);
+    return weight4(w[row], w[row + WEIGHT_HEAD + k4]);
 }
 
 @compute @workgroup_size(256)

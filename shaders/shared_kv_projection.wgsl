@@ -14,8 +14,8 @@ struct Params {
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> x: array<Pack>; // [rows, k], less the channels of x2
-@group(0) @binding(2) var<storage, read> w_q: array<Pack>; // [q_cols, k]
-@group(0) @binding(3) var<storage, read> w_kv: array<Pack>; // [kv_cols, k]
+@group(0) @binding(2) var<storage, read> w_q: array<WeightPack>; // [q_cols, k]
+@group(0) @binding(3) var<storage, read> w_kv: array<WeightPack>; // [kv_cols, k]
 @if(HAS_X2) @group(0) @binding(4) var<storage, read> x2: array<Pack>; // [rows, the rest of k]
 @if(NORM_ROWS) @group(0) @binding(5) var<storage, read> stats: array<vec4<f32>>; // [rows, 2]
 @if(NORM_ROWS) @group(0) @binding(6) var<storage, read> norm_weight: array<Pack>; // [k]
@@ -31,12 +31,14 @@ fn load_x(row: u32, k4: u32) -> vec4<f32> {
 
 fn load_a(col: u32, k4: u32) -> vec4<f32> {
     if col >= params.q_cols { return vec4<f32>(); }
-    return load4(w_q[col * params.k4 + k4]);
+    let row = weight_row(col, params.k4);
+    return weight4(w_q[row], w_q[row + WEIGHT_HEAD + k4]);
 }
 
 fn load_b(col: u32, k4: u32) -> vec4<f32> {
     if col >= params.kv_cols { return vec4<f32>(); }
-    return load4(w_kv[col * params.k4 + k4]);
+    let row = weight_row(col, params.k4);
+    return weight4(w_kv[row], w_kv[row + WEIGHT_HEAD + k4]);
 }
 
 @compute @workgroup_size(256)

@@ -16,7 +16,7 @@ struct Params {
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> x: array<Pack>; // [rows, k], less the channels of x2
-@group(0) @binding(2) var<storage, read> w: array<Pack>; // [2 * cols, k]
+@group(0) @binding(2) var<storage, read> w: array<WeightPack>; // [2 * cols, k]
 @group(0) @binding(3) var<storage, read> bias: array<Pack>; // [2 * cols]
 @if(HAS_X2) @group(0) @binding(4) var<storage, read> x2: array<Pack>; // [rows, the rest of k]
 @if(NORM_ROWS) @group(0) @binding(5) var<storage, read> stats: array<vec4<f32>>; // [rows, 2]
@@ -30,14 +30,19 @@ fn load_x(row: u32, k4: u32) -> vec4<f32> {
     return load_source(row, k4, params.k4);
 }
 
+fn load_w(row: u32, k4: u32) -> vec4<f32> {
+    let start = weight_row(row, params.k4);
+    return weight4(w[start], w[start + WEIGHT_HEAD + k4]);
+}
+
 fn load_a(col: u32, k4: u32) -> vec4<f32> {
     if col >= params.cols { return vec4<f32>(); }
-    return load4(w[col * params.k4 + k4]);
+    return load_w(col, k4);
 }
 
 fn load_b(col: u32, k4: u32) -> vec4<f32> {
     if col >= params.cols { return vec4<f32>(); }
-    return load4(w[(params.cols + col) * params.k4 + k4]);
+    return load_w(params.cols + col, k4);
 }
 
 // Four biases from `first`, of columns from `col`; the gates' need not begin at a vec4. Zero beyond the last column.

@@ -5,9 +5,9 @@
 mod broken;
 
 use mobilediffusion_kernels::casefile::CaseFile;
-use mobilediffusion_kernels::runner::{self, Target, check_file};
+use mobilediffusion_kernels::runner::{self, Target, check_file, has_weights};
 use mobilediffusion_kernels::variant::{self, Machine};
-use mobilediffusion_kernels::{Case, FAMILIES, Family, Storage, Variant, check};
+use mobilediffusion_kernels::{Case, FAMILIES, Family, Storage, Variant, WeightType, check};
 use mobilediffusion_runtime::Gpu;
 use mobilediffusion_tests::gpu::{self, Test, storages, stored};
 use mobilediffusion_tests::{judge, random, storage_tolerance};
@@ -70,16 +70,24 @@ fn cases(family: &'static Family, storage: Storage) -> Test {
             .collect();
         if failures.is_empty() { Ok(()) } else { Err(failures.join("\n").into()) }
     };
-    (format!("{} in {storage:?}", family.name), Box::new(move |gpu| run(gpu)))
+    (format!("{} in {storage}", family.name), Box::new(move |gpu| run(gpu)))
+}
+
+/// These storage types and, if the family reads matrices of weights, the same with int8 weights.
+fn with_int8(family: &Family, floats: &[Storage]) -> Vec<Storage> {
+    let weights = (family.cases)().iter().any(|case| has_weights(case.kernel.as_ref()));
+    let int8 = floats.iter().filter(|_| weights).map(|storage| storage.with_weights(WeightType::Int8));
+    floats.iter().copied().chain(int8).collect()
 }
 
 /// Problems at random, each in a storage type and by a variant at random.
 fn problems(family: &'static Family) -> Test {
     let run = |gpu: &_| {
+        let storages = with_int8(family, &storages(gpu));
         random::problems(family, RANDOM, |case, seed, draw| {
-            let storage = draw.of(&storages(gpu));
+            let storage = draw.of(&storages);
             let variant = draw.of(&variant::runnable(case.kernel.as_ref(), gpu.caps()));
-            passes(gpu, storage, case, seed, &[variant]).map_err(|why| format!("{storage:?}: {why}"))
+            passes(gpu, storage, case, seed, &[variant]).map_err(|why| format!("{storage}: {why}"))
         })
     };
     (format!("{} at random", family.name), Box::new(move |gpu| Ok(run(gpu)?)))
@@ -97,13 +105,16 @@ fn onnx(storage: Storage) -> Test {
         }
         if failures.is_empty() { Ok(()) } else { Err(failures.join("\n").into()) }
     };
-    (format!("ONNX's vectors in {storage:?}"), Box::new(run))
+    (format!("ONNX's vectors in {}", storage), Box::new(run))
 }
 
 fn main() {
     gpu::main(|gpu| {
         let storages = gpu.map_or_else(|| vec![Storage::F32], storages);
-        let of = |family| storages.iter().map(move |storage| cases(family, *storage)).chain([problems(family)]);
+        let of = |family| {
+            let storages = with_int8(family, &storages);
+            storages.into_iter().map(move |storage| cases(family, storage)).chain([problems(family)])
+        };
         let onnx = storages.iter().copied().map(onnx);
         FAMILIES.iter().flat_map(of).chain(onnx).chain([broken::test()]).collect()
     });

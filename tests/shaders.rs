@@ -1,8 +1,9 @@
 //! Every shader of every case, without a GPU: it parses, validates, translates, and says the same as its kernel.
 
 use mobilediffusion_kernels::draw::Draw;
+use mobilediffusion_kernels::runner::has_weights;
 use mobilediffusion_kernels::variant::{Machine, Needs, choose, runnable};
-use mobilediffusion_kernels::{Access, Case, FAMILIES, Param, Program, Storage, Variant, wgsl};
+use mobilediffusion_kernels::{Access, Case, FAMILIES, FloatType, Param, Program, Storage, Variant, WeightType, wgsl};
 use mobilediffusion_runtime::Caps;
 use mobilediffusion_tests::random;
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
@@ -18,10 +19,10 @@ const MAX_GRID: u32 = 65_535;
 type Checked = Result<Module, String>;
 
 fn capabilities(storage: Storage) -> Capabilities {
-    match storage {
-        Storage::F32 => Capabilities::empty(),
-        Storage::F16 => Capabilities::SHADER_FLOAT16,
-        Storage::F16Packed => Capabilities::SHADER_FLOAT16_IN_FLOAT32,
+    match storage.floats {
+        FloatType::F32 => Capabilities::empty(),
+        FloatType::F16 => Capabilities::SHADER_FLOAT16,
+        FloatType::F16Packed => Capabilities::SHADER_FLOAT16_IN_FLOAT32,
     }
 }
 
@@ -154,11 +155,13 @@ fn check_storages(case: &Case, variant: &Variant, texts: &mut Texts) -> Result<(
     if variant.name != Variant::ONLY.name && dispatched < variant.groups {
         return Err(format!("{:?} {variant:?}: grid {:?}", case.kernel, program.grid));
     }
-    for storage in [Storage::F32, Storage::F16, Storage::F16Packed] {
+    let floats = [Storage::F32, Storage::F16, Storage::F16_PACKED];
+    let int8 = floats.into_iter().filter(|_| has_weights(case.kernel.as_ref()));
+    for storage in floats.into_iter().chain(int8.map(|storage| storage.with_weights(WeightType::Int8))) {
         let text = wgsl::compose(&program, storage).map_err(|e| e.to_string())?;
         let checked = texts.entry(text).or_insert_with_key(|text| check_text(text, storage, &variant.needs));
         let verdict = checked.as_ref().map_err(String::clone).and_then(|module| check_case(case, &program, module));
-        verdict.map_err(|e| format!("{:?} {} {storage:?}: {e}", case.kernel, variant.name))?;
+        verdict.map_err(|e| format!("{:?} {} {storage}: {e}", case.kernel, variant.name))?;
     }
     Ok(())
 }

@@ -24,7 +24,7 @@ pub(crate) fn run(args: &Check) -> Result<(), Failure> {
     };
     match &gpu {
         None => note("device: CPU, f32"),
-        Some(gpu) => note(&format!("device: {}, {:?}", gpu.adapter(), target.storage())),
+        Some(gpu) => note(&format!("device: {}, {}", gpu.adapter(), target.storage())),
     }
     if let Some(network) = args.plan {
         let storage = target.storage();
@@ -114,7 +114,7 @@ impl Floats {
         match self {
             Self::F32 => Storage::F32,
             Self::F16 if gpu.caps().shader_f16 => Storage::F16,
-            Self::F16 => Storage::F16Packed,
+            Self::F16 => Storage::F16_PACKED,
         }
     }
 }

@@ -9,7 +9,7 @@ use crate::run::Memory;
 use crate::weights::{Device, Weights};
 use mobilediffusion_kernels::check::{self, Mismatch};
 use mobilediffusion_kernels::kernel::elements;
-use mobilediffusion_kernels::{Access, DType, Storage, Tolerance};
+use mobilediffusion_kernels::{Access, DType, FloatType, Tolerance};
 use std::fmt;
 
 /// Kernels state how far they may be from the exact result on well-mixed numbers. Here each side may be that far off,
@@ -62,7 +62,7 @@ impl<'a> Side<'a> {
     fn new(recording: &Recording, against: Against<'a>) -> Result<(Self, bool), GraphError> {
         Ok(match against {
             Against::Device(weights) => {
-                let half = matches!(weights.device(), Device::Gpu(_, storage) if *storage != Storage::F32);
+                let half = matches!(weights.device(), Device::Gpu(_, storage) if storage.floats != FloatType::F32);
                 (Self::Device(Memory::new(recording, weights, Sharing::Planned, &mut |_, _| ())?), half)
             }
             Against::References(weights) => (Self::References(Plain::new(recording, weights)), false),

@@ -65,9 +65,7 @@ impl CpuMemory {
                 };
                 let info = &recording.tensors[tensor];
                 let place = match &info.origin {
-                    Origin::Weight(source) => {
-                        Place::Resident(host(weights.get(&info.name, source, declared.layout)?))
-                    }
+                    Origin::Weight(source) => Place::Resident(host(weights.get(&info.name, source, declared)?)),
                     Origin::Constant(values) => {
                         Place::Resident(host(Device::Cpu.place(&info.name, info.dtype, &info.shape, values.clone())?))
                     }

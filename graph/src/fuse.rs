@@ -148,7 +148,7 @@ impl Pass<'_> {
             let other = others.iter().find(|(name, _)| *name == operand.name).map(|(_, tensor)| *tensor);
             let tensor = other.or_else(|| held(node, operand.name))?;
             let info = &self.graph.tensors[tensor];
-            if elements(&info.shape) != elements(&operand.shape) || info.dtype != operand.dtype {
+            if elements(&info.shape) != elements(&operand.shape) || !info.is_of(operand.dtype) {
                 return None;
             }
             operands.push(Some(tensor));

@@ -132,7 +132,7 @@ impl GpuMemory {
                 let part = self.part(tensor, 0);
                 return Ok((part.buffer.clone(), part.offset));
             }
-            Origin::Weight(source) => weights.get(&info.name, source, operand.layout)?,
+            Origin::Weight(source) => weights.get(&info.name, source, operand)?,
             Origin::Constant(values) => {
                 let device = Device::Gpu(Arc::clone(&self.gpu), self.storage);
                 device.place(&info.name, info.dtype, &info.shape, values.clone())?

@@ -90,6 +90,14 @@ pub struct TensorInfo {
     pub origin: Origin,
 }
 
+impl TensorInfo {
+    /// Whether an operand of this type may be this tensor. Only what is loaded is stored otherwise than floats are.
+    pub(crate) fn is_of(&self, dtype: DType) -> bool {
+        let loaded = matches!(self.origin, Origin::Weight(_));
+        self.dtype == dtype || (loaded && self.dtype == DType::Elem && dtype == DType::Weight)
+    }
+}
+
 /// A kernel with its operands: a step of the run.
 #[derive(Debug)]
 pub struct Node {
@@ -262,7 +270,7 @@ impl Graph {
     /// plan is cast by a step of its own, once for all its users.
     fn typed(&mut self, path: &str, operand: &Operand, tensor: &Tensor) -> Result<usize, GraphError> {
         match (self.tensors[tensor.id].dtype, operand.dtype) {
-            (found, expected) if found == expected => Ok(tensor.id),
+            (_, expected) if self.tensors[tensor.id].is_of(expected) => Ok(tensor.id),
             (DType::F32, DType::Elem) => {
                 let is_cast = |node: &&Node| node.kernel.name() == "cast" && node.operands[0] == Some(tensor.id);
                 if let Some(cast) = self.nodes.iter().find(is_cast) {

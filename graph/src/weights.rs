@@ -4,7 +4,7 @@ use crate::error::GraphError;
 use crate::graph::{Origin, WeightRows};
 use crate::record::Recording;
 use mobilediffusion_kernels::kernel::{Shape, elements};
-use mobilediffusion_kernels::{DType, Layout, Storage};
+use mobilediffusion_kernels::{DType, Layout, Operand, Storage};
 use mobilediffusion_runtime::{Bound, Buffer, Gpu, Role};
 use std::collections::HashMap;
 use std::error::Error;
@@ -16,7 +16,7 @@ use std::sync::Arc;
 pub enum Device {
     /// The host's cores.
     Cpu,
-    /// A GPU, and how it stores floats.
+    /// A GPU, and how it stores tensors.
     Gpu(Arc<Gpu>, Storage),
 }
 
@@ -78,7 +78,7 @@ pub(crate) enum Resident {
 pub struct Weights {
     device: Device,
     loader: Box<dyn WeightLoader + Send>,
-    resident: HashMap<(String, Range<usize>, Layout), Resident>,
+    resident: HashMap<(String, Range<usize>, Layout, DType), Resident>,
 }
 
 impl std::fmt::Debug for Weights {
@@ -111,26 +111,28 @@ impl Weights {
         let operands = recording.nodes.iter().flat_map(|node| node.kernel.operands().into_iter().zip(&node.operands));
         let weights = operands.filter_map(|(declared, tensor)| {
             let info = &recording.tensors[(*tensor)?];
-            if let Origin::Weight(source) = &info.origin { Some((&info.name, source, declared.layout)) } else { None }
+            if let Origin::Weight(source) = &info.origin { Some((&info.name, source, declared)) } else { None }
         });
         let weights: Vec<_> = weights.collect();
-        for (done, (name, source, layout)) in weights.iter().enumerate() {
+        for (done, (name, source, operand)) in weights.iter().enumerate() {
             if !go_on(done, weights.len()) {
                 return Err(GraphError::Stopped { done, total: weights.len() });
             }
-            self.get(name, source, *layout)?;
+            self.get(name, source, operand)?;
         }
         Ok(())
     }
 
-    pub(crate) fn get(&mut self, name: &str, source: &WeightRows, layout: Layout) -> Result<Resident, GraphError> {
-        let key = (name.to_owned(), source.rows.clone(), layout);
+    /// The weight `name` as `operand` wants it.
+    pub(crate) fn get(&mut self, name: &str, source: &WeightRows, operand: &Operand) -> Result<Resident, GraphError> {
+        let Operand { layout, dtype, .. } = *operand;
+        let key = (name.to_owned(), source.rows.clone(), layout, dtype);
         if let Some(resident) = self.resident.get(&key) {
             return Ok(resident.clone());
         }
         let resident = match &self.device {
             Device::Cpu => self.to_host(name, source, layout)?,
-            Device::Gpu(gpu, storage) => self.to_gpu(gpu, *storage, (name, source, layout))?,
+            Device::Gpu(gpu, storage) => self.to_gpu(gpu, *storage, (name, source, operand))?,
         };
         self.resident.insert(key, resident.clone());
         Ok(resident)
@@ -176,19 +178,20 @@ impl Weights {
         &self,
         gpu: &Gpu,
         storage: Storage,
-        (name, source, layout): (&str, &WeightRows, Layout),
+        (name, source, operand): (&str, &WeightRows, &Operand),
     ) -> Result<Resident, GraphError> {
         let shape = &source.part();
+        let Operand { layout, dtype, .. } = *operand;
         let packed_shape = |rows: usize| matrix(&layout.packed_shape(&rows_of(shape, rows)));
         let bytes_of = |rows: usize| match rows {
             0 => 0,
-            _ => storage.tensor_bytes(DType::Elem, &packed_shape(rows)) as u64,
+            _ => storage.tensor_bytes(dtype, &packed_shape(rows)) as u64,
         };
         let all = bytes_of(shape.first().copied().unwrap_or(1));
         let buffer = gpu.buffer(name, all, Role::Storage).map_err(GraphError::at(name))?;
         for part in parts(shape, layout) {
             let values = self.packed(name, source, layout, &part)?;
-            let bytes = storage.encode(DType::Elem, &packed_shape(part.len()), &values);
+            let bytes = storage.encode(dtype, &packed_shape(part.len()), &values);
             let offset = bytes_of(part.start);
             let to = Bound { buffer: &buffer, offset, bytes: buffer.bytes() - offset };
             gpu.upload_to(to, &bytes).map_err(GraphError::at(name))?;

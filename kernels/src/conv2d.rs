@@ -134,7 +134,7 @@ impl Kernel for Conv2d {
         let [x2, .., norm] = self.source.operands(&[self.n, self.h, self.w], self.ci);
         vec![
             Operand::read("x", [self.n, self.h, self.w, self.source.first(self.ci)]),
-            Operand::read("w", [self.co, self.ci, self.kernel, self.kernel]).layout(Layout::Taps),
+            Operand::weight("w", [self.co, self.ci, self.kernel, self.kernel]).layout(Layout::Taps),
             Operand::read("bias", [self.co]).optional(self.bias),
             Operand::read("shift", [self.n, self.co]).optional(self.shift),
             Operand::read("residual", [self.n, oh, ow, self.co]).optional(self.residual),

@@ -34,6 +34,8 @@ pub fn padded(shape: &[usize]) -> Shape {
 pub enum DType {
     /// The storage type the plan was recorded for: f32 or f16.
     Elem,
+    /// A matrix of weights, its first axis the output channels: stored as `Elem` or in 8 bits.
+    Weight,
     /// Always f32: statistics, sampler state, timesteps.
     F32,
     /// Always u32: token ids, rgba8 pixels. Never padded.
@@ -112,6 +114,11 @@ impl Operand {
     /// A tensor of activations or weights that is read.
     pub fn read(name: &'static str, shape: impl Into<Shape>) -> Self {
         Self::new(name, Access::Read, shape)
+    }
+
+    /// A matrix of weights, which a device may store in fewer bits than other floats.
+    pub fn weight(name: &'static str, shape: impl Into<Shape>) -> Self {
+        Self::read(name, shape).dtype(DType::Weight)
     }
 
     /// A tensor that is written completely.
@@ -345,7 +352,8 @@ pub(crate) fn too_many(operands: &[Operand]) -> Option<&'static str> {
 
 /// Bytes a kernel has to move at least once, with `elem_bytes` per stored float.
 pub fn bytes_moved(kernel: &dyn Kernel, elem_bytes: usize) -> usize {
-    let bytes = |o: &Operand| o.host_len() * if o.dtype == DType::Elem { elem_bytes } else { 4 };
+    let bytes =
+        |o: &Operand| o.host_len() * if matches!(o.dtype, DType::Elem | DType::Weight) { elem_bytes } else { 4 };
     kernel.operands().iter().map(bytes).sum()
 }
 

@@ -66,7 +66,7 @@ pub use prediction::Prediction;
 pub use shared_kv_projection::SharedKvProjection;
 pub use slice::Slice;
 pub use source::{Norm, Source};
-pub use storage::Storage;
+pub use storage::{FloatType, Storage, WeightType};
 pub use swish_glu::SwishGlu;
 pub use timestep_embedding::TimestepEmbedding;
 pub use upsample_nearest::UpsampleNearest;

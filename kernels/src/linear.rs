@@ -81,7 +81,7 @@ impl Kernel for Linear {
     fn operands(&self) -> Vec<Operand> {
         let mut operands = vec![
             Operand::read("x", [self.rows, self.source.first(self.k)]),
-            Operand::read("w", [self.cols, self.k]),
+            Operand::weight("w", [self.cols, self.k]),
             Operand::read("bias", [self.cols]).optional(self.bias),
             Operand::read("residual", [self.rows, self.cols]).optional(self.residual),
         ];

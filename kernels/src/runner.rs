@@ -8,7 +8,7 @@ use crate::casefile::CaseFile;
 use crate::check::{self, Agreement, Mismatch, POISON};
 use crate::kernel::{Access, Case, DType, Kernel, Operand, Param, Tolerance};
 use crate::variant::{Machine, Variant, choose};
-use crate::{Storage, wgsl};
+use crate::{FloatType, Storage, WeightType, wgsl};
 use mobilediffusion_runtime::shader::UnknownImport;
 use mobilediffusion_runtime::{Binding, Bound, Gpu, Role, RuntimeError};
 
@@ -78,22 +78,29 @@ pub fn split(kernel: &dyn Kernel) -> (Vec<Operand>, Vec<Operand>) {
     kernel.operands().into_iter().partition(|operand| operand.access == Access::Read)
 }
 
-/// Storage types a device can run.
+/// Storage types of floats that a device can run.
 pub fn storages(gpu: &Gpu) -> Vec<Storage> {
     let native = gpu.caps().shader_f16.then_some(Storage::F16);
-    [Storage::F32, Storage::F16Packed].into_iter().chain(native).collect()
+    [Storage::F32, Storage::F16_PACKED].into_iter().chain(native).collect()
 }
 
-/// The tolerance of a case where floats are stored as `storage`: its kernel's, or none on whole numbers.
+/// Whether a kernel reads a matrix of weights.
+pub fn has_weights(kernel: &dyn Kernel) -> bool {
+    kernel.operands().iter().any(|operand| operand.dtype == DType::Weight)
+}
+
+/// The tolerance of a case where tensors are stored as `storage`: its kernel's, or none on whole numbers, unless its
+/// weights are multiples of a scale.
 pub fn tolerance(case: &Case, storage: Storage) -> Tolerance {
-    let tolerance = if case.exact { Tolerance::EXACT } else { case.kernel.tolerance() };
+    let whole = storage.weights == WeightType::Floats || !has_weights(case.kernel.as_ref());
+    let tolerance = if case.exact && whole { Tolerance::EXACT } else { case.kernel.tolerance() };
     stored_tolerance(case.kernel.as_ref(), tolerance, storage)
 }
 
 /// Rounding an output to f16 costs at most half a unit, 2^-11, of the value.
 fn stored_tolerance(kernel: &dyn Kernel, mut tolerance: Tolerance, storage: Storage) -> Tolerance {
     let (_, written) = split(kernel);
-    if storage != Storage::F32 && written.iter().any(|o| o.dtype == DType::Elem) {
+    if storage.floats != FloatType::F32 && written.iter().any(|o| o.dtype == DType::Elem) {
         tolerance.relative += 2.0_f64.powi(-11);
     }
     tolerance
@@ -103,10 +110,7 @@ fn stored_tolerance(kernel: &dyn Kernel, mut tolerance: Tolerance, storage: Stor
 pub fn stored(kernel: &dyn Kernel, storage: Storage, inputs: Vec<Vec<f32>>) -> Vec<Vec<f32>> {
     let (read, _) = split(kernel);
     let round = |(o, values): (&Operand, Vec<f32>)| {
-        if values.is_empty() {
-            return values;
-        }
-        storage.decode(o.dtype, &o.shape, &storage.encode(o.dtype, &o.shape, &values))
+        if values.is_empty() { values } else { storage.rounded(o.dtype, &o.shape, &values) }
     };
     read.iter().zip(inputs).map(round).collect()
 }
@@ -275,7 +279,7 @@ fn unfenced(
     all: &[u8],
     bytes: usize,
 ) -> Result<Vec<f32>, RunError> {
-    let (kernel, end) = (|| format!("{kernel:?} {storage:?}"), FENCE_BYTES + bytes);
+    let (kernel, end) = (|| format!("{kernel:?} {storage}"), FENCE_BYTES + bytes);
     let whole = |fence: &[u8]| fence.iter().zip(poison(fence.len())).all(|(got, want)| *got == want);
     if bytes.is_multiple_of(4) && ![&all[..FENCE_BYTES], &all[end..]].into_iter().all(whole) {
         return Err(RunError::Outside { kernel: kernel(), operand: operand.name });
@@ -298,7 +302,7 @@ mod tests {
     fn fences_and_padding_are_looked_at() {
         let kernel = Add { rows: 2, c: 3 };
         let (operand, values) = (Operand::write("y", [2, 3]), [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
-        for storage in [Storage::F32, Storage::F16, Storage::F16Packed] {
+        for storage in [Storage::F32, Storage::F16, Storage::F16_PACKED] {
             let inside = storage.encode(DType::Elem, &operand.shape, &values);
             let all = [poison(FENCE_BYTES), inside.clone(), poison(FENCE_BYTES)].concat();
             let said = |all: &[u8]| unfenced(&kernel, &operand, storage, all, inside.len());

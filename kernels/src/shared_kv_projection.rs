@@ -53,8 +53,8 @@ impl Kernel for SharedKvProjection {
     fn operands(&self) -> Vec<Operand> {
         let mut operands = vec![
             Operand::read("x", [self.rows, self.source.first(self.k)]),
-            Operand::read("w_q", [self.q_cols, self.k]),
-            Operand::read("w_kv", [self.kv_cols, self.k]),
+            Operand::weight("w_q", [self.q_cols, self.k]),
+            Operand::weight("w_kv", [self.kv_cols, self.k]),
         ];
         operands.extend(self.source.operands(&[self.rows], self.k));
         operands.push(Operand::write("q", [self.rows, self.q_cols]));

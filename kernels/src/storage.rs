@@ -1,12 +1,15 @@
 //! How tensors lie in device memory: element type and padding, and the way there and back.
 
+pub mod int8;
+
 use crate::kernel::{DType, elements, padded};
 use half::f16;
 use half::slice::HalfFloatSliceExt;
+use std::fmt;
 
 /// How floats of type `Elem` are stored on the device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Storage {
+pub enum FloatType {
     /// 32 bits, everywhere.
     #[default]
     F32,
@@ -16,33 +19,75 @@ pub enum Storage {
     F16Packed,
 }
 
+/// How matrices of weights, operands of type `Weight`, are stored on the device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum WeightType {
+    /// As all floats are.
+    #[default]
+    Floats,
+    /// 8 bits, and one f32 for each output channel: see [`int8`].
+    Int8,
+}
+
+/// How tensors are stored on the device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Storage {
+    /// Activations, and weights unless `weights` says otherwise.
+    pub floats: FloatType,
+    /// Matrices of weights.
+    pub weights: WeightType,
+}
+
 impl Storage {
-    /// Bytes of one stored element of type `dtype`.
+    /// Everything in 32 bits.
+    pub const F32: Self = Self { floats: FloatType::F32, weights: WeightType::Floats };
+    /// Floats in 16 bits.
+    pub const F16: Self = Self { floats: FloatType::F16, weights: WeightType::Floats };
+    /// Floats in 16 bits, two in a u32.
+    pub const F16_PACKED: Self = Self { floats: FloatType::F16Packed, weights: WeightType::Floats };
+
+    /// The same, with matrices of weights stored like that.
+    pub fn with_weights(self, weights: WeightType) -> Self {
+        Self { weights, ..self }
+    }
+
+    fn is_int8(self, dtype: DType) -> bool {
+        dtype == DType::Weight && self.weights == WeightType::Int8
+    }
+
+    /// Bytes of one stored element of type `dtype`, those of an int8 row's scale left aside.
     pub fn bytes(self, dtype: DType) -> usize {
-        if dtype == DType::Elem && self != Self::F32 { 2 } else { 4 }
+        match dtype {
+            _ if self.is_int8(dtype) => 1,
+            DType::Elem | DType::Weight if self.floats != FloatType::F32 => 2,
+            _ => 4,
+        }
     }
 
     /// Bytes of a tensor on the device. `shape` is the packed shape.
     pub fn tensor_bytes(self, dtype: DType, shape: &[usize]) -> usize {
         let device_shape = if dtype == DType::U32 { shape.to_vec() } else { padded(shape) };
-        elements(&device_shape) * self.bytes(dtype)
+        let scales = if self.is_int8(dtype) { int8::SCALE_BYTES * int8::rows(shape) } else { 0 };
+        elements(&device_shape) * self.bytes(dtype) + scales
     }
 
-    /// Defines `Pack` (four stored elements), `load4` and `store4`. Values beyond f16's range saturate when stored.
-    pub(crate) fn prelude(self) -> &'static str {
-        match self {
-            Self::F32 => {
+    /// Defines `Pack` (four stored elements), `load4` and `store4`, and of matrices of weights `WeightPack` (four of a row),
+    /// `weight_row` (where a row begins), `WEIGHT_HEAD` (where its first four are, from there) and `weight4`, which makes
+    /// of the row's beginning and of four stored weights what they are. Values beyond f16's range saturate when stored.
+    pub(crate) fn prelude(self) -> String {
+        let floats = match self.floats {
+            FloatType::F32 => {
                 "alias Pack = vec4<f32>;\n\
                  fn load4(p: Pack) -> vec4<f32> { return p; }\n\
                  fn store4(v: vec4<f32>) -> Pack { return v; }\n"
             }
-            Self::F16 => {
+            FloatType::F16 => {
                 "enable f16;\n\
                  alias Pack = vec4<f16>;\n\
                  fn load4(p: Pack) -> vec4<f32> { return vec4<f32>(p); }\n\
                  fn store4(v: vec4<f32>) -> Pack { return Pack(clamp(v, vec4<f32>(-65504.0), vec4<f32>(65504.0))); }\n"
             }
-            Self::F16Packed => {
+            FloatType::F16Packed => {
                 "alias Pack = vec2<u32>;\n\
                  fn load4(p: Pack) -> vec4<f32> { return vec4<f32>(unpack2x16float(p.x), unpack2x16float(p.y)); }\n\
                  fn store4(v: vec4<f32>) -> Pack {\n    \
@@ -50,11 +95,30 @@ impl Storage {
                      return Pack(pack2x16float(c.xy), pack2x16float(c.zw));\n\
                  }\n"
             }
-        }
+        };
+        let weights = match self.weights {
+            WeightType::Floats => {
+                "alias WeightPack = Pack;\n\
+                 const WEIGHT_HEAD = 0u;\n\
+                 fn weight4(head: WeightPack, p: WeightPack) -> vec4<f32> { return load4(p); }\n"
+            }
+            WeightType::Int8 => {
+                "alias WeightPack = u32;\n\
+                 const WEIGHT_HEAD = 1u;\n\
+                 fn weight4(head: WeightPack, p: WeightPack) -> vec4<f32> {\n    \
+                     return bitcast<f32>(head) * vec4<f32>(unpack4xI8(p));\n\
+                 }\n"
+            }
+        };
+        let row = "fn weight_row(row: u32, len4: u32) -> u32 { return row * (len4 + WEIGHT_HEAD); }\n";
+        [floats, weights, row].concat()
     }
 
     /// The device's bytes of a dense tensor: rows padded with zeros, floats rounded to the stored type.
     pub fn encode(self, dtype: DType, shape: &[usize], values: &[f32]) -> Vec<u8> {
+        if self.is_int8(dtype) {
+            return int8::encode(shape, values);
+        }
         let cols = shape.last().copied().unwrap_or(1).max(1);
         let stride = if dtype == DType::U32 { cols } else { cols.next_multiple_of(4) };
         let mut bytes = vec![0_u8; self.tensor_bytes(dtype, shape)];
@@ -74,6 +138,9 @@ impl Storage {
 
     /// The dense values of a tensor from the device's bytes.
     pub fn decode(self, dtype: DType, shape: &[usize], bytes: &[u8]) -> Vec<f32> {
+        if self.is_int8(dtype) {
+            return int8::decode(shape, bytes);
+        }
         let cols = shape.last().copied().unwrap_or(1).max(1);
         let stride = if dtype == DType::U32 { cols } else { cols.next_multiple_of(4) };
         let width = self.bytes(dtype);
@@ -88,6 +155,18 @@ impl Storage {
         }
         values
     }
+
+    /// The values that are left of a tensor once it was stored.
+    pub fn rounded(self, dtype: DType, shape: &[usize], values: &[f32]) -> Vec<f32> {
+        self.decode(dtype, shape, &self.encode(dtype, shape, values))
+    }
+}
+
+impl fmt::Display for Storage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let weights = if self.weights == WeightType::Int8 { " with int8 weights" } else { "" };
+        write!(f, "{:?}{weights}", self.floats)
+    }
 }
 
 #[cfg(test)]
@@ -97,11 +176,13 @@ mod tests {
     #[test]
     fn tensors_survive_the_way_there_and_back() {
         let values: Vec<f32> = (0..30_u8).map(f32::from).collect();
-        for storage in [Storage::F32, Storage::F16, Storage::F16Packed] {
+        for storage in [Storage::F32, Storage::F16, Storage::F16_PACKED] {
             for shape in [vec![2, 3, 5], vec![10, 3], vec![30], vec![15, 2]] {
-                let bytes = storage.encode(DType::Elem, &shape, &values);
-                assert_eq!(bytes.len(), storage.tensor_bytes(DType::Elem, &shape), "{storage:?} {shape:?}");
-                assert_eq!(storage.decode(DType::Elem, &shape, &bytes), values, "{storage:?} {shape:?}");
+                for dtype in [DType::Elem, DType::Weight] {
+                    let bytes = storage.encode(dtype, &shape, &values);
+                    assert_eq!(bytes.len(), storage.tensor_bytes(dtype, &shape), "{storage:?} {dtype:?} {shape:?}");
+                    assert_eq!(storage.decode(dtype, &shape, &bytes), values, "{storage:?} {dtype:?} {shape:?}");
+                }
             }
         }
     }

@@ -60,7 +60,7 @@ impl Kernel for SwishGlu {
     fn operands(&self) -> Vec<Operand> {
         let mut operands = vec![
             Operand::read("x", [self.rows, self.source.first(self.k)]),
-            Operand::read("w", [2 * self.cols, self.k]),
+            Operand::weight("w", [2 * self.cols, self.k]),
             Operand::read("bias", [2 * self.cols]),
         ];
         operands.extend(self.source.operands(&[self.rows], self.k));

@@ -22,7 +22,7 @@ pub const COMMON: &[(&str, &str)] = &[
 /// If the body imports what does not exist.
 pub fn compose(program: &Program, storage: Storage) -> Result<String, shader::UnknownImport> {
     shader::compose(&Compose {
-        prelude: storage.prelude(),
+        prelude: &storage.prelude(),
         constants: &program.constants,
         body: program.wgsl,
         common: COMMON,

@@ -24,7 +24,7 @@ fn device(name: &str, dtype: &str) -> Result<Device, Box<dyn Error>> {
     let storage = match dtype {
         "f32" => Storage::F32,
         "f16" if gpu.caps().shader_f16 => Storage::F16,
-        "f16" => Storage::F16Packed,
+        "f16" => Storage::F16_PACKED,
         other => return Err(format!("--dtype: expected f32 or f16, found {other}").into()),
     };
     Ok(Device::Gpu(Arc::new(gpu), storage))

@@ -6,7 +6,7 @@ use crate::error::{ModelError, mib};
 use crate::networks::Shape;
 use mobilediffusion_graph::plan::{Lifetime, lower_bound};
 use mobilediffusion_graph::{Device, Recording};
-use mobilediffusion_kernels::Storage;
+use mobilediffusion_kernels::{FloatType, Storage};
 use mobilediffusion_runtime::{AdapterKind, Gpu};
 use std::sync::Arc;
 use sysinfo::{MemoryRefreshKind, RefreshKind, System};
@@ -115,7 +115,10 @@ impl Ask<'_> {
             Some(format!("{width}x{height}{floats} would fit with {} for weights and plans", mib(bytes)))
         };
         let halved = match self.device {
-            Device::Gpu(gpu, Storage::F32) => Some(Device::Gpu(Arc::<Gpu>::clone(gpu), Storage::F16)),
+            Device::Gpu(gpu, storage) if storage.floats == FloatType::F32 => {
+                let half = Storage { floats: FloatType::F16, ..*storage };
+                Some(Device::Gpu(Arc::<Gpu>::clone(gpu), half))
+            }
             _ => None,
         };
         let smaller = found(self.device, "");

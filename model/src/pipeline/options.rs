@@ -64,7 +64,7 @@ impl Options {
                 let storage = match self.floats {
                     Floats::F32 => Storage::F32,
                     Floats::F16 if gpu.caps().shader_f16 => Storage::F16,
-                    Floats::F16 => Storage::F16Packed,
+                    Floats::F16 => Storage::F16_PACKED,
                 };
                 let line = format!("{} ({why})", gpu.adapter());
                 Ok((Device::Gpu(Arc::new(gpu), storage), line))
