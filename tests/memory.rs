@@ -6,7 +6,8 @@ use half::f16;
 use mobilediffusion_graph::{Device, Graph, Recording, Session, Weights};
 use mobilediffusion_kernels::Storage;
 use mobilediffusion_model::ModelConfig;
-use mobilediffusion_model::networks::text_graph;
+use mobilediffusion_model::config::Sampler;
+use mobilediffusion_model::networks::{Shape, denoise_graph, text_graph};
 use mobilediffusion_model::weights::{Checkpoint, Synthetic, WeightSource, synthetic};
 use mobilediffusion_runtime::{Gpu, Select, adapters};
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
@@ -47,12 +48,11 @@ fn graph_of(words: usize) -> Graph {
 }
 
 /// Most bytes that loading holds beside the weights and the plan's memory on this device.
-fn beside(device: Device, path: &Path) -> usize {
+fn beside(device: Device, graph: Graph, path: &Path) -> usize {
     let storage = match &device {
         Device::Cpu => Storage::F32,
         Device::Gpu(_, storage) => *storage,
     };
-    let graph = graph();
     let before = private_bytes();
     let checkpoint = Checkpoint::open(path).expect("the file opens");
     checkpoint.verify(&graph.weights()).expect("the file holds the graph's weights");
@@ -76,18 +76,42 @@ fn compile(device: Device) {
     Session::new(Recording::new(graph_of(64)), &mut weights, &mut |_, _| ()).expect("a small one fits");
 }
 
+/// The full-size UNet: 774 MB in f16.
+fn unet() -> Graph {
+    let config = ModelConfig::preset("mobilediffusion").expect("the preset is built in");
+    let shape = Shape::of(64, 64, Sampler::OneStep, 1, false).expect("both are multiples of 32");
+    denoise_graph(&config, &shape).expect("the UNet builds")
+}
+
+/// Every device in every storage it has, the CPU first.
+fn devices() -> Vec<(String, Device)> {
+    let mut devices = vec![("CPU".to_owned(), Device::Cpu)];
+    for adapter in pollster::block_on(adapters()) {
+        let select = Select::Named(adapter.index.to_string());
+        let gpu = Arc::new(pollster::block_on(Gpu::open(&select)).expect("a listed adapter opens"));
+        let half = if gpu.caps().shader_f16 { Storage::F16 } else { Storage::F16_PACKED };
+        for storage in [Storage::F32, half] {
+            devices.push((format!("{adapter} {storage:?}"), Device::Gpu(Arc::clone(&gpu), storage)));
+        }
+    }
+    devices
+}
+
+/// One after the other: the memory of a process is that of all its tests.
 #[test]
 fn loading_keeps_little_more_than_the_device_does() {
     let dir = tempfile::tempdir().expect("there is room for temporary files");
-    write(&graph(), &dir.path().join("model.safetensors"));
-    let held = beside(Device::Cpu, dir.path());
-    assert!(held < 48 << 20, "CPU: {} MiB beside the weights", held >> 20);
-    for adapter in pollster::block_on(adapters()) {
-        let gpu =
-            pollster::block_on(Gpu::open(&Select::Named(adapter.index.to_string()))).expect("a listed adapter opens");
-        let device = Device::Gpu(Arc::new(gpu), Storage::F32);
+    let file = dir.path().join("model.safetensors");
+    write(&graph(), &file);
+    for (name, device) in devices() {
+        let most = if let Device::Cpu = device { 48 << 20 } else { 112 << 20 };
         compile(device.clone());
-        let held = beside(device, dir.path());
-        assert!(held < 112 << 20, "{adapter}: {} MiB beside the weights", held >> 20);
+        let held = beside(device, graph(), dir.path());
+        assert!(held < most, "{name}: {} MiB beside the weights", held >> 20);
+    }
+    write(&unet(), &file);
+    for (name, device) in devices() {
+        let held = beside(device, unet(), dir.path());
+        assert!(held < 200_000_000, "{name}: {held} bytes beside the weights of the UNet");
     }
 }

@@ -60,6 +60,8 @@ impl Gpu {
             label: Some("mobilediffusion"),
             required_features: raw.features() & adapter::FEATURES,
             required_limits: raw.limits(),
+            // Weights and arenas are buffers of their own; blocks for many small ones would stay half empty.
+            memory_hints: wgpu::MemoryHints::MemoryUsage,
             ..Default::default()
         };
         let (device, queue) = raw
