@@ -115,9 +115,9 @@ def networks(full: bool):
     if full:
         yield "text encoder, full size", TextEncoder, TextConfig(), clip_text, None, inputs.ids(TextConfig(), 1)
         for name, config in (("VAE", VaeConfig(scaling_factor=0.75)), ("sd15 VAE", SD15_VAE)):
-            yield f"{name} encoder, full size, 256x192", Vae, config, diffusers_encoder, golden.encode, image(256, 192)
-            yield f"{name} decoder, full size, 256x192", Vae, config, diffusers_decoder, golden.decode, latent(
-                config.latent_channels, 32, 24)
+            yield f"{name} encoder, full size, 512x512", Vae, config, diffusers_encoder, golden.encode, image(512, 512)
+            yield f"{name} decoder, full size, 512x512", Vae, config, diffusers_decoder, golden.decode, latent(
+                config.latent_channels, 64, 64)
         config = StableDiffusionConfig()
         yield "sd15 UNet, full size, 64x64", StableDiffusionUNet, config, diffusers_unet, None, inputs.unet(
             config, 64, 64, [501.0], tokens=77)
