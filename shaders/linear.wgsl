@@ -28,46 +28,52 @@ struct Params {
 @group(0) @binding(10) var<storage, read_write> y: array<Pack>; // [rows, cols]
 @if(HAS_MOMENTS) @group(0) @binding(11) var<storage, read_write> moments: array<vec4<f32>>; // [rows / 64, 2, cols]
 
-fn load_x(row: u32, k4: u32) -> vec4<f32> {
+fn prepare_row(slot: u32, row: u32) {}
+
+fn load_x(slot: u32, row: u32, k4: u32) -> vec4<f32> {
     if row >= params.rows { return vec4<f32>(); }
     return load_source(row, k4, params.k4);
 }
 
-fn load_w(col: u32, k4: u32) -> vec4<f32> {
-    if col >= params.cols { return vec4<f32>(); }
-    let row = weight_row(col, params.k4);
+fn load_w(col0: u32, col: u32, k4: u32) -> vec4<f32> {
+    if col0 + col >= params.cols { return vec4<f32>(); }
+    let row = weight_row(col0 + col, params.k4);
     return weight4(w[row], w[row + WEIGHT_HEAD + k4]);
 }
 
-@compute @workgroup_size(256)
+@compute @workgroup_size(THREADS)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) thread: u32,
 ) {
-    let row0 = row_tile(group, groups) * TILE;
+    let row0 = row_tile(group, groups) * TILE_ROWS;
     if row0 >= params.rows { return; }
-    let col0 = group.x * TILE;
-    let acc = gemm_tile(row0, col0, params.k4, thread);
-    let col4 = col0 / 4u + thread % 16u;
-    @if(HAS_MOMENTS) var written = array<vec4<f32>, 4>();
-    for (var i = 0u; i < 4u; i++) {
-        let row = row0 + 4u * (thread / 16u) + i;
-        if row >= params.rows || col4 >= params.cols4 { continue; }
-        var v = acc[i];
-        @if(HAS_BIAS) v += load4(bias[col4]);
-        v = activate(params.activation, v);
-        @if(HAS_RESIDUAL) v += load4(residual[row * params.cols4 + col4]);
-        @if(IN_PLACE) v += load4(y[row * params.cols4 + col4]);
-        y[row * params.cols4 + col4] = store4(v);
-        @if(HAS_MOMENTS) written[i] = v;
+    var sums = gemm_tile(row0, group.x * 4u * TILE_QUADS, params.k4, thread);
+    let row = row0 + ROWS_EACH * (thread / THREADS_X);
+    for (var j = 0u; j < QUADS_EACH; j++) {
+        let col4 = group.x * TILE_QUADS + j * THREADS_X + thread % THREADS_X;
+        let inside = thread < LAYER && col4 < params.cols4;
+        @if(HAS_MOMENTS) var written = array<vec4<f32>, ROWS_EACH>();
+        for (var i = 0u; i < ROWS_EACH; i++) {
+            if !inside || row + i >= params.rows { continue; }
+            let at = (row + i) * params.cols4 + col4;
+            var v = sums[i * QUADS_EACH + j];
+            @if(HAS_BIAS) v += load4(bias[col4]);
+            v = activate(params.activation, v);
+            @if(HAS_RESIDUAL) v += load4(residual[at]);
+            @if(IN_PLACE) v += load4(y[at]);
+            y[at] = store4(v);
+            @if(HAS_MOMENTS) written[i] = v;
+        }
+        @if(HAS_MOMENTS)
+        // The tiles of an image follow each other, and only the last of a single image may be short.
+        let tile = row0 / 64u + moment_tile(thread);
+        let found = tile_moments(written, min(64u, max(params.rows, 64u * tile) - 64u * tile), thread);
+        if inside && moment_row(thread) == 0u && 64u * tile < params.rows {
+            moments[2u * tile * params.cols4 + col4] = found.mean;
+            moments[(2u * tile + 1u) * params.cols4 + col4] = found.variance;
+        }
+        @end
     }
-    @if(HAS_MOMENTS)
-    // The tiles of an image follow each other, and only the last of a single image may be short.
-    let found = tile_moments(written, min(TILE, params.rows - row0), thread);
-    if thread < 16u && col4 < params.cols4 {
-        moments[2u * (row0 / TILE) * params.cols4 + col4] = found.mean;
-        moments[(2u * (row0 / TILE) + 1u) * params.cols4 + col4] = found.variance;
-    }
-    @end
 }

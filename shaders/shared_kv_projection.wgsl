@@ -1,6 +1,6 @@
 // q = x * w_q^T and kv = x * w_kv^T, x read once: see kernels/src/shared_kv_projection.rs.
 #import grid
-#import pair
+#import gemm
 #import source
 
 struct Params {
@@ -24,40 +24,44 @@ struct Params {
 @group(0) @binding(9) var<storage, read_write> q: array<Pack>; // [rows, q_cols]
 @group(0) @binding(10) var<storage, read_write> kv: array<Pack>; // [rows, kv_cols]
 
-fn load_x(row: u32, k4: u32) -> vec4<f32> {
+// Columns of a tile: queries first, then keys and values.
+const HALF = 4u * THREADS_X;
+
+fn prepare_row(slot: u32, row: u32) {}
+
+fn load_x(slot: u32, row: u32, k4: u32) -> vec4<f32> {
     if row >= params.rows { return vec4<f32>(); }
     return load_source(row, k4, params.k4);
 }
 
-fn load_a(col: u32, k4: u32) -> vec4<f32> {
-    if col >= params.q_cols { return vec4<f32>(); }
-    let row = weight_row(col, params.k4);
-    return weight4(w_q[row], w_q[row + WEIGHT_HEAD + k4]);
-}
-
-fn load_b(col: u32, k4: u32) -> vec4<f32> {
-    if col >= params.kv_cols { return vec4<f32>(); }
-    let row = weight_row(col, params.k4);
+fn load_w(col0: u32, col: u32, k4: u32) -> vec4<f32> {
+    let own = col0 + col % HALF;
+    let row = weight_row(own, params.k4);
+    if col < HALF {
+        if own >= params.q_cols { return vec4<f32>(); }
+        return weight4(w_q[row], w_q[row + WEIGHT_HEAD + k4]);
+    }
+    if own >= params.kv_cols { return vec4<f32>(); }
     return weight4(w_kv[row], w_kv[row + WEIGHT_HEAD + k4]);
 }
 
-@compute @workgroup_size(256)
+@compute @workgroup_size(THREADS)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) thread: u32,
 ) {
-    let row0 = row_tile(group, groups) * TILE;
+    let row0 = row_tile(group, groups) * TILE_ROWS;
     if row0 >= params.rows { return; }
-    let col0 = group.x * TILE;
-    var sums = pair_tile(row0, col0, params.k4, thread);
-    let col4 = col0 / 4u + thread % 16u;
+    var sums = gemm_tile(row0, group.x * HALF, params.k4, thread);
+    let col4 = group.x * THREADS_X + thread % THREADS_X;
     let q_cols4 = (params.q_cols + 3u) / 4u;
     let kv_cols4 = (params.kv_cols + 3u) / 4u;
-    for (var i = 0u; i < 4u; i++) {
-        let row = row0 + 4u * (thread / 16u) + i;
-        if row >= params.rows { return; }
-        if col4 < q_cols4 { q[row * q_cols4 + col4] = store4(sums.a[i]); }
-        if col4 < kv_cols4 { kv[row * kv_cols4 + col4] = store4(sums.b[i]); }
+    let row = row0 + ROWS_EACH * (thread / THREADS_X);
+    if thread >= LAYER { return; }
+    for (var i = 0u; i < ROWS_EACH; i++) {
+        if row + i >= params.rows { return; }
+        if col4 < q_cols4 { q[(row + i) * q_cols4 + col4] = store4(sums[2u * i]); }
+        if col4 < kv_cols4 { kv[(row + i) * kv_cols4 + col4] = store4(sums[2u * i + 1u]); }
     }
 }

@@ -1,7 +1,7 @@
 // y = a * gate(g), (a, g) the halves of x * w^T + bias: see kernels/src/swish_glu.rs.
 #import grid
 #import activation
-#import pair
+#import gemm
 #import source
 
 struct Params {
@@ -25,24 +25,21 @@ struct Params {
 @if(NORM_CHANNELS) @group(0) @binding(8) var<storage, read> norm: array<vec4<f32>>; // [images, 2, k]
 @group(0) @binding(9) var<storage, read_write> y: array<Pack>; // [rows, cols]
 
-fn load_x(row: u32, k4: u32) -> vec4<f32> {
+// Columns of a tile: values first, then gates.
+const HALF = 4u * THREADS_X;
+
+fn prepare_row(slot: u32, row: u32) {}
+
+fn load_x(slot: u32, row: u32, k4: u32) -> vec4<f32> {
     if row >= params.rows { return vec4<f32>(); }
     return load_source(row, k4, params.k4);
 }
 
-fn load_w(row: u32, k4: u32) -> vec4<f32> {
-    let start = weight_row(row, params.k4);
-    return weight4(w[start], w[start + WEIGHT_HEAD + k4]);
-}
-
-fn load_a(col: u32, k4: u32) -> vec4<f32> {
-    if col >= params.cols { return vec4<f32>(); }
-    return load_w(col, k4);
-}
-
-fn load_b(col: u32, k4: u32) -> vec4<f32> {
-    if col >= params.cols { return vec4<f32>(); }
-    return load_w(params.cols + col, k4);
+fn load_w(col0: u32, col: u32, k4: u32) -> vec4<f32> {
+    let own = col0 + col % HALF;
+    if own >= params.cols { return vec4<f32>(); }
+    let row = weight_row(col / HALF * params.cols + own, params.k4);
+    return weight4(w[row], w[row + WEIGHT_HEAD + k4]);
 }
 
 // Four biases from `first`, of columns from `col`; the gates' need not begin at a vec4. Zero beyond the last column.
@@ -56,25 +53,23 @@ fn bias4(first: u32, col: u32) -> vec4<f32> {
     return v;
 }
 
-@compute @workgroup_size(256)
+@compute @workgroup_size(THREADS)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) thread: u32,
 ) {
-    let row0 = row_tile(group, groups) * TILE;
+    let row0 = row_tile(group, groups) * TILE_ROWS;
     if row0 >= params.rows { return; }
-    let col0 = group.x * TILE;
-    let sums = pair_tile(row0, col0, params.k4, thread);
-    let col4 = col0 / 4u + thread % 16u;
-    if col4 >= params.cols4 { return; }
+    var sums = gemm_tile(row0, group.x * HALF, params.k4, thread);
+    let col4 = group.x * THREADS_X + thread % THREADS_X;
+    if thread >= LAYER || col4 >= params.cols4 { return; }
     let bias_a = bias4(0u, 4u * col4);
     let bias_g = bias4(params.cols, 4u * col4);
-    var a = sums.a;
-    var g = sums.b;
-    for (var i = 0u; i < 4u; i++) {
-        let row = row0 + 4u * (thread / 16u) + i;
-        if row >= params.rows { return; }
-        y[row * params.cols4 + col4] = store4((a[i] + bias_a) * activate(params.gate, g[i] + bias_g));
+    let row = row0 + ROWS_EACH * (thread / THREADS_X);
+    for (var i = 0u; i < ROWS_EACH; i++) {
+        if row + i >= params.rows { return; }
+        let gate = activate(params.gate, sums[2u * i + 1u] + bias_g);
+        y[(row + i) * params.cols4 + col4] = store4((sums[2u * i] + bias_a) * gate);
     }
 }

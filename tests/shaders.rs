@@ -212,7 +212,7 @@ fn mistakes_are_noticed() {
     assert!(changed("@binding(1)", "@binding(9)").is_err(), "a gap in the bindings");
     assert!(changed("var<storage, read>", "var<storage, read_write>").is_err(), "an input that is written");
     assert!(changed("fn main", "fn start").is_err(), "another entry point");
-    assert!(changed("array<vec4<f32>, 256>", "array<vec4<f32>, 2048>").is_err(), "too much workgroup memory");
+    assert!(changed("array<vec4<f32>, SCRATCH>", "array<vec4<f32>, 2048>").is_err(), "too much workgroup memory");
     let with = |params: Vec<Param>, grid: [u32; 3]| verdict(&text, &Program { params, grid, ..program.clone() });
     let mut turned = program.params.clone();
     turned.reverse();

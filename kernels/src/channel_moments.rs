@@ -10,8 +10,8 @@ use crate::cpu::Threads;
 use crate::draw::Draw;
 use crate::fold::{OnStore, Read, Write};
 use crate::kernel::{Case, Cost, DType, Family, Fill, Kernel, Operand, Param, Program, Tolerance, elements, parse};
-use crate::linear::{TILE, tiled_grid};
 use crate::source::{Norm, Rows, Source};
+use crate::tile::{TILE, WHOLE};
 use crate::variant::Variant;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -138,7 +138,7 @@ impl Kernel for ChannelMoments {
         let c4 = self.c.div_ceil(4);
         Program {
             wgsl: include_str!("../../shaders/channel_moments.wgsl"),
-            constants: self.source.constants().to_vec(),
+            constants: [&self.source.constants()[..], &WHOLE.constants()].concat(),
             params: vec![
                 Param::size("tiles", self.n * tiles),
                 Param::size("tiles_per_image", tiles),
@@ -146,7 +146,7 @@ impl Kernel for ChannelMoments {
                 Param::size("first4", self.source.first(self.c).div_ceil(4)),
                 Param::size("positions", self.positions),
             ],
-            grid: tiled_grid(self.n * tiles * TILE, self.c),
+            grid: WHOLE.grid(self.n * tiles * TILE, self.c),
         }
     }
 

@@ -15,8 +15,8 @@ use crate::channel_moments::{self, tiles_fit};
 use crate::cpu::Epilogue;
 use crate::fold::{Read, Write};
 use crate::kernel::{Activation, Cost, Family, Kernel, Layout, Operand, Param, Program, Tolerance, parse, too_many};
-use crate::linear::tiled_grid;
 use crate::source::{Norm, Source};
+use crate::tile;
 use crate::variant::Variant;
 use serde::{Deserialize, Serialize};
 
@@ -145,7 +145,12 @@ impl Kernel for Conv2d {
         ]
     }
 
-    fn program(&self, _: &Variant) -> Program {
+    fn variants(&self) -> Vec<Variant> {
+        tile::variants(tile::SINGLE, self.pixels(), self.co, self.moments)
+    }
+
+    fn program(&self, variant: &Variant) -> Program {
+        let tile = tile::of(tile::SINGLE, variant);
         let switch = |size: usize| u32::try_from(size).expect("1, 2 or 3");
         let (oh, ow) = self.out_size();
         let mut constants = vec![
@@ -159,6 +164,7 @@ impl Kernel for Conv2d {
             ("HAS_MOMENTS", self.moments.into()),
         ];
         constants.extend(self.source.constants());
+        constants.extend(tile.constants());
         let mut params = vec![
             Param::size("rows", self.pixels()),
             Param::size("h", self.h),
@@ -173,7 +179,7 @@ impl Kernel for Conv2d {
         ];
         params.extend(self.source.params(self.n * self.h * self.w, self.ci));
         let wgsl = include_str!("../../shaders/conv2d.wgsl");
-        Program { wgsl, constants, params, grid: tiled_grid(self.pixels(), self.co) }
+        Program { wgsl, constants, params, grid: tile.grid(self.pixels(), self.co) }
     }
 
     fn cost(&self) -> Cost {

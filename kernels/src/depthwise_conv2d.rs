@@ -10,8 +10,8 @@ use crate::cpu::Threads;
 use crate::draw::Draw;
 use crate::fold::{Read, Write};
 use crate::kernel::{Case, Cost, Family, Fill, Kernel, Layout, Operand, Param, Program, Tolerance, parse};
-use crate::linear::tiled_grid;
 use crate::source::{Norm, Rows, Source};
+use crate::tile::WHOLE;
 use crate::variant::Variant;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -150,6 +150,7 @@ impl Kernel for DepthwiseConv2d {
             ("HAS_MOMENTS", self.moments.into()),
         ];
         constants.extend(self.source.constants());
+        constants.extend(WHOLE.constants());
         let mut params = vec![
             Param::size("n", self.n),
             Param::size("h", self.h),
@@ -161,7 +162,7 @@ impl Kernel for DepthwiseConv2d {
         ];
         params.extend(self.source.params(self.n * self.h * self.w, self.c));
         let wgsl = include_str!("../../shaders/depthwise_conv2d.wgsl");
-        Program { wgsl, constants, params, grid: tiled_grid(self.n * oh * ow, self.c) }
+        Program { wgsl, constants, params, grid: WHOLE.grid(self.n * oh * ow, self.c) }
     }
 
     fn cost(&self) -> Cost {

@@ -8,7 +8,7 @@
 use crate::draw::Draw;
 use crate::fold::Read;
 use crate::kernel::{Case, Cost, DType, Family, Fill, Kernel, Operand, Param, Program, Tolerance, folded_grid, parse};
-use crate::linear::TILE;
+use crate::tile::TILE;
 use crate::variant::Variant;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};

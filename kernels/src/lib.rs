@@ -38,6 +38,7 @@ mod shared_kv_projection;
 mod slice;
 mod source;
 mod swish_glu;
+mod tile;
 mod timestep_embedding;
 mod upsample_nearest;
 

@@ -1,7 +1,7 @@
 //! `y = residual + activation(x wᵀ + bias)`: every fully connected layer and every 1x1 convolution.
 //!
 //! `x [rows, k]`, `w [cols, k]` (PyTorch's orientation), `bias [cols]`, `residual` and `y [rows, cols]`; `source` says what
-//! happens to `x` on the way in. On the GPU a workgroup computes a 64x64 tile, see `shaders/common/gemm.wgsl`; on the
+//! happens to `x` on the way in. On the GPU a workgroup computes a tile, see `tile.rs` and `shaders/common/gemm.wgsl`; on the
 //! CPU it is one product of the gemm crate, or one for each block of rows that `source` makes ready.
 
 use crate::channel_moments::{self, tiles_fit};
@@ -9,21 +9,12 @@ use crate::cpu::{Epilogue, Mat, Threads, matmul};
 use crate::draw::Draw;
 use crate::fold::{Read, Write};
 use crate::kernel::{
-    Activation, Case, Cost, Family, Fill, Kernel, Operand, Param, Program, Tolerance, folded_grid, parse, too_many,
+    Activation, Case, Cost, Family, Fill, Kernel, Operand, Param, Program, Tolerance, parse, too_many,
 };
 use crate::source::{Norm, Source};
+use crate::tile::{self, TILE};
 use crate::variant::Variant;
 use serde::{Deserialize, Serialize};
-
-/// Edge of the GPU's output tile: rows and columns of one workgroup.
-pub(crate) const TILE: usize = 64;
-
-/// Workgroups for an output of `rows` x `cols`: tiles of columns along x, tiles of rows along y and, beyond what an axis
-/// may have, z.
-pub(crate) fn tiled_grid(rows: usize, cols: usize) -> [u32; 3] {
-    let [y, z, _] = folded_grid(rows.div_ceil(TILE));
-    [u32::try_from(cols.div_ceil(TILE)).expect("sizes are below 2^32"), y, z]
-}
 
 /// Rows of a block of an input of `k` features that is made ready in scratch memory: 4 MiB, enough that packing the
 /// weights again for the next block does not matter.
@@ -91,10 +82,16 @@ impl Kernel for Linear {
         operands
     }
 
-    fn program(&self, _: &Variant) -> Program {
+    fn variants(&self) -> Vec<Variant> {
+        tile::variants(tile::SINGLE, self.rows, self.cols, self.moments)
+    }
+
+    fn program(&self, variant: &Variant) -> Program {
+        let tile = tile::of(tile::SINGLE, variant);
         let mut constants = vec![("HAS_BIAS", self.bias.into()), ("HAS_RESIDUAL", self.residual.into())];
         constants.extend([("IN_PLACE", 0), ("HAS_MOMENTS", self.moments.into())]);
         constants.extend(self.source.constants());
+        constants.extend(tile.constants());
         let mut params = vec![
             Param::size("rows", self.rows),
             Param::size("cols", self.cols),
@@ -104,7 +101,7 @@ impl Kernel for Linear {
         ];
         params.extend(self.source.params(self.rows, self.k));
         let wgsl = include_str!("../../shaders/linear.wgsl");
-        Program { wgsl, constants, params, grid: tiled_grid(self.rows, self.cols) }
+        Program { wgsl, constants, params, grid: tile.grid(self.rows, self.cols) }
     }
 
     fn cost(&self) -> Cost {

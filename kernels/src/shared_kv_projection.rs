@@ -3,14 +3,15 @@
 //!
 //! `x [rows, k]`, `w_q [q_cols, k]`, `w_kv [kv_cols, k]`, `q [rows, q_cols]`, `kv [rows, kv_cols]`; `source` says what
 //! happens to `x` on the way in. On the GPU a workgroup stages one tile of `x` and two of weights
-//! (`shaders/common/pair.wgsl`); on the CPU both products take the same block of rows.
+//! (`shaders/common/gemm.wgsl`); on the CPU both products take the same block of rows.
 
 use crate::cpu::{Mat, Threads, matmul};
 use crate::draw::Draw;
 use crate::fold::Read;
 use crate::kernel::{Activation, Case, Cost, Family, Fill, Kernel, Operand, Param, Program, Tolerance, parse};
-use crate::linear::{TILE, rows_per_block, tiled_grid};
+use crate::linear::rows_per_block;
 use crate::source::{Norm, Source};
+use crate::tile::{self, TILE};
 use crate::variant::Variant;
 use serde::{Deserialize, Serialize};
 
@@ -62,7 +63,12 @@ impl Kernel for SharedKvProjection {
         operands
     }
 
-    fn program(&self, _: &Variant) -> Program {
+    fn variants(&self) -> Vec<Variant> {
+        tile::variants(tile::PAIR, self.rows, self.q_cols.max(self.kv_cols), false)
+    }
+
+    fn program(&self, variant: &Variant) -> Program {
+        let tile = tile::of(tile::PAIR, variant);
         let mut params = vec![
             Param::size("rows", self.rows),
             Param::size("q_cols", self.q_cols),
@@ -72,9 +78,9 @@ impl Kernel for SharedKvProjection {
         params.extend(self.source.params(self.rows, self.k));
         Program {
             wgsl: include_str!("../../shaders/shared_kv_projection.wgsl"),
-            constants: self.source.constants().to_vec(),
+            constants: [&self.source.constants()[..], &tile.constants()].concat(),
             params,
-            grid: tiled_grid(self.rows, self.q_cols.max(self.kv_cols)),
+            grid: tile.grid(self.rows, self.q_cols.max(self.kv_cols)),
         }
     }
 

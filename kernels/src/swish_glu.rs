@@ -10,8 +10,8 @@ use crate::cpu::{Mat, Threads, activate, matmul, rows_per_task};
 use crate::draw::Draw;
 use crate::fold::Read;
 use crate::kernel::{Activation, Case, Cost, Family, Fill, Kernel, Operand, Param, Program, Tolerance, parse};
-use crate::linear::{TILE, tiled_grid};
 use crate::source::{Norm, Source};
+use crate::tile::{self, TILE};
 use crate::variant::Variant;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -68,7 +68,12 @@ impl Kernel for SwishGlu {
         operands
     }
 
-    fn program(&self, _: &Variant) -> Program {
+    fn variants(&self) -> Vec<Variant> {
+        tile::variants(tile::PAIR, self.rows, self.cols, false)
+    }
+
+    fn program(&self, variant: &Variant) -> Program {
+        let tile = tile::of(tile::PAIR, variant);
         let mut params = vec![
             Param::size("rows", self.rows),
             Param::size("cols", self.cols),
@@ -79,9 +84,9 @@ impl Kernel for SwishGlu {
         params.extend(self.source.params(self.rows, self.k));
         Program {
             wgsl: include_str!("../../shaders/swish_glu.wgsl"),
-            constants: self.source.constants().to_vec(),
+            constants: [&self.source.constants()[..], &tile.constants()].concat(),
             params,
-            grid: tiled_grid(self.rows, self.cols),
+            grid: tile.grid(self.rows, self.cols),
         }
     }
 

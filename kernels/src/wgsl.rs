@@ -9,9 +9,9 @@ pub const COMMON: &[(&str, &str)] = &[
     ("activation", include_str!("../../shaders/common/activation.wgsl")),
     ("gemm", include_str!("../../shaders/common/gemm.wgsl")),
     ("grid", include_str!("../../shaders/common/grid.wgsl")),
-    ("pair", include_str!("../../shaders/common/pair.wgsl")),
     ("prediction", include_str!("../../shaders/common/prediction.wgsl")),
     ("row_moments", include_str!("../../shaders/common/row_moments.wgsl")),
+    ("scratch", include_str!("../../shaders/common/scratch.wgsl")),
     ("source", include_str!("../../shaders/common/source.wgsl")),
     ("tile_moments", include_str!("../../shaders/common/tile_moments.wgsl")),
 ];

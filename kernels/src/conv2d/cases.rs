@@ -3,8 +3,8 @@
 use super::Conv2d;
 use crate::draw::Draw;
 use crate::kernel::{Activation, Case, Fill};
-use crate::linear::TILE;
 use crate::source::{Norm, Source};
+use crate::tile::TILE;
 
 /// A 3x3 convolution of stride 1 that keeps the size, without bias.
 pub(super) fn plain(n: usize, h: usize, w: usize, ci: usize, co: usize) -> Conv2d {

@@ -1,0 +1,144 @@
+//! Tiles of matrix products on a GPU: the variants of `linear`, `conv2d`, and of the two products from one read of `x`.
+//!
+//! Which tile is best depends on the shape: a large one moves fewer bytes for every multiplication, a small one keeps a
+//! device busy where there are few rows and columns, and so does a workgroup whose invocations share the sum over k
+//! (`split`). All of them are `shaders/common/gemm.wgsl` with other constants.
+
+use crate::kernel::folded_grid;
+use crate::variant::{Needs, Variant};
+
+/// Positions that the moments of a map are taken over, see `channel_moments`, and rows and columns of the tile of
+/// kernels that have no other.
+pub(crate) const TILE: usize = 64;
+
+/// What a workgroup computes at a time.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Tile {
+    name: &'static str,
+    /// Rows of one invocation, and its columns in vec4s.
+    each: [usize; 2],
+    /// Products that share them.
+    products: usize,
+    /// Invocations along columns and rows, and those that share a sum.
+    threads: [usize; 3],
+    /// vec4s of k that are staged in workgroup memory at a time; none where every value is read once anyway.
+    staged: Option<usize>,
+    /// Multiplications in a given time, beside those of the largest tile, where there are tiles enough: what an
+    /// invocation reads of workgroup memory for each, and a workgroup of memory. No measurement: `bench --tune` makes
+    /// them, for one device.
+    rate: f64,
+}
+
+/// One product.
+pub(crate) const SINGLE: &[Tile] = &[
+    Tile { name: "128x128", each: [8, 2], products: 1, threads: [16, 16, 1], staged: Some(2), rate: 1.0 },
+    Tile { name: "128x64", each: [8, 1], products: 1, threads: [16, 16, 1], staged: Some(4), rate: 0.8 },
+    WHOLE,
+    Tile { name: "128x16", each: [8, 1], products: 1, threads: [4, 16, 1], staged: Some(4), rate: 0.4 },
+    Tile { name: "64x32/4", each: [8, 1], products: 1, threads: [8, 8, 4], staged: Some(8), rate: 0.5 },
+    Tile { name: "32x32/4", each: [4, 1], products: 1, threads: [8, 8, 4], staged: Some(8), rate: 0.4 },
+    Tile { name: "2x16/64", each: [2, 1], products: 1, threads: [4, 1, 64], staged: None, rate: 0.05 },
+];
+
+/// Two products of the same rows; columns are those of each.
+pub(crate) const PAIR: &[Tile] = &[
+    Tile { name: "128x64x2", each: [8, 2], products: 2, threads: [16, 16, 1], staged: Some(2), rate: 1.0 },
+    Tile { name: "64x64x2", each: [4, 2], products: 2, threads: [16, 16, 1], staged: Some(4), rate: 0.8 },
+    Tile { name: "32x32x2/4", each: [4, 2], products: 2, threads: [8, 8, 4], staged: Some(8), rate: 0.5 },
+];
+
+/// 64 rows, 64 columns and a sum for each invocation of its own.
+pub(crate) const WHOLE: Tile =
+    Tile { name: "64x64", each: [4, 1], products: 1, threads: [16, 16, 1], staged: Some(4), rate: 0.6 };
+
+impl Tile {
+    fn rows(&self) -> usize {
+        self.each[0] * self.threads[1]
+    }
+
+    /// Columns, of all products together.
+    fn cols(&self) -> usize {
+        4 * self.each[1] * self.threads[0]
+    }
+
+    /// Workgroups for an output of `rows` x `cols`: tiles of columns along x, tiles of rows along y and, beyond what an
+    /// axis may have, z.
+    pub(crate) fn grid(&self, rows: usize, cols: usize) -> [u32; 3] {
+        let [y, z, _] = folded_grid(rows.div_ceil(self.rows()));
+        [u32::try_from((self.products * cols).div_ceil(self.cols())).expect("sizes are below 2^32"), y, z]
+    }
+
+    /// vec4s of workgroup memory: a step of rows and columns with one more of each, so that what is a step apart lies
+    /// in another bank; and one for every invocation where sums meet.
+    fn scratch(&self) -> usize {
+        let staged = self.staged.map_or(0, |step4| step4 * (self.rows() + 1 + self.cols() + 1));
+        staged.max(self.threads.iter().product())
+    }
+
+    /// Switches and sizes of the shader.
+    pub(crate) fn constants(&self) -> [(&'static str, u32); 10] {
+        let size = |size: usize| u32::try_from(size).expect("a tile is small");
+        let [x, y, split] = self.threads;
+        [
+            ("ROWS_EACH", size(self.each[0])),
+            ("QUADS_EACH", size(self.each[1])),
+            ("THREADS_X", size(x)),
+            ("THREADS_Y", size(y)),
+            ("SPLIT", size(split)),
+            ("STEP4", size(self.staged.unwrap_or(0))),
+            ("SHARED_SUMS", u32::from(split > 1)),
+            ("STAGED", u32::from(self.staged.is_some())),
+            ("NOT_STAGED", u32::from(self.staged.is_none())),
+            ("SCRATCH", size(self.scratch())),
+        ]
+    }
+
+    fn variant(&self, rows: usize, cols: usize) -> Variant {
+        let groups = rows.div_ceil(self.rows()) * (self.products * cols).div_ceil(self.cols());
+        let work = (self.rows() * self.cols()) as f64 / self.rate;
+        Variant { name: self.name, needs: Needs::PORTABLE, groups, work }
+    }
+}
+
+/// The variants of a product of `rows` x `cols`. Moments are those of whole tiles of 64 rows.
+pub(crate) fn variants(tiles: &[Tile], rows: usize, cols: usize, moments: bool) -> Vec<Variant> {
+    let fit = tiles.iter().filter(|tile| !moments || tile.rows().is_multiple_of(TILE));
+    fit.map(|tile| tile.variant(rows, cols)).collect()
+}
+
+/// The tile of a variant.
+///
+/// # Panics
+/// If the variant is another kernel's.
+pub(crate) fn of(tiles: &[Tile], variant: &Variant) -> Tile {
+    *tiles.iter().find(|tile| tile.name == variant.name).expect("a variant is one of the kernel's own")
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::variant::{Machine, choose};
+    use crate::{Conv2d, Linear};
+
+    fn taken(rows: usize, cols: usize, moments: bool) -> &'static str {
+        choose(&Linear { rows, k: 1024, cols, moments, ..Linear::default() }, &Machine::PORTABLE).name
+    }
+
+    #[test]
+    fn the_shape_decides() {
+        assert_eq!(taken(65_536, 512, false), "128x128");
+        assert_eq!(taken(65_536, 64, false), "128x64", "half of the columns of the largest tile would be empty");
+        assert_eq!(taken(4096, 320, false), "64x64", "80 of the largest tiles leave a device idle");
+        assert_eq!(taken(256, 1024, false), "32x32/4");
+        assert_eq!(taken(256, 1024, true), "64x32/4", "moments are those of 64 rows");
+        assert_eq!(taken(262_144, 3, false), "128x16");
+        assert_eq!(taken(1, 1280, false), "2x16/64");
+        assert_eq!(taken(77, 1024, false), "32x32/4");
+    }
+
+    #[test]
+    fn convolutions_choose_alike() {
+        let conv =
+            Conv2d { n: 1, h: 16, w: 16, ci: 1024, co: 1024, kernel: 1, stride: 1, upsample: 1, ..Conv2d::default() };
+        assert_eq!(choose(&conv, &Machine::PORTABLE).name, taken(256, 1024, false));
+    }
+}
