@@ -22,7 +22,7 @@ pub(crate) enum Command {
     /// List the devices of this machine, and which one `auto` takes
     Devices,
     /// Count the parameters and multiply-accumulates of a model, block by block
-    Info(Networks),
+    Info(Info),
     /// Show what will run: dispatches, buffers and bytes
     Plan(Plan),
     /// Compare kernels with their references, or with case files (docs/cases.md)
@@ -108,6 +108,9 @@ pub(crate) struct Generate {
     /// How a GPU stores floats; f16 takes half the memory
     #[arg(long, value_enum, default_value_t, help_heading = "Device and model")]
     pub(crate) dtype: Floats,
+    /// How a GPU stores matrices of weights; int8 takes half the memory of f16 and loses a little
+    #[arg(long, value_enum, default_value_t, help_heading = "Device and model")]
+    pub(crate) weights_dtype: WeightsDtype,
     /// Folder of a model [default: the one that comes with the project]
     #[arg(long, value_name = "DIR", conflicts_with = "preset", help_heading = "Device and model")]
     pub(crate) model: Option<PathBuf>,
@@ -207,6 +210,21 @@ impl Networks {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct Info {
+    #[command(flatten)]
+    pub(crate) networks: Networks,
+    /// Show instead what storing matrices of weights like this does to each weight, and the bytes it takes
+    #[arg(long, value_enum)]
+    pub(crate) weights_dtype: Option<WeightsDtype>,
+    /// How floats are stored, with --weights-dtype
+    #[arg(long, value_enum, default_value_t, requires = "weights_dtype")]
+    pub(crate) dtype: Floats,
+    /// Say the same as JSON, with --weights-dtype
+    #[arg(long, requires = "weights_dtype")]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct Plan {
     /// Some of the networks [default: all]
     #[arg(value_enum, value_name = "NETWORK")]
@@ -247,6 +265,9 @@ pub(crate) struct Check {
     /// How a GPU stores floats
     #[arg(long, value_enum, default_value_t)]
     pub(crate) dtype: Floats,
+    /// How a GPU stores matrices of weights
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) weights_dtype: WeightsDtype,
 }
 
 /// How floats are stored.
@@ -255,6 +276,16 @@ pub(crate) enum Floats {
     #[default]
     F32,
     F16,
+}
+
+/// How matrices of weights are stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum WeightsDtype {
+    /// As all floats
+    #[default]
+    Floats,
+    /// In 8 bits, with a scale for each output channel
+    Int8,
 }
 
 fn presets() -> PossibleValuesParser {

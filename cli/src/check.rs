@@ -1,7 +1,7 @@
 //! `check`: kernels against their references, or against case files from elsewhere; or a whole plan, step by step.
 
 use crate::Failure;
-use crate::args::{Check, Floats};
+use crate::args::{Check, Floats, WeightsDtype};
 use crate::graphs::{Network, borrowed, inputs};
 use crate::terminal::{note, one_line, result};
 use mobilediffusion_graph::{Against, Device, Weights, compare};
@@ -19,8 +19,9 @@ pub(crate) fn run(args: &Check) -> Result<(), Failure> {
     let gpu = open(&args.device)?;
     let target = match &gpu {
         None if args.dtype == Floats::F16 => return Err("the CPU computes in f32 only".into()),
+        None if args.weights_dtype == WeightsDtype::Int8 => return Err("the CPU keeps weights in f32 only".into()),
         None => Target::Cpu,
-        Some(gpu) => Target::Gpu(gpu, args.dtype.storage(gpu)),
+        Some(gpu) => Target::Gpu(gpu, args.dtype.storage(gpu).with_weights(args.weights_dtype.into())),
     };
     match &gpu {
         None => note("device: CPU, f32"),
@@ -63,7 +64,8 @@ fn plan(args: &Check, network: Network, device: Device) -> Result<(), Failure> {
     let values = inputs(&recording);
     let references = args.references || matches!(device, Device::Cpu);
     let mut weights = Weights::new(device, network.weights(&args.networks)?);
-    let mut cpu = Weights::new(Device::Cpu, network.weights(&args.networks)?);
+    let rounded = Storage::F32.with_weights(args.weights_dtype.into());
+    let mut cpu = Weights::new(Device::Cpu, network.weights(&args.networks)?).rounded(rounded);
     let (truth, name) = match references {
         true => (Against::References(&cpu), "the kernels' references"),
         false => (Against::Device(&mut cpu), "the CPU"),

@@ -1,11 +1,12 @@
 //! `generate`: a prompt becomes files.
 
 use crate::Failure;
-use crate::args::{Floats, Generate};
+use crate::args::{Floats, Generate, WeightsDtype};
 use crate::output::{Outputs, check_file};
 use crate::terminal::{Clock, note, printable, result};
 use mobilediffusion_model::{
-    Flow, Init, Mask, ModelError, Options, Picture, Pipeline, Progress, Request, Settings, WeightsFrom, config::Sampler,
+    Flow, Init, Mask, ModelError, Options, Picture, Pipeline, Progress, Request, Settings, WeightType, WeightsFrom,
+    config::Sampler,
 };
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -18,7 +19,8 @@ pub(crate) fn run(args: &Generate) -> Result<(), Failure> {
     let request = request(args, own.image_size)?;
 
     let mut clock = Clock::start();
-    let options = Options { device: args.device.clone(), floats: args.dtype.into(), ..Options::default() };
+    let (floats, weights) = (args.dtype.into(), args.weights_dtype.into());
+    let options = Options { device: args.device.clone(), floats, weights, ..Options::default() };
     let mut pipeline = Pipeline::load(source, options)?;
     let settings = pipeline.settings(&request)?;
     let device = pipeline.model().device_line();
@@ -51,10 +53,21 @@ pub(crate) fn run(args: &Generate) -> Result<(), Failure> {
         let files: Vec<_> = files.iter().map(|(path, seed)| json!({"path": path, "seed": seed})).collect();
         let facts: serde_json::Map<_, _> = facts.iter().map(|(k, v)| (k.to_lowercase(), v.clone().into())).collect();
         let left_out = settings.truncated.map(|cut| cut.left_out);
-        let all = json!({"files": files, "settings": facts, "left_out": left_out, "seconds": clock.seconds()});
+        let weight_bytes = pipeline.counters().weight_bytes;
+        let all = json!({"files": files, "settings": facts, "left_out": left_out, "seconds": clock.seconds(),
+            "weight_bytes": weight_bytes});
         result(&serde_json::to_string_pretty(&all)?)?;
     }
     Ok(())
+}
+
+impl From<WeightsDtype> for WeightType {
+    fn from(weights: WeightsDtype) -> Self {
+        match weights {
+            WeightsDtype::Floats => Self::Floats,
+            WeightsDtype::Int8 => Self::Int8,
+        }
+    }
 }
 
 impl From<Floats> for mobilediffusion_model::Floats {
@@ -164,7 +177,12 @@ fn facts(args: &Generate, (model, device): (&str, &str), settings: &Settings) ->
     facts.extend(args.init.as_ref().map(|path| ("Init", name(path))));
     facts.extend(args.strength.map(|strength| ("Strength", strength.to_string())));
     facts.extend(args.mask.as_ref().map(|path| ("Mask", name(path))));
-    facts.extend([("Device", device.to_owned()), ("Floats", format!("{:?}", args.dtype).to_lowercase())]);
+    let weights = match args.weights_dtype {
+        WeightsDtype::Floats => args.dtype.name(),
+        WeightsDtype::Int8 => "int8",
+    };
+    let stored = [("Floats", args.dtype.name().to_owned()), ("Weights", weights.to_owned())];
+    facts.extend([("Device", device.to_owned())].into_iter().chain(stored));
     facts
 }
 

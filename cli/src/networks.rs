@@ -1,10 +1,67 @@
-//! `info`: what a model is made of.
+//! `info`: what a model is made of, and what is left of its weights in fewer bits.
 
 use crate::Failure;
-use crate::args::Networks;
+use crate::args::{Info, Networks};
+use crate::graphs::Network;
 use crate::terminal::result;
+use mobilediffusion_graph::{Device, Rounding, Weights, rounding};
+use mobilediffusion_kernels::Storage;
+use mobilediffusion_model::config::Sampler;
+use mobilediffusion_model::networks::Shape;
+use serde_json::{Value, json};
 
-pub(crate) fn info(args: &Networks) -> Result<(), Failure> {
+pub(crate) fn info(args: &Info) -> Result<(), Failure> {
+    match args.weights_dtype {
+        Some(weights) => losses(args, args.dtype.planned().with_weights(weights.into())),
+        None => parts(&args.networks),
+    }
+}
+
+/// Says what storing its weights like this does to each network of a model.
+fn losses(args: &Info, storage: Storage) -> Result<(), Failure> {
+    let config = args.networks.config()?;
+    // Weights do not depend on the size.
+    let size = config.defaults.image_size;
+    let shape = Shape::of(size, size, Sampler::OneStep, 1, false)?;
+    let mut all = Vec::new();
+    for network in Network::of(&config) {
+        let weights = Weights::new(Device::Cpu, network.weights(&args.networks)?);
+        all.push((network.title(), rounding(&network.record(&config, &shape)?, &weights, storage)?));
+    }
+    if args.json {
+        let networks: Vec<Value> = all.iter().map(|(title, each)| as_json(title, each)).collect();
+        let whole = json!({"model": config.defaults.name, "storage": storage.to_string(), "networks": networks});
+        return Ok(result(&serde_json::to_string_pretty(&whole)?)?);
+    }
+    result(&format!("{}, weights stored as {storage}\n", config.defaults.name))?;
+    for (title, each) in &all {
+        result(&format!("{title:72} {:>11} {:>9} {:>9}", "bytes", "rel L2", "worst"))?;
+        let moved = each.iter().filter(|weight| weight.moved_squares > 0.0);
+        moved.map(|weight| line(&format!("  {}", weight.name), weight)).try_for_each(|line| result(&line))?;
+        let total = Rounding::of_all("", each);
+        result(&format!("{}\n", line("  total, with those that keep their values", &total)))?;
+    }
+    let total = Rounding::of_all("", all.iter().flat_map(|(_, each)| each));
+    Ok(result(&line("all", &total))?)
+}
+
+fn line(name: &str, weight: &Rounding) -> String {
+    format!("{name:72} {:>11} {:>9.2e} {:>9.2e}", weight.bytes, weight.relative_l2(), weight.worst)
+}
+
+fn as_json(title: &str, each: &[Rounding]) -> Value {
+    let one = |weight: &Rounding| {
+        json!({"name": weight.name, "shape": weight.shape, "bytes": weight.bytes,
+            "relative_l2": weight.relative_l2(), "worst": weight.worst})
+    };
+    let total = Rounding::of_all(title, each);
+    let weights: Vec<Value> = each.iter().map(one).collect();
+    json!({"name": title, "bytes": total.bytes, "relative_l2": total.relative_l2(), "worst": total.worst,
+        "weights": weights})
+}
+
+/// Counts parameters and multiply-accumulates.
+fn parts(args: &Networks) -> Result<(), Failure> {
     let config = args.config()?;
     let size = args.size.unwrap_or(config.defaults.image_size);
     let counted = mobilediffusion_model::info::summary(&config, size)?;

@@ -6,13 +6,17 @@ use crate::graphs::Network;
 use crate::terminal::result;
 use mobilediffusion_graph::plan::{Lifetime, Sharing};
 use mobilediffusion_graph::{PlanSummary, Recording, TensorInfo};
-use mobilediffusion_kernels::Storage;
 use mobilediffusion_kernels::variant::Machine;
+use mobilediffusion_kernels::{Storage, WeightType};
 use mobilediffusion_model::networks::Shape;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
-const STORAGES: [(&str, Storage); 2] = [("f32", Storage::F32), ("f16", Storage::F16)];
+const STORAGES: [(&str, Storage); 3] = [
+    ("f32", Storage::F32),
+    ("f16", Storage::F16),
+    ("f16 with int8 weights", Storage::F16.with_weights(WeightType::Int8)),
+];
 
 pub(crate) fn run(args: &Plan) -> Result<(), Failure> {
     let config = args.networks.config()?;

@@ -16,6 +16,7 @@ mod ops;
 mod plain;
 pub mod plan;
 mod record;
+mod rounding;
 mod run;
 mod weights;
 
@@ -26,5 +27,6 @@ pub use gpu_plan::GpuPlan;
 pub use graph::{Graph, Node, Origin, Tensor, TensorInfo, WeightRows};
 pub use layers::{Attend, Conv, Glu, Linear};
 pub use record::{PlanSummary, Recording};
+pub use rounding::{Rounding, rounding};
 pub use run::Session;
 pub use weights::{Device, WeightLoader, Weights};

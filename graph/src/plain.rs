@@ -37,7 +37,7 @@ impl<'a> Plain<'a> {
             };
             let info = &recording.tensors[tensor];
             inputs.push(match &info.origin {
-                Origin::Weight(rows) => widen(operand, &self.weights.values(&info.name, rows)?),
+                Origin::Weight(rows) => widen(operand, &self.weights.values(&info.name, rows, operand.dtype)?),
                 Origin::Constant(values) => widen(operand, values),
                 Origin::Input(_) | Origin::Step(_) => widen(operand, &self.values[tensor]),
             });

@@ -78,6 +78,8 @@ pub(crate) enum Resident {
 pub struct Weights {
     device: Device,
     loader: Box<dyn WeightLoader + Send>,
+    /// How the host rounds what it holds.
+    rounding: Storage,
     resident: HashMap<(String, Range<usize>, Layout, DType), Resident>,
 }
 
@@ -90,7 +92,13 @@ impl std::fmt::Debug for Weights {
 impl Weights {
     /// No weight yet; they are loaded when a session first needs them.
     pub fn new(device: Device, loader: Box<dyn WeightLoader + Send>) -> Self {
-        Self { device, loader, resident: HashMap::new() }
+        Self { device, loader, rounding: Storage::F32, resident: HashMap::new() }
+    }
+
+    /// The same, with values on the host rounded as by a device that stores tensors like this: what such a device is held
+    /// to.
+    pub fn rounded(self, storage: Storage) -> Self {
+        Self { rounding: storage, ..self }
     }
 
     /// Where they are.
@@ -131,16 +139,32 @@ impl Weights {
             return Ok(resident.clone());
         }
         let resident = match &self.device {
-            Device::Cpu => self.to_host(name, source, layout)?,
+            Device::Cpu => self.to_host(name, source, operand)?,
             Device::Gpu(gpu, storage) => self.to_gpu(gpu, *storage, (name, source, operand))?,
         };
         self.resident.insert(key, resident.clone());
         Ok(resident)
     }
 
-    /// All rows that are wanted, as in the checkpoint.
-    pub(crate) fn values(&self, name: &str, source: &WeightRows) -> Result<Vec<f32>, GraphError> {
-        self.packed(name, source, Layout::Rows, &(0..source.rows.len()))
+    /// All rows that are wanted, as in the checkpoint, for operands of this type.
+    pub(crate) fn values(&self, name: &str, source: &WeightRows, dtype: DType) -> Result<Vec<f32>, GraphError> {
+        let values = self.packed(name, source, Layout::Rows, &(0..source.rows.len()))?;
+        Ok(self.rounding.rounded(dtype, &source.part(), values))
+    }
+
+    /// Hands over all of a weight, packed, in parts: their shape as it is padded, and their values.
+    pub(crate) fn in_parts(
+        &self,
+        (name, source): (&str, &WeightRows),
+        layout: Layout,
+        mut take: impl FnMut(Shape, Vec<f32>),
+    ) -> Result<(), GraphError> {
+        let shape = &source.part();
+        for part in parts(shape, layout) {
+            let values = self.packed(name, source, layout, &part)?;
+            take(matrix(&layout.packed_shape(&rows_of(shape, part.len()))), values);
+        }
+        Ok(())
     }
 
     /// Rows `part` of those that are wanted, packed.
@@ -161,17 +185,18 @@ impl Weights {
         Ok(layout.pack(&rows_of(shape, part.len()), values.map_err(GraphError::Weight)?))
     }
 
-    fn to_host(&self, name: &str, source: &WeightRows, layout: Layout) -> Result<Resident, GraphError> {
-        let shape = source.part();
-        let parts = parts(&shape, layout);
-        if let [all] = parts.as_slice() {
-            return Ok(Resident::Host(Arc::new(self.packed(name, source, layout, all)?)));
-        }
-        let mut values = Vec::with_capacity(elements(&shape));
-        for part in parts {
-            values.extend(self.packed(name, source, layout, &part)?);
-        }
-        Ok(Resident::Host(Arc::new(values)))
+    fn to_host(&self, name: &str, source: &WeightRows, operand: &Operand) -> Result<Resident, GraphError> {
+        let mut all = Vec::new();
+        self.in_parts((name, source), operand.layout, |shape, values| {
+            let values = self.rounding.rounded(operand.dtype, &shape, values);
+            if values.len() == elements(&source.part()) {
+                all = values;
+                return;
+            }
+            all.reserve_exact(elements(&source.part()) - all.len());
+            all.extend(values);
+        })?;
+        Ok(Resident::Host(Arc::new(all)))
     }
 
     fn to_gpu(
@@ -266,7 +291,8 @@ mod tests {
         let weights = Weights::new(Device::Cpu, Box::new(Counting));
         for (shape, layout) in [(vec![3, 2 << 20], Layout::Rows), (vec![600, 1000, 3, 3], Layout::Taps)] {
             assert!(parts(&shape, layout).len() > 1, "{shape:?}");
-            let Ok(Resident::Host(got)) = weights.to_host("w", &WeightRows::whole(shape.clone()), layout) else {
+            let operand = Operand::read("w", shape.clone()).layout(layout);
+            let Ok(Resident::Host(got)) = weights.to_host("w", &WeightRows::whole(shape.clone()), &operand) else {
                 panic!("the host has room")
             };
             let want = layout.pack(&shape, Counting.load("w", &shape).unwrap());
@@ -274,7 +300,9 @@ mod tests {
         }
         // The last rows of one that comes as two weights.
         let last = WeightRows { shape: vec![5, 2 << 20], rows: 2..5 };
-        let Ok(Resident::Host(got)) = weights.to_host("w", &last, Layout::Rows) else { panic!("the host has room") };
+        let Ok(Resident::Host(got)) = weights.to_host("w", &last, &Operand::read("w", last.part())) else {
+            panic!("the host has room")
+        };
         assert!(got.as_slice() == &Counting.load("w", &last.shape).unwrap()[4 << 20..], "another part");
     }
 }

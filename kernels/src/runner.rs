@@ -110,7 +110,7 @@ fn stored_tolerance(kernel: &dyn Kernel, mut tolerance: Tolerance, storage: Stor
 pub fn stored(kernel: &dyn Kernel, storage: Storage, inputs: Vec<Vec<f32>>) -> Vec<Vec<f32>> {
     let (read, _) = split(kernel);
     let round = |(o, values): (&Operand, Vec<f32>)| {
-        if values.is_empty() { values } else { storage.rounded(o.dtype, &o.shape, &values) }
+        if values.is_empty() { values } else { storage.rounded(o.dtype, &o.shape, values) }
     };
     read.iter().zip(inputs).map(round).collect()
 }

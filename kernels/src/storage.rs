@@ -1,6 +1,6 @@
 //! How tensors lie in device memory: element type and padding, and the way there and back.
 
-pub mod int8;
+mod int8;
 
 use crate::kernel::{DType, elements, padded};
 use half::f16;
@@ -25,7 +25,7 @@ pub enum WeightType {
     /// As all floats are.
     #[default]
     Floats,
-    /// 8 bits, and one f32 for each output channel: see [`int8`].
+    /// 8 bits, and one f32 for each output channel: `kernels/src/storage/int8.rs`.
     Int8,
 }
 
@@ -47,7 +47,7 @@ impl Storage {
     pub const F16_PACKED: Self = Self { floats: FloatType::F16Packed, weights: WeightType::Floats };
 
     /// The same, with matrices of weights stored like that.
-    pub fn with_weights(self, weights: WeightType) -> Self {
+    pub const fn with_weights(self, weights: WeightType) -> Self {
         Self { weights, ..self }
     }
 
@@ -157,8 +157,8 @@ impl Storage {
     }
 
     /// The values that are left of a tensor once it was stored.
-    pub fn rounded(self, dtype: DType, shape: &[usize], values: &[f32]) -> Vec<f32> {
-        self.decode(dtype, shape, &self.encode(dtype, shape, values))
+    pub fn rounded(self, dtype: DType, shape: &[usize], values: Vec<f32>) -> Vec<f32> {
+        if self.bytes(dtype) == 4 { values } else { self.decode(dtype, shape, &self.encode(dtype, shape, &values)) }
     }
 }
 

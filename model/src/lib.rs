@@ -21,6 +21,7 @@ mod json;
 
 pub use config::ModelConfig;
 pub use error::ModelError;
+pub use mobilediffusion_kernels::WeightType;
 pub use picture::{Mask, Picture};
 pub use pipeline::{
     Counters, DeviceChoice, Floats, Flow, Init, Model, OnProgress, Options, Phase, Pipeline, Progress, Request,

@@ -19,16 +19,19 @@ pub(super) fn rows(shape: &[usize]) -> usize {
 }
 
 /// The scale of a row: zero where all of it is zero, or so small that a device may take it for zero.
-pub fn scale(row: &[f32]) -> f32 {
+fn scale(row: &[f32]) -> f32 {
     let scale = row.iter().fold(0.0_f32, |most, w| most.max(w.abs())) / MOST;
     if scale.is_normal() { scale } else { 0.0 }
 }
 
-/// A weight as it is stored.
-fn quantised(w: f32, scale: f32) -> i8 {
-    let steps = if scale == 0.0 { 0.0 } else { (w / scale).round_ties_even() };
+/// A weight as it is stored, by a scale that is not zero.
+fn quantised(w: f32, scale: f32) -> u8 {
+    // Floats as large as this are whole numbers one apart, so that adding it rounds to nearest, and the last byte of the
+    // sum is the number in two's complement. Every processor does this for several weights at once.
+    const ROUND: f32 = (3 << 22) as f32;
     // Rounding the scale may have put the largest a hair beyond the last step.
-    steps.clamp(-MOST, MOST) as i8
+    let steps = (w / scale).clamp(-MOST, MOST);
+    (steps + ROUND).to_bits().to_le_bytes()[0]
 }
 
 /// Values of the last axis, stored values of it, and bytes of a row.
@@ -46,10 +49,13 @@ pub(super) fn encode(shape: &[usize], values: &[f32]) -> Vec<u8> {
     let row_len = elements(shape) / rows(shape).max(1);
     for (to, row) in bytes.chunks_exact_mut(row_bytes).zip(values.chunks_exact(row_len.max(1))) {
         let scale = scale(row);
+        if scale == 0.0 {
+            continue;
+        }
         let (head, to) = to.split_at_mut(SCALE_BYTES);
         head.copy_from_slice(&scale.to_le_bytes());
         for (to, from) in to.chunks_exact_mut(stride).zip(row.chunks_exact(cols)) {
-            to.iter_mut().zip(from).for_each(|(to, w)| *to = quantised(*w, scale).cast_unsigned());
+            to.iter_mut().zip(from).for_each(|(to, w)| *to = quantised(*w, scale));
         }
     }
     bytes
@@ -83,7 +89,7 @@ mod tests {
             let row_len = shape[1..].iter().product::<usize>();
             for size in [1e-30_f32, 0.02, 1.0, 3e30] {
                 let values: Vec<f32> = (0..shape[0] * row_len).map(|_| size * random.normal()).collect();
-                let got = INT8.rounded(DType::Weight, &shape, &values);
+                let got = INT8.rounded(DType::Weight, &shape, values.clone());
                 assert_eq!(got.len(), values.len(), "{shape:?}");
                 for (got, want) in got.chunks(row_len).zip(values.chunks(row_len)) {
                     let largest = want.iter().fold(0.0_f32, |most, w| most.max(w.abs()));
@@ -101,13 +107,13 @@ mod tests {
     #[test]
     fn multiples_of_the_scale_survive() {
         let values: Vec<f32> = (-127..=127_i8).map(|q| 0.25 * f32::from(q)).collect();
-        assert_eq!(INT8.rounded(DType::Weight, &[1, 255], &values), values);
+        assert_eq!(INT8.rounded(DType::Weight, &[1, 255], values.clone()), values);
     }
 
     #[test]
     fn rows_of_zeros_and_of_next_to_nothing_are_zeros() {
-        let values = [0.0, -0.0, 0.0, 1e-40, -1e-44, 0.0, 2.0, -1.0, 0.0];
-        let got = INT8.rounded(DType::Weight, &[3, 3], &values);
+        let values = vec![0.0, -0.0, 0.0, 1e-40, -1e-44, 0.0, 2.0, -1.0, 0.0];
+        let got = INT8.rounded(DType::Weight, &[3, 3], values);
         assert_eq!(got[..6], [0.0; 6]);
         assert_eq!(got[6], 2.0);
     }

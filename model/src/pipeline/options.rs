@@ -2,7 +2,7 @@
 
 use crate::error::ModelError;
 use mobilediffusion_graph::Device;
-use mobilediffusion_kernels::Storage;
+use mobilediffusion_kernels::{Storage, WeightType};
 use mobilediffusion_runtime::{Gpu, Select};
 use std::sync::Arc;
 
@@ -37,6 +37,9 @@ pub struct Options {
     pub device: DeviceChoice,
     /// How floats are stored.
     pub floats: Floats,
+    /// How matrices of weights are stored. In 8 bits they are made of what the files hold as they are loaded: files of 8-bit
+    /// weights are not read. The CPU device keeps its weights in f32 and refuses it.
+    pub weights: WeightType,
     /// Most bytes of weights and plans, none for what the machine has free.
     pub memory: Option<u64>,
     /// Most plans that a pipeline keeps ready. A request needs up to four; a change of size needs two or three others.
@@ -45,7 +48,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { device: DeviceChoice::Auto, floats: Floats::F32, memory: None, plans: 10 }
+        Self { device: DeviceChoice::Auto, floats: Floats::F32, weights: WeightType::Floats, memory: None, plans: 10 }
     }
 }
 
@@ -67,7 +70,7 @@ impl Options {
                     Floats::F16 => Storage::F16_PACKED,
                 };
                 let line = format!("{} ({why})", gpu.adapter());
-                Ok((Device::Gpu(Arc::new(gpu), storage), line))
+                Ok((Device::Gpu(Arc::new(gpu), storage.with_weights(self.weights)), line))
             }
             Err(_) if self.device == DeviceChoice::Auto => self.cpu("there is no hardware GPU"),
             Err(error) => Err(error.into()),
@@ -75,9 +78,14 @@ impl Options {
     }
 
     fn cpu(&self, why: &str) -> Result<(Device, String), ModelError> {
+        let refused = |key, expected: &str, found: &str| {
+            Err(ModelError::Request { key, expected: expected.to_owned(), found: found.to_owned() })
+        };
         if self.floats == Floats::F16 {
-            let (expected, found) = ("f32 on the CPU device", "f16".to_owned());
-            return Err(ModelError::Request { key: "dtype", expected: expected.to_owned(), found });
+            return refused("dtype", "f32 on the CPU device", "f16");
+        }
+        if self.weights == WeightType::Int8 {
+            return refused("weights-dtype", "floats on the CPU device", "int8");
         }
         Ok((Device::Cpu, format!("CPU, {} threads ({why})", rayon::current_num_threads())))
     }
