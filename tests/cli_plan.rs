@@ -42,9 +42,30 @@ fn a_plan_is_a_table_and_its_sums() {
     let half = &network["memory"][1];
     let number = |key: &str| half[key].as_u64().unwrap_or_else(|| panic!("{key} of {half}"));
     assert!(number("activation_bytes") >= number("lower_bound_bytes") && number("weight_bytes") > 0, "{half}");
+    let bytes = |number: usize| network["memory"][number]["weight_bytes"].as_u64().expect("a number") as f64;
+    let ratio = bytes(2) / bytes(1);
+    assert!((0.5..0.51).contains(&ratio), "int8 weights of the UNet take {ratio} of the bytes of f16");
     for tensor in network["tensors"].as_array().expect("a list") {
         assert_eq!(tensor["offset"].as_u64().expect("a number") % 256, 0, "{tensor}");
     }
+}
+
+#[test]
+fn what_8_bits_do_to_weights_is_listed() {
+    let text = run(&["info", "--weights-dtype", "int8"]);
+    assert!(
+        text.contains("unet")
+            && text.contains("mid_block")
+            && text.lines().last().is_some_and(|l| l.starts_with("all"))
+    );
+    let json: serde_json::Value =
+        serde_json::from_str(&run(&["info", "--weights-dtype", "int8", "--json"])).expect("JSON parses");
+    let unet = &json["networks"][1];
+    let of = |row: &serde_json::Value, key: &str| row[key].as_f64().unwrap_or_else(|| panic!("{key} of {row}"));
+    let weights = unet["weights"].as_array().expect("a list");
+    let sum: f64 = weights.iter().map(|weight| of(weight, "bytes")).sum();
+    assert_eq!(sum, of(unet, "bytes"));
+    assert!(of(unet, "relative_l2") > 1e-3 && of(unet, "worst") < 0.004, "{}", unet["name"]);
 }
 
 #[test]

@@ -1,12 +1,14 @@
 //! The full-size model as the paper counts it: parameters and multiply-accumulates come from the graphs that run, names
 //! and shapes are those of the tensor lists in `data/tensors` (one `name AxBxC` per line, diffusers' naming).
 
-use mobilediffusion_graph::Recording;
-use mobilediffusion_model::ModelConfig;
+use mobilediffusion_graph::{Device, Recording, Weights, rounding};
+use mobilediffusion_kernels::{Storage, WeightType};
 use mobilediffusion_model::config::Sampler;
 use mobilediffusion_model::info::paper::{Row, table};
 use mobilediffusion_model::info::{Part, summary};
 use mobilediffusion_model::networks::{Decoder, Shape, decode_graph, denoise_graph, text_graph, vae_weights};
+use mobilediffusion_model::weights::{Checkpoint, WeightSource};
+use mobilediffusion_model::{ModelConfig, Source, WeightsFrom};
 use std::collections::BTreeSet;
 
 fn full_size() -> (ModelConfig, Shape) {
@@ -146,4 +148,40 @@ fn constant_work_hangs_on_its_own_inputs() {
     assert_eq!(mask_of("attn2.to_v"), BTreeSet::from([0b0100]), "values of the text hang on the text alone");
     // The latent is written before every run, so what hangs on it counts as hanging on everything.
     assert_eq!(mask_of("conv_out"), BTreeSet::from([0b1111]), "the prediction is made in every run");
+}
+
+/// What 8 bits leave of the bundled checkpoint. By the definition no weight moves by more than half a step, and a step is the
+/// 127th part of its output channel's largest.
+#[test]
+fn weights_in_8_bits_take_half_the_bytes_and_move_by_half_a_step_at_most() {
+    let source = Source::bundled().expect("it comes with the project");
+    let WeightsFrom::Directory(path) = &source.weights else { panic!("the bundled checkpoint is a folder") };
+    let shape = Shape::of(64, 64, Sampler::OneStep, 1, false).expect("64 is a multiple of 32");
+    let decoder = decode_graph(&source.config, &shape, Decoder::Light);
+    let graphs = [
+        ("text_encoder", text_graph(&source.config, 1).expect("it builds")),
+        ("unet", denoise_graph(&source.config, &shape).expect("it builds")),
+        ("decoder", decoder.expect("it builds")),
+    ];
+    let mut matrices = 0;
+    for (folder, graph) in graphs {
+        let checkpoint = Checkpoint::open(&path.join(folder)).expect("the checkpoint opens");
+        let prefix = if folder == "text_encoder" { "text_model." } else { "" };
+        let checkpoint = Box::new(checkpoint.with_optional_prefix(prefix)) as Box<dyn WeightSource>;
+        let (weights, recording) = (Weights::new(Device::Cpu, Box::new(checkpoint)), Recording::new(graph));
+        let in_type = |storage| rounding(&recording, &weights, storage).expect("the checkpoint has them all");
+        let int8 = in_type(Storage::F16.with_weights(WeightType::Int8));
+        for (int8, f16) in int8.iter().zip(in_type(Storage::F16)) {
+            if int8.bytes == f16.bytes {
+                assert_eq!(int8, &f16, "norms, biases, depthwise weights and embeddings stay as they are");
+                continue;
+            }
+            matrices += 1;
+            assert_eq!(int8.bytes, f16.bytes / 2 + 4 * int8.shape[0], "{}: half, and the scales", int8.name);
+            let bound = 1.0 / 254.0 + 3.0 * f64::from(f32::EPSILON);
+            assert!(int8.worst <= bound, "{}: moved by {:e} of the largest", int8.name, int8.worst);
+            assert!(int8.relative_l2() > f16.relative_l2(), "{}: int8 is coarser", int8.name);
+        }
+    }
+    assert!(matrices > 100, "only {matrices} matrices were stored in 8 bits");
 }

@@ -1,6 +1,9 @@
 //! What only a GPU can show, on every adapter: plans at the edges of what a device takes (sizes, memory that is shared,
 //! runs that are cut short), replays that make nothing, and pictures like the CPU's.
 
+#[path = "on_gpu/int8.rs"]
+mod int8;
+
 use mobilediffusion_graph::{Device, Graph, GraphError, Linear, Recording, Session, WeightLoader, Weights};
 use mobilediffusion_kernels::kernel::elements;
 use mobilediffusion_kernels::{Activation, DType, Storage};
@@ -207,6 +210,7 @@ fn main() {
         ("a_lost_device_is_an_error_of_the_run", a_lost_device_is_an_error_of_the_run),
         ("a_replay_makes_nothing", a_replay_makes_nothing),
         ("gpu_and_cpu_draw_the_same", gpu_and_cpu_draw_the_same),
+        ("a_gpu_computes_with_weights_rounded_to_8_bits", int8::a_gpu_computes_with_weights_rounded_to_8_bits),
     ];
     let boxed = |own: &Own| -> Test {
         let (name, test) = *own;

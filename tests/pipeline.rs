@@ -3,6 +3,7 @@
 use mobilediffusion_graph::Device;
 use mobilediffusion_model::{
     DeviceChoice, Floats, Flow, Model, ModelError, Options, Phase, Picture, Pipeline, Progress, Request, Source,
+    WeightType,
 };
 use mobilediffusion_tests::devices;
 use std::future::Future;
@@ -53,6 +54,9 @@ fn half_precision_draws_nearly_the_same_and_not_on_the_cpu() {
         if device == DeviceChoice::Cpu {
             let refused = Pipeline::load(source(), halved).expect_err("the CPU device computes in f32");
             assert!(refused.to_string().contains("dtype: expected f32"), "{refused}");
+            let int8 = Options { weights: WeightType::Int8, ..on(device) };
+            let refused = Pipeline::load(source(), int8).expect_err("the CPU device keeps weights in f32");
+            assert_eq!(refused.to_string(), "weights-dtype: expected floats on the CPU device, found int8");
             continue;
         }
         let mut half = Pipeline::load(source(), halved).expect("it loads");

@@ -1,26 +1,11 @@
 //! The sixteen prompts of the bundled checkpoint's sheet, seed 0, none drawn twice: `contact_sheet OUT.png`.
 
+mod sheet;
+
 use mobilediffusion_model::{Flow, ModelError, Options, Picture, Pipeline, Request, Source};
+use sheet::PROMPTS;
 use std::path::PathBuf;
 
-const PROMPTS: [&str; 16] = [
-    "red apple",
-    "sun",
-    "cat face",
-    "pizza",
-    "airplane",
-    "guitar",
-    "house with garden",
-    "snowman",
-    "blue whale",
-    "birthday cake",
-    "green frog",
-    "umbrella",
-    "rocket",
-    "coffee cup",
-    "rainbow",
-    "soccer ball",
-];
 const COLUMNS: usize = 8;
 /// Every pixel becomes a square of this edge, so that small pictures can be looked at.
 const ZOOM: usize = 2;
@@ -32,11 +17,11 @@ fn main() -> Result<(), ModelError> {
     for prompt in PROMPTS {
         pictures.extend(pipeline.generate(&Request::new(prompt), &mut |_| Flow::Continue)?);
     }
-    sheet(&pictures).save_png(&path, &[("Prompts", PROMPTS.join("; ")), ("Seed", "0".to_owned())])
+    side_by_side(&pictures).save_png(&path, &[("Prompts", PROMPTS.join("; ")), ("Seed", "0".to_owned())])
 }
 
 /// Pictures of one size, side by side and zoomed.
-fn sheet(pictures: &[Picture]) -> Picture {
+fn side_by_side(pictures: &[Picture]) -> Picture {
     let (cell_width, cell_height) = (pictures[0].width * ZOOM, pictures[0].height * ZOOM);
     let (width, height) = (COLUMNS * cell_width, pictures.len().div_ceil(COLUMNS) * cell_height);
     let mut rgba = vec![255; 4 * width * height];

@@ -1,0 +1,95 @@
+//! Weights in 8 bits: a GPU computes with exactly what is left of them.
+
+use crate::say;
+use mobilediffusion_graph::{Device, Graph, GraphError, Recording, Session, Weights};
+use mobilediffusion_kernels::{DType, Storage, WeightType};
+use mobilediffusion_model::decoder::decoder;
+use mobilediffusion_model::networks::text_graph;
+use mobilediffusion_model::noise::Noise;
+use mobilediffusion_model::tokenizer::Tokenizer;
+use mobilediffusion_model::unet::unet;
+use mobilediffusion_model::weights::{Checkpoint, WeightSource};
+use mobilediffusion_model::{ModelConfig, Source, WeightsFrom};
+use mobilediffusion_runtime::Gpu;
+use std::sync::Arc;
+
+const INT8: Storage = Storage::F32.with_weights(WeightType::Int8);
+
+/// A network of the bundled checkpoint with its inputs.
+struct Network {
+    folder: &'static str,
+    graph: fn(&ModelConfig) -> Result<Graph, GraphError>,
+    inputs: Vec<(&'static str, Vec<f32>)>,
+}
+
+fn noise_to_prediction(config: &ModelConfig) -> Result<Graph, GraphError> {
+    let mut g = Graph::new();
+    let latent = g.input("latent", [1, 8, 8, config.unet.in_channels()], DType::F32);
+    let timestep = g.input("timestep", [1], DType::F32);
+    let tokens = config.text_encoder.max_position_embeddings;
+    let context = g.input("context", [1, tokens, config.unet.cross_attention_dim()], DType::Elem);
+    let prediction = unet(&mut g, &config.unet, &latent, &timestep, &context)?;
+    g.output("prediction", &prediction);
+    Ok(g)
+}
+
+fn latent_to_picture(config: &ModelConfig) -> Result<Graph, GraphError> {
+    let mut g = Graph::new();
+    let latent = g.input("latent", [1, 8, 8, config.unet.in_channels()], DType::F32);
+    let picture = decoder(&mut g, config.decoder.as_ref().expect("it has a light decoder"), &latent)?;
+    g.output("picture", &picture);
+    Ok(g)
+}
+
+/// The only output of a network.
+fn output(network: &Network, source: &Source, device: &Device, storage: Storage) -> Vec<f32> {
+    let WeightsFrom::Directory(path) = &source.weights else { panic!("the bundled checkpoint is a folder") };
+    let checkpoint = Checkpoint::open(&path.join(network.folder)).expect("the checkpoint opens");
+    let prefix = if network.folder == "text_encoder" { "text_model." } else { "" };
+    let checkpoint = checkpoint.with_optional_prefix(prefix);
+    let mut weights = Weights::new(device.clone(), Box::new(Box::new(checkpoint) as Box<dyn WeightSource>));
+    if matches!(device, Device::Cpu) {
+        weights = weights.rounded(storage);
+    }
+    let recording = Recording::new((network.graph)(&source.config).expect("the network builds"));
+    let name = recording.outputs[0].0.clone();
+    let mut session = Session::new(recording, &mut weights, &mut |_, _| ()).expect("it fits");
+    for (input, values) in &network.inputs {
+        session.write(input, values).expect("the input has this length");
+    }
+    session.run(&mut |_, _| true).expect("it runs");
+    session.read(&name).expect("it has an output")
+}
+
+fn relative_l2(got: &[f32], want: &[f32]) -> f64 {
+    let squares = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>();
+    let moved = squares(&mut got.iter().zip(want).map(|(got, want)| f64::from(*got) - f64::from(*want)));
+    (moved / squares(&mut want.iter().map(|want| f64::from(*want)))).sqrt()
+}
+
+pub(crate) fn a_gpu_computes_with_weights_rounded_to_8_bits(gpu: Arc<Gpu>) {
+    let source = Source::bundled().expect("it comes with the project");
+    let config = &source.config;
+    let latent = Noise::new(0).latent(64 * config.unet.in_channels());
+    let tokens = config.text_encoder.max_position_embeddings;
+    let encoded = Tokenizer::clip().and_then(|clip| clip.encode("red apple", tokens)).expect("two words");
+    let ids = encoded.ids.iter().map(|id| f32::from_bits(*id)).collect();
+    let text = Network { folder: "text_encoder", graph: |c| text_graph(c, 1), inputs: vec![("ids", ids)] };
+    let context = output(&text, &source, &Device::Cpu, Storage::F32);
+    let inputs = vec![("latent", latent.clone()), ("timestep", vec![999.0]), ("context", context)];
+    let unet = Network { folder: "unet", graph: noise_to_prediction, inputs };
+    let decoder = Network { folder: "decoder", graph: latent_to_picture, inputs: vec![("latent", latent)] };
+    let device = Device::Gpu(gpu, INT8);
+    for network in [text, unet, decoder] {
+        let got = output(&network, &source, &device, INT8);
+        let [rounded, exact] = [INT8, Storage::F32].map(|s| output(&network, &source, &Device::Cpu, s));
+        // The bound for the same weights on two devices: tests/model.rs.
+        let (apart, lost) = (relative_l2(&got, &rounded), relative_l2(&rounded, &exact));
+        assert!(apart <= 1e-4, "{}: relative L2 {apart:.2e} from the CPU on rounded weights", network.folder);
+        assert!(lost > 10.0 * apart, "{}: relative L2 {lost:.2e}: nothing was rounded", network.folder);
+        say(&format!(
+            "{} with int8 weights: relative L2 {lost:.2e} from f32, {apart:.1e} between devices",
+            network.folder
+        ));
+    }
+}
