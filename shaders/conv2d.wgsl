@@ -1,6 +1,7 @@
 // y = residual + activation(conv(x, w) + bias + shift): see kernels/src/conv2d.rs.
 #import grid
-#import gemm
+@if(PLAIN) #import gemm
+@if(MATRIX) #import gemm_matrix
 #import activation
 #import source
 #import tile_moments

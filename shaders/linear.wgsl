@@ -1,6 +1,7 @@
 // y = residual + activation(x * w^T + bias): see kernels/src/linear.rs.
 #import grid
-#import gemm
+@if(PLAIN) #import gemm
+@if(MATRIX) #import gemm_matrix
 #import activation
 #import source
 #import tile_moments

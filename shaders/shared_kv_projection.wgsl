@@ -1,6 +1,7 @@
 // q = x * w_q^T and kv = x * w_kv^T, x read once: see kernels/src/shared_kv_projection.rs.
 #import grid
-#import gemm
+@if(PLAIN) #import gemm
+@if(MATRIX) #import gemm_matrix
 #import source
 
 struct Params {

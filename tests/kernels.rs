@@ -5,12 +5,12 @@
 mod broken;
 
 use mobilediffusion_kernels::casefile::CaseFile;
-use mobilediffusion_kernels::runner::{self, Target, check_file, has_weights};
+use mobilediffusion_kernels::runner::{self, Target, check_file, has_weights, variant_tolerance};
 use mobilediffusion_kernels::variant::{self, Machine};
 use mobilediffusion_kernels::{Case, FAMILIES, Family, Storage, Variant, WeightType, check};
 use mobilediffusion_runtime::Gpu;
 use mobilediffusion_tests::gpu::{self, Test, storages, stored};
-use mobilediffusion_tests::{judge, random, storage_tolerance};
+use mobilediffusion_tests::{judge, random};
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ fn passes(gpu: &Gpu, storage: Storage, case: &Case, seed: u64, variants: &[Varia
         let at = |why: String| format!("{why} in variant {}", variant.name);
         let run = || runner::run_variant((gpu, storage), case.kernel.as_ref(), variant, &inputs);
         let outputs = run().map_err(|error| at(error.to_string()))?;
-        judge(case, seed, &inputs, &outputs, storage_tolerance(case, storage)).map_err(at)?;
+        judge(case, seed, &inputs, &outputs, variant_tolerance(case, storage, variant)).map_err(at)?;
         if is_long(case) {
             continue;
         }
@@ -39,12 +39,13 @@ fn passes(gpu: &Gpu, storage: Storage, case: &Case, seed: u64, variants: &[Varia
 }
 
 /// The variants of a numbered case, for compiling takes the time: in f32 all of them where the answer must be exact and
-/// two by turns elsewhere, in the other types one. A long case has the one that the device would take.
+/// two by turns elsewhere, in the other types one. A long case has the one that the device would take. Those by matrix units have tests of their own.
 fn variants(gpu: &Gpu, storage: Storage, case: &Case, number: u64) -> Vec<Variant> {
-    let all = variant::runnable(case.kernel.as_ref(), gpu.caps());
+    let mut all = variant::runnable(case.kernel.as_ref(), gpu.caps(), storage);
+    all.retain(|variant| variant.needs.matrix.is_none());
     let turn = |number: u64| all[number as usize % all.len()];
     match storage {
-        _ if is_long(case) => vec![variant::choose(case.kernel.as_ref(), &Machine::of(gpu))],
+        _ if is_long(case) => vec![variant::choose(case.kernel.as_ref(), &Machine::of(gpu, storage))],
         Storage::F32 if case.exact || all.len() < 3 => all,
         Storage::F32 => vec![turn(number), turn(number + 1)],
         _ => vec![turn(number)],
@@ -82,13 +83,42 @@ fn with_int8(family: &Family, floats: &[Storage]) -> Vec<Storage> {
     floats.iter().copied().chain(int8).collect()
 }
 
+/// The variants of a kernel that use matrix units, which a device has only for tensors in f16.
+fn matrix_variants(gpu: &Gpu, case: &Case) -> Vec<Variant> {
+    let mut all = variant::runnable(case.kernel.as_ref(), gpu.caps(), Storage::F16);
+    all.retain(|variant| variant.needs.matrix.is_some() && !is_long(case));
+    all
+}
+
+/// The cases of a family by every variant that uses matrix units, and problems at random by one, where
+/// nothing is rounded on the way.
+fn by_matrices(family: &'static Family) -> Test {
+    let run = |gpu: &Gpu| {
+        let each = (1..).zip((family.cases)());
+        let failures: Vec<String> = each
+            .filter_map(|(seed, case)| passes(gpu, Storage::F16, &case, seed, &matrix_variants(gpu, &case)).err())
+            .collect();
+        if !failures.is_empty() {
+            return Err(failures.join("\n").into());
+        }
+        let random = random::problems(family, RANDOM, |case, seed, draw| {
+            // Where factors are rounded, a row of a column or two does not say what that may cost.
+            let mut variants = matrix_variants(gpu, case);
+            variants.retain(|variant| !variant.rounds);
+            if variants.is_empty() { Ok(()) } else { passes(gpu, Storage::F16, case, seed, &[draw.of(&variants)]) }
+        });
+        Ok(random?)
+    };
+    (format!("{} by matrix units", family.name), Box::new(move |gpu| run(gpu)))
+}
+
 /// Problems at random, each in a storage type and by a variant at random.
 fn problems(family: &'static Family) -> Test {
     let run = |gpu: &_| {
         let storages = with_int8(family, &storages(gpu));
         random::problems(family, RANDOM, |case, seed, draw| {
             let storage = draw.of(&storages);
-            let variant = draw.of(&variant::runnable(case.kernel.as_ref(), gpu.caps()));
+            let variant = draw.of(&variant::runnable(case.kernel.as_ref(), gpu.caps(), storage));
             passes(gpu, storage, case, seed, &[variant]).map_err(|why| format!("{storage}: {why}"))
         })
     };
@@ -117,7 +147,12 @@ fn main() {
             let storages = with_int8(family, &storages);
             storages.into_iter().map(move |storage| cases(family, storage)).chain([problems(family)])
         };
+        let has_matrices = |family: &&Family| {
+            let all = (family.cases)();
+            gpu.is_some_and(|gpu| all.iter().any(|case| !matrix_variants(gpu, case).is_empty()))
+        };
+        let matrices = FAMILIES.iter().filter(has_matrices).map(by_matrices);
         let onnx = storages.iter().copied().map(onnx);
-        FAMILIES.iter().flat_map(of).chain(onnx).chain([broken::test()]).collect()
+        FAMILIES.iter().flat_map(of).chain(matrices).chain(onnx).chain([broken::test()]).collect()
     });
 }

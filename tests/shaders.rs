@@ -18,18 +18,20 @@ const MAX_GRID: u32 = 65_535;
 /// A parsed and validated module.
 type Checked = Result<Module, String>;
 
-fn capabilities(storage: Storage) -> Capabilities {
-    match storage.floats {
+fn capabilities(storage: Storage, needs: &Needs) -> Capabilities {
+    let matrices = needs.matrix.map_or(Capabilities::empty(), |_| Capabilities::COOPERATIVE_MATRIX);
+    let floats = match storage.floats {
         FloatType::F32 => Capabilities::empty(),
         FloatType::F16 => Capabilities::SHADER_FLOAT16,
         FloatType::F16Packed => Capabilities::SHADER_FLOAT16_IN_FLOAT32,
-    }
+    };
+    matrices | floats
 }
 
 /// What depends on the text alone.
 fn check_text(text: &str, storage: Storage, needs: &Needs) -> Checked {
     let module = naga::front::wgsl::parse_str(text).map_err(|e| e.emit_to_string(text))?;
-    let mut validator = Validator::new(ValidationFlags::all(), capabilities(storage));
+    let mut validator = Validator::new(ValidationFlags::all(), capabilities(storage, needs));
     let info = validator.validate(&module).map_err(|e| e.emit_to_string(text))?;
     let [entry] = module.entry_points.as_slice() else { return Err("expected one entry point".into()) };
     if entry.name != "main" || entry.stage != naga::ShaderStage::Compute {
@@ -143,7 +145,7 @@ type Texts = HashMap<String, Checked>;
 /// A case in every variant and storage type.
 fn check_variants(case: &Case, texts: &mut Texts) -> Result<(), String> {
     let variants = case.kernel.variants();
-    if runnable(case.kernel.as_ref(), &Caps::PORTABLE).is_empty() {
+    if runnable(case.kernel.as_ref(), &Caps::PORTABLE, Storage::F32).is_empty() {
         return Err(format!("{:?}: no variant runs everywhere: {variants:?}", case.kernel));
     }
     variants.iter().try_for_each(|variant| check_storages(case, variant, texts))
@@ -157,7 +159,8 @@ fn check_storages(case: &Case, variant: &Variant, texts: &mut Texts) -> Result<(
     }
     let floats = [Storage::F32, Storage::F16, Storage::F16_PACKED];
     let int8 = floats.into_iter().filter(|_| has_weights(case.kernel.as_ref()));
-    for storage in floats.into_iter().chain(int8.map(|storage| storage.with_weights(WeightType::Int8))) {
+    let all = floats.into_iter().chain(int8.map(|storage| storage.with_weights(WeightType::Int8)));
+    for storage in all.filter(|storage| variant.needs.matrix.is_none() || *storage == Storage::F16) {
         let text = wgsl::compose(&program, storage).map_err(|e| e.to_string())?;
         let checked = texts.entry(text).or_insert_with_key(|text| check_text(text, storage, &variant.needs));
         let verdict = checked.as_ref().map_err(String::clone).and_then(|module| check_case(case, &program, module));

@@ -105,7 +105,9 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         return write_json(args, &json!({ "machine": as_map(machine), "plan": measured }));
     }
     let peaks = Peaks::measure(target, timer.as_ref(), effort)?;
-    result(&format!("peaks: copies {:.1} GB/s, multiply-adds {:.1} GFLOP/s", peaks.copy / 1e9, peaks.flops / 1e9))?;
+    let matrices = peaks.matrix_flops.map(|flops| format!(", of matrix units {:.1}", flops / 1e9)).unwrap_or_default();
+    let (copy, flops) = (peaks.copy / 1e9, peaks.flops / 1e9);
+    result(&format!("peaks: copies {copy:.1} GB/s, multiply-adds {flops:.1} GFLOP/s{matrices}"))?;
     result(&heading())?;
     let chosen: Vec<&Family> = match args.kernels.as_slice() {
         [] => FAMILIES.iter().collect(),
@@ -138,7 +140,11 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     if too_long > 0 {
         note(&format!("{too_long} shapes of more than {} MFLOP were left out", effort.most_flops / 1_000_000));
     }
-    let peaks = json!({ "copy_bytes_per_second": peaks.copy, "flops_per_second": peaks.flops });
+    let peaks = json!({
+        "copy_bytes_per_second": peaks.copy,
+        "flops_per_second": peaks.flops,
+        "matrix_flops_per_second": peaks.matrix_flops,
+    });
     let left_out = left_out + too_long;
     let all = json!({ "machine": as_map(machine), "peaks": peaks, "shapes": rows, "left_out": left_out });
     write_json(args, &all)?;
@@ -188,6 +194,8 @@ struct Row {
     /// Parts of the peaks. An algorithm that saves multiplications may be beyond 1.
     of_flops: f64,
     of_copy: f64,
+    /// Whether `of_flops` is a part of the matrix units' peak.
+    by_matrices: bool,
 }
 
 impl Row {
@@ -199,6 +207,7 @@ impl Row {
         // A pass shorter than the clock's tick counts as one nanosecond.
         let median = at(50).max(1e-9);
         let (flops, bytes) = (kernel.cost().flops as f64 / median, bytes_moved(kernel, elem) as f64 / median);
+        let peak = peaks.matrix_flops.filter(|_| measured.by_matrices).unwrap_or(peaks.flops);
         Self {
             kernel: kernel.name(),
             shape: sample::text(kernel),
@@ -208,8 +217,9 @@ impl Row {
             p90: at(90),
             flops,
             bytes,
-            of_flops: flops / peaks.flops,
+            of_flops: flops / peak,
             of_copy: bytes / peaks.copy,
+            by_matrices: measured.by_matrices,
         }
     }
 
@@ -244,6 +254,7 @@ impl Row {
             "p90_us": self.p90 * 1e6,
             "flops_per_second": self.flops,
             "bytes_per_second": self.bytes,
+            "by_matrix_units": self.by_matrices,
             "part_of_flops": self.of_flops,
             "part_of_copy": self.of_copy,
             "bound": self.bound(),

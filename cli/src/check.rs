@@ -184,7 +184,7 @@ impl Tally {
 }
 
 /// `1.0e-7+2.0e-6r`: what is allowed of any value, and in proportion to it.
-fn allowed(Tolerance { absolute, relative }: Tolerance) -> String {
+fn allowed(Tolerance { absolute, relative, .. }: Tolerance) -> String {
     if (absolute, relative) == (0.0, 0.0) { "exact".to_owned() } else { format!("{absolute:.1e}+{relative:.1e}r") }
 }
 

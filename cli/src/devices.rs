@@ -25,8 +25,12 @@ fn lines(adapter: &AdapterSummary) -> String {
     let word = |has: bool, what: &str| if has { what.to_owned() } else { format!("no {what}") };
     let features = [(caps.shader_f16, "f16"), (caps.timestamps, "timestamps"), (caps.pipeline_cache, "pipelines kept")];
     let features = features.map(|(has, what)| word(has, what)).join(", ");
+    let matrices = match caps.matrices.as_slice() {
+        [] => "no matrix units".to_owned(),
+        shapes => format!("matrix units {}", shapes.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")),
+    };
     format!(
-        "[{index}] {name}: {kind}, {backend}, {driver}\n    {features}\n    buffers up to {} MiB, bindings up to {} MiB, \
+        "[{index}] {name}: {kind}, {backend}, {driver}\n    {features}, {matrices}\n    buffers up to {} MiB, bindings up to {} MiB, \
          workgroups of {} invocations and {} KiB, {} storage buffers, {} workgroups on an axis",
         caps.max_buffer_bytes >> 20,
         caps.max_binding_bytes >> 20,
@@ -40,7 +44,7 @@ fn lines(adapter: &AdapterSummary) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mobilediffusion_runtime::{AdapterKind, Caps};
+    use mobilediffusion_runtime::{AdapterKind, Caps, MatrixShape, MatrixType};
 
     #[test]
     fn features_and_limits_are_told() {
@@ -48,6 +52,8 @@ mod tests {
             shader_f16: false,
             timestamps: true,
             pipeline_cache: true,
+            subgroup_size: Some(32),
+            matrices: vec![MatrixShape::square(16, MatrixType::F16, MatrixType::F32)],
             max_binding_bytes: 128 << 20,
             max_buffer_bytes: 2 << 30,
             max_workgroup_bytes: 32 << 10,
@@ -61,7 +67,7 @@ mod tests {
         let text = lines(&adapter);
         for words in [
             "[3] Iris: integrated GPU, vulkan, Mesa 25\n",
-            "no f16, timestamps, pipelines kept\n",
+            "no f16, timestamps, pipelines kept, matrix units 16x16x16 f16 to f32\n",
             "buffers up to 2048 MiB, bindings up to 128 MiB",
             "workgroups of 1024 invocations and 32 KiB, 10 storage buffers, 65535 workgroups on an axis",
         ] {

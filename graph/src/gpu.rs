@@ -51,7 +51,7 @@ impl GpuMemory {
             let info: &TensorInfo = &recording.tensors[tensor];
             storage.tensor_bytes(info.dtype, &info.shape)
         };
-        let variants = recording.variants(&Machine::of(&gpu));
+        let variants = recording.variants(&Machine::of(&gpu, storage));
         let mut programs = recording.programs(&variants);
         check_limits(&gpu, (recording, &programs), storage)?;
         let limit = usize::try_from(gpu.caps().max_buffer_bytes).unwrap_or(usize::MAX / 8);

@@ -56,7 +56,7 @@ impl Kernel for Add {
 
     fn tolerance(&self) -> Tolerance {
         // One addition.
-        Tolerance { absolute: 0.0, relative: f64::from(f32::EPSILON) }
+        Tolerance { absolute: 0.0, relative: f64::from(f32::EPSILON), rounding: 0.0 }
     }
 
     fn reference(&self, inputs: &[&[f64]]) -> Vec<Vec<f64>> {

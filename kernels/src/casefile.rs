@@ -191,7 +191,7 @@ impl CaseFile {
             ("kernel".to_owned(), kernel.name().to_owned()),
             ("params".to_owned(), kernel.params_json().to_string()),
         ]);
-        if let Some(Tolerance { absolute, relative }) = self.tolerance {
+        if let Some(Tolerance { absolute, relative, .. }) = self.tolerance {
             let value = serde_json::json!({ "absolute": absolute, "relative": relative });
             metadata.insert("tolerance".to_owned(), value.to_string());
         }
@@ -260,7 +260,7 @@ fn parse_tolerance(text: &str) -> Result<Tolerance, Problem> {
         expected: "a number or {\"absolute\": number, \"relative\": number}, not negative".to_owned(),
         found: format!("`{}`", shortened(text)),
     })?;
-    Ok(Tolerance { absolute, relative })
+    Ok(Tolerance { absolute, relative, rounding: 0.0 })
 }
 
 /// Name in the file and operand of every tensor: what is read first, then what is expected.

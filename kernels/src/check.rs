@@ -140,8 +140,16 @@ pub fn compare(got: &[f64], want: &[f64], shape: &[usize], tolerance: Tolerance)
     }
     let square_sum: f64 = want.iter().map(|w| w * w).sum();
     let scale = (square_sum / want.len().max(1) as f64).sqrt();
-    let within = |g: f64, w: f64| {
-        g == w || (g - w).abs() <= tolerance.absolute + tolerance.relative * w.abs().max(scale) && w.is_finite()
+    let cols = shape.last().copied().unwrap_or(1).max(1);
+    let rounding = |index: usize| {
+        let row = &want[index / cols * cols..want.len().min((index / cols + 1) * cols)];
+        tolerance.rounding * (row.iter().map(|w| w * w).sum::<f64>() / row.len() as f64).sqrt().max(scale)
+    };
+    let within = |index: usize, g: f64, w: f64| {
+        let allowed = tolerance.absolute + tolerance.relative * w.abs().max(scale);
+        g == w
+            || w.is_finite()
+                && ((g - w).abs() <= allowed || tolerance.rounding > 0.0 && (g - w).abs() <= allowed + rounding(index))
     };
     let mut agreement = Agreement::default();
     let (mut first, mut count, mut difference_sum) = (None, 0, 0.0);
@@ -150,7 +158,7 @@ pub fn compare(got: &[f64], want: &[f64], shape: &[usize], tolerance: Tolerance)
         difference_sum += difference * difference;
         // `f64::max` would drop a NaN.
         agreement.max_abs = if difference <= agreement.max_abs { agreement.max_abs } else { difference };
-        if !within(g, w) {
+        if !within(index, g, w) {
             count += 1;
             first.get_or_insert((index, g, w));
         }
@@ -179,7 +187,7 @@ fn coordinates(mut index: usize, shape: &[usize]) -> Vec<usize> {
 mod tests {
     use super::*;
 
-    const LOOSE: Tolerance = Tolerance { absolute: 1e-3, relative: 1e-3 };
+    const LOOSE: Tolerance = Tolerance { absolute: 1e-3, relative: 1e-3, rounding: 0.0 };
 
     fn check(got: &[f64], want: &[f64]) -> Result<Agreement, Mismatch> {
         compare(got, want, &[2, 2], LOOSE)

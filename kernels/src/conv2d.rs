@@ -146,7 +146,7 @@ impl Kernel for Conv2d {
     }
 
     fn variants(&self) -> Vec<Variant> {
-        tile::variants(tile::SINGLE, self.pixels(), self.co, self.moments)
+        tile::variants(tile::SINGLE, [self.pixels(), self.co], &self.source, self.moments)
     }
 
     fn program(&self, variant: &Variant) -> Program {

@@ -255,24 +255,27 @@ impl Cost {
     }
 }
 
-/// How far a result may be from the reference: `|got - want| <= absolute + relative * max(|want|, scale)`, where
-/// `scale` is the root mean square of what was wanted.
+/// How far a result may be from the reference: `|got - want| <= absolute + relative * max(|want|, scale) + rounding *
+/// max(row, scale)`,
+/// where `scale` is the root mean square of what was wanted, and `row` that of the last axis the value lies in.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Tolerance {
     /// Allowed whatever the size of the value.
     pub absolute: f64,
     /// Allowed in proportion to the value.
     pub relative: f64,
+    /// Allowed in proportion to the row: what factors cost that were rounded to f16, see [`Variant::rounds`].
+    pub rounding: f64,
 }
 
 impl Tolerance {
     /// Not a bit of difference: integers, copies.
-    pub const EXACT: Self = Self { absolute: 0.0, relative: 0.0 };
+    pub const EXACT: Self = Self { absolute: 0.0, relative: 0.0, rounding: 0.0 };
 
     /// For a sum of `terms` products, each rounded to f32: `4 * sqrt(terms)` units of rounding, at least 16.
     pub fn f32_sum(terms: usize) -> Self {
         let unit = f64::from(f32::EPSILON);
-        Self { absolute: unit, relative: unit * (4.0 * (terms as f64).sqrt()).max(16.0) }
+        Self { absolute: unit, relative: unit * (4.0 * (terms as f64).sqrt()).max(16.0), rounding: 0.0 }
     }
 }
 

@@ -83,7 +83,7 @@ impl Kernel for Linear {
     }
 
     fn variants(&self) -> Vec<Variant> {
-        tile::variants(tile::SINGLE, self.rows, self.cols, self.moments)
+        tile::variants(tile::SINGLE, [self.rows, self.cols], &self.source, self.moments)
     }
 
     fn program(&self, variant: &Variant) -> Program {

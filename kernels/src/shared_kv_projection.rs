@@ -64,7 +64,7 @@ impl Kernel for SharedKvProjection {
     }
 
     fn variants(&self) -> Vec<Variant> {
-        tile::variants(tile::PAIR, self.rows, self.q_cols.max(self.kv_cols), false)
+        tile::variants(tile::PAIR, [self.rows, self.q_cols.max(self.kv_cols)], &self.source, false)
     }
 
     fn program(&self, variant: &Variant) -> Program {

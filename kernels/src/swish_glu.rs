@@ -69,7 +69,7 @@ impl Kernel for SwishGlu {
     }
 
     fn variants(&self) -> Vec<Variant> {
-        tile::variants(tile::PAIR, self.rows, self.cols, false)
+        tile::variants(tile::PAIR, [self.rows, self.cols], &self.source, false)
     }
 
     fn program(&self, variant: &Variant) -> Program {

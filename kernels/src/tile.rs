@@ -5,7 +5,8 @@
 //! (`split`). All of them are `shaders/common/gemm.wgsl` with other constants.
 
 use crate::kernel::folded_grid;
-use crate::variant::{Needs, Variant};
+use crate::source::{Norm, Source};
+use crate::variant::{MatrixUnit, Needs, Variant};
 
 /// Positions that the moments of a map are taken over, see `channel_moments`, and rows and columns of the tile of
 /// kernels that have no other.
@@ -23,33 +24,68 @@ pub(crate) struct Tile {
     threads: [usize; 3],
     /// vec4s of k that are staged in workgroup memory at a time; none where every value is read once anyway.
     staged: Option<usize>,
+    /// The matrices of its subgroups, if matrix units make the product.
+    matrix: Option<Matrix>,
     /// Multiplications in a given time, beside those of the largest tile, where there are tiles enough: what an
     /// invocation reads of workgroup memory for each, and a workgroup of memory. No measurement: `bench --tune` makes
     /// them, for one device.
     rate: f64,
 }
 
+/// The matrices of a tile of `shaders/common/gemm_matrix.wgsl`, of which each subgroup has two by four.
+#[derive(Clone, Copy, Debug)]
+struct Matrix {
+    /// Their rows and columns, and what they take of k at a time.
+    edge: u32,
+    /// Invocations of a subgroup.
+    subgroup: u32,
+    /// Subgroups side by side.
+    across: u32,
+    /// Whether they are loaded through pointers to vec4s, which Vulkan has and Metal has not.
+    wide: bool,
+}
+
+/// NVIDIA's matrices, Apple's, and those of Mesa's driver, whose subgroups have the width of a CPU's vectors.
+const M16: Tile =
+    Tile { staged: Some(8), matrix: Some(Matrix { edge: 16, subgroup: 32, across: 2, wide: true }), ..WHOLE };
+const M16_COLUMN: Tile = Tile { matrix: Some(Matrix { edge: 16, subgroup: 32, across: 1, wide: true }), ..M16 };
+const M8: Tile = Tile { matrix: Some(Matrix { edge: 8, subgroup: 32, across: 2, wide: false }), ..M16 };
+const M8_CPU: Tile = Tile { matrix: Some(Matrix { edge: 8, subgroup: 8, across: 2, wide: true }), ..M16 };
+/// The forms that no other tile runs on Mesa's driver: scalar pointers, and subgroups in one column.
+const M8_CPU_NARROW: Tile = Tile { matrix: Some(Matrix { edge: 8, subgroup: 8, across: 1, wide: false }), ..M16 };
+
 /// One product.
 pub(crate) const SINGLE: &[Tile] = &[
-    Tile { name: "128x128", each: [8, 2], products: 1, threads: [16, 16, 1], staged: Some(2), rate: 1.0 },
-    Tile { name: "128x64", each: [8, 1], products: 1, threads: [16, 16, 1], staged: Some(4), rate: 0.8 },
+    Tile { name: "128x128", each: [8, 2], threads: [16, 16, 1], staged: Some(2), rate: 1.0, ..WHOLE },
+    Tile { name: "128x64", each: [8, 1], threads: [16, 16, 1], staged: Some(4), rate: 0.8, ..WHOLE },
     WHOLE,
-    Tile { name: "128x16", each: [8, 1], products: 1, threads: [4, 16, 1], staged: Some(4), rate: 0.4 },
-    Tile { name: "64x32/4", each: [8, 1], products: 1, threads: [8, 8, 4], staged: Some(8), rate: 0.5 },
-    Tile { name: "32x32/4", each: [4, 1], products: 1, threads: [8, 8, 4], staged: Some(8), rate: 0.4 },
-    Tile { name: "2x16/64", each: [2, 1], products: 1, threads: [4, 1, 64], staged: None, rate: 0.05 },
+    Tile { name: "128x16", each: [8, 1], threads: [4, 16, 1], staged: Some(4), rate: 0.4, ..WHOLE },
+    Tile { name: "64x32/4", each: [8, 1], threads: [8, 8, 4], staged: Some(8), rate: 0.5, ..WHOLE },
+    Tile { name: "32x32/4", each: [4, 1], threads: [8, 8, 4], staged: Some(8), rate: 0.4, ..WHOLE },
+    Tile { name: "2x16/64", each: [2, 1], threads: [4, 1, 64], staged: None, rate: 0.05, ..WHOLE },
+    Tile { name: "m16 128x128", each: [8, 2], threads: [16, 16, 1], rate: 6.0, ..M16 },
+    Tile { name: "m16 64x128", each: [8, 2], threads: [16, 8, 1], rate: 4.5, ..M16 },
+    Tile { name: "m16 64x64", each: [8, 2], threads: [8, 8, 1], rate: 3.0, ..M16_COLUMN },
+    Tile { name: "m8 64x64", each: [4, 1], threads: [16, 16, 1], rate: 2.0, ..M8 },
+    Tile { name: "m8 32x64", each: [4, 1], threads: [16, 8, 1], rate: 1.6, ..M8 },
+    Tile { name: "m8/8 64x64", each: [8, 2], threads: [8, 8, 1], rate: 0.9, ..M8_CPU },
+    Tile { name: "m8/8 64x32", each: [8, 2], threads: [4, 8, 1], rate: 0.8, ..M8_CPU_NARROW },
 ];
 
 /// Two products of the same rows; columns are those of each.
 pub(crate) const PAIR: &[Tile] = &[
-    Tile { name: "128x64x2", each: [8, 2], products: 2, threads: [16, 16, 1], staged: Some(2), rate: 1.0 },
-    Tile { name: "64x64x2", each: [4, 2], products: 2, threads: [16, 16, 1], staged: Some(4), rate: 0.8 },
-    Tile { name: "32x32x2/4", each: [4, 2], products: 2, threads: [8, 8, 4], staged: Some(8), rate: 0.5 },
+    Tile { name: "128x64x2", each: [8, 2], products: 2, threads: [16, 16, 1], staged: Some(2), rate: 1.0, ..WHOLE },
+    Tile { name: "64x64x2", each: [4, 2], products: 2, threads: [16, 16, 1], staged: Some(4), rate: 0.8, ..WHOLE },
+    Tile { name: "32x32x2/4", each: [4, 2], products: 2, threads: [8, 8, 4], staged: Some(8), rate: 0.5, ..WHOLE },
+    Tile { name: "m16 128x64x2", each: [8, 2], products: 2, threads: [16, 16, 1], rate: 6.0, ..M16 },
+    Tile { name: "m16 64x64x2", each: [8, 2], products: 2, threads: [16, 8, 1], rate: 4.5, ..M16 },
+    Tile { name: "m8 64x32x2", each: [2, 2], products: 2, threads: [8, 32, 1], rate: 2.0, ..M8 },
+    Tile { name: "m8/8 64x32x2", each: [8, 2], products: 2, threads: [8, 8, 1], rate: 0.9, ..M8_CPU },
 ];
 
 /// 64 rows, 64 columns and a sum for each invocation of its own.
 pub(crate) const WHOLE: Tile =
-    Tile { name: "64x64", each: [4, 1], products: 1, threads: [16, 16, 1], staged: Some(4), rate: 0.6 };
+    Tile { name: "64x64", each: [4, 1], products: 1, threads: [16, 16, 1], staged: Some(4), matrix: None, rate: 0.6 };
 
 impl Tile {
     fn rows(&self) -> usize {
@@ -68,18 +104,29 @@ impl Tile {
         [u32::try_from((self.products * cols).div_ceil(self.cols())).expect("sizes are below 2^32"), y, z]
     }
 
+    /// vec4s of workgroup memory where a quarter of the sums of matrices lies, each row with a gap behind it.
+    fn quarter(&self, matrix: &Matrix) -> usize {
+        self.rows() / 2 * ((matrix.across * matrix.edge / 2) as usize + 1)
+    }
+
     /// vec4s of workgroup memory: a step of rows and columns with one more of each, so that what is a step apart lies
     /// in another bank; and one for every invocation where sums meet.
     fn scratch(&self) -> usize {
+        if let Some(matrix) = &self.matrix {
+            let threads = self.threads.iter().product();
+            return if matrix.wide { self.quarter(matrix).max(threads) } else { threads };
+        }
         let staged = self.staged.map_or(0, |step4| step4 * (self.rows() + 1 + self.cols() + 1));
         staged.max(self.threads.iter().product())
     }
 
     /// Switches and sizes of the shader.
-    pub(crate) fn constants(&self) -> [(&'static str, u32); 10] {
+    pub(crate) fn constants(&self) -> Vec<(&'static str, u32)> {
         let size = |size: usize| u32::try_from(size).expect("a tile is small");
         let [x, y, split] = self.threads;
-        [
+        let mut constants = vec![
+            ("MATRIX", self.matrix.is_some().into()),
+            ("PLAIN", self.matrix.is_none().into()),
             ("ROWS_EACH", size(self.each[0])),
             ("QUADS_EACH", size(self.each[1])),
             ("THREADS_X", size(x)),
@@ -90,20 +137,47 @@ impl Tile {
             ("STAGED", u32::from(self.staged.is_some())),
             ("NOT_STAGED", u32::from(self.staged.is_none())),
             ("SCRATCH", size(self.scratch())),
-        ]
+        ];
+        if let Some(matrix) = &self.matrix {
+            constants.extend([
+                ("EDGE", matrix.edge),
+                ("EDGE_8", (matrix.edge == 8).into()),
+                ("EDGE_16", (matrix.edge == 16).into()),
+                ("SUBGROUP", matrix.subgroup),
+                ("SUBGROUPS_X", matrix.across),
+                ("WIDE", matrix.wide.into()),
+                ("NARROW", (!matrix.wide).into()),
+                ("QUARTER", size(self.quarter(matrix))),
+            ]);
+        }
+        constants
     }
 
-    fn variant(&self, rows: usize, cols: usize) -> Variant {
+    /// Matrices ask for their unit, and for room for a step and the sums beside it.
+    fn needs(&self) -> Needs {
+        let Some(matrix) = &self.matrix else { return Needs::PORTABLE };
+        let size = |size: usize| u32::try_from(size).expect("a tile is small");
+        let step = (self.rows() + self.cols()) * (self.staged.unwrap_or(0) + 2) * 8;
+        let sums = if matrix.wide { 0 } else { self.quarter(matrix) * 16 };
+        Needs {
+            invocations: size(self.threads.iter().product()),
+            workgroup_bytes: size(step + sums + self.scratch() * 16),
+            matrix: Some(MatrixUnit { edge: matrix.edge, subgroup: matrix.subgroup }),
+        }
+    }
+
+    fn variant(&self, rows: usize, cols: usize, source: &Source) -> Variant {
         let groups = rows.div_ceil(self.rows()) * (self.products * cols).div_ceil(self.cols());
         let work = (self.rows() * self.cols()) as f64 / self.rate;
-        Variant { name: self.name, needs: Needs::PORTABLE, groups, work }
+        let rounds = self.matrix.is_some() && source.norm != Norm::None;
+        Variant { name: self.name, needs: self.needs(), groups, work, rounds }
     }
 }
 
 /// The variants of a product of `rows` x `cols`. Moments are those of whole tiles of 64 rows.
-pub(crate) fn variants(tiles: &[Tile], rows: usize, cols: usize, moments: bool) -> Vec<Variant> {
+pub(crate) fn variants(tiles: &[Tile], [rows, cols]: [usize; 2], source: &Source, moments: bool) -> Vec<Variant> {
     let fit = tiles.iter().filter(|tile| !moments || tile.rows().is_multiple_of(TILE));
-    fit.map(|tile| tile.variant(rows, cols)).collect()
+    fit.map(|tile| tile.variant(rows, cols, source)).collect()
 }
 
 /// The tile of a variant.
@@ -116,6 +190,7 @@ pub(crate) fn of(tiles: &[Tile], variant: &Variant) -> Tile {
 
 #[cfg(test)]
 mod tests {
+    use super::{Matrix, PAIR, SINGLE};
     use crate::variant::{Machine, choose};
     use crate::{Conv2d, Linear};
 
@@ -133,6 +208,18 @@ mod tests {
         assert_eq!(taken(262_144, 3, false), "128x16");
         assert_eq!(taken(1, 1280, false), "2x16/64");
         assert_eq!(taken(77, 1024, false), "32x32/4");
+    }
+
+    #[test]
+    fn subgroups_cover_the_tile() {
+        for tile in SINGLE.iter().chain(PAIR) {
+            let Some(Matrix { edge, subgroup, across, .. }) = tile.matrix else { continue };
+            let (edge, across) = (edge as usize, across as usize);
+            let down = tile.threads.iter().product::<usize>() / subgroup as usize / across;
+            assert_eq!([tile.rows(), tile.cols()], [2 * edge * down, 4 * edge * across], "{}", tile.name);
+            // What take_sums of the shader relies on.
+            assert!(edge.is_multiple_of(tile.each[0]), "{}: rows of an invocation lie in several matrices", tile.name);
+        }
     }
 
     #[test]

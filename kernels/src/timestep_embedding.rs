@@ -79,7 +79,7 @@ impl Kernel for TimestepEmbedding {
 
     fn tolerance(&self) -> Tolerance {
         // Values of at most one, from an angle that is off by a unit of rounding after its reduction.
-        Tolerance { absolute: 3.0 * f64::from(f32::EPSILON), relative: 0.0 }
+        Tolerance { absolute: 3.0 * f64::from(f32::EPSILON), ..Tolerance::EXACT }
     }
 
     fn reference(&self, inputs: &[&[f64]]) -> Vec<Vec<f64>> {

@@ -8,6 +8,7 @@ use mobilediffusion_runtime::shader::{self, Compose};
 pub const COMMON: &[(&str, &str)] = &[
     ("activation", include_str!("../../shaders/common/activation.wgsl")),
     ("gemm", include_str!("../../shaders/common/gemm.wgsl")),
+    ("gemm_matrix", include_str!("../../shaders/common/gemm_matrix.wgsl")),
     ("grid", include_str!("../../shaders/common/grid.wgsl")),
     ("prediction", include_str!("../../shaders/common/prediction.wgsl")),
     ("row_moments", include_str!("../../shaders/common/row_moments.wgsl")),
@@ -21,10 +22,7 @@ pub const COMMON: &[(&str, &str)] = &[
 /// # Errors
 /// If the body imports what does not exist.
 pub fn compose(program: &Program, storage: Storage) -> Result<String, shader::UnknownImport> {
-    shader::compose(&Compose {
-        prelude: &storage.prelude(),
-        constants: &program.constants,
-        body: program.wgsl,
-        common: COMMON,
-    })
+    let by_matrices = program.constants.contains(&("MATRIX", 1));
+    let prelude = if by_matrices { "enable wgpu_cooperative_matrix;\n" } else { "" }.to_owned() + &storage.prelude();
+    shader::compose(&Compose { prelude: &prelude, constants: &program.constants, body: program.wgsl, common: COMMON })
 }

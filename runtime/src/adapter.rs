@@ -5,11 +5,72 @@ use std::fmt;
 use std::sync::LazyLock;
 
 /// What we use where an adapter has it.
-pub(crate) const FEATURES: wgpu::Features =
-    wgpu::Features::SHADER_F16.union(wgpu::Features::TIMESTAMP_QUERY).union(wgpu::Features::PIPELINE_CACHE);
+pub(crate) const FEATURES: wgpu::Features = wgpu::Features::SHADER_F16
+    .union(wgpu::Features::TIMESTAMP_QUERY)
+    .union(wgpu::Features::PIPELINE_CACHE)
+    .union(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX);
+
+/// A type of numbers that matrix units know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MatrixType {
+    /// 16-bit floats.
+    F16,
+    /// 32-bit floats.
+    F32,
+    /// 32-bit integers, with or without a sign.
+    Integer,
+}
+
+impl fmt::Display for MatrixType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::F16 => "f16",
+            Self::F32 => "f32",
+            Self::Integer => "integer",
+        })
+    }
+}
+
+/// A product of matrices that a subgroup computes in one operation: `m x k` times `k x n`, added to `m x n`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MatrixShape {
+    /// Rows of the left factor and of the sums.
+    pub m: u32,
+    /// Columns of the right factor and of the sums.
+    pub n: u32,
+    /// Columns of the left factor, rows of the right one.
+    pub k: u32,
+    /// Type of both factors.
+    pub input: MatrixType,
+    /// Type of the sums.
+    pub sum: MatrixType,
+}
+
+impl MatrixShape {
+    /// That of square matrices.
+    pub fn square(edge: u32, input: MatrixType, sum: MatrixType) -> Self {
+        Self { m: edge, n: edge, k: edge, input, sum }
+    }
+
+    fn of(found: &wgpu::CooperativeMatrixProperties) -> Self {
+        let of = |scalar| match scalar {
+            wgpu::CooperativeScalarType::F16 => MatrixType::F16,
+            wgpu::CooperativeScalarType::F32 => MatrixType::F32,
+            wgpu::CooperativeScalarType::I32 | wgpu::CooperativeScalarType::U32 => MatrixType::Integer,
+        };
+        let (m, n, k) = (found.m_size, found.n_size, found.k_size);
+        Self { m, n, k, input: of(found.ab_type), sum: of(found.cr_type) }
+    }
+}
+
+impl fmt::Display for MatrixShape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}x{}x{} {} to {}", self.m, self.n, self.k, self.input, self.sum)
+    }
+}
 
 /// What of an adapter matters to us, as plain data.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Caps {
     /// Native 16-bit floats in shaders and storage.
     pub shader_f16: bool,
@@ -17,6 +78,10 @@ pub struct Caps {
     pub timestamps: bool,
     /// Compiled pipelines can be kept in a file.
     pub pipeline_cache: bool,
+    /// Invocations of a subgroup, if all have as many.
+    pub subgroup_size: Option<u32>,
+    /// Products of matrices that a subgroup computes in one operation: wgpu's "cooperative matrices".
+    pub matrices: Vec<MatrixShape>,
     /// Largest range of a buffer that can be bound, in bytes.
     pub max_binding_bytes: u64,
     /// Largest buffer, in bytes.
@@ -39,6 +104,8 @@ impl Caps {
         shader_f16: false,
         timestamps: false,
         pipeline_cache: false,
+        subgroup_size: None,
+        matrices: Vec::new(),
         max_binding_bytes: 128 << 20,
         max_buffer_bytes: 256 << 20,
         max_workgroup_bytes: 16 << 10,
@@ -53,6 +120,8 @@ impl Caps {
             shader_f16: features.contains(wgpu::Features::SHADER_F16),
             timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
             pipeline_cache: features.contains(wgpu::Features::PIPELINE_CACHE),
+            subgroup_size: None,
+            matrices: Vec::new(),
             max_binding_bytes: limits.max_storage_buffer_binding_size,
             max_buffer_bytes: limits.max_buffer_size,
             max_workgroup_bytes: limits.max_compute_workgroup_storage_size,
@@ -61,6 +130,21 @@ impl Caps {
             max_storage_buffers: limits.max_storage_buffers_per_shader_stage,
             uniform_alignment: limits.min_uniform_buffer_offset_alignment,
         }
+    }
+
+    fn of(adapter: &wgpu::Adapter) -> Self {
+        let (features, info) = (adapter.features(), adapter.get_info());
+        let caps = Self::new(features, &adapter.limits());
+        if !features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX) {
+            return caps;
+        }
+        let subgroup_size = match (info.backend, info.subgroup_min_size, info.subgroup_max_size) {
+            // wgpu tells the range of all of Metal's GPUs; those with matrices are Apple's, which have 32.
+            (wgpu::Backend::Metal, ..) => Some(32),
+            (_, least, most) => (least == most).then_some(least),
+        };
+        let matrices = adapter.cooperative_matrix_properties().iter().map(MatrixShape::of).collect();
+        Self { subgroup_size, matrices, ..caps }
     }
 }
 
@@ -176,7 +260,7 @@ pub(crate) fn summary(index: usize, adapter: &wgpu::Adapter) -> AdapterSummary {
             wgpu::DeviceType::Cpu => AdapterKind::Software,
             wgpu::DeviceType::VirtualGpu | wgpu::DeviceType::Other => AdapterKind::Other,
         },
-        caps: Caps::new(adapter.features(), &adapter.limits()),
+        caps: Caps::of(adapter),
     }
 }
 

@@ -62,6 +62,7 @@ impl Gpu {
             required_limits: raw.limits(),
             // Weights and arenas are buffers of their own; blocks for many small ones would stay half empty.
             memory_hints: wgpu::MemoryHints::MemoryUsage,
+            experimental_features: experimental_features(),
             ..Default::default()
         };
         let (device, queue) = raw
@@ -195,6 +196,16 @@ impl Gpu {
         std::thread::Builder::new().name("gpu".to_owned()).spawn(wait).map_err(|error| refused(error.to_string()))?;
         done.await.unwrap_or_else(|_| Err(refused("it ended early".to_owned())))
     }
+}
+
+/// Leave to ask for cooperative matrices, the one feature of ours that wgpu calls experimental.
+#[expect(unsafe_code, reason = "wgpu has no other way to its cooperative matrices")]
+fn experimental_features() -> wgpu::ExperimentalFeatures {
+    // SAFETY: wgpu warns that such a feature, used wrongly, may be undefined behaviour: it does not check that a matrix
+    // lies within its array, nor that a whole subgroup takes part. Our modules load and store matrices in workgroup
+    // memory only, at places that are sizes of the tile, in control flow that naga finds uniform. tests/kernels.rs runs
+    // each of them on Mesa's driver between fences, tests/shaders.rs counts their memory.
+    unsafe { wgpu::ExperimentalFeatures::enabled() }
 }
 
 impl Incidents {

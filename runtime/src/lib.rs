@@ -14,7 +14,7 @@ mod pipeline_file;
 pub mod shader;
 mod timer;
 
-pub use adapter::{AdapterKind, AdapterSummary, Caps, Select, adapters};
+pub use adapter::{AdapterKind, AdapterSummary, Caps, MatrixShape, MatrixType, Select, adapters};
 pub use buffer::{Buffer, Download, POISON, Role};
 pub use device::{Counters, Gpu};
 pub use error::RuntimeError;

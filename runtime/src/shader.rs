@@ -10,8 +10,8 @@ pub struct Compose<'a> {
     /// Written as `const NAME: u32 = value;`.
     pub constants: &'a [(&'static str, u32)],
     /// The kernel's file. A line `#import name` asks for a shared file; its own text keeps its line order. A line that
-    /// begins with `@if(NAME)` is taken, without that, if the constant is not zero, and else left out; alone on its line
-    /// `@if(NAME)` speaks of all lines up to `@end`.
+    /// begins with `@if(NAME)` is taken, without that, if the constant is not zero, and else left out, an import too; alone
+    /// on its line `@if(NAME)` speaks of all lines up to `@end`.
     pub body: &'a str,
     /// The shared files by name. They may import others.
     pub common: &'a [(&'a str, &'a str)],
@@ -50,7 +50,9 @@ fn take<'a>(
     let mut own = String::new();
     let mut left_out = false;
     for line in source.lines() {
-        if let Some(name) = line.strip_prefix("#import ").map(str::trim) {
+        // An import may stand on a condition too.
+        let asked = condition(line, parts.constants).map_or(line, |(holds, rest)| if holds { rest } else { "" });
+        if let Some(name) = asked.strip_prefix("#import ").map(str::trim) {
             let Some((name, shared)) = parts.common.iter().find(|(known, _)| *known == name) else {
                 let known = parts.common.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
                 return Err(UnknownImport { name: name.to_owned(), known });
@@ -96,6 +98,14 @@ mod tests {
     fn imports_come_once_and_before_their_user() {
         let text = composed("#import a\n#import b\nfn main() {}\n");
         assert_eq!(text.as_deref(), Ok("alias E = f32;\nconst N: u32 = 4u;\nfn b() {}\nfn a() {}\nfn main() {}\n"));
+    }
+
+    #[test]
+    fn an_import_may_stand_on_a_condition() {
+        let constants = [("YES", 1), ("NO", 0)];
+        let body = "@if(YES) #import b\n@if(NO) #import c\n";
+        let text = compose(&Compose { prelude: "", constants: &constants, body, common: COMMON });
+        assert_eq!(text.as_deref(), Ok("const YES: u32 = 1u;\nconst NO: u32 = 0u;\nfn b() {}\n"));
     }
 
     #[test]

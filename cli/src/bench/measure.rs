@@ -2,7 +2,7 @@
 
 use super::Effort;
 use crate::Failure;
-use mobilediffusion_kernels::runner::{Target, judge, stored, tolerance};
+use mobilediffusion_kernels::runner::{Target, judge, stored, target_tolerance};
 use mobilediffusion_kernels::variant::{Machine, choose};
 use mobilediffusion_kernels::{Access, Case, Operand, Param, Storage, sample, wgsl};
 use mobilediffusion_runtime::{Binding, Bound, Buffer, Dispatch, Gpu, Role, RuntimeError, Timer};
@@ -18,6 +18,8 @@ pub(crate) struct Measured {
     pub(crate) seconds: Vec<f64>,
     /// What was wrong with the result.
     pub(crate) wrong: Option<String>,
+    /// Whether the variant that ran uses matrix units.
+    pub(crate) by_matrices: bool,
 }
 
 /// Checks and times one shape.
@@ -56,7 +58,7 @@ pub(crate) fn shape(
                 .map(|((operand, _), values)| mobilediffusion_kernels::check::widen(operand, values))
                 .collect();
             // Both forms may be off by the tolerance, in opposite directions.
-            let mut allowed = tolerance(case, storage);
+            let mut allowed = target_tolerance(case, target);
             allowed.absolute *= 2.0;
             allowed.relative *= 2.0;
             let verdict = judge(kernel, &got, &wide, allowed);
@@ -76,7 +78,11 @@ pub(crate) fn shape(
         }
     };
     seconds.sort_by(f64::total_cmp);
-    Ok(Measured { seconds, wrong })
+    let by_matrices = match target {
+        Target::Gpu(gpu, storage) => choose(kernel, &Machine::of(gpu, storage)).needs.matrix.is_some(),
+        Target::Cpu => false,
+    };
+    Ok(Measured { seconds, wrong, by_matrices })
 }
 
 /// Whether a shape failed only because the device has no room for it.
@@ -100,7 +106,7 @@ fn prepare(
     inputs: &[Vec<f32>],
 ) -> Result<(Dispatch, Vec<(Operand, Buffer)>), Failure> {
     let kernel = case.kernel.as_ref();
-    let (program, operands) = (kernel.program(&choose(kernel, &Machine::of(gpu))), kernel.operands());
+    let (program, operands) = (kernel.program(&choose(kernel, &Machine::of(gpu, storage))), kernel.operands());
     let text = wgsl::compose(&program, storage)?;
     let params: Vec<u8> = program.params.iter().flat_map(Param::bytes).collect();
     let uniform = gpu.buffer("params", params.len() as u64, Role::Uniform)?;

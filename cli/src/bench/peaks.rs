@@ -4,6 +4,7 @@ use super::Effort;
 use crate::Failure;
 use mobilediffusion_kernels::cpu::{Mat, Threads, matmul};
 use mobilediffusion_kernels::runner::Target;
+use mobilediffusion_kernels::variant::MatrixUnit;
 use mobilediffusion_runtime::{Binding, Bound, Gpu, Role, RuntimeError, Timer};
 use rayon::prelude::*;
 use std::time::Instant;
@@ -29,6 +30,31 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
 /// Floating-point operations of one invocation: two for each of four lanes of eight chains.
 const FLOPS_EACH: f64 = 2.0 * 4.0 * 8.0 * 512.0;
 
+/// What follows the sizes: products of matrices that stay in registers, eight chains of them in each of four subgroups.
+const MATRIX_PRODUCTS: &str = "
+@group(0) @binding(0) var<storage, read> factors: array<f16>;
+@group(0) @binding(1) var<storage, read_write> sums: array<f32>;
+
+@compute @workgroup_size(4 * SUBGROUP)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+    let x0 = coopLoadT<Left>(&factors[0], EDGE);
+    let x1 = coopLoadT<Left>(&factors[EDGE], EDGE);
+    let w0 = coopLoad<Right>(&factors[0], EDGE);
+    let w1 = coopLoad<Right>(&factors[EDGE], EDGE);
+    let w2 = coopLoad<Right>(&factors[2 * EDGE], EDGE);
+    let w3 = coopLoad<Right>(&factors[3 * EDGE], EDGE);
+    var a = Sum(); var b = Sum(); var c = Sum(); var d = Sum();
+    var e = Sum(); var f = Sum(); var g = Sum(); var h = Sum();
+    for (var i = 0u; i < 256u; i++) {
+        a = coopMultiplyAdd(x0, w0, a); b = coopMultiplyAdd(x0, w1, b);
+        c = coopMultiplyAdd(x0, w2, c); d = coopMultiplyAdd(x0, w3, d);
+        e = coopMultiplyAdd(x1, w0, e); f = coopMultiplyAdd(x1, w1, f);
+        g = coopMultiplyAdd(x1, w2, g); h = coopMultiplyAdd(x1, w3, h);
+    }
+    coopStoreT(a + b + c + d + e + f + g + h, &sums[(4u * group.x + thread / SUBGROUP) * EDGE * EDGE], EDGE);
+}
+";
+
 /// The best of some runs.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Peaks {
@@ -36,16 +62,20 @@ pub(crate) struct Peaks {
     pub(crate) copy: f64,
     /// Floating-point operations a second, in f32.
     pub(crate) flops: f64,
+    /// Floating-point operations a second of matrix units, factors in f16 and sums in f32, if kernels use them.
+    pub(crate) matrix_flops: Option<f64>,
 }
 
 impl Peaks {
-    /// Measures both.
+    /// Measures them all.
     pub(crate) fn measure(target: Target<'_>, timer: Option<&Timer>, effort: Effort) -> Result<Self, Failure> {
         match (target, timer) {
             (Target::Gpu(gpu, _), Some(timer)) => {
-                Ok(Self { copy: gpu_copy(gpu, effort)?, flops: gpu_flops(gpu, timer, effort)? })
+                let unit = MatrixUnit::of(gpu.caps());
+                let matrix_flops = unit.map(|unit| gpu_matrix_flops(gpu, unit, timer, effort)).transpose()?;
+                Ok(Self { copy: gpu_copy(gpu, effort)?, flops: gpu_flops(gpu, timer, effort)?, matrix_flops })
             }
-            _ => Ok(Self { copy: cpu_copy(effort), flops: cpu_flops() }),
+            _ => Ok(Self { copy: cpu_copy(effort), flops: cpu_flops(), matrix_flops: None }),
         }
     }
 }
@@ -121,4 +151,24 @@ fn gpu_flops(gpu: &Gpu, timer: &Timer, effort: Effort) -> Result<f64, RuntimeErr
     let seconds = timer.time(gpu, &[&dispatch], 6)?;
     let shortest = seconds.into_iter().filter(|seconds| *seconds > 0.0).fold(f64::INFINITY, f64::min);
     Ok(f64::from(invocations) * FLOPS_EACH / shortest)
+}
+
+fn gpu_matrix_flops(gpu: &Gpu, unit: MatrixUnit, timer: &Timer, effort: Effort) -> Result<f64, RuntimeError> {
+    let MatrixUnit { edge, subgroup } = unit;
+    let groups: u32 = if effort.quick { 16 } else { 8192 };
+    let sizes = format!(
+        "enable f16;\nenable wgpu_cooperative_matrix;\nconst EDGE = {edge}u;\nconst SUBGROUP = {subgroup}u;\n\
+         alias Left = coop_mat{edge}x{edge}<f16, A>;\nalias Right = coop_mat{edge}x{edge}<f16, B>;\n\
+         alias Sum = coop_mat{edge}x{edge}<f32, C>;\n"
+    );
+    let square = u64::from(edge * edge);
+    // Zeros: what is multiplied does not matter, and no sum grows.
+    let factors = gpu.buffer("factors", 2 * 4 * square, Role::Storage)?;
+    let sums = gpu.buffer("sums", 4 * 4 * u64::from(groups) * square, Role::Storage)?;
+    let pipeline = gpu.pipeline("matrix products", &(sizes + MATRIX_PRODUCTS), &[Binding::Read, Binding::Write])?;
+    let bound = [Bound::whole(&factors), Bound::whole(&sums)];
+    let dispatch = gpu.dispatch("matrix products", &pipeline, &bound, [groups, 1, 1])?;
+    let seconds = timer.time(gpu, &[&dispatch], 6)?;
+    let shortest = seconds.into_iter().filter(|seconds| *seconds > 0.0).fold(f64::INFINITY, f64::min);
+    Ok(f64::from(groups) * 4.0 * 8.0 * 256.0 * 2.0 * f64::from(edge).powi(3) / shortest)
 }

@@ -1,0 +1,165 @@
+// Tiled matrix product by matrix units: what common/gemm.wgsl is for the others, with the same functions for the module
+// that imports it. Factors are f16, sums f32. Its sizes are those of a tile with a `Matrix` of kernels/src/tile.rs.
+//
+// Each subgroup holds 2 x 4 matrices of EDGE x EDGE sums, SUBGROUPS_X subgroups stand side by side. A step stages STEP4
+// vec4s of k of the tile's rows and columns in workgroup memory, k innermost, while the next are on their way; it goes
+// through there because rows are made as they are read (norms, taps), and because a load of a whole matrix from memory
+// has no edge. Weights need no packing for that: a column's step is 64 bytes in one piece, of which every sector is used.
+// At the end the sums go through workgroup memory too, a quarter at a time, to where common/gemm.wgsl would have them.
+#import scratch
+const TILE_ROWS = ROWS_EACH * THREADS_Y;
+const TILE_QUADS = QUADS_EACH * THREADS_X;
+const LAYER = THREADS_X * THREADS_Y;
+const THREADS = LAYER;
+const SUMS = ROWS_EACH * QUADS_EACH;
+
+// Entry `i * QUADS_EACH + j` is row `i` of an invocation, and vec4 `j` of its columns.
+alias Sums = array<vec4<f32>, SUMS>;
+
+@if(EDGE_8) alias Left = coop_mat8x8<f16, A>;
+@if(EDGE_8) alias Right = coop_mat8x8<f16, B>;
+@if(EDGE_8) alias Sum = coop_mat8x8<f32, C>;
+@if(EDGE_16) alias Left = coop_mat16x16<f16, A>;
+@if(EDGE_16) alias Right = coop_mat16x16<f16, B>;
+@if(EDGE_16) alias Sum = coop_mat16x16<f32, C>;
+
+// What one invocation stages of a step: so many rows and columns, each this far from the last.
+const ROW_SLOTS = TILE_ROWS * STEP4 / THREADS;
+const COL_SLOTS = 4u * TILE_QUADS * STEP4 / THREADS;
+const SPAN = THREADS / STEP4;
+
+// vec4s from one row of a step to the next, and of a quarter of the sums: a gap puts rows into different banks.
+const STEP_STRIDE = STEP4 + 2u;
+const SUM_STRIDE = SUBGROUPS_X * (EDGE / 2u) + 1u;
+
+// Vulkan's loads take a pointer to a vec4 and count in those, so that one store stages four values; Metal's want scalars.
+@if(WIDE)
+const CELLS = 1u;
+var<workgroup> x_tile: array<Pack, TILE_ROWS * STEP_STRIDE>;
+var<workgroup> w_tile: array<Pack, 4u * TILE_QUADS * STEP_STRIDE>;
+
+fn put_x(at: u32, v: Pack) { x_tile[at] = v; }
+fn put_w(at: u32, v: Pack) { w_tile[at] = v; }
+
+fn store_sums(left: Sum, right: Sum, at: u32) {
+    coopStoreT(left, &scratch[at], SUM_STRIDE);
+    coopStoreT(right, &scratch[at + EDGE / 4u], SUM_STRIDE);
+}
+
+fn sums_at(at: u32) -> vec4<f32> { return scratch[at]; }
+@end
+@if(NARROW)
+const CELLS = 4u;
+var<workgroup> x_tile: array<f16, 4u * TILE_ROWS * STEP_STRIDE>;
+var<workgroup> w_tile: array<f16, 16u * TILE_QUADS * STEP_STRIDE>;
+var<workgroup> quarter: array<f32, 4u * QUARTER>;
+
+fn put_x(at: u32, v: Pack) {
+    x_tile[4u * at] = v.x;
+    x_tile[4u * at + 1u] = v.y;
+    x_tile[4u * at + 2u] = v.z;
+    x_tile[4u * at + 3u] = v.w;
+}
+
+fn put_w(at: u32, v: Pack) {
+    w_tile[4u * at] = v.x;
+    w_tile[4u * at + 1u] = v.y;
+    w_tile[4u * at + 2u] = v.z;
+    w_tile[4u * at + 3u] = v.w;
+}
+
+fn store_sums(left: Sum, right: Sum, at: u32) {
+    coopStoreT(left, &quarter[4u * at], 4u * SUM_STRIDE);
+    coopStoreT(right, &quarter[4u * at + EDGE], 4u * SUM_STRIDE);
+}
+
+fn sums_at(at: u32) -> vec4<f32> {
+    return vec4<f32>(quarter[4u * at], quarter[4u * at + 1u], quarter[4u * at + 2u], quarter[4u * at + 3u]);
+}
+@end
+
+var<private> next_x: array<Pack, ROW_SLOTS>;
+var<private> next_w: array<Pack, COL_SLOTS>;
+
+fn fetch(row0: u32, col0: u32, at: u32, k4: u32, k4_len: u32) {
+    for (var s = 0u; s < ROW_SLOTS; s++) { next_x[s] = Pack(); }
+    for (var s = 0u; s < COL_SLOTS; s++) { next_w[s] = Pack(); }
+    if k4 >= k4_len { return; }
+    for (var s = 0u; s < ROW_SLOTS; s++) { next_x[s] = store4(load_x(s, row0 + at + s * SPAN, k4)); }
+    for (var s = 0u; s < COL_SLOTS; s++) { next_w[s] = Pack(load_w(col0, at + s * SPAN, k4)); }
+}
+
+fn stage(at: u32, k: u32) {
+    for (var s = 0u; s < ROW_SLOTS; s++) { put_x((at + s * SPAN) * STEP_STRIDE + k, next_x[s]); }
+    for (var s = 0u; s < COL_SLOTS; s++) { put_w((at + s * SPAN) * STEP_STRIDE + k, next_w[s]); }
+}
+
+// Takes what this invocation has among the sums of one row and of two neighbouring matrices of every subgroup.
+fn take_sums(sums: ptr<function, Sums>, strip: u32, pair: u32, thread: u32) {
+    workgroupBarrier();
+    let row = ROWS_EACH * (thread / THREADS_X);
+    for (var j = 0u; j < QUADS_EACH; j++) {
+        let quad = j * THREADS_X + thread % THREADS_X;
+        if row / EDGE % 2u != strip || quad / (EDGE / 2u) % 2u != pair { continue; }
+        let first = (row / (2u * EDGE) * EDGE + row % EDGE) * SUM_STRIDE + quad / EDGE * (EDGE / 2u) + quad % (EDGE / 2u);
+        for (var i = 0u; i < ROWS_EACH; i++) { (*sums)[i * QUADS_EACH + j] = sums_at(first + i * SUM_STRIDE); }
+    }
+    workgroupBarrier();
+}
+
+/// The sums of invocation `thread`: rows from `ROWS_EACH * (thread / THREADS_X)` and vec4s of columns
+/// `thread % THREADS_X` and every THREADS_X further.
+fn gemm_tile(row0: u32, col0: u32, k4_len: u32, thread: u32) -> Sums {
+    // Subgroups of a workgroup of one axis follow each other on every device that we know.
+    let across = thread / SUBGROUP % SUBGROUPS_X;
+    let down = thread / SUBGROUP / SUBGROUPS_X;
+    let row_len = EDGE * STEP_STRIDE * CELLS;
+    let stride = STEP_STRIDE * CELLS;
+    var c00 = Sum();
+    var c01 = Sum();
+    var c02 = Sum();
+    var c03 = Sum();
+    var c10 = Sum();
+    var c11 = Sum();
+    var c12 = Sum();
+    var c13 = Sum();
+    let at = thread / STEP4;
+    for (var s = 0u; s < ROW_SLOTS; s++) { prepare_row(s, row0 + at + s * SPAN); }
+    fetch(row0, col0, at, thread % STEP4, k4_len);
+    for (var step = 0u; step < k4_len; step += STEP4) {
+        stage(at, thread % STEP4);
+        workgroupBarrier();
+        fetch(row0, col0, at, step + STEP4 + thread % STEP4, k4_len);
+        for (var k = 0u; k < STEP4; k += EDGE / 4u) {
+            let x_at = 2u * down * row_len + k * CELLS;
+            let w_at = 4u * across * row_len + k * CELLS;
+            let a0 = coopLoadT<Left>(&x_tile[x_at], stride);
+            let a1 = coopLoadT<Left>(&x_tile[x_at + row_len], stride);
+            // Rows of w are columns of the right factor.
+            let b0 = coopLoad<Right>(&w_tile[w_at], stride);
+            c00 = coopMultiplyAdd(a0, b0, c00);
+            c10 = coopMultiplyAdd(a1, b0, c10);
+            let b1 = coopLoad<Right>(&w_tile[w_at + row_len], stride);
+            c01 = coopMultiplyAdd(a0, b1, c01);
+            c11 = coopMultiplyAdd(a1, b1, c11);
+            let b2 = coopLoad<Right>(&w_tile[w_at + 2u * row_len], stride);
+            c02 = coopMultiplyAdd(a0, b2, c02);
+            c12 = coopMultiplyAdd(a1, b2, c12);
+            let b3 = coopLoad<Right>(&w_tile[w_at + 3u * row_len], stride);
+            c03 = coopMultiplyAdd(a0, b3, c03);
+            c13 = coopMultiplyAdd(a1, b3, c13);
+        }
+        workgroupBarrier();
+    }
+    var sums = Sums();
+    let first = down * EDGE * SUM_STRIDE + across * (EDGE / 2u);
+    store_sums(c00, c01, first);
+    take_sums(&sums, 0u, 0u, thread);
+    store_sums(c02, c03, first);
+    take_sums(&sums, 0u, 1u, thread);
+    store_sums(c10, c11, first);
+    take_sums(&sums, 1u, 0u, thread);
+    store_sums(c12, c13, first);
+    take_sums(&sums, 1u, 1u, thread);
+    return sums;
+}
