@@ -40,3 +40,8 @@ pub fn main(tests: impl Fn(Option<&Gpu>) -> Vec<Test>) {
 pub fn stored(case: &Case, storage: Storage, inputs: Vec<Vec<f32>>) -> Vec<Vec<f32>> {
     runner::stored(case.kernel.as_ref(), storage, inputs)
 }
+
+/// Another device on the same adapter.
+pub fn fresh(gpu: &Gpu) -> Gpu {
+    pollster::block_on(Gpu::open(&Select::Same(gpu.adapter().clone()))).expect("the adapter opens again")
+}

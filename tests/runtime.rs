@@ -6,7 +6,7 @@ mod losses;
 mod pipelines;
 
 use mobilediffusion_runtime::{Binding, Bound, Buffer, Dispatch, Gpu, POISON, Role, RuntimeError, Select, Timer};
-use mobilediffusion_tests::gpu::{self, Test};
+use mobilediffusion_tests::gpu::{self, Test, fresh};
 use std::sync::Arc;
 
 /// A test, by the name of what it holds the runtime to.
@@ -73,11 +73,6 @@ fn add_two(gpu: &Gpu, values: &[u32]) -> Result<Vec<u32>, RuntimeError> {
 #[track_caller]
 fn assert_works(gpu: &Gpu) {
     assert_eq!(add_two(gpu, &[1, 2]), Ok(vec![3, 4]), "the device adds two");
-}
-
-/// A device of this test's own on the same adapter, for tests that break it.
-fn fresh(gpu: &Gpu) -> Gpu {
-    pollster::block_on(Gpu::open(&Select::Same(gpu.adapter().clone()))).expect("the adapter opens again")
 }
 
 fn a_list_runs_in_order(gpu: &Arc<Gpu>) {

@@ -7,7 +7,7 @@ use crate::terminal::{note, one_line, result};
 use mobilediffusion_graph::{Against, Device, Weights, compare};
 use mobilediffusion_kernels::casefile::CaseFile;
 use mobilediffusion_kernels::runner::{RunError, Target, Verdict, check_case, check_file, split};
-use mobilediffusion_kernels::{FAMILIES, Kernel, Operand, Storage, Tolerance};
+use mobilediffusion_kernels::{Case, FAMILIES, Kernel, Operand, Storage, Tolerance};
 use mobilediffusion_model::DeviceChoice;
 use mobilediffusion_model::networks::Shape;
 use mobilediffusion_runtime::{Gpu, Select};
@@ -35,9 +35,10 @@ pub(crate) fn run(args: &Check) -> Result<(), Failure> {
     result(&format!("{:6} {:18} {:>9} {:>9} {:>17}  case", "", "kernel", "max abs", "rel L2", "tolerance"))?;
     let mut tally = Tally::default();
     if args.paths.is_empty() {
+        let checked = open(&args.device)?.map(Gpu::with_shader_checks);
         for family in FAMILIES {
             for (seed, case) in (1..).zip((family.cases)()) {
-                tally.row(case.kernel.as_ref(), check_case(target, &case, seed), None)?;
+                tally.row(case.kernel.as_ref(), both_ways(target, checked.as_ref(), &case, seed), None)?;
             }
         }
     }
@@ -53,6 +54,15 @@ pub(crate) fn run(args: &Check) -> Result<(), Failure> {
     }
     note(&format!("{passed} cases passed"));
     Ok(())
+}
+
+/// A case with shaders trusted and, if that is right, with shaders watched as they run.
+fn both_ways(target: Target<'_>, checked: Option<&Gpu>, case: &Case, seed: u64) -> Result<Verdict, RunError> {
+    let trusted = check_case(target, case, seed)?;
+    match checked {
+        Some(gpu) if trusted.failure.is_none() => check_case(Target::Gpu(gpu, target.storage()), case, seed),
+        _ => Ok(trusted),
+    }
 }
 
 /// Runs a network's plan step by step on the device and on what it is held to.

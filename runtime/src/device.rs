@@ -38,6 +38,7 @@ pub struct Gpu {
     pub(crate) queue: wgpu::Queue,
     pub(crate) pipelines: Pipelines,
     pub(crate) pipeline_file: Option<PipelineFile>,
+    pub(crate) shader_checks: bool,
     pub(crate) buffers_made: AtomicU64,
     /// Bytes written since the last wait for uploads.
     pub(crate) pending_upload: AtomicU64,
@@ -75,6 +76,7 @@ impl Gpu {
             queue,
             pipelines: Pipelines::default(),
             pipeline_file: None,
+            shader_checks: false,
             buffers_made: AtomicU64::new(0),
             pending_upload: AtomicU64::new(0),
             pipelines_made: AtomicU64::new(0),
@@ -82,12 +84,22 @@ impl Gpu {
         })
     }
 
-    /// A new device on the same adapter, for one that was lost: with the same file of pipelines, and nothing else.
+    /// The same device, on which shaders are watched as they run: an index beyond its array is one within, a division by
+    /// zero gives something, and every loop ends. Without it they are trusted with that, which is for modules that are
+    /// known and tested to need none of it: the checks keep compilers from unrolling loops and cost every access.
+    pub fn with_shader_checks(mut self) -> Self {
+        self.shader_checks = true;
+        self
+    }
+
+    /// A new device on the same adapter, for one that was lost: with the same file of pipelines and the same word on
+    /// checks, and nothing else.
     ///
     /// # Errors
     /// If the adapter is gone, or the driver gives no device.
     pub async fn recreate(&self) -> Result<Self, RuntimeError> {
-        let fresh = Self::open(&Select::Same(self.adapter.clone())).await?;
+        let mut fresh = Self::open(&Select::Same(self.adapter.clone())).await?;
+        fresh.shader_checks = self.shader_checks;
         let folder = self.pipeline_file.as_ref().map(PipelineFile::folder);
         Ok(match folder {
             Some(folder) => fresh.with_pipeline_cache(folder),

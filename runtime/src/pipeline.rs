@@ -43,6 +43,9 @@ impl Gpu {
     /// The pipeline of a module whose entry point is `main`, compiled on first use. Any number of threads may call this
     /// at a time, and it pays: compiling is most of the work of making a session.
     ///
+    /// The module is validated in any case; whether it is watched as it runs says
+    /// [`with_shader_checks`](Self::with_shader_checks).
+    ///
     /// # Errors
     /// If the module is refused: the error holds wgpu's message with the lines of the shader.
     pub fn pipeline(&self, label: &str, wgsl: &str, bindings: &[Binding]) -> Result<Arc<Pipeline>, RuntimeError> {
@@ -65,7 +68,7 @@ impl Gpu {
 
     fn compile(&self, label: &str, wgsl: &str, bindings: &[Binding]) -> Pipeline {
         let source = wgpu::ShaderSource::Wgsl(wgsl.into());
-        let module = self.device.create_shader_module(wgpu::ShaderModuleDescriptor { label: Some(label), source });
+        let module = self.module(wgpu::ShaderModuleDescriptor { label: Some(label), source });
         let entries: Vec<wgpu::BindGroupLayoutEntry> =
             (0..).zip(bindings).filter_map(|(i, b)| layout_entry(i, *b)).collect();
         let layout = self
@@ -89,6 +92,18 @@ impl Gpu {
             cache: self.pipeline_file.as_ref().map(|file| &file.raw),
         });
         Pipeline { raw, layout, bindings: bindings.to_vec() }
+    }
+
+    #[expect(unsafe_code, reason = "wgpu's checks keep drivers from unrolling loops, and cost every access")]
+    fn module(&self, descriptor: wgpu::ShaderModuleDescriptor<'_>) -> wgpu::ShaderModule {
+        if self.shader_checks {
+            return self.device.create_shader_module(descriptor);
+        }
+        // SAFETY: without checks no index may lie beyond its array or binding, no divisor be zero, no loop endless. Our
+        // modules bound every access by sizes that the graph made both the grid and the bindings of, and every loop by a
+        // constant or such a size. tests/kernels.rs runs each of them with checks and without, between fences, with
+        // the same results; tests/shaders.rs has naga validate every variant of every case.
+        unsafe { self.device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) }
     }
 }
 

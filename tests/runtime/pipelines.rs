@@ -1,7 +1,7 @@
 //! Compiling: once, by many threads, and from a file.
 
-use super::{BINDINGS, COUNT, Promise, assert_works, fresh};
-use mobilediffusion_runtime::{Gpu, RuntimeError, Select, adapters};
+use super::{BINDINGS, COUNT, Promise, assert_works, fresh, words};
+use mobilediffusion_runtime::{Bound, Gpu, Role, RuntimeError, Select, adapters};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,6 +9,7 @@ use std::sync::Arc;
 pub(crate) const TESTS: &[Promise] = &[
     ("a_pipeline_is_made_once", a_pipeline_is_made_once),
     ("a_wrong_shader_is_an_error_with_its_lines", a_wrong_shader_is_an_error_with_its_lines),
+    ("shaders_are_watched_where_they_should_be", shaders_are_watched_where_they_should_be),
     ("threads_compile_side_by_side", threads_compile_side_by_side),
     ("pipelines_are_kept_in_a_file", pipelines_are_kept_in_a_file),
     ("a_file_that_is_not_right_is_as_good_as_none", a_file_that_is_not_right_is_as_good_as_none),
@@ -26,6 +27,37 @@ fn a_wrong_shader_is_an_error_with_its_lines(gpu: &Arc<Gpu>) {
     let error = gpu.pipeline("count", &wrong, &BINDINGS).expect_err("the name is unknown").to_string();
     assert!(error.contains("`count`") && error.contains("y[id.x] = no_such_name"), "{error}");
     assert_works(gpu);
+}
+
+/// Takes an element that there is not.
+const BEYOND: &str = "
+struct Params { len: u32, times: u32 }
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> x: array<u32>;
+@group(0) @binding(2) var<storage, read_write> y: array<u32>;
+@compute @workgroup_size(1)
+fn main() {
+    var known = array<u32, 2>(11u, 22u);
+    y[0] = known[x[0]] / params.times;
+}
+";
+
+/// An index beyond its array is the last one, and a division by zero changes nothing: wgpu's promises, where they hold.
+fn shaders_are_watched_where_they_should_be(gpu: &Arc<Gpu>) {
+    let gpu = fresh(gpu).with_shader_checks();
+    let again = pollster::block_on(gpu.recreate()).expect("the adapter opens again");
+    for gpu in [gpu, again] {
+        let buffer = |label, role| gpu.buffer(label, 8, role).expect("there is room");
+        let (params, x, y) = (buffer("params", Role::Uniform), buffer("x", Role::Storage), buffer("y", Role::Storage));
+        gpu.upload(&params, &[0; 8]).expect("it fits");
+        gpu.upload(&x, bytemuck::cast_slice(&[2_u32, 2])).expect("it fits");
+        let pipeline = gpu.pipeline("beyond", BEYOND, &BINDINGS).expect("the shader is valid");
+        let bound = [&params, &x, &y].map(Bound::whole);
+        let dispatch = gpu.dispatch("beyond", &pipeline, &bound, [1, 1, 1]).expect("it is bound");
+        gpu.submit([&dispatch]).expect("it runs");
+        let read = gpu.download(&y, &buffer("staging", Role::Staging), 8).expect("it arrives");
+        assert_eq!(words(&read)[0], 22, "the last element, by nothing");
+    }
 }
 
 /// The same shader with another number in it.
