@@ -85,7 +85,7 @@ fn overhead() {
     }
     graph.output("y", &x);
     let mut weights = Weights::new(Device::Gpu(Arc::clone(&gpu), Storage::F32), Box::new(MadeUp(1)));
-    let mut session = Session::new(Recording::new(graph), &mut weights, &mut |_, _| ()).expect("it is made");
+    let mut session = Session::new(Recording::new(graph), &mut weights, &mut |_, _| true).expect("it is made");
     session.write("x", &[1.0; 4]).expect("it fits");
     session.run(&mut |_, _| true).expect("it runs");
     let mut once = || session.overhead().expect("the device answers").expect("a GPU is submitted to");

@@ -231,3 +231,20 @@ fn synthetic_weights_are_said_to_be_synthetic() {
     let said = draw("red apple", &folder.path().join("x.png"), &more);
     assert!(said.contains("weights are synthetic"), "{said}");
 }
+
+#[test]
+fn noise_between_the_steps_of_ddim_is_of_the_seed() {
+    let folder = folder();
+    let draw_with = |name: &str, eta: &str| {
+        let path = folder.path().join(name);
+        draw("sun", &path, &["--device", "cpu", "--steps", "4", "--eta", eta]);
+        pixels(&path)
+    };
+    let (none, full, again) = (draw_with("none.png", "0"), draw_with("full.png", "1"), draw_with("again.png", "1"));
+    assert!(full == again, "the same seed gave other noise");
+    assert!(none != full, "eta changed nothing");
+    let path = folder.path().join("x.png");
+    let path = path.to_str().expect("the path is UTF-8");
+    let message = failure(&run(&["generate", "sun", "-o", path, "--device", "cpu", "--steps", "4", "--eta", "2"]));
+    assert!(message.contains("eta") && message.contains('2'), "{message}");
+}

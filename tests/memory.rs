@@ -60,7 +60,10 @@ fn beside(device: Device, graph: Graph, path: &Path) -> usize {
     assert!(verified < 16 << 20, "verifying keeps {} MiB", verified >> 20);
 
     let mut most = 0;
-    let mut sample = |_, _| most = private_bytes().max(most);
+    let mut sample = |_, _| {
+        most = private_bytes().max(most);
+        true
+    };
     let mut weights = Weights::new(device, Box::new(Box::new(checkpoint) as Box<dyn WeightSource>));
     let recording = Recording::new(graph);
     let summary = recording.summary(storage);
@@ -73,7 +76,7 @@ fn beside(device: Device, graph: Graph, path: &Path) -> usize {
 /// Compiles the same kernels for a few words: what a driver's compiler keeps is not what loading keeps.
 fn compile(device: Device) {
     let mut weights = Weights::new(device, Box::new(Box::new(Synthetic { seed: 0 }) as Box<dyn WeightSource>));
-    Session::new(Recording::new(graph_of(64)), &mut weights, &mut |_, _| ()).expect("a small one fits");
+    Session::new(Recording::new(graph_of(64)), &mut weights, &mut |_, _| true).expect("a small one fits");
 }
 
 /// The full-size UNet: 774 MB in f16.

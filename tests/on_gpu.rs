@@ -30,7 +30,7 @@ impl WeightLoader for Counted {
 
 fn session(gpu: &Arc<Gpu>, graph: Graph) -> Result<Session, GraphError> {
     let mut weights = Weights::new(Device::Gpu(Arc::clone(gpu), Storage::F32), Box::new(Counted));
-    Session::new(Recording::new(graph), &mut weights, &mut |_, _| ())
+    Session::new(Recording::new(graph), &mut weights, &mut |_, _| true)
 }
 
 /// CLIP's table of tokens has 151.8 MB in f32; many drivers bind 128 MiB.
@@ -44,7 +44,7 @@ fn a_table_beyond_the_largest_binding_is_read_in_two_parts(gpu: Arc<Gpu>) {
         graph.output("y", &y);
         assert_eq!(graph.weights()[0], ("token_embedding.weight".to_owned(), vec![vocab, c]), "one weight, whole");
         let mut weights = Weights::new(device, Box::new(Counted));
-        let mut session = Session::new(Recording::new(graph), &mut weights, &mut |_, _| ()).expect("it is made");
+        let mut session = Session::new(Recording::new(graph), &mut weights, &mut |_, _| true).expect("it is made");
         session.write_u32("ids", &ids).expect("it fits");
         session.run(&mut |_, _| true).expect("it runs");
         let got = session.read("y").expect("it is there");
@@ -100,7 +100,7 @@ fn plans_share_one_set_of_weights(gpu: Arc<Gpu>) {
     let mut weights = Weights::new(Device::Gpu(Arc::clone(&gpu), Storage::F32), Box::new(MadeUp::default()));
     let mut made = || {
         let before = gpu.counters();
-        let session = Session::new(Recording::new(mini_denoise()), &mut weights, &mut |_, _| ()).expect("it is made");
+        let session = Session::new(Recording::new(mini_denoise()), &mut weights, &mut |_, _| true).expect("it is made");
         let after = gpu.counters();
         (session, after.buffers - before.buffers, after.pipelines - before.pipelines)
     };
@@ -157,7 +157,7 @@ fn a_replay_makes_nothing(gpu: Arc<Gpu>) {
         x = graph.activate(&x, Activation::Silu, 1.0).expect("it fits");
     }
     graph.output("y", &x);
-    let mut session = Session::new(Recording::new(graph), &mut weights, &mut |_, _| ()).expect("it is made");
+    let mut session = Session::new(Recording::new(graph), &mut weights, &mut |_, _| true).expect("it is made");
     let mut run = || {
         session.write("x", &[1.0; 4]).expect("it fits");
         let start = Instant::now();

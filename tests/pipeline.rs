@@ -194,12 +194,16 @@ fn stopping_anywhere_leaves_the_pipeline_usable() {
 #[test]
 fn stopping_while_getting_ready_leaves_the_pipeline_usable() {
     for device in devices() {
-        for phase in [Phase::Load, Phase::Compile] {
+        for (phase, at) in [(Phase::Load, 0), (Phase::Compile, 0), (Phase::Load, 20), (Phase::Compile, 20)] {
             let mut pipeline = load(device.clone());
+            let mut after = 0;
             let drawn = pipeline.generate(&small("sun"), &mut |progress| {
-                if progress.phase == phase { Flow::Stop } else { Flow::Continue }
+                let stop = after > 0 || progress.phase == phase && progress.step >= at;
+                after += usize::from(stop);
+                if stop { Flow::Stop } else { Flow::Continue }
             });
-            assert!(matches!(drawn, Err(ModelError::Stopped)), "{phase}: {drawn:?}");
+            assert!(matches!(drawn, Err(ModelError::Stopped)), "{phase} {at}: {drawn:?}");
+            assert_eq!(after, 1, "{phase} {at}: asked again after the stop");
             assert_eq!(draw(&mut pipeline, &small("sun")).len(), 1);
         }
     }

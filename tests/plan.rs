@@ -110,7 +110,7 @@ proptest! {
                 let recording = Recording::new(random_graph(&operations));
                 let names: Vec<String> = recording.outputs.iter().map(|(name, _)| name.clone()).collect();
                 let mut weights = Weights::new(device.clone(), Box::new(MadeUp::default()));
-                let mut session = Session::with_sharing(recording, &mut weights, sharing, &mut |_, _| ())?;
+                let mut session = Session::with_sharing(recording, &mut weights, sharing, &mut |_, _| true)?;
                 session.poison()?;
                 session.write("x", &values("x", 80))?;
                 session.write("y", &values("y", 64))?;
@@ -163,7 +163,7 @@ fn a_residual_that_is_taken_over_changes_no_bit() {
     for device in devices() {
         let run = |sharing| {
             let mut weights = Weights::new(device.clone(), Box::new(MadeUp::default()));
-            let mut session = Session::with_sharing(recording(), &mut weights, sharing, &mut |_, _| ())?;
+            let mut session = Session::with_sharing(recording(), &mut weights, sharing, &mut |_, _| true)?;
             session.poison()?;
             session.write_u32("ids", &(0..77).collect::<Vec<_>>())?;
             session.run(&mut |_, _| true)?;
@@ -180,7 +180,7 @@ fn a_stopped_run_gives_no_output() {
     for device in devices() {
         let mut weights = Weights::new(device, Box::new(MadeUp::default()));
         let recording = Recording::new(random_graph(&[(2, 0, 1), (4, 2, 0)]));
-        let mut session = Session::new(recording, &mut weights, &mut |_, _| ()).expect("it is made");
+        let mut session = Session::new(recording, &mut weights, &mut |_, _| true).expect("it is made");
         session.write("x", &values("x", 80)).expect("it fits");
         session.write("y", &values("y", 64)).expect("it fits");
         let stopped = session.run(&mut |_, _| false).expect_err("we said no").to_string();
@@ -198,7 +198,7 @@ fn every_step_is_timed() {
         let mut weights = Weights::new(device, Box::new(MadeUp::default()));
         let recording = Recording::new(mini_denoise());
         let (inputs, steps) = (plan_graphs::inputs(&recording), recording.nodes.len());
-        let mut session = Session::new(recording, &mut weights, &mut |_, _| ()).expect("it is made");
+        let mut session = Session::new(recording, &mut weights, &mut |_, _| true).expect("it is made");
         for (name, len, _) in &inputs {
             session.write(name, &values(name, *len)).expect("it fits");
         }
@@ -224,7 +224,7 @@ fn only_what_depends_on_an_input_runs_again() {
     let timed = recording.masks.iter().filter(|mask| **mask & bit("timestep") != 0).count();
     let of_text = recording.masks.iter().filter(|mask| **mask == bit("context")).count();
     assert!(of_text > 0 && timed < recording.nodes.len(), "keys and values depend on the text alone");
-    let mut session = Session::new(recording, &mut weights, &mut |_, _| ()).expect("it is made");
+    let mut session = Session::new(recording, &mut weights, &mut |_, _| true).expect("it is made");
     for (name, len, _) in &inputs {
         session.write(name, &values(name, *len)).expect("it fits");
     }
@@ -259,7 +259,7 @@ fn mistakes_are_named() {
     graph.activate(&short, Activation::Relu, 1.0).expect("it fits");
     graph.output("y", &y);
     let mut weights = Weights::new(Device::Cpu, Box::new(MadeUp::default()));
-    let mut session = Session::new(Recording::new(graph), &mut weights, &mut |_, _| ()).expect("it is made");
+    let mut session = Session::new(Recording::new(graph), &mut weights, &mut |_, _| true).expect("it is made");
     let refused = |what: Result<(), GraphError>, words: &[&str]| {
         let text = what.expect_err("it is wrong").to_string();
         assert!(words.iter().all(|word| text.contains(word)), "{text}");

@@ -63,7 +63,7 @@ impl<'a> Side<'a> {
         Ok(match against {
             Against::Device(weights) => {
                 let half = matches!(weights.device(), Device::Gpu(_, storage) if storage.floats != FloatType::F32);
-                (Self::Device(Memory::new(recording, weights, Sharing::Planned, &mut |_, _| ())?), half)
+                (Self::Device(Memory::new(recording, weights, Sharing::Planned, &mut |_, _| true)?), half)
             }
             Against::References(weights) => (Self::References(Plain::new(recording, weights)), false),
         })

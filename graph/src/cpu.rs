@@ -44,7 +44,7 @@ impl CpuMemory {
         recording: &Recording,
         weights: &mut Weights,
         sharing: Sharing,
-        on_progress: &mut dyn FnMut(usize, usize),
+        go_on: &mut dyn FnMut(usize, usize) -> bool,
     ) -> Result<Self, GraphError> {
         let bytes_of = |t: &TensorInfo| (4 * elements(&t.shape)).next_multiple_of(ALIGNMENT);
         let (offsets, bytes) = recording.packing(bytes_of, sharing);
@@ -79,7 +79,10 @@ impl CpuMemory {
                 }
             }
             steps.push(operands);
-            on_progress(step + 1, recording.nodes.len());
+            let (done, total) = (step + 1, recording.nodes.len());
+            if !go_on(done, total) {
+                return Err(GraphError::Stopped { done, total });
+            }
         }
         let mut arena = Vec::new();
         let refused = |_| RuntimeError::OutOfMemory { what: "arena".to_owned(), bytes: bytes as u64 };

@@ -45,7 +45,7 @@ impl GpuMemory {
         recording: &Recording,
         weights: &mut Weights,
         sharing: Sharing,
-        on_progress: &mut dyn FnMut(usize, usize),
+        go_on: &mut dyn FnMut(usize, usize) -> bool,
     ) -> Result<Self, GraphError> {
         let bytes_of = |tensor: usize| {
             let info: &TensorInfo = &recording.tensors[tensor];
@@ -84,8 +84,7 @@ impl GpuMemory {
             let bound = (pipeline, programs[step].grid);
             let dispatch = memory.bind(recording, step, bound, weights, (&uniforms, &dummy))?;
             memory.dispatches.push(dispatch);
-            on_progress(step + 1, recording.nodes.len());
-            Ok(())
+            ask(go_on(step + 1, recording.nodes.len()), step + 1, recording.nodes.len())
         })?;
         // What cannot be kept costs the next run some time, and nothing else.
         let _ = memory.gpu.save_pipelines();

@@ -35,15 +35,15 @@ impl Memory {
         recording: &Recording,
         weights: &mut Weights,
         sharing: Sharing,
-        on_progress: &mut dyn FnMut(usize, usize),
+        go_on: &mut dyn FnMut(usize, usize) -> bool,
     ) -> Result<Self, GraphError> {
         Ok(match weights.device().clone() {
             Device::Cpu => {
-                let made = CpuMemory::new(recording, weights, sharing, on_progress);
+                let made = CpuMemory::new(recording, weights, sharing, go_on);
                 Self::Cpu(made.map_err(|error| error.with_needs(&recording.summary(Storage::F32)))?)
             }
             Device::Gpu(gpu, storage) => {
-                let made = GpuMemory::new((gpu, storage), recording, weights, sharing, on_progress);
+                let made = GpuMemory::new((gpu, storage), recording, weights, sharing, go_on);
                 Self::Gpu(made.map_err(|error| error.with_needs(&recording.summary(storage)))?)
             }
         })
@@ -78,17 +78,17 @@ impl Memory {
 }
 
 impl Session {
-    /// Loads the weights, makes the buffers and, on a GPU, compiles and binds every step. `on_progress` hears how many
-    /// of the steps are ready.
+    /// Loads the weights, makes the buffers and, on a GPU, compiles and binds every step. `go_on` is asked after
+    /// each, with the steps that are ready and all of them.
     ///
     /// # Errors
-    /// If a weight is missing or refused, or the device has no room or refuses a kernel.
+    /// If a weight is missing or refused, the device has no room or refuses a kernel, or `go_on` said no.
     pub fn new(
         recording: Recording,
         weights: &mut Weights,
-        on_progress: &mut dyn FnMut(usize, usize),
+        go_on: &mut dyn FnMut(usize, usize) -> bool,
     ) -> Result<Self, GraphError> {
-        Self::with_sharing(recording, weights, Sharing::Planned, on_progress)
+        Self::with_sharing(recording, weights, Sharing::Planned, go_on)
     }
 
     /// Like [`new`](Self::new), with a word on whether tensors share memory.
@@ -99,9 +99,9 @@ impl Session {
         recording: Recording,
         weights: &mut Weights,
         sharing: Sharing,
-        on_progress: &mut dyn FnMut(usize, usize),
+        go_on: &mut dyn FnMut(usize, usize) -> bool,
     ) -> Result<Self, GraphError> {
-        let memory = Memory::new(&recording, weights, sharing, on_progress)?;
+        let memory = Memory::new(&recording, weights, sharing, go_on)?;
         Ok(Self { recording, memory, dirty: 0, constants_done: false, unfinished: false })
     }
 

@@ -220,11 +220,9 @@ fn make(
     missing: Vec<(Key, Need, Recording)>,
     on_progress: OnProgress<'_>,
 ) -> Result<(), ModelError> {
-    let mut stopped = false;
     let mut tell = |phase, step, total| {
         let progress = Progress { phase, step, total, picture: 0, preview: None };
-        stopped |= on_progress(&progress) == Flow::Stop;
-        !stopped
+        on_progress(&progress) == Flow::Continue
     };
     let steps = |(_, _, recording): &(Key, Need, Recording)| recording.nodes.len();
     let total: usize = missing.iter().map(steps).sum();
@@ -234,16 +232,15 @@ fn make(
         let mut go_on = |phase, done: usize, of: usize| tell(phase, before + own * done / of.max(1), total);
         model.bring((key.part(), need.weights), recording, &mut go_on)?;
     }
-    tell(Phase::Load, total, total);
+    if !tell(Phase::Load, total, total) {
+        return Err(ModelError::Stopped);
+    }
     let mut before = 0;
     for (key, need, recording) in missing {
         let own = recording.nodes.len();
-        if !tell(Phase::Compile, before, total) {
-            return Err(ModelError::Stopped);
-        }
         let mut go_on = |phase, done, _| tell(phase, before + done, total);
         plans.add(key, model.session(key.part(), recording, &mut go_on)?, need.plan);
         before += own;
     }
-    if tell(Phase::Compile, total, total) { Ok(()) } else { Err(ModelError::Stopped) }
+    Ok(())
 }

@@ -53,7 +53,7 @@ fn output(network: &Network, source: &Source, device: &Device, storage: Storage)
     }
     let recording = Recording::new((network.graph)(&source.config).expect("the network builds"));
     let name = recording.outputs[0].0.clone();
-    let mut session = Session::new(recording, &mut weights, &mut |_, _| ()).expect("it fits");
+    let mut session = Session::new(recording, &mut weights, &mut |_, _| true).expect("it fits");
     for (input, values) in &network.inputs {
         session.write(input, values).expect("the input has this length");
     }

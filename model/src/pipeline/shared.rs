@@ -171,11 +171,7 @@ impl Model {
         self.check(part)?;
         let mut opened = self.opened();
         let weights = opened.weights.get_mut(self.source.folder(part)).expect("just checked");
-        let mut report = |done, total| {
-            // A plan is a fraction of a second's work: whoever wants to stop is heard after it.
-            go_on(Phase::Compile, done, total);
-        };
-        Ok(Session::new(recording, weights, &mut report)?)
+        Ok(Session::new(recording, weights, &mut |done, total| go_on(Phase::Compile, done, total))?)
     }
 
     fn opened(&self) -> MutexGuard<'_, Opened> {
