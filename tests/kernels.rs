@@ -7,7 +7,7 @@ mod broken;
 use mobilediffusion_kernels::casefile::CaseFile;
 use mobilediffusion_kernels::runner::{self, Target, check_file, has_weights, variant_tolerance};
 use mobilediffusion_kernels::variant::{self, Machine};
-use mobilediffusion_kernels::{Case, FAMILIES, Family, Storage, Variant, WeightType, check};
+use mobilediffusion_kernels::{Case, FAMILIES, Family, FloatType, Storage, Variant, WeightType, check};
 use mobilediffusion_runtime::Gpu;
 use mobilediffusion_tests::gpu::{self, Test, storages, stored};
 use mobilediffusion_tests::{judge, random};
@@ -71,6 +71,9 @@ fn cases(family: &'static Family, storage: Storage) -> Test {
         let checked = (storage == Storage::F16_PACKED).then(|| gpu::fresh(gpu).with_shader_checks());
         let gpu = checked.as_ref().unwrap_or(gpu);
         let numbered = (1..).zip((family.cases)()).filter(|(_, case)| !is_left_out(gpu, storage, case));
+        // How a weight is read does not depend on how floats are: in 16 bits every third case looks after int8 weights.
+        let thinned = storage.weights == WeightType::Int8 && storage.floats != FloatType::F32;
+        let numbered = numbered.filter(|(number, _)| !thinned || number % 3 == 0);
         let failures: Vec<String> = numbered
             .filter_map(|(seed, case)| passes(gpu, storage, &case, seed, &variants(gpu, storage, &case, seed)).err())
             .collect();

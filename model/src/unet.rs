@@ -4,6 +4,7 @@ mod mobile_diffusion;
 mod stable_diffusion;
 mod transformer;
 
+use crate::blocks::{Norm, resample};
 use crate::config::UnetConfig;
 use mobilediffusion_graph::{Conv, Graph, GraphError, Linear, Tensor};
 use mobilediffusion_kernels::Activation;
@@ -28,6 +29,57 @@ pub fn unet(
     }
 }
 
+/// What tells one UNet from another between its first convolution and its last.
+trait Net {
+    /// Levels before the middle. What the way up is joined with is kept.
+    fn down(&self, g: &mut Graph, x: Tensor, skips: &mut Vec<Tensor>) -> Result<Tensor, GraphError>;
+
+    /// The lowest level.
+    fn middle(&self, g: &mut Graph, x: Tensor) -> Result<Tensor, GraphError>;
+
+    /// Layers and width of every level after the middle, the outermost last.
+    fn levels_up(&self) -> Vec<(usize, usize)>;
+
+    /// A layer of a level after the middle, on what came before joined with a skip.
+    fn layer_up(&self, g: &mut Graph, level: usize, layer: usize, joined: &Tensor) -> Result<Tensor, GraphError>;
+}
+
+/// The walk down, through the middle and up again; `first` and `last` are the channels behind the first convolution and
+/// the last.
+fn walk(
+    g: &mut Graph,
+    net: &impl Net,
+    latent: &Tensor,
+    (first, last): (usize, usize),
+    norm: Norm,
+) -> Result<Tensor, GraphError> {
+    let x = conv_in(g, latent, first)?;
+    let mut skips = vec![x.clone()];
+    let x = g.scope("down_blocks", |g| net.down(g, x, &mut skips))?;
+    let x = g.scope("mid_block", |g| net.middle(g, x))?;
+    let x = g.scope("up_blocks", |g| up(g, net, x, skips))?;
+    conv_out(g, &x, norm, last)
+}
+
+/// Levels up, each layer with a skip, the latest skip first.
+fn up(g: &mut Graph, net: &impl Net, mut x: Tensor, mut skips: Vec<Tensor>) -> Result<Tensor, GraphError> {
+    let levels = net.levels_up();
+    for (level, &(layers, width)) in levels.iter().enumerate() {
+        x = g.scope(&level.to_string(), |g| {
+            for layer in 0..layers {
+                let skip = skips.pop().expect("a validated configuration has as many skips as layers up");
+                let joined = g.scope(&format!("resnets.{layer}"), |g| g.concat(&x, &skip))?;
+                x = net.layer_up(g, level, layer, &joined)?;
+            }
+            match level + 1 == levels.len() {
+                true => Ok(x),
+                false => resample(g, "upsamplers.0", &x, Conv { upsample: 2, ..Conv::to(width) }),
+            }
+        })?;
+    }
+    Ok(x)
+}
+
 /// `silu` of the time embedding, as every block wants it: sinusoids, then two layers.
 fn time_embedding(g: &mut Graph, timestep: &Tensor, (waves, width): (usize, usize)) -> Result<Tensor, GraphError> {
     g.scope("time_embedding", |g| {
@@ -48,7 +100,7 @@ fn conv_in(g: &mut Graph, latent: &Tensor, width: usize) -> Result<Tensor, Graph
 }
 
 /// Norm and convolution at the end.
-fn conv_out(g: &mut Graph, x: &Tensor, norm: crate::blocks::Norm, channels: usize) -> Result<Tensor, GraphError> {
+fn conv_out(g: &mut Graph, x: &Tensor, norm: Norm, channels: usize) -> Result<Tensor, GraphError> {
     let x = g.group_norm(x, "conv_norm_out", norm, Activation::Silu)?;
     let y = g.conv2d(&x, "conv_out", Conv::to(channels))?;
     g.tap("conv_out", &y);

@@ -1,7 +1,7 @@
 //! MobileDiffusion's UNet (specification, section 1) and its alternatives.
 
 use super::transformer::Heads;
-use super::{Transformer, conv_in, conv_out, time_embedding};
+use super::{Net, Transformer, time_embedding};
 use crate::blocks::{Norm, resample, residual_block, shortcut, time_projection};
 use crate::config::{MobileDiffusion, SepKind, SepSampler};
 use mobilediffusion_graph::{Conv, Glu, Graph, GraphError, Linear, Tensor};
@@ -15,7 +15,7 @@ pub(super) fn unet(
     context: &Tensor,
 ) -> Result<Tensor, GraphError> {
     let groups = config.norm_num_groups;
-    let net = Net {
+    let net = MobileDiffusionNet {
         config,
         norm: (groups, config.norm_eps),
         time: time_embedding(g, timestep, (config.time_proj_dim, config.time_embed_dim))?,
@@ -30,24 +30,19 @@ pub(super) fn unet(
             gate: config.ff_activation.gate(),
         },
     };
-    let x = conv_in(g, latent, config.block_out_channels[0])?;
-    let mut skips = vec![x.clone()];
-    let x = g.scope("down_blocks", |g| net.down(g, x, &mut skips))?;
-    let x = g.scope("mid_block", |g| net.middle(g, x))?;
-    let x = g.scope("up_blocks", |g| net.up(g, x, &mut skips))?;
-    conv_out(g, &x, net.norm, config.out_channels)
+    super::walk(g, &net, latent, (config.block_out_channels[0], config.out_channels), net.norm)
 }
 
 /// What every block of one UNet sees.
-struct Net<'a> {
+struct MobileDiffusionNet<'a> {
     config: &'a MobileDiffusion,
     norm: Norm,
     time: Tensor,
     transformer: Transformer<'a>,
 }
 
-impl Net<'_> {
-    /// Levels before the middle. The output of every layer and of all but the last downsampler is kept for the way up.
+impl Net for MobileDiffusionNet<'_> {
+    /// The output of every layer and of all but the last downsampler is kept for the way up.
     fn down(&self, g: &mut Graph, mut x: Tensor, skips: &mut Vec<Tensor>) -> Result<Tensor, GraphError> {
         let levels = self.config.layers_down.len();
         for (level, &layers) in self.config.layers_down.iter().enumerate() {
@@ -72,7 +67,7 @@ impl Net<'_> {
         Ok(x)
     }
 
-    /// The middle: separable blocks and transformers at the lowest resolution, then back up one level.
+    /// Separable blocks and transformers at the lowest resolution, then back up one level.
     fn middle(&self, g: &mut Graph, mut x: Tensor) -> Result<Tensor, GraphError> {
         let width = *self.config.block_out_channels.last().expect("a validated configuration has levels");
         for (layer, &depth) in self.config.transformer_depth_mid.iter().enumerate() {
@@ -81,29 +76,21 @@ impl Net<'_> {
         resample(g, "upsamplers.0", &x, Conv { upsample: 2, ..Conv::to(width) })
     }
 
-    /// Levels after the middle, each layer on what came before joined with a skip, the latest skip first.
-    fn up(&self, g: &mut Graph, mut x: Tensor, skips: &mut Vec<Tensor>) -> Result<Tensor, GraphError> {
-        let levels = self.config.layers_up.len();
-        for (index, &layers) in self.config.layers_up.iter().enumerate() {
-            let level = levels - 1 - index;
-            let width = self.config.block_out_channels[level];
-            let depth = self.config.transformer_depth_up[index];
-            let attends_itself = index == 0 && self.config.self_attention.up0;
-            x = g.scope(&index.to_string(), |g| {
-                for layer in 0..layers {
-                    let skip = skips.pop().expect("a validated configuration has as many skips as layers");
-                    let joined = g.scope(&format!("resnets.{layer}"), |g| g.concat(&x, &skip))?;
-                    x = self.layer(g, layer, &joined, (width, level == 0), depth, attends_itself)?;
-                }
-                match level {
-                    0 => Ok(x),
-                    _ => resample(g, "upsamplers.0", &x, Conv { upsample: 2, ..Conv::to(width) }),
-                }
-            })?;
-        }
-        Ok(x)
+    fn levels_up(&self) -> Vec<(usize, usize)> {
+        let widths = self.config.block_out_channels[..self.config.layers_up.len()].iter().rev();
+        self.config.layers_up.iter().copied().zip(widths.copied()).collect()
     }
 
+    fn layer_up(&self, g: &mut Graph, level: usize, layer: usize, joined: &Tensor) -> Result<Tensor, GraphError> {
+        let from_outermost = self.config.layers_up.len() - 1 - level;
+        let width = self.config.block_out_channels[from_outermost];
+        let attends_itself = level == 0 && self.config.self_attention.up0;
+        let depth = self.config.transformer_depth_up[level];
+        self.layer(g, layer, joined, (width, from_outermost == 0), depth, attends_itself)
+    }
+}
+
+impl MobileDiffusionNet<'_> {
     /// `resnets.layer`, then `attentions.layer` if there is one. The outermost level keeps full convolutions.
     fn layer(
         &self,

@@ -1,7 +1,7 @@
 //! Stable Diffusion's UNet as diffusers names it: the same residual blocks and transformers on every level.
 
 use super::transformer::Heads;
-use super::{Transformer, conv_in, conv_out, time_embedding};
+use super::{Net, Transformer, time_embedding};
 use crate::blocks::{Norm, resample, residual_block};
 use crate::config::StableDiffusion;
 use mobilediffusion_graph::{Conv, Graph, GraphError, Tensor};
@@ -15,7 +15,7 @@ pub(super) fn unet(
     context: &Tensor,
 ) -> Result<Tensor, GraphError> {
     let groups = config.norm_num_groups;
-    let net = Net {
+    let net = StableDiffusionNet {
         config,
         norm: (groups, config.norm_eps),
         time: time_embedding(g, timestep, (config.time_proj_dim(), config.time_embed_dim()))?,
@@ -30,24 +30,19 @@ pub(super) fn unet(
             gate: Activation::Gelu,
         },
     };
-    let x = conv_in(g, latent, config.block_out_channels[0])?;
-    let mut skips = vec![x.clone()];
-    let x = g.scope("down_blocks", |g| net.down(g, x, &mut skips))?;
-    let x = g.scope("mid_block", |g| net.middle(g, x))?;
-    let x = g.scope("up_blocks", |g| net.up(g, x, &mut skips))?;
-    conv_out(g, &x, net.norm, config.out_channels)
+    super::walk(g, &net, latent, (config.block_out_channels[0], config.out_channels), net.norm)
 }
 
 /// What every block of one UNet sees.
-struct Net<'a> {
+struct StableDiffusionNet<'a> {
     config: &'a StableDiffusion,
     norm: Norm,
     time: Tensor,
     transformer: Transformer<'a>,
 }
 
-impl Net<'_> {
-    /// Levels down. The output of every layer and of every downsampler is kept for the way up.
+impl Net for StableDiffusionNet<'_> {
+    /// The output of every layer and of every downsampler is kept for the way up.
     fn down(&self, g: &mut Graph, mut x: Tensor, skips: &mut Vec<Tensor>) -> Result<Tensor, GraphError> {
         let widths = &self.config.block_out_channels;
         for (level, &width) in widths.iter().enumerate() {
@@ -73,24 +68,18 @@ impl Net<'_> {
         self.layer(g, 1, &x, width, false)
     }
 
-    /// Levels up, each layer on what came before joined with a skip, the latest skip first.
-    fn up(&self, g: &mut Graph, mut x: Tensor, skips: &mut Vec<Tensor>) -> Result<Tensor, GraphError> {
-        for (index, (level, &width)) in self.config.block_out_channels.iter().enumerate().rev().enumerate() {
-            x = g.scope(&index.to_string(), |g| {
-                for layer in 0..=self.config.layers_per_block {
-                    let skip = skips.pop().expect("there are as many skips as layers up");
-                    let joined = g.scope(&format!("resnets.{layer}"), |g| g.concat(&x, &skip))?;
-                    x = self.layer(g, layer, &joined, width, self.config.attends(level))?;
-                }
-                match level {
-                    0 => Ok(x),
-                    _ => resample(g, "upsamplers.0", &x, Conv { upsample: 2, ..Conv::to(width) }),
-                }
-            })?;
-        }
-        Ok(x)
+    fn levels_up(&self) -> Vec<(usize, usize)> {
+        let layers = self.config.layers_per_block + 1;
+        self.config.block_out_channels.iter().rev().map(|&width| (layers, width)).collect()
     }
 
+    fn layer_up(&self, g: &mut Graph, level: usize, layer: usize, joined: &Tensor) -> Result<Tensor, GraphError> {
+        let level = self.config.block_out_channels.len() - 1 - level;
+        self.layer(g, layer, joined, self.config.block_out_channels[level], self.config.attends(level))
+    }
+}
+
+impl StableDiffusionNet<'_> {
     /// `resnets.layer`, then `attentions.layer` if there is one.
     fn layer(
         &self,
