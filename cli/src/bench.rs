@@ -1,5 +1,5 @@
 //! `bench`: how fast each kernel is at the model's shapes, and what this device could do at best; or a whole plan, step by
-//! step.
+//! step; or whole pictures.
 //!
 //! The reference in f64 is far too slow at these sizes: a GPU's result is checked against the CPU form, and the CPU form
 //! against the reference on the small cases of its family.
@@ -7,6 +7,7 @@
 mod machine;
 mod measure;
 mod peaks;
+mod picture;
 mod plan;
 
 use crate::Failure;
@@ -25,7 +26,7 @@ use peaks::Peaks;
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What can be said to `bench`.
 #[derive(Debug, clap::Args)]
@@ -36,8 +37,15 @@ pub(crate) struct Args {
     /// Time the plan of a network step by step instead, with totals of each kernel
     #[arg(long, value_enum, value_name = "NETWORK", conflicts_with = "kernels", num_args = 0..=1, default_missing_value = "unet")]
     plan: Option<Network>,
+    /// Time whole pictures instead, from the prompt to pixels: the first one and later ones, and the memory they take. A
+    /// built-in architecture draws with made-up weights
+    #[arg(long, conflicts_with_all = ["kernels", "plan"])]
+    picture: bool,
     #[command(flatten)]
     networks: crate::args::Networks,
+    /// With --plan or --picture: strength of guidance, anything but 1 doubles the batch [default: the model's]
+    #[arg(long, value_name = "G", allow_negative_numbers = true)]
+    guidance: Option<f32>,
     /// `auto` (hardware GPU, else the CPU), `gpu`, `cpu`, or an adapter's index or part of its name
     #[arg(long, default_value = "auto", value_parser = device)]
     device: DeviceChoice,
@@ -50,6 +58,14 @@ pub(crate) struct Args {
     /// A few runs a shape instead of about a second, and no shape that alone takes longer than that
     #[arg(long)]
     quick: bool,
+    /// Begin nothing more after so many seconds: shapes are left out then, and runs of a plan or pictures are fewer
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    within: Option<Duration>,
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    seconds.ok_or_else(|| "expected a number of seconds".to_owned())
 }
 
 /// How long measuring may take.
@@ -79,6 +95,8 @@ impl Effort {
 }
 
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
+    let until = args.within.and_then(|within| Instant::now().checked_add(within));
+    let time_left = || until.is_none_or(|until| Instant::now() < until);
     let gpu = open(&args.device)?.map(Arc::new);
     let target = match &gpu {
         None if args.dtype == Floats::F16 => return Err("the CPU computes in f32 only".into()),
@@ -92,6 +110,10 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     for (name, text) in &machine {
         result(&format!("{name}: {text}"))?;
     }
+    if args.picture {
+        let measured = picture::run(args, &time_left)?;
+        return write_json(args, &json!({ "machine": as_map(machine), "picture": measured }));
+    }
     if software && args.plan.is_none() {
         note("note: this is a software adapter: it computes on the CPU, so large shapes are left out");
     }
@@ -100,23 +122,28 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
             (Some(gpu), Target::Gpu(_, storage)) => Device::Gpu(Arc::clone(gpu), storage),
             _ => Device::Cpu,
         };
-        let subject = plan::Subject { network, networks: &args.networks, runs: if args.quick { 1 } else { 7 } };
-        let measured = plan::run(subject, &device)?;
+        let runs = if args.quick { 1 } else { 7 };
+        let subject = plan::Subject { network, networks: &args.networks, guidance: args.guidance, runs };
+        let measured = plan::run(subject, &device, &time_left)?;
         return write_json(args, &json!({ "machine": as_map(machine), "plan": measured }));
     }
     let peaks = Peaks::measure(target, timer.as_ref(), effort)?;
-    let matrices = peaks.matrix_flops.map(|flops| format!(", of matrix units {:.1}", flops / 1e9)).unwrap_or_default();
-    let (copy, flops) = (peaks.copy / 1e9, peaks.flops / 1e9);
-    result(&format!("peaks: copies {copy:.1} GB/s, multiply-adds {flops:.1} GFLOP/s{matrices}"))?;
+    result(&peaks.to_string())?;
     result(&heading())?;
     let chosen: Vec<&Family> = match args.kernels.as_slice() {
         [] => FAMILIES.iter().collect(),
         names => names.iter().filter_map(|name| family(name)).collect(),
     };
-    let (mut rows, mut wrong, mut left_out, mut too_long) = (Vec::new(), Vec::new(), 0, 0);
+    let (mut rows, mut wrong, mut left_out, mut too_long, mut too_late) = (Vec::new(), Vec::new(), 0, 0, 0);
     for family in chosen {
-        wrong.extend(check_cpu_form(family));
+        if time_left() {
+            wrong.extend(check_cpu_form(family));
+        }
         for case in (family.model_shapes)() {
+            if !time_left() {
+                too_late += 1;
+                continue;
+            }
             if case.kernel.cost().flops > effort.most_flops {
                 too_long += 1;
                 continue;
@@ -140,13 +167,11 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     if too_long > 0 {
         note(&format!("{too_long} shapes of more than {} MFLOP were left out", effort.most_flops / 1_000_000));
     }
-    let peaks = json!({
-        "copy_bytes_per_second": peaks.copy,
-        "flops_per_second": peaks.flops,
-        "matrix_flops_per_second": peaks.matrix_flops,
-    });
-    let left_out = left_out + too_long;
-    let all = json!({ "machine": as_map(machine), "peaks": peaks, "shapes": rows, "left_out": left_out });
+    if too_late > 0 {
+        note(&format!("{too_late} shapes were left out when the time was up"));
+    }
+    let left_out = json!({ "no_room": left_out, "too_long": too_long, "too_late": too_late });
+    let all = json!({ "machine": as_map(machine), "peaks": peaks.json(), "shapes": rows, "left_out": left_out });
     write_json(args, &all)?;
     if wrong.is_empty() { Ok(()) } else { Err(format!("wrong results: {}", wrong.join("; ")).into()) }
 }
@@ -196,6 +221,7 @@ struct Row {
     of_copy: f64,
     /// Whether `of_flops` is a part of the matrix units' peak.
     by_matrices: bool,
+    variant: Option<&'static str>,
 }
 
 impl Row {
@@ -220,6 +246,7 @@ impl Row {
             of_flops: flops / peak,
             of_copy: bytes / peaks.copy,
             by_matrices: measured.by_matrices,
+            variant: measured.variant,
         }
     }
 
@@ -257,7 +284,9 @@ impl Row {
             "by_matrix_units": self.by_matrices,
             "part_of_flops": self.of_flops,
             "part_of_copy": self.of_copy,
+            "part_of_limit": self.of_flops.max(self.of_copy),
             "bound": self.bound(),
+            "variant": self.variant,
         })
     }
 }

@@ -5,7 +5,7 @@ use crate::args::Plan;
 use crate::graphs::Network;
 use crate::terminal::result;
 use mobilediffusion_graph::plan::{Lifetime, Sharing};
-use mobilediffusion_graph::{PlanSummary, Recording, TensorInfo};
+use mobilediffusion_graph::{PlanSummary, Recording, TensorInfo, Traffic};
 use mobilediffusion_kernels::variant::Machine;
 use mobilediffusion_kernels::{Storage, WeightType};
 use mobilediffusion_model::networks::Shape;
@@ -46,6 +46,12 @@ pub(crate) fn run(args: &Plan) -> Result<(), Failure> {
         for (label, storage) in STORAGES {
             let summary = recording.summary(storage);
             result(&format!("{name}, {label}: {summary}; in one arena: ratio {:.3}", arena_ratio(&summary)))?;
+            let Traffic { steps, fewest_steps, bytes, fewest_bytes } = recording.traffic(storage);
+            let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);
+            let (bytes, fewest_bytes) = (mib(bytes), mib(fewest_bytes));
+            result(&format!(
+                "{name}, {label}: {steps} dispatches (at least {fewest_steps}) move {bytes:.1} MiB (at least {fewest_bytes:.1})"
+            ))?;
         }
         let counts: Vec<String> = folded(recording).iter().map(|(what, count)| format!("{count} {what}")).collect();
         result(&format!("{name}, folded into steps: {}", counts.join(", ")))?;
@@ -98,9 +104,11 @@ fn table(recording: &Recording, storage: Storage) -> String {
 
 fn as_json(name: &str, recording: &Recording, storage: Storage) -> Value {
     let summaries = STORAGES.map(|(label, storage)| {
-        let summary = recording.summary(storage);
+        let (summary, traffic) = (recording.summary(storage), recording.traffic(storage));
         json!({
             "storage": label,
+            "bytes_moved": traffic.bytes,
+            "fewest_bytes_moved": traffic.fewest_bytes,
             "weight_bytes": summary.weight_bytes,
             "activation_bytes": summary.activation_bytes,
             "arenas": summary.buffers,
@@ -115,6 +123,6 @@ fn as_json(name: &str, recording: &Recording, storage: Storage) -> Value {
             "arena": p.arena, "offset": p.offset})
     };
     let tensors: Vec<Value> = placed(recording, storage).iter().map(tensor).collect();
-    let steps = recording.nodes.len();
-    json!({"name": name, "steps": steps, "memory": summaries, "folded": folded(recording), "tensors": tensors})
+    let Traffic { steps, fewest_steps, .. } = recording.traffic(storage);
+    json!({"name": name, "steps": steps, "fewest_steps": fewest_steps, "memory": summaries, "folded": folded(recording), "tensors": tensors})
 }

@@ -18,6 +18,7 @@ pub mod plan;
 mod record;
 mod rounding;
 mod run;
+mod traffic;
 mod weights;
 
 pub use compare::{Against, Divergence, compare};
@@ -29,4 +30,5 @@ pub use layers::{Attend, Conv, Glu, Linear};
 pub use record::{PlanSummary, Recording};
 pub use rounding::{Rounding, rounding};
 pub use run::Session;
+pub use traffic::Traffic;
 pub use weights::{Device, WeightLoader, Weights};

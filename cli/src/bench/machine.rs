@@ -18,7 +18,7 @@ pub(crate) fn describe(target: Target<'_>, timer: Option<&Timer>) -> Vec<(&'stat
             vec![("device", device), ("driver", adapter.driver.clone())]
         }
     };
-    lines.push(("storage", format!("{:?}", target.storage()).to_lowercase()));
+    lines.push(("storage", target.storage().to_string().to_lowercase()));
     lines.push(("clock", timer.map_or("wall clock", Timer::clock).to_owned()));
     lines.extend(commit().map(|commit| ("commit", commit)));
     lines.push(("date", date(SystemTime::now())));

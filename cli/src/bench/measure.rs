@@ -20,6 +20,8 @@ pub(crate) struct Measured {
     pub(crate) wrong: Option<String>,
     /// Whether the variant that ran uses matrix units.
     pub(crate) by_matrices: bool,
+    /// The variant of the kernel that a GPU ran.
+    pub(crate) variant: Option<&'static str>,
 }
 
 /// Checks and times one shape.
@@ -78,11 +80,12 @@ pub(crate) fn shape(
         }
     };
     seconds.sort_by(f64::total_cmp);
-    let by_matrices = match target {
-        Target::Gpu(gpu, storage) => choose(kernel, &Machine::of(gpu, storage)).needs.matrix.is_some(),
-        Target::Cpu => false,
+    let chosen = match target {
+        Target::Gpu(gpu, storage) => Some(choose(kernel, &Machine::of(gpu, storage))),
+        Target::Cpu => None,
     };
-    Ok(Measured { seconds, wrong, by_matrices })
+    let by_matrices = chosen.as_ref().is_some_and(|variant| variant.needs.matrix.is_some());
+    Ok(Measured { seconds, wrong, by_matrices, variant: chosen.map(|variant| variant.name) })
 }
 
 /// Whether a shape failed only because the device has no room for it.

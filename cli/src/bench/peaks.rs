@@ -7,23 +7,27 @@ use mobilediffusion_kernels::runner::Target;
 use mobilediffusion_kernels::variant::MatrixUnit;
 use mobilediffusion_runtime::{Binding, Bound, Gpu, Role, RuntimeError, Timer};
 use rayon::prelude::*;
+use serde_json::{Value, json};
+use std::fmt;
 use std::time::Instant;
 
-/// Multiply-adds and nothing else: eight independent chains of vectors, so that no addition waits for the one before.
+/// Multiply-adds and nothing else: eight independent chains of vectors, so that no addition waits for the one before. An
+/// alias `V` for the vectors stands in front.
 const MULTIPLY_ADDS: &str = "
-@group(0) @binding(0) var<uniform> scale: vec4<f32>;
+@group(0) @binding(0) var<uniform> factor: vec4<f32>;
 @group(0) @binding(1) var<storage, read_write> sums: array<vec4<f32>>;
 
 @compute @workgroup_size(64)
 fn main(@builtin(global_invocation_id) id: vec3<u32>) {
-    let start = vec4<f32>(f32(id.x & 7u));
+    let start = V(vec4<f32>(f32(id.x & 7u)));
+    let scale = V(factor);
     var a = start; var b = start + 1.0; var c = start + 2.0; var d = start + 3.0;
     var e = start + 4.0; var f = start + 5.0; var g = start + 6.0; var h = start + 7.0;
     for (var i = 0u; i < 512u; i++) {
         a = fma(a, scale, scale); b = fma(b, scale, scale); c = fma(c, scale, scale); d = fma(d, scale, scale);
         e = fma(e, scale, scale); f = fma(f, scale, scale); g = fma(g, scale, scale); h = fma(h, scale, scale);
     }
-    sums[id.x] = a + b + c + d + e + f + g + h;
+    sums[id.x] = vec4<f32>(a + b + c + d + e + f + g + h);
 }
 ";
 
@@ -64,6 +68,20 @@ pub(crate) struct Peaks {
     pub(crate) flops: f64,
     /// Floating-point operations a second of matrix units, factors in f16 and sums in f32, if kernels use them.
     pub(crate) matrix_flops: Option<f64>,
+    /// Floating-point operations a second in f16, where shaders can compute in it. Kernels store in f16 at most and add up
+    /// in f32, so that nothing is a part of this peak.
+    pub(crate) half_flops: Option<f64>,
+}
+
+impl fmt::Display for Peaks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (copy, flops) = (self.copy / 1e9, self.flops / 1e9);
+        write!(f, "peaks: copies {copy:.1} GB/s, multiply-adds {flops:.1} GFLOP/s in f32")?;
+        for (flops, what) in [(self.half_flops, "in f16"), (self.matrix_flops, "of matrix units")] {
+            flops.map_or(Ok(()), |flops| write!(f, ", {:.1} GFLOP/s {what}", flops / 1e9))?;
+        }
+        Ok(())
+    }
 }
 
 impl Peaks {
@@ -73,10 +91,19 @@ impl Peaks {
             (Target::Gpu(gpu, _), Some(timer)) => {
                 let unit = MatrixUnit::of(gpu.caps());
                 let matrix_flops = unit.map(|unit| gpu_matrix_flops(gpu, unit, timer, effort)).transpose()?;
-                Ok(Self { copy: gpu_copy(gpu, effort)?, flops: gpu_flops(gpu, timer, effort)?, matrix_flops })
+                let half =
+                    gpu.caps().shader_f16.then(|| gpu_flops(gpu, timer, effort, "enable f16; alias V = vec4<f16>;"));
+                let flops = gpu_flops(gpu, timer, effort, "alias V = vec4<f32>;")?;
+                Ok(Self { copy: gpu_copy(gpu, effort)?, flops, half_flops: half.transpose()?, matrix_flops })
             }
-            _ => Ok(Self { copy: cpu_copy(effort), flops: cpu_flops(), matrix_flops: None }),
+            _ => Ok(Self { copy: cpu_copy(effort), flops: cpu_flops(), half_flops: None, matrix_flops: None }),
         }
+    }
+
+    /// The numbers for a file.
+    pub(crate) fn json(&self) -> Value {
+        json!({ "copy_bytes_per_second": self.copy, "flops_per_second": self.flops,
+            "half_flops_per_second": self.half_flops, "matrix_flops_per_second": self.matrix_flops })
     }
 }
 
@@ -138,14 +165,15 @@ fn gpu_copy(gpu: &Gpu, effort: Effort) -> Result<f64, RuntimeError> {
     Ok(2.0 * bytes as f64 * f64::from(copies) / seconds)
 }
 
-fn gpu_flops(gpu: &Gpu, timer: &Timer, effort: Effort) -> Result<f64, RuntimeError> {
+fn gpu_flops(gpu: &Gpu, timer: &Timer, effort: Effort, vectors: &str) -> Result<f64, RuntimeError> {
     let groups: u32 = if effort.quick { 256 } else { 32_768 };
     let invocations = groups * 64;
     let scale = gpu.buffer("scale", 16, Role::Uniform)?;
     // Below one, so that no sum grows beyond every bound.
     gpu.upload(&scale, &[0.5_f32; 4].map(f32::to_le_bytes).concat())?;
     let sums = gpu.buffer("sums", u64::from(invocations) * 16, Role::Storage)?;
-    let pipeline = gpu.pipeline("multiply-adds", MULTIPLY_ADDS, &[Binding::Uniform, Binding::Write])?;
+    let pipeline =
+        gpu.pipeline("multiply-adds", &format!("{vectors}{MULTIPLY_ADDS}"), &[Binding::Uniform, Binding::Write])?;
     let bound = [Bound::whole(&scale), Bound::whole(&sums)];
     let dispatch = gpu.dispatch("multiply-adds", &pipeline, &bound, [groups, 1, 1])?;
     let seconds = timer.time(gpu, &[&dispatch], 6)?;

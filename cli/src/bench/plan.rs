@@ -15,15 +15,18 @@ use std::time::Instant;
 pub(super) struct Subject<'a> {
     pub(super) network: Network,
     pub(super) networks: &'a crate::args::Networks,
+    /// The model's own where it is not given.
+    pub(super) guidance: Option<f32>,
     pub(super) runs: usize,
 }
 
-/// Checks and times a plan; gives the numbers for a file.
-pub(super) fn run(subject: Subject<'_>, device: &Device) -> Result<Value, Failure> {
-    let Subject { network, networks, runs } = subject;
+/// Checks and times a plan, once more and again as long as there is time; gives the numbers for a file.
+pub(super) fn run(subject: Subject<'_>, device: &Device, time_left: &dyn Fn() -> bool) -> Result<Value, Failure> {
+    let Subject { network, networks, guidance, runs } = subject;
     let config = networks.config()?;
     let size = networks.size.unwrap_or(config.defaults.image_size);
-    let shape = Shape::of(size, size, config.defaults.sampler, config.defaults.steps, config.defaults.guidance != 1.0)?;
+    let guided = guidance.unwrap_or(config.defaults.guidance) != 1.0;
+    let shape = Shape::of(size, size, config.defaults.sampler, config.defaults.steps, guided)?;
     let recording = network.record(&config, &shape)?;
     result(&format!("plan: {} of {}, {size}x{size} pixels", network.title(), config.defaults.name))?;
     let mut weights = Weights::new(device.clone(), network.weights(networks)?);
@@ -36,7 +39,10 @@ pub(super) fn run(subject: Subject<'_>, device: &Device) -> Result<Value, Failur
     let mut session = Session::new(recording, &mut weights, &mut |_, _| true)?;
     repeats(&mut session, &values)?;
     let (mut whole, mut each) = (Vec::new(), Vec::new());
-    for _ in 0..runs {
+    for run in 0..runs {
+        if run > 0 && !time_left() {
+            break;
+        }
         write(&mut session, &values)?;
         let start = Instant::now();
         session.run(&mut |_, _| true)?;

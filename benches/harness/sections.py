@@ -1,0 +1,156 @@
+"""What is measured of our own: kernels, networks, pictures, starts. Each job is one call of the program."""
+
+import json
+import os
+import re
+import tempfile
+from pathlib import Path
+
+from .jobs import Failed, execute, say
+
+FULL = "mobilediffusion"
+# The paper's Table 4, in milliseconds on its phone: MobileDiffusion's network, and Stable Diffusion 1.5's.
+PAPER = {"unet": (142, 357), "decoder": (92, 285)}
+
+
+class Section:
+    """Collects rows, and what was left out with the reason."""
+
+    def __init__(self, program, budget, record):
+        self.program, self.budget, self.record = program, budget, record
+
+    def attempt(self, what, run):
+        """The result of `run`; none if it failed, which is written down."""
+        try:
+            say(f"{self.budget.spent():5.0f} s  {what}")
+            return run(self.budget.left())
+        except Failed as failed:
+            self.leave_out(what, str(failed))
+            return None
+
+    def leave_out(self, what, why):
+        say(f"         left out: {what}: {why}")
+        self.record["left_out"].append({"what": what, "why": why})
+
+
+def machine(section, dtypes):
+    """Device, driver, commit and the peaks of every storage type. Without these there is no record."""
+    record = section.record
+    for dtype in dtypes:
+        measured = section.program.bench(["add"], 60, dtype, within=0)
+        record["peaks"][dtype] = measured["peaks"]
+        record["machine"] = record["machine"] or {k: v for k, v in measured["machine"].items() if k != "storage"}
+    device = record["machine"]["device"]
+    kind = re.search(r"\(([^(),]+), (?:vulkan|metal|dx12)\)$", device)
+    record["machine"]["kind"] = kind.group(1) if kind else "cpu"
+    try:
+        query = ["nvidia-smi", "--query-gpu=name,driver_version,clocks.sm,clocks.max.sm,clocks.mem", "--format=csv,noheader"]
+        record["machine"]["clocks"] = execute(query, 10)[0].strip()
+    except Failed:
+        record["machine"]["clocks"] = "unknown"
+
+
+def kernels(section, dtypes, names):
+    """Every kernel at the model's shapes."""
+    for i, dtype in enumerate(dtypes):
+        arguments = [*names, *(["--quick"] if section.record["quick"] else [])]
+        part = lambda left: section.program.bench(arguments, left / (len(dtypes) - i), dtype)
+        measured = section.attempt(f"kernels, {dtype}", part)
+        if measured is None:
+            continue
+        section.record["kernels"][dtype] = measured["shapes"]
+        for reason, text in {"no_room": "no room on the device", "too_long": "too much work for a quick or a software device",
+                             "too_late": "no time left"}.items():
+            count = measured["left_out"][reason]
+            if count:
+                section.leave_out(f"{count} shapes of kernels, {dtype}", text)
+
+
+def network_jobs(kind, dtypes, quick):
+    """(preset, network, size, batch, dtype), the most important first."""
+    if quick:
+        return [(None, "unet", 64, 1, dtypes[0])]
+    half_first = list(reversed(dtypes))
+    if kind == "software":
+        sizes = [(FULL, "unet", 256, 1), (FULL, "unet", 64, 2), (FULL, "decoder", 64, 1), (FULL, "text", 64, 1)]
+        return [(*job, dtype) for dtype in dtypes[:1] for job in sizes]
+    jobs = [(FULL, "unet", 512, 1), (FULL, "decoder", 512, 1), (FULL, "text", 512, 1), (FULL, "unet", 256, 1),
+            (FULL, "unet", 512, 2), ("sd15", "unet", 512, 1), ("sd15", "vae-decoder", 512, 1), (FULL, "vae-decoder", 512, 1),
+            (FULL, "unet", 256, 2)]
+    return [(*job, dtype) for dtype in half_first for job in jobs]
+
+
+def networks(section, jobs):
+    """One evaluation of each network; the plan's result is compared with the CPU's first."""
+    for i, (preset, network, size, batch, dtype) in enumerate(jobs):
+        model = ["--preset", preset] if preset else []
+        shape = [*model, "--size", size, "--guidance", 1 if batch == 1 else 3]
+        what = f"{preset or 'the bundled model'}, {network} at {size}, batch {batch}, {dtype}"
+        # A quarter more than an equal part: most take less.
+        part = lambda left: section.program.bench(["--plan", network, *shape], 1 + 1.25 * left / (len(jobs) - i) if i else left, dtype)
+        measured = section.attempt(what, part)
+        if measured is None:
+            continue
+        plan = measured["plan"]
+        row = {"preset": preset or "mini", "network": network, "size": size, "batch": batch, "dtype": dtype,
+               "whole_us": plan["whole_us"], "sum_us": plan["sum_us"], "host_us": plan["host_us"]}
+        planned = section.attempt("  its plan", lambda left: section.program.plan([network, *shape], max(left, 10)))
+        if planned:
+            of = planned["networks"][0]
+            memory = next(m for m in of["memory"] if m["storage"] == dtype)
+            row |= {key: of[key] for key in ("steps", "fewest_steps")}
+            row |= {key: memory[key] for key in ("bytes_moved", "fewest_bytes_moved", "weight_bytes", "activation_bytes")}
+        section.record["networks"].append(row)
+
+
+def paper(record):
+    """Our times as ratios to our own sd15, beside the paper's; the rows of one size, batch and storage type."""
+    found = {(r["preset"], r["network"], r["dtype"]): r["whole_us"] for r in record["networks"]
+             if r["size"] == 512 and r["batch"] == 1}
+    rows = []
+    for network, (ours, theirs) in PAPER.items():
+        for dtype in ("f16", "f32"):
+            mobile = found.get((FULL, network, dtype))
+            stable = found.get(("sd15", "unet" if network == "unet" else "vae-decoder", dtype))
+            if mobile and stable:
+                rows.append({"network": network, "dtype": dtype, "ours_ms": mobile / 1e3, "sd15_ms": stable / 1e3,
+                             "ratio": mobile / stable, "paper_ms": ours, "paper_sd15_ms": theirs,
+                             "paper_ratio": ours / theirs})
+    return rows
+
+
+def pictures(section, models, dtypes):
+    """Whole pictures in one process: the first, later ones, and memory."""
+    for model in models:
+        for dtype in dtypes:
+            preset = [] if model == "mini" else ["--preset", model]
+            run = lambda left: section.program.bench(["--picture", *preset], left, dtype)
+            measured = section.attempt(f"pictures of {model}, {dtype}", run)
+            if measured:
+                section.record["pictures"].append({"model": model, "dtype": dtype} | measured["picture"])
+
+
+def starts(section, models, dtypes):
+    """From the start of the process to the picture on disk: with nothing compiled before, and again."""
+    for model in models:
+        for dtype in dtypes:
+            with tempfile.TemporaryDirectory() as folder:
+                row = {"model": model, "dtype": dtype}
+                for start in ("cold", "warm"):
+                    run = lambda left: one_start(section.program, model, dtype, Path(folder), left)
+                    row[start] = section.attempt(f"{start} start of {model}, {dtype}", run)
+                if row["cold"] or row["warm"]:
+                    section.record["starts"].append(row)
+
+
+def one_start(program, model, dtype, folder, limit):
+    # Ours, and the drivers' own: all caches of what was compiled lie in the folder.
+    env = {k: v for k, v in os.environ.items() if not k.startswith("MESA_SHADER_CACHE")}
+    cache = str(folder / "cache")
+    os.makedirs(cache, exist_ok=True)
+    env |= {"XDG_CACHE_HOME": cache, "MESA_SHADER_CACHE_DIR": cache, "__GL_SHADER_DISK_CACHE_PATH": cache}
+    command = [program.path, "generate", "red apple", "-o", folder / "x.png", "--force", "--json"]
+    command += ["--device", program.device, "--dtype", dtype]
+    command += [] if model == "mini" else ["--preset", model, "--weights", "random:0"]
+    out, seconds = execute(command, limit, env)
+    return {"seconds": seconds, "phases": json.loads(out)["seconds"]}

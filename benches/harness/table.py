@@ -1,0 +1,102 @@
+"""The record as Markdown."""
+
+from .sections import FULL
+
+
+def table(heads, rows):
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    return "\n".join(lines + ["| " + " | ".join(map(str, row)) + " |" for row in rows])
+
+
+def ms(us):
+    return "" if us is None else f"{us / 1e3:.3g}" if us < 1e5 else f"{us / 1e3:.0f}"
+
+
+def mib(count):
+    return "" if count is None else f"{count / 2**20:.1f}"
+
+
+def seconds(start):
+    return f"{start['seconds']:.2f}" if start else ""
+
+
+def markdown(record):
+    machine = record["machine"]
+    parts = [f"# {machine['device']}, {record['date']}", facts(record)]
+    for title, text in (
+        ("Networks, one evaluation", networks(record)),
+        ("Beside the paper's Table 4", paper(record)),
+        ("Pictures, from the prompt to pixels", pictures(record)),
+        ("From the start of the process to the first picture on disk", starts(record)),
+        ("Peers on the same device", peers(record)),
+        *((f"Kernels at the model's shapes, {dtype}", kernels(rows)) for dtype, rows in record["kernels"].items()),
+        ("Left out", left_out(record)),
+    ):
+        if text:
+            parts.append(f"## {title}\n\n{text}")
+    return "\n\n".join(parts) + "\n"
+
+
+def facts(record):
+    machine, peaks = record["machine"], record["peaks"]
+    said = [f"`{record['command']}`, {record['seconds']:.0f} s."]
+    said += [f"{key}: {machine[key]}." for key in ("driver", "commit", "clocks", "clock") if machine.get(key)]
+    names = {"flops_per_second": "f32", "half_flops_per_second": "f16", "matrix_flops_per_second": "matrix units"}
+    for dtype, peak in list(peaks.items())[:1]:
+        rates = [f"{peak[key] / 1e9:.0f} GFLOP/s ({name})" for key, name in names.items() if peak.get(key)]
+        said.append(f"Measured peaks: copies {peak['copy_bytes_per_second'] / 1e9:.1f} GB/s, multiply-adds {', '.join(rates)}.")
+    return "\n".join(said)
+
+
+def networks(record):
+    heads = ["network", "size", "batch", "floats", "ms", "host's part, ms", "dispatches (at least)", "MiB moved (at least)",
+             "weights, MiB", "activations, MiB"]
+    row = lambda r: [
+        f"{r['preset']} {r['network']}", r["size"], r["batch"], r["dtype"], ms(r["whole_us"]), ms(r["host_us"]),
+        f"{r.get('steps', '')} ({r.get('fewest_steps', '')})",
+        f"{mib(r.get('bytes_moved'))} ({mib(r.get('fewest_bytes_moved'))})", mib(r.get("weight_bytes")),
+        mib(r.get("activation_bytes"))]
+    return record["networks"] and table(heads, map(row, record["networks"]))
+
+
+def paper(record):
+    heads = ["network", "floats", f"{FULL}, ms", "sd15, ms", "ratio", "paper's, ms", "paper's SD 1.5, ms", "paper's ratio"]
+    row = lambda r: [r["network"], r["dtype"], f"{r['ours_ms']:.2f}", f"{r['sd15_ms']:.2f}", f"{r['ratio']:.3f}",
+                     r["paper_ms"], r["paper_sd15_ms"], f"{r['paper_ratio']:.3f}"]
+    return record["paper"] and table(heads, map(row, record["paper"]))
+
+
+def pictures(record):
+    heads = ["model", "floats", "first, s", "again, s", "again: text, denoise, decode, s", "weights, MiB",
+             "activations, MiB", "together, MiB", "process at its peak, MiB"]
+    row = lambda r: [
+        r["model"], r["dtype"], f"{r['first_seconds']:.3f}", f"{r['again_seconds']:.3f}",
+        ", ".join(f"{r['again_phases'].get(phase, 0):.3f}" for phase in ("text", "denoise", "decode")),
+        mib(r["weight_bytes"]), mib(r["plan_bytes"]), mib(r["weight_bytes"] + r["plan_bytes"]),
+        mib(r["process_peak_bytes"])]
+    note = "Weights and activations are all there is of a pipeline on its device, from the first picture to the last: their sum is the peak."
+    return record["pictures"] and table(heads, map(row, record["pictures"])) + "\n\n" + note
+
+
+def starts(record):
+    heads = ["model", "floats", "nothing compiled before, s", "again, with the cache, s"]
+    row = lambda r: [r["model"], r["dtype"], seconds(r["cold"]), seconds(r["warm"])]
+    return record["starts"] and table(heads, map(row, record["starts"]))
+
+
+def peers(record):
+    heads = ["peer", "what", "peer, ms", "ours, ms", "ours / peer"]
+    row = lambda r: [r["peer"], r["what"], f"{r['seconds'] * 1e3:.2f}", f"{r['ours_seconds'] * 1e3:.2f}", f"{r['ratio']:.2f}"]
+    return record["peers"] and table(heads, map(row, record["peers"]))
+
+
+def kernels(rows):
+    heads = ["kernel", "shape", "us", "GFLOP/s", "GB/s", "% of the limit", "bound by", "variant"]
+    row = lambda r: [
+        r["kernel"], r["shape"], f"{r['median_us']:.1f}", f"{r['flops_per_second'] / 1e9:.1f}",
+        f"{r['bytes_per_second'] / 1e9:.2f}", f"{100 * r['part_of_limit']:.1f}", r["bound"], r.get("variant") or ""]
+    return rows and table(heads, map(row, rows))
+
+
+def left_out(record):
+    return "\n".join(f"* {item['what']}: {item['why']}" for item in record["left_out"])

@@ -1,0 +1,82 @@
+"""Tests of the parts that need no device: `python3 -m unittest harness.tests` in benches."""
+
+import sys
+import time
+import unittest
+
+from . import record, table
+from .jobs import Budget, Failed, attempt, execute, json_lines
+
+
+class Jobs(unittest.TestCase):
+    def test_what_hangs_is_killed_with_all_it_started(self):
+        script = "import subprocess, sys, time; subprocess.Popen(['sleep', '60']); print('{\"a\": 1}', flush=True); time.sleep(60)"
+        start = time.monotonic()
+        values, why = json_lines([sys.executable, "-c", script], 2)
+        self.assertLess(time.monotonic() - start, 20)
+        self.assertEqual(values, [{"a": 1}], "what came before the end is kept")
+        self.assertIn("killed after 2 s", why)
+        with self.assertRaisesRegex(Failed, "killed after 1 s"):
+            execute(["sleep", "60"], 1)
+
+    def test_failures_say_why(self):
+        with self.assertRaisesRegex(Failed, "^of this$"):
+            execute([sys.executable, "-c", "import sys; sys.exit('error: of this')"], 20)
+        usage = "import sys; sys.exit('error: of that\\n\\nFor more information, try --help.')"
+        with self.assertRaisesRegex(Failed, "^of that$"):
+            execute([sys.executable, "-c", usage], 20)
+        with self.assertRaisesRegex(Failed, "signal 11"):
+            execute(["sh", "-c", "kill -SEGV $$"], 20)
+        with self.assertRaisesRegex(Failed, "cannot run no-such-program"):
+            execute(["no-such-program"], 20)
+        with self.assertRaisesRegex(Failed, "no time left"):
+            attempt(["true"], 0.5)
+
+    def test_a_section_leaves_its_time_to_the_next(self):
+        now = [0.0]
+        budget = Budget(100, clock=lambda: now[0])
+        budget.section(0.2)
+        self.assertEqual(budget.left(), 20)
+        now[0] = 5
+        budget.section(0.5)
+        self.assertEqual(budget.left(), 45)
+        now[0] = 60
+        self.assertLess(budget.left(), 0)
+
+
+class Records(unittest.TestCase):
+    def whole(self):
+        return {
+            "format": 1, "date": "2026-01-31", "command": "benches/run", "quick": False, "seconds": 1.0,
+            "machine": {"device": "CPU", "kind": "cpu", "clocks": "unknown", "clock": "wall clock"},
+            "peaks": {"f32": {"copy_bytes_per_second": 1e9, "flops_per_second": 1e9}},
+            "kernels": {"f32": [{"kernel": "add", "shape": "c=4", "median_us": 1.0, "flops_per_second": 1e9,
+                                 "bytes_per_second": 1e9, "part_of_limit": 0.5, "bound": "memory"}]},
+            "networks": [], "paper": [], "pictures": [], "starts": [], "left_out": [],
+            "peers": [{"peer": "p", "what": "add", "seconds": 2.0, "ours_seconds": 1.0, "ratio": 0.5}],
+        }
+
+    def test_a_whole_record_is_right_and_its_table_has_everything(self):
+        self.assertEqual(record.problems(self.whole()), [])
+        text = table.markdown(self.whole())
+        self.assertIn("| p | add | 2000.00 | 1000.00 | 0.50 |", text)
+        self.assertIn("| add | c=4 | 1.0 | 1.0 | 1.00 | 50.0 | memory |  |", text)
+
+    def test_what_is_wrong_is_named(self):
+        for change, named in (
+            (lambda r: r.pop("date"), "record.date: missing"),
+            (lambda r: r["peers"][0].update(ratio="fast"), "record.peers[0].ratio: expected"),
+            (lambda r: r["kernels"]["f32"][0].pop("bound"), "record.kernels.f32[0].bound: missing"),
+            (lambda r: r.update(networks={}), "record.networks: expected a list"),
+            (lambda r: r.update(seconds=True), "record.seconds: expected"),
+        ):
+            wrong = self.whole()
+            change(wrong)
+            self.assertTrue(record.problems(wrong) and record.problems(wrong)[0].startswith(named), record.problems(wrong))
+
+    def test_devices_become_folders(self):
+        self.assertEqual(record.slug("llvmpipe (LLVM 15.0.6, 256 bits)"), "llvmpipe-llvm-15-0-6-256-bits")
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,48 @@
+"""The twin in PyTorch on a CUDA device: `python torch_cuda.py eager|compiled JOB...`, a line of JSON for each job.
+
+Channels innermost, in the job's type, under inference mode; `compiled` is torch.compile with max-autotune. Each is checked
+against the twin in f32 on the same device before it is timed.
+"""
+
+import json
+import sys
+
+import torch
+
+from twin import Job, checked, median_of, one_line
+
+
+def measure(job, how):
+    want = job.model.to("cuda")(*(x.to("cuda") for x in job.inputs))
+    model, inputs = job.converted("cuda", last=True)
+    run = torch.compile(model, mode="max-autotune") if how == "compiled" else model
+
+    def once():
+        output = run(*inputs)
+        torch.cuda.synchronize()
+        return output
+
+    error = checked(job, once(), want)
+    return {"seconds": median_of(once), "error": error}
+
+
+def main():
+    how, jobs = sys.argv[1], sys.argv[2:]
+    if not torch.cuda.is_available():
+        sys.exit("error: this PyTorch has no CUDA device")
+    torch.backends.cudnn.benchmark = True
+    name = f"PyTorch {torch.__version__} {how}, channels last"
+    with torch.inference_mode():
+        for text in jobs:
+            line = {"peer": name, "job": text}
+            try:
+                line |= measure(Job(text), how)
+            except (RuntimeError, ValueError) as error:
+                line["why"] = one_line(error)
+            print(json.dumps(line), flush=True)
+            torch.compiler.reset()
+            torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    main()

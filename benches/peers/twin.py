@@ -1,0 +1,92 @@
+"""The full-size networks of the twin in `reference/`, as the scripts of peers run them. Needs PyTorch and nothing else.
+
+A job is NETWORK:SIZE:BATCH:DTYPE, as in unet:512:1:f16.
+"""
+
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "reference"))
+from mobilediffusion.config import DecoderConfig, TextConfig, UNetConfig  # noqa: E402
+from mobilediffusion.decoder import LightDecoder  # noqa: E402
+from mobilediffusion.text_encoder import TextEncoder  # noqa: E402
+from mobilediffusion.unet import UNet  # noqa: E402
+
+TOKENS = 77
+DTYPES = {"f32": torch.float32, "f16": torch.float16}
+# Relative L2 against the twin in f32, beyond which nothing is timed.
+BOUNDS = {"f32": 1e-4, "f16": 2e-2}
+RUNS, SECONDS = 20, 3.0
+
+
+class Job:
+    """A network with random weights and inputs for it, in f32 on the CPU."""
+
+    def __init__(self, text):
+        self.text = text
+        self.network, size, batch, self.dtype = text.split(":")
+        self.size, self.batch = int(size), int(batch)
+        torch.manual_seed(1)
+        latent = lambda channels: torch.randn(self.batch, channels, self.size // 8, self.size // 8)
+        if self.network == "unet":
+            config = UNetConfig()
+            self.model = UNet(config)
+            context = torch.randn(self.batch, TOKENS, config.cross_attention_dim)
+            self.inputs = [latent(config.in_channels), torch.full((self.batch,), 500.0), context]
+        elif self.network == "decoder":
+            config = DecoderConfig()
+            self.model, self.inputs = LightDecoder(config), [latent(config.latent_channels)]
+        else:
+            config = TextConfig()
+            self.model, self.inputs = TextEncoder(config), [torch.arange(1, TOKENS + 1)[None].repeat(self.batch, 1)]
+        randomise(self.model.eval())
+
+    def converted(self, device, last):
+        """Model and inputs in the job's type on a device, channels innermost if `last`."""
+        dtype = DTYPES[self.dtype]
+        convert = lambda x: x.to(device, dtype) if x.is_floating_point() else x.to(device)
+        inputs = [convert(x) for x in self.inputs]
+        model = self.model.to(device, dtype)
+        if last:
+            model = model.to(memory_format=torch.channels_last)
+            inputs = [x.to(memory_format=torch.channels_last) if x.dim() == 4 else x for x in inputs]
+        return model, inputs
+
+
+@torch.no_grad()
+def randomise(model):
+    """Gain 1 per fan-in everywhere: layers that a training would begin at zero would hide an error behind them."""
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            parameter.normal_(std=parameter[0].numel() ** -0.5)
+
+
+def relative_l2(got, want):
+    return ((got.double().cpu() - want.double().cpu()).norm() / want.double().cpu().norm()).item()
+
+
+def checked(job, got, want):
+    """Refuses a result that is too far from the twin's in f32."""
+    error = relative_l2(got, want)
+    if not error <= BOUNDS[job.dtype]:
+        raise ValueError(f"wrong: relative L2 of {error:.1e} against the twin in f32")
+    return error
+
+
+def median_of(run):
+    """The median seconds of some runs, each to its end, after one to warm up."""
+    run()
+    begin, seconds = time.perf_counter(), []
+    while len(seconds) < 3 or (len(seconds) < RUNS and time.perf_counter() - begin < SECONDS):
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
+def one_line(error):
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"

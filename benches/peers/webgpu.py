@@ -1,0 +1,70 @@
+"""The twin in onnxruntime's WebGPU provider: `python webgpu.py JOB...`, a line of JSON for each job.
+
+    pip install onnxruntime-webgpu==1.27.0 torch onnx
+
+The provider takes the adapter that its Vulkan loader finds first among the fastest; on software drivers it needs Mesa 25 or
+newer, or SwiftShader. Outputs are checked against the twin before anything is timed. Nodes that the provider does not have
+run on the CPU, which is said. Models are exported to a temporary folder.
+"""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import onnxruntime
+import torch
+
+from twin import Job, checked, median_of, one_line
+
+PROVIDER = "WebGpuExecutionProvider"
+
+
+def session(path, fallback):
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    if not fallback:
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    return onnxruntime.InferenceSession(str(path), options, providers=[PROVIDER])
+
+
+def measure(job, folder):
+    want = job.model(*job.inputs)
+    model, inputs = job.converted("cpu", last=False)
+    names = [f"input{i}" for i in range(len(inputs))]
+    path = Path(folder) / "model.onnx"
+    torch.onnx.export(model, tuple(inputs), str(path), dynamo=False, input_names=names, opset_version=17)
+    del model
+    job.model = None
+    line = {}
+    try:
+        made = session(path, fallback=False)
+    except Exception:  # noqa: BLE001 - onnxruntime has no common class for what it raises.
+        made = session(path, fallback=True)
+        line["fallback"] = "some nodes on the CPU"
+    if made.get_providers()[0] != PROVIDER:
+        raise ValueError("the session fell back to the CPU")
+    feed = {name: value.numpy() for name, value in zip(names, inputs)}
+    once = lambda: made.run(None, feed)[0]
+    error = checked(job, torch.from_numpy(once()), want)
+    return line | {"seconds": median_of(once), "error": error}
+
+
+def main():
+    if PROVIDER not in onnxruntime.get_available_providers():
+        sys.exit("error: this onnxruntime has no WebGPU provider: pip install onnxruntime-webgpu")
+    with torch.inference_mode():
+        for text in sys.argv[1:]:
+            line = {"peer": f"onnxruntime-webgpu {onnxruntime.__version__}", "job": text}
+            try:
+                with tempfile.TemporaryDirectory() as folder:
+                    line |= measure(Job(text), folder)
+                if "fallback" in line:
+                    line["peer"] += f" ({line['fallback']})"
+            except Exception as error:  # noqa: BLE001 - as above; the next job may do.
+                line["why"] = one_line(error)
+            print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    main()

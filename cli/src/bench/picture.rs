@@ -1,0 +1,78 @@
+//! `bench --picture`: whole pictures, from a prompt to pixels, and the memory they take.
+
+use super::Args;
+use crate::Failure;
+use crate::terminal::{Clock, result};
+use mobilediffusion_model::{Flow, Options, Pipeline, Request, Source, WeightsFrom};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+/// Seed of made-up weights.
+const SEED: u64 = 0;
+
+/// Pictures after the first one, at most.
+const MORE: usize = 7;
+
+/// Draws one picture that makes everything ready, then some that find it so; gives the numbers for a file.
+pub(super) fn run(args: &Args, time_left: &dyn Fn() -> bool) -> Result<Value, Failure> {
+    let weights = args.networks.folder()?.map_or(WeightsFrom::Synthetic(SEED), WeightsFrom::Directory);
+    let config = args.networks.config()?;
+    let size = args.networks.size.unwrap_or(config.defaults.image_size);
+    result(&format!("pictures of {}, {size}x{size} pixels", config.defaults.name))?;
+    let options = Options { device: args.device.clone(), floats: args.dtype.into(), ..Options::default() };
+    let begin = Instant::now();
+    let mut pipeline = Pipeline::load(Source { config, weights }, options)?;
+    let (width, height) = (Some(size), Some(size));
+    let request = Request { width, height, guidance: args.guidance, ..Request::new("red apple") };
+    let (first, phases) = draw(&mut pipeline, &request)?;
+    let ready = begin.elapsed().as_secs_f64();
+    result(&line("the first, with everything made ready", ready, &phases))?;
+    let mut runs = Vec::new();
+    while runs.is_empty() || (runs.len() < if args.quick { 1 } else { MORE } && time_left()) {
+        let start = Instant::now();
+        let (again, phases) = draw(&mut pipeline, &request)?;
+        let seconds = start.elapsed().as_secs_f64();
+        if again != first {
+            return Err("the same request gave two different pictures".into());
+        }
+        runs.push((seconds, phases));
+    }
+    runs.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let count = runs.len();
+    let (median, again) = runs.swap_remove(count / 2);
+    result(&line(&format!("again (median of {count})"), median, &again))?;
+    let counters = pipeline.counters();
+    let peak = peak_bytes();
+    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+    let process = peak.map_or(String::new(), |peak| format!(", process {:.1} MiB at its peak", mib(peak)));
+    let (weights, plans) = (counters.weight_bytes, counters.plan_bytes);
+    result(&format!("memory: weights {:.1} MiB, plans {:.1} MiB{process}", mib(weights), mib(plans)))?;
+    Ok(json!({"first_seconds": ready, "first_phases": phases, "again_seconds": median, "again_phases": again,
+        "runs": count, "weight_bytes": weights, "plan_bytes": plans, "process_peak_bytes": peak}))
+}
+
+type Phases = BTreeMap<String, f64>;
+
+/// The pixels, and the seconds of every phase.
+fn draw(pipeline: &mut Pipeline, request: &Request) -> Result<(Vec<u8>, Phases), Failure> {
+    let mut clock = Clock::start();
+    let pictures = pipeline.generate(request, &mut |progress| {
+        clock.tick(progress);
+        Flow::Continue
+    });
+    clock.stop();
+    Ok((pictures?.swap_remove(0).rgba, clock.seconds()))
+}
+
+fn line(what: &str, seconds: f64, phases: &Phases) -> String {
+    let parts: Vec<String> = phases.iter().map(|(name, seconds)| format!("{name} {seconds:.3} s")).collect();
+    format!("{what}: {seconds:.3} s ({})", parts.join(", "))
+}
+
+/// The most memory this process has had, where the system tells it in a file.
+fn peak_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let kib = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?.split_whitespace().next()?;
+    kib.parse::<u64>().ok()?.checked_mul(1024)
+}

@@ -1,0 +1,122 @@
+//! `benches/run` as a person runs it, on the CPU device and on a tiny budget: the record, the table, what is missing.
+//!
+//! Needs Python, and the binary beside the test.
+
+use mobilediffusion_tests::program::{program, run};
+use serde_json::Value;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+fn benches() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../benches")
+}
+
+/// Runs the script with the program that was built.
+fn harness(arguments: &[&str]) -> Output {
+    let mut command = Command::new("python3");
+    // What it compiles would lie in the sources.
+    command.env("PYTHONDONTWRITEBYTECODE", "1").arg(benches().join("run")).arg("--program");
+    command.arg(program().get_program()).args(arguments).output().expect("Python 3 is installed as python3")
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).expect("the script speaks UTF-8")
+}
+
+/// The one line of a failure.
+fn failure(arguments: &[&str]) -> String {
+    let done = harness(arguments);
+    let said = text(&done.stderr);
+    assert!(done.status.code() == Some(2) && done.stdout.is_empty(), "{arguments:?}: {said}");
+    let error = said.lines().last().and_then(|line| line.strip_prefix("error: "));
+    error.unwrap_or_else(|| panic!("{arguments:?}: {said}")).to_owned()
+}
+
+#[test]
+fn a_quick_run_writes_a_record_and_prints_its_table() {
+    let folder = tempfile::tempdir().expect("there is a temporary folder");
+    let out = folder.path().to_str().expect("the path is UTF-8");
+    let nobody = folder.path().join("no-such-peers");
+    let quick =
+        ["--quick", "--device", "cpu", "--minutes", "0.5", "--out", out, "--peers", nobody.to_str().expect("UTF-8")];
+    let done = harness(&quick);
+    assert!(done.status.success(), "{}", text(&done.stderr));
+    let device = fs::read_dir(folder.path()).expect("the folder reads").flatten().next().expect("a device's folder");
+    let mut files: Vec<PathBuf> = fs::read_dir(device.path()).expect("it reads").flatten().map(|e| e.path()).collect();
+    files.sort();
+    let [json, markdown] = files.as_slice() else { panic!("expected two files, found {files:?}") };
+
+    let record: Value = serde_json::from_str(&fs::read_to_string(json).expect("the record reads")).expect("it is JSON");
+    let rows = |key: &str| record[key].as_array().unwrap_or_else(|| panic!("no list {key}")).clone();
+    let kernels = record["kernels"]["f32"].as_array().expect("kernels in f32");
+    assert!(kernels.len() > 3, "{kernels:?}");
+    for row in kernels.iter().filter(|row| row["kernel"] == "linear") {
+        let [limit, flops, copy] = ["limit", "flops", "copy"].map(|peak| row[format!("part_of_{peak}")].as_f64());
+        assert!(limit > Some(0.0) && limit.is_some_and(|limit| Some(limit) >= flops && Some(limit) >= copy), "{row}");
+    }
+    let network = &rows("networks")[0];
+    assert!(network["whole_us"].as_f64().is_some_and(|us| us > 0.0), "{network}");
+    assert!(network["fewest_steps"].as_u64() <= network["steps"].as_u64(), "{network}");
+    let picture = &rows("pictures")[0];
+    assert!(picture["weight_bytes"].as_u64().is_some_and(|bytes| bytes > 10_000_000), "{picture}");
+    let start = &rows("starts")[0];
+    assert!(start["cold"]["seconds"].is_f64() && start["warm"]["seconds"].is_f64(), "{start}");
+    assert!(rows("peers").is_empty(), "peers that are not there were timed");
+    let left_out: Vec<String> = rows("left_out").iter().map(|item| item["what"].to_string()).collect();
+    for missing in ["f16", "kernels of burn", "kernels of candle", "networks of peers"] {
+        assert!(left_out.iter().any(|what| what.contains(missing)), "{missing} is not named in {left_out:?}");
+    }
+
+    let table = fs::read_to_string(markdown).expect("the table reads");
+    assert_eq!(text(&done.stdout), table, "what is printed is the table and nothing else");
+    for words in ["% of the limit", "## Left out", "dispatches (at least)", "not built: `cargo build --release`"] {
+        assert!(table.contains(words), "no {words} in:\n{table}");
+    }
+
+    // The same again is refused before it is measured, and nothing is written over.
+    let before = fs::read(json).expect("the record reads");
+    assert!(failure(&quick).contains("is there already"), "a record was about to be written over");
+    assert_eq!(fs::read(json).expect("the record reads"), before, "the record was written over");
+}
+
+#[test]
+fn what_makes_no_sense_is_refused_in_one_line() {
+    for (arguments, named) in [
+        (&["--no-such-flag"][..], "--no-such-flag"),
+        (&["--minutes", "0"], "--minutes"),
+        (&["--minutes", "soon"], "--minutes"),
+        (&["--program", "no-such-program"], "no-such-program"),
+        (&["--device", "no-such-adapter", "--out", "/nonexistent"], "no-such-adapter"),
+    ] {
+        let message = failure(arguments);
+        assert!(message.contains(named), "{arguments:?}: {message}");
+    }
+}
+
+#[test]
+fn the_parts_of_the_script_hold() {
+    let mut command = Command::new("python3");
+    command.env("PYTHONDONTWRITEBYTECODE", "1").current_dir(benches());
+    let done = command.args(["-m", "unittest", "harness.tests"]).output().expect("Python 3 is installed as python3");
+    assert!(done.status.success(), "{}", text(&done.stderr));
+}
+
+#[test]
+fn a_plan_moves_at_least_the_fewest_bytes() {
+    let done = run(&["plan", "--preset", "mobilediffusion", "--json"]);
+    let plan: Value = serde_json::from_slice(&done.stdout).expect("the plan is JSON");
+    for network in plan["networks"].as_array().expect("networks") {
+        let [steps, fewest] = ["steps", "fewest_steps"].map(|key| network[key].as_u64().expect("a count"));
+        assert!(0 < fewest && fewest < steps, "{steps} steps, at least {fewest}");
+        let memory = network["memory"].as_array().expect("storage types");
+        let bytes = |i: usize, key: &str| memory[i][key].as_f64().expect("bytes");
+        for i in 0..memory.len() {
+            let (moved, fewest) = (bytes(i, "bytes_moved"), bytes(i, "fewest_bytes_moved"));
+            let weights = bytes(i, "weight_bytes");
+            assert!(weights <= fewest && fewest < moved, "{}: {fewest} of {moved}", network["name"]);
+        }
+        let halved = bytes(1, "fewest_bytes_moved") / bytes(0, "fewest_bytes_moved");
+        assert!((0.49..0.6).contains(&halved), "{}: f16 moves {halved} of f32", network["name"]);
+    }
+}
