@@ -3,8 +3,11 @@
 import json
 import os
 import re
+import sys
+from pathlib import Path
 
 FORMAT = 1
+ROOT = Path(__file__).resolve().parents[2]
 NUMBER, TEXT, MAYBE = (int, float), str, (int, float, type(None))
 
 # Keys that have to be there, and their types; a list holds values of its one entry.
@@ -71,6 +74,19 @@ def write(files, texts):
         beside = path.with_name(f".{path.name}.{os.getpid()}")
         beside.write_text(text, encoding="utf-8")
         os.replace(beside, path)
+
+
+def plain(value):
+    """A record without this machine's paths: the sources' folder is left out, the interpreter and other folders are named
+    by their last part."""
+    if isinstance(value, dict):
+        return {key: plain(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [plain(inner) for inner in value]
+    if not isinstance(value, str):
+        return value
+    value = value.replace(sys.executable, Path(sys.executable).name).replace(f"{ROOT}/", "")
+    return re.sub(r"(?<![\w.])/(?:[\w.+-]+/)+([\w.+-]+)", r"\1", value)
 
 
 def as_json(record):

@@ -58,7 +58,8 @@ def kernels(section, dtypes, names):
         measured = section.attempt(f"kernels, {dtype}", part)
         if measured is None:
             continue
-        section.record["kernels"][dtype] = measured["shapes"]
+        # The peaks of the same minute: what the parts of the limit are parts of.
+        section.record["kernels"][dtype], section.record["peaks"][dtype] = measured["shapes"], measured["peaks"]
         for reason, text in {"no_room": "no room on the device", "too_long": "too much work for a quick or a software device",
                              "too_late": "no time left"}.items():
             count = measured["left_out"][reason]
@@ -86,8 +87,9 @@ def networks(section, jobs):
         model = ["--preset", preset] if preset else []
         shape = [*model, "--size", size, "--guidance", 1 if batch == 1 else 3]
         what = f"{preset or 'the bundled model'}, {network} at {size}, batch {batch}, {dtype}"
-        # A quarter more than an equal part: most take less.
-        part = lambda left: section.program.bench(["--plan", network, *shape], 1 + 1.25 * left / (len(jobs) - i) if i else left, dtype)
+        # Half of what is left, the last one all of it: the large ones come early, and most leave time over.
+        last = i == len(jobs) - 1
+        part = lambda left: section.program.bench(["--plan", network, *shape], left if last else left / 2, dtype)
         measured = section.attempt(what, part)
         if measured is None:
             continue
