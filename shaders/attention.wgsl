@@ -1,8 +1,10 @@
 // y = phi(q k^T / sqrt(head_dim)) v, head by head: see kernels/src/attention.rs.
 //
-// A workgroup computes QUERIES queries of one head, LANES invocations each. Keys come in tiles of KEYS: the scores of
+// Without matrix units, a workgroup computes QUERIES queries of one head, LANES invocations each. Keys come in tiles of KEYS: the scores of
 // a tile lie in workgroup memory, the sums of a query are spread over its lanes, SLICE vec4 each. Where a tile has
 // fewer keys than a query has lanes, PARTS lanes share a score, each the sum over DEPTH4 vec4 of the head.
+
+@if(MATRIX) #import attention_matrix
 
 struct Params {
     queries: u32,
@@ -17,6 +19,7 @@ struct Params {
 @if(SEPARATE) @group(0) @binding(3) var<storage, read> v: array<Pack>; // [n, keys, heads * head_dim]
 @group(0) @binding(4) var<storage, read_write> y: array<Pack>; // [n, queries, heads * head_dim]
 
+@if(PLAIN)
 // Every row has a gap behind it, so that neighbouring rows begin in different banks.
 const ROW = HEAD4 + 1u;
 const Q_SIZE = QUERIES * ROW;
@@ -136,3 +139,4 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         if d < HEAD4 { y[row + d] = store4(acc[i] * norm); }
     }
 }
+@end

@@ -3,11 +3,13 @@
 //! `q` and `y [n, queries, heads * head_dim]`, `k` and `v [n, keys, heads * head_dim]`. `phi` is softmax over the keys,
 //! or relu divided by the number of keys (the paper's final model). With `shared` the values are the keys, read once.
 //! The GPU's workgroup keeps its queries, a tile of keys and their scores in workgroup memory, with a running
-//! maximum for softmax; no score reaches global memory. On the CPU a block of queries is two products per head.
+//! maximum for softmax; no score reaches global memory; where a device has matrix units, see `matrix.rs`. On the CPU a block of queries is two products per head.
+
+mod cases;
+mod matrix;
 
 use crate::cpu::{Mat, Threads, matmul};
-use crate::draw::Draw;
-use crate::kernel::{Case, Cost, Family, Fill, Kernel, Operand, Param, Program, Tolerance, parse};
+use crate::kernel::{Cost, Family, Kernel, Operand, Param, Program, Tolerance, parse};
 use crate::variant::Variant;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -51,9 +53,9 @@ pub struct Attention {
 pub(crate) const FAMILY: Family = Family {
     name: "attention",
     summary: "`phi(q kᵀ / sqrt(d)) v` with relu or softmax, fused",
-    cases,
-    model_shapes,
-    random,
+    cases: cases::cases,
+    model_shapes: cases::model_shapes,
+    random: cases::random,
     parse: parse::<Attention>,
 };
 
@@ -74,6 +76,23 @@ impl Tiling {
         let with = |keys: usize| Self { queries, lanes, keys, parts: (lanes / keys).max(1) };
         let fits = |tiling: &Self| tiling.bytes(head_dim) <= 16 * 1024;
         [32, 16, 8, 4, 2].map(with).into_iter().find(fits).unwrap_or(with(1))
+    }
+
+    /// Switches and sizes of the shader.
+    fn constants(self, head_dim: usize) -> Vec<(&'static str, u32)> {
+        let count = |size: usize| u32::try_from(size).expect("a tile is small");
+        let head4 = head_dim.div_ceil(4);
+        vec![
+            ("MATRIX", 0),
+            ("PLAIN", 1),
+            ("QUERIES", count(self.queries)),
+            ("LANES", count(self.lanes)),
+            ("KEYS", count(self.keys)),
+            ("PARTS", count(self.parts)),
+            ("HEAD4", count(head4)),
+            ("DEPTH4", count(head4.div_ceil(self.parts))),
+            ("SLICE", count(head4.div_ceil(self.lanes))),
+        ]
     }
 
     /// Workgroup memory: queries, keys and scores, each row with a gap behind it.
@@ -159,31 +178,34 @@ impl Kernel for Attention {
         ]
     }
 
-    fn program(&self, _: &Variant) -> Program {
+    fn variants(&self) -> Vec<Variant> {
+        let queries = Tiling::of(self.head_dim).queries;
+        let groups = self.queries.div_ceil(queries) * self.heads * self.n;
+        let plain = Variant { name: "lanes", groups, work: queries as f64, ..Variant::ONLY };
+        std::iter::once(plain).chain(matrix::variants(self)).collect()
+    }
+
+    fn program(&self, variant: &Variant) -> Program {
         let count = |size: usize| u32::try_from(size).expect("sizes are below 2^32");
+        let tile = matrix::Tile::of(variant);
         let tiling = Tiling::of(self.head_dim);
-        let head4 = self.head_dim.div_ceil(4);
+        let mut constants = tile.map_or_else(|| tiling.constants(self.head_dim), |tile| tile.constants(self));
+        constants.extend([
+            ("SOFTMAX", (self.phi == Phi::Softmax).into()),
+            ("CAUSAL", self.causal.into()),
+            ("SEPARATE", (!self.shared).into()),
+        ]);
+        let queries = tile.map_or(tiling.queries, |tile| tile.queries());
         Program {
             wgsl: include_str!("../../shaders/attention.wgsl"),
-            constants: vec![
-                ("QUERIES", count(tiling.queries)),
-                ("LANES", count(tiling.lanes)),
-                ("KEYS", count(tiling.keys)),
-                ("PARTS", count(tiling.parts)),
-                ("HEAD4", count(head4)),
-                ("DEPTH4", count(head4.div_ceil(tiling.parts))),
-                ("SLICE", count(head4.div_ceil(tiling.lanes))),
-                ("SOFTMAX", (self.phi == Phi::Softmax).into()),
-                ("CAUSAL", self.causal.into()),
-                ("SEPARATE", (!self.shared).into()),
-            ],
+            constants,
             params: vec![
                 Param::size("queries", self.queries),
                 Param::size("keys", self.keys),
                 Param::size("heads", self.heads),
                 Param::F("scale", self.scale() as f32),
             ],
-            grid: [count(self.queries.div_ceil(tiling.queries)), count(self.heads), count(self.n)],
+            grid: [count(self.queries.div_ceil(queries)), count(self.heads), count(self.n)],
         }
     }
 
@@ -247,92 +269,6 @@ impl Kernel for Attention {
     fn params_json(&self) -> serde_json::Value {
         serde_json::json!(self)
     }
-}
-
-fn cases() -> Vec<Case> {
-    let softmax = |n, queries, keys, heads, head_dim| Attention {
-        n,
-        queries,
-        keys,
-        heads,
-        head_dim,
-        phi: Phi::Softmax,
-        causal: false,
-        shared: false,
-    };
-    let relu =
-        |n, queries, keys, heads, head_dim| Attention { phi: Phi::Relu, ..softmax(n, queries, keys, heads, head_dim) };
-    let shared = |attention| Attention { shared: true, ..attention };
-    let causal = |attention| Attention { causal: true, ..attention };
-    let mut cases = vec![
-        // Cross-attention to a text, and one key: the answer of softmax is its value.
-        Case::new(softmax(1, 19, 77, 2, 64)),
-        Case::new(relu(2, 20, 77, 3, 64)),
-        Case::new(softmax(2, 5, 1, 2, 8)),
-        Case::new(shared(relu(1, 1, 1, 1, 4))),
-        // The text encoder's mask; more keys than queries, and more queries than keys.
-        Case::new(causal(softmax(1, 77, 77, 1, 64))),
-        Case::new(causal(relu(2, 35, 35, 2, 12))),
-        Case::new(causal(shared(softmax(1, 7, 21, 1, 16)))),
-        Case::new(causal(softmax(1, 40, 9, 1, 132))),
-        // Scores far beyond the range of exp, all equal or far apart but exact.
-        Case::new(softmax(1, 3, 40, 1, 64)).fill("q", Fill::Constant(16.0)).fill("k", Fill::Constant(16.0)),
-        Case::new(softmax(1, 3, 40, 1, 64)).fill("q", Fill::Constant(-16.0)).fill("k", Fill::Constant(16.0)),
-        Case::new(softmax(1, 17, 70, 1, 64)).fill("q", Fill::Constant(32.0)).fill("k", Fill::Integers),
-        Case::new(causal(softmax(1, 9, 9, 1, 256))).fill("q", Fill::Constant(-64.0)).fill("k", Fill::Integers),
-        // Not one positive product: zero.
-        Case::new(relu(1, 5, 33, 2, 16)).fill("q", Fill::Constant(-1.0)).fill("k", Fill::Constant(1.0)),
-        // Every factor a power of two: exact.
-        Case::new(relu(1, 18, 8, 2, 4)).integers(),
-        Case::new(shared(relu(1, 5, 8, 1, 16))).integers(),
-    ];
-    // The tile of every kind of head, and its neighbours.
-    for head_dim in [4, 32, 64, 72, 128, 132, 260, 500, 512] {
-        let tile = Tiling::of(head_dim);
-        cases.push(Case::new(softmax(1, tile.queries, tile.keys, 2, head_dim)));
-        cases.push(Case::new(relu(2, tile.queries - 1, tile.keys + 1, 1, head_dim)));
-        cases.push(Case::new(shared(softmax(1, tile.queries + 1, 2 * tile.keys - 1, 1, head_dim))));
-        cases.push(Case::new(shared(relu(1, 13, 23, 1, head_dim))));
-    }
-    cases
-}
-
-fn model_shapes() -> Vec<Case> {
-    let attention = Attention {
-        n: 1,
-        queries: 256,
-        keys: 256,
-        heads: 16,
-        head_dim: 64,
-        phi: Phi::Relu,
-        causal: false,
-        shared: true,
-    };
-    let cross = Attention { keys: 77, shared: false, ..attention.clone() };
-    let text = Attention { queries: 77, heads: 12, phi: Phi::Softmax, causal: true, ..cross.clone() };
-    vec![
-        // mid_block: attn1, before the last fine-tuning and after it; attn2. up_blocks.0: attn2. The text encoder.
-        Case::new(attention.clone()),
-        Case::new(Attention { phi: Phi::Softmax, ..attention }),
-        Case::new(cross.clone()),
-        Case::new(Attention { queries: 1024, heads: 10, ..cross }),
-        Case::new(text),
-    ]
-}
-
-fn random(draw: &mut Draw<'_>) -> Case {
-    let head_dim = draw.of(&[4, 8, 32, 64, 72, 128, 132, 512]);
-    let tile = Tiling::of(head_dim);
-    Case::new(Attention {
-        n: draw.of(&[1, 2]),
-        queries: draw.size(tile.queries),
-        keys: draw.of(&[1, 7, tile.keys.max(2) - 1, tile.keys, tile.keys + 1, 77]),
-        heads: draw.of(&[1, 2, 3]),
-        head_dim,
-        phi: draw.of(&[Phi::Relu, Phi::Softmax]),
-        causal: draw.flip(),
-        shared: draw.flip(),
-    })
 }
 
 #[cfg(test)]

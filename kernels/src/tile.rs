@@ -2,7 +2,8 @@
 //!
 //! Which tile is best depends on the shape: a large one moves fewer bytes for every multiplication, a small one keeps a
 //! device busy where there are few rows and columns, and so does a workgroup whose invocations share the sum over k
-//! (`split`). All of them are `shaders/common/gemm.wgsl` with other constants.
+//! (`split`). All of them are `shaders/common/gemm.wgsl` with other constants, or `gemm_matrix.wgsl` beside it where matrix
+//! units multiply.
 
 use crate::kernel::folded_grid;
 use crate::source::{Norm, Source};

@@ -7,6 +7,7 @@ use mobilediffusion_runtime::shader::{self, Compose};
 /// Shared functions a body may import by a line of its own, `#import <name>`.
 pub const COMMON: &[(&str, &str)] = &[
     ("activation", include_str!("../../shaders/common/activation.wgsl")),
+    ("attention_matrix", include_str!("../../shaders/common/attention_matrix.wgsl")),
     ("gemm", include_str!("../../shaders/common/gemm.wgsl")),
     ("gemm_matrix", include_str!("../../shaders/common/gemm_matrix.wgsl")),
     ("grid", include_str!("../../shaders/common/grid.wgsl")),
