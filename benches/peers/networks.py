@@ -1,0 +1,155 @@
+"""Whole networks of the full-size model on the CPU: the program beside onnxruntime and PyTorch, in turns.
+
+    pip install -r ../../reference/requirements.txt onnx==1.23.2 onnxruntime==1.32.0
+    cargo build --release && cargo build --release -p mobilediffusion-model --example parity
+    python networks.py ../../target/release/mobilediffusion [NETWORK ...] [--rounds N] [--json]
+
+UNet at 64x64 latents, light decoder to 512x512 pixels, text encoder of 77 tokens; f32, random weights. The peers run the
+twin in `reference/`, onnxruntime after an export that is kept in `--cache`. First all three compute one golden case of
+the twin's, and none is timed that is further than 1e-4 (relative L2) from it. Then, in every round, the program times its
+plan (`bench --plan`, the median of seven runs) and each peer runs a few times: what a busy or throttled machine does to
+one it does to the others. Reported are medians over the rounds, and the ratio to the faster peer of each.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import onnxruntime
+import torch
+from safetensors.torch import save_file
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "reference"))
+import full_size
+import golden
+
+# By the program's name: the part of `full_size.PARTS`, runs of a peer in a round.
+NETWORKS = {"unet": ("unet", 3), "decoder": ("decoder", 3), "text": ("text_encoder", 9)}
+BOUND = 1e-4
+
+
+class Network(torch.nn.Module):
+    """A network of the twin as it is run: the decoder divides by its scaling factor first."""
+
+    def __init__(self, part):
+        super().__init__()
+        model_class, config, inputs, run = full_size.PARTS[part]
+        self.model = golden.randomise(model_class(config), seed=41)
+        self.inputs = inputs(config)
+        self.divisor = config.scaling_factor if run else None
+
+    def forward(self, *inputs):
+        return self.model(inputs[0] / self.divisor) if self.divisor else self.model(*inputs)
+
+
+def relative_l2(got, want):
+    return ((got.double() - want.double()).norm() / want.double().norm()).item()
+
+
+def exported(network, path):
+    """The network as an ONNX file, written unless it is there."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        names = list(network.inputs)
+        inputs = tuple(network.inputs.values())
+        torch.onnx.export(network, inputs, str(path), dynamo=False, input_names=names, opset_version=17)
+    return path
+
+
+def session(path, network):
+    made = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    feed = {name: value.numpy() for name, value in network.inputs.items()}
+    return lambda: torch.from_numpy(made.run(None, feed)[0])
+
+
+def channels_last(network):
+    """The same weights with channels innermost: what PyTorch's convolutions may be faster on."""
+    network.model.to(memory_format=torch.channels_last)
+    last = lambda x: x.to(memory_format=torch.channels_last) if x.dim() == 4 else x
+    inputs = [last(x) for x in network.inputs.values()]
+    return lambda: network(*inputs)
+
+
+def ours_differs(parity, network, want):
+    """The program's relative L2, through a checkpoint folder with the twin's weights."""
+    with tempfile.TemporaryDirectory() as folder:
+        golden.save_model(network.model, Path(folder), torch.float32)
+        record = {f"input.{name}": golden.channels_last(x) for name, x in network.inputs.items()}
+        record = {name: x.int() if name == "input.ids" else x for name, x in record.items()}
+        save_file(record | {"output": golden.channels_last(want)}, Path(folder) / "golden.safetensors")
+        lines = subprocess.run([parity, folder], check=True, capture_output=True, text=True).stdout.splitlines()
+    return max(float(line.split()[-1]) for line in lines)
+
+
+def ours(program, name):
+    with tempfile.NamedTemporaryFile(suffix=".json") as file:
+        command = [program, "bench", "--plan", name, "--preset", "mobilediffusion", "--device", "cpu", "--json", file.name]
+        subprocess.run(command, check=True, capture_output=True)
+        return json.load(open(file.name))["plan"]["whole_us"] * 1e-6
+
+
+def median_of(run, runs):
+    seconds = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+    # Threads that spin for more work go to sleep before the next one is timed.
+    time.sleep(0.5)
+    return statistics.median(seconds)
+
+
+def compare(name, options):
+    part, runs = NETWORKS[name]
+    network = Network(part)
+    want = network(*network.inputs.values())
+    errors = {"ours": ours_differs(options.parity or options.program.parent / "examples/parity", network, want)}
+    peers = {"onnxruntime": session(exported(network, options.cache / part / f"{part}.onnx"), network)}
+    peers["torch"] = channels_last(network)
+    errors |= {peer: relative_l2(run(), want) for peer, run in peers.items()}
+    wrong = {who: error for who, error in errors.items() if not error <= BOUND}
+    if wrong:
+        sys.exit(f"{name}: too far from the twin's golden output: {wrong}")
+    times = {who: [] for who in errors}
+    for _ in range(options.rounds):
+        times["ours"].append(ours(options.program, name))
+        for peer, run in peers.items():
+            times[peer].append(median_of(run, runs))
+    medians = {who: statistics.median(seconds) for who, seconds in times.items()}
+    ratios = {peer: medians["ours"] / medians[peer] for peer in peers}
+    return {"network": name, "seconds": medians, "ours_over": ratios, "relative_l2": errors, "rounds": times}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("program", type=Path, help="the release binary")
+    parser.add_argument("networks", nargs="*", default=list(NETWORKS), help=f"of {', '.join(NETWORKS)}")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--parity", type=Path, help="the example of that name [default: beside the program]")
+    parser.add_argument("--cache", type=Path, default=Path.home() / ".cache/mobilediffusion-peers", help="of exports")
+    parser.add_argument("--json", action="store_true", help="one JSON value on standard output instead of a table")
+    options = parser.parse_args()
+    unknown = set(options.networks) - set(NETWORKS)
+    if unknown:
+        parser.error(f"not one of {', '.join(NETWORKS)}: {', '.join(sorted(unknown))}")
+    with torch.inference_mode():
+        results = [compare(name, options) for name in options.networks]
+    versions = {"onnxruntime": onnxruntime.__version__, "torch": torch.__version__}
+    if options.json:
+        return print(json.dumps({"versions": versions, "threads": torch.get_num_threads(), "networks": results}))
+    print(f"{versions}, {torch.get_num_threads()} threads, medians of {options.rounds} rounds")
+    print("| network | ours, ms | onnxruntime, ms | PyTorch, ms | ours / onnxruntime | ours / PyTorch |")
+    print("|---|---|---|---|---|---|")
+    for row in results:
+        cells = [f"{row['seconds'][who] * 1e3:.1f}" for who in ("ours", "onnxruntime", "torch")]
+        cells += [f"{row['ours_over'][who]:.2f}" for who in ("onnxruntime", "torch")]
+        print(f"| {row['network']} | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()
