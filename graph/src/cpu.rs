@@ -7,6 +7,7 @@ use crate::record::Recording;
 use crate::weights::{Device, Resident, Weights};
 use mobilediffusion_kernels::Access;
 use mobilediffusion_kernels::kernel::elements;
+use mobilediffusion_kernels::panels::Aligned;
 use mobilediffusion_runtime::RuntimeError;
 use std::ops::Range;
 use std::sync::Arc;
@@ -19,7 +20,7 @@ const ALIGNMENT: usize = 64;
 #[derive(Clone, Debug)]
 enum Place {
     Arena(Range<usize>),
-    Resident(Arc<Vec<f32>>),
+    Resident(Arc<Aligned>),
     Absent,
 }
 
@@ -33,7 +34,7 @@ struct Operands {
 /// Arena and weights of a session.
 #[derive(Debug)]
 pub(crate) struct CpuMemory {
-    arena: Vec<f32>,
+    arena: Aligned,
     /// Elements of the arena that are each planned tensor's.
     placed: Vec<Option<Range<usize>>>,
     steps: Vec<Operands>,
@@ -84,10 +85,8 @@ impl CpuMemory {
                 return Err(GraphError::Stopped { done, total });
             }
         }
-        let mut arena = Vec::new();
         let refused = |_| RuntimeError::OutOfMemory { what: "arena".to_owned(), bytes: bytes as u64 };
-        arena.try_reserve_exact(bytes / 4).map_err(refused).map_err(GraphError::at("arena"))?;
-        arena.resize(bytes / 4, 0.0);
+        let arena = Aligned::zeros(bytes / 4).map_err(refused).map_err(GraphError::at("arena"))?;
         Ok(Self { arena, placed, steps })
     }
 
@@ -105,7 +104,7 @@ impl CpuMemory {
             let (rest, mut written) = split(&mut self.arena, outputs);
             let read = inputs.iter().map(|place| match place {
                 Place::Arena(range) => find(&rest, range),
-                Place::Resident(values) => values.as_slice(),
+                Place::Resident(values) => values,
                 Place::Absent => &[],
             });
             recording.nodes[step].kernel.cpu(&read.collect::<Vec<_>>(), &mut written);
@@ -176,7 +175,7 @@ fn find<'a>(rest: &Rest<'a>, range: &Range<usize>) -> &'a [f32] {
     &values[range.start - start..range.end - start]
 }
 
-fn host(resident: Resident) -> Arc<Vec<f32>> {
+fn host(resident: Resident) -> Arc<Aligned> {
     match resident {
         Resident::Host(values) => values,
         Resident::Device(_) => unreachable!("the CPU device keeps its weights on the host"),

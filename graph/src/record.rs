@@ -4,8 +4,9 @@ use crate::fuse::{Fused, Fusion, fuse};
 use crate::gpu_plan::GpuPlan;
 use crate::graph::{Graph, Node, Origin, TensorInfo};
 use crate::plan::{Lifetime, Packing, Sharing, lower_bound, pack};
+use mobilediffusion_kernels::kernel::elements;
 use mobilediffusion_kernels::variant::{Machine, choose};
-use mobilediffusion_kernels::{Access, Cost, Program, Storage, Variant};
+use mobilediffusion_kernels::{Access, Cost, Operand, Program, Storage, Variant};
 use std::fmt;
 
 /// A recorded graph.
@@ -133,20 +134,30 @@ impl Recording {
 }
 
 impl Recording {
-    /// Bytes of the weights as the kernels want them packed, each counted once.
+    /// Bytes of the weights as the kernels want them packed on a GPU, each counted once.
     pub fn weight_bytes(&self, storage: Storage) -> usize {
+        self.weights(|o| storage.tensor_bytes(o.dtype, &o.layout.packed_shape(&o.shape)))
+    }
+
+    /// Bytes of the weights as the CPU forms want them packed, each counted once.
+    pub fn host_weight_bytes(&self) -> usize {
+        self.weights(|o| 4 * elements(&o.host.packed_shape(&o.shape)))
+    }
+
+    /// The sum over the weights of something of the operand that first reads each.
+    fn weights(&self, of: impl Fn(&Operand) -> usize) -> usize {
         let mut counted = vec![false; self.tensors.len()];
-        let mut bytes = 0;
+        let mut sum = 0;
         for node in &self.nodes {
             for (operand, tensor) in node.kernel.operands().iter().zip(&node.operands) {
                 let Some(tensor) = *tensor else { continue };
                 if matches!(self.tensors[tensor].origin, Origin::Weight(_)) && !counted[tensor] {
                     counted[tensor] = true;
-                    bytes += storage.tensor_bytes(operand.dtype, &operand.layout.packed_shape(&operand.shape));
+                    sum += of(operand);
                 }
             }
         }
-        bytes
+        sum
     }
 }
 

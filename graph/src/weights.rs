@@ -4,8 +4,9 @@ use crate::error::GraphError;
 use crate::graph::{Origin, WeightRows};
 use crate::record::Recording;
 use mobilediffusion_kernels::kernel::{Shape, elements};
+use mobilediffusion_kernels::panels::Aligned;
 use mobilediffusion_kernels::{DType, Layout, Operand, Storage};
-use mobilediffusion_runtime::{Bound, Buffer, Gpu, Role};
+use mobilediffusion_runtime::{Bound, Buffer, Gpu, Role, RuntimeError};
 use std::collections::HashMap;
 use std::error::Error;
 use std::ops::Range;
@@ -48,12 +49,11 @@ const PART: usize = 4 << 20;
 /// Rows of the first axis that are loaded together, as ranges. Where a layout moves values from one row to another, all.
 fn parts(shape: &[usize], layout: Layout) -> Vec<Range<usize>> {
     let rows = shape.first().copied().unwrap_or(1);
-    let splits = match layout {
-        Layout::Rows | Layout::Taps => shape.len() > 1,
-        Layout::DepthwiseTaps => false,
-    };
     let row = elements(shape) / rows.max(1);
-    let step = if splits { (PART / row.max(1)).max(1) } else { rows.max(1) };
+    let step = match layout.rows_together() {
+        Some(together) if shape.len() > 1 => (PART / row.max(1) / together).max(1) * together,
+        _ => rows.max(1),
+    };
     (0..rows).step_by(step).map(|first| first..(first + step).min(rows)).collect()
 }
 
@@ -69,7 +69,7 @@ fn matrix(shape: &[usize]) -> Shape {
 #[derive(Clone, Debug)]
 pub(crate) enum Resident {
     /// Packed and dense.
-    Host(Arc<Vec<f32>>),
+    Host(Arc<Aligned>),
     /// Packed, padded and in the storage type.
     Device(Buffer),
 }
@@ -133,7 +133,8 @@ impl Weights {
 
     /// The weight `name` as `operand` wants it.
     pub(crate) fn get(&mut self, name: &str, source: &WeightRows, operand: &Operand) -> Result<Resident, GraphError> {
-        let Operand { layout, dtype, .. } = *operand;
+        let Operand { layout, host, dtype, .. } = *operand;
+        let layout = if matches!(self.device, Device::Cpu) { host } else { layout };
         let key = (name.to_owned(), source.rows.clone(), layout, dtype);
         if let Some(resident) = self.resident.get(&key) {
             return Ok(resident.clone());
@@ -186,16 +187,21 @@ impl Weights {
     }
 
     fn to_host(&self, name: &str, source: &WeightRows, operand: &Operand) -> Result<Resident, GraphError> {
-        let mut all = Vec::new();
-        self.in_parts((name, source), operand.layout, |shape, values| {
-            let values = self.rounding.rounded(operand.dtype, &shape, values);
-            if values.len() == elements(&source.part()) {
-                all = values;
-                return;
-            }
-            all.reserve_exact(elements(&source.part()) - all.len());
-            all.extend(values);
-        })?;
+        let shape = source.part();
+        let len = elements(&operand.host.packed_shape(&shape));
+        let refused = |_| RuntimeError::OutOfMemory { what: name.to_owned(), bytes: 4 * len as u64 };
+        let mut all = Aligned::zeros(len).map_err(refused).map_err(GraphError::at(name))?;
+        let mut at = 0;
+        for part in parts(&shape, operand.host) {
+            // Rounded as they lie on the device that this one stands for.
+            let (shape, layout) = (rows_of(&shape, part.len()), operand.layout);
+            let values = self.packed(name, source, layout, &part)?;
+            let values = self.rounding.rounded(operand.dtype, &matrix(&layout.packed_shape(&shape)), values);
+            let values =
+                if layout == operand.host { values } else { operand.host.pack(&shape, layout.unpack(&shape, values)) };
+            all[at..at + values.len()].copy_from_slice(&values);
+            at += values.len();
+        }
         Ok(Resident::Host(Arc::new(all)))
     }
 
@@ -244,7 +250,7 @@ impl Device {
         values: Vec<f32>,
     ) -> Result<Resident, GraphError> {
         match self {
-            Self::Cpu => Ok(Resident::Host(Arc::new(values))),
+            Self::Cpu => Ok(Resident::Host(Arc::new(Aligned::from(values.as_slice())))),
             Self::Gpu(gpu, storage) => {
                 let bytes = storage.encode(dtype, shape, &values);
                 let buffer = gpu.buffer(name, bytes.len() as u64, Role::Storage).map_err(GraphError::at(name))?;
@@ -289,20 +295,28 @@ mod tests {
     #[test]
     fn parts_make_up_the_packed_whole() {
         let weights = Weights::new(Device::Cpu, Box::new(Counting));
-        for (shape, layout) in [(vec![3, 2 << 20], Layout::Rows), (vec![600, 1000, 3, 3], Layout::Taps)] {
+        let (matrix, taps) = (vec![3, 2 << 20], vec![600, 1000, 3, 3]);
+        for (shape, layout) in [
+            (matrix, Layout::Rows),
+            (taps.clone(), Layout::Taps),
+            (taps.clone(), Layout::Panels),
+            (taps, Layout::Winograd(4)),
+            (vec![130, 80_000], Layout::Panels),
+        ] {
             assert!(parts(&shape, layout).len() > 1, "{shape:?}");
-            let operand = Operand::read("w", shape.clone()).layout(layout);
+            let own = if shape.len() == 4 { Layout::Taps } else { Layout::Rows };
+            let operand = Operand::read("w", shape.clone()).layout(own).host(layout);
             let Ok(Resident::Host(got)) = weights.to_host("w", &WeightRows::whole(shape.clone()), &operand) else {
                 panic!("the host has room")
             };
             let want = layout.pack(&shape, Counting.load("w", &shape).unwrap());
-            assert!(got.as_slice() == want.as_slice(), "{shape:?}");
+            assert!(got[..] == want[..], "{shape:?} {layout:?}");
         }
         // The last rows of one that comes as two weights.
         let last = WeightRows { shape: vec![5, 2 << 20], rows: 2..5 };
         let Ok(Resident::Host(got)) = weights.to_host("w", &last, &Operand::read("w", last.part())) else {
             panic!("the host has room")
         };
-        assert!(got.as_slice() == &Counting.load("w", &last.shape).unwrap()[4 << 20..], "another part");
+        assert!(got[..] == Counting.load("w", &last.shape).unwrap()[4 << 20..], "another part");
     }
 }

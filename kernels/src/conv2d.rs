@@ -4,12 +4,14 @@
 //! embedding), `residual` and `y [n, oh, ow, co]`; `upsample` 2 reads `x` as if every pixel stood for 2x2, and `source` says
 //! what else happens to it on the way in; the zeros around it are put there after that. On the GPU an implicit matrix
 //! product (`shaders/common/gemm.wgsl`): a row is an output pixel, k runs over taps and channels. On the CPU blocks of
-//! output pixels are gathered into a patch matrix and multiplied by the gemm crate, and where it pays Winograd's
-//! algorithm saves more than half of the multiplications.
+//! output pixels are gathered into a patch matrix and multiplied by it as panels, and where it pays Winograd's algorithm
+//! saves more than half of the multiplications.
 
 mod cases;
 mod direct;
 mod winograd;
+
+pub(crate) use winograd::transformed_weights;
 
 use crate::channel_moments::{self, tiles_fit};
 use crate::cpu::Epilogue;
@@ -134,7 +136,9 @@ impl Kernel for Conv2d {
         let [x2, .., norm] = self.source.operands(&[self.n, self.h, self.w], self.ci);
         vec![
             Operand::read("x", [self.n, self.h, self.w, self.source.first(self.ci)]),
-            Operand::weight("w", [self.co, self.ci, self.kernel, self.kernel]).layout(Layout::Taps),
+            Operand::weight("w", [self.co, self.ci, self.kernel, self.kernel])
+                .layout(Layout::Taps)
+                .host(winograd::layout(self)),
             Operand::read("bias", [self.co]).optional(self.bias),
             Operand::read("shift", [self.n, self.co]).optional(self.shift),
             Operand::read("residual", [self.n, oh, ow, self.co]).optional(self.residual),

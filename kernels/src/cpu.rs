@@ -1,4 +1,5 @@
-//! What the CPU forms share: the matrix product of the `gemm` crate, activations in f32, and parallel rows.
+//! What the CPU forms share: the matrix product of the `gemm` crate, activations in f32, and parallel rows. Products with
+//! weights are in `panels`.
 
 use crate::kernel::Activation;
 use rayon::prelude::*;
@@ -144,8 +145,14 @@ fn product(
     }
 }
 
+/// Runs a loop compiled for the widest vectors this processor has. What the closure calls has to be inlined into it.
+#[inline(always)]
+pub(crate) fn wide<R>(run: impl FnOnce() -> R) -> R {
+    pulp::Arch::new().dispatch(run)
+}
+
 /// `activation(u)` in f32.
-#[inline]
+#[inline(always)]
 pub fn activate(activation: Activation, u: f32) -> f32 {
     match activation {
         Activation::None => u,
@@ -160,7 +167,7 @@ pub fn activate(activation: Activation, u: f32) -> f32 {
 ///
 /// `x = n ln 2 + r` with `|r| <= ln 2 / 2`; `e^r` by a polynomial of degree six, `2^n` through the exponent bits.
 /// Adding `1.5 * 2^23` rounds to the nearest whole number and leaves `n` in the low bits of the sum.
-#[inline]
+#[inline(always)]
 pub fn exp(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0;
     const LN2_HIGH: f32 = 0.693_359_4;
@@ -175,6 +182,7 @@ pub fn exp(x: f32) -> f32 {
 }
 
 /// The error function, Abramowitz and Stegun 7.1.26: absolute error below 1.5e-7, and as much again from rounding to f32.
+#[inline(always)]
 fn erf(x: f32) -> f32 {
     let t = 1.0 / (1.0 + 0.327_591_1 * x.abs());
     let poly = t * (0.254_829_6 + t * (-0.284_496_74 + t * (1.421_413_7 + t * (-1.453_152_1 + t * 1.061_405_4))));
@@ -182,9 +190,14 @@ fn erf(x: f32) -> f32 {
 }
 
 /// Applies `activation` in place.
+#[inline(always)]
 pub fn activate_all(activation: Activation, row: &mut [f32]) {
-    if activation != Activation::None {
-        row.iter_mut().for_each(|u| *u = activate(activation, *u));
+    match activation {
+        Activation::None => {}
+        Activation::Relu => row.iter_mut().for_each(|u| *u = activate(Activation::Relu, *u)),
+        Activation::Silu => row.iter_mut().for_each(|u| *u = activate(Activation::Silu, *u)),
+        Activation::Gelu => row.iter_mut().for_each(|u| *u = activate(Activation::Gelu, *u)),
+        Activation::QuickGelu => row.iter_mut().for_each(|u| *u = activate(Activation::QuickGelu, *u)),
     }
 }
 
@@ -204,29 +217,28 @@ pub struct Epilogue<'a> {
 }
 
 impl Epilogue<'_> {
-    /// Finishes rows `first_row..` of an output of `cols` columns.
-    pub fn apply(&self, y: &mut [f32], cols: usize, first_row: usize) {
-        for (i, row) in y.chunks_exact_mut(cols).enumerate() {
-            let index = first_row + i;
-            if !self.bias.is_empty() {
-                row.iter_mut().zip(self.bias).for_each(|(y, b)| *y += b);
-            }
-            if !self.shift.is_empty() {
-                let image = index / self.rows_per_image;
-                row.iter_mut().zip(&self.shift[image * cols..]).for_each(|(y, s)| *y += s);
-            }
-            activate_all(self.activation, row);
-            if !self.residual.is_empty() {
-                row.iter_mut().zip(&self.residual[index * cols..]).for_each(|(y, r)| *y += r);
-            }
+    /// Finishes what `y` holds of row `index`, from column `first` on, of an output of `cols` columns.
+    #[inline(always)]
+    pub(crate) fn row(&self, y: &mut [f32], cols: usize, index: usize, first: usize) {
+        let add = |y: &mut [f32], from: &[f32]| y.iter_mut().zip(from).for_each(|(y, value)| *y += value);
+        if !self.bias.is_empty() {
+            add(y, &self.bias[first..]);
+        }
+        if !self.shift.is_empty() {
+            add(y, &self.shift[index / self.rows_per_image * cols + first..]);
+        }
+        activate_all(self.activation, y);
+        if !self.residual.is_empty() {
+            add(y, &self.residual[index * cols + first..]);
         }
     }
 
-    /// Finishes rows `first_row..` in parallel.
-    pub fn apply_all(&self, y: &mut [f32], cols: usize, first_row: usize) {
-        let rows = rows_per_task(cols);
-        let tasks = y.par_chunks_mut(rows * cols).enumerate();
-        tasks.for_each(|(i, chunk)| self.apply(chunk, cols, first_row + i * rows));
+    /// Finishes rows `first_row..` of an output of `cols` columns.
+    #[inline(always)]
+    pub fn apply(&self, y: &mut [f32], cols: usize, first_row: usize) {
+        for (i, row) in y.chunks_exact_mut(cols).enumerate() {
+            self.row(row, cols, first_row + i, 0);
+        }
     }
 }
 

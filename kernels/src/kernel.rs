@@ -7,6 +7,7 @@
 
 pub use crate::family::{Case, Family, Fill, parse};
 use crate::fold::{OnLoad, OnStore, Read, Write};
+pub use crate::layout::Layout;
 use crate::variant::Variant;
 use mobilediffusion_runtime::Binding;
 use std::fmt;
@@ -51,44 +52,6 @@ pub enum Access {
     Write,
 }
 
-/// How an operand lies in memory, compared with the orientation of PyTorch's files.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Layout {
-    /// As in the file, row by row.
-    Rows,
-    /// A convolution weight `[co, ci, kh, kw]`, packed to `[co, kh, kw, ci]`.
-    Taps,
-    /// A depthwise weight `[c, 1, kh, kw]`, packed to `[kh, kw, c]`.
-    DepthwiseTaps,
-}
-
-impl Layout {
-    /// Shape of the packed form of a tensor of `shape`.
-    pub fn packed_shape(self, shape: &[usize]) -> Shape {
-        match (self, shape) {
-            (Self::Taps, &[co, ci, kh, kw]) => vec![co, kh, kw, ci],
-            (Self::DepthwiseTaps, &[c, _, kh, kw]) => vec![kh, kw, c],
-            _ => shape.to_vec(),
-        }
-    }
-
-    /// Packs `data`, which lies as in the file, into the layout the kernel reads. Dense: without padding.
-    pub fn pack(self, shape: &[usize], data: Vec<f32>) -> Vec<f32> {
-        let (outer, inner, taps) = match (self, shape) {
-            (Self::Taps, &[co, ci, kh, kw]) => (co, ci, kh * kw),
-            (Self::DepthwiseTaps, &[c, _, kh, kw]) => (1, c, kh * kw),
-            _ => return data,
-        };
-        let mut packed = Vec::with_capacity(data.len());
-        for o in 0..outer {
-            for tap in 0..taps {
-                packed.extend((0..inner).map(|i| data[(o * inner + i) * taps + tap]));
-            }
-        }
-        packed
-    }
-}
-
 /// One tensor a kernel reads or writes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Operand {
@@ -100,15 +63,25 @@ pub struct Operand {
     pub dtype: DType,
     /// Shape as in the file: weights keep PyTorch's orientation.
     pub shape: Shape,
-    /// How the kernel wants it packed.
+    /// How the kernel wants it packed on a GPU.
     pub layout: Layout,
+    /// How its CPU form wants it packed.
+    pub host: Layout,
     /// False if this problem leaves an optional operand out: the composed module does not declare it.
     pub present: bool,
 }
 
 impl Operand {
     fn new(name: &'static str, access: Access, shape: impl Into<Shape>) -> Self {
-        Self { name, access, dtype: DType::Elem, shape: shape.into(), layout: Layout::Rows, present: true }
+        Self {
+            name,
+            access,
+            dtype: DType::Elem,
+            shape: shape.into(),
+            layout: Layout::Rows,
+            host: Layout::Rows,
+            present: true,
+        }
     }
 
     /// A tensor of activations or weights that is read.
@@ -134,7 +107,13 @@ impl Operand {
 
     /// The same operand, packed.
     pub fn layout(mut self, layout: Layout) -> Self {
-        self.layout = layout;
+        (self.layout, self.host) = (layout, layout);
+        self
+    }
+
+    /// The same operand, packed otherwise for the CPU form.
+    pub fn host(mut self, layout: Layout) -> Self {
+        self.host = layout;
         self
     }
 
@@ -316,7 +295,7 @@ pub trait Kernel: fmt::Debug + Send + Sync {
         false
     }
 
-    /// The CPU form. `inputs` are the read operands in order, dense, *packed* by their layout, empty where left out.
+    /// The CPU form. `inputs` are the read operands in order, dense, *packed* by their `host` layout, empty where left out.
     /// u32 operands are passed as the same bytes (`bytemuck::cast_slice`). `outputs` are written completely.
     fn cpu(&self, inputs: &[&[f32]], outputs: &mut [&mut [f32]]);
 

@@ -2,15 +2,16 @@
 //!
 //! `x [rows, k]`, `w [cols, k]` (PyTorch's orientation), `bias [cols]`, `residual` and `y [rows, cols]`; `source` says what
 //! happens to `x` on the way in. On the GPU a workgroup computes a tile, see `tile.rs` and `shaders/common/gemm.wgsl`; on the
-//! CPU it is one product of the gemm crate, or one for each block of rows that `source` makes ready.
+//! CPU it is one product with panels, or one for each block of rows that `source` makes ready.
 
 use crate::channel_moments::{self, tiles_fit};
-use crate::cpu::{Epilogue, Mat, Threads, matmul};
+use crate::cpu::{Epilogue, Threads};
 use crate::draw::Draw;
 use crate::fold::{Read, Write};
 use crate::kernel::{
-    Activation, Case, Cost, Family, Fill, Kernel, Operand, Param, Program, Tolerance, parse, too_many,
+    Activation, Case, Cost, Family, Fill, Kernel, Layout, Operand, Param, Program, Tolerance, parse, too_many,
 };
+use crate::panels::{Left, Panels, multiply};
 use crate::source::{Norm, Source};
 use crate::tile::{self, TILE};
 use crate::variant::Variant;
@@ -72,7 +73,7 @@ impl Kernel for Linear {
     fn operands(&self) -> Vec<Operand> {
         let mut operands = vec![
             Operand::read("x", [self.rows, self.source.first(self.k)]),
-            Operand::weight("w", [self.cols, self.k]),
+            Operand::weight("w", [self.cols, self.k]).host(Layout::Panels),
             Operand::read("bias", [self.cols]).optional(self.bias),
             Operand::read("residual", [self.rows, self.cols]).optional(self.residual),
         ];
@@ -144,15 +145,14 @@ impl Kernel for Linear {
         let (&[x, w, bias, residual, ref rest @ ..], [y, moments]) = (inputs, outputs) else {
             panic!("linear has eleven operands")
         };
-        let w = Mat::rows(w, self.cols, self.k, self.k).t();
+        let w = Panels::new(w, self.cols, self.k);
         let epilogue = Epilogue { bias, shift: &[], rows_per_image: self.rows, activation: self.activation, residual };
         let source = self.source.rows(self.rows, self.k, x, rest);
         let block = if source.plain().is_some() { self.rows } else { rows_per_block(self.k) };
         source.in_blocks(block, |first, x| {
             let rows = x.len() / self.k;
             let y = &mut y[first * self.cols..][..rows * self.cols];
-            matmul(y, self.cols, Mat::rows(x, rows, self.k, self.k), w, 1.0, false, Threads::All);
-            epilogue.apply_all(y, self.cols, first);
+            multiply(y, Left::new(x, rows, self.k), w, Some((&epilogue, first)), Threads::All);
         });
         if self.moments {
             channel_moments::write_all(1, self.rows, self.cols, y, moments);

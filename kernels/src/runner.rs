@@ -208,7 +208,7 @@ pub fn check_file(target: Target<'_>, file: &CaseFile) -> Result<Verdict, RunErr
 fn run_cpu(kernel: &dyn Kernel, inputs: &[Vec<f32>]) -> Result<Vec<Vec<f32>>, RunError> {
     let (read, written) = split(kernel);
     let pack = |(operand, values): (&Operand, &Vec<f32>)| {
-        if operand.present { operand.layout.pack(&operand.shape, values.clone()) } else { Vec::new() }
+        if operand.present { operand.host.pack(&operand.shape, values.clone()) } else { Vec::new() }
     };
     let packed: Vec<Vec<f32>> = read.iter().zip(inputs).map(pack).collect();
     let fenced = |o: &Operand| vec![f32::from_bits(POISON); o.host_len() + 2 * FENCE];

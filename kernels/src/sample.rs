@@ -2,6 +2,7 @@
 
 use crate::check::{self, Random};
 use crate::kernel::{Access, Case, Kernel, Operand};
+use crate::panels::Aligned;
 use serde_json::Value;
 
 /// The sizes of a problem in one short text: what is off, zero or absent is left out.
@@ -37,11 +38,11 @@ pub fn inputs(case: &Case, seed: u64) -> Vec<Vec<f32>> {
 }
 
 /// The same values as the CPU form takes them: packed.
-pub fn packed(case: &Case, inputs: Vec<Vec<f32>>) -> Vec<Vec<f32>> {
+pub fn packed(case: &Case, inputs: Vec<Vec<f32>>) -> Vec<Aligned> {
     let operands = case.kernel.operands();
     let read = operands.iter().filter(|o| o.access == Access::Read);
-    let pack = |(o, values): (&Operand, Vec<f32>)| if o.present { o.layout.pack(&o.shape, values) } else { values };
-    read.zip(inputs).map(pack).collect()
+    let pack = |(o, values): (&Operand, Vec<f32>)| if o.present { o.host.pack(&o.shape, values) } else { values };
+    read.zip(inputs).map(|pair| Aligned::from(pack(pair).as_slice())).collect()
 }
 
 /// Room for what a case writes, on the host.
@@ -51,8 +52,8 @@ pub fn outputs(case: &Case) -> Vec<Vec<f32>> {
 }
 
 /// Runs the CPU form on packed inputs.
-pub fn run(case: &Case, packed: &[Vec<f32>], outputs: &mut [Vec<f32>]) {
-    let inputs: Vec<&[f32]> = packed.iter().map(Vec::as_slice).collect();
+pub fn run(case: &Case, packed: &[Aligned], outputs: &mut [Vec<f32>]) {
+    let inputs: Vec<&[f32]> = packed.iter().map(|values| &**values).collect();
     let mut outputs: Vec<&mut [f32]> = outputs.iter_mut().map(Vec::as_mut_slice).collect();
     case.kernel.cpu(&inputs, &mut outputs);
 }

@@ -5,11 +5,12 @@
 //! happens to `x` on the way in. On the GPU a workgroup stages one tile of `x` and two of weights
 //! (`shaders/common/gemm.wgsl`); on the CPU both products take the same block of rows.
 
-use crate::cpu::{Mat, Threads, matmul};
+use crate::cpu::Threads;
 use crate::draw::Draw;
 use crate::fold::Read;
-use crate::kernel::{Activation, Case, Cost, Family, Fill, Kernel, Operand, Param, Program, Tolerance, parse};
+use crate::kernel::{Activation, Case, Cost, Family, Fill, Kernel, Layout, Operand, Param, Program, Tolerance, parse};
 use crate::linear::rows_per_block;
+use crate::panels::{Left, Panels, multiply};
 use crate::source::{Norm, Source};
 use crate::tile::{self, TILE};
 use crate::variant::Variant;
@@ -54,8 +55,8 @@ impl Kernel for SharedKvProjection {
     fn operands(&self) -> Vec<Operand> {
         let mut operands = vec![
             Operand::read("x", [self.rows, self.source.first(self.k)]),
-            Operand::weight("w_q", [self.q_cols, self.k]),
-            Operand::weight("w_kv", [self.kv_cols, self.k]),
+            Operand::weight("w_q", [self.q_cols, self.k]).host(Layout::Panels),
+            Operand::weight("w_kv", [self.kv_cols, self.k]).host(Layout::Panels),
         ];
         operands.extend(self.source.operands(&[self.rows], self.k));
         operands.push(Operand::write("q", [self.rows, self.q_cols]));
@@ -117,8 +118,8 @@ impl Kernel for SharedKvProjection {
         source.in_blocks(block, |first, x| {
             let rows = x.len() / k;
             let project = |y: &mut [f32], w, cols: usize| {
-                let (y, w) = (&mut y[first * cols..][..rows * cols], Mat::rows(w, cols, k, k).t());
-                matmul(y, cols, Mat::rows(x, rows, k, k), w, 1.0, false, Threads::All);
+                let y = &mut y[first * cols..][..rows * cols];
+                multiply(y, Left::new(x, rows, k), Panels::new(w, cols, k), None, Threads::All);
             };
             project(q, w_q, self.q_cols);
             project(kv, w_kv, self.kv_cols);

@@ -5,7 +5,7 @@
 //! an offset of every channel of an image (`norm`: a GroupNorm, see `group_norm_scale`), then activated. On the GPU
 //! that is `shaders/common/source.wgsl`; on the CPU blocks of rows are made ready in scratch memory.
 
-use crate::cpu::{Threads, activate_all, rows_per_task};
+use crate::cpu::{Threads, activate_all, rows_per_task, wide};
 use crate::draw::Draw;
 use crate::fold::Read;
 use crate::kernel::{Activation, DType, Operand, Param};
@@ -172,6 +172,7 @@ impl<'a> Rows<'a> {
         (*self.source == Source::default()).then_some(self.x)
     }
 
+    #[inline(always)]
     fn read(&self, first: usize, out: &mut [f32]) {
         let (own, joined) = (self.source.first(self.channels), self.source.joined);
         for (i, out) in out.chunks_exact_mut(self.channels).enumerate() {
@@ -183,6 +184,7 @@ impl<'a> Rows<'a> {
     }
 
     /// Writes the channels of a row from `at` on, which lie in `x`.
+    #[inline(always)]
     fn read_part(&self, row: usize, at: usize, x: &[f32], out: &mut [f32]) {
         match self.source.norm {
             Norm::None => out.copy_from_slice(x),
@@ -205,11 +207,14 @@ impl<'a> Rows<'a> {
     pub(crate) fn make_ready(&self, first: usize, out: &mut [f32], threads: Threads) {
         let task = rows_per_task(self.channels);
         match threads {
-            Threads::One => self.read(first, out),
+            Threads::One => wide(
+                #[inline(always)]
+                || self.read(first, out),
+            ),
             Threads::All => out
                 .par_chunks_mut(task * self.channels)
                 .enumerate()
-                .for_each(|(i, out)| self.read(first + i * task, out)),
+                .for_each(|(i, out)| self.make_ready(first + i * task, out, Threads::One)),
         }
     }
 

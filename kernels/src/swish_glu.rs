@@ -6,10 +6,11 @@
 //! that `x` is read once for both halves; on the CPU blocks of rows go through one matrix product each, then the halves
 //! are multiplied.
 
-use crate::cpu::{Mat, Threads, activate, matmul, rows_per_task};
+use crate::cpu::{Threads, activate, rows_per_task, wide};
 use crate::draw::Draw;
 use crate::fold::Read;
-use crate::kernel::{Activation, Case, Cost, Family, Fill, Kernel, Operand, Param, Program, Tolerance, parse};
+use crate::kernel::{Activation, Case, Cost, Family, Fill, Kernel, Layout, Operand, Param, Program, Tolerance, parse};
+use crate::panels::{Left, Panels, multiply};
 use crate::source::{Norm, Source};
 use crate::tile::{self, TILE};
 use crate::variant::Variant;
@@ -60,7 +61,7 @@ impl Kernel for SwishGlu {
     fn operands(&self) -> Vec<Operand> {
         let mut operands = vec![
             Operand::read("x", [self.rows, self.source.first(self.k)]),
-            Operand::weight("w", [2 * self.cols, self.k]),
+            Operand::weight("w", [2 * self.cols, self.k]).host(Layout::Panels),
             Operand::read("bias", [2 * self.cols]),
         ];
         operands.extend(self.source.operands(&[self.rows], self.k));
@@ -125,23 +126,24 @@ impl Kernel for SwishGlu {
         const BLOCK: usize = 512;
         let (&[x, w, bias, ref rest @ ..], [y]) = (inputs, outputs) else { panic!("swish_glu has nine operands") };
         let (k, cols) = (self.k, self.cols);
-        let w = Mat::rows(w, 2 * cols, k, k).t();
+        let w = Panels::new(w, 2 * cols, k);
         let (bias_a, bias_g) = bias.split_at(cols);
         let mut both = vec![0.0; BLOCK.min(self.rows) * 2 * cols];
         self.source.rows(self.rows, k, x, rest).in_blocks(BLOCK, |first, x| {
             let rows = x.len() / k;
             let y = &mut y[first * cols..][..rows * cols];
-            matmul(&mut both, 2 * cols, Mat::rows(x, rows, k, k), w, 1.0, false, Threads::All);
+            multiply(&mut both, Left::new(x, rows, k), w, None, Threads::All);
             let task = rows_per_task(2 * cols);
-            y.par_chunks_mut(task * cols).zip(both.par_chunks(task * 2 * cols)).for_each(|(y, both)| {
-                for (y, both) in y.chunks_exact_mut(cols).zip(both.chunks_exact(2 * cols)) {
-                    let (a, g) = both.split_at(cols);
-                    for ((y, (a, bias_a)), (g, bias_g)) in
-                        y.iter_mut().zip(a.iter().zip(bias_a)).zip(g.iter().zip(bias_g))
-                    {
-                        *y = (a + bias_a) * activate(self.gate, g + bias_g);
-                    }
-                }
+            let parts = y.par_chunks_mut(task * cols).zip(both.par_chunks(task * 2 * cols));
+            parts.for_each(|(y, both)| {
+                wide(
+                    #[inline(always)]
+                    || {
+                        for (y, both) in y.chunks_exact_mut(cols).zip(both.chunks_exact(2 * cols)) {
+                            gate(self.gate, y, both.split_at(cols), (bias_a, bias_g));
+                        }
+                    },
+                );
             });
         });
     }
@@ -153,6 +155,15 @@ impl Kernel for SwishGlu {
 
     fn params_json(&self) -> serde_json::Value {
         serde_json::json!(self)
+    }
+}
+
+/// `(a + bias) * gate(g + bias)` of one row.
+#[inline(always)]
+fn gate(gate: Activation, y: &mut [f32], (a, g): (&[f32], &[f32]), (bias_a, bias_g): (&[f32], &[f32])) {
+    let halves = a.iter().zip(bias_a).zip(g.iter().zip(bias_g));
+    for (y, ((a, bias_a), (g, bias_g))) in y.iter_mut().zip(halves) {
+        *y = (a + bias_a) * activate(gate, g + bias_g);
     }
 }
 

@@ -1,9 +1,10 @@
-//! The CPU form of any convolution: blocks of output pixels become rows of a patch matrix, which the gemm crate
-//! multiplies. Input that is changed as it is read is made ready in scratch memory, the lines under one block at a time.
+//! The CPU form of any convolution: blocks of output pixels become rows of a patch matrix, which is multiplied by the
+//! weights. Input that is changed as it is read is made ready in scratch memory, the lines under one block at a time.
 
 use super::Conv2d;
-use crate::cpu::{Epilogue, Mat, Threads, matmul, rows_per_task};
+use crate::cpu::{Epilogue, Threads, rows_per_task};
 use crate::linear::rows_per_block;
+use crate::panels::{Left, Panels, multiply};
 use crate::source::Rows;
 use rayon::prelude::*;
 
@@ -16,7 +17,7 @@ struct Lines<'a> {
 
 /// The convolution.
 pub(super) fn run(conv: &Conv2d, x: &Rows<'_>, w: &[f32], epilogue: &Epilogue<'_>, y: &mut [f32]) {
-    let w = Mat::rows(w, conv.co, conv.patch_len(), conv.patch_len()).t();
+    let w = Panels::new(w, conv.co, conv.patch_len());
     if conv.is_pointwise() {
         return pointwise(conv, x, w, epilogue, y);
     }
@@ -33,13 +34,12 @@ pub(super) fn run(conv: &Conv2d, x: &Rows<'_>, w: &[f32], epilogue: &Epilogue<'_
 }
 
 /// A 1x1 convolution: `x` itself is the patch matrix.
-fn pointwise(conv: &Conv2d, x: &Rows<'_>, w: Mat<'_>, epilogue: &Epilogue<'_>, y: &mut [f32]) {
+fn pointwise(conv: &Conv2d, x: &Rows<'_>, w: Panels<'_>, epilogue: &Epilogue<'_>, y: &mut [f32]) {
     let block = if x.plain().is_some() { conv.pixels() } else { rows_per_block(conv.ci) };
     x.in_blocks(block, |first, x| {
         let rows = x.len() / conv.ci;
         let y = &mut y[first * conv.co..][..rows * conv.co];
-        matmul(y, conv.co, Mat::rows(x, rows, conv.ci, conv.ci), w, 1.0, false, Threads::All);
-        epilogue.apply_all(y, conv.co, first);
+        multiply(y, Left::new(x, rows, conv.ci), w, Some((epilogue, first)), Threads::All);
     });
 }
 
@@ -94,7 +94,7 @@ fn gather(conv: &Conv2d, x: Lines<'_>, first: usize, patches: &mut [f32]) {
 }
 
 /// Blocks of `block` pixels after each other, all threads on each: the weights are packed once a block.
-fn in_turn(conv: &Conv2d, block: usize, x: &Rows<'_>, w: Mat<'_>, epilogue: &Epilogue<'_>, y: &mut [f32]) {
+fn in_turn(conv: &Conv2d, block: usize, x: &Rows<'_>, w: Panels<'_>, epilogue: &Epilogue<'_>, y: &mut [f32]) {
     let len = conv.patch_len();
     let mut patches = vec![0.0; block.min(conv.pixels()) * len];
     let mut scratch = Vec::new();
@@ -105,8 +105,7 @@ fn in_turn(conv: &Conv2d, block: usize, x: &Rows<'_>, w: Mat<'_>, epilogue: &Epi
         let task = rows_per_task(len);
         let gather = |(j, part): (usize, &mut [f32])| gather(conv, x, i * block + j * task, part);
         patches.par_chunks_mut(task * len).enumerate().for_each(gather);
-        matmul(y, conv.co, Mat::rows(patches, rows, len, len), w, 1.0, false, Threads::All);
-        epilogue.apply_all(y, conv.co, i * block);
+        multiply(y, Left::new(patches, rows, len), w, Some((epilogue, i * block)), Threads::All);
     }
 }
 
@@ -116,7 +115,7 @@ pub(super) fn side_by_side(
     conv: &Conv2d,
     block: usize,
     x: &Rows<'_>,
-    w: Mat<'_>,
+    w: Panels<'_>,
     epilogue: &Epilogue<'_>,
     y: &mut [f32],
 ) {
@@ -131,8 +130,7 @@ pub(super) fn side_by_side(
             let (first, rows) = (i * task + j * block, y.len() / conv.co);
             let patches = &mut patches[..rows * len];
             gather(conv, x, first, patches);
-            matmul(y, conv.co, Mat::rows(patches, rows, len, len), w, 1.0, false, Threads::One);
-            epilogue.apply(y, conv.co, first);
+            multiply(y, Left::new(patches, rows, len), w, Some((epilogue, first)), Threads::One);
         }
     });
 }
@@ -150,12 +148,13 @@ mod tests {
         for source in [Source::default(), Source { joined: 1, norm }] {
             let conv = Conv2d { bias: true, shift: true, residual: true, stride: 2, source, ..plain(2, 9, 7, 5, 6) };
             let whole = |len: usize| (0..len).map(|i| ((i * 7919) % 9) as f32 - 4.0).collect::<Vec<f32>>();
-            let inputs: Vec<Vec<f32>> = conv.operands().iter().map(|o| whole(o.host_len())).collect();
+            let inputs: Vec<Vec<f32>> =
+                conv.operands().iter().map(|o| o.host.pack(&o.shape, whole(o.host_len()))).collect();
             let inputs: Vec<&[f32]> = inputs.iter().map(Vec::as_slice).collect();
             let mut want = vec![0.0; conv.pixels() * conv.co];
             conv.cpu(&inputs[..7], &mut [&mut want, &mut []]);
             let &[x, w, bias, shift, residual, x2, norm, ..] = &inputs[..] else { panic!("seven operands are read") };
-            let w = Mat::rows(w, conv.co, conv.patch_len(), conv.patch_len()).t();
+            let w = Panels::new(w, conv.co, conv.patch_len());
             let x = conv.source.rows(2 * 9 * 7, conv.ci, x, &[x2, &[], &[], &[], norm]);
             let rows_per_image = conv.pixels() / conv.n;
             let epilogue = Epilogue { bias, shift, rows_per_image, activation: Activation::None, residual };

@@ -1,37 +1,52 @@
 //! 3x3 convolutions of stride 1 by Winograd's F(2x2, 3x3): 16 products per tile of 2x2 output pixels where the
 //! definition has 36, and 9 where the input is upsampled.
 //!
-//! A tile's input, 4x4 pixels, is transformed to `B' d B`, the weights once a call to `G g G'`; each of the 16 places
-//! is one matrix product over all tiles of a block, `[tiles, ci] x [ci, co]`, and `A' m A` is the output. Upsampled by
+//! A tile's input, 4x4 pixels, is transformed to `B' d B`, the weights when they are loaded to `G g G'`; each of the 16
+//! places is one matrix product over all tiles of a block, `[tiles, ci] x [ci, co]`, and `A' m A` is the output. Upsampled by
 //! nearest neighbour, the 4x4 pixels are `a b b c` in both directions, and the third of `a-b, 2b, 0, b-c` falls out: a
 //! tile is 3x3 pixels of the input as it is, and there are 9 places. `N` is 4 or 3: the edge of both.
 
+mod weights;
+
+pub(crate) use weights::transformed_weights;
+
 use super::Conv2d;
-use crate::cpu::{Epilogue, Mat, Threads, matmul};
+use crate::cpu::{Epilogue, Threads, wide};
+use crate::kernel::Layout;
+use crate::panels::{self, Left, PANEL};
 use crate::source::Rows;
-use rayon::prelude::*;
 use std::array::from_fn;
 use std::sync::{Mutex, PoisonError};
 
 /// Channels a transform takes at once.
-const LANES: usize = 8;
+const LANES: usize = 16;
 
 /// Values between two places of a block.
 const SKEW: usize = 48;
 
 type Lanes = [f32; LANES];
 
-/// Fewest input or output channels, and tiles: below, the transforms cost more than they save.
+/// Fewest input or output channels: below, the transforms cost more than they save.
 const FEWEST: usize = 32;
 
 /// Fewest rows of tiles of a task whose input has to be made ready.
 const ROWS: usize = 8;
 
-/// Whether this way suits the problem.
+/// Whether this way suits the problem: whatever the size of the picture, so that weights are laid out in one way.
 pub(super) fn suits(conv: &Conv2d) -> bool {
     let form = (conv.kernel, conv.stride, conv.pad_start, conv.pad_end) == (3, 1, 1, 1) && conv.upsample <= 2;
     let channels = |c: usize| c >= FEWEST && c.is_multiple_of(LANES);
-    form && channels(conv.ci) && channels(conv.co) && Tiles::of(conv).count() >= FEWEST
+    form && channels(conv.ci) && channels(conv.co)
+}
+
+/// Places along the edge of a tile.
+fn edge(conv: &Conv2d) -> usize {
+    if conv.upsample == 1 { 4 } else { 3 }
+}
+
+/// How the weights lie in memory.
+pub(super) fn layout(conv: &Conv2d) -> Layout {
+    if suits(conv) { Layout::Winograd(edge(conv)) } else { Layout::Panels }
 }
 
 /// The convolution, in blocks of about `block` tiles.
@@ -48,8 +63,8 @@ pub(super) fn block(conv: &Conv2d) -> usize {
     const VALUES: usize = 1 << 19;
     // Weights that leave the cache between two blocks anyway: fewer, larger blocks read them less often.
     const LARGE: usize = 1 << 17;
-    let edge = if conv.upsample == 1 { 4 } else { 3 };
-    let tiles = VALUES / (edge * edge * (conv.ci + conv.co));
+    let places = edge(conv) * edge(conv);
+    let tiles = VALUES / (places * (conv.ci + conv.co));
     let tiles = if conv.ci * conv.co > LARGE { 256 } else { tiles.max(96) };
     tiles.min(Tiles::of(conv).count().div_ceil(rayon::current_num_threads())).max(1)
 }
@@ -83,7 +98,6 @@ fn run_with<const N: usize>(
 ) {
     let (oh, ow) = conv.out_size();
     let tiles = Tiles::of(conv);
-    let weights = transformed_weights::<N>(conv, w);
     // Whole rows of tiles are a task, since their output is one piece of memory; a row may be several blocks.
     // Lines that have to be made ready are so for a few rows together, because the outer ones are under two tasks.
     let fair = tiles.rows.div_ceil(rayon::current_num_threads());
@@ -115,36 +129,61 @@ fn run_with<const N: usize>(
             for first in (0..count).step_by(len) {
                 let at = |i: usize| ((first + i) / tiles.cols, (first + i) % tiles.cols);
                 let now = len.min(count - first);
-                for i in 0..now {
-                    let (row, col) = at(i);
-                    let pixels = source::<N>(conv, &x, &zeros, first_row + row, col);
-                    transform_input(&pixels, &mut input, i * conv.ci, place_in);
-                }
-                for place in 0..N * N {
-                    let weights = Mat::rows(&weights[place * conv.ci * conv.co..], conv.ci, conv.co, conv.co);
-                    let input = Mat::rows(&input[place * place_in..], now, conv.ci, conv.ci);
-                    let output = &mut output[place * place_out..][..now * conv.co];
-                    matmul(output, conv.co, input, weights, 1.0, false, Threads::One);
-                }
-                for i in 0..now {
-                    let (row, col) = at(i);
-                    let columns = if 2 * col + 1 < ow { 2 } else { 1 };
-                    let mut lines = y[2 * row * ow * conv.co..].chunks_mut(ow * conv.co).take(2);
-                    let piece = |line| cut(line, 2 * col * conv.co, columns * conv.co);
-                    let (upper, lower) = (lines.next().map(piece), lines.next().map(piece));
-                    let upper = upper.expect("a row of tiles has output");
-                    transform_output::<N>(&output, i * conv.co, place_out, conv.co, upper, lower);
-                }
+                wide(
+                    #[inline(always)]
+                    || {
+                        for i in 0..now {
+                            let (row, col) = at(i);
+                            let pixels = source::<N>(conv, &x, &zeros, first_row + row, col);
+                            transform_input(&pixels, &mut input, i * conv.ci, place_in);
+                        }
+                    },
+                );
+                multiply_places::<N>(conv, w, (&input, place_in), (&mut output, place_out), now);
                 // Whole lines are finished while they are in the cache.
                 let done = if first + now == count { inside } else { 2 * ((first + now) / tiles.cols) };
-                let lines = &mut y[finished * ow * conv.co..done * ow * conv.co];
-                epilogue.apply(lines, conv.co, (image * oh + 2 * first_row + finished) * ow);
+                wide(
+                    #[inline(always)]
+                    || {
+                        for i in 0..now {
+                            let (row, col) = at(i);
+                            let columns = if 2 * col + 1 < ow { 2 } else { 1 };
+                            let mut lines = y[2 * row * ow * conv.co..].chunks_mut(ow * conv.co).take(2);
+                            let piece = |line| cut(line, 2 * col * conv.co, columns * conv.co);
+                            let (upper, lower) = (lines.next().map(piece), lines.next().map(piece));
+                            let upper = upper.expect("a row of tiles has output");
+                            transform_output::<N>(&output, i * conv.co, place_out, conv.co, upper, lower);
+                        }
+                        let lines = &mut y[finished * ow * conv.co..done * ow * conv.co];
+                        epilogue.apply(lines, conv.co, (image * oh + 2 * first_row + finished) * ow);
+                    },
+                );
                 finished = done;
             }
         }
     });
 }
 
+/// The products of all places: `rows` tiles each.
+fn multiply_places<const N: usize>(
+    conv: &Conv2d,
+    w: &[f32],
+    (input, place_in): (&[f32], usize),
+    (output, place_out): (&mut [f32], usize),
+    rows: usize,
+) {
+    for place in 0..N * N {
+        let input = Left::new(&input[place * place_in..], rows, conv.ci);
+        let output = &mut output[place * place_out..][..rows * conv.co];
+        for first in (0..conv.co).step_by(PANEL) {
+            let width = PANEL.min(conv.co - first);
+            let values = &w[(first * N * N + place * width) * conv.ci..][..width * conv.ci];
+            panels::multiply_part(output, conv.co, first, input, (values, width, conv.ci));
+        }
+    }
+}
+
+#[inline(always)]
 fn cut(line: &mut [f32], from: usize, len: usize) -> &mut [f32] {
     &mut line[from..from + len]
 }
@@ -175,6 +214,7 @@ fn ready<'a, const N: usize>(
 }
 
 /// The pixels under a tile; outside of the image they are zero.
+#[inline(always)]
 fn source<'a, const N: usize>(
     conv: &Conv2d,
     x: &Lines<'a>,
@@ -266,58 +306,17 @@ fn transform_output<const N: usize>(
     }
 }
 
-/// `G g` of one line.
-#[inline(always)]
-fn weight_line<const N: usize>(g: [Lanes; 3]) -> [Lanes; N] {
-    from_fn(|i| match (N, i) {
-        (_, 0) => g[0],
-        (_, 1) => lanes(|l| 0.5 * (g[0][l] + g[1][l] + g[2][l])),
-        (4, 2) => lanes(|l| 0.5 * (g[0][l] - g[1][l] + g[2][l])),
-        (_, _) => g[2],
-    })
-}
-
-/// `G g G'` of all weights, `[co, 3, 3, ci]` to `[N, N, ci, co]`: the matrix product reads rows of `co` as they are.
-fn transformed_weights<const N: usize>(conv: &Conv2d, w: &[f32]) -> Vec<f32> {
-    let (ci, co) = (conv.ci, conv.co);
-    let mut out = vec![0.0; N * N * ci * co];
-    // The input channels of one piece, in all places.
-    let mut pieces: Vec<Vec<&mut [f32]>> = (0..ci / LANES).map(|_| Vec::with_capacity(N * N)).collect();
-    for place in out.chunks_mut(ci * co) {
-        for (piece, rows) in pieces.iter_mut().zip(place.chunks_mut(LANES * co)) {
-            piece.push(rows);
-        }
-    }
-    pieces.into_par_iter().enumerate().for_each(|(piece, mut places)| {
-        // As many output channels at once as fill a line of the cache.
-        for first in (0..co).step_by(LANES) {
-            let transformed: [[[Lanes; N]; N]; LANES] = from_fn(|o| {
-                let tap = |i, j| load(w, ((first + o) * 9 + 3 * i + j) * ci + piece * LANES);
-                let rows: [[Lanes; N]; 3] = from_fn(|i| weight_line(from_fn(|j| tap(i, j))));
-                from_fn(|j| weight_line(from_fn(|i| rows[i][j])))
-            });
-            for (place, rows) in places.iter_mut().enumerate() {
-                let (i, j) = (place / N, place % N);
-                for lane in 0..LANES {
-                    let values = lanes(|o| transformed[o][j][i][lane]);
-                    rows[lane * co + first..][..LANES].copy_from_slice(&values);
-                }
-            }
-        }
-    });
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::conv2d::direct::side_by_side;
     use crate::kernel::{Activation, Kernel};
+    use crate::panels::Panels;
 
     #[test]
     fn every_block_gives_what_the_definition_gives() {
         for (upsample, h, w) in [(1, 9, 13), (1, 8, 6), (2, 5, 7)] {
-            let (n, ci, co) = (2, 32, 40);
+            let (n, ci, co) = (2, 32, 80);
             let conv = Conv2d {
                 n,
                 h,
@@ -350,9 +349,10 @@ mod tests {
             };
             // Whole numbers stay exact on both ways.
             let mut want = vec![f32::NAN; n * oh * ow * co];
-            let packed = Mat::rows(&w, co, 9 * ci, 9 * ci).t();
+            let panels = Layout::Panels.pack(&[co, ci, 3, 3], w.clone());
+            let w = layout(&conv).pack(&[co, ci, 3, 3], w);
             let x = conv.source.rows(n * h * conv.w, ci, &x, &[&[] as &[f32]; 5]);
-            side_by_side(&conv, 16, &x, packed, &epilogue, &mut want);
+            side_by_side(&conv, 16, &x, Panels::new(&panels, co, 9 * ci), &epilogue, &mut want);
             for block in [1, 3, 7, 20, 1000] {
                 let mut y = vec![f32::NAN; want.len()];
                 run(&conv, block, &x, &w, &epilogue, &mut y);

@@ -31,7 +31,11 @@ impl Need {
         let operands = recording.nodes.iter().flat_map(|node| node.kernel.operands());
         let bytes = operands.map(|o| storage.tensor_bytes(o.dtype, &o.layout.packed_shape(&o.shape)));
         let largest = if matches!(device, Device::Cpu) { 0 } else { bytes.max().unwrap_or(0) };
-        let (weights, plan) = (recording.weight_bytes(storage), lower_bound(&lifetimes));
+        let weights = match device {
+            Device::Cpu => recording.host_weight_bytes(),
+            Device::Gpu(..) => recording.weight_bytes(storage),
+        };
+        let plan = lower_bound(&lifetimes);
         Self { weights: weights as u64, plan: plan as u64, largest: largest as u64 }
     }
 

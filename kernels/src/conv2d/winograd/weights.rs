@@ -1,0 +1,46 @@
+//! The weights of Winograd's algorithm, transformed when they are loaded.
+
+use crate::panels::{PANEL, STEP};
+use rayon::prelude::*;
+use std::array::from_fn;
+
+/// `G g` of one line.
+fn weight_line<const N: usize>(g: [f32; 3]) -> [f32; N] {
+    from_fn(|i| match (N, i) {
+        (_, 0) => g[0],
+        (_, 1) => 0.5 * (g[0] + g[1] + g[2]),
+        (4, 2) => 0.5 * (g[0] - g[1] + g[2]),
+        (_, _) => g[2],
+    })
+}
+
+/// `G g G'` of all weights, `[co, ci, 3, 3]` to panels of output channels, in each `[edge, edge, ci, width]`.
+pub(crate) fn transformed_weights(edge: usize, ci: usize, co: usize, w: &[f32]) -> Vec<f32> {
+    match edge {
+        3 => transformed::<3>(ci, co, w),
+        _ => transformed::<4>(ci, co, w),
+    }
+}
+
+fn transformed<const N: usize>(ci: usize, co: usize, w: &[f32]) -> Vec<f32> {
+    let padded = co.next_multiple_of(STEP);
+    let mut out = vec![0.0; N * N * ci * padded];
+    out.par_chunks_mut(N * N * ci * PANEL).enumerate().for_each(|(panel, out)| {
+        let first = panel * PANEL;
+        let width = PANEL.min(padded - first);
+        // As many input channels at once as keep what is written in the cache of a core.
+        for block in (0..ci).step_by(STEP) {
+            for o in 0..width.min(co - first) {
+                for i in block..(block + STEP).min(ci) {
+                    let tap = |y: usize, x: usize| w[((first + o) * ci + i) * 9 + 3 * y + x];
+                    let rows: [[f32; N]; 3] = from_fn(|y| weight_line(from_fn(|x| tap(y, x))));
+                    let both: [[f32; N]; N] = from_fn(|x| weight_line(from_fn(|y| rows[y][x])));
+                    for place in 0..N * N {
+                        out[(place * ci + i) * width + o] = both[place % N][place / N];
+                    }
+                }
+            }
+        }
+    });
+    out
+}

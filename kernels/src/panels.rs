@@ -1,0 +1,366 @@
+//! Products with weights that were laid out for it when they were loaded, and the memory they lie in.
+//!
+//! Weights `[cols, k]` lie as *panels* of 64 columns (the last one narrower, a multiple of 16): all columns of a panel
+//! for the first of `k`, then for the next, one line of the cache after the other, which is the order in which a product
+//! reads them. Nothing is packed when a product runs, and rows of the other factor are read where they lie.
+
+mod tile;
+
+use crate::cpu::{Epilogue, Threads, wide};
+use rayon::prelude::*;
+use std::ops::{Deref, DerefMut, Range};
+use tile::{ROWS, Strip};
+
+/// Columns of a panel: four vectors of AVX-512, a width that divides almost every width of the model.
+pub const PANEL: usize = 64;
+
+/// The width of the last panel is a multiple of this.
+pub const STEP: usize = 16;
+
+/// Values that begin at a line of the cache, so that no vector of a panel crosses two.
+#[derive(Clone, Debug, Default)]
+pub struct Aligned {
+    lines: Vec<Line>,
+    len: usize,
+}
+
+#[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C, align(64))]
+struct Line([f32; 16]);
+
+impl Aligned {
+    /// So many zeros.
+    ///
+    /// # Errors
+    /// If there is no room for them.
+    pub fn zeros(len: usize) -> Result<Self, std::collections::TryReserveError> {
+        let mut lines = Vec::new();
+        lines.try_reserve_exact(len.div_ceil(16))?;
+        lines.resize(len.div_ceil(16), Line([0.0; 16]));
+        Ok(Self { lines, len })
+    }
+}
+
+impl From<&[f32]> for Aligned {
+    fn from(values: &[f32]) -> Self {
+        let mut lines = vec![Line([0.0; 16]); values.len().div_ceil(16)];
+        bytemuck::cast_slice_mut(&mut lines)[..values.len()].copy_from_slice(values);
+        Self { lines, len: values.len() }
+    }
+}
+
+impl Deref for Aligned {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        &bytemuck::cast_slice(&self.lines)[..self.len]
+    }
+}
+
+impl DerefMut for Aligned {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        &mut bytemuck::cast_slice_mut(&mut self.lines)[..self.len]
+    }
+}
+
+/// Elements of `cols` columns of `k` values as panels.
+pub(crate) fn packed_len(cols: usize, k: usize) -> usize {
+    cols.next_multiple_of(STEP) * k
+}
+
+/// Lays out `cols` columns of `k` values, which `column` writes from a position of `k` on, 16 or fewer at a time.
+pub(crate) fn pack(cols: usize, k: usize, column: impl Fn(usize, usize, &mut [f32]) + Sync) -> Vec<f32> {
+    let mut out = vec![0.0; packed_len(cols, k)];
+    out.par_chunks_mut(PANEL * k.max(1)).enumerate().for_each(|(panel, out)| {
+        let first = panel * PANEL;
+        let width = PANEL.min(cols.next_multiple_of(STEP) - first);
+        for (block, out) in out.chunks_mut(STEP * width).enumerate() {
+            for col in 0..width.min(cols - first) {
+                let mut values = [0.0; STEP];
+                let values = &mut values[..out.len() / width];
+                column(first + col, block * STEP, values);
+                values.iter().enumerate().for_each(|(i, value)| out[i * width + col] = *value);
+            }
+        }
+    });
+    out
+}
+
+/// `[cols, k]`, row by row, as panels.
+pub(crate) fn pack_matrix(cols: usize, k: usize, data: &[f32]) -> Vec<f32> {
+    pack(cols, k, |col, at, out| out.copy_from_slice(&data[col * k + at..][..out.len()]))
+}
+
+/// Weights as panels.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Panels<'a> {
+    values: &'a [f32],
+    k: usize,
+    cols: usize,
+}
+
+impl<'a> Panels<'a> {
+    /// # Panics
+    /// If these are no panels of that size: a bug of the calling kernel.
+    pub(crate) fn new(values: &'a [f32], cols: usize, k: usize) -> Self {
+        assert_eq!(values.len(), packed_len(cols, k), "values of {cols} columns of {k} as panels");
+        Self { values, k, cols }
+    }
+
+    fn count(self) -> usize {
+        self.cols.div_ceil(PANEL)
+    }
+
+    /// A panel with its width and its columns that are not there to fill it up.
+    fn panel(self, index: usize) -> (&'a [f32], usize, usize) {
+        let first = index * PANEL;
+        let width = PANEL.min(self.cols.next_multiple_of(STEP) - first);
+        (&self.values[first * self.k..][..width * self.k], width, PANEL.min(self.cols - first))
+    }
+}
+
+/// Rows of one factor.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Left<'a> {
+    values: &'a [f32],
+    rows: usize,
+    stride: usize,
+}
+
+impl<'a> Left<'a> {
+    /// `rows` rows that begin `stride` values apart.
+    pub(crate) fn new(values: &'a [f32], rows: usize, stride: usize) -> Self {
+        Self { values, rows, stride }
+    }
+}
+
+/// The elements of a product, whose blocks of columns threads write.
+#[derive(Debug)]
+struct Shared {
+    first: *mut f32,
+    len: usize,
+}
+
+#[expect(unsafe_code, reason = "blocks of columns interleave in memory, so they are no slices of their own")]
+// SAFETY: whoever calls `piece` is the only one to write these elements while the piece is there.
+unsafe impl Sync for Shared {}
+
+impl Shared {
+    fn new(values: &mut [f32]) -> Self {
+        Self { first: values.as_mut_ptr(), len: values.len() }
+    }
+
+    #[expect(unsafe_code, clippy::mut_from_ref, reason = "as above: tasks write pieces that do not overlap")]
+    #[inline(always)]
+    fn piece(&self, at: usize, len: usize) -> &mut [f32] {
+        assert!(at + len <= self.len, "elements {at}..{} of {}", at + len, self.len);
+        // SAFETY: inside of the slice, which is borrowed for as long as this is there. `multiply` hands every task other
+        // rows or columns, and a task holds one piece at a time.
+        unsafe { std::slice::from_raw_parts_mut(self.first.add(at), len) }
+    }
+}
+
+/// `y = left * weights`, finished by `epilogue` if there is one; rows of `y` are as long as `weights` has columns.
+///
+/// # Panics
+/// If `y` or `left` is too short: bugs of the calling kernel.
+pub(crate) fn multiply(
+    y: &mut [f32],
+    left: Left<'_>,
+    weights: Panels<'_>,
+    epilogue: Option<(&Epilogue<'_>, usize)>,
+    threads: Threads,
+) {
+    // Values of weights that stay in a core's own cache while all rows of a task pass by.
+    const CACHED: usize = 1 << 17;
+    // Rows of a task: enough that reading the weights for them is little, few enough that tasks come out even.
+    const TASK: usize = 32 * ROWS;
+    let rows = left.rows.div_ceil(left.rows.div_ceil(TASK).max(1)).next_multiple_of(ROWS);
+    let group = (CACHED / (PANEL * weights.k.max(1))).clamp(1, weights.count().max(1));
+    let groups = weights.count().div_ceil(group);
+    let y = Shared::new(y);
+    let task = |index: usize| {
+        let (first, group_at) = (index / groups * rows, index % groups * group);
+        let rows = rows.min(left.rows - first);
+        for panel in group_at..(group_at + group).min(weights.count()) {
+            block(&y, left, first..first + rows, weights, panel);
+            if let Some((epilogue, row)) = epilogue {
+                let (_, _, cols) = weights.panel(panel);
+                wide(
+                    #[inline(always)]
+                    || {
+                        for i in first..first + rows {
+                            let y = y.piece(i * weights.cols + panel * PANEL, cols);
+                            epilogue.row(y, weights.cols, row + i, panel * PANEL);
+                        }
+                    },
+                );
+            }
+        }
+    };
+    let tasks = left.rows.div_ceil(rows.max(1)) * groups;
+    // Below this many multiply-accumulates waking the other threads costs more than it saves (measured on two cores).
+    const PARALLEL_FROM: usize = 1 << 18;
+    if threads == Threads::All && left.rows * weights.k * weights.cols >= PARALLEL_FROM {
+        // Tasks with the same weights are neighbours, so that a thread goes on with those it has in its cache.
+        let chunks = left.rows.div_ceil(rows);
+        (0..tasks).into_par_iter().for_each(|i| task(i % chunks * groups + i / chunks));
+    } else {
+        (0..tasks).for_each(task);
+    }
+}
+
+/// These rows of a product at the columns of a panel.
+fn block(y: &Shared, left: Left<'_>, rows: Range<usize>, weights: Panels<'_>, panel: usize) {
+    // Of `k` at a time: a panel's part stays in the cache of a core.
+    const DEPTH: usize = 1280;
+    let (values, width, cols) = weights.panel(panel);
+    let depth = weights.k.div_ceil(weights.k.div_ceil(DEPTH));
+    for first in (0..weights.k).step_by(depth) {
+        let k = depth.min(weights.k - first);
+        pulp::Arch::new().dispatch(Strip {
+            left: &left.values[rows.start * left.stride + first..],
+            stride: left.stride,
+            rows: rows.len(),
+            k,
+            panel: &values[first * width..][..k * width],
+            width,
+            y,
+            at: rows.start * weights.cols + panel * PANEL,
+            y_stride: weights.cols,
+            cols,
+            accumulate: first > 0,
+        });
+    }
+}
+
+/// `y = left * weights` at columns `first..first + width` of a `y` whose rows are `stride` apart, by one thread; the
+/// weights are one panel, given with its width and `k`.
+///
+/// # Panics
+/// If `y`, `left` or the weights are too short: bugs of the calling kernel.
+pub(crate) fn multiply_part(
+    y: &mut [f32],
+    stride: usize,
+    first: usize,
+    left: Left<'_>,
+    (panel, width, k): (&[f32], usize, usize),
+) {
+    pulp::Arch::new().dispatch(Strip {
+        left: left.values,
+        stride: left.stride,
+        rows: left.rows,
+        k,
+        panel: &panel[..width * k],
+        width,
+        y: &Shared::new(y),
+        at: first,
+        y_stride: stride,
+        cols: width,
+        accumulate: false,
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::Activation;
+
+    /// Whole numbers, so that every order of adding gives the same.
+    fn whole(len: usize, step: usize) -> Vec<f32> {
+        (0..len).map(|i| ((i * step) % 13) as f32 - 6.0).collect()
+    }
+
+    /// `left * weights` from the definition, of rows `stride` apart.
+    fn plain(left: &[f32], stride: usize, weights: &[f32], (rows, cols, k): (usize, usize, usize)) -> Vec<f32> {
+        let sum = |row: usize, col: usize| (0..k).map(|i| left[row * stride + i] * weights[col * k + i]).sum();
+        (0..rows * cols).map(|at| sum(at / cols, at % cols)).collect()
+    }
+
+    #[test]
+    fn products_are_what_the_definition_gives() {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().expect("threads can be had");
+        // Rows and columns about tiles, panels and tasks; `k` of one, of blocks of packing, of two parts.
+        let sizes = [(1, 1, 1), (5, 3, 17), (6, 16, 16), (7, 63, 40), (13, 64, 15), (12, 65, 9), (70, 130, 33)];
+        for (rows, cols, k) in sizes.into_iter().chain([(200, 177, 25), (9, 97, 1300), (401, 48, 20)]) {
+            let (stride, weights) = (k + 3, whole(cols * k, 7));
+            let (left, residual) = (whole(rows * stride, 5), whole(rows * cols, 3));
+            let want = plain(&left, stride, &weights, (rows, cols, k));
+            let packed = Aligned::from(pack_matrix(cols, k, &weights).as_slice());
+            let (left, panels) = (Left::new(&left, rows, stride), Panels::new(&packed, cols, k));
+            let bias = whole(cols, 2);
+            let epilogue = Epilogue {
+                bias: &bias,
+                shift: &[],
+                rows_per_image: rows,
+                activation: Activation::Relu,
+                residual: &residual,
+            };
+            for threads in [Threads::One, Threads::All] {
+                let mut y = vec![f32::NAN; rows * cols];
+                pool.install(|| multiply(&mut y, left, panels, None, threads));
+                assert_eq!(y, want, "{rows}x{k} by {k}x{cols}, {threads:?}");
+                pool.install(|| multiply(&mut y, left, panels, Some((&epilogue, 0)), threads));
+                let finished = |i: usize| (want[i] + bias[i % cols]).max(0.0) + residual[i];
+                assert!((0..y.len()).all(|i| y[i] == finished(i)), "{rows}x{k} by {k}x{cols} finished, {threads:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_kind_of_vectors_gives_the_same() {
+        let (rows, k) = (9, 23);
+        for (width, cols) in [(16, 5), (32, 32), (48, 33), (64, 64), (64, 50)] {
+            let (left, weights) = (whole(rows * k, 5), whole(cols * k, 7));
+            let want = plain(&left, k, &weights, (rows, cols, k));
+            let mut panel = vec![0.0; width * k];
+            (0..cols * k).for_each(|i| panel[i % k * width + i / k] = weights[i]);
+            let mut ways: Vec<(&str, Box<dyn Fn(Strip<'_>)>)> = vec![
+                ("what there is", Box::new(|strip| pulp::Arch::new().dispatch(strip))),
+                ("no vectors", Box::new(|strip| pulp::WithSimd::with_simd(strip, pulp::Scalar))),
+                ("four lanes", Box::new(|strip| pulp::WithSimd::with_simd(strip, pulp::Scalar128b))),
+            ];
+            #[cfg(target_arch = "x86_64")]
+            if let Some(avx2) = pulp::x86::V3::try_new() {
+                ways.push(("AVX2", Box::new(move |strip| pulp::Simd::vectorize(avx2, strip))));
+            }
+            for (name, run) in ways {
+                // A gap after every row, which nobody writes; added to what is there the second time.
+                let mut y = vec![0.5; rows * (cols + 2)];
+                for (accumulate, times) in [(false, 1.0), (true, 2.0)] {
+                    let (panel, y, left) = (&panel[..], &Shared::new(&mut y), &left[..]);
+                    let (at, stride, y_stride) = (0, k, cols + 2);
+                    run(Strip { left, stride, rows, k, panel, width, y, at, y_stride, cols, accumulate });
+                    for (row, want) in want.chunks(cols).enumerate() {
+                        let got = y.piece(row * y_stride, y_stride);
+                        assert!(
+                            got[..cols].iter().zip(want).all(|(got, want)| *got == times * want),
+                            "{name}, {width}"
+                        );
+                        assert_eq!(got[cols..], [0.5, 0.5], "{name} wrote into a gap");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn panels_begin_at_lines_of_the_cache() {
+        let values = Aligned::from(&[1.0, 2.0, 3.0][..]);
+        assert_eq!((&values[..], values.as_ptr().align_offset(64)), (&[1.0, 2.0, 3.0][..], 0));
+        assert_eq!(Aligned::zeros(17).expect("there is room").len(), 17);
+    }
+
+    #[test]
+    #[should_panic(expected = "as panels")]
+    fn weights_of_another_size_are_refused() {
+        Panels::new(&[0.0; 32], 3, 3);
+    }
+
+    #[test]
+    #[should_panic(expected = "of 5")]
+    fn a_short_product_is_refused() {
+        let packed = pack_matrix(3, 1, &[1.0; 3]);
+        multiply(&mut [0.0; 5], Left::new(&[1.0; 2], 2, 1), Panels::new(&packed, 3, 1), None, Threads::One);
+    }
+}
