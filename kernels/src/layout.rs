@@ -75,3 +75,21 @@ impl Layout {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_packed_can_be_unpacked() {
+        for (shape, layout) in [
+            (&[5, 7][..], Layout::Rows),
+            (&[5, 7, 3, 3], Layout::Taps),
+            (&[5, 7, 1, 3], Layout::Taps),
+            (&[6, 1, 3, 3], Layout::DepthwiseTaps),
+        ] {
+            let values: Vec<f32> = (0_u16..).take(elements(shape)).map(f32::from).collect();
+            assert_eq!(layout.unpack(shape, layout.pack(shape, values.clone())), values, "{layout:?}");
+        }
+    }
+}
