@@ -307,6 +307,9 @@ mod tests {
         }
     }
 
+    /// Runs a strip with vectors of some kind.
+    type Way = (&'static str, Box<dyn Fn(Strip<'_>)>);
+
     #[test]
     fn every_kind_of_vectors_gives_the_same() {
         let (rows, k) = (9, 23);
@@ -315,7 +318,7 @@ mod tests {
             let want = plain(&left, k, &weights, (rows, cols, k));
             let mut panel = vec![0.0; width * k];
             (0..cols * k).for_each(|i| panel[i % k * width + i / k] = weights[i]);
-            let mut ways: Vec<(&str, Box<dyn Fn(Strip<'_>)>)> = vec![
+            let mut ways: Vec<Way> = vec![
                 ("what there is", Box::new(|strip| pulp::Arch::new().dispatch(strip))),
                 ("no vectors", Box::new(|strip| pulp::WithSimd::with_simd(strip, pulp::Scalar))),
                 ("four lanes", Box::new(|strip| pulp::WithSimd::with_simd(strip, pulp::Scalar128b))),
