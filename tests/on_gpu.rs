@@ -6,6 +6,8 @@ mod int8;
 
 use mobilediffusion_graph::{Device, Graph, GraphError, Linear, Recording, Session, WeightLoader, Weights};
 use mobilediffusion_kernels::kernel::elements;
+use mobilediffusion_kernels::tuning::Tuning;
+use mobilediffusion_kernels::variant::runnable;
 use mobilediffusion_kernels::{Activation, DType, Storage};
 use mobilediffusion_runtime::{AdapterKind, Gpu, RuntimeError, Select};
 use mobilediffusion_tests::gpu::{self, Test};
@@ -195,6 +197,35 @@ fn gpu_and_cpu_draw_the_same(gpu: Arc<Gpu>) {
     say(&format!("CPU against {}, the worst of sixteen prompts: PSNR {worst:.1} dB", gpu.adapter()));
 }
 
+/// What `bench --tune` measured is taken by sessions; a file that is not right is told and as good as none.
+fn sessions_take_what_was_measured(gpu: Arc<Gpu>) {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let gpu = Arc::into_inner(gpu).expect("it is nobody else's").with_pipeline_cache(folder.path());
+    let gpu = Arc::new(gpu);
+    let taken = || {
+        let mut graph = Graph::new();
+        let x = graph.input("x", [300, 64], DType::Elem);
+        let y = graph.linear(&x, "fc", Linear { cols: 64, ..Linear::default() }).expect("it fits");
+        graph.output("y", &y);
+        let session = session(&gpu, graph).expect("it is made");
+        session.variants().expect("a GPU has variants")[0]
+    };
+    let estimated = taken();
+    let linear = mobilediffusion_kernels::Linear { rows: 300, k: 64, cols: 64, ..Default::default() };
+    let all = runnable(&linear, gpu.caps(), Storage::F32);
+    let other = *all.iter().find(|variant| **variant != estimated).expect("there are several");
+    let mut tuning = Tuning::default();
+    tuning.note(gpu.adapter(), (&linear, Storage::F32), &other);
+    tuning.write(&gpu).expect("the folder is writable");
+    assert_eq!(Tuning::read(&gpu), (tuning, None), "it is read as it was written");
+    assert_eq!(taken(), other, "the session takes what stands there");
+    gpu.keep("variants.json", b"{ not a table").expect("the folder is writable");
+    let (nothing, why) = Tuning::read(&gpu);
+    assert_eq!(nothing, Tuning::default(), "nothing is left");
+    assert!(why.is_some_and(|why| why.contains("variants.json")), "and it is told");
+    assert_eq!(taken(), estimated, "the session takes its own estimate");
+}
+
 #[expect(clippy::print_stdout, reason = "figures for the README")]
 fn say(text: &str) {
     println!("{text}");
@@ -209,6 +240,7 @@ fn main() {
         ("a_long_run_is_stopped_between_two_submissions", a_long_run_is_stopped_between_two_submissions),
         ("a_lost_device_is_an_error_of_the_run", a_lost_device_is_an_error_of_the_run),
         ("a_replay_makes_nothing", a_replay_makes_nothing),
+        ("sessions_take_what_was_measured", sessions_take_what_was_measured),
         ("gpu_and_cpu_draw_the_same", gpu_and_cpu_draw_the_same),
         ("a_gpu_computes_with_weights_rounded_to_8_bits", int8::a_gpu_computes_with_weights_rounded_to_8_bits),
     ];

@@ -9,6 +9,7 @@ mod measure;
 mod peaks;
 mod picture;
 mod plan;
+mod tune;
 
 use crate::Failure;
 use crate::args::{Floats, device};
@@ -41,6 +42,10 @@ pub(crate) struct Args {
     /// built-in architecture draws with made-up weights
     #[arg(long, conflicts_with_all = ["kernels", "plan"])]
     picture: bool,
+    /// Time every variant of kernels that have several, and keep the fastest for sessions on this adapter: at the model's
+    /// shapes or, with --plan, at those of a network
+    #[arg(long)]
+    tune: bool,
     #[command(flatten)]
     networks: crate::args::Networks,
     /// With --plan or --picture: strength of guidance, anything but 1 doubles the batch [default: the model's]
@@ -117,6 +122,14 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     if software && args.plan.is_none() {
         note("note: this is a software adapter: it computes on the CPU, so large shapes are left out");
     }
+    if args.tune {
+        let (Target::Gpu(gpu, storage), Some(timer)) = (target, &timer) else {
+            return Err("the CPU has no variants to choose from: --tune wants a GPU".into());
+        };
+        let device = tune::Device { gpu, storage, timer, effort };
+        let measured = tune::run(device, &problems(args)?)?;
+        return write_json(args, &json!({ "machine": as_map(machine), "tuned": measured }));
+    }
     if let Some(network) = args.plan {
         let device = match (&gpu, target) {
             (Some(gpu), Target::Gpu(_, storage)) => Device::Gpu(Arc::clone(gpu), storage),
@@ -130,12 +143,8 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let peaks = Peaks::measure(target, timer.as_ref(), effort)?;
     result(&peaks.to_string())?;
     result(&heading())?;
-    let chosen: Vec<&Family> = match args.kernels.as_slice() {
-        [] => FAMILIES.iter().collect(),
-        names => names.iter().filter_map(|name| family(name)).collect(),
-    };
     let (mut rows, mut wrong, mut left_out, mut too_long, mut too_late) = (Vec::new(), Vec::new(), 0, 0, 0);
-    for family in chosen {
+    for family in chosen(args) {
         if time_left() {
             wrong.extend(check_cpu_form(family));
         }
@@ -176,6 +185,20 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     if wrong.is_empty() { Ok(()) } else { Err(format!("wrong results: {}", wrong.join("; ")).into()) }
 }
 
+/// The kernels that were named, or all.
+fn chosen(args: &Args) -> Vec<&'static Family> {
+    match args.kernels.as_slice() {
+        [] => FAMILIES.iter().collect(),
+        names => names.iter().filter_map(|name| family(name)).collect(),
+    }
+}
+
+/// What is tuned: a network's problems, or those of kernels.
+fn problems(args: &Args) -> Result<Vec<Case>, Failure> {
+    let Some(network) = args.plan else { return Ok(tune::of_families(&chosen(args))) };
+    tune::of_plan(&plan::record(network, &args.networks, args.guidance)?)
+}
+
 fn as_map(machine: Vec<(&'static str, String)>) -> serde_json::Map<String, Value> {
     machine.into_iter().map(|(name, text)| (name.to_owned(), Value::String(text))).collect()
 }
@@ -198,8 +221,8 @@ fn check_cpu_form(family: &Family) -> Option<String> {
 
 fn heading() -> String {
     format!(
-        "{:18} {:>11} {:>11} {:>11} {:>9} {:>8} {:>6} {:>6} {:8} shape",
-        "kernel", "median us", "min us", "p90 us", "GFLOP/s", "GB/s", "%flops", "%copy", "bound"
+        "{:18} {:>11} {:>11} {:>11} {:>9} {:>8} {:>6} {:>6} {:8} {:10} shape",
+        "kernel", "median us", "min us", "p90 us", "GFLOP/s", "GB/s", "%flops", "%copy", "bound", "variant"
     )
 }
 
@@ -221,6 +244,7 @@ struct Row {
     of_copy: f64,
     /// Whether `of_flops` is a part of the matrix units' peak.
     by_matrices: bool,
+    /// The kernel's variant; none on the CPU.
     variant: Option<&'static str>,
 }
 
@@ -233,7 +257,8 @@ impl Row {
         // A pass shorter than the clock's tick counts as one nanosecond.
         let median = at(50).max(1e-9);
         let (flops, bytes) = (kernel.cost().flops as f64 / median, bytes_moved(kernel, elem) as f64 / median);
-        let peak = peaks.matrix_flops.filter(|_| measured.by_matrices).unwrap_or(peaks.flops);
+        let by_matrices = measured.variant.is_some_and(|variant| variant.needs.matrix.is_some());
+        let peak = peaks.matrix_flops.filter(|_| by_matrices).unwrap_or(peaks.flops);
         Self {
             kernel: kernel.name(),
             shape: sample::text(kernel),
@@ -245,8 +270,8 @@ impl Row {
             bytes,
             of_flops: flops / peak,
             of_copy: bytes / peaks.copy,
-            by_matrices: measured.by_matrices,
-            variant: measured.variant,
+            by_matrices,
+            variant: measured.variant.map(|variant| variant.name),
         }
     }
 
@@ -257,7 +282,7 @@ impl Row {
 
     fn line(&self) -> String {
         format!(
-            "{:18} {:11.1} {:11.1} {:11.1} {:9.1} {:8.2} {:6.1} {:6.1} {:8} {}",
+            "{:18} {:11.1} {:11.1} {:11.1} {:9.1} {:8.2} {:6.1} {:6.1} {:8} {:10} {}",
             self.kernel,
             self.median * 1e6,
             self.min * 1e6,
@@ -267,6 +292,7 @@ impl Row {
             self.of_flops * 100.0,
             self.of_copy * 100.0,
             self.bound(),
+            self.variant.unwrap_or_default(),
             self.shape
         )
     }

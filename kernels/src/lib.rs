@@ -12,6 +12,7 @@ pub mod reference;
 pub mod runner;
 pub mod sample;
 pub mod storage;
+pub mod tuning;
 pub mod variant;
 pub mod wgsl;
 

@@ -6,6 +6,7 @@
 
 use crate::kernel::Kernel;
 use crate::storage::Storage;
+use crate::tuning::{Measured, Tuning, problem};
 use mobilediffusion_runtime::{AdapterKind, Caps, Gpu, MatrixShape, MatrixType};
 
 /// What a variant asks of a device.
@@ -84,13 +85,16 @@ pub struct Machine {
     pub storage: Storage,
     /// Workgroups that keep it busy: fewer take as long as these.
     pub busy_groups: usize,
+    /// What was measured on it.
+    pub tuned: Measured,
 }
 
 impl Machine {
     /// What is chosen for where nothing is known of the device but that it is one of WebGPU.
-    pub const PORTABLE: Self = Self { caps: Caps::PORTABLE, storage: Storage::F32, busy_groups: 256 };
+    pub const PORTABLE: Self =
+        Self { caps: Caps::PORTABLE, storage: Storage::F32, busy_groups: 256, tuned: Measured::new() };
 
-    /// A device that is open, where tensors are stored like that.
+    /// A device that is open, where tensors are stored like that, with what the user's cache folder tells of it.
     pub fn of(gpu: &Gpu, storage: Storage) -> Self {
         // No API tells the compute units. Two workgroups for each of 128 keep the large GPUs of our day busy, and two
         // for each of 16 the small ones.
@@ -99,7 +103,8 @@ impl Machine {
             AdapterKind::Integrated => 32,
             AdapterKind::Software => 8,
         };
-        Self { caps: gpu.caps().clone(), storage, busy_groups }
+        let (tuning, _) = Tuning::read(gpu);
+        Self { caps: gpu.caps().clone(), storage, busy_groups, tuned: tuning.of(gpu.adapter()) }
     }
 }
 
@@ -110,12 +115,17 @@ pub fn runnable(kernel: &dyn Kernel, caps: &Caps, storage: Storage) -> Vec<Varia
     variants
 }
 
-/// The variant that a device should run: the one of the least time, where too few workgroups leave a part of the device
-/// idle. Of equal ones it is the first.
+/// The variant that a device should run: the one that was measured to be the fastest, else the one of the least estimated
+/// time, where too few workgroups leave a part of the device idle. Of equal ones it is the first.
 pub fn choose(kernel: &dyn Kernel, machine: &Machine) -> Variant {
     let time = |variant: &Variant| variant.groups.max(machine.busy_groups) as f64 * variant.work;
-    let fitting = runnable(kernel, &machine.caps, machine.storage).into_iter();
-    fitting.min_by(|a, b| time(a).total_cmp(&time(b))).unwrap_or(Variant::ONLY)
+    let fitting = runnable(kernel, &machine.caps, machine.storage);
+    let tuned = machine.tuned.get(&problem(kernel, machine.storage));
+    let measured = fitting.iter().find(|variant| tuned.is_some_and(|name| name == variant.name));
+    if let Some(measured) = measured {
+        return *measured;
+    }
+    fitting.into_iter().min_by(|a, b| time(a).total_cmp(&time(b))).unwrap_or(Variant::ONLY)
 }
 
 #[cfg(test)]
@@ -133,7 +143,7 @@ mod tests {
             max_workgroup_bytes: 48 << 10,
             ..Caps::PORTABLE
         };
-        Machine { caps, storage: Storage::F16, busy_groups: 256 }
+        Machine { caps, storage: Storage::F16, ..Machine::PORTABLE }
     }
 
     fn by_matrices(machine: &Machine) -> bool {

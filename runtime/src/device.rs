@@ -6,6 +6,7 @@ use crate::pipeline::Pipelines;
 use crate::pipeline_file::PipelineFile;
 use futures_channel::oneshot;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -39,6 +40,7 @@ pub struct Gpu {
     pub(crate) pipelines: Pipelines,
     pub(crate) pipeline_file: Option<PipelineFile>,
     pub(crate) shader_checks: bool,
+    pub(crate) cache_folder: Option<PathBuf>,
     pub(crate) buffers_made: AtomicU64,
     /// Bytes written since the last wait for uploads.
     pub(crate) pending_upload: AtomicU64,
@@ -77,6 +79,7 @@ impl Gpu {
             pipelines: Pipelines::default(),
             pipeline_file: None,
             shader_checks: false,
+            cache_folder: None,
             buffers_made: AtomicU64::new(0),
             pending_upload: AtomicU64::new(0),
             pipelines_made: AtomicU64::new(0),
@@ -100,8 +103,7 @@ impl Gpu {
     pub async fn recreate(&self) -> Result<Self, RuntimeError> {
         let mut fresh = Self::open(&Select::Same(self.adapter.clone())).await?;
         fresh.shader_checks = self.shader_checks;
-        let folder = self.pipeline_file.as_ref().map(PipelineFile::folder);
-        Ok(match folder {
+        Ok(match &self.cache_folder {
             Some(folder) => fresh.with_pipeline_cache(folder),
             None => fresh,
         })

@@ -1,7 +1,8 @@
-//! Compiled pipelines, kept from one run of the program to the next in a file of the user's cache folder.
+//! What is kept from one run of the program to the next in files of the user's cache folder: compiled pipelines, and what
+//! others ask to be kept beside them.
 //!
-//! Its name says which adapter, driver and version of this crate wrote it, its checksum that it is whole, and a header
-//! of wgpu's inside that it fits the device. Any other file is as good as none.
+//! The name of a file of pipelines says which adapter, driver and version of this crate wrote it, its checksum that it is
+//! whole, and a header of wgpu's inside that it fits the device. Any other file is as good as none.
 
 use crate::device::Gpu;
 use crate::error::RuntimeError;
@@ -32,26 +33,28 @@ impl PipelineFile {
         let raw = make(gpu, unsealed(&file)).or_else(|_| make(gpu, None)).ok()?;
         Some(Self { path, raw, saved: AtomicU64::new(0) })
     }
+}
 
-    /// Where it lies.
-    pub(crate) fn folder(&self) -> &Path {
-        self.path.parent().unwrap_or(Path::new("."))
-    }
-
-    fn write(&self, data: &[u8]) -> std::io::Result<()> {
-        let folder = self.folder();
+/// Writes a file beside its place and renames it.
+fn write(path: &Path, data: &[u8]) -> Result<(), RuntimeError> {
+    let whole = || -> std::io::Result<()> {
+        let folder = path.parent().unwrap_or(Path::new("."));
         std::fs::create_dir_all(folder)?;
         let mut file = tempfile::NamedTempFile::new_in(folder)?;
-        file.write_all(&sealed(data))?;
-        file.persist(&self.path)?;
+        file.write_all(data)?;
+        file.persist(path)?;
         Ok(())
-    }
+    };
+    let unwritten =
+        |error: std::io::Error| RuntimeError::Unwritten { path: path.display().to_string(), reason: error.to_string() };
+    whole().map_err(unwritten)
 }
 
 impl Gpu {
     /// The same device, which takes up what was compiled on it before from a file in `folder`, and keeps there what it
     /// compiles from now on. Where the driver knows no such thing, and where the file is not right, all is compiled.
     pub fn with_pipeline_cache(mut self, folder: &Path) -> Self {
+        self.cache_folder = Some(folder.to_owned());
         self.pipeline_file = PipelineFile::open(&self, folder);
         self
     }
@@ -76,11 +79,22 @@ impl Gpu {
             return Ok(());
         }
         let Some(data) = self.scoped("the compiled pipelines", 0, || file.raw.get_data())? else { return Ok(()) };
-        let unwritten = |error: std::io::Error| RuntimeError::Unwritten {
-            path: file.path.display().to_string(),
-            reason: error.to_string(),
-        };
-        file.write(&data).map_err(unwritten)
+        write(&file.path, &sealed(&data))
+    }
+
+    /// A file that was kept in the folder of [`with_pipeline_cache`](Self::with_pipeline_cache); none without either.
+    pub fn kept(&self, name: &str) -> Option<Vec<u8>> {
+        std::fs::read(self.cache_folder.as_ref()?.join(name)).ok()
+    }
+
+    /// Keeps a file there; it appears whole or not at all.
+    ///
+    /// # Errors
+    /// If there is no such folder, or it cannot be written to.
+    pub fn keep(&self, name: &str, data: &[u8]) -> Result<(), RuntimeError> {
+        let nowhere =
+            || RuntimeError::Unwritten { path: name.to_owned(), reason: "there is no cache folder".to_owned() };
+        write(&self.cache_folder.as_ref().ok_or_else(nowhere)?.join(name), data)
     }
 }
 

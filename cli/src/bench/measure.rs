@@ -4,12 +4,12 @@ use super::Effort;
 use crate::Failure;
 use mobilediffusion_kernels::runner::{Target, judge, stored, target_tolerance};
 use mobilediffusion_kernels::variant::{Machine, choose};
-use mobilediffusion_kernels::{Access, Case, Operand, Param, Storage, sample, wgsl};
+use mobilediffusion_kernels::{Access, Case, Operand, Param, Storage, Variant, sample, wgsl};
 use mobilediffusion_runtime::{Binding, Bound, Buffer, Dispatch, Gpu, Role, RuntimeError, Timer};
 use std::time::Instant;
 
 /// Seed of the operands.
-const SEED: u64 = 1;
+pub(super) const SEED: u64 = 1;
 
 /// The runs of a shape.
 #[derive(Debug)]
@@ -18,10 +18,8 @@ pub(crate) struct Measured {
     pub(crate) seconds: Vec<f64>,
     /// What was wrong with the result.
     pub(crate) wrong: Option<String>,
-    /// Whether the variant that ran uses matrix units.
-    pub(crate) by_matrices: bool,
-    /// The variant of the kernel that a GPU ran.
-    pub(crate) variant: Option<&'static str>,
+    /// The kernel's variant; none on the CPU.
+    pub(crate) variant: Option<Variant>,
 }
 
 /// Checks and times one shape.
@@ -34,25 +32,18 @@ pub(crate) fn shape(
     let kernel = case.kernel.as_ref();
     let inputs = stored(kernel, target.storage(), sample::inputs(case, SEED));
     let mut outputs = sample::outputs(case);
+    let mut taken = None;
     let (mut seconds, wrong) = match (target, timer) {
         (Target::Gpu(gpu, storage), Some(timer)) => {
-            let (dispatch, written) = prepare(gpu, storage, case, &inputs)?;
+            let variant = choose(kernel, &Machine::of(gpu, storage));
+            taken = Some(variant);
+            let (dispatch, written) = prepare((gpu, storage), case, &variant, &inputs)?;
             // The first run warms up, too.
             let one = Instant::now();
             gpu.submit([&dispatch])?;
             gpu.wait()?;
             let runs = runs(one.elapsed().as_secs_f64(), effort);
-            let mut got = Vec::new();
-            for (operand, buffer) in &written {
-                if !operand.present {
-                    got.push(Vec::new());
-                    continue;
-                }
-                let staging = gpu.buffer("staging", buffer.bytes(), Role::Staging)?;
-                let bytes = storage.tensor_bytes(operand.dtype, &operand.shape);
-                let bytes = gpu.download(buffer, &staging, (bytes.next_multiple_of(4)) as u64)?;
-                got.push(storage.decode(operand.dtype, &operand.shape, &bytes));
-            }
+            let got = read((gpu, storage), &written)?;
             sample::run(case, &sample::packed(case, inputs), &mut outputs);
             let wide: Vec<Vec<f64>> = written
                 .iter()
@@ -80,12 +71,7 @@ pub(crate) fn shape(
         }
     };
     seconds.sort_by(f64::total_cmp);
-    let chosen = match target {
-        Target::Gpu(gpu, storage) => Some(choose(kernel, &Machine::of(gpu, storage))),
-        Target::Cpu => None,
-    };
-    let by_matrices = chosen.as_ref().is_some_and(|variant| variant.needs.matrix.is_some());
-    Ok(Measured { seconds, wrong, by_matrices, variant: chosen.map(|variant| variant.name) })
+    Ok(Measured { seconds, wrong, variant: taken })
 }
 
 /// Whether a shape failed only because the device has no room for it.
@@ -97,19 +83,36 @@ pub(crate) fn is_too_large(error: &(dyn std::error::Error + 'static)) -> bool {
 }
 
 /// How many runs of about `one` second each the effort allows: at least three, so that there is a median.
-fn runs(one: f64, effort: Effort) -> usize {
+pub(super) fn runs(one: f64, effort: Effort) -> usize {
     ((effort.per_shape.as_secs_f64() / one.max(1e-9)) as usize).clamp(3, effort.runs)
 }
 
-/// The shader bound to operands on the device, and what it writes.
-fn prepare(
-    gpu: &Gpu,
-    storage: Storage,
+/// A kernel's outputs on a device.
+pub(super) type Written = Vec<(Operand, Buffer)>;
+
+/// What was written, dense; nothing where an operand is left out.
+pub(super) fn read((gpu, storage): (&Gpu, Storage), written: &[(Operand, Buffer)]) -> Result<Vec<Vec<f32>>, Failure> {
+    let one = |(operand, buffer): &(Operand, Buffer)| {
+        if !operand.present {
+            return Ok(Vec::new());
+        }
+        let staging = gpu.buffer("staging", buffer.bytes(), Role::Staging)?;
+        let bytes = storage.tensor_bytes(operand.dtype, &operand.shape);
+        let bytes = gpu.download(buffer, &staging, (bytes.next_multiple_of(4)) as u64)?;
+        Ok(storage.decode(operand.dtype, &operand.shape, &bytes))
+    };
+    written.iter().map(one).collect()
+}
+
+/// The shader of a variant bound to operands on the device, and what it writes.
+pub(super) fn prepare(
+    (gpu, storage): (&Gpu, Storage),
     case: &Case,
+    variant: &Variant,
     inputs: &[Vec<f32>],
-) -> Result<(Dispatch, Vec<(Operand, Buffer)>), Failure> {
+) -> Result<(Dispatch, Written), Failure> {
     let kernel = case.kernel.as_ref();
-    let (program, operands) = (kernel.program(&choose(kernel, &Machine::of(gpu, storage))), kernel.operands());
+    let (program, operands) = (kernel.program(variant), kernel.operands());
     let text = wgsl::compose(&program, storage)?;
     let params: Vec<u8> = program.params.iter().flat_map(Param::bytes).collect();
     let uniform = gpu.buffer("params", params.len() as u64, Role::Uniform)?;

@@ -4,7 +4,7 @@ use crate::Failure;
 use crate::graphs::{Network, borrowed, inputs};
 use crate::terminal::{note, result};
 use mobilediffusion_graph::{Against, Device, Recording, Session, Weights, compare};
-use mobilediffusion_kernels::sample;
+use mobilediffusion_kernels::{Variant, sample};
 use mobilediffusion_model::networks::Shape;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -20,14 +20,25 @@ pub(super) struct Subject<'a> {
     pub(super) runs: usize,
 }
 
+/// The plan of a network at the size that was asked for.
+pub(super) fn record(
+    network: Network,
+    networks: &crate::args::Networks,
+    guidance: Option<f32>,
+) -> Result<Recording, Failure> {
+    let config = networks.config()?;
+    let size = networks.size.unwrap_or(config.defaults.image_size);
+    let guided = guidance.unwrap_or(config.defaults.guidance) != 1.0;
+    let shape = Shape::of(size, size, config.defaults.sampler, config.defaults.steps, guided)?;
+    network.record(&config, &shape)
+}
+
 /// Checks and times a plan, once more and again as long as there is time; gives the numbers for a file.
 pub(super) fn run(subject: Subject<'_>, device: &Device, time_left: &dyn Fn() -> bool) -> Result<Value, Failure> {
     let Subject { network, networks, guidance, runs } = subject;
     let config = networks.config()?;
     let size = networks.size.unwrap_or(config.defaults.image_size);
-    let guided = guidance.unwrap_or(config.defaults.guidance) != 1.0;
-    let shape = Shape::of(size, size, config.defaults.sampler, config.defaults.steps, guided)?;
-    let recording = network.record(&config, &shape)?;
+    let recording = record(network, networks, guidance)?;
     result(&format!("plan: {} of {}, {size}x{size} pixels", network.title(), config.defaults.name))?;
     let mut weights = Weights::new(device.clone(), network.weights(networks)?);
     let values = inputs(&recording);
@@ -51,7 +62,7 @@ pub(super) fn run(subject: Subject<'_>, device: &Device, time_left: &dyn Fn() ->
         each.push(session.run_timed()?);
     }
     let overhead = session.overhead()?;
-    report(session.recording(), &each, (median(whole), overhead))
+    report((session.recording(), session.variants()), &each, (median(whole), overhead))
 }
 
 fn write(session: &mut Session, values: &[(String, Vec<f32>)]) -> Result<(), Failure> {
@@ -84,7 +95,7 @@ fn median(mut seconds: Vec<f64>) -> f64 {
 }
 
 fn report(
-    recording: &Recording,
+    (recording, variants): (&Recording, Option<&[Variant]>),
     runs: &[Vec<(usize, f64)>],
     (whole, overhead): (f64, Option<f64>),
 ) -> Result<Value, Failure> {
@@ -94,7 +105,7 @@ fn report(
     let sum: f64 = steps.iter().map(|(_, seconds)| seconds).sum();
     steps.sort_by(|a, b| b.1.total_cmp(&a.1));
     let mut kernels: BTreeMap<&str, (usize, f64)> = BTreeMap::new();
-    result(&format!("{:>11} {:>6} {:>9} {:>5} {:18} at", "us", "%", "GFLOP/s", "step", "kernel"))?;
+    result(&format!("{:>11} {:>6} {:>9} {:>5} {:18} {:10} at", "us", "%", "GFLOP/s", "step", "kernel", "variant"))?;
     let mut rows = Vec::new();
     for &(step, seconds) in &steps {
         let node = &recording.nodes[step];
@@ -103,15 +114,17 @@ fn report(
         *total = (total.0 + 1, total.1 + seconds);
         let rate = kernel.cost().flops as f64 / seconds.max(1e-9);
         result(&format!(
-            "{:11.1} {:6.2} {:9.1} {step:5} {:18} {} ({})",
+            "{:11.1} {:6.2} {:9.1} {step:5} {:18} {:10} {} ({})",
             seconds * 1e6,
             100.0 * seconds / sum,
             rate / 1e9,
             kernel.name(),
+            variants.map_or("", |all| all[step].name),
             node.path,
             sample::text(kernel)
         ))?;
-        rows.push(json!({"step": step, "kernel": kernel.name(), "path": node.path, "shape": sample::text(kernel),
+        let variant = variants.map(|all| all[step].name);
+        rows.push(json!({"step": step, "kernel": kernel.name(), "variant": variant, "path": node.path, "shape": sample::text(kernel),
             "median_us": seconds * 1e6, "flops_per_second": rate}));
     }
     let mut totals: Vec<_> = kernels.into_iter().collect();
