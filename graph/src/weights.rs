@@ -44,7 +44,7 @@ pub trait WeightLoader {
 }
 
 /// Elements loaded at a time, about: all that the host holds of a weight besides what the device keeps.
-const PART: usize = 4 << 20;
+const PART: usize = 1 << 20;
 
 /// Rows of the first axis that are loaded together, as ranges. Where a layout moves values from one row to another, all.
 fn parts(shape: &[usize], layout: Layout) -> Vec<Range<usize>> {

@@ -49,7 +49,7 @@ pub const POISON: u32 = 0x7FC1_7FC1;
 
 /// Bytes uploaded between two waits, of all buffers. wgpu keeps a staging copy of everything written until the next submission is
 /// done, so this bounds the host's extra memory.
-const UPLOAD_CHUNK: usize = 32 << 20;
+const UPLOAD_CHUNK: usize = 8 << 20;
 
 impl Gpu {
     /// Makes a buffer of at least four bytes; its content is zero.

@@ -49,6 +49,9 @@ pub struct Gpu {
     pub(crate) incidents: Arc<Incidents>,
 }
 
+/// Bytes of a block of memory that small buffers share.
+const BLOCK: u64 = 4 << 20;
+
 impl Gpu {
     /// Opens the chosen adapter with all the limits it offers, and with those features of ours that it has.
     ///
@@ -63,8 +66,9 @@ impl Gpu {
             label: Some("mobilediffusion"),
             required_features: raw.features() & adapter::FEATURES,
             required_limits: raw.limits(),
-            // Weights and arenas are buffers of their own; blocks for many small ones would stay half empty.
-            memory_hints: wgpu::MemoryHints::MemoryUsage,
+            // Weights and arenas are large: blocks for several of them would stay half empty. What does not fit into the
+            // smallest block that there is gets memory of its own.
+            memory_hints: wgpu::MemoryHints::Manual { suballocated_device_memory_block_size: BLOCK..BLOCK },
             experimental_features: experimental_features(),
             ..Default::default()
         };
