@@ -1,21 +1,30 @@
 //! Products with weights that were laid out for it when they were loaded, and the memory they lie in.
 //!
-//! Weights `[cols, k]` lie as *panels* of 64 columns (the last one narrower, a multiple of 16): all columns of a panel
-//! for the first of `k`, then for the next, one line of the cache after the other, which is the order in which a product
-//! reads them. Nothing is packed when a product runs, and rows of the other factor are read where they lie.
+//! Weights `[cols, k]` lie as *panels* of 64 columns (the last one narrower, a multiple of 16), and a panel as *grains*, the
+//! columns that the innermost loop takes at once: all of a grain for the first of `k`, then for the next, one line of the
+//! cache after the other, which is the order in which a product reads them. Nothing is packed when a product runs, and rows of the other factor are read where they lie.
 
 mod tile;
 
 use crate::cpu::{Epilogue, Threads, wide};
 use rayon::prelude::*;
 use std::ops::{Deref, DerefMut, Range};
-use tile::{ROWS, Strip};
+use std::sync::OnceLock;
+use tile::{Lanes, ROWS, Strip};
 
 /// Columns of a panel: four vectors of AVX-512, a width that divides almost every width of the model.
 pub const PANEL: usize = 64;
 
 /// The width of the last panel is a multiple of this.
 pub const STEP: usize = 16;
+
+/// Columns of a grain of a panel of `width`: all of them with vectors of 16, which keep as many sums in registers, else one
+/// step.
+pub(crate) fn grain(width: usize) -> usize {
+    static LANES: OnceLock<usize> = OnceLock::new();
+    let lanes = *LANES.get_or_init(|| pulp::Arch::new().dispatch(Lanes));
+    if lanes == STEP { width } else { STEP.min(width) }
+}
 
 /// Values that begin at a line of the cache, so that no vector of a panel crosses two.
 #[derive(Clone, Debug, Default)]
@@ -73,13 +82,16 @@ pub(crate) fn pack(cols: usize, k: usize, column: impl Fn(usize, usize, &mut [f3
     let mut out = vec![0.0; packed_len(cols, k)];
     out.par_chunks_mut(PANEL * k.max(1)).enumerate().for_each(|(panel, out)| {
         let first = panel * PANEL;
-        let width = PANEL.min(cols.next_multiple_of(STEP) - first);
-        for (block, out) in out.chunks_mut(STEP * width).enumerate() {
-            for col in 0..width.min(cols - first) {
-                let mut values = [0.0; STEP];
-                let values = &mut values[..out.len() / width];
-                column(first + col, block * STEP, values);
-                values.iter().enumerate().for_each(|(i, value)| out[i * width + col] = *value);
+        let grain = grain(PANEL.min(cols.next_multiple_of(STEP) - first));
+        for (part, out) in out.chunks_mut(grain * k.max(1)).enumerate() {
+            let first = first + part * grain;
+            for (block, out) in out.chunks_mut(STEP * grain).enumerate() {
+                for col in 0..grain.min(cols.saturating_sub(first)) {
+                    let mut values = [0.0; STEP];
+                    let values = &mut values[..out.len() / grain];
+                    column(first + col, block * STEP, values);
+                    values.iter().enumerate().for_each(|(i, value)| out[i * grain + col] = *value);
+                }
             }
         }
     });
@@ -212,25 +224,34 @@ pub(crate) fn multiply(
 
 /// These rows of a product at the columns of a panel.
 fn block(y: &Shared, left: Left<'_>, rows: Range<usize>, weights: Panels<'_>, panel: usize) {
-    // Of `k` at a time: a panel's part stays in the cache of a core.
-    const DEPTH: usize = 1280;
     let (values, width, cols) = weights.panel(panel);
-    let depth = weights.k.div_ceil(weights.k.div_ceil(DEPTH));
-    for first in (0..weights.k).step_by(depth) {
-        let k = depth.min(weights.k - first);
-        pulp::Arch::new().dispatch(Strip {
-            left: &left.values[rows.start * left.stride + first..],
-            stride: left.stride,
-            rows: rows.len(),
-            k,
-            panel: &values[first * width..][..k * width],
-            width,
-            y,
-            at: rows.start * weights.cols + panel * PANEL,
-            y_stride: weights.cols,
-            cols,
-            accumulate: first > 0,
-        });
+    in_parts(Strip {
+        left: &left.values[rows.start * left.stride..],
+        stride: left.stride,
+        rows: rows.len(),
+        k: 0..weights.k,
+        panel: values,
+        width,
+        depth: weights.k,
+        grain: grain(width),
+        y,
+        at: rows.start * weights.cols + panel * PANEL,
+        y_stride: weights.cols,
+        cols,
+        accumulate: false,
+    });
+}
+
+/// Of `k` at a time what keeps a grain in the cache that its loop wants it in: a whole panel in a core's own, or one step in
+/// the nearest.
+fn in_parts(strip: Strip<'_>) {
+    const OWN: usize = 1280;
+    const NEAREST: usize = 256;
+    let most = if strip.grain > STEP { OWN } else { NEAREST };
+    let depth = strip.depth.div_ceil(strip.depth.div_ceil(most).max(1)).max(1);
+    for first in (0..strip.depth).step_by(depth) {
+        let k = first..(first + depth).min(strip.depth);
+        pulp::Arch::new().dispatch(Strip { left: &strip.left[first..], k, accumulate: first > 0, ..strip });
     }
 }
 
@@ -246,13 +267,15 @@ pub(crate) fn multiply_part(
     left: Left<'_>,
     (panel, width, k): (&[f32], usize, usize),
 ) {
-    pulp::Arch::new().dispatch(Strip {
+    in_parts(Strip {
         left: left.values,
         stride: left.stride,
         rows: left.rows,
-        k,
+        k: 0..k,
         panel: &panel[..width * k],
         width,
+        depth: k,
+        grain: grain(width),
         y: &Shared::new(y),
         at: first,
         y_stride: stride,
@@ -316,8 +339,12 @@ mod tests {
         for (width, cols) in [(16, 5), (32, 32), (48, 33), (64, 64), (64, 50)] {
             let (left, weights) = (whole(rows * k, 5), whole(cols * k, 7));
             let want = plain(&left, k, &weights, (rows, cols, k));
-            let mut panel = vec![0.0; width * k];
-            (0..cols * k).for_each(|i| panel[i % k * width + i / k] = weights[i]);
+            let panel_of = |grain: usize| {
+                let mut panel = vec![0.0; width * k];
+                let at = |col: usize, i: usize| col / grain * grain * k + i * grain + col % grain;
+                (0..cols * k).for_each(|i| panel[at(i / k, i % k)] = weights[i]);
+                panel
+            };
             let mut ways: Vec<Way> = vec![
                 ("what there is", Box::new(|strip| pulp::Arch::new().dispatch(strip))),
                 ("no vectors", Box::new(|strip| pulp::WithSimd::with_simd(strip, pulp::Scalar))),
@@ -327,13 +354,15 @@ mod tests {
             if let Some(avx2) = pulp::x86::V3::try_new() {
                 ways.push(("AVX2", Box::new(move |strip| pulp::Simd::vectorize(avx2, strip))));
             }
-            for (name, run) in ways {
+            for ((name, run), grain) in ways.iter().flat_map(|way| [STEP, width].map(|grain| (way, grain))) {
+                let panel = panel_of(grain);
                 // A gap after every row, which nobody writes; added to what is there the second time.
                 let mut y = vec![0.5; rows * (cols + 2)];
                 for (accumulate, times) in [(false, 1.0), (true, 2.0)] {
                     let (panel, y, left) = (&panel[..], &Shared::new(&mut y), &left[..]);
                     let (at, stride, y_stride) = (0, k, cols + 2);
-                    run(Strip { left, stride, rows, k, panel, width, y, at, y_stride, cols, accumulate });
+                    let (k, depth) = (0..k, k);
+                    run(Strip { left, stride, rows, k, panel, width, depth, grain, y, at, y_stride, cols, accumulate });
                     for (row, want) in want.chunks(cols).enumerate() {
                         let got = y.piece(row * y_stride, y_stride);
                         assert!(

@@ -6,22 +6,26 @@
 use super::{STEP, Shared};
 use pulp::{Scalar128b, Simd, WithSimd};
 use std::array::from_fn;
+use std::ops::Range;
 use std::slice::ChunksExact;
 
 /// Most rows of a tile.
 pub(super) const ROWS: usize = 6;
 
 /// Rows of a product at the columns of one panel.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(super) struct Strip<'a> {
-    /// The rows of the other factor, `stride` apart.
+    /// The rows of the other factor, `stride` apart, from the first of `k` on.
     pub(super) left: &'a [f32],
     pub(super) stride: usize,
     pub(super) rows: usize,
-    pub(super) k: usize,
-    /// `[k, width]`
+    /// What is added up: a part of the panel's `depth`.
+    pub(super) k: Range<usize>,
+    /// `[width / grain, depth, grain]`
     pub(super) panel: &'a [f32],
     pub(super) width: usize,
+    pub(super) depth: usize,
+    pub(super) grain: usize,
     /// Where the result is, from `at` on with rows `y_stride` apart; of the panel's columns `cols` are there.
     pub(super) y: &'a Shared,
     pub(super) at: usize,
@@ -31,12 +35,24 @@ pub(super) struct Strip<'a> {
     pub(super) accumulate: bool,
 }
 
+/// The lanes of a vector.
+pub(super) struct Lanes;
+
+impl WithSimd for Lanes {
+    type Output = usize;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> usize {
+        S::F32_LANES
+    }
+}
+
 impl WithSimd for Strip<'_> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        match (S::F32_LANES, self.width / STEP) {
+        match (S::F32_LANES, self.grain / STEP) {
             (16, 4) => self.pass::<S, 4>(simd),
             (16, 3) => self.pass::<S, 3>(simd),
             (16, 2) => self.pass::<S, 2>(simd),
@@ -52,7 +68,7 @@ impl WithSimd for Strip<'_> {
 impl Strip<'_> {
     /// All rows, `V` vectors of columns at a time.
     #[inline(always)]
-    fn pass<S: Simd, const V: usize>(self, simd: S) {
+    fn pass<S: Simd, const V: usize>(&self, simd: S) {
         for col in (0..self.width).step_by(V * S::F32_LANES) {
             let mut row = 0;
             while row < self.rows {
@@ -71,8 +87,10 @@ impl Strip<'_> {
 
     #[inline(always)]
     fn tile<S: Simd, const M: usize, const V: usize>(&self, simd: S, row: usize, col: usize) {
-        let left: [&[f32]; M] = from_fn(|i| &self.left[(row + i) * self.stride..][..self.k]);
-        let sums = sums::<S, M, V>(simd, left, self.panel.chunks_exact(self.width), col);
+        let left: [&[f32]; M] = from_fn(|i| &self.left[(row + i) * self.stride..][..self.k.len()]);
+        let within = col % self.grain;
+        let panel = &self.panel[(col - within) * self.depth..][self.grain * self.k.start..self.grain * self.k.end];
+        let sums = sums::<S, M, V>(simd, left, panel.chunks_exact(self.grain), within);
         let there = (V * S::F32_LANES).min(self.cols.saturating_sub(col));
         for i in 0..M {
             let y = self.y.piece(self.at + (row + i) * self.y_stride + col, there);

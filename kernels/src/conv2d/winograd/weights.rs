@@ -1,6 +1,6 @@
 //! The weights of Winograd's algorithm, transformed when they are loaded.
 
-use crate::panels::{PANEL, STEP};
+use crate::panels::{PANEL, STEP, grain};
 use rayon::prelude::*;
 use std::array::from_fn;
 
@@ -14,7 +14,8 @@ fn weight_line<const N: usize>(g: [f32; 3]) -> [f32; N] {
     })
 }
 
-/// `G g G'` of all weights, `[co, ci, 3, 3]` to panels of output channels, in each `[edge, edge, ci, width]`.
+/// `G g G'` of all weights, `[co, ci, 3, 3]` to panels of output channels, in each `[edge, edge, width / grain, ci,
+/// grain]`.
 pub(crate) fn transformed_weights(edge: usize, ci: usize, co: usize, w: &[f32]) -> Vec<f32> {
     match edge {
         3 => transformed::<3>(ci, co, w),
@@ -28,6 +29,7 @@ fn transformed<const N: usize>(ci: usize, co: usize, w: &[f32]) -> Vec<f32> {
     out.par_chunks_mut(N * N * ci * PANEL).enumerate().for_each(|(panel, out)| {
         let first = panel * PANEL;
         let width = PANEL.min(padded - first);
+        let grain = grain(width);
         // As many input channels at once as keep what is written in the cache of a core.
         for block in (0..ci).step_by(STEP) {
             for o in 0..width.min(co - first) {
@@ -36,7 +38,8 @@ fn transformed<const N: usize>(ci: usize, co: usize, w: &[f32]) -> Vec<f32> {
                     let rows: [[f32; N]; 3] = from_fn(|y| weight_line(from_fn(|x| tap(y, x))));
                     let both: [[f32; N]; N] = from_fn(|x| weight_line(from_fn(|y| rows[y][x])));
                     for place in 0..N * N {
-                        out[(place * ci + i) * width + o] = both[place % N][place / N];
+                        let at = place * ci * width + o / grain * grain * ci + i * grain + o % grain;
+                        out[at] = both[place % N][place / N];
                     }
                 }
             }
