@@ -12,7 +12,7 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> x: array<Pack>; // [n, positions, c], less the channels of x2
+@group(0) @binding(1) var<storage, read> x: array<Input>; // [n, positions, c], less the channels of x2
 @if(HAS_X2) @group(0) @binding(2) var<storage, read> x2: array<Pack>; // [n, positions, the rest of c]
 @group(0) @binding(3) var<storage, read_write> moments: array<vec4<f32>>; // [tiles, 2, c]
 

@@ -1,10 +1,6 @@
 // y = residual + activation(conv(x, w) + bias + shift): see kernels/src/conv2d.rs.
-#import grid
-@if(PLAIN) #import gemm
-@if(MATRIX) #import gemm_matrix
-#import activation
+#import product
 #import source
-#import tile_moments
 
 struct Params {
     rows: u32,
@@ -13,8 +9,8 @@ struct Params {
     oh: u32,
     ow: u32,
     ci4: u32,
-    co: u32,
-    co4: u32,
+    cols: u32,
+    cols4: u32,
     pad_start: u32,
     activation: u32,
     first4: u32,
@@ -22,7 +18,7 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> x: array<Pack>; // [n, h, w, ci], less the channels of x2
+@group(0) @binding(1) var<storage, read> x: array<Input>; // [n, h, w, ci], less the channels of x2
 @group(0) @binding(2) var<storage, read> w: array<WeightPack>; // [co, KERNEL, KERNEL, ci]
 @if(HAS_BIAS) @group(0) @binding(3) var<storage, read> bias: array<Pack>; // [co]
 @if(HAS_SHIFT) @group(0) @binding(4) var<storage, read> shift: array<Pack>; // [n, co]
@@ -61,46 +57,10 @@ fn load_x(slot: u32, row: u32, k4: u32) -> vec4<f32> {
     return load_source(line * params.w + up_x / UPSAMPLE, k4 - tap * params.ci4, params.ci4);
 }
 
-fn load_w(col0: u32, col: u32, k4: u32) -> vec4<f32> {
-    if col0 + col >= params.co { return vec4<f32>(); }
-    let row = weight_row(col0 + col, KERNEL * KERNEL * params.ci4);
-    return weight4(w[row], w[row + WEIGHT_HEAD + k4]);
-}
+fn inner4() -> u32 { return KERNEL * KERNEL * params.ci4; }
 
-@compute @workgroup_size(THREADS)
-fn main(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) thread: u32,
-) {
-    let row0 = row_tile(group, groups) * TILE_ROWS;
-    if row0 >= params.rows { return; }
-    var sums = gemm_tile(row0, group.x * 4u * TILE_QUADS, KERNEL * KERNEL * params.ci4, thread);
-    let row = row0 + ROWS_EACH * (thread / THREADS_X);
-    for (var j = 0u; j < QUADS_EACH; j++) {
-        let col4 = group.x * TILE_QUADS + j * THREADS_X + thread % THREADS_X;
-        let inside = thread < LAYER && col4 < params.co4;
-        @if(HAS_MOMENTS) var written = array<vec4<f32>, ROWS_EACH>();
-        for (var i = 0u; i < ROWS_EACH; i++) {
-            if !inside || row + i >= params.rows { continue; }
-            let at = (row + i) * params.co4 + col4;
-            var v = sums[i * QUADS_EACH + j];
-            @if(HAS_BIAS) v += load4(bias[col4]);
-            @if(HAS_SHIFT) v += load4(shift[(row + i) / (params.oh * params.ow) * params.co4 + col4]);
-            v = activate(params.activation, v);
-            @if(HAS_RESIDUAL) v += load4(residual[at]);
-            @if(IN_PLACE) v += load4(y[at]);
-            y[at] = store4(v);
-            @if(HAS_MOMENTS) written[i] = v;
-        }
-        @if(HAS_MOMENTS)
-        // The tiles of an image follow each other, and only the last of a single image may be short.
-        let tile = row0 / 64u + moment_tile(thread);
-        let found = tile_moments(written, min(64u, max(params.rows, 64u * tile) - 64u * tile), thread);
-        if inside && moment_row(thread) == 0u && 64u * tile < params.rows {
-            moments[2u * tile * params.co4 + col4] = found.mean;
-            moments[(2u * tile + 1u) * params.co4 + col4] = found.variance;
-        }
-        @end
-    }
+fn shifted(v: vec4<f32>, row: u32, col4: u32) -> vec4<f32> {
+    var sum = v;
+    @if(HAS_SHIFT) sum += load4(shift[row / (params.oh * params.ow) * params.cols4 + col4]);
+    return sum;
 }

@@ -18,7 +18,7 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> x: array<Pack>; // [n, h, w, c], less the channels of x2
+@group(0) @binding(1) var<storage, read> x: array<Input>; // [n, h, w, c], less the channels of x2
 @group(0) @binding(2) var<storage, read> w: array<Pack>; // [3, 3, c]
 @if(HAS_BIAS) @group(0) @binding(3) var<storage, read> bias: array<Pack>; // [c]
 @if(HAS_SHIFT) @group(0) @binding(4) var<storage, read> shift: array<Pack>; // [n, c]

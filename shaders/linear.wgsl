@@ -1,10 +1,6 @@
 // y = residual + activation(x * w^T + bias): see kernels/src/linear.rs.
-#import grid
-@if(PLAIN) #import gemm
-@if(MATRIX) #import gemm_matrix
-#import activation
-#import source
-#import tile_moments
+#import product
+#import rows
 
 struct Params {
     rows: u32,
@@ -17,7 +13,7 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> x: array<Pack>; // [rows, k], less the channels of x2
+@group(0) @binding(1) var<storage, read> x: array<Input>; // [rows, k], less the channels of x2
 @group(0) @binding(2) var<storage, read> w: array<WeightPack>; // [cols, k]
 @if(HAS_BIAS) @group(0) @binding(3) var<storage, read> bias: array<Pack>; // [cols]
 @if(HAS_RESIDUAL) @group(0) @binding(4) var<storage, read> residual: array<Pack>; // [rows, cols]
@@ -29,52 +25,6 @@ struct Params {
 @group(0) @binding(10) var<storage, read_write> y: array<Pack>; // [rows, cols]
 @if(HAS_MOMENTS) @group(0) @binding(11) var<storage, read_write> moments: array<vec4<f32>>; // [rows / 64, 2, cols]
 
-fn prepare_row(slot: u32, row: u32) {}
+fn inner4() -> u32 { return params.k4; }
 
-fn load_x(slot: u32, row: u32, k4: u32) -> vec4<f32> {
-    if row >= params.rows { return vec4<f32>(); }
-    return load_source(row, k4, params.k4);
-}
-
-fn load_w(col0: u32, col: u32, k4: u32) -> vec4<f32> {
-    if col0 + col >= params.cols { return vec4<f32>(); }
-    let row = weight_row(col0 + col, params.k4);
-    return weight4(w[row], w[row + WEIGHT_HEAD + k4]);
-}
-
-@compute @workgroup_size(THREADS)
-fn main(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) thread: u32,
-) {
-    let row0 = row_tile(group, groups) * TILE_ROWS;
-    if row0 >= params.rows { return; }
-    var sums = gemm_tile(row0, group.x * 4u * TILE_QUADS, params.k4, thread);
-    let row = row0 + ROWS_EACH * (thread / THREADS_X);
-    for (var j = 0u; j < QUADS_EACH; j++) {
-        let col4 = group.x * TILE_QUADS + j * THREADS_X + thread % THREADS_X;
-        let inside = thread < LAYER && col4 < params.cols4;
-        @if(HAS_MOMENTS) var written = array<vec4<f32>, ROWS_EACH>();
-        for (var i = 0u; i < ROWS_EACH; i++) {
-            if !inside || row + i >= params.rows { continue; }
-            let at = (row + i) * params.cols4 + col4;
-            var v = sums[i * QUADS_EACH + j];
-            @if(HAS_BIAS) v += load4(bias[col4]);
-            v = activate(params.activation, v);
-            @if(HAS_RESIDUAL) v += load4(residual[at]);
-            @if(IN_PLACE) v += load4(y[at]);
-            y[at] = store4(v);
-            @if(HAS_MOMENTS) written[i] = v;
-        }
-        @if(HAS_MOMENTS)
-        // The tiles of an image follow each other, and only the last of a single image may be short.
-        let tile = row0 / 64u + moment_tile(thread);
-        let found = tile_moments(written, min(64u, max(params.rows, 64u * tile) - 64u * tile), thread);
-        if inside && moment_row(thread) == 0u && 64u * tile < params.rows {
-            moments[2u * tile * params.cols4 + col4] = found.mean;
-            moments[(2u * tile + 1u) * params.cols4 + col4] = found.variance;
-        }
-        @end
-    }
-}
+fn shifted(v: vec4<f32>, row: u32, col4: u32) -> vec4<f32> { return v; }

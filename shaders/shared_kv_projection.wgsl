@@ -2,7 +2,7 @@
 #import grid
 @if(PLAIN) #import gemm
 @if(MATRIX) #import gemm_matrix
-#import source
+#import rows
 
 struct Params {
     rows: u32,
@@ -14,7 +14,7 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> x: array<Pack>; // [rows, k], less the channels of x2
+@group(0) @binding(1) var<storage, read> x: array<Input>; // [rows, k], less the channels of x2
 @group(0) @binding(2) var<storage, read> w_q: array<WeightPack>; // [q_cols, k]
 @group(0) @binding(3) var<storage, read> w_kv: array<WeightPack>; // [kv_cols, k]
 @if(HAS_X2) @group(0) @binding(4) var<storage, read> x2: array<Pack>; // [rows, the rest of k]
@@ -27,13 +27,6 @@ struct Params {
 
 // Columns of a tile: queries first, then keys and values.
 const HALF = 4u * THREADS_X;
-
-fn prepare_row(slot: u32, row: u32) {}
-
-fn load_x(slot: u32, row: u32, k4: u32) -> vec4<f32> {
-    if row >= params.rows { return vec4<f32>(); }
-    return load_source(row, k4, params.k4);
-}
 
 fn load_w(col0: u32, col: u32, k4: u32) -> vec4<f32> {
     let own = col0 + col % HALF;

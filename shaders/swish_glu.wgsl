@@ -3,7 +3,7 @@
 #import activation
 @if(PLAIN) #import gemm
 @if(MATRIX) #import gemm_matrix
-#import source
+#import rows
 
 struct Params {
     rows: u32,
@@ -16,7 +16,7 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> x: array<Pack>; // [rows, k], less the channels of x2
+@group(0) @binding(1) var<storage, read> x: array<Input>; // [rows, k], less the channels of x2
 @group(0) @binding(2) var<storage, read> w: array<WeightPack>; // [2 * cols, k]
 @group(0) @binding(3) var<storage, read> bias: array<Pack>; // [2 * cols]
 @if(HAS_X2) @group(0) @binding(4) var<storage, read> x2: array<Pack>; // [rows, the rest of k]
@@ -28,13 +28,6 @@ struct Params {
 
 // Columns of a tile: values first, then gates.
 const HALF = 4u * THREADS_X;
-
-fn prepare_row(slot: u32, row: u32) {}
-
-fn load_x(slot: u32, row: u32, k4: u32) -> vec4<f32> {
-    if row >= params.rows { return vec4<f32>(); }
-    return load_source(row, k4, params.k4);
-}
 
 fn load_w(col0: u32, col: u32, k4: u32) -> vec4<f32> {
     let own = col0 + col % HALF;

@@ -2,7 +2,7 @@
 //!
 //! The builder writes down plain steps. This pass asks kernels what they offer ([`fold`](mobilediffusion_kernels::fold))
 //! and knows none by name. A step goes into the one before it (activation, residual, statistics), which then writes
-//! what the step wrote; or into all that read it (concat, upsampling, norms), which then read what the step read. What
+//! what the step wrote; or into all that read it (concat, upsampling, norms, casts), which then read what the step read. What
 //! a caller may read stays a tensor of its own, and a product that a run computes only once stays apart from a sum that
 //! it needs every time.
 
@@ -23,20 +23,25 @@ pub struct Fusion {
     pub concats: bool,
     /// Normalisations with given statistics, into what reads them.
     pub norms: bool,
+    /// Casts of f32, into what reads them.
+    pub casts: bool,
     /// Moments of a tensor, into what writes it.
     pub moments: bool,
 }
 
 impl Fusion {
     /// Everything.
-    pub const ALL: Self = Self { epilogues: true, upsampling: true, concats: true, norms: true, moments: true };
+    pub const ALL: Self =
+        Self { epilogues: true, upsampling: true, concats: true, norms: true, casts: true, moments: true };
     /// Nothing: every step as the builder wrote it down.
-    pub const NONE: Self = Self { epilogues: false, upsampling: false, concats: false, norms: false, moments: false };
+    pub const NONE: Self =
+        Self { epilogues: false, upsampling: false, concats: false, norms: false, casts: false, moments: false };
 
     fn reads(&self, read: &Read) -> bool {
         match read {
             Read::Joined { .. } => self.concats,
             Read::Upsampled => self.upsampling,
+            Read::Wide => self.casts,
             Read::Normalised(_) | Read::Merged { .. } => self.norms,
         }
     }

@@ -5,6 +5,7 @@
 
 use crate::cpu::rows_per_task;
 use crate::draw::Draw;
+use crate::fold::{OnLoad, Read};
 use crate::kernel::{Case, Cost, DType, Family, Fill, Kernel, Operand, Param, Program, Tolerance, folded_grid, parse};
 use crate::variant::Variant;
 use rayon::prelude::*;
@@ -69,6 +70,10 @@ impl Kernel for Cast {
         let (&[x], [y]) = (inputs, outputs) else { panic!("cast has two operands") };
         let len = rows_per_task(1);
         y.par_chunks_mut(len).zip(x.par_chunks(len)).for_each(|(y, x)| y.copy_from_slice(x));
+    }
+
+    fn on_load(&self) -> Option<OnLoad> {
+        Some(OnLoad { read: Read::Wide, main: Some("x"), operands: Vec::new(), rest: None })
     }
 
     fn params_json(&self) -> serde_json::Value {

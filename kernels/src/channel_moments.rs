@@ -129,7 +129,7 @@ impl Kernel for ChannelMoments {
 
     fn operands(&self) -> Vec<Operand> {
         let [x2, ..] = self.source.operands(&[self.n, self.positions], self.c);
-        let x = Operand::read("x", [self.n, self.positions, self.source.first(self.c)]);
+        let x = self.source.x(&[self.n, self.positions], self.c);
         vec![x, x2, operand(self.n, self.positions, self.c)]
     }
 
@@ -201,6 +201,7 @@ fn cases() -> Vec<Case> {
         Case::new(moments(1, 257, 6, 0)),
         Case::new(moments(2, 70, 23, 7)),
         Case::new(moments(1, 20, 132, 64)),
+        Case::new(ChannelMoments { source: Source { wide: true, ..Source::default() }, ..moments(2, 70, 9, 0) }),
         // Far from zero and constant: what sums of squares do not survive.
         Case::new(moments(1, 100, 9, 0)).fill("x", Fill::Normal(1000.0, 1.0)),
         Case::new(moments(1, 100, 9, 0)).fill("x", Fill::Constant(-1000.1)),

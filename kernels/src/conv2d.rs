@@ -3,7 +3,7 @@
 //! `x [n, h, w, ci]`, `w [co, ci, kh, kw]` packed to `[co, kh, kw, ci]`, `bias [co]`, `shift [n, co]` (the time
 //! embedding), `residual` and `y [n, oh, ow, co]`; `upsample` 2 reads `x` as if every pixel stood for 2x2, and `source` says
 //! what else happens to it on the way in; the zeros around it are put there after that. On the GPU an implicit matrix
-//! product (`shaders/common/gemm.wgsl`): a row is an output pixel, k runs over taps and channels. On the CPU blocks of
+//! product (`shaders/common/product.wgsl`): a row is an output pixel, k runs over taps and channels. On the CPU blocks of
 //! output pixels are gathered into a patch matrix and multiplied by it as panels, and where it pays Winograd's algorithm
 //! saves more than half of the multiplications.
 
@@ -135,7 +135,7 @@ impl Kernel for Conv2d {
         let (oh, ow) = self.out_size();
         let [x2, .., norm] = self.source.operands(&[self.n, self.h, self.w], self.ci);
         vec![
-            Operand::read("x", [self.n, self.h, self.w, self.source.first(self.ci)]),
+            self.source.x(&[self.n, self.h, self.w], self.ci),
             Operand::weight("w", [self.co, self.ci, self.kernel, self.kernel])
                 .layout(Layout::Taps)
                 .host(winograd::layout(self)),
@@ -176,8 +176,8 @@ impl Kernel for Conv2d {
             Param::size("oh", oh),
             Param::size("ow", ow),
             Param::size("ci4", self.ci.div_ceil(4)),
-            Param::size("co", self.co),
-            Param::size("co4", self.co.div_ceil(4)),
+            Param::size("cols", self.co),
+            Param::size("cols4", self.co.div_ceil(4)),
             Param::size("pad_start", self.pad_start),
             Param::U("activation", self.activation.code()),
         ];

@@ -132,7 +132,7 @@ impl Kernel for DepthwiseConv2d {
         let (oh, ow) = self.out_size();
         let [x2, ..] = self.source.operands(&[self.n, self.h, self.w], self.c);
         vec![
-            Operand::read("x", [self.n, self.h, self.w, self.source.first(self.c)]),
+            self.source.x(&[self.n, self.h, self.w], self.c),
             Operand::read("w", [self.c, 1, 3, 3]).layout(Layout::DepthwiseTaps),
             Operand::read("bias", [self.c]).optional(self.bias),
             Operand::read("shift", [self.n, self.c]).optional(self.shift),
@@ -257,6 +257,7 @@ fn cases() -> Vec<Case> {
         // From two tensors; with the moments of what it writes.
         Case::new(joined(full(2, 9, 5, 23), 7)).integers(),
         Case::new(joined(full(1, 20, 3, 132), 64)),
+        Case::new(DepthwiseConv2d { source: Source { wide: true, ..Source::default() }, ..full(2, 5, 7, 10) }),
         Case::new(DepthwiseConv2d { moments: true, ..full(1, 7, 9, 65) }),
         Case::new(DepthwiseConv2d { moments: true, ..full(2, 16, 8, 6) }).fill("shift", Fill::Normal(30.0, 1.0)),
         Case::new(DepthwiseConv2d { moments: true, ..joined(full(1, 13, 10, 20), 8) }),

@@ -19,6 +19,8 @@ pub enum Read {
     Upsampled,
     /// Normalises with given statistics.
     Normalised(Norm),
+    /// Reads f32, where it would read floats as the plan stores them.
+    Wide,
     /// Merges moments to mean and reciprocal deviation.
     Merged {
         /// Added to the variance.
@@ -34,6 +36,7 @@ impl Read {
             Self::Upsampled => "upsample",
             Self::Normalised(Norm::Rows) => "layer norm",
             Self::Normalised(_) => "group norm",
+            Self::Wide => "cast",
             Self::Merged { .. } => "statistics",
         }
     }

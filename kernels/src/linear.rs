@@ -72,7 +72,7 @@ impl Kernel for Linear {
 
     fn operands(&self) -> Vec<Operand> {
         let mut operands = vec![
-            Operand::read("x", [self.rows, self.source.first(self.k)]),
+            self.source.x(&[self.rows], self.k),
             Operand::weight("w", [self.cols, self.k]).host(Layout::Panels),
             Operand::read("bias", [self.cols]).optional(self.bias),
             Operand::read("residual", [self.rows, self.cols]).optional(self.residual),
@@ -198,7 +198,8 @@ fn cases() -> Vec<Case> {
     for activation in Activation::ALL {
         cases.push(Case::new(Linear { activation, ..full(9, 20, 12) }).fill("bias", Fill::Normal(-1.0, 4.0)));
     }
-    let reading = |linear: Linear, joined, norm| Linear { source: Source { joined, norm }, ..linear };
+    let reading =
+        |linear: Linear, joined, norm| Linear { source: Source { joined, norm, ..Source::default() }, ..linear };
     let channels = |images, activation| Norm::Channels { images, activation };
     cases.extend([
         // Rows of two tensors: the second of any width, the border of the two within a step of k and at its end.
@@ -210,6 +211,12 @@ fn cases() -> Vec<Case> {
         Case::new(reading(full(66, 18, 63), 0, channels(3, Activation::Silu))),
         Case::new(reading(plain(130, 40, 9), 0, channels(2, Activation::None))).integers(),
         Case::new(reading(full(12, 21, 64), 9, channels(1, Activation::Relu))),
+        // f32 beside what is stored like all floats.
+        Case::new(Linear { source: Source { wide: true, ..Source::default() }, ..full(67, 21, 64) }),
+        Case::new(Linear {
+            source: Source { joined: 9, wide: true, norm: channels(1, Activation::Silu) },
+            ..full(12, 21, 64)
+        }),
         // With the moments of what it writes: tiles of columns and rows that are not full.
         Case::new(Linear { moments: true, ..full(63, 17, 65) }),
         Case::new(Linear { moments: true, activation: Activation::Silu, ..full(193, 16, 6) }),

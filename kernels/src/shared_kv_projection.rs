@@ -54,7 +54,7 @@ impl Kernel for SharedKvProjection {
 
     fn operands(&self) -> Vec<Operand> {
         let mut operands = vec![
-            Operand::read("x", [self.rows, self.source.first(self.k)]),
+            self.source.x(&[self.rows], self.k),
             Operand::weight("w_q", [self.q_cols, self.k]).host(Layout::Panels),
             Operand::weight("w_kv", [self.kv_cols, self.k]).host(Layout::Panels),
         ];
@@ -138,7 +138,8 @@ impl Kernel for SharedKvProjection {
 
 fn cases() -> Vec<Case> {
     let plain = |rows, k, q_cols, kv_cols| SharedKvProjection { rows, k, q_cols, kv_cols, ..Default::default() };
-    let reading = |kernel, joined, norm| SharedKvProjection { source: Source { joined, norm }, ..kernel };
+    let reading =
+        |kernel, joined, norm| SharedKvProjection { source: Source { joined, norm, ..Source::default() }, ..kernel };
     vec![
         Case::new(plain(1, 1, 1, 1)),
         Case::new(plain(63, 17, 65, 65)),
@@ -149,6 +150,7 @@ fn cases() -> Vec<Case> {
         Case::new(plain(67, 29, 131, 66)).integers(),
         Case::new(reading(plain(66, 21, 63, 63), 0, Norm::Rows)).fill("x", Fill::Normal(3.0, 1.0)),
         Case::new(reading(plain(9, 64, 5, 5), 0, Norm::Rows)).integers(),
+        Case::new(SharedKvProjection { source: Source { wide: true, ..Source::default() }, ..plain(9, 17, 66, 5) }),
         Case::new(reading(plain(12, 19, 5, 6), 7, Norm::Channels { images: 2, activation: Activation::Silu })),
     ]
 }

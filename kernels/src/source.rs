@@ -1,6 +1,6 @@
 //! How a kernel reads its input: as it is, or doing on the way what would be a step of its own.
 //!
-//! The input has `channels` channels in rows. The last `joined` of them may come from a second tensor `x2`, and rows may
+//! The input has `channels` channels in rows, stored like all floats of the plan or, `wide`, as f32. The last `joined` of them may come from a second tensor `x2`, and rows may
 //! be normalised, by statistics of the row (`stats`, with `norm_weight` and `norm_bias`: a LayerNorm) or by a scale and
 //! an offset of every channel of an image (`norm`: a GroupNorm, see `group_norm_scale`), then activated. On the GPU
 //! that is `shaders/common/source.wgsl`; on the CPU blocks of rows are made ready in scratch memory.
@@ -20,6 +20,8 @@ pub struct Source {
     pub joined: usize,
     /// Applied to the channels of both; `Rows` to those of `x` alone, without `x2`.
     pub norm: Norm,
+    /// Whether `x` is f32 however the plan stores floats: a sampler's state, on its way into a network.
+    pub wide: bool,
 }
 
 /// A normalisation with given statistics.
@@ -48,7 +50,7 @@ impl Source {
     pub(crate) fn random(draw: &mut Draw<'_>, channels: usize, norms: &[Norm]) -> Self {
         let norm = draw.of(norms);
         let joined = if channels > 4 && norm != Norm::Rows && draw.flip() { channels - 4 } else { 0 };
-        Self { joined, norm }
+        Self { joined, norm, wide: draw.flip() }
     }
 
     /// Why an input of `channels` channels in `rows` rows cannot be read like this, if so.
@@ -72,8 +74,19 @@ impl Source {
         channels - self.joined
     }
 
+    /// Whether nothing happens to the values.
+    fn is_plain(&self) -> bool {
+        self.joined == 0 && self.norm == Norm::None
+    }
+
     fn images(&self) -> usize {
         if let Norm::Channels { images, .. } = self.norm { images } else { 1 }
+    }
+
+    /// `x`; `lead` is the input's shape without its channels.
+    pub(crate) fn x(&self, lead: &[usize], channels: usize) -> Operand {
+        let dtype = if self.wide { DType::F32 } else { DType::Elem };
+        Operand::read("x", [lead, &[self.first(channels)]].concat()).dtype(dtype)
     }
 
     /// `x2`, `stats`, `norm_weight`, `norm_bias` and `norm`; `lead` is the input's shape without its channels.
@@ -90,12 +103,14 @@ impl Source {
     }
 
     /// Switches of the shader.
-    pub(crate) fn constants(&self) -> [(&'static str, u32); 4] {
+    pub(crate) fn constants(&self) -> [(&'static str, u32); 6] {
         let (by_channel, activation) = match self.norm {
             Norm::Channels { activation, .. } => (true, activation),
             Norm::None | Norm::Rows => (false, Activation::None),
         };
         [
+            ("X_F32", self.wide.into()),
+            ("X_STORED", (!self.wide).into()),
             ("HAS_X2", (self.joined > 0).into()),
             ("NORM_ROWS", (self.norm == Norm::Rows).into()),
             ("NORM_CHANNELS", by_channel.into()),
@@ -116,7 +131,8 @@ impl Source {
                 let fits = self.joined == 0 && self.norm != Norm::Rows && (channels - joined).is_multiple_of(4);
                 fits.then(|| Self { joined, ..self.clone() })
             }
-            Read::Normalised(norm) => (*self == Self::default()).then(|| Self { norm, ..Self::default() }),
+            Read::Normalised(norm) => self.is_plain().then(|| Self { norm, ..self.clone() }),
+            Read::Wide => (!self.wide).then(|| Self { wide: true, ..self.clone() }),
             Read::Upsampled | Read::Merged { .. } => None,
         }
     }
@@ -169,7 +185,7 @@ pub(crate) struct Rows<'a> {
 impl<'a> Rows<'a> {
     /// The rows as they lie in memory, if nothing happens to them.
     pub(crate) fn plain(&self) -> Option<&'a [f32]> {
-        (*self.source == Source::default()).then_some(self.x)
+        self.source.is_plain().then_some(self.x)
     }
 
     #[inline(always)]

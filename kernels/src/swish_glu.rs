@@ -60,7 +60,7 @@ impl Kernel for SwishGlu {
 
     fn operands(&self) -> Vec<Operand> {
         let mut operands = vec![
-            Operand::read("x", [self.rows, self.source.first(self.k)]),
+            self.source.x(&[self.rows], self.k),
             Operand::weight("w", [2 * self.cols, self.k]).host(Layout::Panels),
             Operand::read("bias", [2 * self.cols]),
         ];
@@ -170,7 +170,8 @@ fn gate(gate: Activation, y: &mut [f32], (a, g): (&[f32], &[f32]), (bias_a, bias
 fn cases() -> Vec<Case> {
     let glu = |rows, k, cols| SwishGlu { rows, k, cols, gate: Activation::Silu, source: Source::default() };
     let gated = |gate| Case::new(SwishGlu { gate, ..glu(9, 12, 66) });
-    let reading = |glu: SwishGlu, joined, norm| SwishGlu { source: Source { joined, norm }, ..glu };
+    let reading =
+        |glu: SwishGlu, joined, norm| SwishGlu { source: Source { joined, norm, ..Source::default() }, ..glu };
     vec![
         Case::new(glu(1, 1, 1)),
         Case::new(glu(63, 17, 65)),
@@ -182,6 +183,7 @@ fn cases() -> Vec<Case> {
         // Whole numbers: a wrong row or column would be far off. Large negative gates close without NaN.
         Case::new(glu(67, 29, 131)).fill("x", Fill::Integers).fill("w", Fill::Integers).fill("bias", Fill::Integers),
         Case::new(glu(7, 9, 13)).fill("bias", Fill::Constant(-150.0)),
+        Case::new(SwishGlu { source: Source { wide: true, ..Source::default() }, ..glu(9, 17, 66) }),
         gated(Activation::Gelu),
         gated(Activation::QuickGelu),
         gated(Activation::None).integers(),

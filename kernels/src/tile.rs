@@ -170,7 +170,7 @@ impl Tile {
     fn variant(&self, rows: usize, cols: usize, source: &Source) -> Variant {
         let groups = rows.div_ceil(self.rows()) * (self.products * cols).div_ceil(self.cols());
         let work = (self.rows() * self.cols()) as f64 / self.rate;
-        let rounds = self.matrix.is_some() && source.norm != Norm::None;
+        let rounds = self.matrix.is_some() && (source.wide || source.norm != Norm::None);
         Variant { name: self.name, needs: self.needs(), groups, work, rounds }
     }
 }

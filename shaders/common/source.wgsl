@@ -4,9 +4,15 @@
 // `x`, and `positions`, the rows of an image.
 #import activation
 
+// `x` as it is stored, and its four values.
+@if(X_F32) alias Input = vec4<f32>;
+@if(X_STORED) alias Input = Pack;
+@if(X_F32) fn input4(v: Input) -> vec4<f32> { return v; }
+@if(X_STORED) fn input4(v: Input) -> vec4<f32> { return load4(v); }
+
 fn load_joined(row: u32, k4: u32, k4_len: u32) -> vec4<f32> {
     @if(HAS_X2) if k4 >= params.first4 { return load4(x2[row * (k4_len - params.first4) + k4 - params.first4]); }
-    return load4(x[row * params.first4 + k4]);
+    return input4(x[row * params.first4 + k4]);
 }
 
 fn load_source(row: u32, k4: u32, k4_len: u32) -> vec4<f32> {

@@ -44,7 +44,7 @@ pub(super) fn cases() -> Vec<Case> {
     for activation in Activation::ALL {
         cases.push(Case::new(Conv2d { activation, ..full(1, 4, 6, 5, 6) }).fill("bias", Fill::Normal(-1.0, 4.0)));
     }
-    let reading = |conv: Conv2d, joined, norm| Conv2d { source: Source { joined, norm }, ..conv };
+    let reading = |conv: Conv2d, joined, norm| Conv2d { source: Source { joined, norm, ..Source::default() }, ..conv };
     let shifted = |n, h, w, ci, co| Conv2d { residual: false, ..full(n, h, w, ci, co) };
     let channels = |images, activation| Norm::Channels { images, activation };
     cases.extend([
@@ -55,6 +55,9 @@ pub(super) fn cases() -> Vec<Case> {
         Case::new(reading(Conv2d { upsample: 2, ..full(1, 5, 4, 6, 7) }, 2, channels(1, Activation::Relu))),
         Case::new(reading(Conv2d { stride: 2, ..full(2, 9, 5, 10, 4) }, 6, channels(2, Activation::None))).integers(),
         Case::new(reading(pointwise(full(2, 5, 7, 11, 13)), 3, channels(2, Activation::Silu))),
+        // f32 beside what is stored like all floats.
+        Case::new(Conv2d { source: Source { joined: 5, wide: true, ..Source::default() }, ..full(2, 5, 7, 9, 5) }),
+        Case::new(Conv2d { source: Source { wide: true, ..Source::default() }, ..full(1, 9, 7, 8, 70) }).integers(),
         Case::new(reading(full(1, 40, 23, 16, 3), 8, channels(1, Activation::Silu))),
         Case::new(reading(full(2, 23, 17, 64, 40), 24, channels(2, Activation::Silu)))
             .fill("norm", Fill::Normal(3.0, 1.0)),
@@ -77,11 +80,16 @@ pub(super) fn cases() -> Vec<Case> {
 
 pub(super) fn model_shapes() -> Vec<Case> {
     let with_bias = |size, ci, co| Conv2d { bias: true, ..plain(1, size, size, ci, co) };
-    let normalised = |joined| Source { joined, norm: Norm::Channels { images: 1, activation: Activation::Silu } };
+    let normalised = |joined| Source {
+        joined,
+        norm: Norm::Channels { images: 1, activation: Activation::Silu },
+        ..Source::default()
+    };
+    let wide = Source { wide: true, ..Source::default() };
     let upsampled = |size, c| Conv2d { upsample: 2, ..with_bias(size, c, c) };
     vec![
         // UNet: conv_in; a residual block's two halves; the widest; the samplers; conv_out.
-        Case::new(with_bias(64, 8, 320)),
+        Case::new(Conv2d { source: wide.clone(), ..with_bias(64, 8, 320) }),
         Case::new(Conv2d { shift: true, ..with_bias(64, 320, 320) }),
         Case::new(Conv2d { residual: true, ..with_bias(64, 320, 320) }),
         Case::new(Conv2d { shift: true, ..with_bias(64, 960, 320) }),

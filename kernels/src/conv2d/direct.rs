@@ -145,7 +145,7 @@ mod tests {
     #[test]
     fn every_way_to_cut_into_blocks_gives_the_same() {
         let norm = Norm::Channels { images: 2, activation: Activation::Relu };
-        for source in [Source::default(), Source { joined: 1, norm }] {
+        for source in [Source::default(), Source { joined: 1, norm, wide: false }] {
             let conv = Conv2d { bias: true, shift: true, residual: true, stride: 2, source, ..plain(2, 9, 7, 5, 6) };
             let whole = |len: usize| (0..len).map(|i| ((i * 7919) % 9) as f32 - 4.0).collect::<Vec<f32>>();
             let inputs: Vec<Vec<f32>> =
