@@ -114,6 +114,7 @@ fn as_json(name: &str, recording: &Recording, storage: Storage) -> Value {
             "arenas": summary.buffers,
             "one_arena_bytes": summary.arena_bytes,
             "lower_bound_bytes": summary.lower_bound_bytes,
+            "lower_bound_in_place_bytes": summary.lower_bound_in_place_bytes,
             "ratio": summary.activation_bytes as f64 / summary.lower_bound_bytes.max(1) as f64,
         })
     });

@@ -133,6 +133,7 @@ mod tests {
             activation_bytes: 128,
             arena_bytes: 128,
             lower_bound_bytes: 128,
+            lower_bound_in_place_bytes: 128,
             weight_bytes: 1000,
         };
         let text = GraphError::at("arena 1")(source).with_needs(&needs).to_string();

@@ -2,7 +2,7 @@
 
 use crate::error::GraphError;
 use crate::graph::{Origin, TensorInfo};
-use crate::plan::{ARENA_ALIGNMENT, Arenas, Join, Lifetime, Sharing, arenas, lower_bound};
+use crate::plan::{ARENA_ALIGNMENT, Arenas, Join, Lifetime, Sharing, arenas, lower_bound, lower_bound_in_place};
 use crate::record::Recording;
 use mobilediffusion_kernels::kernel::elements;
 use mobilediffusion_kernels::{Access, Storage};
@@ -48,6 +48,13 @@ impl Recording {
         let Arenas { places, bytes, joined } = best.ok_or(GraphError::Buffers { bytes: bound, limit })?;
         steps.into_iter().zip(joined).for_each(|(step, joined)| in_place[step] = joined);
         Ok(GpuPlan { places: self.by_tensor(&tensors, &places), arenas: bytes, in_place })
+    }
+
+    /// Most bytes alive at any step on a GPU, where an output may take the place of its residual: no plan takes less.
+    pub(crate) fn lower_bound_in_place(&self, bytes_of: impl Fn(&TensorInfo) -> usize) -> usize {
+        let (tensors, lifetimes): (Vec<usize>, Vec<Lifetime>) = self.lifetimes(bytes_of).into_iter().unzip();
+        let joins: Vec<Join> = self.joins(&tensors, &lifetimes).into_iter().map(|(_, join)| join).collect();
+        lower_bound_in_place(&lifetimes, &joins)
     }
 
     /// Pairs of planned tensors, by their place among `tensors`, that must not lie in one buffer of a GPU: what a step

@@ -128,6 +128,7 @@ impl Recording {
             arena_bytes: pack(&planned).total,
             activation_bytes: arenas.iter().sum(),
             lower_bound_bytes: lower_bound(&planned),
+            lower_bound_in_place_bytes: self.lower_bound_in_place(bytes_of),
             weight_bytes: self.weight_bytes(storage),
         }
     }
@@ -213,8 +214,10 @@ pub struct PlanSummary {
     pub activation_bytes: usize,
     /// Bytes of one arena with offsets, which is how the CPU device places the tensors.
     pub arena_bytes: usize,
-    /// Most bytes alive at any step.
+    /// Most bytes alive at any step, all that it reads and writes beside each other.
     pub lower_bound_bytes: usize,
+    /// The same where outputs take the place of residuals, which a GPU's plan may do: no plan takes less.
+    pub lower_bound_in_place_bytes: usize,
     /// Bytes of the weights.
     pub weight_bytes: usize,
 }
@@ -224,13 +227,15 @@ impl fmt::Display for PlanSummary {
         let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);
         write!(
             f,
-            "{} steps, {} tensors in {} buffers: {:.2} MiB of activations (at least {:.2}, ratio {:.3}), {:.2} MiB of weights",
+            "{} steps, {} tensors in {} buffers: {:.2} MiB of activations ({:.2} alive at once, ratio {:.3}; \
+             at least {:.2} in place), {:.2} MiB of weights",
             self.steps,
             self.tensors,
             self.buffers,
             mib(self.activation_bytes),
             mib(self.lower_bound_bytes),
             self.activation_bytes as f64 / self.lower_bound_bytes.max(1) as f64,
+            mib(self.lower_bound_in_place_bytes),
             mib(self.weight_bytes),
         )
     }
