@@ -10,6 +10,7 @@ use mobilediffusion_model::config::Sampler;
 use mobilediffusion_model::networks::{Decoder, Shape, decode_graph, denoise_graph, text_graph};
 use mobilediffusion_model::unet::unet;
 use mobilediffusion_runtime::{Gpu, Select, adapters};
+use mobilediffusion_tests::say;
 use std::collections::BTreeSet;
 use std::error::Error;
 use std::sync::Arc;
@@ -217,9 +218,4 @@ fn the_full_size_networks_lose_a_good_part_of_their_steps() {
             assert!(!left.contains(&kernel), "{name}: a step of {kernel} is left");
         }
     }
-}
-
-#[expect(clippy::print_stdout, reason = "the counts are what the test is for")]
-fn say(text: &str) {
-    println!("{text}");
 }

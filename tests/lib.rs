@@ -14,6 +14,12 @@ use mobilediffusion_runtime::adapters;
 
 pub use mobilediffusion_kernels::runner::tolerance as storage_tolerance;
 
+/// Tells the reader of a test's output something.
+#[expect(clippy::print_stdout, reason = "figures and tables are part of what some tests are for")]
+pub fn say(text: &str) {
+    println!("{text}");
+}
+
 /// What the facade is tested on: the CPU device, and every adapter by its index.
 pub fn devices() -> Vec<DeviceChoice> {
     let gpus = pollster::block_on(adapters());

@@ -10,6 +10,7 @@ use mobilediffusion_model::config::Sampler;
 use mobilediffusion_model::networks::{Shape, denoise_graph, text_graph};
 use mobilediffusion_model::weights::{Checkpoint, Synthetic, WeightSource, synthetic};
 use mobilediffusion_runtime::{Gpu, Select, adapters};
+use mobilediffusion_tests::say;
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 use std::path::Path;
 use std::process::Command;
@@ -125,7 +126,7 @@ const MODELS: &str = "WHAT_LOADING_READS";
 #[test]
 fn loading_keeps_little_more_than_the_device_does() {
     if let [Ok(device), Ok(what), Ok(models)] = [DEVICE, WHAT, MODELS].map(std::env::var) {
-        return measure(opened(&device), &what, Path::new(&models));
+        return measure(&device, &what, Path::new(&models));
     }
     let dir = tempfile::tempdir().expect("there is room for temporary files");
     for (model, graph) in [("text", graph()), ("unet", unet())] {
@@ -137,14 +138,15 @@ fn loading_keeps_little_more_than_the_device_does() {
         let mut run = Command::new(program);
         run.env(DEVICE, device).env(WHAT, what).env(MODELS, dir.path()).arg("--nocapture");
         let run = run.output().expect("it starts");
-        let said = String::from_utf8_lossy(&run.stderr);
+        let said = [run.stdout, run.stderr].map(|said| String::from_utf8_lossy(&said).into_owned()).concat();
         assert!(run.status.success(), "{device}, {what}: {said}");
-        print!("{device}, {what}: {said}");
+        say(said.lines().find(|line| line.contains("bytes beside")).unwrap_or(""));
     }
 }
 
 /// The weights of the UNet, those of the text encoder, and all that the steps of the text encoder need.
-fn measure(device: Device, what: &str, models: &Path) {
+fn measure(name: &str, what: &str, models: &Path) {
+    let device = opened(name);
     let small = if let Device::Cpu = device { 48 << 20 } else { 112 << 20 };
     let (held, most) = match what {
         "unet" => (beside(device, unet(), &models.join("unet"), false).0, 200_000_000),
@@ -154,6 +156,7 @@ fn measure(device: Device, what: &str, models: &Path) {
             (beside(device, graph(), &models.join("text"), true).1.expect("it was asked for"), small)
         }
     };
-    eprintln!("{held} bytes beside what the device keeps");
-    assert!(held < most, "{held} bytes beside what the device keeps, {most} allowed");
+    let kept = format!("{name}, {what}: {held} bytes beside what the device keeps");
+    say(&kept);
+    assert!(held < most, "{kept}, {most} allowed");
 }

@@ -3,6 +3,8 @@
 
 #[path = "on_gpu/int8.rs"]
 mod int8;
+#[path = "../model/examples/sheet/mod.rs"]
+mod sheet;
 
 use mobilediffusion_graph::{Device, Graph, GraphError, Linear, Recording, Session, WeightLoader, Weights};
 use mobilediffusion_kernels::kernel::elements;
@@ -13,8 +15,8 @@ use mobilediffusion_runtime::{AdapterKind, Gpu, RuntimeError, Select};
 use mobilediffusion_tests::gpu::{self, Test};
 use mobilediffusion_tests::made_up::{MadeUp, mini_denoise};
 use mobilediffusion_tests::program::draw;
+use mobilediffusion_tests::say;
 use std::error::Error;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -173,28 +175,34 @@ fn a_replay_makes_nothing(gpu: Arc<Gpu>) {
     say(&format!("{}: 300 steps of four numbers take {least:?}, waits included", gpu.adapter()));
 }
 
-/// The program has to be built before.
-fn gpu_and_cpu_draw_the_same(gpu: Arc<Gpu>) {
+/// Holds pictures that the program draws on the GPU, told `more`, to those of the CPU: PSNR of 35 dB at least. The program
+/// has to be built before.
+fn draws_like_the_cpu(gpu: &Gpu, prompts: &[&str], more: &[&str]) {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let index = gpu.adapter().index.to_string();
-    let pixels = |path: &Path| image::open(path).expect("a picture was drawn").to_rgba8();
-    // The prompts of the contact sheet, at its seed.
-    let prompts = "red apple,sun,cat face,pizza,airplane,guitar,house with garden,snowman,blue whale,birthday cake,green frog,\
-         umbrella,rocket,coffee cup,rainbow,soccer ball";
+    let drawn = |prompt: &str, device: &str, more: &[&str]| {
+        let path = folder.path().join(device).with_extension("png");
+        draw(prompt, &path, &[&["--device", device, "--force"], more].concat());
+        image::open(path).expect("a picture was drawn").to_rgba8()
+    };
     let mut worst = f64::INFINITY;
-    for prompt in prompts.split(',') {
-        let [cpu, gpu] = ["cpu", index.as_str()].map(|device| {
-            let path = folder.path().join(device).with_extension("png");
-            draw(prompt, &path, &["--device", device, "--force"]);
-            pixels(&path)
-        });
+    for prompt in prompts {
+        let (cpu, gpu) = (drawn(prompt, "cpu", &[]), drawn(prompt, &index, more));
         let squares = cpu.iter().zip(gpu.iter()).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2));
         let mean = squares.sum::<f64>() / (cpu.len() as f64);
         let psnr = 10.0 * (255.0 * 255.0 / mean.max(1e-12)).log10();
         assert!(psnr >= 35.0, "{prompt}: the pictures differ: PSNR {psnr:.1} dB");
         worst = worst.min(psnr);
     }
-    say(&format!("CPU against {}, the worst of sixteen prompts: PSNR {worst:.1} dB", gpu.adapter()));
+    say(&format!("CPU against {} {more:?}, the worst of {} prompts: PSNR {worst:.1} dB", gpu.adapter(), prompts.len()));
+}
+
+fn gpu_and_cpu_draw_the_same(gpu: Arc<Gpu>) {
+    draws_like_the_cpu(&gpu, &sheet::PROMPTS, &[]);
+}
+
+fn weights_in_8_bits_draw_the_same(gpu: Arc<Gpu>) {
+    draws_like_the_cpu(&gpu, &sheet::PROMPTS[..3], &["--weights-dtype", "int8"]);
 }
 
 /// What `bench --tune` measured is taken by sessions; a file that is not right is told and as good as none.
@@ -226,11 +234,6 @@ fn sessions_take_what_was_measured(gpu: Arc<Gpu>) {
     assert_eq!(taken(), estimated, "the session takes its own estimate");
 }
 
-#[expect(clippy::print_stdout, reason = "figures for the README")]
-fn say(text: &str) {
-    println!("{text}");
-}
-
 fn main() {
     const TESTS: &[Own] = &[
         ("a_table_beyond_the_largest_binding", a_table_beyond_the_largest_binding_is_read_in_two_parts),
@@ -242,6 +245,7 @@ fn main() {
         ("a_replay_makes_nothing", a_replay_makes_nothing),
         ("sessions_take_what_was_measured", sessions_take_what_was_measured),
         ("gpu_and_cpu_draw_the_same", gpu_and_cpu_draw_the_same),
+        ("weights_in_8_bits_draw_the_same", weights_in_8_bits_draw_the_same),
         ("a_gpu_computes_with_weights_rounded_to_8_bits", int8::a_gpu_computes_with_weights_rounded_to_8_bits),
     ];
     let boxed = |own: &Own| -> Test {

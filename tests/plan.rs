@@ -9,7 +9,8 @@ use mobilediffusion_model::ModelConfig;
 use mobilediffusion_model::config::Sampler;
 use mobilediffusion_model::networks::{Decoder, Shape, decode_graph, denoise_graph, text_graph};
 use mobilediffusion_tests::made_up::{MadeUp, mini_denoise, values};
-use plan_graphs::{devices, random_graph, say, simulation};
+use mobilediffusion_tests::say;
+use plan_graphs::{devices, random_graph, simulation};
 use proptest::prelude::*;
 use std::time::Instant;
 

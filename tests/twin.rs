@@ -4,7 +4,7 @@
 //! `python reference/sample.py` drew the twin's pictures (its command is in `reference/README.md`).
 
 use mobilediffusion_model::{Floats, Flow, Options, Pipeline, Request, Source};
-use mobilediffusion_tests::devices;
+use mobilediffusion_tests::{devices, say};
 use std::path::Path;
 
 /// Folder of the twin's pictures, prompt, evaluations where they are not the model's own.
@@ -29,11 +29,6 @@ fn psnr(a: &[u8], b: &[u8]) -> f64 {
     let (a, b) = (colours(a), colours(b));
     let squares: f64 = a.iter().zip(&b).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum();
     10.0 * (255.0 * 255.0 * a.len() as f64 / squares.max(1e-9)).log10()
-}
-
-#[expect(clippy::print_stderr, reason = "the figures of the model card")]
-fn say(text: &str) {
-    eprintln!("{text}");
 }
 
 /// Draws everything on every device that can store floats so, and holds the pictures to the twin's.

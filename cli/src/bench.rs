@@ -63,7 +63,8 @@ pub(crate) struct Args {
     /// A few runs a shape instead of about a second, and no shape that alone takes longer than that
     #[arg(long)]
     quick: bool,
-    /// Begin nothing more after so many seconds: shapes are left out then, and runs of a plan or pictures are fewer
+    /// Be done after about so many seconds: each shape is timed for its share of what is left, those beyond are left out,
+    /// and runs of a plan or pictures are fewer
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     within: Option<Duration>,
 }
@@ -96,6 +97,12 @@ impl Effort {
             (false, false) => u64::MAX,
         };
         Self { per_shape, runs: if quick { 10 } else { 200 }, most_flops, quick: quick || software }
+    }
+
+    /// The same for a shape that has so much time for everything: half of it goes to operands, the check and the first run.
+    fn within(self, share: Option<Duration>) -> Self {
+        let per_shape = share.map_or(self.per_shape, |share| self.per_shape.min(share / 2));
+        Self { per_shape, ..self }
     }
 }
 
@@ -140,49 +147,74 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         let measured = plan::run(subject, &device, &time_left)?;
         return write_json(args, &json!({ "machine": as_map(machine), "plan": measured }));
     }
-    let peaks = Peaks::measure(target, timer.as_ref(), effort)?;
+    let (measured, wrong) = kernels(args, (target, timer.as_ref()), effort, until)?;
+    let all = json!({ "machine": as_map(machine), "peaks": measured.peaks.json(), "shapes": measured.rows,
+        "left_out": { "no_room": measured.no_room, "too_long": measured.too_long, "too_late": measured.too_late } });
+    write_json(args, &all)?;
+    if wrong.is_empty() { Ok(()) } else { Err(format!("wrong results: {}", wrong.join("; ")).into()) }
+}
+
+/// The kernels at the model's shapes, and how many of these were left out for what reason.
+struct Kernels {
+    peaks: Peaks,
+    rows: Vec<Value>,
+    no_room: usize,
+    too_long: usize,
+    too_late: usize,
+}
+
+/// Checks the kernels and times them; what was wrong comes beside what was measured.
+fn kernels(
+    args: &Args,
+    (target, timer): (Target<'_>, Option<&Timer>),
+    effort: Effort,
+    until: Option<Instant>,
+) -> Result<(Kernels, Vec<String>), Failure> {
+    let left = || until.map(|until| until.saturating_duration_since(Instant::now()));
+    let peaks = Peaks::measure(target, timer, effort)?;
     result(&peaks.to_string())?;
     result(&heading())?;
-    let (mut rows, mut wrong, mut left_out, mut too_long, mut too_late) = (Vec::new(), Vec::new(), 0, 0, 0);
-    for family in chosen(args) {
-        if time_left() {
+    let (mut all, mut wrong) = (Kernels { peaks, rows: Vec::new(), no_room: 0, too_long: 0, too_late: 0 }, Vec::new());
+    let families: Vec<_> = chosen(args).into_iter().map(|family| (family, (family.model_shapes)())).collect();
+    let mut shapes_left = families.iter().map(|(_, cases)| cases.len()).sum::<usize>();
+    for (family, cases) in families {
+        if left().is_none_or(|left| !left.is_zero()) {
             wrong.extend(check_cpu_form(family));
         }
-        for case in (family.model_shapes)() {
-            if !time_left() {
-                too_late += 1;
+        for case in cases {
+            let share = left().map(|left| left.div_f64(shapes_left as f64));
+            shapes_left -= 1;
+            if share.is_some_and(|share| share.is_zero()) {
+                all.too_late += 1;
                 continue;
             }
             if case.kernel.cost().flops > effort.most_flops {
-                too_long += 1;
+                all.too_long += 1;
                 continue;
             }
-            let measured = match measure::shape(target, timer.as_ref(), &case, effort) {
+            let measured = match measure::shape(target, timer, &case, effort.within(share)) {
                 Ok(measured) => measured,
                 // What this device has no room for says nothing about the other shapes.
                 Err(error) if measure::is_too_large(error.as_ref()) => {
-                    left_out += 1;
+                    all.no_room += 1;
                     note(&format!("left out: {} {}: {error}", family.name, sample::text(case.kernel.as_ref())));
                     continue;
                 }
                 Err(error) => return Err(error),
             };
-            let row = Row::new(&case, &measured, &peaks, target);
+            let row = Row::new(&case, &measured, &all.peaks, target);
             result(&row.line())?;
-            rows.push(row.json());
+            all.rows.push(row.json());
             wrong.extend(measured.wrong);
         }
     }
-    if too_long > 0 {
-        note(&format!("{too_long} shapes of more than {} MFLOP were left out", effort.most_flops / 1_000_000));
+    if all.too_long > 0 {
+        note(&format!("{} shapes of more than {} MFLOP were left out", all.too_long, effort.most_flops / 1_000_000));
     }
-    if too_late > 0 {
-        note(&format!("{too_late} shapes were left out when the time was up"));
+    if all.too_late > 0 {
+        note(&format!("{} shapes were left out when the time was up", all.too_late));
     }
-    let left_out = json!({ "no_room": left_out, "too_long": too_long, "too_late": too_late });
-    let all = json!({ "machine": as_map(machine), "peaks": peaks.json(), "shapes": rows, "left_out": left_out });
-    write_json(args, &all)?;
-    if wrong.is_empty() { Ok(()) } else { Err(format!("wrong results: {}", wrong.join("; ")).into()) }
+    Ok((all, wrong))
 }
 
 /// The kernels that were named, or all.

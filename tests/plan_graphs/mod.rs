@@ -8,12 +8,6 @@ use mobilediffusion_kernels::{Activation, DType, Storage};
 use mobilediffusion_runtime::{Gpu, Select, adapters};
 use std::sync::{Arc, OnceLock};
 
-/// Tells the reader of a test's output something.
-#[expect(clippy::print_stdout, reason = "the tables are what some of these tests are for")]
-pub(crate) fn say(text: &str) {
-    println!("{text}");
-}
-
 /// A GPU, if there is an adapter.
 fn any_gpu() -> Option<Arc<Gpu>> {
     let found = pollster::block_on(adapters());
