@@ -54,7 +54,8 @@ def kernels(section, dtypes, names):
     """Every kernel at the model's shapes."""
     for i, dtype in enumerate(dtypes):
         arguments = [*names, *(["--quick"] if section.record["quick"] else [])]
-        part = lambda left: section.program.bench(arguments, left / (len(dtypes) - i), dtype)
+        # A shape takes little beside all of them, so that little has to stay for the one that was begun last.
+        part = lambda left: section.program.bench(arguments, left / (len(dtypes) - i), dtype, within=0.85)
         measured = section.attempt(f"kernels, {dtype}", part)
         if measured is None:
             continue
@@ -75,10 +76,17 @@ def network_jobs(kind, dtypes, quick):
     if kind == "software":
         sizes = [(FULL, "unet", 256, 1), (FULL, "unet", 64, 2), (FULL, "decoder", 64, 1), (FULL, "text", 64, 1)]
         return [(*job, dtype) for dtype in dtypes[:1] for job in sizes]
-    jobs = [(FULL, "unet", 512, 1), (FULL, "decoder", 512, 1), (FULL, "text", 512, 1), (FULL, "unet", 256, 1),
-            (FULL, "unet", 512, 2), ("sd15", "unet", 512, 1), ("sd15", "vae-decoder", 512, 1), (FULL, "vae-decoder", 512, 1),
-            (FULL, "unet", 256, 2)]
+    jobs = [(FULL, "unet", 512, 1), (FULL, "decoder", 512, 1), (FULL, "text", 512, 1), ("sd15", "unet", 512, 1),
+            ("sd15", "vae-decoder", 512, 1), (FULL, "unet", 512, 2), (FULL, "unet", 256, 1), (FULL, "unet", 256, 2),
+            (FULL, "vae-decoder", 512, 1)]
     return [(*job, dtype) for dtype in half_first for job in jobs]
+
+
+def share(jobs):
+    """Of one of so many jobs to come: the part of the time left after which it is killed, and the part of that in which it
+    begins anything new. The first makes room for a large one, the second leaves the others their equal parts."""
+    limit = 1 if jobs == 1 else 0.5
+    return limit, min(0.6, 1 / jobs / limit)
 
 
 def networks(section, jobs):
@@ -87,9 +95,8 @@ def networks(section, jobs):
         model = ["--preset", preset] if preset else []
         shape = [*model, "--size", size, "--guidance", 1 if batch == 1 else 3]
         what = f"{preset or 'the bundled model'}, {network} at {size}, batch {batch}, {dtype}"
-        # Half of what is left, the last one all of it: the large ones come early, and most leave time over.
-        last = i == len(jobs) - 1
-        part = lambda left: section.program.bench(["--plan", network, *shape], left if last else left / 2, dtype)
+        limit, within = share(len(jobs) - i)
+        part = lambda left: section.program.bench(["--plan", network, *shape], limit * left, dtype, within)
         measured = section.attempt(what, part)
         if measured is None:
             continue
@@ -126,7 +133,8 @@ def pictures(section, models, dtypes):
     for model in models:
         for dtype in dtypes:
             preset = [] if model == "mini" else ["--preset", model]
-            run = lambda left: section.program.bench(["--picture", *preset], left, dtype)
+            # The starts that follow need about as long.
+            run = lambda left: section.program.bench(["--picture", *preset], left / 2, dtype)
             measured = section.attempt(f"pictures of {model}, {dtype}", run)
             if measured:
                 section.record["pictures"].append({"model": model, "dtype": dtype} | measured["picture"])

@@ -94,8 +94,18 @@ def kernels(rows):
     heads = ["kernel", "shape", "us", "GFLOP/s", "GB/s", "% of the limit", "bound by", "variant"]
     row = lambda r: [
         r["kernel"], r["shape"], f"{r['median_us']:.1f}", f"{r['flops_per_second'] / 1e9:.1f}",
-        f"{r['bytes_per_second'] / 1e9:.2f}", f"{100 * r['part_of_limit']:.1f}", r["bound"], r.get("variant") or ""]
-    return rows and table(heads, map(row, rows))
+        f"{r['bytes_per_second'] / 1e9:.2f}", *limit(r), r.get("variant") or ""]
+    note = "caches: more bytes a second than the measured copies, so that these are no limit; most of embedding's bytes, its table, are not read."
+    return rows and table(heads, map(row, rows)) + (f"\n\n{note}" if any(map(cached, rows)) else "")
+
+
+def cached(row):
+    return row["bound"] == "memory" and row["part_of_limit"] > 1
+
+
+def limit(row):
+    """The part of the limit, and which one."""
+    return ("", "caches") if cached(row) else (f"{100 * row['part_of_limit']:.1f}", row["bound"])
 
 
 def left_out(record):
