@@ -44,10 +44,25 @@ def machine(section, dtypes):
     kind = re.search(r"\(([^(),]+), (?:vulkan|metal|dx12)\)$", device)
     record["machine"]["kind"] = kind.group(1) if kind else "cpu"
     try:
+        found = processor(Path("/proc/cpuinfo").read_text())
+    except OSError:
+        found = None
+    if record["machine"]["kind"] in ("cpu", "software") and found:
+        record["machine"]["processor"] = found
+    try:
         query = ["nvidia-smi", "--query-gpu=name,driver_version,clocks.sm,clocks.max.sm,clocks.mem", "--format=csv,noheader"]
         record["machine"]["clocks"] = execute(query, 10)[0].strip()
     except Failed:
         record["machine"]["clocks"] = "unknown"
+
+
+def processor(info):
+    """What tells processors of one name apart, as Linux says it on x86: family, model and the widest vectors."""
+    said = dict(re.findall(r"^([a-z ]+?)\s*: (.*)$", info.partition("\n\n")[0], re.MULTILINE))
+    if not {"cpu family", "model", "flags"} <= said.keys():
+        return None
+    widest = next((name for name in ("avx512f", "avx2", "sse2") if name in said["flags"].split()), "no vectors")
+    return f"family {said['cpu family']}, model {said['model']}, {widest}"
 
 
 def kernels(section, dtypes, names):

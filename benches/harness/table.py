@@ -40,7 +40,7 @@ def markdown(record):
 def facts(record):
     machine, peaks = record["machine"], record["peaks"]
     said = [f"`{record['command']}`, {record['seconds']:.0f} s."]
-    said += [f"{key}: {machine[key]}." for key in ("driver", "commit", "clocks", "clock") if machine.get(key)]
+    said += [f"{key}: {machine[key]}." for key in ("driver", "processor", "commit", "clocks", "clock") if machine.get(key)]
     names = {"flops_per_second": "f32", "half_flops_per_second": "f16", "matrix_flops_per_second": "matrix units"}
     for dtype, peak in list(peaks.items())[:1]:
         rates = [f"{peak[key] / 1e9:.0f} GFLOP/s ({name})" for key, name in names.items() if peak.get(key)]
@@ -95,7 +95,8 @@ def kernels(rows):
     row = lambda r: [
         r["kernel"], r["shape"], f"{r['median_us']:.1f}", f"{r['flops_per_second'] / 1e9:.1f}",
         f"{r['bytes_per_second'] / 1e9:.2f}", *limit(r), r.get("variant") or ""]
-    note = "caches: more bytes a second than the measured copies, so that these are no limit; most of embedding's bytes, its table, are not read."
+    note = ("caches: more bytes a second than in the measured copies, so that these are no limit; of embedding's bytes most, "
+            "those of its table, are not read.")
     return rows and table(heads, map(row, rows)) + (f"\n\n{note}" if any(map(cached, rows)) else "")
 
 

@@ -95,7 +95,8 @@ print(json.dumps({"versions": {"onnxruntime": "1.2", "torch": "3.4"}, "networks"
         self.assertEqual(got["left_out"], [{"what": "onnxruntime and PyTorch, decoder", "why": "decoder: too far"}])
 
     def test_what_peers_miss_is_said_once(self):
-        for modules, parity, why in ((("no_such_module", "json"), True, "Python has no no_such_module"), (("json",), False, "parity")):
+        no_module = (("no_such_module", "json"), True, "Python has no no_such_module")
+        for modules, parity, why in (no_module, (("json",), False, "parity")):
             got = self.on_cpu(modules, parity)
             self.assertEqual(got["peers"], [])
             self.assertEqual(len(got["left_out"]), 1)
@@ -141,6 +142,12 @@ class Records(unittest.TestCase):
         name = sys.executable.split("/")[-1]
         self.assertEqual(record.plain(said), {"why": f"{name}: can't open 'benches/peers/x.py'", "b": ["--peers c", 1.5]})
         self.assertEqual(record.plain("640 GB/s, shaders/x.wgsl"), "640 GB/s, shaders/x.wgsl")
+
+    def test_processors_of_one_name_are_told_apart(self):
+        info = "processor\t: 0\ncpu family\t: 25\nmodel\t\t: 1\nmodel name\t: A CPU\nflags\t\t: fpu sse2 avx avx2\n\nprocessor\t: 1\n"
+        self.assertEqual(sections.processor(info), "family 25, model 1, avx2")
+        self.assertEqual(sections.processor(info.replace("avx2", "avx512f")), "family 25, model 1, avx512f")
+        self.assertIsNone(sections.processor("BogoMIPS\t: 48.00\nFeatures\t: fp asimd\n"))
 
     def test_devices_become_folders(self):
         self.assertEqual(record.slug("llvmpipe (LLVM 15.0.6, 256 bits)"), "llvmpipe-llvm-15-0-6-256-bits")

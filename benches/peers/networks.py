@@ -7,8 +7,8 @@
 UNet at 64x64 latents, light decoder to 512x512 pixels, text encoder of 77 tokens; f32, random weights. The peers run the
 twin in `reference/`, onnxruntime after an export that is kept in `--cache`. First all three compute one golden case of
 the twin's, and none is timed that is further than 1e-4 (relative L2) from it. Then, in every round, the program times its
-plan (`bench --plan`, the median of seven runs) and each peer runs a few times: what a busy or throttled machine does to
-one it does to the others. Reported are medians over the rounds, and the ratio to the faster peer of each.
+plan (`bench --plan`, the median of seven runs, of fewer where `--within` is short) and each peer runs a few times: what a
+busy or throttled machine does to one it does to the others. Reported are medians over the rounds, and the ratio to each.
 """
 
 import argparse
@@ -87,9 +87,10 @@ def ours_differs(parity, network, want):
     return max(float(line.split()[-1]) for line in lines)
 
 
-def ours(program, name):
+def ours(program, name, within):
     with tempfile.NamedTemporaryFile(suffix=".json") as file:
         command = [program, "bench", "--plan", name, "--preset", "mobilediffusion", "--device", "cpu", "--json", file.name]
+        command += [] if within is None else ["--within", str(within / 4)]
         subprocess.run(command, check=True, capture_output=True)
         return json.load(open(file.name))["plan"]["whole_us"] * 1e-6
 
@@ -120,7 +121,7 @@ def compare(name, options):
     for done in range(options.rounds):
         if done and time.monotonic() > options.until:
             break
-        times["ours"].append(ours(options.program, name))
+        times["ours"].append(ours(options.program, name, options.within))
         for peer, run in peers.items():
             times[peer].append(median_of(run, runs))
     medians = {who: statistics.median(seconds) for who, seconds in times.items()}
@@ -133,7 +134,8 @@ def main():
     parser.add_argument("program", type=Path, help="the release binary")
     parser.add_argument("networks", nargs="*", default=list(NETWORKS), help=f"of {', '.join(NETWORKS)}")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--within", type=float, metavar="SECONDS", help="begin no other round after so many")
+    parser.add_argument("--within", type=float, metavar="SECONDS",
+                        help="begin no other round after so many, and no other run of our plan after a quarter of them")
     parser.add_argument("--parity", type=Path, help="the example of that name [default: beside the program]")
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache/mobilediffusion-peers", help="of exports")
     parser.add_argument("--json", action="store_true", help="one JSON value on standard output instead of a table")
