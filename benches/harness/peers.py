@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from .jobs import json_lines
-from .sections import FULL
+from .sections import FULL, timed_row
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "peers"
 BUILT = "peers/target/release/mobilediffusion-peers"
@@ -28,7 +28,7 @@ def run(section, options, kind):
         section.leave_out("networks of peers", "a quick run")
     elif kind == "cpu":
         section.leave_out("PyTorch on CUDA, onnxruntime-webgpu", "the device is the CPU")
-        plan.insert(0, (0.8, lambda: on_cpu(section, options)))
+        # Whole networks on the CPU were timed in turns with ours before.
     else:
         section.leave_out("PyTorch and onnxruntime on the CPU", "the device is a GPU or its driver")
         if kind == "software":
@@ -102,6 +102,7 @@ def on_cpu(section, options):
         # The first round always runs; a second one may take as long as all before it.
         for line in lines_of(section, f"{what}, {network}", [*command, "--within", f"{0.5 * left:.1f}"]):
             for row in line["networks"]:
+                timed_row(section, FULL, network, 512, 1, "f32", row["seconds"]["ours"] * 1e6)
                 for peer, seconds in row["seconds"].items():
                     if peer != "ours":
                         name = f"{NAMES[peer]} {line['versions'][peer]}"

@@ -79,8 +79,8 @@ print(json.dumps({"versions": {"onnxruntime": "1.2", "torch": "3.4"}, "networks"
             folder = Path(folder)
             (folder / "networks.py").write_text(self.SAYS)
             (folder / "parity").touch()
-            program = SimpleNamespace(path=folder / "mobilediffusion")
-            section = sections.Section(program, Budget(60), {"left_out": [], "peers": []})
+            program = SimpleNamespace(path=folder / "mobilediffusion", plan=mock.Mock(side_effect=Failed("no plan")))
+            section = sections.Section(program, Budget(60), {"left_out": [], "peers": [], "networks": []})
             options = SimpleNamespace(parity=folder / "none" if not parity else None)
             with mock.patch.multiple(peers, SCRIPTS=folder, MODULES=modules), mock.patch("builtins.print"):
                 peers.on_cpu(section, options)
@@ -92,7 +92,16 @@ print(json.dumps({"versions": {"onnxruntime": "1.2", "torch": "3.4"}, "networks"
         self.assertIn(("onnxruntime 1.2", "unet at 512, batch 1, f32", 2.0, 0.5), rows)
         self.assertIn(("PyTorch 3.4", "text at 512, batch 1, f32", 4.0, 0.25), rows)
         self.assertEqual(len(rows), 4)
-        self.assertEqual(got["left_out"], [{"what": "onnxruntime and PyTorch, decoder", "why": "decoder: too far"}])
+        self.assertIn({"what": "onnxruntime and PyTorch, decoder", "why": "decoder: too far"}, got["left_out"])
+        self.assertEqual([(r["network"], r["whole_us"]) for r in got["networks"]], [("text", 1e6), ("unet", 1e6)])
+        # What was timed with them is not timed again, and what cannot be done in time is not begun.
+        program = SimpleNamespace(bench=mock.Mock(side_effect=Failed("no bench")))
+        section = sections.Section(program, Budget(10), got)
+        with mock.patch("builtins.print"):
+            jobs = [(sections.FULL, *job, "f32") for job in (("unet", 512, 1), ("decoder", 512, 1), ("unet", 512, 8))]
+            sections.networks(section, jobs)
+        self.assertEqual([call.args[0][1] for call in program.bench.call_args_list], ["decoder"])
+        self.assertIn("no time left", got["left_out"][-1]["why"])
 
     def test_what_peers_miss_is_said_once(self):
         no_module = (("no_such_module", "json"), True, "Python has no no_such_module")
