@@ -1,36 +1,41 @@
 """Peers on the same device: each in processes of its own, its times beside ours of the same run."""
 
+import importlib.util
 import json
 import sys
 import tempfile
 from pathlib import Path
 
 from .jobs import json_lines
-from .sections import FULL
+from .sections import FULL, timed_row
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "peers"
 BUILT = "peers/target/release/mobilediffusion-peers"
+BUILT_PARITY = SCRIPTS.parents[1] / "target/release/examples/parity"
+# What the script of networks on the CPU imports, and its peers' names.
+MODULES = ("torch", "onnx", "onnxruntime", "safetensors")
+NAMES = {"onnxruntime": "onnxruntime", "torch": "PyTorch"}
 # A peer further from the exact result than this is not compared, by what it computes in.
 BOUNDS = {False: 1e-3, True: 2e-2}
 
 
 def run(section, options, kind):
-    """All peers that this device may have; the others are named with the reason."""
+    """All peers that this device may have; the others are named with the reason. Whole networks come before kernels."""
     end = section.budget.end
     # Each may take so much of what is left.
-    plan = [(0.35, lambda: kernels(section, options, kind))]
+    plan = [(1.0, lambda: kernels(section, options, kind))]
     if options.quick:
         section.leave_out("networks of peers", "a quick run")
     elif kind == "cpu":
         section.leave_out("PyTorch on CUDA, onnxruntime-webgpu", "the device is the CPU")
-        plan.append((1.0, lambda: on_cpu(section)))
+        # Whole networks on the CPU were timed in turns with ours before.
     else:
         section.leave_out("PyTorch and onnxruntime on the CPU", "the device is a GPU or its driver")
-        plan.append((0.4, lambda: webgpu(section, kind)))
         if kind == "software":
             section.leave_out("PyTorch on CUDA", "the device is a software driver")
         else:
-            plan += [(0.4, lambda: torch(section, "eager")), (1.0, lambda: torch(section, "compiled"))]
+            plan = [(0.25, lambda: torch(section, "eager")), (0.35, lambda: torch(section, "compiled")), *plan]
+        plan.insert(0, (0.65 if kind == "software" else 0.3, lambda: webgpu(section, kind)))
     for part, step in plan:
         section.budget.end = section.budget.clock() + part * (end - section.budget.clock())
         step()
@@ -76,17 +81,33 @@ def kernels(section, options, kind):
                     compare(section, peer, what, line["seconds"], ours[line["kernel"], line["shape"]])
 
 
-def on_cpu(section):
+def on_cpu(section, options):
     """onnxruntime's CPU provider and PyTorch, by the script that runs them and us in turns."""
-    for network in ("unet", "decoder", "text"):
-        script = SCRIPTS / "networks.py"
-        command = [sys.executable, script, section.program.path, network, "--rounds", 1, "--json"]
-        for line in lines_of(section, f"onnxruntime and PyTorch, {network}", command):
+    what = "onnxruntime and PyTorch"
+    missing = [name for name in MODULES if importlib.util.find_spec(name) is None]
+    if missing:
+        return section.leave_out(what, f"Python has no {', '.join(missing)}")
+    beside = section.program.path.parent
+    places = [options.parity] if options.parity else [beside / "examples/parity", beside / "parity", BUILT_PARITY]
+    parity = next((path.resolve() for path in places if path.is_file()), None)
+    if parity is None:
+        how = "`cargo build --release -p mobilediffusion-model --example parity`"
+        return section.leave_out(what, f"the example parity, which checks them, is not built: {how}")
+    end = section.budget.end
+    # The text encoder is small, the others about the same.
+    for network, part in (("text", 0.25), ("unet", 0.6), ("decoder", 1.0)):
+        left = part * (end - section.budget.clock())
+        section.budget.end = section.budget.clock() + left
+        command = [sys.executable, SCRIPTS / "networks.py", section.program.path, network, "--json", "--parity", parity]
+        # The first round always runs; a second one may take as long as all before it.
+        for line in lines_of(section, f"{what}, {network}", [*command, "--within", f"{0.5 * left:.1f}"]):
             for row in line["networks"]:
+                timed_row(section, FULL, network, 512, 1, "f32", row["seconds"]["ours"] * 1e6)
                 for peer, seconds in row["seconds"].items():
                     if peer != "ours":
-                        version = f"{peer} {line['versions'][peer]}"
-                        compare(section, version, f"{network} at 512, f32", seconds, row["seconds"]["ours"])
+                        name = f"{NAMES[peer]} {line['versions'][peer]}"
+                        compare(section, name, f"{network} at 512, batch 1, f32", seconds, row["seconds"]["ours"])
+    section.budget.end = end
 
 
 def networks(section, peer, command, jobs):

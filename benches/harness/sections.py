@@ -44,17 +44,33 @@ def machine(section, dtypes):
     kind = re.search(r"\(([^(),]+), (?:vulkan|metal|dx12)\)$", device)
     record["machine"]["kind"] = kind.group(1) if kind else "cpu"
     try:
+        found = processor(Path("/proc/cpuinfo").read_text())
+    except OSError:
+        found = None
+    if record["machine"]["kind"] in ("cpu", "software") and found:
+        record["machine"]["processor"] = found
+    try:
         query = ["nvidia-smi", "--query-gpu=name,driver_version,clocks.sm,clocks.max.sm,clocks.mem", "--format=csv,noheader"]
         record["machine"]["clocks"] = execute(query, 10)[0].strip()
     except Failed:
         record["machine"]["clocks"] = "unknown"
 
 
+def processor(info):
+    """What tells processors of one name apart, as Linux says it on x86: family, model and the widest vectors."""
+    said = dict(re.findall(r"^([a-z ]+?)\s*: (.*)$", info.partition("\n\n")[0], re.MULTILINE))
+    if not {"cpu family", "model", "flags"} <= said.keys():
+        return None
+    widest = next((name for name in ("avx512f", "avx2", "sse2") if name in said["flags"].split()), "no vectors")
+    return f"family {said['cpu family']}, model {said['model']}, {widest}"
+
+
 def kernels(section, dtypes, names):
     """Every kernel at the model's shapes."""
     for i, dtype in enumerate(dtypes):
         arguments = [*names, *(["--quick"] if section.record["quick"] else [])]
-        part = lambda left: section.program.bench(arguments, left / (len(dtypes) - i), dtype)
+        # A shape takes little beside all of them, so that little has to stay for the one that was begun last.
+        part = lambda left: section.program.bench(arguments, left / (len(dtypes) - i), dtype, within=0.85)
         measured = section.attempt(f"kernels, {dtype}", part)
         if measured is None:
             continue
@@ -75,34 +91,66 @@ def network_jobs(kind, dtypes, quick):
     if kind == "software":
         sizes = [(FULL, "unet", 256, 1), (FULL, "unet", 64, 2), (FULL, "decoder", 64, 1), (FULL, "text", 64, 1)]
         return [(*job, dtype) for dtype in dtypes[:1] for job in sizes]
-    jobs = [(FULL, "unet", 512, 1), (FULL, "decoder", 512, 1), (FULL, "text", 512, 1), (FULL, "unet", 256, 1),
-            (FULL, "unet", 512, 2), ("sd15", "unet", 512, 1), ("sd15", "vae-decoder", 512, 1), (FULL, "vae-decoder", 512, 1),
-            (FULL, "unet", 256, 2)]
+    jobs = [(FULL, "unet", 512, 1), (FULL, "decoder", 512, 1), (FULL, "text", 512, 1), ("sd15", "unet", 512, 1),
+            ("sd15", "vae-decoder", 512, 1), (FULL, "unet", 512, 2), (FULL, "unet", 256, 1), (FULL, "unet", 256, 2),
+            (FULL, "vae-decoder", 512, 1)]
     return [(*job, dtype) for dtype in half_first for job in jobs]
+
+
+def share(jobs):
+    """Of one of so many jobs to come: the part of the time left after which it is killed, and the part of that in which it
+    begins anything new. The first makes room for a large one, the second leaves the others their equal parts."""
+    limit = 1 if jobs == 1 else 0.85
+    return limit, min(0.6, 1 / jobs / limit)
+
+
+def least(record, job):
+    """About the least seconds that a network takes here by what one like it took: four evaluations, in its size. 0 where
+    none was timed."""
+    preset, network, size, batch, dtype = job
+    like = [row for row in record["networks"] if row["network"] == network and row["dtype"] == dtype
+            and (row["preset"] == preset or network == "vae-decoder")]
+    return max((4e-6 * row["whole_us"] * batch / row["batch"] * (size / row["size"]) ** 2 for row in like), default=0)
 
 
 def networks(section, jobs):
     """One evaluation of each network; the plan's result is compared with the CPU's first."""
-    for i, (preset, network, size, batch, dtype) in enumerate(jobs):
-        model = ["--preset", preset] if preset else []
-        shape = [*model, "--size", size, "--guidance", 1 if batch == 1 else 3]
+    done = {(row["preset"], row["network"], row["size"], row["batch"], row["dtype"]) for row in section.record["networks"]}
+    jobs = [job for job in jobs if job not in done]
+    for i, job in enumerate(jobs):
+        preset, network, size, batch, dtype = job
         what = f"{preset or 'the bundled model'}, {network} at {size}, batch {batch}, {dtype}"
-        # Half of what is left, the last one all of it: the large ones come early, and most leave time over.
-        last = i == len(jobs) - 1
-        part = lambda left: section.program.bench(["--plan", network, *shape], left if last else left / 2, dtype)
+        limit, within = share(len(jobs) - i)
+
+        def part(left):
+            if least(section.record, job) > limit * left:
+                raise Failed("no time left")
+            arguments = ["--plan", network, *of_job(preset, size, batch)]
+            return section.program.bench(arguments, limit * left, dtype, within)
+
         measured = section.attempt(what, part)
-        if measured is None:
-            continue
-        plan = measured["plan"]
-        row = {"preset": preset or "mini", "network": network, "size": size, "batch": batch, "dtype": dtype,
-               "whole_us": plan["whole_us"], "sum_us": plan["sum_us"], "host_us": plan["host_us"]}
-        planned = section.attempt("  its plan", lambda left: section.program.plan([network, *shape], max(left, 10)))
-        if planned:
-            of = planned["networks"][0]
-            memory = next(m for m in of["memory"] if m["storage"] == dtype)
-            row |= {key: of[key] for key in ("steps", "fewest_steps")}
-            row |= {key: memory[key] for key in ("bytes_moved", "fewest_bytes_moved", "weight_bytes", "activation_bytes")}
-        section.record["networks"].append(row)
+        if measured:
+            plan = measured["plan"]
+            timed_row(section, preset, network, size, batch, dtype, plan["whole_us"],
+                      sum_us=plan["sum_us"], host_us=plan["host_us"])
+
+
+def of_job(preset, size, batch):
+    return [*(["--preset", preset] if preset else []), "--size", size, "--guidance", 1 if batch == 1 else 3]
+
+
+def timed_row(section, preset, network, size, batch, dtype, whole_us, sum_us=None, host_us=None):
+    """A network that was timed, with what its plan says of it."""
+    row = {"preset": preset or "mini", "network": network, "size": size, "batch": batch, "dtype": dtype,
+           "whole_us": whole_us, "sum_us": sum_us, "host_us": host_us}
+    arguments = [network, *of_job(preset, size, batch)]
+    planned = section.attempt("  its plan", lambda left: section.program.plan(arguments, max(left, 10)))
+    if planned:
+        of = planned["networks"][0]
+        memory = next(m for m in of["memory"] if m["storage"] == dtype)
+        row |= {key: of[key] for key in ("steps", "fewest_steps")}
+        row |= {key: memory[key] for key in ("bytes_moved", "fewest_bytes_moved", "weight_bytes", "activation_bytes")}
+    section.record["networks"].append(row)
 
 
 def paper(record):
@@ -126,7 +174,8 @@ def pictures(section, models, dtypes):
     for model in models:
         for dtype in dtypes:
             preset = [] if model == "mini" else ["--preset", model]
-            run = lambda left: section.program.bench(["--picture", *preset], left, dtype)
+            # The starts that follow need about as long.
+            run = lambda left: section.program.bench(["--picture", *preset], left / 2, dtype)
             measured = section.attempt(f"pictures of {model}, {dtype}", run)
             if measured:
                 section.record["pictures"].append({"model": model, "dtype": dtype} | measured["picture"])

@@ -40,7 +40,7 @@ def markdown(record):
 def facts(record):
     machine, peaks = record["machine"], record["peaks"]
     said = [f"`{record['command']}`, {record['seconds']:.0f} s."]
-    said += [f"{key}: {machine[key]}." for key in ("driver", "commit", "clocks", "clock") if machine.get(key)]
+    said += [f"{key}: {machine[key]}." for key in ("driver", "processor", "commit", "clocks", "clock") if machine.get(key)]
     names = {"flops_per_second": "f32", "half_flops_per_second": "f16", "matrix_flops_per_second": "matrix units"}
     for dtype, peak in list(peaks.items())[:1]:
         rates = [f"{peak[key] / 1e9:.0f} GFLOP/s ({name})" for key, name in names.items() if peak.get(key)]
@@ -94,8 +94,19 @@ def kernels(rows):
     heads = ["kernel", "shape", "us", "GFLOP/s", "GB/s", "% of the limit", "bound by", "variant"]
     row = lambda r: [
         r["kernel"], r["shape"], f"{r['median_us']:.1f}", f"{r['flops_per_second'] / 1e9:.1f}",
-        f"{r['bytes_per_second'] / 1e9:.2f}", f"{100 * r['part_of_limit']:.1f}", r["bound"], r.get("variant") or ""]
-    return rows and table(heads, map(row, rows))
+        f"{r['bytes_per_second'] / 1e9:.2f}", *limit(r), r.get("variant") or ""]
+    note = ("caches: more bytes a second than in the measured copies, so that these are no limit; of embedding's bytes most, "
+            "those of its table, are not read.")
+    return rows and table(heads, map(row, rows)) + (f"\n\n{note}" if any(map(cached, rows)) else "")
+
+
+def cached(row):
+    return row["bound"] == "memory" and row["part_of_limit"] > 1
+
+
+def limit(row):
+    """The part of the limit, and which one."""
+    return ("", "caches") if cached(row) else (f"{100 * row['part_of_limit']:.1f}", row["bound"])
 
 
 def left_out(record):

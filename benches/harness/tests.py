@@ -1,11 +1,14 @@
 """Tests of the parts that need no device: `python3 -m unittest harness.tests` in benches."""
 
 import sys
+import tempfile
 import time
 import unittest
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
-from . import record, table
+from . import peers, record, sections, table
 from .jobs import Budget, Failed, attempt, execute, json_lines
 
 
@@ -55,6 +58,59 @@ class Jobs(unittest.TestCase):
         now[0] = 60
         self.assertLess(budget.left(), 0)
 
+    def test_jobs_begin_nothing_new_after_their_equal_part(self):
+        for jobs in range(1, 20):
+            limit, within = sections.share(jobs)
+            self.assertLessEqual(limit * within, 1 / jobs + 1e-9)
+            self.assertLessEqual(within, 0.6, "what was begun last has to end before it is killed")
+
+
+class Peers(unittest.TestCase):
+    """Networks on the CPU, by a script that says what that of the peers would."""
+
+    SAYS = """import sys, json
+name = sys.argv[2]
+if name == "decoder": sys.exit("decoder: too far")
+print(json.dumps({"versions": {"onnxruntime": "1.2", "torch": "3.4"}, "networks": [
+    {"network": name, "seconds": {"ours": 1.0, "onnxruntime": 2.0, "torch": 4.0}}]}))"""
+
+    def on_cpu(self, modules, parity):
+        with tempfile.TemporaryDirectory() as folder:
+            folder = Path(folder)
+            (folder / "networks.py").write_text(self.SAYS)
+            (folder / "parity").touch()
+            program = SimpleNamespace(path=folder / "mobilediffusion", plan=mock.Mock(side_effect=Failed("no plan")))
+            section = sections.Section(program, Budget(60), {"left_out": [], "peers": [], "networks": []})
+            options = SimpleNamespace(parity=folder / "none" if not parity else None)
+            with mock.patch.multiple(peers, SCRIPTS=folder, MODULES=modules), mock.patch("builtins.print"):
+                peers.on_cpu(section, options)
+        return section.record
+
+    def test_networks_beside_their_peers_become_rows(self):
+        got = self.on_cpu(("json",), True)
+        rows = [(r["peer"], r["what"], r["seconds"], r["ratio"]) for r in got["peers"]]
+        self.assertIn(("onnxruntime 1.2", "unet at 512, batch 1, f32", 2.0, 0.5), rows)
+        self.assertIn(("PyTorch 3.4", "text at 512, batch 1, f32", 4.0, 0.25), rows)
+        self.assertEqual(len(rows), 4)
+        self.assertIn({"what": "onnxruntime and PyTorch, decoder", "why": "decoder: too far"}, got["left_out"])
+        self.assertEqual([(r["network"], r["whole_us"]) for r in got["networks"]], [("text", 1e6), ("unet", 1e6)])
+        # What was timed with them is not timed again, and what cannot be done in time is not begun.
+        program = SimpleNamespace(bench=mock.Mock(side_effect=Failed("no bench")))
+        section = sections.Section(program, Budget(10), got)
+        with mock.patch("builtins.print"):
+            jobs = [(sections.FULL, *job, "f32") for job in (("unet", 512, 1), ("decoder", 512, 1), ("unet", 512, 8))]
+            sections.networks(section, jobs)
+        self.assertEqual([call.args[0][1] for call in program.bench.call_args_list], ["decoder"])
+        self.assertIn("no time left", got["left_out"][-1]["why"])
+
+    def test_what_peers_miss_is_said_once(self):
+        no_module = (("no_such_module", "json"), True, "Python has no no_such_module")
+        for modules, parity, why in (no_module, (("json",), False, "parity")):
+            got = self.on_cpu(modules, parity)
+            self.assertEqual(got["peers"], [])
+            self.assertEqual(len(got["left_out"]), 1)
+            self.assertIn(why, got["left_out"][0]["why"])
+
 
 class Records(unittest.TestCase):
     def whole(self):
@@ -73,6 +129,10 @@ class Records(unittest.TestCase):
         text = table.markdown(self.whole())
         self.assertIn("| p | add | 2000.00 | 1000.00 | 0.50 |", text)
         self.assertIn("| add | c=4 | 1.0 | 1.0 | 1.00 | 50.0 | memory |  |", text)
+        self.assertNotIn("caches", text)
+        quick = self.whole()
+        quick["kernels"]["f32"][0]["part_of_limit"] = 2.5
+        self.assertIn("| add | c=4 | 1.0 | 1.0 | 1.00 |  | caches |  |", table.markdown(quick))
 
     def test_what_is_wrong_is_named(self):
         for change, named in (
@@ -91,6 +151,12 @@ class Records(unittest.TestCase):
         name = sys.executable.split("/")[-1]
         self.assertEqual(record.plain(said), {"why": f"{name}: can't open 'benches/peers/x.py'", "b": ["--peers c", 1.5]})
         self.assertEqual(record.plain("640 GB/s, shaders/x.wgsl"), "640 GB/s, shaders/x.wgsl")
+
+    def test_processors_of_one_name_are_told_apart(self):
+        info = "processor\t: 0\ncpu family\t: 25\nmodel\t\t: 1\nmodel name\t: A CPU\nflags\t\t: fpu sse2 avx avx2\n\nprocessor\t: 1\n"
+        self.assertEqual(sections.processor(info), "family 25, model 1, avx2")
+        self.assertEqual(sections.processor(info.replace("avx2", "avx512f")), "family 25, model 1, avx512f")
+        self.assertIsNone(sections.processor("BogoMIPS\t: 48.00\nFeatures\t: fp asimd\n"))
 
     def test_devices_become_folders(self):
         self.assertEqual(record.slug("llvmpipe (LLVM 15.0.6, 256 bits)"), "llvmpipe-llvm-15-0-6-256-bits")

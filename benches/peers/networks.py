@@ -2,13 +2,13 @@
 
     pip install -r ../../reference/requirements.txt onnx==1.23.2 onnxruntime==1.32.0
     cargo build --release && cargo build --release -p mobilediffusion-model --example parity
-    python networks.py ../../target/release/mobilediffusion [NETWORK ...] [--rounds N] [--json]
+    python networks.py ../../target/release/mobilediffusion [NETWORK ...] [--rounds N] [--within SECONDS] [--json]
 
 UNet at 64x64 latents, light decoder to 512x512 pixels, text encoder of 77 tokens; f32, random weights. The peers run the
 twin in `reference/`, onnxruntime after an export that is kept in `--cache`. First all three compute one golden case of
 the twin's, and none is timed that is further than 1e-4 (relative L2) from it. Then, in every round, the program times its
-plan (`bench --plan`, the median of seven runs) and each peer runs a few times: what a busy or throttled machine does to
-one it does to the others. Reported are medians over the rounds, and the ratio to the faster peer of each.
+plan (`bench --plan`, the median of seven runs, of fewer where `--within` is short) and each peer runs a few times: what a
+busy or throttled machine does to one it does to the others. Reported are medians over the rounds, and the ratio to each.
 """
 
 import argparse
@@ -31,6 +31,8 @@ import golden
 # By the program's name: the part of `full_size.PARTS`, runs of a peer in a round.
 NETWORKS = {"unet": ("unet", 3), "decoder": ("decoder", 3), "text": ("text_encoder", 9)}
 BOUND = 1e-4
+SLOW = 2.0
+STARTED = time.monotonic()
 
 
 class Network(torch.nn.Module):
@@ -86,16 +88,18 @@ def ours_differs(parity, network, want):
     return max(float(line.split()[-1]) for line in lines)
 
 
-def ours(program, name):
+def ours(program, name, within):
     with tempfile.NamedTemporaryFile(suffix=".json") as file:
         command = [program, "bench", "--plan", name, "--preset", "mobilediffusion", "--device", "cpu", "--json", file.name]
+        command += [] if within is None else ["--within", str(within / 4)]
         subprocess.run(command, check=True, capture_output=True)
         return json.load(open(file.name))["plan"]["whole_us"] * 1e-6
 
 
 def median_of(run, runs):
     seconds = []
-    for _ in range(runs):
+    # Two are enough of what is slow.
+    while len(seconds) < (2 if seconds and seconds[0] > SLOW else runs):
         start = time.perf_counter()
         run()
         seconds.append(time.perf_counter() - start)
@@ -116,8 +120,10 @@ def compare(name, options):
     if wrong:
         sys.exit(f"{name}: too far from the twin's golden output: {wrong}")
     times = {who: [] for who in errors}
-    for _ in range(options.rounds):
-        times["ours"].append(ours(options.program, name))
+    for done in range(options.rounds):
+        if done and time.monotonic() > options.until:
+            break
+        times["ours"].append(ours(options.program, name, options.within))
         for peer, run in peers.items():
             times[peer].append(median_of(run, runs))
     medians = {who: statistics.median(seconds) for who, seconds in times.items()}
@@ -130,10 +136,13 @@ def main():
     parser.add_argument("program", type=Path, help="the release binary")
     parser.add_argument("networks", nargs="*", default=list(NETWORKS), help=f"of {', '.join(NETWORKS)}")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--within", type=float, metavar="SECONDS",
+                        help="begin no other round after so many, and no other run of our plan after a quarter of them")
     parser.add_argument("--parity", type=Path, help="the example of that name [default: beside the program]")
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache/mobilediffusion-peers", help="of exports")
     parser.add_argument("--json", action="store_true", help="one JSON value on standard output instead of a table")
     options = parser.parse_args()
+    options.until = float("inf") if options.within is None else STARTED + options.within
     unknown = set(options.networks) - set(NETWORKS)
     if unknown:
         parser.error(f"not one of {', '.join(NETWORKS)}: {', '.join(sorted(unknown))}")
@@ -142,7 +151,7 @@ def main():
     versions = {"onnxruntime": onnxruntime.__version__, "torch": torch.__version__}
     if options.json:
         return print(json.dumps({"versions": versions, "threads": torch.get_num_threads(), "networks": results}))
-    print(f"{versions}, {torch.get_num_threads()} threads, medians of {options.rounds} rounds")
+    print(f"{versions}, {torch.get_num_threads()} threads, medians of at most {options.rounds} rounds")
     print("| network | ours, ms | onnxruntime, ms | PyTorch, ms | ours / onnxruntime | ours / PyTorch |")
     print("|---|---|---|---|---|---|")
     for row in results:
