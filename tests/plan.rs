@@ -4,7 +4,7 @@ mod plan_graphs;
 
 use mobilediffusion_graph::plan::{Lifetime, Sharing, lower_bound, pack};
 use mobilediffusion_graph::{Against, Conv, Device, Graph, GraphError, Recording, Session, Weights, compare};
-use mobilediffusion_kernels::{Activation, DType, Storage};
+use mobilediffusion_kernels::{Access, Activation, DType, Storage};
 use mobilediffusion_model::ModelConfig;
 use mobilediffusion_model::config::Sampler;
 use mobilediffusion_model::networks::{Decoder, Shape, decode_graph, denoise_graph, text_graph};
@@ -130,6 +130,23 @@ proptest! {
             prop_assert!(planned.iter().flatten().all(|v| v.is_finite()), "something unwritten was read");
             prop_assert_eq!(bits(planned), bits(run(Sharing::Private).expect("the plan runs")));
         }
+    }
+}
+
+/// Found by `shared_memory_changes_no_bit`: where joined tensors are one, two pairs of tensors that are apart become the same.
+#[test]
+fn tensors_that_are_apart_for_two_reasons_stay_apart() {
+    let operations =
+        [(1, 115, 83), (1, 56, 5), (3, 32, 0), (3, 4, 0), (2, 154, 124), (2, 19, 130), (2, 93, 45), (3, 97, 0)];
+    let recording = Recording::new(random_graph(&operations));
+    let plan = recording.arenas(Storage::F16, Sharing::Planned, usize::MAX / 8).expect("there is no limit");
+    for (step, node) in recording.nodes.iter().enumerate() {
+        let held = node.kernel.operands().into_iter().zip(&node.operands);
+        let held = held.filter(|(operand, _)| !(plan.in_place[step] && operand.name == "residual"));
+        let arenas = held.filter_map(|(operand, tensor)| Some((operand.access, plan.places[(*tensor)?]?.0)));
+        let (read, written): (Vec<_>, Vec<_>) = arenas.partition(|(access, _)| *access == Access::Read);
+        let both = read.iter().any(|(_, arena)| written.iter().any(|(_, other)| arena == other));
+        assert!(!both, "step {step} reads an arena that it writes: {read:?}, {written:?}");
     }
 }
 

@@ -106,9 +106,11 @@ struct Colouring {
 impl<'a> Problem<'a> {
     fn new(lifetimes: &[Lifetime], pairs: &[(usize, usize)], joins: &'a [Join], limit: usize) -> Self {
         let mut apart = vec![Vec::new(); lifetimes.len()];
-        for &(a, b) in pairs {
-            apart[a].push(b);
-            apart[b].push(a);
+        // Each once: a chain that held a tensor twice would take it to the other side and back.
+        for (a, b) in pairs.iter().flat_map(|&(a, b)| [(a, b), (b, a)]) {
+            if !apart[a].contains(&b) {
+                apart[a].push(b);
+            }
         }
         let mut joins_of = vec![Vec::new(); lifetimes.len()];
         for (number, &(a, b)) in joins.iter().enumerate() {
