@@ -2,8 +2,8 @@
 //!
 //! The builder writes down plain steps. This pass asks kernels what they offer ([`fold`](mobilediffusion_kernels::fold))
 //! and knows none by name. A step goes into the one before it (activation, residual, statistics), which then writes
-//! what the step wrote; or into all that read it (concat, upsampling, norms, casts), which then read what the step read. What
-//! a caller may read stays a tensor of its own, and a product that a run computes only once stays apart from a sum that
+//! what the step wrote; or into all that read it (concat, upsampling, norms, casts), which then read what the step read.
+//! What a caller may read stays a tensor of its own, and a product that a run computes only once stays apart from a sum that
 //! it needs every time.
 
 use crate::graph::{Graph, Node, Origin, TensorInfo};

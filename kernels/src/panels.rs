@@ -2,7 +2,8 @@
 //!
 //! Weights `[cols, k]` lie as *panels* of 64 columns (the last one narrower, a multiple of 16), and a panel as *grains*, the
 //! columns that the innermost loop takes at once: all of a grain for the first of `k`, then for the next, one line of the
-//! cache after the other, which is the order in which a product reads them. Nothing is packed when a product runs, and rows of the other factor are read where they lie.
+//! cache after the other, which is the order in which a product reads them. Nothing is packed when a product runs, and rows
+//! of the other factor are read where they lie.
 
 mod tile;
 

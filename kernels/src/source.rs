@@ -1,9 +1,10 @@
 //! How a kernel reads its input: as it is, or doing on the way what would be a step of its own.
 //!
-//! The input has `channels` channels in rows, stored like all floats of the plan or, `wide`, as f32. The last `joined` of them may come from a second tensor `x2`, and rows may
-//! be normalised, by statistics of the row (`stats`, with `norm_weight` and `norm_bias`: a LayerNorm) or by a scale and
-//! an offset of every channel of an image (`norm`: a GroupNorm, see `group_norm_scale`), then activated. On the GPU
-//! that is `shaders/common/source.wgsl`; on the CPU blocks of rows are made ready in scratch memory.
+//! The input has `channels` channels in rows, stored like all floats of the plan or, `wide`, as f32. The last `joined` of
+//! them may come from a second tensor `x2`, and rows may be normalised, by statistics of the row (`stats`, with
+//! `norm_weight` and `norm_bias`: a LayerNorm) or by a scale and an offset of every channel of an image (`norm`: a
+//! GroupNorm, see `group_norm_scale`), then activated. On the GPU that is `shaders/common/source.wgsl`; on the CPU blocks
+//! of rows are made ready in scratch memory.
 
 use crate::cpu::{Threads, activate_all, rows_per_task, wide};
 use crate::draw::Draw;
