@@ -6,7 +6,7 @@
 //! positions / 64`, rounded up. On the GPU a workgroup takes 64 channels of a tile (`shaders/common/tile_moments.wgsl`);
 //! on the CPU a task takes a tile.
 
-use crate::cpu::Threads;
+use crate::cpu::{Threads, wide};
 use crate::draw::Draw;
 use crate::fold::{OnStore, Read, Write};
 use crate::kernel::{Case, Cost, DType, Family, Fill, Kernel, Operand, Param, Program, Tolerance, elements, parse};
@@ -72,11 +72,24 @@ fn write_read(n: usize, positions: usize, x: &Rows<'_>, moments: &mut [f32]) {
                 &scratch[..]
             }
         };
-        write_tile(rows, moments);
+        write_tiles(c, rows, moments);
     });
 }
 
+/// The moments of some tiles, `rows` and `moments` from the first of them on; the last one may be cut short.
+pub(crate) fn write_tiles(c: usize, rows: &[f32], moments: &mut [f32]) {
+    wide(
+        #[inline(always)]
+        || {
+            rows.chunks(TILE * c)
+                .zip(moments.chunks_exact_mut(2 * c))
+                .for_each(|(rows, moments)| write_tile(rows, moments))
+        },
+    );
+}
+
 /// The moments of a tile: means as differences from its first position, then the squares around them.
+#[inline(always)]
 fn write_tile(rows: &[f32], moments: &mut [f32]) {
     let c = moments.len() / 2;
     let count = (rows.len() / c) as f32;

@@ -233,10 +233,9 @@ impl Kernel for Conv2d {
         let epilogue = Epilogue { bias, shift, rows_per_image, activation: self.activation, residual };
         let x = self.source.rows(self.n * self.h * self.w, self.ci, x, &[x2, &[], &[], &[], norm]);
         if winograd::suits(self) {
-            winograd::run(self, winograd::block(self), &x, w, &epilogue, y);
-        } else {
-            direct::run(self, &x, w, &epilogue, y);
+            return winograd::run(self, winograd::block(self), &x, w, &epilogue, (y, moments));
         }
+        direct::run(self, &x, w, &epilogue, y);
         if self.moments {
             channel_moments::write_all(self.n, rows_per_image, self.co, y, moments);
         }

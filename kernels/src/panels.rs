@@ -5,13 +5,15 @@
 //! cache after the other, which is the order in which a product reads them. Nothing is packed when a product runs, and rows
 //! of the other factor are read where they lie.
 
+mod product;
 mod tile;
 
-use crate::cpu::{Epilogue, Threads, wide};
 use rayon::prelude::*;
-use std::ops::{Deref, DerefMut, Range};
+use std::ops::{Deref, DerefMut};
 use std::sync::OnceLock;
-use tile::{Lanes, ROWS, Strip};
+use tile::Lanes;
+
+pub(crate) use product::{multiply, multiply_gated, multiply_part};
 
 /// Columns of a panel: four vectors of AVX-512, a width that divides almost every width of the model.
 pub const PANEL: usize = 64;
@@ -130,6 +132,12 @@ impl<'a> Panels<'a> {
         let width = PANEL.min(self.cols.next_multiple_of(STEP) - first);
         (&self.values[first * self.k..][..width * self.k], width, PANEL.min(self.cols - first))
     }
+
+    /// The values after a panel.
+    fn after(self, index: usize) -> &'a [f32] {
+        let (panel, ..) = self.panel(index);
+        &self.values[index * PANEL * self.k + panel.len()..]
+    }
 }
 
 /// Rows of one factor.
@@ -147,147 +155,12 @@ impl<'a> Left<'a> {
     }
 }
 
-/// The elements of a product, whose blocks of columns threads write.
-#[derive(Debug)]
-struct Shared {
-    first: *mut f32,
-    len: usize,
-}
-
-#[expect(unsafe_code, reason = "blocks of columns interleave in memory, so they are no slices of their own")]
-// SAFETY: whoever calls `piece` is the only one to write these elements while the piece is there.
-unsafe impl Sync for Shared {}
-
-impl Shared {
-    fn new(values: &mut [f32]) -> Self {
-        Self { first: values.as_mut_ptr(), len: values.len() }
-    }
-
-    #[expect(unsafe_code, clippy::mut_from_ref, reason = "as above: tasks write pieces that do not overlap")]
-    #[inline(always)]
-    fn piece(&self, at: usize, len: usize) -> &mut [f32] {
-        assert!(at + len <= self.len, "elements {at}..{} of {}", at + len, self.len);
-        // SAFETY: inside of the slice, which is borrowed for as long as this is there. `multiply` hands every task other
-        // rows or columns, and a task holds one piece at a time.
-        unsafe { std::slice::from_raw_parts_mut(self.first.add(at), len) }
-    }
-}
-
-/// `y = left * weights`, finished by `epilogue` if there is one; rows of `y` are as long as `weights` has columns.
-///
-/// # Panics
-/// If `y` or `left` is too short: bugs of the calling kernel.
-pub(crate) fn multiply(
-    y: &mut [f32],
-    left: Left<'_>,
-    weights: Panels<'_>,
-    epilogue: Option<(&Epilogue<'_>, usize)>,
-    threads: Threads,
-) {
-    // Values of weights that stay in a core's own cache while all rows of a task pass by.
-    const CACHED: usize = 1 << 17;
-    // Rows of a task: enough that reading the weights for them is little, few enough that tasks come out even.
-    const TASK: usize = 32 * ROWS;
-    let rows = left.rows.div_ceil(left.rows.div_ceil(TASK).max(1)).next_multiple_of(ROWS);
-    let group = (CACHED / (PANEL * weights.k.max(1))).clamp(1, weights.count().max(1));
-    let groups = weights.count().div_ceil(group);
-    let y = Shared::new(y);
-    let task = |index: usize| {
-        let (first, group_at) = (index / groups * rows, index % groups * group);
-        let rows = rows.min(left.rows - first);
-        for panel in group_at..(group_at + group).min(weights.count()) {
-            block(&y, left, first..first + rows, weights, panel);
-            if let Some((epilogue, row)) = epilogue {
-                let (_, _, cols) = weights.panel(panel);
-                wide(
-                    #[inline(always)]
-                    || {
-                        for i in first..first + rows {
-                            let y = y.piece(i * weights.cols + panel * PANEL, cols);
-                            epilogue.row(y, weights.cols, row + i, panel * PANEL);
-                        }
-                    },
-                );
-            }
-        }
-    };
-    let tasks = left.rows.div_ceil(rows.max(1)) * groups;
-    // Below this many multiply-accumulates waking the other threads costs more than it saves (measured on two cores).
-    const PARALLEL_FROM: usize = 1 << 18;
-    if threads == Threads::All && left.rows * weights.k * weights.cols >= PARALLEL_FROM {
-        // Tasks with the same weights are neighbours, so that a thread goes on with those it has in its cache.
-        let chunks = left.rows.div_ceil(rows);
-        (0..tasks).into_par_iter().for_each(|i| task(i % chunks * groups + i / chunks));
-    } else {
-        (0..tasks).for_each(task);
-    }
-}
-
-/// These rows of a product at the columns of a panel.
-fn block(y: &Shared, left: Left<'_>, rows: Range<usize>, weights: Panels<'_>, panel: usize) {
-    let (values, width, cols) = weights.panel(panel);
-    in_parts(Strip {
-        left: &left.values[rows.start * left.stride..],
-        stride: left.stride,
-        rows: rows.len(),
-        k: 0..weights.k,
-        panel: values,
-        width,
-        depth: weights.k,
-        grain: grain(width),
-        y,
-        at: rows.start * weights.cols + panel * PANEL,
-        y_stride: weights.cols,
-        cols,
-        accumulate: false,
-    });
-}
-
-/// Of `k` at a time what keeps a grain in the cache that its loop wants it in: a whole panel in a core's own, or one step in
-/// the nearest.
-fn in_parts(strip: Strip<'_>) {
-    const OWN: usize = 1280;
-    const NEAREST: usize = 256;
-    let most = if strip.grain > STEP { OWN } else { NEAREST };
-    let depth = strip.depth.div_ceil(strip.depth.div_ceil(most).max(1)).max(1);
-    for first in (0..strip.depth).step_by(depth) {
-        let k = first..(first + depth).min(strip.depth);
-        pulp::Arch::new().dispatch(Strip { left: &strip.left[first..], k, accumulate: first > 0, ..strip });
-    }
-}
-
-/// `y = left * weights` at columns `first..first + width` of a `y` whose rows are `stride` apart, by one thread; the
-/// weights are one panel, given with its width and `k`.
-///
-/// # Panics
-/// If `y`, `left` or the weights are too short: bugs of the calling kernel.
-pub(crate) fn multiply_part(
-    y: &mut [f32],
-    stride: usize,
-    first: usize,
-    left: Left<'_>,
-    (panel, width, k): (&[f32], usize, usize),
-) {
-    in_parts(Strip {
-        left: left.values,
-        stride: left.stride,
-        rows: left.rows,
-        k: 0..k,
-        panel: &panel[..width * k],
-        width,
-        depth: k,
-        grain: grain(width),
-        y: &Shared::new(y),
-        at: first,
-        y_stride: stride,
-        cols: width,
-        accumulate: false,
-    });
-}
-
 #[cfg(test)]
 mod tests {
+    use super::product::Shared;
+    use super::tile::Strip;
     use super::*;
+    use crate::cpu::{Epilogue, Threads};
     use crate::kernel::Activation;
 
     /// Whole numbers, so that every order of adding gives the same.
@@ -363,7 +236,23 @@ mod tests {
                     let (panel, y, left) = (&panel[..], &Shared::new(&mut y), &left[..]);
                     let (at, stride, y_stride) = (0, k, cols + 2);
                     let (k, depth) = (0..k, k);
-                    run(Strip { left, stride, rows, k, panel, width, depth, grain, y, at, y_stride, cols, accumulate });
+                    let next = panel;
+                    run(Strip {
+                        left,
+                        stride,
+                        rows,
+                        k,
+                        panel,
+                        width,
+                        depth,
+                        grain,
+                        next,
+                        y,
+                        at,
+                        y_stride,
+                        cols,
+                        accumulate,
+                    });
                     for (row, want) in want.chunks(cols).enumerate() {
                         let got = y.piece(row * y_stride, y_stride);
                         assert!(

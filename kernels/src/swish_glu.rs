@@ -6,15 +6,15 @@
 //! that `x` is read once for both halves; on the CPU blocks of rows go through one matrix product each, then the halves
 //! are multiplied.
 
-use crate::cpu::{Threads, activate, rows_per_task, wide};
+use crate::cpu::{Threads, activate};
 use crate::draw::Draw;
 use crate::fold::Read;
 use crate::kernel::{Activation, Case, Cost, Family, Fill, Kernel, Layout, Operand, Param, Program, Tolerance, parse};
-use crate::panels::{Left, Panels, multiply};
+use crate::linear::rows_per_block;
+use crate::panels::{Left, PANEL, Panels, multiply, multiply_gated};
 use crate::source::{Norm, Source};
 use crate::tile::{self, TILE};
 use crate::variant::Variant;
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 /// One gated product of `rows` rows.
@@ -122,29 +122,37 @@ impl Kernel for SwishGlu {
     }
 
     fn cpu(&self, inputs: &[&[f32]], outputs: &mut [&mut [f32]]) {
-        // Rows of a block: enough that packing the weights for it does not matter.
+        // Rows of a block that both products, where they have to be somewhere, do not need much memory for.
         const BLOCK: usize = 512;
         let (&[x, w, bias, ref rest @ ..], [y]) = (inputs, outputs) else { panic!("swish_glu has nine operands") };
         let (k, cols) = (self.k, self.cols);
         let w = Panels::new(w, 2 * cols, k);
-        let (bias_a, bias_g) = bias.split_at(cols);
-        let mut both = vec![0.0; BLOCK.min(self.rows) * 2 * cols];
-        self.source.rows(self.rows, k, x, rest).in_blocks(BLOCK, |first, x| {
-            let rows = x.len() / k;
-            let y = &mut y[first * cols..][..rows * cols];
-            multiply(&mut both, Left::new(x, rows, k), w, None, Threads::All);
-            let task = rows_per_task(2 * cols);
-            let parts = y.par_chunks_mut(task * cols).zip(both.par_chunks(task * 2 * cols));
-            parts.for_each(|(y, both)| {
-                wide(
+        let bias = bias.split_at(cols);
+        let source = self.source.rows(self.rows, k, x, rest);
+        if cols.is_multiple_of(PANEL) {
+            let block = if source.plain().is_some() { self.rows } else { rows_per_block(k) };
+            return source.in_blocks(block, |first, x| {
+                let rows = x.len() / k;
+                let y = &mut y[first * cols..][..rows * cols];
+                multiply_gated(
+                    y,
+                    Left::new(x, rows, k),
+                    w,
                     #[inline(always)]
-                    || {
-                        for (y, both) in y.chunks_exact_mut(cols).zip(both.chunks_exact(2 * cols)) {
-                            gate(self.gate, y, both.split_at(cols), (bias_a, bias_g));
-                        }
+                    |y: &mut [f32], halves: (&[f32], &[f32]), first: usize| {
+                        gate(self.gate, y, halves, (&bias.0[first..], &bias.1[first..]));
                     },
                 );
             });
+        }
+        let mut both = vec![0.0; BLOCK.min(self.rows) * 2 * cols];
+        source.in_blocks(BLOCK, |first, x| {
+            let rows = x.len() / k;
+            let y = &mut y[first * cols..][..rows * cols];
+            multiply(&mut both, Left::new(x, rows, k), w, None, Threads::All);
+            for (y, both) in y.chunks_exact_mut(cols).zip(both.chunks_exact(2 * cols)) {
+                gate(self.gate, y, both.split_at(cols), bias);
+            }
         });
     }
 

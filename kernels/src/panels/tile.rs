@@ -3,11 +3,11 @@
 //! Written once over the vectors of whatever the processor has: with AVX-512 six rows of a whole panel are 24 of its 32
 //! registers; with AVX2, NEON and SSE six rows of 16 columns.
 
-use super::{STEP, Shared};
+use super::STEP;
+use super::product::Shared;
 use pulp::{Scalar128b, Simd, WithSimd};
 use std::array::from_fn;
 use std::ops::Range;
-use std::slice::ChunksExact;
 
 /// Most rows of a tile.
 pub(super) const ROWS: usize = 6;
@@ -26,6 +26,8 @@ pub(super) struct Strip<'a> {
     pub(super) width: usize,
     pub(super) depth: usize,
     pub(super) grain: usize,
+    /// What will be read after this panel, as much as the panel at most: fetched into the caches meanwhile.
+    pub(super) next: &'a [f32],
     /// Where the result is, from `at` on with rows `y_stride` apart; of the panel's columns `cols` are there.
     pub(super) y: &'a Shared,
     pub(super) at: usize,
@@ -70,27 +72,40 @@ impl Strip<'_> {
     #[inline(always)]
     fn pass<S: Simd, const V: usize>(&self, simd: S) {
         for col in (0..self.width).step_by(V * S::F32_LANES) {
-            let mut row = 0;
-            while row < self.rows {
+            let mut next = self.next(col + V * S::F32_LANES);
+            let share = next.len().div_ceil(self.rows.div_ceil(ROWS));
+            for row in (0..self.rows).step_by(ROWS) {
+                let (now, later) = next.split_at(share.min(next.len()));
+                next = later;
                 match self.rows - row {
-                    1 => self.tile::<S, 1, V>(simd, row, col),
-                    2 => self.tile::<S, 2, V>(simd, row, col),
-                    3 => self.tile::<S, 3, V>(simd, row, col),
-                    4 => self.tile::<S, 4, V>(simd, row, col),
-                    5 => self.tile::<S, 5, V>(simd, row, col),
-                    _ => self.tile::<S, ROWS, V>(simd, row, col),
+                    1 => self.tile::<S, 1, V>(simd, row, col, now),
+                    2 => self.tile::<S, 2, V>(simd, row, col, now),
+                    3 => self.tile::<S, 3, V>(simd, row, col, now),
+                    4 => self.tile::<S, 4, V>(simd, row, col, now),
+                    5 => self.tile::<S, 5, V>(simd, row, col, now),
+                    _ => self.tile::<S, ROWS, V>(simd, row, col, now),
                 }
-                row += ROWS;
             }
         }
     }
 
+    /// What is read once the columns before `col` are done.
     #[inline(always)]
-    fn tile<S: Simd, const M: usize, const V: usize>(&self, simd: S, row: usize, col: usize) {
+    fn next(&self, col: usize) -> &[f32] {
+        let grains = &self.panel[col / self.grain * self.grain * self.depth..];
+        match col.is_multiple_of(self.grain) {
+            false => &[],
+            true if grains.is_empty() => self.next,
+            true => &grains[self.grain * self.k.start..self.grain * self.k.end],
+        }
+    }
+
+    #[inline(always)]
+    fn tile<S: Simd, const M: usize, const V: usize>(&self, simd: S, row: usize, col: usize, next: &[f32]) {
         let left: [&[f32]; M] = from_fn(|i| &self.left[(row + i) * self.stride..][..self.k.len()]);
         let within = col % self.grain;
         let panel = &self.panel[(col - within) * self.depth..][self.grain * self.k.start..self.grain * self.k.end];
-        let sums = sums::<S, M, V>(simd, left, panel.chunks_exact(self.grain), within);
+        let sums = sums::<S, M, V>(simd, left, (panel, self.grain), within, next);
         let there = (V * S::F32_LANES).min(self.cols.saturating_sub(col));
         for i in 0..M {
             let y = self.y.piece(self.at + (row + i) * self.y_stride + col, there);
@@ -114,19 +129,44 @@ impl Strip<'_> {
 fn sums<S: Simd, const M: usize, const V: usize>(
     simd: S,
     left: [&[f32]; M],
-    panel: ChunksExact<'_, f32>,
+    (panel, grain): (&[f32], usize),
     col: usize,
+    next: &[f32],
 ) -> [[S::f32s; V]; M] {
+    // Steps of `k` between two looks at what is to be fetched.
+    const STRETCH: usize = 16;
     let mut sums = [[simd.splat_f32s(0.0); V]; M];
-    for (k, values) in panel.take(left[0].len()).enumerate() {
-        let values = S::as_simd_f32s(&values[col..col + V * S::F32_LANES]).0;
-        let values: [S::f32s; V] = from_fn(|v| values[v]);
-        for i in 0..M {
-            let x = simd.splat_f32s(left[i][k]);
-            for v in 0..V {
-                sums[i][v] = simd.mul_add_e_f32s(x, values[v], sums[i][v]);
+    let share = next.len().div_ceil(left[0].len().div_ceil(STRETCH).max(1)).next_multiple_of(LINE);
+    let mut next = next.chunks(share.max(LINE));
+    for (first, panel) in (0..).step_by(STRETCH).zip(panel.chunks(STRETCH * grain)) {
+        next.next().unwrap_or(&[]).chunks(LINE).for_each(prefetch);
+        for (k, values) in (first..).zip(panel.chunks_exact(grain)) {
+            let values = S::as_simd_f32s(&values[col..col + V * S::F32_LANES]).0;
+            let values: [S::f32s; V] = from_fn(|v| values[v]);
+            for i in 0..M {
+                let x = simd.splat_f32s(left[i][k]);
+                for v in 0..V {
+                    sums[i][v] = simd.mul_add_e_f32s(x, values[v], sums[i][v]);
+                }
             }
         }
     }
     sums
+}
+
+/// Values in a line of the cache.
+const LINE: usize = 16;
+
+/// Asks for a line of the cache; a processor that we cannot ask fetches it when it is read.
+#[inline(always)]
+fn prefetch(line: &[f32]) {
+    #[cfg(target_arch = "x86_64")]
+    #[expect(unsafe_code, reason = "the instruction takes an address")]
+    // SAFETY: the address is that of a slice, and the instruction changes nothing but caches.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = line;
 }

@@ -1,25 +1,17 @@
 //! The weights of Winograd's algorithm, transformed when they are loaded.
 
+use super::lines::weight_line;
 use crate::panels::{PANEL, STEP, grain};
 use rayon::prelude::*;
 use std::array::from_fn;
-
-/// `G g` of one line.
-fn weight_line<const N: usize>(g: [f32; 3]) -> [f32; N] {
-    from_fn(|i| match (N, i) {
-        (_, 0) => g[0],
-        (_, 1) => 0.5 * (g[0] + g[1] + g[2]),
-        (4, 2) => 0.5 * (g[0] - g[1] + g[2]),
-        (_, _) => g[2],
-    })
-}
 
 /// `G g G'` of all weights, `[co, ci, 3, 3]` to panels of output channels, in each `[edge, edge, width / grain, ci,
 /// grain]`.
 pub(crate) fn transformed_weights(edge: usize, ci: usize, co: usize, w: &[f32]) -> Vec<f32> {
     match edge {
         3 => transformed::<3>(ci, co, w),
-        _ => transformed::<4>(ci, co, w),
+        4 => transformed::<4>(ci, co, w),
+        _ => transformed::<6>(ci, co, w),
     }
 }
 
@@ -34,12 +26,12 @@ fn transformed<const N: usize>(ci: usize, co: usize, w: &[f32]) -> Vec<f32> {
         for block in (0..ci).step_by(STEP) {
             for o in 0..width.min(co - first) {
                 for i in block..(block + STEP).min(ci) {
-                    let tap = |y: usize, x: usize| w[((first + o) * ci + i) * 9 + 3 * y + x];
-                    let rows: [[f32; N]; 3] = from_fn(|y| weight_line(from_fn(|x| tap(y, x))));
-                    let both: [[f32; N]; N] = from_fn(|x| weight_line(from_fn(|y| rows[y][x])));
+                    let tap = |y: usize, x: usize| f64::from(w[((first + o) * ci + i) * 9 + 3 * y + x]);
+                    let rows: [[f64; N]; 3] = from_fn(|y| weight_line(from_fn(|x| tap(y, x))));
+                    let both: [[f64; N]; N] = from_fn(|x| weight_line(from_fn(|y| rows[y][x])));
                     for place in 0..N * N {
                         let at = place * ci * width + o / grain * grain * ci + i * grain + o % grain;
-                        out[at] = both[place % N][place / N];
+                        out[at] = both[place % N][place / N] as f32;
                     }
                 }
             }

@@ -1,0 +1,199 @@
+//! Products with panels, in tasks for threads: some rows and some panels each.
+
+use super::tile::{ROWS, Strip};
+use super::{Left, PANEL, Panels, STEP, grain};
+use crate::cpu::{Epilogue, Threads, wide};
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// The elements of a product, whose blocks of columns threads write.
+#[derive(Debug)]
+pub(super) struct Shared {
+    first: *mut f32,
+    len: usize,
+}
+
+#[expect(unsafe_code, reason = "blocks of columns interleave in memory, so they are no slices of their own")]
+// SAFETY: whoever calls `piece` is the only one to write these elements while the piece is there.
+unsafe impl Sync for Shared {}
+
+impl Shared {
+    pub(super) fn new(values: &mut [f32]) -> Self {
+        Self { first: values.as_mut_ptr(), len: values.len() }
+    }
+
+    #[expect(unsafe_code, clippy::mut_from_ref, reason = "as above: tasks write pieces that do not overlap")]
+    #[inline(always)]
+    pub(super) fn piece(&self, at: usize, len: usize) -> &mut [f32] {
+        assert!(at + len <= self.len, "elements {at}..{} of {}", at + len, self.len);
+        // SAFETY: inside of the slice, which is borrowed for as long as this is there. `multiply` hands every task other
+        // rows or columns, and a task holds one piece at a time.
+        unsafe { std::slice::from_raw_parts_mut(self.first.add(at), len) }
+    }
+}
+
+/// `y = left * weights`, finished by `epilogue` if there is one; rows of `y` are as long as `weights` has columns.
+///
+/// # Panics
+/// If `y` or `left` is too short: bugs of the calling kernel.
+pub(crate) fn multiply(
+    y: &mut [f32],
+    left: Left<'_>,
+    weights: Panels<'_>,
+    epilogue: Option<(&Epilogue<'_>, usize)>,
+    threads: Threads,
+) {
+    let y = Shared::new(y);
+    in_tasks(left.rows, weights, weights.count(), threads, |rows, panels| {
+        for panel in panels {
+            let (_, _, cols) = weights.panel(panel);
+            block((&y, rows.start * weights.cols + panel * PANEL, weights.cols), left, rows.clone(), weights, panel);
+            let Some((epilogue, row)) = epilogue else { continue };
+            wide(
+                #[inline(always)]
+                || {
+                    for i in rows.clone() {
+                        let y = y.piece(i * weights.cols + panel * PANEL, cols);
+                        epilogue.row(y, weights.cols, row + i, panel * PANEL);
+                    }
+                },
+            );
+        }
+    });
+}
+
+/// Two products of as many columns, which are whole panels, side by side in `weights`; `gate` makes a piece of a row of `y`
+/// of the two, from a column on.
+///
+/// # Panics
+/// If `y` or `left` is too short, or the columns are no panels: bugs of the calling kernel.
+pub(crate) fn multiply_gated(
+    y: &mut [f32],
+    left: Left<'_>,
+    weights: Panels<'_>,
+    gate: impl Fn(&mut [f32], (&[f32], &[f32]), usize) + Copy + Sync,
+) {
+    let cols = weights.cols / 2;
+    assert!(cols.is_multiple_of(PANEL), "{cols} columns are no panels");
+    let y = Shared::new(y);
+    in_tasks(left.rows, weights, cols / PANEL, Threads::All, |rows, panels| {
+        let (mut a, mut g) = (vec![0.0; rows.len() * PANEL], vec![0.0; rows.len() * PANEL]);
+        for panel in panels {
+            block((&Shared::new(&mut a), 0, PANEL), left, rows.clone(), weights, panel);
+            block((&Shared::new(&mut g), 0, PANEL), left, rows.clone(), weights, panel + cols / PANEL);
+            wide(
+                #[inline(always)]
+                || {
+                    for (i, halves) in rows.clone().zip(a.chunks_exact(PANEL).zip(g.chunks_exact(PANEL))) {
+                        gate(y.piece(i * cols + panel * PANEL, PANEL), halves, panel * PANEL);
+                    }
+                },
+            );
+        }
+    });
+}
+
+/// Rows and panels of a product as tasks, which are some of both: `panels` of those that `weights` has.
+fn in_tasks(
+    rows: usize,
+    weights: Panels<'_>,
+    panels: usize,
+    threads: Threads,
+    task: impl Fn(Range<usize>, Range<usize>) + Sync,
+) {
+    // Values of weights that stay in a core's own cache while all rows of a task pass by.
+    const CACHED: usize = 1 << 17;
+    // Rows of a task: enough that reading the weights for them is little, few enough that tasks come out even.
+    const TASK: usize = 32 * ROWS;
+    let most = rows.div_ceil(rows.div_ceil(TASK).max(1)).next_multiple_of(ROWS);
+    let group = (CACHED / (PANEL * weights.k.max(1))).clamp(1, panels.max(1));
+    let groups = panels.div_ceil(group);
+    let task = |index: usize| {
+        let (first, group_at) = (index / groups * most, index % groups * group);
+        task(first..(first + most).min(rows), group_at..(group_at + group).min(panels));
+    };
+    let tasks = rows.div_ceil(most.max(1)) * groups;
+    // Below this many multiply-accumulates waking the other threads costs more than it saves (measured on two cores).
+    const PARALLEL_FROM: usize = 1 << 18;
+    if threads == Threads::All && rows * weights.k * weights.cols >= PARALLEL_FROM {
+        // Tasks with the same weights are neighbours, so that a thread goes on with those it has in its cache.
+        let chunks = rows.div_ceil(most);
+        (0..tasks).into_par_iter().for_each(|i| task(i % chunks * groups + i / chunks));
+    } else {
+        (0..tasks).for_each(task);
+    }
+}
+
+/// These rows of a product at the columns of a panel: where the result is, and how far apart its rows are.
+fn block(
+    (y, at, y_stride): (&Shared, usize, usize),
+    left: Left<'_>,
+    rows: Range<usize>,
+    weights: Panels<'_>,
+    panel: usize,
+) {
+    let (values, width, cols) = weights.panel(panel);
+    in_parts(Strip {
+        left: &left.values[rows.start * left.stride..],
+        stride: left.stride,
+        rows: rows.len(),
+        k: 0..weights.k,
+        panel: values,
+        width,
+        depth: weights.k,
+        grain: grain(width),
+        next: weights.after(panel),
+        y,
+        at,
+        y_stride,
+        cols,
+        accumulate: false,
+    });
+}
+
+/// Of `k` at a time what keeps a grain in the cache that its loop wants it in: a whole panel in a core's own, or one step in
+/// the nearest.
+fn in_parts(strip: Strip<'_>) {
+    const OWN: usize = 1280;
+    const NEAREST: usize = 256;
+    let most = if strip.grain > STEP { OWN } else { NEAREST };
+    let depth = strip.depth.div_ceil(strip.depth.div_ceil(most).max(1)).max(1);
+    for first in (0..strip.depth).step_by(depth) {
+        let k = first..(first + depth).min(strip.depth);
+        // The next part of the first grain, or what comes after the panel, which begins like it.
+        let next =
+            if k.end < strip.depth { &strip.panel[strip.grain * k.end..strip.grain * strip.depth] } else { strip.next };
+        let next = &next[..next.len().min(strip.grain * k.len())];
+        pulp::Arch::new().dispatch(Strip { left: &strip.left[first..], k, next, accumulate: first > 0, ..strip });
+    }
+}
+
+/// `y = left * weights` at columns `first..first + width` of a `y` whose rows are `stride` apart, by one thread; the
+/// weights are one panel, given with its width and `k`.
+///
+/// # Panics
+/// If `y`, `left` or the weights are too short: bugs of the calling kernel.
+pub(crate) fn multiply_part(
+    y: &mut [f32],
+    stride: usize,
+    first: usize,
+    left: Left<'_>,
+    (panel, width, k): (&[f32], usize, usize),
+) {
+    in_parts(Strip {
+        left: left.values,
+        stride: left.stride,
+        rows: left.rows,
+        k: 0..k,
+        panel: &panel[..width * k],
+        width,
+        depth: k,
+        grain: grain(width),
+        next: &[],
+        y: &Shared::new(y),
+        at: first,
+        y_stride: stride,
+        cols: width,
+        accumulate: false,
+    });
+}
