@@ -6,7 +6,7 @@
 use std::process::Command;
 
 use mobilediffusion_model::{DeviceChoice, Flow, Options, Pipeline, Request, Source};
-use mobilediffusion_runtime::adapters;
+use mobilediffusion_tests::devices;
 
 /// Names the device of a child process: `cpu`, or an adapter.
 const DEVICE: &str = "A_HUNDRED_PICTURES_ON";
@@ -25,8 +25,8 @@ fn a_hundred_pictures_leave_nothing_behind() {
     if let Ok(device) = std::env::var(DEVICE) {
         return draw_a_hundred(&device);
     }
-    let adapters = pollster::block_on(adapters()).into_iter().map(|adapter| adapter.name);
-    for device in std::iter::once("cpu".to_owned()).chain(adapters) {
+    for device in devices() {
+        let device = if let DeviceChoice::Named(index) = device { index } else { "cpu".to_owned() };
         let program = std::env::current_exe().expect("a test has a path");
         let run = Command::new(program).env(DEVICE, &device).arg("--nocapture").output().expect("it starts");
         let said = String::from_utf8_lossy(&run.stderr);

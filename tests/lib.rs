@@ -10,7 +10,7 @@ use mobilediffusion_kernels::check::{self, Agreement};
 use mobilediffusion_kernels::runner::{self, Target};
 use mobilediffusion_kernels::{Case, Storage, Tolerance};
 use mobilediffusion_model::DeviceChoice;
-use mobilediffusion_runtime::adapters;
+use mobilediffusion_runtime::{AdapterKind, AdapterSummary, adapters};
 
 pub use mobilediffusion_kernels::runner::tolerance as storage_tolerance;
 
@@ -20,11 +20,14 @@ pub fn say(text: &str) {
     println!("{text}");
 }
 
-/// What the facade is tested on: the CPU device, and every adapter by its index.
+/// What the facade is tested on: the CPU device and every adapter by its index, but of software drivers only one. They
+/// compile and draw for minutes, and what tells them apart is tested by kernels and plans.
 pub fn devices() -> Vec<DeviceChoice> {
-    let gpus = pollster::block_on(adapters());
-    let named = gpus.iter().map(|adapter| DeviceChoice::Named(adapter.index.to_string()));
-    std::iter::once(DeviceChoice::Cpu).chain(named).collect()
+    let (software, hardware): (Vec<_>, Vec<_>) =
+        pollster::block_on(adapters()).into_iter().partition(|adapter| adapter.kind == AdapterKind::Software);
+    let one = software.into_iter().max_by_key(|adapter| (adapter.caps.shader_f16, std::cmp::Reverse(adapter.index)));
+    let named = |adapter: AdapterSummary| DeviceChoice::Named(adapter.index.to_string());
+    std::iter::once(DeviceChoice::Cpu).chain(hardware.into_iter().chain(one).map(named)).collect()
 }
 
 /// The tolerance of a case: its kernel's, or none on whole numbers.

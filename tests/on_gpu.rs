@@ -11,10 +11,10 @@ use mobilediffusion_kernels::kernel::elements;
 use mobilediffusion_kernels::tuning::Tuning;
 use mobilediffusion_kernels::variant::runnable;
 use mobilediffusion_kernels::{Activation, DType, Storage};
+use mobilediffusion_model::{DeviceChoice, Flow, Options, Pipeline, Request, Source, WeightType};
 use mobilediffusion_runtime::{AdapterKind, Gpu, RuntimeError, Select};
 use mobilediffusion_tests::gpu::{self, Test};
 use mobilediffusion_tests::made_up::{MadeUp, mini_denoise};
-use mobilediffusion_tests::program::draw;
 use mobilediffusion_tests::say;
 use std::error::Error;
 use std::sync::Arc;
@@ -175,34 +175,39 @@ fn a_replay_makes_nothing(gpu: Arc<Gpu>) {
     say(&format!("{}: 300 steps of four numbers take {least:?}, waits included", gpu.adapter()));
 }
 
-/// Holds pictures that the program draws on the GPU, told `more`, to those of the CPU: PSNR of 35 dB at least. The program
-/// has to be built before.
-fn draws_like_the_cpu(gpu: &Gpu, prompts: &[&str], more: &[&str]) {
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let index = gpu.adapter().index.to_string();
-    let drawn = |prompt: &str, device: &str, more: &[&str]| {
-        let path = folder.path().join(device).with_extension("png");
-        draw(prompt, &path, &[&["--device", device, "--force"], more].concat());
-        image::open(path).expect("a picture was drawn").to_rgba8()
+/// Holds pictures of the bundled model to those of the CPU: PSNR of 35 dB at least.
+fn draws_like_the_cpu(gpu: &Gpu, prompts: &[&str], weights: WeightType) {
+    let load = |device, weights| {
+        let source = Source::bundled().expect("the checkpoint comes with the sources");
+        Pipeline::load(source, Options { device, weights, ..Options::default() }).expect("it loads")
+    };
+    let mut expected = load(DeviceChoice::Cpu, WeightType::Floats);
+    let mut found = load(DeviceChoice::Named(gpu.adapter().index.to_string()), weights);
+    let drawn = |pipeline: &mut Pipeline, prompt: &str| {
+        pipeline.generate(&Request::new(prompt), &mut |_| Flow::Continue).expect("it draws").remove(0).rgba
     };
     let mut worst = f64::INFINITY;
     for prompt in prompts {
-        let (cpu, gpu) = (drawn(prompt, "cpu", &[]), drawn(prompt, &index, more));
-        let squares = cpu.iter().zip(gpu.iter()).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2));
+        let (cpu, gpu) = (drawn(&mut expected, prompt), drawn(&mut found, prompt));
+        let squares = cpu.iter().zip(&gpu).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2));
         let mean = squares.sum::<f64>() / (cpu.len() as f64);
         let psnr = 10.0 * (255.0 * 255.0 / mean.max(1e-12)).log10();
         assert!(psnr >= 35.0, "{prompt}: the pictures differ: PSNR {psnr:.1} dB");
         worst = worst.min(psnr);
     }
-    say(&format!("CPU against {} {more:?}, the worst of {} prompts: PSNR {worst:.1} dB", gpu.adapter(), prompts.len()));
+    say(&format!(
+        "CPU against {}, {weights:?} weights, the worst of {} prompts: PSNR {worst:.1} dB",
+        gpu.adapter(),
+        prompts.len()
+    ));
 }
 
 fn gpu_and_cpu_draw_the_same(gpu: Arc<Gpu>) {
-    draws_like_the_cpu(&gpu, &sheet::PROMPTS, &[]);
+    draws_like_the_cpu(&gpu, &sheet::PROMPTS, WeightType::default());
 }
 
 fn weights_in_8_bits_draw_the_same(gpu: Arc<Gpu>) {
-    draws_like_the_cpu(&gpu, &sheet::PROMPTS[..3], &["--weights-dtype", "int8"]);
+    draws_like_the_cpu(&gpu, &sheet::PROMPTS[..3], WeightType::Int8);
 }
 
 /// What `bench --tune` measured is taken by sessions; a file that is not right is told and as good as none.
