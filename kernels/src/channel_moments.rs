@@ -81,9 +81,9 @@ pub(crate) fn write_tiles(c: usize, rows: &[f32], moments: &mut [f32]) {
     wide(
         #[inline(always)]
         || {
-            rows.chunks(TILE * c)
-                .zip(moments.chunks_exact_mut(2 * c))
-                .for_each(|(rows, moments)| write_tile(rows, moments))
+            for (rows, moments) in rows.chunks(TILE * c).zip(moments.chunks_exact_mut(2 * c)) {
+                write_tile(rows, moments);
+            }
         },
     );
 }

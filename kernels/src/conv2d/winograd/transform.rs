@@ -37,11 +37,7 @@ impl<const N: usize> WithSimd for Inputs<'_, N> {
                     *line = input_line(simd, *line);
                 }
                 for j in 0..N {
-                    let mut column = [zero; N];
-                    for i in 0..N {
-                        column[i] = lines[i][j];
-                    }
-                    for (i, value) in input_line(simd, column).into_iter().enumerate() {
+                    for (i, value) in input_line(simd, column(&lines, j)).into_iter().enumerate() {
                         store::<S>(self.out, (i * N + j) * self.stride + index * ci + c, value);
                     }
                 }
@@ -82,18 +78,23 @@ impl<const N: usize, const M: usize> WithSimd for Outputs<'_, N, M> {
                     *line = output_line(simd, *line);
                 }
                 for j in 0..M.min(ow - left) {
-                    let mut column = [zero; N];
-                    for i in 0..N {
-                        column[i] = lines[i][j];
-                    }
-                    let column = output_line(simd, column);
-                    for i in 0..M.min(height - top) {
-                        store::<S>(self.y, ((top + i) * ow + left + j) * co + c, column[i]);
+                    let pixels = output_line(simd, column(&lines, j)).into_iter().take(M.min(height - top));
+                    for (i, value) in pixels.enumerate() {
+                        store::<S>(self.y, ((top + i) * ow + left + j) * co + c, value);
                     }
                 }
             }
         }
     }
+}
+
+#[inline(always)]
+fn column<V: Copy, const N: usize>(lines: &[[V; N]; N], at: usize) -> [V; N] {
+    let mut column = lines[0];
+    for (value, line) in column.iter_mut().zip(lines) {
+        *value = line[at];
+    }
+    column
 }
 
 #[inline(always)]
