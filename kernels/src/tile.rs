@@ -170,14 +170,16 @@ impl Tile {
     fn variant(&self, rows: usize, cols: usize, source: &Source) -> Variant {
         let groups = rows.div_ceil(self.rows()) * (self.products * cols).div_ceil(self.cols());
         let work = (self.rows() * self.cols()) as f64 / self.rate;
-        let rounds = self.matrix.is_some() && (source.wide || source.norm != Norm::None);
+        let rounds = self.matrix.is_some() && source.norm != Norm::None;
         Variant { name: self.name, needs: self.needs(), groups, work, rounds }
     }
 }
 
-/// The variants of a product of `rows` x `cols`. Moments are those of whole tiles of 64 rows.
+/// The variants of a product of `rows` x `cols`. Moments are those of whole tiles of 64 rows, and matrix units would round
+/// what is read as f32 on purpose.
 pub(crate) fn variants(tiles: &[Tile], [rows, cols]: [usize; 2], source: &Source, moments: bool) -> Vec<Variant> {
     let fit = tiles.iter().filter(|tile| !moments || tile.rows().is_multiple_of(TILE));
+    let fit = fit.filter(|tile| tile.matrix.is_none() || !source.wide);
     fit.map(|tile| tile.variant(rows, cols, source)).collect()
 }
 

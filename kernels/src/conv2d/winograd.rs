@@ -112,6 +112,58 @@ impl Tiles {
     }
 }
 
+/// Whole rows of tiles, since their output is one piece of memory.
+struct Task<'a> {
+    image: usize,
+    /// The first row of tiles.
+    first: usize,
+    y: &'a mut [f32],
+    /// Empty if they are not wanted, or do not begin with a row of tiles.
+    moments: &'a mut [f32],
+}
+
+/// `rows` rows of tiles each.
+fn tasks<'a, const M: usize>(
+    conv: &Conv2d,
+    rows: usize,
+    y: &'a mut [f32],
+    mut moments: &'a mut [f32],
+) -> impl Iterator<Item = Task<'a>> {
+    let (oh, ow) = conv.out_size();
+    let co = conv.co;
+    let mut tasks = Vec::new();
+    for (image, y) in y.chunks_mut(oh * ow * co).enumerate() {
+        for (i, y) in y.chunks_mut(M * rows * ow * co).enumerate() {
+            let len = if moments.is_empty() { 0 } else { (y.len() / co).div_ceil(TILE) * 2 * co };
+            let (own, others) = std::mem::take(&mut moments).split_at_mut(len);
+            moments = others;
+            tasks.push(Task { image, first: i * rows, y, moments: own });
+        }
+    }
+    tasks.into_iter()
+}
+
+/// What a thread works in, once for the whole call: as parts of a parallel iterator there would be one a piece.
+#[derive(Default)]
+struct Scratch {
+    input: Vec<f32>,
+    output: Vec<f32>,
+    lines: Vec<f32>,
+    patch: Vec<f32>,
+}
+
+/// What all tasks have in common.
+struct Job<'a> {
+    conv: &'a Conv2d,
+    /// Tiles of a block.
+    block: usize,
+    /// Tiles in a row.
+    cols: usize,
+    x: &'a Rows<'a>,
+    w: &'a [f32],
+    epilogue: &'a Epilogue<'a>,
+}
+
 fn run_with<const N: usize, const M: usize>(
     conv: &Conv2d,
     block: usize,
@@ -122,76 +174,64 @@ fn run_with<const N: usize, const M: usize>(
 ) {
     let (oh, ow) = conv.out_size();
     let tiles = Tiles::of(conv);
-    // Whole rows of tiles are a task, since their output is one piece of memory; a row may be several blocks.
     // Lines that have to be made ready are so for a few rows together, because the outer ones are under two tasks.
     let fair = tiles.rows.div_ceil(rayon::current_num_threads());
     let at_least = if x.plain().is_some() { 1 } else { ROWS.min(fair) };
     let rows = (block / tiles.cols).max(at_least);
     // Moments of what is in the cache, where tiles of positions begin with rows of tiles.
     let measures = conv.moments && (M * ow).is_multiple_of(TILE);
-    let mut rest = if measures { &mut *moments } else { &mut [] };
-    let mut tasks = Vec::new();
-    for (image, y) in y.chunks_mut(oh * ow * conv.co).enumerate() {
-        for (i, y) in y.chunks_mut(M * rows * ow * conv.co).enumerate() {
-            let len = if measures { (y.len() / conv.co).div_ceil(TILE) * 2 * conv.co } else { 0 };
-            let (own, others) = std::mem::take(&mut rest).split_at_mut(len);
-            rest = others;
-            tasks.push((image, i * rows, y, own));
-        }
-    }
-    let tasks = Mutex::new(tasks.into_iter());
-    let len = block.min(rows * tiles.cols);
-    // Places a power of two apart would share the same few sets of the cache.
-    let (place_in, place_out) = (len * conv.ci + SKEW, len * conv.co + SKEW);
-    // One scratch a thread for the whole call: as parts of a parallel iterator there would be one a piece.
+    let tasks = Mutex::new(tasks::<M>(conv, rows, y, if measures { &mut *moments } else { &mut [] }));
+    let job = Job { conv, block: block.min(rows * tiles.cols), cols: tiles.cols, x, w, epilogue };
     rayon::broadcast(|_| {
-        let (mut input, mut output) = (vec![0.0; N * N * place_in], vec![0.0; N * N * place_out]);
-        let (mut scratch, mut patch) = (Vec::new(), Vec::new());
+        let mut scratch = Scratch::default();
         loop {
             let task = tasks.lock().unwrap_or_else(PoisonError::into_inner).next();
-            let Some((image, first_row, y, moments)) = task else { return };
-            let inside = y.len() / (ow * conv.co);
-            let count = inside.div_ceil(M) * tiles.cols;
-            let x = ready::<N>(conv, x, image, (first_row, inside.div_ceil(M)), &mut scratch);
-            let mut finished = 0;
-            for first in (0..count).step_by(len) {
-                let now = len.min(count - first);
-                let from = first_row * tiles.cols + first;
-                pulp::Arch::new().dispatch(Inputs::<N> {
-                    conv,
-                    x: &x,
-                    tiles: from..from + now,
-                    per_row: tiles.cols,
-                    out: &mut input,
-                    stride: place_in,
-                    patch: &mut patch,
-                });
-                multiply_places::<N>(conv, w, (&input, place_in), (&mut output, place_out), now);
-                pulp::Arch::new().dispatch(Outputs::<N, M> {
-                    products: &output,
-                    stride: place_out,
-                    tiles: first..first + now,
-                    per_row: tiles.cols,
-                    y,
-                    ow,
-                    co: conv.co,
-                });
-                // Whole lines are finished while they are in the cache.
-                let done = if first + now == count { inside } else { M * ((first + now) / tiles.cols) };
-                let lines = &mut y[finished * ow * conv.co..done * ow * conv.co];
-                wide(
-                    #[inline(always)]
-                    || epilogue.apply(lines, conv.co, (image * oh + M * first_row + finished) * ow),
-                );
-                if measures {
-                    channel_moments::write_tiles(conv.co, lines, &mut moments[finished * ow / TILE * 2 * conv.co..]);
-                }
-                finished = done;
-            }
+            let Some(task) = task else { return };
+            job.run::<N, M>(task, &mut scratch);
         }
     });
+    drop(tasks);
     if conv.moments && !measures {
         channel_moments::write_all(conv.n, oh * ow, conv.co, y, moments);
+    }
+}
+
+impl Job<'_> {
+    /// A task, block by block.
+    fn run<const N: usize, const M: usize>(&self, task: Task<'_>, scratch: &mut Scratch) {
+        let (conv, per_row) = (self.conv, self.cols);
+        let (oh, ow) = conv.out_size();
+        let line = ow * conv.co;
+        // Places a power of two apart would share the same few sets of the cache.
+        let (place_in, place_out) = (self.block * conv.ci + SKEW, self.block * conv.co + SKEW);
+        scratch.input.resize(N * N * place_in, 0.0);
+        scratch.output.resize(N * N * place_out, 0.0);
+        let inside = task.y.len() / line;
+        let count = inside.div_ceil(M) * per_row;
+        let x = &ready::<N>(conv, self.x, task.image, (task.first, inside.div_ceil(M)), &mut scratch.lines);
+        let mut finished = 0;
+        for first in (0..count).step_by(self.block) {
+            let tiles = first..(first + self.block).min(count);
+            let within = task.first * per_row + tiles.start..task.first * per_row + tiles.end;
+            let (out, patch) = (&mut scratch.input, &mut scratch.patch);
+            pulp::Arch::new().dispatch(Inputs::<N> { conv, x, tiles: within, per_row, out, stride: place_in, patch });
+            let products = &mut scratch.output;
+            multiply_places::<N>(conv, self.w, (&scratch.input, place_in), (products, place_out), tiles.len());
+            // Whole lines are finished while they are in the cache.
+            let done = if tiles.end == count { inside } else { M * (tiles.end / per_row) };
+            let (y, stride, co) = (&mut *task.y, place_out, conv.co);
+            pulp::Arch::new().dispatch(Outputs::<N, M> { products, stride, tiles, per_row, y, ow, co });
+            let lines = &mut task.y[finished * line..done * line];
+            let row = (task.image * oh + M * task.first + finished) * ow;
+            wide(
+                #[inline(always)]
+                || self.epilogue.apply(lines, co, row),
+            );
+            if !task.moments.is_empty() {
+                channel_moments::write_tiles(co, lines, &mut task.moments[finished * ow / TILE * 2 * co..]);
+            }
+            finished = done;
+        }
     }
 }
 
@@ -280,12 +320,21 @@ mod tests {
     use crate::conv2d::direct::side_by_side;
     use crate::kernel::{Activation, Fill, Kernel, Tolerance};
     use crate::panels::Panels;
+    use crate::source::{Norm, Source};
 
     #[test]
     fn every_block_gives_what_the_definition_gives() {
-        for (upsample, h, w, ci, co) in [(1, 9, 13, 32, 80), (1, 8, 6, 32, 80), (2, 5, 7, 32, 80), (1, 9, 14, 64, 80)] {
+        let sizes = [(1, 9, 13, 32, 80), (1, 8, 6, 32, 80), (2, 5, 7, 32, 80), (1, 9, 14, 64, 80)];
+        // With moments that a task can take, and such that it cannot.
+        let measured = [(1, 8, 32, 32, 80), (2, 4, 16, 32, 80), (1, 12, 16, 64, 80), (1, 16, 12, 64, 80)];
+        for (upsample, h, w, ci, co) in sizes.into_iter().chain(measured) {
             let n = 2;
+            let moments = channel_moments::tiles_fit(n, h * w * upsample * upsample);
+            // Lines that have to be made ready are so for several blocks.
+            let norm = if moments { Norm::Channels { images: n, activation: Activation::Relu } } else { Norm::None };
             let conv = Conv2d {
+                moments,
+                source: Source { norm, ..Source::default() },
                 bias: true,
                 shift: true,
                 activation: Activation::Relu,
@@ -295,9 +344,9 @@ mod tests {
             };
             let mut random = check::Random::new(1);
             let operands = conv.operands();
-            let whole = operands.iter().take(5).map(|o| check::fill(o, Fill::Integers, &mut random));
-            let [x, w, bias, shift, residual] =
-                <[Vec<f32>; 5]>::try_from(whole.collect::<Vec<_>>()).expect("a convolution reads five operands");
+            let whole = operands.iter().take(7).map(|o| check::fill(o, Fill::Integers, &mut random));
+            let [x, w, bias, shift, residual, _, scale] =
+                <[Vec<f32>; 7]>::try_from(whole.collect::<Vec<_>>()).expect("a convolution reads seven operands");
             let (oh, ow) = conv.out_size();
             let epilogue = Epilogue {
                 bias: &bias,
@@ -311,11 +360,17 @@ mod tests {
             let mut want = vec![f32::NAN; n * oh * ow * co];
             let panels = Layout::Panels.pack(&[co, ci, 3, 3], w.clone());
             let w = layout(&conv).pack(&[co, ci, 3, 3], w);
-            let x = conv.source.rows(n * h * conv.w, ci, &x, &[&[] as &[f32]; 5]);
+            let x = conv.source.rows(n * h * conv.w, ci, &x, &[&[], &[], &[], &[], &scale]);
             side_by_side(&conv, 16, &x, Panels::new(&panels, co, 9 * ci), &epilogue, &mut want);
+            let moments_len = if moments { conv.operands().last().expect("it writes them").host_len() } else { 0 };
             for block in [1, 3, 7, 20, 1000] {
                 let mut y = vec![f32::NAN; want.len()];
-                run(&conv, block, &x, &w, &epilogue, (&mut y, &mut []));
+                let [mut got, mut of_y] = [(); 2].map(|()| vec![f32::NAN; moments_len]);
+                run(&conv, block, &x, &w, &epilogue, (&mut y, &mut got));
+                if moments {
+                    channel_moments::write_all(n, oh * ow, co, &y, &mut of_y);
+                    assert_eq!(got, of_y, "{conv:?} in blocks of {block}: moments");
+                }
                 let [y, want] = [&y, &want].map(|all| all.iter().map(|v| f64::from(*v)).collect::<Vec<_>>());
                 let verdict = check::compare(&y, &want, &[n, oh, ow, co], tolerance);
                 verdict.unwrap_or_else(|why| panic!("{conv:?} in blocks of {block}: {why}"));
