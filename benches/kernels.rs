@@ -5,7 +5,7 @@
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use mobilediffusion_benches::only_once;
-use mobilediffusion_kernels::{FAMILIES, sample};
+use mobilediffusion_kernels::{FAMILIES, Storage, sample};
 use std::time::Duration;
 
 /// Shapes of more floating-point operations, and operands of more bytes, are left out where everything runs only once.
@@ -19,7 +19,7 @@ fn kernels(criterion: &mut Criterion) {
         for case in (family.model_shapes)() {
             let kernel = case.kernel.as_ref();
             let flops = kernel.cost().flops;
-            let bytes = mobilediffusion_kernels::kernel::bytes_moved(kernel, 4);
+            let bytes = mobilediffusion_kernels::kernel::bytes_moved(kernel, Storage::F32);
             if only_once() && (flops > MOST_FLOPS || bytes > MOST_BYTES) {
                 continue;
             }

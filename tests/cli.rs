@@ -21,7 +21,7 @@ fn listing_devices_says_nothing_on_standard_error() {
 
 #[test]
 fn a_wrong_command_line_exits_with_two() {
-    let wrong: [&[&str]; 8] = [
+    let wrong: [&[&str]; 9] = [
         &["--no-such-flag"],
         &["generate", "red apple"],
         &["generate", "red apple", "-o", "x.png", "--no-such-flag"],
@@ -30,6 +30,7 @@ fn a_wrong_command_line_exits_with_two() {
         &["generate", "red apple", "-o", "x.png", "--size", "64", "--width", "64"],
         &["completions", "no-such-shell"],
         &["info", "--preset", "no-such-preset"],
+        &["bench", "--weights-dtype", "int4"],
     ];
     for args in wrong {
         let done = run(args);
@@ -117,6 +118,31 @@ fn an_impossible_setting_is_named() {
     for (flag, value, named) in wrong {
         let message = failure(&run(&["generate", "red apple", "--device", "cpu", "-o", output, flag, value]));
         assert!(message.contains(named), "{flag} {value}: {message}");
+    }
+    assert!(is_empty(folder.path()), "something was left behind");
+}
+
+#[test]
+fn what_the_cpu_does_not_store_is_refused_by_every_command() {
+    let folder = folder();
+    let output = folder.path().join("x.png");
+    let commands: [&[&str]; 6] = [
+        &["generate", "red apple", "-o", output.to_str().expect("the path is UTF-8")],
+        &["check"],
+        &["bench", "add"],
+        &["bench", "--tune"],
+        &["bench", "--plan"],
+        &["bench", "--picture"],
+    ];
+    for (flag, value, line) in [
+        ("--weights-dtype", "int8", "weights-dtype: expected floats on the CPU device, found int8"),
+        ("--dtype", "f16", "dtype: expected f32 on the CPU device, found f16"),
+    ] {
+        for command in commands {
+            let done = run(&[command, &["--device", "cpu", flag, value]].concat());
+            assert_eq!(failure(&done), line, "{command:?}");
+            assert!(done.stdout.is_empty(), "{command:?} began before it refused");
+        }
     }
     assert!(is_empty(folder.path()), "something was left behind");
 }

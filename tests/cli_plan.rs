@@ -1,5 +1,9 @@
-//! `plan`, `check --plan` and `bench --plan` as a person runs them. Needs the binary, like `tests/cli.rs`.
+//! `plan`, `check --plan`, `bench --plan` and `bench` with int8 weights as a person runs them. Needs the binary, like
+//! `tests/cli.rs`.
 
+use mobilediffusion_model::DeviceChoice;
+use mobilediffusion_tests::devices;
+use serde_json::Value;
 use std::path::Path;
 use std::process::Command;
 
@@ -25,7 +29,7 @@ fn a_plan_is_a_table_and_its_sums() {
     {
         assert!(text.contains(part), "`{part}` is not said: {text}");
     }
-    let json: serde_json::Value = serde_json::from_str(&run(&[
+    let json: Value = serde_json::from_str(&run(&[
         "plan",
         "--preset",
         "mobilediffusion",
@@ -58,10 +62,9 @@ fn what_8_bits_do_to_weights_is_listed() {
             && text.contains("mid_block")
             && text.lines().last().is_some_and(|l| l.starts_with("all"))
     );
-    let json: serde_json::Value =
-        serde_json::from_str(&run(&["info", "--weights-dtype", "int8", "--json"])).expect("JSON parses");
+    let json: Value = serde_json::from_str(&run(&["info", "--weights-dtype", "int8", "--json"])).expect("JSON parses");
     let unet = &json["networks"][1];
-    let of = |row: &serde_json::Value, key: &str| row[key].as_f64().unwrap_or_else(|| panic!("{key} of {row}"));
+    let of = |row: &Value, key: &str| row[key].as_f64().unwrap_or_else(|| panic!("{key} of {row}"));
     let weights = unet["weights"].as_array().expect("a list");
     let sum: f64 = weights.iter().map(|weight| of(weight, "bytes")).sum();
     assert_eq!(sum, of(unet, "bytes"));
@@ -90,7 +93,7 @@ fn a_networks_plan_is_timed_step_by_step() {
         file.to_str().expect("UTF-8"),
     ]);
     assert!(text.contains("steps one by one: ") && text.contains("conv2d"), "{text}");
-    let json: serde_json::Value =
+    let json: Value =
         serde_json::from_str(&std::fs::read_to_string(file).expect("it was written")).expect("JSON parses");
     let times = |list: &str, key: &str| {
         let list = json["plan"][list].as_array().unwrap_or_else(|| panic!("{list} of {json}"));
@@ -100,4 +103,61 @@ fn a_networks_plan_is_timed_step_by_step() {
     assert!(steps.len() > 100 && steps.is_sorted_by(|a, b| a >= b), "the slowest comes first: {steps:?}");
     let (all, by_kernel): (f64, f64) = (steps.iter().sum(), times("kernels", "us").iter().sum());
     assert!((all - by_kernel).abs() <= 1e-6 * all, "{all} and {by_kernel}");
+}
+
+/// What is said of a quick run that succeeds, and its numbers.
+fn bench(args: &[&str], device: &str, weights: &str) -> (String, Value) {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = folder.path().join("bench.json");
+    let json = file.to_str().expect("the path is UTF-8");
+    let more = ["--quick", "--device", device, "--weights-dtype", weights, "--json", json];
+    let said = run(&[&["bench"], args, &more].concat());
+    let numbers = std::fs::read_to_string(&file).expect("the numbers were written");
+    let numbers: Value = serde_json::from_str(&numbers).expect("they are JSON");
+    let stored = (&numbers["dtype"], &numbers["weights_dtype"]);
+    assert_eq!(stored, (&"f32".into(), &weights.into()), "how tensors were stored is written with the numbers");
+    (said, numbers)
+}
+
+/// The GPUs by their index.
+fn gpus() -> Vec<String> {
+    let index = |device| if let DeviceChoice::Named(index) = device { Some(index) } else { None };
+    devices().into_iter().filter_map(index).collect()
+}
+
+#[test]
+fn kernels_with_weights_move_fewer_bytes_and_the_others_the_same() {
+    for gpu in gpus() {
+        let [floats, int8] = ["floats", "int8"].map(|weights| bench(&["add", "linear"], &gpu, weights));
+        assert!(floats.0.contains("storage: f32\n"), "{}", floats.0);
+        assert!(int8.0.contains("storage: f32 with int8 weights\n"), "{}", int8.0);
+        let rows = [floats, int8].map(|(_, numbers)| numbers["shapes"].as_array().expect("a list of shapes").clone());
+        let number = |row: &Value, key: &str| row[key].as_f64().unwrap_or_else(|| panic!("{key} of {row}"));
+        let bytes = |row: &Value| 1e-6 * number(row, "median_us") * number(row, "bytes_per_second");
+        let mut counted = [0, 0];
+        for (floats, int8) in rows[0].iter().zip(&rows[1]) {
+            assert_eq!(floats["shape"], int8["shape"]);
+            let weights = floats["kernel"] == "linear";
+            let (moved, all) = (bytes(int8), bytes(floats));
+            assert!(if weights { moved < all - 1.0 } else { (moved - all).abs() < 1.0 }, "{moved} of {all}: {int8}");
+            counted[usize::from(weights)] += 1;
+        }
+        assert!(counted.iter().all(|count| *count > 0), "add and linear: {counted:?} shapes");
+    }
+}
+
+#[test]
+fn plans_and_pictures_are_made_with_int8_weights() {
+    let info = run(&["info", "--weights-dtype", "int8", "--json"]);
+    let info: Value = serde_json::from_str(&info).expect("JSON parses");
+    let networks = info["networks"].as_array().expect("a list of networks").iter();
+    let drawn = networks.filter(|network| !network["name"].as_str().is_some_and(|name| name.starts_with("vae")));
+    let expected: u64 = drawn.map(|network| network["bytes"].as_u64().expect("a number")).sum();
+    for gpu in gpus() {
+        let (said, numbers) = bench(&["--plan", "text", "--size", "32"], &gpu, "int8");
+        assert!(said.contains("storage: f32 with int8 weights\n") && said.contains("plan: text encoder"), "{said}");
+        assert!(numbers["plan"]["whole_us"].as_f64().is_some_and(|us| us > 0.0), "{numbers}");
+        let (_, numbers) = bench(&["--picture", "--size", "32"], &gpu, "int8");
+        assert_eq!(numbers["picture"]["weight_bytes"].as_u64(), Some(expected), "{numbers}");
+    }
 }

@@ -262,6 +262,39 @@ fn too_little_memory_is_refused_with_what_would_fit() {
 }
 
 #[test]
+fn int8_weights_are_offered_where_only_they_make_room() {
+    let square = |side| Request { width: Some(side), height: Some(side), ..Request::new("sun") };
+    for device in devices() {
+        let with = |floats, weights, memory| {
+            let options = Options { floats, weights, memory: Some(memory), ..on(device.clone()) };
+            Pipeline::load(source(), options).expect("it loads")
+        };
+        let refused = |floats, weights, memory| {
+            let drawn = with(floats, weights, memory).generate(&square(256), &mut |_| Flow::Continue);
+            drawn.expect_err("256x256 needs more").to_string()
+        };
+        let line = refused(Floats::F32, WeightType::Floats, 1 << 20);
+        assert!(line.ends_with("; no picture would fit"), "{line}");
+        if device == DeviceChoice::Cpu {
+            continue;
+        }
+        let least = with(Floats::F16, WeightType::Int8, 1 << 20).summaries(&square(64)).expect("it is valid");
+        let needed = least.iter().map(|(_, plan)| (plan.weight_bytes + plan.lower_bound_bytes) as u64).sum();
+        let mib = needed as f64 / f64::from(1 << 20);
+        for (floats, weights, how) in [
+            (Floats::F32, WeightType::Floats, " in 16-bit floats with int8 weights"),
+            (Floats::F16, WeightType::Floats, " with int8 weights"),
+            (Floats::F32, WeightType::Int8, " in 16-bit floats"),
+            (Floats::F16, WeightType::Int8, ""),
+        ] {
+            let line = refused(floats, weights, needed);
+            let offer = format!("MiB; 64x64{how} would fit with {mib:.1} MiB for weights and plans");
+            assert!(line.ends_with(&offer), "expected `{offer}`: {line}");
+        }
+    }
+}
+
+#[test]
 fn pictures_of_a_request_are_those_of_their_seeds() {
     let mut pipeline = load(DeviceChoice::Cpu);
     let together = draw(&mut pipeline, &Request { seed: u64::MAX, count: 3, ..small("sun") });

@@ -12,8 +12,8 @@ mod plan;
 mod tune;
 
 use crate::Failure;
-use crate::args::{Floats, device};
-use crate::check::open;
+use crate::args::{Floats, WeightsDtype, device};
+use crate::check::{open, target};
 use crate::graphs::Network;
 use crate::terminal::{note, result};
 use measure::Measured;
@@ -57,6 +57,9 @@ pub(crate) struct Args {
     /// How a GPU stores floats
     #[arg(long, value_enum, default_value_t)]
     dtype: Floats,
+    /// How a GPU stores matrices of weights; kernels without any are the same either way
+    #[arg(long, value_enum, default_value_t)]
+    weights_dtype: WeightsDtype,
     /// Write the numbers to a file, too
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -110,11 +113,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let until = args.within.and_then(|within| Instant::now().checked_add(within));
     let time_left = || until.is_none_or(|until| Instant::now() < until);
     let gpu = open(&args.device)?.map(Arc::new);
-    let target = match &gpu {
-        None if args.dtype == Floats::F16 => return Err("the CPU computes in f32 only".into()),
-        None => Target::Cpu,
-        Some(gpu) => Target::Gpu(gpu, args.dtype.storage(gpu)),
-    };
+    let target = target(gpu.as_deref(), args.dtype, args.weights_dtype)?;
     let timer = gpu.as_ref().map(|gpu| Timer::new(gpu)).transpose()?;
     let software = gpu.as_ref().is_some_and(|gpu| gpu.adapter().kind == AdapterKind::Software);
     let effort = Effort::new(args.quick, software);
@@ -124,7 +123,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     }
     if args.picture {
         let measured = picture::run(args, &time_left)?;
-        return write_json(args, &json!({ "machine": as_map(machine), "picture": measured }));
+        return write_json(args, machine, json!({ "picture": measured }));
     }
     if software && args.plan.is_none() {
         note("note: this is a software adapter: it computes on the CPU, so large shapes are left out");
@@ -135,7 +134,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         };
         let device = tune::Device { gpu, storage, timer, effort };
         let measured = tune::run(device, &problems(args)?)?;
-        return write_json(args, &json!({ "machine": as_map(machine), "tuned": measured }));
+        return write_json(args, machine, json!({ "tuned": measured }));
     }
     if let Some(network) = args.plan {
         let device = match (&gpu, target) {
@@ -145,12 +144,12 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         let runs = if args.quick { 1 } else { 7 };
         let subject = plan::Subject { network, networks: &args.networks, guidance: args.guidance, runs };
         let measured = plan::run(subject, &device, &time_left)?;
-        return write_json(args, &json!({ "machine": as_map(machine), "plan": measured }));
+        return write_json(args, machine, json!({ "plan": measured }));
     }
     let (measured, wrong) = kernels(args, (target, timer.as_ref()), effort, until)?;
-    let all = json!({ "machine": as_map(machine), "peaks": measured.peaks.json(), "shapes": measured.rows,
+    let all = json!({ "peaks": measured.peaks.json(), "shapes": measured.rows,
         "left_out": { "no_room": measured.no_room, "too_long": measured.too_long, "too_late": measured.too_late } });
-    write_json(args, &all)?;
+    write_json(args, machine, all)?;
     if wrong.is_empty() { Ok(()) } else { Err(format!("wrong results: {}", wrong.join("; ")).into()) }
 }
 
@@ -235,10 +234,13 @@ fn as_map(machine: Vec<(&'static str, String)>) -> serde_json::Map<String, Value
     machine.into_iter().map(|(name, text)| (name.to_owned(), Value::String(text))).collect()
 }
 
-/// Writes the numbers to the file that was asked for, if any.
-fn write_json(args: &Args, all: &Value) -> Result<(), Failure> {
+/// Writes the numbers, with the machine and the storage they belong to, to the file that was asked for, if any.
+fn write_json(args: &Args, machine: Vec<(&'static str, String)>, mut all: Value) -> Result<(), Failure> {
     let Some(path) = &args.json else { return Ok(()) };
-    let text = serde_json::to_string_pretty(all)? + "\n";
+    all["machine"] = Value::Object(as_map(machine));
+    all["dtype"] = args.dtype.name().into();
+    all["weights_dtype"] = args.weights_dtype.name().into();
+    let text = serde_json::to_string_pretty(&all)? + "\n";
     Ok(std::fs::write(path, text).map_err(|error| format!("cannot write {}: {error}", path.display()))?)
 }
 
@@ -283,12 +285,12 @@ struct Row {
 impl Row {
     fn new(case: &Case, measured: &Measured, peaks: &Peaks, target: Target<'_>) -> Self {
         let kernel = case.kernel.as_ref();
-        let elem = target.storage().bytes(mobilediffusion_kernels::DType::Elem);
         let seconds = &measured.seconds;
         let at = |part: usize| seconds[(seconds.len() * part / 100).min(seconds.len() - 1)];
         // A pass shorter than the clock's tick counts as one nanosecond.
         let median = at(50).max(1e-9);
-        let (flops, bytes) = (kernel.cost().flops as f64 / median, bytes_moved(kernel, elem) as f64 / median);
+        let moved = bytes_moved(kernel, target.storage());
+        let (flops, bytes) = (kernel.cost().flops as f64 / median, moved as f64 / median);
         let by_matrices = measured.variant.is_some_and(|variant| variant.needs.matrix.is_some());
         let peak = peaks.matrix_flops.filter(|_| by_matrices).unwrap_or(peaks.flops);
         Self {

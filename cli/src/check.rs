@@ -8,8 +8,8 @@ use mobilediffusion_graph::{Against, Device, Weights, compare};
 use mobilediffusion_kernels::casefile::CaseFile;
 use mobilediffusion_kernels::runner::{RunError, Target, Verdict, check_case, check_file, split};
 use mobilediffusion_kernels::{Case, FAMILIES, Kernel, Operand, Storage, Tolerance};
-use mobilediffusion_model::DeviceChoice;
 use mobilediffusion_model::networks::Shape;
+use mobilediffusion_model::{DeviceChoice, ModelError, Options};
 use mobilediffusion_runtime::{Gpu, Select};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,12 +17,7 @@ use std::sync::Arc;
 
 pub(crate) fn run(args: &Check) -> Result<(), Failure> {
     let gpu = open(&args.device)?;
-    let target = match &gpu {
-        None if args.dtype == Floats::F16 => return Err("the CPU computes in f32 only".into()),
-        None if args.weights_dtype == WeightsDtype::Int8 => return Err("the CPU keeps weights in f32 only".into()),
-        None => Target::Cpu,
-        Some(gpu) => Target::Gpu(gpu, args.dtype.storage(gpu).with_weights(args.weights_dtype.into())),
-    };
+    let target = target(gpu.as_ref(), args.dtype, args.weights_dtype)?;
     match &gpu {
         None => note("device: CPU, f32"),
         Some(gpu) => note(&format!("device: {}, {}", gpu.adapter(), target.storage())),
@@ -110,6 +105,15 @@ pub(crate) fn open(choice: &DeviceChoice) -> Result<Option<Gpu>, Failure> {
     }
 }
 
+/// Where kernels run and how tensors are stored there; what the CPU does not store is refused in the words of `generate`.
+pub(crate) fn target(gpu: Option<&Gpu>, floats: Floats, weights: WeightsDtype) -> Result<Target<'_>, ModelError> {
+    let Some(gpu) = gpu else {
+        Options { floats: floats.into(), weights: weights.into(), ..Options::default() }.check_cpu()?;
+        return Ok(Target::Cpu);
+    };
+    Ok(Target::Gpu(gpu, floats.storage(gpu).with_weights(weights.into())))
+}
+
 impl Floats {
     /// How a plan is made for them; both forms of f16 take the same bytes.
     pub(crate) fn planned(self) -> Storage {
@@ -128,6 +132,13 @@ impl Floats {
             Self::F16 if gpu.caps().shader_f16 => Storage::F16,
             Self::F16 => Storage::F16_PACKED,
         }
+    }
+}
+
+impl WeightsDtype {
+    /// Its name on the command line.
+    pub(crate) fn name(self) -> &'static str {
+        if self == Self::Int8 { "int8" } else { "floats" }
     }
 }
 

@@ -179,7 +179,7 @@ fn facts(args: &Generate, (model, device): (&str, &str), settings: &Settings) ->
     facts.extend(args.mask.as_ref().map(|path| ("Mask", name(path))));
     let weights = match args.weights_dtype {
         WeightsDtype::Floats => args.dtype.name(),
-        WeightsDtype::Int8 => "int8",
+        WeightsDtype::Int8 => args.weights_dtype.name(),
     };
     let stored = [("Floats", args.dtype.name().to_owned()), ("Weights", weights.to_owned())];
     facts.extend([("Device", device.to_owned())].into_iter().chain(stored));

@@ -8,6 +8,7 @@
 pub use crate::family::{Case, Family, Fill, parse};
 use crate::fold::{OnLoad, OnStore, Read, Write};
 pub use crate::layout::Layout;
+use crate::storage::Storage;
 use crate::variant::Variant;
 use mobilediffusion_runtime::Binding;
 use std::fmt;
@@ -332,11 +333,13 @@ pub(crate) fn too_many(operands: &[Operand]) -> Option<&'static str> {
     (present > MAX_BUFFERS).then_some("no more than eight operands may be there")
 }
 
-/// Bytes a kernel has to move at least once, with `elem_bytes` per stored float.
-pub fn bytes_moved(kernel: &dyn Kernel, elem_bytes: usize) -> usize {
-    let bytes =
-        |o: &Operand| o.host_len() * if matches!(o.dtype, DType::Elem | DType::Weight) { elem_bytes } else { 4 };
-    kernel.operands().iter().map(bytes).sum()
+/// Bytes a kernel has to move at least once where tensors are stored as `storage`: values without their padding, and the
+/// scales of int8 weights.
+pub fn bytes_moved(kernel: &dyn Kernel, storage: Storage) -> usize {
+    let bytes = |o: &Operand| {
+        o.host_len() * storage.bytes(o.dtype) + storage.scale_bytes(o.dtype, &o.layout.packed_shape(&o.shape))
+    };
+    kernel.operands().iter().filter(|o| o.present).map(bytes).sum()
 }
 
 /// The activation at the end of a kernel. Spelt the same in `shaders/common/activation.wgsl`.

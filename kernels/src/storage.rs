@@ -67,8 +67,12 @@ impl Storage {
     /// Bytes of a tensor on the device. `shape` is the packed shape.
     pub fn tensor_bytes(self, dtype: DType, shape: &[usize]) -> usize {
         let device_shape = if dtype == DType::U32 { shape.to_vec() } else { padded(shape) };
-        let scales = if self.is_int8(dtype) { int8::SCALE_BYTES * int8::rows(shape) } else { 0 };
-        elements(&device_shape) * self.bytes(dtype) + scales
+        elements(&device_shape) * self.bytes(dtype) + self.scale_bytes(dtype, shape)
+    }
+
+    /// Bytes of the scales in a tensor of packed `shape`: one for each row of int8 weights, none elsewhere.
+    pub(crate) fn scale_bytes(self, dtype: DType, shape: &[usize]) -> usize {
+        if self.is_int8(dtype) { int8::SCALE_BYTES * int8::rows(shape) } else { 0 }
     }
 
     /// Defines `Pack` (four stored elements), `load4` and `store4`, and of matrices of weights `WeightPack` (four of a row),

@@ -4,7 +4,7 @@ use crate::Failure;
 use crate::graphs::{Network, borrowed, inputs};
 use crate::terminal::{note, result};
 use mobilediffusion_graph::{Against, Device, Recording, Session, Weights, compare};
-use mobilediffusion_kernels::{Variant, sample};
+use mobilediffusion_kernels::{Storage, Variant, sample};
 use mobilediffusion_model::networks::Shape;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -42,8 +42,10 @@ pub(super) fn run(subject: Subject<'_>, device: &Device, time_left: &dyn Fn() ->
     result(&format!("plan: {} of {}, {size}x{size} pixels", network.title(), config.defaults.name))?;
     let mut weights = Weights::new(device.clone(), network.weights(networks)?);
     let values = inputs(&recording);
-    if let Device::Gpu(..) = device {
-        let mut cpu = Weights::new(Device::Cpu, network.weights(networks)?);
+    if let Device::Gpu(_, storage) = device {
+        // Int8 weights are held to the values they stand for, not to those of the file.
+        let rounded = Storage::F32.with_weights(storage.weights);
+        let mut cpu = Weights::new(Device::Cpu, network.weights(networks)?).rounded(rounded);
         let found = compare(&recording, Against::Device(&mut cpu), &mut weights, &borrowed(&values), &mut |_, _| ())?;
         found.map_or(Ok(()), |divergence| Err(format!("the plan computes something wrong: {divergence}")))?;
     }

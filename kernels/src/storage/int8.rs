@@ -78,7 +78,8 @@ pub(super) fn decode(shape: &[usize], bytes: &[u8]) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     use crate::check::Random;
-    use crate::{DType, Storage};
+    use crate::kernel::{Kernel, bytes_moved};
+    use crate::{Add, DType, Linear, Storage};
 
     const INT8: Storage = Storage { floats: crate::FloatType::F32, weights: crate::WeightType::Int8 };
 
@@ -139,5 +140,18 @@ mod tests {
             let ratio = bytes(INT8) / bytes(Storage::F16);
             assert!((0.5..=0.502).contains(&ratio), "{shape:?}: {ratio}");
         }
+    }
+
+    #[test]
+    fn a_kernel_moves_its_int8_weights_and_their_scales() {
+        let linear = Linear { rows: 3, k: 6, cols: 5, ..Linear::default() };
+        let moved = |kernel: &dyn Kernel, storage: Storage| bytes_moved(kernel, storage);
+        assert_eq!(moved(&linear, Storage::F32), 4 * (3 * 6 + 6 * 5 + 3 * 5));
+        assert_eq!(moved(&linear, Storage::F16), 2 * (3 * 6 + 6 * 5 + 3 * 5));
+        assert_eq!(moved(&linear, INT8), 4 * (3 * 6 + 3 * 5) + 6 * 5 + 4 * 5);
+        let half = Storage::F16.with_weights(crate::WeightType::Int8);
+        assert_eq!(moved(&linear, half), 2 * (3 * 6 + 3 * 5) + 6 * 5 + 4 * 5);
+        let add = Add { rows: 6, c: 5 };
+        assert_eq!(moved(&add, INT8), moved(&add, Storage::F32), "it has no weights");
     }
 }

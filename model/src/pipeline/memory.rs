@@ -6,8 +6,8 @@ use crate::error::{ModelError, mib};
 use crate::networks::Shape;
 use mobilediffusion_graph::plan::{Lifetime, lower_bound};
 use mobilediffusion_graph::{Device, Recording};
-use mobilediffusion_kernels::{FloatType, Storage};
-use mobilediffusion_runtime::{AdapterKind, Gpu};
+use mobilediffusion_kernels::{FloatType, Storage, WeightType};
+use mobilediffusion_runtime::AdapterKind;
 use std::sync::Arc;
 use sysinfo::{MemoryRefreshKind, RefreshKind, System};
 
@@ -54,6 +54,35 @@ pub(super) fn storage(device: &Device) -> Storage {
     match device {
         Device::Cpu => Storage::F32,
         Device::Gpu(_, storage) => *storage,
+    }
+}
+
+/// How a GPU could store the same in fewer bytes, what rounds least first, and how an offer says so.
+fn smaller(storage: Storage) -> Vec<(Storage, &'static str)> {
+    let half = Storage { floats: FloatType::F16, ..storage };
+    let int8 = storage.with_weights(WeightType::Int8);
+    let both = half.with_weights(WeightType::Int8);
+    match (storage.floats, storage.weights) {
+        (FloatType::F32, WeightType::Floats) => {
+            vec![
+                (half, " in 16-bit floats"),
+                (int8, " with int8 weights"),
+                (both, " in 16-bit floats with int8 weights"),
+            ]
+        }
+        (FloatType::F32, WeightType::Int8) => vec![(half, " in 16-bit floats")],
+        (_, WeightType::Floats) => vec![(int8, " with int8 weights")],
+        (_, WeightType::Int8) => Vec::new(),
+    }
+}
+
+/// What may help where nobody can say how much memory there is, as a GPU stores tensors or, without one, on the CPU device.
+fn may_fit(gpu: Option<Storage>) -> &'static str {
+    match gpu.map(|Storage { floats, weights }| (floats, weights)) {
+        Some((FloatType::F32, WeightType::Floats)) => "a smaller picture, 16-bit floats or int8 weights may fit",
+        Some((FloatType::F32, WeightType::Int8)) => "a smaller picture or 16-bit floats may fit",
+        Some((_, WeightType::Floats)) => "a smaller picture or int8 weights may fit",
+        Some((_, WeightType::Int8)) | None => "a smaller picture may fit",
     }
 }
 
@@ -108,26 +137,33 @@ impl Ask<'_> {
         let (width, height) = (PIXELS_PER_LATENT * latent_width, PIXELS_PER_LATENT * latent_height);
         let advice = match available {
             Some(_) => self.advice(budget),
-            None => "a smaller picture or 16-bit floats may fit".to_owned(),
+            None => {
+                let gpu = if let Device::Gpu(_, storage) = self.device { Some(*storage) } else { None };
+                may_fit(gpu).to_owned()
+            }
         };
         ModelError::Memory { width, height, what, needed, available, advice }
     }
 
+    /// The largest picture that fits as the device stores it now, then every other way to store it in which a larger one
+    /// fits than in those before, with the bytes it takes.
     fn advice(&self, budget: Option<u64>) -> String {
-        let found = |device: &Device, floats: &str| {
-            let (width, height, bytes) = Ask { device, ..*self }.largest(budget)?;
-            Some(format!("{width}x{height}{floats} would fit with {} for weights and plans", mib(bytes)))
+        let others = match self.device {
+            Device::Gpu(gpu, storage) => smaller(*storage)
+                .into_iter()
+                .map(|(storage, how)| (Device::Gpu(Arc::clone(gpu), storage), how))
+                .collect(),
+            Device::Cpu => Vec::new(),
         };
-        let halved = match self.device {
-            Device::Gpu(gpu, storage) if storage.floats == FloatType::F32 => {
-                let half = Storage { floats: FloatType::F16, ..*storage };
-                Some(Device::Gpu(Arc::<Gpu>::clone(gpu), half))
+        let (mut offers, mut most_pixels) = (Vec::new(), 0);
+        for (device, how) in std::iter::once((self.device.clone(), "")).chain(others) {
+            let Some((width, height, bytes)) = Ask { device: &device, ..*self }.largest(budget) else { continue };
+            if width * height > most_pixels {
+                most_pixels = width * height;
+                offers.push(format!("{width}x{height}{how} would fit with {} for weights and plans", mib(bytes)));
             }
-            _ => None,
-        };
-        let smaller = found(self.device, "");
-        let advice = smaller.or_else(|| found(&halved?, " in 16-bit floats"));
-        advice.unwrap_or_else(|| "no picture would fit".to_owned())
+        }
+        if offers.is_empty() { "no picture would fit".to_owned() } else { offers.join("; ") }
     }
 
     /// Width, height and bytes of the largest picture of nearly the same form, and at most this size, that fits.
@@ -159,5 +195,38 @@ impl Ask<'_> {
             Some(Need::of(&Recording::new(graph), self.device))
         };
         self.keys.iter().try_fold(Need::default(), |sum, key| Some(sum.and(need(key)?)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mobilediffusion_kernels::DType;
+
+    #[test]
+    fn only_what_takes_fewer_bytes_is_offered() {
+        const HALF: &str = "16-bit floats";
+        const INT8: &str = "int8 weights";
+        let int8 = |storage: Storage| storage.with_weights(WeightType::Int8);
+        for (storage, offered) in [
+            (Storage::F32, &[HALF, INT8][..]),
+            (Storage::F16, &[INT8]),
+            (Storage::F16_PACKED, &[INT8]),
+            (int8(Storage::F32), &[HALF]),
+            (int8(Storage::F16), &[]),
+            (int8(Storage::F16_PACKED), &[]),
+        ] {
+            let (others, said) = (smaller(storage), may_fit(Some(storage)));
+            for what in [HALF, INT8] {
+                let named = others.iter().any(|(_, how)| how.contains(what));
+                let expected = offered.contains(&what);
+                assert_eq!((named, said.contains(what)), (expected, expected), "{storage}, {what}: {said}");
+            }
+            let bytes = |storage: Storage| {
+                [DType::Elem, DType::Weight].map(|t| storage.tensor_bytes(t, &[64, 64])).iter().sum::<usize>()
+            };
+            assert!(others.iter().all(|(other, _)| bytes(*other) < bytes(storage)), "{storage}: {others:?}");
+        }
+        assert_eq!(may_fit(None), "a smaller picture may fit", "the CPU device stores in f32 only");
     }
 }

@@ -78,6 +78,15 @@ impl Options {
     }
 
     fn cpu(&self, why: &str) -> Result<(Device, String), ModelError> {
+        self.check_cpu()?;
+        Ok((Device::Cpu, format!("CPU, {} threads ({why})", rayon::current_num_threads())))
+    }
+
+    /// Whether the CPU device stores floats and weights like this: in f32 only.
+    ///
+    /// # Errors
+    /// If it does not.
+    pub fn check_cpu(&self) -> Result<(), ModelError> {
         let refused = |key, expected: &str, found: &str| {
             Err(ModelError::Request { key, expected: expected.to_owned(), found: found.to_owned() })
         };
@@ -87,6 +96,6 @@ impl Options {
         if self.weights == WeightType::Int8 {
             return refused("weights-dtype", "floats on the CPU device", "int8");
         }
-        Ok((Device::Cpu, format!("CPU, {} threads ({why})", rayon::current_num_threads())))
+        Ok(())
     }
 }
