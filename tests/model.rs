@@ -5,9 +5,9 @@
 
 use mobilediffusion_graph::Device;
 use mobilediffusion_kernels::Storage;
-use mobilediffusion_model::ModelError;
 use mobilediffusion_model::golden::compare;
-use mobilediffusion_runtime::{Gpu, Select, adapters};
+use mobilediffusion_model::{DeviceChoice, ModelError};
+use mobilediffusion_runtime::{AdapterKind, Gpu, Select, adapters};
 use mobilediffusion_tests::gpu::storages;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,12 +19,19 @@ fn bound(device: &Device) -> f64 {
     }
 }
 
+/// The CPU and every adapter in every storage type; software drivers, which compile for minutes, in those that no other of
+/// them has: the one that draws in f32 and f16, another one in packed f16.
 fn devices() -> Vec<(String, Device)> {
     let mut all = vec![("CPU".to_owned(), Device::Cpu)];
+    let draws = mobilediffusion_tests::devices();
     for adapter in pollster::block_on(adapters()) {
         let gpu =
             pollster::block_on(Gpu::open(&Select::Named(adapter.index.to_string()))).expect("a listed adapter opens");
-        let (storages, gpu) = (storages(&gpu), Arc::new(gpu));
+        let (mut storages, gpu) = (storages(&gpu), Arc::new(gpu));
+        if adapter.kind == AdapterKind::Software {
+            let draws = draws.contains(&DeviceChoice::Named(adapter.index.to_string()));
+            storages.retain(|storage| (*storage != Storage::F16_PACKED) == draws || draws && !gpu.caps().shader_f16);
+        }
         all.extend(storages.into_iter().map(|s| (format!("{adapter} {s:?}"), Device::Gpu(Arc::clone(&gpu), s))));
     }
     all
