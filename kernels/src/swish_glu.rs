@@ -6,7 +6,7 @@
 //! that `x` is read once for both halves; on the CPU blocks of rows go through one matrix product each, then the halves
 //! are multiplied.
 
-use crate::cpu::{Threads, activate};
+use crate::cpu::{Threads, activate, wide};
 use crate::draw::Draw;
 use crate::fold::Read;
 use crate::kernel::{Activation, Case, Cost, Family, Fill, Kernel, Layout, Operand, Param, Program, Tolerance, parse};
@@ -150,9 +150,14 @@ impl Kernel for SwishGlu {
             let rows = x.len() / k;
             let y = &mut y[first * cols..][..rows * cols];
             multiply(&mut both, Left::new(x, rows, k), w, None, Threads::All);
-            for (y, both) in y.chunks_exact_mut(cols).zip(both.chunks_exact(2 * cols)) {
-                gate(self.gate, y, both.split_at(cols), bias);
-            }
+            wide(
+                #[inline(always)]
+                || {
+                    for (y, both) in y.chunks_exact_mut(cols).zip(both.chunks_exact(2 * cols)) {
+                        gate(self.gate, y, both.split_at(cols), bias);
+                    }
+                },
+            );
         });
     }
 

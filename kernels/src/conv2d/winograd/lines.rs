@@ -29,24 +29,47 @@ pub(super) fn weight_line<const N: usize>(g: [f64; 3]) -> [f64; N] {
     })
 }
 
+/// Vectors of a line, by their numbers.
+#[derive(Clone, Copy)]
+struct Line<S: Simd, const N: usize> {
+    simd: S,
+    values: [S::f32s; N],
+}
+
+impl<S: Simd, const N: usize> Line<S, N> {
+    #[inline(always)]
+    fn plus(self, a: usize, b: usize) -> S::f32s {
+        self.simd.add_f32s(self.values[a], self.values[b])
+    }
+
+    #[inline(always)]
+    fn minus(self, a: usize, b: usize) -> S::f32s {
+        self.simd.sub_f32s(self.values[a], self.values[b])
+    }
+
+    /// `sum + factor * value`.
+    #[inline(always)]
+    fn add(self, sum: S::f32s, factor: f32, value: S::f32s) -> S::f32s {
+        self.simd.mul_add_e_f32s(self.simd.splat_f32s(factor), value, sum)
+    }
+}
+
 /// `B' d`.
 #[inline(always)]
 pub(super) fn input_line<S: Simd, const N: usize>(simd: S, d: [S::f32s; N]) -> [S::f32s; N] {
-    let minus = |a: usize, b: usize| simd.sub_f32s(d[a], d[b]);
-    let plus = |a: usize, b: usize| simd.add_f32s(d[a], d[b]);
-    let add = |sum: S::f32s, factor: f32, value: S::f32s| simd.mul_add_e_f32s(simd.splat_f32s(factor), value, sum);
+    let line = Line { simd, values: d };
     let mut out = d;
     match N {
-        3 => [out[0], out[1], out[2]] = [minus(0, 1), plus(1, 1), minus(1, 2)],
-        4 => [out[0], out[1], out[2], out[3]] = [minus(0, 2), plus(1, 2), minus(2, 1), minus(1, 3)],
+        3 => [out[0], out[1], out[2]] = [line.minus(0, 1), line.plus(1, 1), line.minus(1, 2)],
+        4 => [out[0], out[1], out[2], out[3]] = [line.minus(0, 2), line.plus(1, 2), line.minus(2, 1), line.minus(1, 3)],
         _ => {
             // Two opposite points have this in common, and that with opposite signs.
-            let (even_a, odd_a) = (add(d[4], -B2, d[2]), add(d[3], -B2, d[1]));
-            let (even_b, odd_b) = (add(d[4], -A2, d[2]), add(d[3], -A2, d[1]));
-            out[0] = add(add(d[4], -A2 - B2, d[2]), A2 * B2, d[0]);
-            (out[1], out[2]) = (add(even_a, A, odd_a), add(even_a, -A, odd_a));
-            (out[3], out[4]) = (add(even_b, B, odd_b), add(even_b, -B, odd_b));
-            out[5] = add(add(d[5], -A2 - B2, d[3]), A2 * B2, d[1]);
+            let (even_a, odd_a) = (line.add(d[4], -B2, d[2]), line.add(d[3], -B2, d[1]));
+            let (even_b, odd_b) = (line.add(d[4], -A2, d[2]), line.add(d[3], -A2, d[1]));
+            out[0] = line.add(line.add(d[4], -A2 - B2, d[2]), A2 * B2, d[0]);
+            (out[1], out[2]) = (line.add(even_a, A, odd_a), line.add(even_a, -A, odd_a));
+            (out[3], out[4]) = (line.add(even_b, B, odd_b), line.add(even_b, -B, odd_b));
+            out[5] = line.add(line.add(d[5], -A2 - B2, d[3]), A2 * B2, d[1]);
         }
     }
     out
@@ -55,20 +78,18 @@ pub(super) fn input_line<S: Simd, const N: usize>(simd: S, d: [S::f32s; N]) -> [
 /// `A' m`: the first `M` are meant.
 #[inline(always)]
 pub(super) fn output_line<S: Simd, const N: usize>(simd: S, m: [S::f32s; N]) -> [S::f32s; N] {
-    let minus = |a: usize, b: usize| simd.sub_f32s(m[a], m[b]);
-    let plus = |a: usize, b: usize| simd.add_f32s(m[a], m[b]);
-    let add = |sum: S::f32s, factor: f32, value: S::f32s| simd.mul_add_e_f32s(simd.splat_f32s(factor), value, sum);
+    let line = Line { simd, values: m };
     let mut out = m;
     match N {
-        3 => [out[0], out[1]] = [plus(0, 1), minus(1, 2)],
-        4 => [out[0], out[1]] = [simd.add_f32s(m[0], plus(1, 2)), simd.sub_f32s(minus(1, 2), m[3])],
+        3 => [out[0], out[1]] = [line.plus(0, 1), line.minus(1, 2)],
+        4 => [out[0], out[1]] = [simd.add_f32s(m[0], line.plus(1, 2)), simd.sub_f32s(line.minus(1, 2), m[3])],
         _ => {
-            let (even_a, odd_a, even_b, odd_b) = (plus(1, 2), minus(1, 2), plus(3, 4), minus(3, 4));
+            let (even_a, odd_a, even_b, odd_b) = (line.plus(1, 2), line.minus(1, 2), line.plus(3, 4), line.minus(3, 4));
             let scaled = |factor: f32, value: S::f32s| simd.mul_f32s(simd.splat_f32s(factor), value);
             out[0] = simd.add_f32s(m[0], simd.add_f32s(even_a, even_b));
-            out[1] = add(scaled(A, odd_a), B, odd_b);
-            out[2] = add(scaled(A2, even_a), B2, even_b);
-            out[3] = add(add(m[5], A * A2, odd_a), B * B2, odd_b);
+            out[1] = line.add(scaled(A, odd_a), B, odd_b);
+            out[2] = line.add(scaled(A2, even_a), B2, even_b);
+            out[3] = line.add(line.add(m[5], A * A2, odd_a), B * B2, odd_b);
         }
     }
     out
