@@ -3,19 +3,16 @@
 //! `q` and `y [n, queries, heads * head_dim]`, `k` and `v [n, keys, heads * head_dim]`. `phi` is softmax over the keys,
 //! or relu divided by the number of keys (the paper's final model). With `shared` the values are the keys, read once.
 //! The GPU's workgroup keeps its queries, a tile of keys and their scores in workgroup memory, with a running
-//! maximum for softmax; no score reaches global memory; where a device has matrix units, see `matrix.rs`. On the CPU a block of queries is two products per head.
+//! maximum for softmax; no score reaches global memory; where a device has matrix units, see `matrix.rs`. On the CPU a block
+//! of queries is two products per head, see `cpu.rs`.
 
 mod cases;
+mod cpu;
 mod matrix;
 
-use crate::cpu::{Mat, Threads, matmul};
 use crate::kernel::{Cost, Family, Kernel, Operand, Param, Program, Tolerance, parse};
 use crate::variant::Variant;
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-
-/// Queries of a CPU task.
-const BLOCK: usize = 32;
 
 /// What becomes of the scores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -116,47 +113,6 @@ impl Attention {
     fn seen(&self, query: usize) -> usize {
         if self.causal { self.keys.min(query + 1) } else { self.keys }
     }
-
-    /// The queries of a block, which begin at `first` of their image; `k` and `v` begin at that image's first key.
-    fn attend(&self, y: &mut [f32], q: &[f32], k: &[f32], v: &[f32], first: usize, scores: &mut Vec<f32>) {
-        let (channels, rows) = (self.channels(), y.len() / self.channels());
-        scores.resize(rows * self.keys, 0.0);
-        for head in 0..self.heads {
-            let at = head * self.head_dim;
-            let view = |x, rows| Mat::rows(x, rows, self.head_dim, channels);
-            let (q, k, v) = (view(&q[at..], rows), view(&k[at..], self.keys), view(&v[at..], self.keys));
-            matmul(scores, self.keys, q, k.t(), self.scale() as f32, false, Threads::One);
-            for (row, scores) in scores.chunks_exact_mut(self.keys).enumerate() {
-                let (seen, masked) = scores.split_at_mut(self.seen(first + row));
-                masked.fill(0.0);
-                match self.phi {
-                    Phi::Relu => seen.iter_mut().for_each(|s| *s = s.max(0.0)),
-                    Phi::Softmax => softmax(seen),
-                }
-            }
-            let weights = Mat::rows(scores, rows, self.keys, self.keys);
-            matmul(&mut y[at..], channels, weights, v, 1.0, false, Threads::One);
-        }
-    }
-}
-
-/// `exp(s) / sum of exp(s)` in place.
-fn softmax(scores: &mut [f32]) {
-    let highest = fold(scores, f32::NEG_INFINITY, f32::max);
-    scores.iter_mut().for_each(|s| *s = crate::cpu::exp(*s - highest));
-    let norm = 1.0 / fold(scores, 0.0, |a, b| a + b);
-    scores.iter_mut().for_each(|s| *s *= norm);
-}
-
-/// A fold in eight lanes, which is what lets it vectorise.
-fn fold(values: &[f32], start: f32, combine: impl Fn(f32, f32) -> f32) -> f32 {
-    let mut lanes = [start; 8];
-    let chunks = values.chunks_exact(8);
-    let rest = chunks.remainder();
-    for chunk in chunks {
-        lanes.iter_mut().zip(chunk).for_each(|(lane, value)| *lane = combine(*lane, *value));
-    }
-    lanes.iter().chain(rest).fold(start, |a, b| combine(a, *b))
 }
 
 impl Kernel for Attention {
@@ -254,16 +210,7 @@ impl Kernel for Attention {
 
     fn cpu(&self, inputs: &[&[f32]], outputs: &mut [&mut [f32]]) {
         let (&[q, k, v], [y]) = (inputs, outputs) else { panic!("attention has four operands") };
-        let v = if self.shared { k } else { v };
-        let (per_image, per_block) = (self.queries * self.channels(), BLOCK * self.channels());
-        let keys = self.keys * self.channels();
-        let images = y.par_chunks_mut(per_image).zip(q.par_chunks(per_image)).enumerate();
-        images.for_each(|(n, (y, q))| {
-            let blocks = y.par_chunks_mut(per_block).zip(q.par_chunks(per_block)).enumerate();
-            blocks.for_each_init(Vec::new, |scores, (block, (y, q))| {
-                self.attend(y, q, &k[n * keys..], &v[n * keys..], block * BLOCK, scores);
-            });
-        });
+        cpu::run(self, q, k, if self.shared { k } else { v }, y);
     }
 
     fn params_json(&self) -> serde_json::Value {

@@ -4,7 +4,7 @@
 //! corrects what the first lost to rounding far from zero. On the GPU a workgroup takes one row; on the CPU a task takes
 //! some rows.
 
-use crate::cpu::rows_per_task;
+use crate::cpu::{rows_per_task, wide};
 use crate::draw::Draw;
 use crate::fold::{From, OnLoad, Read};
 use crate::kernel::{Case, Cost, Family, Fill, Kernel, Operand, Param, Program, Tolerance, folded_grid, parse};
@@ -30,13 +30,14 @@ pub struct LayerNorm {
 pub(crate) const FAMILY: Family = Family {
     name: "layer_norm",
     summary: "`(x - mean) / sqrt(variance + eps) * weight + bias` of every row",
-    cases,
-    model_shapes,
+    cases: || row_cases(of_rows),
+    model_shapes: || row_shapes(of_rows),
     random,
     parse: parse::<LayerNorm>,
 };
 
 /// The sum of `f` over a row, in lanes, so that it vectorises and stays accurate.
+#[inline(always)]
 fn sum(row: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     let mut lanes = [0.0_f32; 32];
     let chunks = row.chunks_exact(32);
@@ -48,6 +49,7 @@ fn sum(row: &[f32], f: impl Fn(f32) -> f32) -> f32 {
 }
 
 /// The mean in two parts, what a first sum finds and what that lost to rounding, and the reciprocal deviation.
+#[inline(always)]
 pub(crate) fn row_moments(row: &[f32], eps: f32) -> (f32, f32, f32) {
     let count = row.len() as f32;
     let near = sum(row, |v| v) / count;
@@ -112,12 +114,17 @@ impl Kernel for LayerNorm {
         let (&[x, weight, bias], [y]) = (inputs, outputs) else { panic!("layer_norm has four operands") };
         let block = rows_per_task(self.c) * self.c;
         y.par_chunks_mut(block).zip(x.par_chunks(block)).for_each(|(y, x)| {
-            for (y, x) in y.chunks_exact_mut(self.c).zip(x.chunks_exact(self.c)) {
-                let (near, correction, rstd) = row_moments(x, self.eps);
-                for ((y, x), (weight, bias)) in y.iter_mut().zip(x).zip(weight.iter().zip(bias)) {
-                    *y = (x - near - correction) * rstd * weight + bias;
-                }
-            }
+            wide(
+                #[inline(always)]
+                || {
+                    for (y, x) in y.chunks_exact_mut(self.c).zip(x.chunks_exact(self.c)) {
+                        let (near, correction, rstd) = row_moments(x, self.eps);
+                        for ((y, x), (weight, bias)) in y.iter_mut().zip(x).zip(weight.iter().zip(bias)) {
+                            *y = (x - near - correction) * rstd * weight + bias;
+                        }
+                    }
+                },
+            );
         });
     }
 
@@ -133,34 +140,37 @@ impl Kernel for LayerNorm {
     }
 }
 
-fn cases() -> Vec<Case> {
-    let norm = |rows, c| LayerNorm { rows, c, eps: 1e-5 };
+/// Cases of what is computed for every row of a length, by a kernel that `of` makes of their number and length.
+pub(crate) fn row_cases<K: Kernel + 'static>(of: impl Fn(usize, usize) -> K) -> Vec<Case> {
     vec![
-        Case::new(norm(1, 1)),
-        Case::new(norm(3, 2)),
-        Case::new(norm(5, 7)),
-        Case::new(norm(77, 37)),
+        Case::new(of(1, 1)),
+        Case::new(of(3, 2)),
+        Case::new(of(5, 7)),
+        Case::new(of(77, 37)),
         // One vec4 less than a workgroup, a workgroup, one more, and not full.
-        Case::new(norm(2, 1020)),
-        Case::new(norm(3, 1024)),
-        Case::new(norm(2, 1028)),
-        Case::new(norm(2, 1026)),
+        Case::new(of(2, 1020)),
+        Case::new(of(3, 1024)),
+        Case::new(of(2, 1028)),
+        Case::new(of(2, 1026)),
         // A small variance shows eps; padding must not enter mean or variance, so neither is near zero.
-        Case::new(norm(4, 33)).fill("x", Fill::Normal(0.0, 3e-3)),
-        Case::new(norm(4, 41)).fill("x", Fill::Normal(1000.0, 1.0)),
-        Case::new(norm(3, 643)).fill("x", Fill::Normal(-300.0, 0.05)),
-        Case::new(norm(2, 29)).fill("x", Fill::Constant(1000.1)),
-        Case::new(norm(2, 640)).fill("x", Fill::Constant(0.1)),
-        Case::new(norm(2, 12)).fill("x", Fill::Constant(0.0)),
+        Case::new(of(4, 33)).fill("x", Fill::Normal(0.0, 3e-3)),
+        Case::new(of(4, 41)).fill("x", Fill::Normal(1000.0, 1.0)),
+        Case::new(of(3, 643)).fill("x", Fill::Normal(-300.0, 0.05)),
+        Case::new(of(2, 29)).fill("x", Fill::Constant(1000.1)),
+        Case::new(of(2, 640)).fill("x", Fill::Constant(0.1)),
+        Case::new(of(2, 12)).fill("x", Fill::Constant(0.0)),
         // More rows than one axis of the grid may have.
-        Case::new(norm(65_537, 1)),
+        Case::new(of(65_537, 1)),
     ]
 }
 
-fn model_shapes() -> Vec<Case> {
-    // The transformers at 16x16 and at 32x32, the text encoder.
-    let shapes = [(256, 1024), (1024, 640), (77, 768)];
-    shapes.into_iter().map(|(rows, c)| Case::new(LayerNorm { rows, c, eps: 1e-5 })).collect()
+/// Those of the transformers at 16x16 and at 32x32, and of the text encoder.
+pub(crate) fn row_shapes<K: Kernel + 'static>(of: impl Fn(usize, usize) -> K) -> Vec<Case> {
+    [(256, 1024), (1024, 640), (77, 768)].into_iter().map(|(rows, c)| Case::new(of(rows, c))).collect()
+}
+
+fn of_rows(rows: usize, c: usize) -> LayerNorm {
+    LayerNorm { rows, c, eps: 1e-5 }
 }
 
 fn random(draw: &mut Draw<'_>) -> Case {

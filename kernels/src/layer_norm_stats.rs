@@ -3,10 +3,10 @@
 //! `x [rows, c]`, `stats [rows, 2]` in f32; the variance is the biased one. The sums are those of `layer_norm`. On the
 //! GPU a workgroup takes one row (`shaders/common/row_moments.wgsl`); on the CPU a task takes some rows.
 
-use crate::cpu::rows_per_task;
+use crate::cpu::{rows_per_task, wide};
 use crate::draw::Draw;
 use crate::kernel::{Case, Cost, DType, Family, Fill, Kernel, Operand, Param, Program, Tolerance, folded_grid, parse};
-use crate::layer_norm::row_moments;
+use crate::layer_norm::{row_cases, row_moments, row_shapes};
 use crate::variant::Variant;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -27,8 +27,8 @@ pub struct LayerNormStats {
 pub(crate) const FAMILY: Family = Family {
     name: "layer_norm_stats",
     summary: "mean and reciprocal deviation of every row",
-    cases,
-    model_shapes,
+    cases: || row_cases(of_rows),
+    model_shapes: || row_shapes(of_rows),
     random,
     parse: parse::<LayerNormStats>,
 };
@@ -81,10 +81,15 @@ impl Kernel for LayerNormStats {
         let (&[x], [stats]) = (inputs, outputs) else { panic!("layer_norm_stats has two operands") };
         let rows = rows_per_task(self.c);
         stats.par_chunks_mut(2 * rows).zip(x.par_chunks(rows * self.c)).for_each(|(stats, x)| {
-            for (stats, x) in stats.chunks_exact_mut(2).zip(x.chunks_exact(self.c)) {
-                let (near, correction, rstd) = row_moments(x, self.eps);
-                stats.copy_from_slice(&[near + correction, rstd]);
-            }
+            wide(
+                #[inline(always)]
+                || {
+                    for (stats, x) in stats.chunks_exact_mut(2).zip(x.chunks_exact(self.c)) {
+                        let (near, correction, rstd) = row_moments(x, self.eps);
+                        stats.copy_from_slice(&[near + correction, rstd]);
+                    }
+                },
+            );
         });
     }
 
@@ -93,31 +98,8 @@ impl Kernel for LayerNormStats {
     }
 }
 
-fn cases() -> Vec<Case> {
-    let stats = |rows, c| LayerNormStats { rows, c, eps: 1e-5 };
-    vec![
-        Case::new(stats(1, 1)),
-        Case::new(stats(5, 7)),
-        Case::new(stats(77, 37)),
-        // One vec4 less than a workgroup, a workgroup, one more, and not full.
-        Case::new(stats(2, 1020)),
-        Case::new(stats(3, 1024)),
-        Case::new(stats(2, 1028)),
-        Case::new(stats(2, 1026)),
-        // Far from zero, a small variance, none.
-        Case::new(stats(4, 41)).fill("x", Fill::Normal(1000.0, 1.0)),
-        Case::new(stats(4, 33)).fill("x", Fill::Normal(0.0, 3e-3)),
-        Case::new(stats(2, 640)).fill("x", Fill::Constant(0.1)),
-        Case::new(stats(2, 12)).fill("x", Fill::Constant(0.0)),
-        // More rows than one axis of the grid may have.
-        Case::new(stats(65_537, 1)),
-    ]
-}
-
-fn model_shapes() -> Vec<Case> {
-    // The transformers at 16x16 and at 32x32, the text encoder.
-    let shapes = [(256, 1024), (1024, 640), (77, 768)];
-    shapes.into_iter().map(|(rows, c)| Case::new(LayerNormStats { rows, c, eps: 1e-5 })).collect()
+fn of_rows(rows: usize, c: usize) -> LayerNormStats {
+    LayerNormStats { rows, c, eps: 1e-5 }
 }
 
 fn random(draw: &mut Draw<'_>) -> Case {

@@ -13,7 +13,8 @@ use std::ops::{Deref, DerefMut};
 use std::sync::OnceLock;
 use tile::Lanes;
 
-pub(crate) use product::{multiply, multiply_gated, multiply_part};
+pub(crate) use product::{multiply, multiply_gated, multiply_part, multiply_strided};
+pub(crate) use tile::ROWS;
 
 /// Columns of a panel: four vectors of AVX-512, a width that divides almost every width of the model.
 pub const PANEL: usize = 64;
@@ -83,22 +84,46 @@ pub(crate) fn packed_len(cols: usize, k: usize) -> usize {
 /// Lays out `cols` columns of `k` values, which `column` writes from a position of `k` on, 16 or fewer at a time.
 pub(crate) fn pack(cols: usize, k: usize, column: impl Fn(usize, usize, &mut [f32]) + Sync) -> Vec<f32> {
     let mut out = vec![0.0; packed_len(cols, k)];
-    out.par_chunks_mut(PANEL * k.max(1)).enumerate().for_each(|(panel, out)| {
+    let panels = out.par_chunks_mut(PANEL * k.max(1)).enumerate();
+    panels.for_each(|(panel, out)| pack_panel(out, panel * PANEL, cols, k, &column));
+    out
+}
+
+/// The same by one thread, to where there are zeros.
+pub(crate) fn pack_into(out: &mut [f32], cols: usize, k: usize, column: impl Fn(usize, usize, &mut [f32])) {
+    let panels = out.chunks_mut(PANEL * k.max(1)).enumerate();
+    panels.for_each(|(panel, out)| pack_panel(out, panel * PANEL, cols, k, &column));
+}
+
+/// The panel whose columns begin at `first`.
+fn pack_panel(out: &mut [f32], first: usize, cols: usize, k: usize, column: impl Fn(usize, usize, &mut [f32])) {
+    let grain = grain(PANEL.min(cols.next_multiple_of(STEP) - first));
+    for (part, out) in out.chunks_mut(grain * k.max(1)).enumerate() {
+        let first = first + part * grain;
+        for (block, out) in out.chunks_mut(STEP * grain).enumerate() {
+            for col in 0..grain.min(cols.saturating_sub(first)) {
+                let mut values = [0.0; STEP];
+                let values = &mut values[..out.len() / grain];
+                column(first + col, block * STEP, values);
+                values.iter().enumerate().for_each(|(i, value)| out[i * grain + col] = *value);
+            }
+        }
+    }
+}
+
+/// Lays out what `line` gives for every position of `k`, `cols` values each, to where there are zeros.
+pub(crate) fn pack_lines<'a>(out: &mut [f32], cols: usize, k: usize, line: impl Fn(usize) -> &'a [f32]) {
+    for (panel, out) in out.chunks_mut(PANEL * k.max(1)).enumerate() {
         let first = panel * PANEL;
         let grain = grain(PANEL.min(cols.next_multiple_of(STEP) - first));
         for (part, out) in out.chunks_mut(grain * k.max(1)).enumerate() {
             let first = first + part * grain;
-            for (block, out) in out.chunks_mut(STEP * grain).enumerate() {
-                for col in 0..grain.min(cols.saturating_sub(first)) {
-                    let mut values = [0.0; STEP];
-                    let values = &mut values[..out.len() / grain];
-                    column(first + col, block * STEP, values);
-                    values.iter().enumerate().for_each(|(i, value)| out[i * grain + col] = *value);
-                }
+            let count = grain.min(cols.saturating_sub(first));
+            for (i, out) in out.chunks_exact_mut(grain).enumerate().filter(|_| count > 0) {
+                out[..count].copy_from_slice(&line(i)[first..first + count]);
             }
         }
-    });
-    out
+    }
 }
 
 /// `[cols, k]`, row by row, as panels.

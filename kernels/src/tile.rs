@@ -1,8 +1,8 @@
 //! Tiles of matrix products on a GPU: the variants of `linear`, `conv2d`, and of the two products from one read of `x`.
 //!
 //! Which tile is best depends on the shape: a large one moves fewer bytes for every multiplication, a small one keeps a
-//! device busy where there are few rows and columns, and so does a workgroup whose invocations share the sum over k
-//! (`split`). All of them are `shaders/common/gemm.wgsl` with other constants, or `gemm_matrix.wgsl` beside it where matrix
+//! device busy where there are few rows and columns, and so does a workgroup whose invocations or subgroups share the sum
+//! over k (`split`). All of them are `shaders/common/gemm.wgsl` with other constants, or `gemm_matrix.wgsl` beside it where matrix
 //! units multiply.
 
 use crate::kernel::folded_grid;
@@ -42,18 +42,26 @@ struct Matrix {
     subgroup: u32,
     /// Subgroups side by side.
     across: u32,
+    /// Subgroups that share a sum.
+    split: u32,
     /// Whether they are loaded through pointers to vec4s, which Vulkan has and Metal has not.
     wide: bool,
 }
 
 /// NVIDIA's matrices, Apple's, and those of Mesa's driver, whose subgroups have the width of a CPU's vectors.
-const M16: Tile =
-    Tile { staged: Some(8), matrix: Some(Matrix { edge: 16, subgroup: 32, across: 2, wide: true }), ..WHOLE };
-const M16_COLUMN: Tile = Tile { matrix: Some(Matrix { edge: 16, subgroup: 32, across: 1, wide: true }), ..M16 };
-const M8: Tile = Tile { matrix: Some(Matrix { edge: 8, subgroup: 32, across: 2, wide: false }), ..M16 };
-const M8_CPU: Tile = Tile { matrix: Some(Matrix { edge: 8, subgroup: 8, across: 2, wide: true }), ..M16 };
-/// The forms that no other tile runs on Mesa's driver: scalar pointers, and subgroups in one column.
-const M8_CPU_NARROW: Tile = Tile { matrix: Some(Matrix { edge: 8, subgroup: 8, across: 1, wide: false }), ..M16 };
+const NVIDIA: Matrix = Matrix { edge: 16, subgroup: 32, across: 2, split: 1, wide: true };
+const APPLE: Matrix = Matrix { edge: 8, wide: false, ..NVIDIA };
+const MESA: Matrix = Matrix { edge: 8, subgroup: 8, ..NVIDIA };
+
+const M16: Tile = Tile { staged: Some(8), matrix: Some(NVIDIA), ..WHOLE };
+const M16_COLUMN: Tile = Tile { matrix: Some(Matrix { across: 1, ..NVIDIA }), ..M16 };
+const M16_SPLIT: Tile = Tile { staged: Some(16), matrix: Some(Matrix { across: 1, split: 4, ..NVIDIA }), ..M16 };
+const M8: Tile = Tile { matrix: Some(APPLE), ..M16 };
+const M8_SPLIT: Tile = Tile { matrix: Some(Matrix { across: 1, split: 4, ..APPLE }), ..M16 };
+const M8_CPU: Tile = Tile { matrix: Some(MESA), ..M16 };
+/// The forms that no other tile runs on Mesa's driver: scalar pointers, subgroups in one column, and shared sums.
+const M8_CPU_NARROW: Tile = Tile { matrix: Some(Matrix { across: 1, wide: false, ..MESA }), ..M16 };
+const M8_CPU_SPLIT: Tile = Tile { matrix: Some(Matrix { across: 1, split: 4, ..MESA }), ..M16 };
 
 /// One product.
 pub(crate) const SINGLE: &[Tile] = &[
@@ -67,10 +75,14 @@ pub(crate) const SINGLE: &[Tile] = &[
     Tile { name: "m16 128x128", each: [8, 2], threads: [16, 16, 1], rate: 6.0, ..M16 },
     Tile { name: "m16 64x128", each: [8, 2], threads: [16, 8, 1], rate: 4.5, ..M16 },
     Tile { name: "m16 64x64", each: [8, 2], threads: [8, 8, 1], rate: 3.0, ..M16_COLUMN },
+    Tile { name: "m16 64x64/4", each: [4, 1], threads: [16, 16, 1], rate: 3.5, ..M16_SPLIT },
+    Tile { name: "m16 32x64/4", each: [4, 1], threads: [16, 8, 1], rate: 2.5, ..M16_SPLIT },
     Tile { name: "m8 64x64", each: [4, 1], threads: [16, 16, 1], rate: 2.0, ..M8 },
     Tile { name: "m8 32x64", each: [4, 1], threads: [16, 8, 1], rate: 1.6, ..M8 },
+    Tile { name: "m8 16x32/4", each: [1, 1], threads: [8, 16, 1], rate: 0.9, ..M8_SPLIT },
     Tile { name: "m8/8 64x64", each: [8, 2], threads: [8, 8, 1], rate: 0.9, ..M8_CPU },
     Tile { name: "m8/8 64x32", each: [8, 2], threads: [4, 8, 1], rate: 0.8, ..M8_CPU_NARROW },
+    Tile { name: "m8/8 64x32/4", each: [4, 1], threads: [8, 16, 1], rate: 0.7, ..M8_CPU_SPLIT },
 ];
 
 /// Two products of the same rows; columns are those of each.
@@ -80,6 +92,7 @@ pub(crate) const PAIR: &[Tile] = &[
     Tile { name: "32x32x2/4", each: [4, 2], products: 2, threads: [8, 8, 4], staged: Some(8), rate: 0.5, ..WHOLE },
     Tile { name: "m16 128x64x2", each: [8, 2], products: 2, threads: [16, 16, 1], rate: 6.0, ..M16 },
     Tile { name: "m16 64x64x2", each: [8, 2], products: 2, threads: [16, 8, 1], rate: 4.5, ..M16 },
+    Tile { name: "m16 32x32x2/4", each: [2, 2], products: 2, threads: [8, 16, 1], rate: 2.5, ..M16_SPLIT },
     Tile { name: "m8 64x32x2", each: [2, 2], products: 2, threads: [8, 32, 1], rate: 2.0, ..M8 },
     Tile { name: "m8/8 64x32x2", each: [8, 2], products: 2, threads: [8, 8, 1], rate: 0.9, ..M8_CPU },
 ];
@@ -105,7 +118,8 @@ impl Tile {
         [u32::try_from((self.products * cols).div_ceil(self.cols())).expect("sizes are below 2^32"), y, z]
     }
 
-    /// vec4s of workgroup memory where a quarter of the sums of matrices lies, each row with a gap behind it.
+    /// vec4s of workgroup memory where a quarter of the sums of matrices lies, each row with a gap behind it; of shared
+    /// sums there are as many as subgroups that share them.
     fn quarter(&self, matrix: &Matrix) -> usize {
         self.rows() / 2 * ((matrix.across * matrix.edge / 2) as usize + 1)
     }
@@ -115,7 +129,7 @@ impl Tile {
     fn scratch(&self) -> usize {
         if let Some(matrix) = &self.matrix {
             let threads = self.threads.iter().product();
-            return if matrix.wide { self.quarter(matrix).max(threads) } else { threads };
+            return if matrix.wide { (self.quarter(matrix) * matrix.split as usize).max(threads) } else { threads };
         }
         let staged = self.staged.map_or(0, |step4| step4 * (self.rows() + 1 + self.cols() + 1));
         staged.max(self.threads.iter().product())
@@ -124,7 +138,8 @@ impl Tile {
     /// Switches and sizes of the shader.
     pub(crate) fn constants(&self) -> Vec<(&'static str, u32)> {
         let size = |size: usize| u32::try_from(size).expect("a tile is small");
-        let [x, y, split] = self.threads;
+        let [x, y, invocations] = self.threads;
+        let split = self.matrix.map_or(size(invocations), |matrix| matrix.split);
         let mut constants = vec![
             ("MATRIX", self.matrix.is_some().into()),
             ("PLAIN", self.matrix.is_none().into()),
@@ -132,7 +147,7 @@ impl Tile {
             ("QUADS_EACH", size(self.each[1])),
             ("THREADS_X", size(x)),
             ("THREADS_Y", size(y)),
-            ("SPLIT", size(split)),
+            ("SPLIT", split),
             ("STEP4", size(self.staged.unwrap_or(0))),
             ("SHARED_SUMS", u32::from(split > 1)),
             ("STAGED", u32::from(self.staged.is_some())),
@@ -159,7 +174,7 @@ impl Tile {
         let Some(matrix) = &self.matrix else { return Needs::PORTABLE };
         let size = |size: usize| u32::try_from(size).expect("a tile is small");
         let step = (self.rows() + self.cols()) * (self.staged.unwrap_or(0) + 2) * 8;
-        let sums = if matrix.wide { 0 } else { self.quarter(matrix) * 16 };
+        let sums = if matrix.wide { 0 } else { self.quarter(matrix) * matrix.split as usize * 16 };
         Needs {
             invocations: size(self.threads.iter().product()),
             workgroup_bytes: size(step + sums + self.scratch() * 16),
@@ -194,8 +209,10 @@ pub(crate) fn of(tiles: &[Tile], variant: &Variant) -> Tile {
 #[cfg(test)]
 mod tests {
     use super::{Matrix, PAIR, SINGLE};
+    use crate::storage::Storage;
     use crate::variant::{Machine, choose};
     use crate::{Conv2d, Linear};
+    use mobilediffusion_runtime::{Caps, MatrixShape, MatrixType};
 
     fn taken(rows: usize, cols: usize, moments: bool) -> &'static str {
         choose(&Linear { rows, k: 1024, cols, moments, ..Linear::default() }, &Machine::PORTABLE).name
@@ -214,12 +231,30 @@ mod tests {
     }
 
     #[test]
+    fn few_tiles_share_their_sums_on_matrix_units() {
+        let product = MatrixShape::square(16, MatrixType::F16, MatrixType::F32);
+        let caps = Caps {
+            shader_f16: true,
+            subgroup_size: Some(32),
+            matrices: vec![product],
+            max_workgroup_bytes: 48 << 10,
+            ..Caps::PORTABLE
+        };
+        let machine = Machine { caps, storage: Storage::F16, ..Machine::PORTABLE };
+        let taken = |rows, cols| choose(&Linear { rows, k: 1024, cols, ..Linear::default() }, &machine).name;
+        assert_eq!(taken(65_536, 512), "m16 128x128");
+        assert_eq!(taken(4096, 320), "m16 64x64/4");
+        assert_eq!(taken(256, 1024), "m16 32x64/4");
+    }
+
+    #[test]
     fn subgroups_cover_the_tile() {
         for tile in SINGLE.iter().chain(PAIR) {
-            let Some(Matrix { edge, subgroup, across, .. }) = tile.matrix else { continue };
-            let (edge, across) = (edge as usize, across as usize);
-            let down = tile.threads.iter().product::<usize>() / subgroup as usize / across;
+            let Some(Matrix { edge, subgroup, across, split, .. }) = tile.matrix else { continue };
+            let [edge, across, split] = [edge, across, split].map(|size| size as usize);
+            let down = tile.threads.iter().product::<usize>() / subgroup as usize / across / split;
             assert_eq!([tile.rows(), tile.cols()], [2 * edge * down, 4 * edge * across], "{}", tile.name);
+            assert!((4 * tile.staged.unwrap()).is_multiple_of(split * edge), "{}: a step has unequal parts", tile.name);
             // What take_sums of the shader relies on.
             assert!(edge.is_multiple_of(tile.each[0]), "{}: rows of an invocation lie in several matrices", tile.name);
         }

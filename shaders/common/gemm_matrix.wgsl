@@ -1,11 +1,12 @@
 // Tiled matrix product by matrix units: what common/gemm.wgsl is for the others, with the same functions for the module
 // that imports it. Factors are f16, sums f32. Its sizes are those of a tile with a `Matrix` of kernels/src/tile.rs.
 //
-// Each subgroup holds 2 x 4 matrices of EDGE x EDGE sums, SUBGROUPS_X subgroups stand side by side. A step stages STEP4
-// vec4s of k of the tile's rows and columns in workgroup memory, k innermost, while the next are on their way; it goes
-// through there because rows are made as they are read (norms, taps), and because a load of a whole matrix from memory
-// has no edge. Weights need no packing for that: a column's step is 64 bytes in one piece, of which every sector is used.
-// At the end the sums go through workgroup memory too, a quarter at a time, to where common/gemm.wgsl would have them.
+// Each subgroup holds 2 x 4 matrices of EDGE x EDGE sums, SUBGROUPS_X subgroups stand side by side, and SPLIT of them share
+// every sum: each multiplies its part of a step. A step stages STEP4 vec4s of k of the tile's rows and columns in workgroup
+// memory, k innermost, while the next are on their way; it goes through there because rows are made as they are read
+// (norms, taps), and because a load of a whole matrix from memory has no edge. Weights need no packing for that: a
+// column's step is 64 bytes or more in one piece, of which every sector is used. At the end the sums go through workgroup
+// memory too, a quarter at a time, to where common/gemm.wgsl would have them.
 #import scratch
 const TILE_ROWS = ROWS_EACH * THREADS_Y;
 const TILE_QUADS = QUADS_EACH * THREADS_X;
@@ -27,6 +28,9 @@ alias Sums = array<vec4<f32>, SUMS>;
 const ROW_SLOTS = TILE_ROWS * STEP4 / THREADS;
 const COL_SLOTS = 4u * TILE_QUADS * STEP4 / THREADS;
 const SPAN = THREADS / STEP4;
+
+// Subgroups one above the other.
+const SUBGROUPS_Y = TILE_ROWS / (2u * EDGE);
 
 // vec4s from one row of a step to the next, and of a quarter of the sums: a gap puts rows into different banks.
 const STEP_STRIDE = STEP4 + 2u;
@@ -52,7 +56,7 @@ fn sums_at(at: u32) -> vec4<f32> { return scratch[at]; }
 const CELLS = 4u;
 var<workgroup> x_tile: array<f16, 4u * TILE_ROWS * STEP_STRIDE>;
 var<workgroup> w_tile: array<f16, 16u * TILE_QUADS * STEP_STRIDE>;
-var<workgroup> quarter: array<f32, 4u * QUARTER>;
+var<workgroup> quarter: array<f32, 4u * SPLIT * QUARTER>;
 
 fn put_x(at: u32, v: Pack) {
     x_tile[4u * at] = v.x;
@@ -102,7 +106,11 @@ fn take_sums(sums: ptr<function, Sums>, strip: u32, pair: u32, thread: u32) {
         let quad = j * THREADS_X + thread % THREADS_X;
         if row / EDGE % 2u != strip || quad / (EDGE / 2u) % 2u != pair { continue; }
         let first = (row / (2u * EDGE) * EDGE + row % EDGE) * SUM_STRIDE + quad / EDGE * (EDGE / 2u) + quad % (EDGE / 2u);
-        for (var i = 0u; i < ROWS_EACH; i++) { (*sums)[i * QUADS_EACH + j] = sums_at(first + i * SUM_STRIDE); }
+        for (var i = 0u; i < ROWS_EACH; i++) {
+            var sum = sums_at(first + i * SUM_STRIDE);
+            for (var part = 1u; part < SPLIT; part++) { sum += sums_at(part * QUARTER + first + i * SUM_STRIDE); }
+            (*sums)[i * QUADS_EACH + j] = sum;
+        }
     }
     workgroupBarrier();
 }
@@ -112,7 +120,8 @@ fn take_sums(sums: ptr<function, Sums>, strip: u32, pair: u32, thread: u32) {
 fn gemm_tile(row0: u32, col0: u32, k4_len: u32, thread: u32) -> Sums {
     // Subgroups of a workgroup of one axis follow each other on every device that we know.
     let across = thread / SUBGROUP % SUBGROUPS_X;
-    let down = thread / SUBGROUP / SUBGROUPS_X;
+    let down = thread / SUBGROUP / SUBGROUPS_X % SUBGROUPS_Y;
+    let part = thread / SUBGROUP / SUBGROUPS_X / SUBGROUPS_Y;
     let row_len = EDGE * STEP_STRIDE * CELLS;
     let stride = STEP_STRIDE * CELLS;
     var c00 = Sum();
@@ -130,7 +139,8 @@ fn gemm_tile(row0: u32, col0: u32, k4_len: u32, thread: u32) -> Sums {
         stage(at, thread % STEP4);
         workgroupBarrier();
         fetch(row0, col0, at, step + STEP4 + thread % STEP4, k4_len);
-        for (var k = 0u; k < STEP4; k += EDGE / 4u) {
+        for (var first = 0u; first < STEP4; first += SPLIT * EDGE / 4u) {
+            let k = first + part * (EDGE / 4u);
             let x_at = 2u * down * row_len + k * CELLS;
             let w_at = 4u * across * row_len + k * CELLS;
             let a0 = coopLoadT<Left>(&x_tile[x_at], stride);
@@ -152,7 +162,7 @@ fn gemm_tile(row0: u32, col0: u32, k4_len: u32, thread: u32) -> Sums {
         workgroupBarrier();
     }
     var sums = Sums();
-    let first = down * EDGE * SUM_STRIDE + across * (EDGE / 2u);
+    let first = part * QUARTER + down * EDGE * SUM_STRIDE + across * (EDGE / 2u);
     store_sums(c00, c01, first);
     take_sums(&sums, 0u, 0u, thread);
     store_sums(c02, c03, first);

@@ -2,9 +2,9 @@
 
 use super::Effort;
 use crate::Failure;
-use mobilediffusion_kernels::cpu::{Mat, Threads, matmul};
 use mobilediffusion_kernels::runner::Target;
 use mobilediffusion_kernels::variant::MatrixUnit;
+use mobilediffusion_kernels::{Case, Linear, sample};
 use mobilediffusion_runtime::{Binding, Bound, Gpu, Role, RuntimeError, Timer};
 use rayon::prelude::*;
 use serde_json::{Value, json};
@@ -139,11 +139,10 @@ fn cpu_copy(effort: Effort) -> f64 {
 /// A product of the size at which matrix products are at their best.
 fn cpu_flops() -> f64 {
     const SIZE: usize = 1024;
-    let values: Vec<f32> = (0..SIZE * SIZE).map(|i| (i % 17) as f32).collect();
-    let mut product = vec![0.0; SIZE * SIZE];
-    let matrix = Mat::rows(&values, SIZE, SIZE, SIZE);
+    let case = Case::new(Linear { rows: SIZE, k: SIZE, cols: SIZE, ..Linear::default() });
+    let (inputs, mut outputs) = (sample::packed(&case, sample::inputs(&case, 0)), sample::outputs(&case));
     let multiply = || -> Result<(), std::convert::Infallible> {
-        matmul(&mut product, SIZE, matrix, matrix, 1.0, false, Threads::All);
+        sample::run(&case, &inputs, &mut outputs);
         Ok(())
     };
     let Ok(seconds) = best(15, multiply);

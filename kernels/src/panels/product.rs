@@ -62,6 +62,17 @@ pub(crate) fn multiply(
     });
 }
 
+/// `y = left * weights` by one thread, where rows of `y` are `stride` apart.
+///
+/// # Panics
+/// If `y` or `left` is too short: bugs of the calling kernel.
+pub(crate) fn multiply_strided(y: &mut [f32], stride: usize, left: Left<'_>, weights: Panels<'_>) {
+    let y = Shared::new(y);
+    for panel in 0..weights.count() {
+        block((&y, panel * PANEL, stride), left, 0..left.rows, weights, panel);
+    }
+}
+
 /// Two products of as many columns, which are whole panels, side by side in `weights`; `gate` makes a piece of a row of `y`
 /// of the two, from a column on.
 ///

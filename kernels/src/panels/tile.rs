@@ -10,7 +10,7 @@ use std::array::from_fn;
 use std::ops::Range;
 
 /// Most rows of a tile.
-pub(super) const ROWS: usize = 6;
+pub(crate) const ROWS: usize = 6;
 
 /// Rows of a product at the columns of one panel.
 #[derive(Clone)]
