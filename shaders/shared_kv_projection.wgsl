@@ -39,6 +39,16 @@ fn load_w(col0: u32, col: u32, k4: u32) -> vec4<f32> {
     return weight4(w_kv[row], w_kv[row + WEIGHT_HEAD + k4]);
 }
 
+@if(MATRIX)
+fn scale_w(col0: u32, col: u32) -> f32 {
+    let own = col0 + col % HALF;
+    if own >= select(params.kv_cols, params.q_cols, col < HALF) { return 0.0; }
+    let row = weight_row(own, params.k4);
+    if col < HALF { return weight_scale(w_q[row]); }
+    return weight_scale(w_kv[row]);
+}
+@end
+
 @compute @workgroup_size(THREADS)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,

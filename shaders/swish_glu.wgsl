@@ -36,6 +36,14 @@ fn load_w(col0: u32, col: u32, k4: u32) -> vec4<f32> {
     return weight4(w[row], w[row + WEIGHT_HEAD + k4]);
 }
 
+@if(MATRIX)
+fn scale_w(col0: u32, col: u32) -> f32 {
+    let own = col0 + col % HALF;
+    if own >= params.cols { return 0.0; }
+    return weight_scale(w[weight_row(col / HALF * params.cols + own, params.k4)]);
+}
+@end
+
 // Four biases from `first`, of columns from `col`; the gates' need not begin at a vec4. Zero beyond the last column.
 fn bias4(first: u32, col: u32) -> vec4<f32> {
     var v = vec4<f32>();

@@ -97,27 +97,32 @@ fn with_int8(family: &Family, floats: &[Storage]) -> Vec<Storage> {
     floats.iter().copied().chain(int8).collect()
 }
 
-/// The variants of a kernel that use matrix units, which a device has only for tensors in f16.
+/// The variants of a kernel that use matrix units, which a device has only for floats in f16.
 fn matrix_variants(gpu: &Gpu, case: &Case) -> Vec<Variant> {
     let mut all = variant::runnable(case.kernel.as_ref(), gpu.caps(), Storage::F16);
     all.retain(|variant| variant.needs.matrix.is_some() && !is_long(case));
     all
 }
 
-/// The cases of a family by every variant that uses matrix units, by turns on a software driver, which compiles one for
-/// seconds; and problems at random by one, where nothing is rounded on the way.
+/// The cases of a family by every variant that uses matrix units, with weights of both kinds, by turns on a software driver,
+/// which compiles one for seconds; and problems at random by one, where nothing is rounded on the way.
 fn by_matrices(family: &'static Family) -> Test {
     let run = |gpu: &Gpu| {
         let by_turns = gpu.adapter().kind == AdapterKind::Software;
-        let variants = |seed: u64, case: &Case| {
-            let all = matrix_variants(gpu, case);
-            let turn = all.get(seed as usize % all.len().max(1)).copied();
-            if by_turns { turn.into_iter().collect() } else { all }
-        };
-        let each = (1..).zip((family.cases)());
-        let failures: Vec<String> = each
-            .filter_map(|(seed, case)| passes(gpu, Storage::F16, &case, seed, &variants(seed, &case)).err())
-            .collect();
+        let storages = with_int8(family, &[Storage::F16]);
+        let mut failures = Vec::new();
+        for (seed, case) in (1_usize..).zip((family.cases)()) {
+            let (mut storages, mut variants) = (storages.clone(), matrix_variants(gpu, &case));
+            if by_turns && !variants.is_empty() {
+                variants = vec![variants[seed % variants.len()]];
+                // More slowly than variants, so that all meet all.
+                storages = vec![storages[seed / variants.len() % 2 % storages.len()]];
+            }
+            let run = |storage| {
+                passes(gpu, storage, &case, seed as u64, &variants).map_err(|why| format!("{storage}: {why}"))
+            };
+            failures.extend(storages.into_iter().filter_map(|storage| run(storage).err()));
+        }
         if !failures.is_empty() {
             return Err(failures.join("\n").into());
         }
@@ -126,21 +131,23 @@ fn by_matrices(family: &'static Family) -> Test {
             // Where factors are rounded, a row of a column or two does not say what that may cost.
             let mut variants = matrix_variants(gpu, case);
             variants.retain(|variant| !variant.rounds);
-            if variants.is_empty() { Ok(()) } else { passes(gpu, Storage::F16, case, seed, &[draw.of(&variants)]) }
+            let storage = draw.of(&storages);
+            if variants.is_empty() { Ok(()) } else { passes(gpu, storage, case, seed, &[draw.of(&variants)]) }
         });
         Ok(random?)
     };
     (format!("{} by matrix units", family.name), Box::new(move |gpu| run(gpu)))
 }
 
-/// Problems at random, each in a storage type and by a variant at random.
+/// Problems at random, each in a storage type and by a variant at random. Those by matrix units have tests of their own.
 fn problems(family: &'static Family) -> Test {
     let run = |gpu: &_| {
         let storages = with_int8(family, &storages(gpu));
         random::problems(family, RANDOM, |case, seed, draw| {
             let storage = draw.of(&storages);
-            let variant = draw.of(&variant::runnable(case.kernel.as_ref(), gpu.caps(), storage));
-            passes(gpu, storage, case, seed, &[variant]).map_err(|why| format!("{storage}: {why}"))
+            let mut variants = variant::runnable(case.kernel.as_ref(), gpu.caps(), storage);
+            variants.retain(|variant| variant.needs.matrix.is_none());
+            passes(gpu, storage, case, seed, &[draw.of(&variants)]).map_err(|why| format!("{storage}: {why}"))
         })
     };
     (format!("{} at random", family.name), Box::new(move |gpu| Ok(run(gpu)?)))

@@ -102,6 +102,16 @@ def json_lines(command, limit, env=None):
     return values, why
 
 
+# Behind a storage type of floats: matrices of weights in 8 bits.
+INT8 = " with int8 weights"
+
+
+def storage(dtype):
+    """The program's options for a storage type, as `plan --json` names it."""
+    floats = dtype.removesuffix(INT8)
+    return ["--dtype", floats, "--weights-dtype", "floats" if floats == dtype else "int8"]
+
+
 class Program:
     """The release binary on one device."""
 
@@ -114,7 +124,7 @@ class Program:
             raise Failed("no time left")
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "bench.json"
-            command = [self.path, "bench", *arguments, "--device", self.device, "--dtype", dtype, "--json", file]
+            command = [self.path, "bench", *arguments, "--device", self.device, *storage(dtype), "--json", file]
             execute([*command, "--within", f"{within * limit:.1f}"], limit)
             return json.loads(file.read_text())
 

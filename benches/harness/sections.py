@@ -6,7 +6,7 @@ import re
 import tempfile
 from pathlib import Path
 
-from .jobs import Failed, execute, say
+from .jobs import INT8, Failed, execute, say, storage
 
 FULL = "mobilediffusion"
 # The paper's Table 4, in milliseconds on its phone: MobileDiffusion's network, and Stable Diffusion 1.5's.
@@ -90,11 +90,13 @@ def network_jobs(kind, dtypes, quick):
     half_first = list(reversed(dtypes))
     if kind == "software":
         sizes = [(FULL, "unet", 256, 1), (FULL, "unet", 64, 2), (FULL, "decoder", 64, 1), (FULL, "text", 64, 1)]
-        return [(*job, dtype) for dtype in dtypes[:1] for job in sizes]
+        return [*((*job, dtypes[0]) for job in sizes), (*sizes[-1], dtypes[0] + INT8)]
     jobs = [(FULL, "unet", 512, 1), (FULL, "decoder", 512, 1), (FULL, "text", 512, 1), ("sd15", "unet", 512, 1),
             ("sd15", "vae-decoder", 512, 1), (FULL, "unet", 512, 2), (FULL, "unet", 256, 1), (FULL, "unet", 256, 2),
             (FULL, "vae-decoder", 512, 1)]
-    return [(*job, dtype) for dtype in half_first for job in jobs]
+    # On the CPU weights are f32, as everything is.
+    in_bytes = [] if kind == "cpu" else [(*job, half_first[0] + INT8) for job in (jobs[0], jobs[2])]
+    return [*((*job, half_first[0]) for job in jobs), *in_bytes, *((*job, dtype) for dtype in half_first[1:] for job in jobs)]
 
 
 def share(jobs):
@@ -201,7 +203,7 @@ def one_start(program, model, dtype, folder, limit):
     os.makedirs(cache, exist_ok=True)
     env |= {"XDG_CACHE_HOME": cache, "MESA_SHADER_CACHE_DIR": cache, "__GL_SHADER_DISK_CACHE_PATH": cache}
     command = [program.path, "generate", "red apple", "-o", folder / "x.png", "--force", "--json"]
-    command += ["--device", program.device, "--dtype", dtype]
+    command += ["--device", program.device, *storage(dtype)]
     command += [] if model == "mini" else ["--preset", model, "--weights", "random:0"]
     out, seconds = execute(command, limit, env)
     return {"seconds": seconds, "phases": json.loads(out)["seconds"]}

@@ -76,9 +76,10 @@ impl Storage {
     }
 
     /// Defines `Pack` (four stored elements), `load4` and `store4`, and of matrices of weights `WeightPack` (four of a row),
-    /// `weight_row` (where a row begins), `WEIGHT_HEAD` (where its first four are, from there) and `weight4`, which makes
-    /// of the row's beginning and of four stored weights what they are. Values beyond f16's range saturate when stored.
-    pub(crate) fn prelude(self) -> String {
+    /// `weight_row` (where a row begins), `WEIGHT_HEAD` (where its first four are, from there), `weight_scale` (of the row's
+    /// beginning) and `weight4`, which makes of the row's beginning and of four stored weights what they are; for matrix
+    /// units, whose factors are f16, what they are multiples of the scale. Values beyond f16's range saturate when stored.
+    pub(crate) fn prelude(self, by_matrices: bool) -> String {
         let floats = match self.floats {
             FloatType::F32 => {
                 "alias Pack = vec4<f32>;\n\
@@ -104,18 +105,28 @@ impl Storage {
             WeightType::Floats => {
                 "alias WeightPack = Pack;\n\
                  const WEIGHT_HEAD = 0u;\n\
+                 fn weight_scale(head: WeightPack) -> f32 { return 1.0; }\n\
                  fn weight4(head: WeightPack, p: WeightPack) -> vec4<f32> { return load4(p); }\n"
             }
             WeightType::Int8 => {
                 "alias WeightPack = u32;\n\
                  const WEIGHT_HEAD = 1u;\n\
-                 fn weight4(head: WeightPack, p: WeightPack) -> vec4<f32> {\n    \
-                     return bitcast<f32>(head) * vec4<f32>(unpack4xI8(p));\n\
+                 fn weight_scale(head: WeightPack) -> f32 { return bitcast<f32>(head); }\n"
+            }
+        };
+        let int8 = match (self.weights, by_matrices) {
+            (WeightType::Floats, _) => "",
+            (WeightType::Int8, false) => {
+                "fn weight4(head: WeightPack, p: WeightPack) -> vec4<f32> {\n    \
+                     return weight_scale(head) * vec4<f32>(unpack4xI8(p));\n\
                  }\n"
+            }
+            (WeightType::Int8, true) => {
+                "fn weight4(head: WeightPack, p: WeightPack) -> vec4<f32> { return vec4<f32>(unpack4xI8(p)); }\n"
             }
         };
         let row = "fn weight_row(row: u32, len4: u32) -> u32 { return row * (len4 + WEIGHT_HEAD); }\n";
-        [floats, weights, row].concat()
+        [floats, weights, int8, row].concat()
     }
 
     /// The device's bytes of a dense tensor: rows padded with zeros, floats rounded to the stored type.

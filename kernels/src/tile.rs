@@ -33,13 +33,15 @@ pub(crate) struct Tile {
     rate: f64,
 }
 
-/// The matrices of a tile of `shaders/common/gemm_matrix.wgsl`, of which each subgroup has two by four.
+/// The matrices of a tile of `shaders/common/gemm_matrix.wgsl`.
 #[derive(Clone, Copy, Debug)]
 struct Matrix {
     /// Their rows and columns, and what they take of k at a time.
     edge: u32,
     /// Invocations of a subgroup.
     subgroup: u32,
+    /// Matrices of a subgroup one above the other, two or four; side by side it has four.
+    strips: u32,
     /// Subgroups side by side.
     across: u32,
     /// Subgroups that share a sum.
@@ -49,18 +51,21 @@ struct Matrix {
 }
 
 /// NVIDIA's matrices, Apple's, and those of Mesa's driver, whose subgroups have the width of a CPU's vectors.
-const NVIDIA: Matrix = Matrix { edge: 16, subgroup: 32, across: 2, split: 1, wide: true };
+const NVIDIA: Matrix = Matrix { edge: 16, subgroup: 32, strips: 2, across: 2, split: 1, wide: true };
 const APPLE: Matrix = Matrix { edge: 8, wide: false, ..NVIDIA };
 const MESA: Matrix = Matrix { edge: 8, subgroup: 8, ..NVIDIA };
 
 const M16: Tile = Tile { staged: Some(8), matrix: Some(NVIDIA), ..WHOLE };
 const M16_COLUMN: Tile = Tile { matrix: Some(Matrix { across: 1, ..NVIDIA }), ..M16 };
+const M16_TALL: Tile = Tile { matrix: Some(Matrix { strips: 4, ..NVIDIA }), ..M16 };
+const M16_LARGE: Tile = Tile { matrix: Some(Matrix { strips: 4, across: 4, ..NVIDIA }), ..M16 };
 const M16_SPLIT: Tile = Tile { staged: Some(16), matrix: Some(Matrix { across: 1, split: 4, ..NVIDIA }), ..M16 };
 const M8: Tile = Tile { matrix: Some(APPLE), ..M16 };
 const M8_SPLIT: Tile = Tile { matrix: Some(Matrix { across: 1, split: 4, ..APPLE }), ..M16 };
 const M8_CPU: Tile = Tile { matrix: Some(MESA), ..M16 };
-/// The forms that no other tile runs on Mesa's driver: scalar pointers, subgroups in one column, and shared sums.
+/// The forms that no other tile runs on Mesa's driver: scalar pointers, subgroups in one column, four strips, shared sums.
 const M8_CPU_NARROW: Tile = Tile { matrix: Some(Matrix { across: 1, wide: false, ..MESA }), ..M16 };
+const M8_CPU_TALL: Tile = Tile { matrix: Some(Matrix { strips: 4, ..MESA }), ..M16 };
 const M8_CPU_SPLIT: Tile = Tile { matrix: Some(Matrix { across: 1, split: 4, ..MESA }), ..M16 };
 
 /// One product.
@@ -72,8 +77,11 @@ pub(crate) const SINGLE: &[Tile] = &[
     Tile { name: "64x32/4", each: [8, 1], threads: [8, 8, 4], staged: Some(8), rate: 0.5, ..WHOLE },
     Tile { name: "32x32/4", each: [4, 1], threads: [8, 8, 4], staged: Some(8), rate: 0.4, ..WHOLE },
     Tile { name: "2x16/64", each: [2, 1], threads: [4, 1, 64], staged: None, rate: 0.05, ..WHOLE },
+    Tile { name: "m16 128x256 4x4", each: [8, 4], threads: [16, 16, 1], rate: 7.0, ..M16_LARGE },
+    Tile { name: "m16 128x128 4x4", each: [8, 4], threads: [8, 16, 1], rate: 6.5, ..M16_TALL },
     Tile { name: "m16 128x128", each: [8, 2], threads: [16, 16, 1], rate: 6.0, ..M16 },
     Tile { name: "m16 64x128", each: [8, 2], threads: [16, 8, 1], rate: 4.5, ..M16 },
+    Tile { name: "m16 128x64", each: [8, 2], threads: [8, 16, 1], rate: 4.5, ..M16_COLUMN },
     Tile { name: "m16 64x64", each: [8, 2], threads: [8, 8, 1], rate: 3.0, ..M16_COLUMN },
     Tile { name: "m16 64x64/4", each: [4, 1], threads: [16, 16, 1], rate: 3.5, ..M16_SPLIT },
     Tile { name: "m16 32x64/4", each: [4, 1], threads: [16, 8, 1], rate: 2.5, ..M16_SPLIT },
@@ -81,6 +89,7 @@ pub(crate) const SINGLE: &[Tile] = &[
     Tile { name: "m8 32x64", each: [4, 1], threads: [16, 8, 1], rate: 1.6, ..M8 },
     Tile { name: "m8 16x32/4", each: [1, 1], threads: [8, 16, 1], rate: 0.9, ..M8_SPLIT },
     Tile { name: "m8/8 64x64", each: [8, 2], threads: [8, 8, 1], rate: 0.9, ..M8_CPU },
+    Tile { name: "m8/8 64x64 4x4", each: [8, 4], threads: [4, 8, 1], rate: 0.9, ..M8_CPU_TALL },
     Tile { name: "m8/8 64x32", each: [8, 2], threads: [4, 8, 1], rate: 0.8, ..M8_CPU_NARROW },
     Tile { name: "m8/8 64x32/4", each: [4, 1], threads: [8, 16, 1], rate: 0.7, ..M8_CPU_SPLIT },
 ];
@@ -118,10 +127,10 @@ impl Tile {
         [u32::try_from((self.products * cols).div_ceil(self.cols())).expect("sizes are below 2^32"), y, z]
     }
 
-    /// vec4s of workgroup memory where a quarter of the sums of matrices lies, each row with a gap behind it; of shared
-    /// sums there are as many as subgroups that share them.
-    fn quarter(&self, matrix: &Matrix) -> usize {
-        self.rows() / 2 * ((matrix.across * matrix.edge / 2) as usize + 1)
+    /// vec4s of workgroup memory where a batch of the sums of matrices lies, each row with a gap behind it; of shared sums
+    /// there are as many as subgroups that share them.
+    fn batch(&self, matrix: &Matrix) -> usize {
+        self.rows() / matrix.strips as usize * ((matrix.across * matrix.edge / 2) as usize + 1)
     }
 
     /// vec4s of workgroup memory: a step of rows and columns with one more of each, so that what is a step apart lies
@@ -129,7 +138,7 @@ impl Tile {
     fn scratch(&self) -> usize {
         if let Some(matrix) = &self.matrix {
             let threads = self.threads.iter().product();
-            return if matrix.wide { (self.quarter(matrix) * matrix.split as usize).max(threads) } else { threads };
+            return if matrix.wide { (self.batch(matrix) * matrix.split as usize).max(threads) } else { threads };
         }
         let staged = self.staged.map_or(0, |step4| step4 * (self.rows() + 1 + self.cols() + 1));
         staged.max(self.threads.iter().product())
@@ -160,10 +169,12 @@ impl Tile {
                 ("EDGE_8", (matrix.edge == 8).into()),
                 ("EDGE_16", (matrix.edge == 16).into()),
                 ("SUBGROUP", matrix.subgroup),
+                ("STRIPS", matrix.strips),
+                ("TALL", (matrix.strips == 4).into()),
                 ("SUBGROUPS_X", matrix.across),
                 ("WIDE", matrix.wide.into()),
                 ("NARROW", (!matrix.wide).into()),
-                ("QUARTER", size(self.quarter(matrix))),
+                ("BATCH", size(self.batch(matrix))),
             ]);
         }
         constants
@@ -174,7 +185,7 @@ impl Tile {
         let Some(matrix) = &self.matrix else { return Needs::PORTABLE };
         let size = |size: usize| u32::try_from(size).expect("a tile is small");
         let step = (self.rows() + self.cols()) * (self.staged.unwrap_or(0) + 2) * 8;
-        let sums = if matrix.wide { 0 } else { self.quarter(matrix) * matrix.split as usize * 16 };
+        let sums = if matrix.wide { 0 } else { self.batch(matrix) * matrix.split as usize * 16 };
         Needs {
             invocations: size(self.threads.iter().product()),
             workgroup_bytes: size(step + sums + self.scratch() * 16),
@@ -231,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn few_tiles_share_their_sums_on_matrix_units() {
+    fn the_shape_decides_among_matrices_too() {
         let product = MatrixShape::square(16, MatrixType::F16, MatrixType::F32);
         let caps = Caps {
             shader_f16: true,
@@ -242,7 +253,8 @@ mod tests {
         };
         let machine = Machine { caps, storage: Storage::F16, ..Machine::PORTABLE };
         let taken = |rows, cols| choose(&Linear { rows, k: 1024, cols, ..Linear::default() }, &machine).name;
-        assert_eq!(taken(65_536, 512), "m16 128x128");
+        assert_eq!(taken(65_536, 512), "m16 128x256 4x4");
+        assert_eq!(taken(262_144, 64), "m16 128x64");
         assert_eq!(taken(4096, 320), "m16 64x64/4");
         assert_eq!(taken(256, 1024), "m16 32x64/4");
     }
@@ -250,10 +262,10 @@ mod tests {
     #[test]
     fn subgroups_cover_the_tile() {
         for tile in SINGLE.iter().chain(PAIR) {
-            let Some(Matrix { edge, subgroup, across, split, .. }) = tile.matrix else { continue };
-            let [edge, across, split] = [edge, across, split].map(|size| size as usize);
+            let Some(Matrix { edge, subgroup, strips, across, split, .. }) = tile.matrix else { continue };
+            let [edge, strips, across, split] = [edge, strips, across, split].map(|size| size as usize);
             let down = tile.threads.iter().product::<usize>() / subgroup as usize / across / split;
-            assert_eq!([tile.rows(), tile.cols()], [2 * edge * down, 4 * edge * across], "{}", tile.name);
+            assert_eq!([tile.rows(), tile.cols()], [strips * edge * down, 4 * edge * across], "{}", tile.name);
             assert!((4 * tile.staged.unwrap()).is_multiple_of(split * edge), "{}: a step has unequal parts", tile.name);
             // What take_sums of the shader relies on.
             assert!(edge.is_multiple_of(tile.each[0]), "{}: rows of an invocation lie in several matrices", tile.name);

@@ -5,7 +5,7 @@
 //! runs, and without a device, which one every step gets. One variant of every kernel runs on every WebGPU device.
 
 use crate::kernel::Kernel;
-use crate::storage::Storage;
+use crate::storage::{FloatType, Storage};
 use crate::tuning::{Measured, Tuning, problem};
 use mobilediffusion_runtime::{AdapterKind, Caps, Gpu, MatrixShape, MatrixType};
 
@@ -16,7 +16,7 @@ pub struct Needs {
     pub invocations: u32,
     /// Workgroup memory, in bytes.
     pub workgroup_bytes: u32,
-    /// Matrix units, and with them tensors stored as [`Storage::F16`].
+    /// Matrix units, and with them floats stored as [`FloatType::F16`].
     pub matrix: Option<MatrixUnit>,
 }
 
@@ -51,7 +51,7 @@ impl Needs {
     pub fn met_by(&self, caps: &Caps, storage: Storage) -> bool {
         self.invocations <= caps.max_invocations
             && self.workgroup_bytes <= caps.max_workgroup_bytes
-            && self.matrix.is_none_or(|matrix| storage == Storage::F16 && matrix.met_by(caps))
+            && self.matrix.is_none_or(|matrix| storage.floats == FloatType::F16 && matrix.met_by(caps))
     }
 }
 
@@ -131,7 +131,7 @@ pub fn choose(kernel: &dyn Kernel, machine: &Machine) -> Variant {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Linear;
+    use crate::{Linear, WeightType};
 
     /// What NVIDIA's driver tells, as far as it matters here.
     fn with_matrices() -> Machine {
@@ -155,6 +155,8 @@ mod tests {
     fn matrix_units_are_used_where_they_are_and_only_there() {
         let machine = with_matrices();
         assert!(by_matrices(&machine));
+        let int8 = Storage::F16.with_weights(WeightType::Int8);
+        assert!(by_matrices(&Machine { storage: int8, ..machine.clone() }), "whole numbers of 8 bits, which f16 holds");
         let changed = |change: &dyn Fn(&mut Machine)| {
             let mut machine = machine.clone();
             change(&mut machine);

@@ -11,6 +11,7 @@ pub const COMMON: &[(&str, &str)] = &[
     ("gemm", include_str!("../../shaders/common/gemm.wgsl")),
     ("gemm_matrix", include_str!("../../shaders/common/gemm_matrix.wgsl")),
     ("grid", include_str!("../../shaders/common/grid.wgsl")),
+    ("matrix_unit", include_str!("../../shaders/common/matrix_unit.wgsl")),
     ("prediction", include_str!("../../shaders/common/prediction.wgsl")),
     ("product", include_str!("../../shaders/common/product.wgsl")),
     ("row_moments", include_str!("../../shaders/common/row_moments.wgsl")),
@@ -26,6 +27,7 @@ pub const COMMON: &[(&str, &str)] = &[
 /// If the body imports what does not exist.
 pub fn compose(program: &Program, storage: Storage) -> Result<String, shader::UnknownImport> {
     let by_matrices = program.constants.contains(&("MATRIX", 1));
-    let prelude = if by_matrices { "enable wgpu_cooperative_matrix;\n" } else { "" }.to_owned() + &storage.prelude();
+    let prelude =
+        if by_matrices { "enable wgpu_cooperative_matrix;\n" } else { "" }.to_owned() + &storage.prelude(by_matrices);
     shader::compose(&Compose { prelude: &prelude, constants: &program.constants, body: program.wgsl, common: COMMON })
 }

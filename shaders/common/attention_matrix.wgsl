@@ -4,12 +4,7 @@
 // 2 * EDGE keys, go through workgroup memory to become weights in f16. Matrices cannot be scaled row by row, so softmax
 // first looks for the highest score of every query, in a walk over the keys of its own, and no sum is ever brought to
 // another one. Pointers are to scalars, which every API takes.
-@if(EDGE_8) alias Left = coop_mat8x8<f16, A>;
-@if(EDGE_8) alias Right = coop_mat8x8<f16, B>;
-@if(EDGE_8) alias Sum = coop_mat8x8<f32, C>;
-@if(EDGE_16) alias Left = coop_mat16x16<f16, A>;
-@if(EDGE_16) alias Right = coop_mat16x16<f16, B>;
-@if(EDGE_16) alias Sum = coop_mat16x16<f32, C>;
+#import matrix_unit
 
 const THREADS = QUERIES / EDGE * SUBGROUP;
 // Lanes of a query: a subgroup's for each of its rows.

@@ -1,12 +1,16 @@
 // Tiled matrix product by matrix units: what common/gemm.wgsl is for the others, with the same functions for the module
-// that imports it. Factors are f16, sums f32. Its sizes are those of a tile with a `Matrix` of kernels/src/tile.rs.
+// that imports it and one more,
+//   fn scale_w(col0: u32, col: u32) -> f32          // what the weights of a column are multiples of, where they are
+// Factors are f16, sums f32. Its sizes are those of a tile with a `Matrix` of kernels/src/tile.rs.
 //
-// Each subgroup holds 2 x 4 matrices of EDGE x EDGE sums, SUBGROUPS_X subgroups stand side by side, and SPLIT of them share
-// every sum: each multiplies its part of a step. A step stages STEP4 vec4s of k of the tile's rows and columns in workgroup
-// memory, k innermost, while the next are on their way; it goes through there because rows are made as they are read
-// (norms, taps), and because a load of a whole matrix from memory has no edge. Weights need no packing for that: a
-// column's step is 64 bytes or more in one piece, of which every sector is used. At the end the sums go through workgroup
-// memory too, a quarter at a time, to where common/gemm.wgsl would have them.
+// Each subgroup holds STRIPS x 4 matrices of EDGE x EDGE sums (two strips, or four where it is TALL), SUBGROUPS_X subgroups
+// stand side by side, and SPLIT of them share every sum: each multiplies its part of a step. A step stages STEP4 vec4s of k
+// of the tile's rows and columns in workgroup memory, k innermost, while the next are on their way; it goes through there
+// because rows are made as they are read (norms, taps), and because a load of a whole matrix from memory has no edge.
+// Weights need no packing for that: a column's step is 64 bytes or more in one piece, of which every sector is used. At the
+// end the sums go through workgroup memory too, in batches of a strip and two neighbouring matrices, to where
+// common/gemm.wgsl would have them.
+#import matrix_unit
 #import scratch
 const TILE_ROWS = ROWS_EACH * THREADS_Y;
 const TILE_QUADS = QUADS_EACH * THREADS_X;
@@ -17,22 +21,15 @@ const SUMS = ROWS_EACH * QUADS_EACH;
 // Entry `i * QUADS_EACH + j` is row `i` of an invocation, and vec4 `j` of its columns.
 alias Sums = array<vec4<f32>, SUMS>;
 
-@if(EDGE_8) alias Left = coop_mat8x8<f16, A>;
-@if(EDGE_8) alias Right = coop_mat8x8<f16, B>;
-@if(EDGE_8) alias Sum = coop_mat8x8<f32, C>;
-@if(EDGE_16) alias Left = coop_mat16x16<f16, A>;
-@if(EDGE_16) alias Right = coop_mat16x16<f16, B>;
-@if(EDGE_16) alias Sum = coop_mat16x16<f32, C>;
-
 // What one invocation stages of a step: so many rows and columns, each this far from the last.
 const ROW_SLOTS = TILE_ROWS * STEP4 / THREADS;
 const COL_SLOTS = 4u * TILE_QUADS * STEP4 / THREADS;
 const SPAN = THREADS / STEP4;
 
 // Subgroups one above the other.
-const SUBGROUPS_Y = TILE_ROWS / (2u * EDGE);
+const SUBGROUPS_Y = TILE_ROWS / (STRIPS * EDGE);
 
-// vec4s from one row of a step to the next, and of a quarter of the sums: a gap puts rows into different banks.
+// vec4s from one row of a step to the next, and of a batch of the sums: a gap puts rows into different banks.
 const STEP_STRIDE = STEP4 + 2u;
 const SUM_STRIDE = SUBGROUPS_X * (EDGE / 2u) + 1u;
 
@@ -56,7 +53,7 @@ fn sums_at(at: u32) -> vec4<f32> { return scratch[at]; }
 const CELLS = 4u;
 var<workgroup> x_tile: array<f16, 4u * TILE_ROWS * STEP_STRIDE>;
 var<workgroup> w_tile: array<f16, 16u * TILE_QUADS * STEP_STRIDE>;
-var<workgroup> quarter: array<f32, 4u * SPLIT * QUARTER>;
+var<workgroup> batch: array<f32, 4u * SPLIT * BATCH>;
 
 fn put_x(at: u32, v: Pack) {
     x_tile[4u * at] = v.x;
@@ -73,12 +70,12 @@ fn put_w(at: u32, v: Pack) {
 }
 
 fn store_sums(left: Sum, right: Sum, at: u32) {
-    coopStoreT(left, &quarter[4u * at], 4u * SUM_STRIDE);
-    coopStoreT(right, &quarter[4u * at + EDGE], 4u * SUM_STRIDE);
+    coopStoreT(left, &batch[4u * at], 4u * SUM_STRIDE);
+    coopStoreT(right, &batch[4u * at + EDGE], 4u * SUM_STRIDE);
 }
 
 fn sums_at(at: u32) -> vec4<f32> {
-    return vec4<f32>(quarter[4u * at], quarter[4u * at + 1u], quarter[4u * at + 2u], quarter[4u * at + 3u]);
+    return vec4<f32>(batch[4u * at], batch[4u * at + 1u], batch[4u * at + 2u], batch[4u * at + 3u]);
 }
 @end
 
@@ -104,11 +101,11 @@ fn take_sums(sums: ptr<function, Sums>, strip: u32, pair: u32, thread: u32) {
     let row = ROWS_EACH * (thread / THREADS_X);
     for (var j = 0u; j < QUADS_EACH; j++) {
         let quad = j * THREADS_X + thread % THREADS_X;
-        if row / EDGE % 2u != strip || quad / (EDGE / 2u) % 2u != pair { continue; }
-        let first = (row / (2u * EDGE) * EDGE + row % EDGE) * SUM_STRIDE + quad / EDGE * (EDGE / 2u) + quad % (EDGE / 2u);
+        if row / EDGE % STRIPS != strip || quad / (EDGE / 2u) % 2u != pair { continue; }
+        let first = (row / (STRIPS * EDGE) * EDGE + row % EDGE) * SUM_STRIDE + quad / EDGE * (EDGE / 2u) + quad % (EDGE / 2u);
         for (var i = 0u; i < ROWS_EACH; i++) {
             var sum = sums_at(first + i * SUM_STRIDE);
-            for (var part = 1u; part < SPLIT; part++) { sum += sums_at(part * QUARTER + first + i * SUM_STRIDE); }
+            for (var part = 1u; part < SPLIT; part++) { sum += sums_at(part * BATCH + first + i * SUM_STRIDE); }
             (*sums)[i * QUADS_EACH + j] = sum;
         }
     }
@@ -132,6 +129,14 @@ fn gemm_tile(row0: u32, col0: u32, k4_len: u32, thread: u32) -> Sums {
     var c11 = Sum();
     var c12 = Sum();
     var c13 = Sum();
+    @if(TALL) var c20 = Sum();
+    @if(TALL) var c21 = Sum();
+    @if(TALL) var c22 = Sum();
+    @if(TALL) var c23 = Sum();
+    @if(TALL) var c30 = Sum();
+    @if(TALL) var c31 = Sum();
+    @if(TALL) var c32 = Sum();
+    @if(TALL) var c33 = Sum();
     let at = thread / STEP4;
     for (var s = 0u; s < ROW_SLOTS; s++) { prepare_row(s, row0 + at + s * SPAN); }
     fetch(row0, col0, at, thread % STEP4, k4_len);
@@ -141,28 +146,38 @@ fn gemm_tile(row0: u32, col0: u32, k4_len: u32, thread: u32) -> Sums {
         fetch(row0, col0, at, step + STEP4 + thread % STEP4, k4_len);
         for (var first = 0u; first < STEP4; first += SPLIT * EDGE / 4u) {
             let k = first + part * (EDGE / 4u);
-            let x_at = 2u * down * row_len + k * CELLS;
+            let x_at = STRIPS * down * row_len + k * CELLS;
             let w_at = 4u * across * row_len + k * CELLS;
             let a0 = coopLoadT<Left>(&x_tile[x_at], stride);
             let a1 = coopLoadT<Left>(&x_tile[x_at + row_len], stride);
+            @if(TALL) let a2 = coopLoadT<Left>(&x_tile[x_at + 2u * row_len], stride);
+            @if(TALL) let a3 = coopLoadT<Left>(&x_tile[x_at + 3u * row_len], stride);
             // Rows of w are columns of the right factor.
             let b0 = coopLoad<Right>(&w_tile[w_at], stride);
             c00 = coopMultiplyAdd(a0, b0, c00);
             c10 = coopMultiplyAdd(a1, b0, c10);
+            @if(TALL) c20 = coopMultiplyAdd(a2, b0, c20);
+            @if(TALL) c30 = coopMultiplyAdd(a3, b0, c30);
             let b1 = coopLoad<Right>(&w_tile[w_at + row_len], stride);
             c01 = coopMultiplyAdd(a0, b1, c01);
             c11 = coopMultiplyAdd(a1, b1, c11);
+            @if(TALL) c21 = coopMultiplyAdd(a2, b1, c21);
+            @if(TALL) c31 = coopMultiplyAdd(a3, b1, c31);
             let b2 = coopLoad<Right>(&w_tile[w_at + 2u * row_len], stride);
             c02 = coopMultiplyAdd(a0, b2, c02);
             c12 = coopMultiplyAdd(a1, b2, c12);
+            @if(TALL) c22 = coopMultiplyAdd(a2, b2, c22);
+            @if(TALL) c32 = coopMultiplyAdd(a3, b2, c32);
             let b3 = coopLoad<Right>(&w_tile[w_at + 3u * row_len], stride);
             c03 = coopMultiplyAdd(a0, b3, c03);
             c13 = coopMultiplyAdd(a1, b3, c13);
+            @if(TALL) c23 = coopMultiplyAdd(a2, b3, c23);
+            @if(TALL) c33 = coopMultiplyAdd(a3, b3, c33);
         }
         workgroupBarrier();
     }
     var sums = Sums();
-    let first = part * QUARTER + down * EDGE * SUM_STRIDE + across * (EDGE / 2u);
+    let first = part * BATCH + down * EDGE * SUM_STRIDE + across * (EDGE / 2u);
     store_sums(c00, c01, first);
     take_sums(&sums, 0u, 0u, thread);
     store_sums(c02, c03, first);
@@ -171,5 +186,22 @@ fn gemm_tile(row0: u32, col0: u32, k4_len: u32, thread: u32) -> Sums {
     take_sums(&sums, 1u, 0u, thread);
     store_sums(c12, c13, first);
     take_sums(&sums, 1u, 1u, thread);
+    @if(TALL)
+    store_sums(c20, c21, first);
+    take_sums(&sums, 2u, 0u, thread);
+    store_sums(c22, c23, first);
+    take_sums(&sums, 2u, 1u, thread);
+    store_sums(c30, c31, first);
+    take_sums(&sums, 3u, 0u, thread);
+    store_sums(c32, c33, first);
+    take_sums(&sums, 3u, 1u, thread);
+    @end
+    if WEIGHT_HEAD > 0u {
+        for (var j = 0u; j < QUADS_EACH; j++) {
+            let col = 4u * (j * THREADS_X + thread % THREADS_X);
+            let scale = vec4<f32>(scale_w(col0, col), scale_w(col0, col + 1u), scale_w(col0, col + 2u), scale_w(col0, col + 3u));
+            for (var i = 0u; i < ROWS_EACH; i++) { sums[i * QUADS_EACH + j] *= scale; }
+        }
+    }
     return sums;
 }

@@ -17,6 +17,13 @@ fn load_w(col0: u32, col: u32, k4: u32) -> vec4<f32> {
     return weight4(w[row], w[row + WEIGHT_HEAD + k4]);
 }
 
+@if(MATRIX)
+fn scale_w(col0: u32, col: u32) -> f32 {
+    if col0 + col >= params.cols { return 0.0; }
+    return weight_scale(w[weight_row(col0 + col, inner4())]);
+}
+@end
+
 @compute @workgroup_size(THREADS)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
