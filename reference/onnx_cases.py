@@ -177,14 +177,20 @@ def concat(a, x, y, *rest, out=None):
     yield case("concat", params, out, a=x, b=y)
 
 
-def normalised(x, stats, weight, bias, groups, out):
-    x = channels_last(x)
-    params = {"n": x.shape[0], "positions": x.shape[1], "c": x.shape[2], "groups": groups}
-    return case("group_norm", params, channels_last(out), ROUNDING, x=x, stats=stats, weight=weight, bias=bias)
+def normalised(x, stats, weight, bias, out):
+    """The scales and offsets of channels are an operand of the kernel: they are computed here, in f64."""
+    n, c = x.shape[:2]
+    mean, deviation = np.repeat(stats, c // stats.shape[1], 1).transpose(2, 0, 1)
+    scale = deviation * weight
+    norm = np.stack([scale, bias - mean * scale], 1)
+    source = {"norm": {"channels": {"images": n, "activation": "none"}}}
+    params = {"rows": x.size // c, "c": c, "source": source}
+    x, out = (rows(channels_last(m), c) for m in (x, out))
+    return case("group_norm", params, out, ROUNDING, x=x, norm=norm)
 
 
 def group_norm(a, x, weight, bias, out=None):
-    """The statistics are an operand of the kernel: they are computed here, in f64."""
+    """The statistics are computed here, in f64."""
     if x.nbytes > LARGEST_FILE // 2:
         # Every channel is normalised for itself: two are enough.
         need("num_groups" not in a)
@@ -192,7 +198,7 @@ def group_norm(a, x, weight, bias, out=None):
     groups = a.get("num_groups", x.shape[1])
     wide = x.astype(np.float64).reshape(x.shape[0], groups, -1)
     stats = np.stack([wide.mean(-1), (wide.var(-1) + a.get("epsilon", 1e-5)) ** -0.5], -1)
-    yield normalised(x, stats, weight, bias, groups, out)
+    yield normalised(x, stats, weight, bias, out)
 
 
 def batch_norm(a, x, weight, bias, mean, var, out=None):
@@ -200,7 +206,7 @@ def batch_norm(a, x, weight, bias, mean, var, out=None):
     need(not a.get("training_mode"))
     deviation = (var.astype(np.float64) + a.get("epsilon", 1e-5)) ** -0.5
     stats = np.broadcast_to(np.stack([mean, deviation], -1), (x.shape[0], x.shape[1], 2))
-    yield normalised(x, stats, weight, bias, x.shape[1], out)
+    yield normalised(x, stats, weight, bias, out)
 
 
 def layer_norm(a, x, weight, bias, out=None, mean=None, deviation=None):

@@ -166,7 +166,7 @@ impl Graph {
         self.step_one(name, kernel, &[Some(x), Some(&weight), Some(&bias), shift], [n, oh, ow, c])
     }
 
-    /// Group normalisation over the positions of each image, then an activation: statistics, then apply.
+    /// Group normalisation over the positions of each image, then an activation: statistics, scales, then apply.
     ///
     /// # Errors
     /// If the groups do not divide the channels.
@@ -185,8 +185,10 @@ impl Graph {
         let stats_kernel = kernels::GroupNormStats { n, positions, c, groups, eps };
         let stats = self.step_one(name, stats_kernel, &[Some(x)], [n, groups, 2])?;
         let (weight, bias) = self.scope(name, |g| (g.weight("weight", [c]), g.weight("bias", [c])));
-        let kernel = kernels::GroupNorm { n, positions, c, groups, activation };
-        self.step_one(name, kernel, &[Some(x), Some(&stats), Some(&weight), Some(&bias)], x.shape())
+        let scale_kernel = kernels::GroupNormScale { n, positions, c, groups, eps: None };
+        let norm = self.step_one(name, scale_kernel, &[Some(&stats), None, Some(&weight), Some(&bias)], [n, 2, c])?;
+        let kernel = kernels::GroupNorm::new(n, positions, c, activation);
+        self.step_one(name, kernel, &[Some(x), None, Some(&norm)], x.shape())
     }
 
     /// Layer normalisation over the channels.

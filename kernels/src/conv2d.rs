@@ -251,6 +251,9 @@ impl Kernel for Conv2d {
                 Self { h: self.h / 2, w: self.w / 2, upsample: 2, ..self.clone() }
             }
             Read::Normalised(Norm::Rows) => return None,
+            // A value is read under nine taps and for every tile of columns: a norm in here would be computed dozens of
+            // times. What is written once instead is the largest map there is where channels become fewer.
+            Read::Normalised(_) if self.kernel > 1 && self.ci <= self.co => return None,
             read => Self { source: self.source.reading(self.ci, read)?, ..self.clone() },
         };
         Some(Box::new(changed))
