@@ -25,7 +25,8 @@ const LARGEST_ANGLE = 65536.0;
 // those of the Cephes library for |r| <= pi / 4.
 fn sine(angle: f32, turns: i32) -> f32 {
     let whole = round(angle * QUARTERS);
-    let r = (angle - whole * QUARTER_HIGH) - whole * QUARTER_LOW;
+    // In this order whatever a compiler thinks of it: the first difference is exact.
+    let r = fma(-whole, QUARTER_LOW, fma(-whole, QUARTER_HIGH, angle));
     let z = r * r;
     let quarter = i32(whole) + turns;
     var value = r + r * z * (-1.6666654611e-1 + z * (8.3321608736e-3 + z * -1.9515295891e-4));

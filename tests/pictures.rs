@@ -157,6 +157,26 @@ fn what_is_kept_guides_what_is_drawn() {
 }
 
 #[test]
+fn a_picture_or_mask_that_is_not_whole_is_refused() {
+    let mut pipeline = load(with_encoder(), &DeviceChoice::Cpu);
+    let mut refused = |init: Init| {
+        let request = Request { init: Some(init), ..Request::new("sun") };
+        pipeline.generate(&request, &mut |_| Flow::Continue).expect_err("something is missing").to_string()
+    };
+    let (mut short, mut long) = (waves(SIDE), mask(SIDE));
+    short.rgba.pop();
+    long.values.push(255);
+    let pixels = SIDE * SIDE;
+    assert!(refused(Init::new(short)).contains(&format!(
+        "init: expected {} values, found {}",
+        4 * pixels,
+        4 * pixels - 1
+    )));
+    let of_mask = refused(Init::masked(waves(SIDE), long));
+    assert!(of_mask.contains(&format!("mask: expected {pixels} values, found {}", pixels + 1)), "{of_mask}");
+}
+
+#[test]
 fn a_model_without_an_encoder_says_so() {
     let mut source = with_encoder();
     source.config.vae = None;

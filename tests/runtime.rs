@@ -113,6 +113,14 @@ fn a_download_arrives_while_others_wait(gpu: &Arc<Gpu>) {
     assert_eq!(count.read(gpu), Ok(vec![2; 64]), "the staging buffer is free again");
 }
 
+fn a_copy_does_not_leave_its_part(gpu: &Arc<Gpu>) {
+    let buffer = |label, bytes| gpu.buffer(label, bytes, Role::Storage).expect("there is room");
+    let (from, to) = (buffer("from", 64), buffer("to", 64));
+    let part = Bound { bytes: 16, ..Bound::whole(&to) };
+    let refused = gpu.copy_part(Bound::whole(&from), part).expect_err("64 bytes are more than 16");
+    assert!(matches!(refused, RuntimeError::TooLarge { bytes: 64, allowed: 16, .. }), "{refused}");
+}
+
 fn what_does_not_fit_is_refused_with_both_numbers(gpu: &Arc<Gpu>) {
     let caps = gpu.caps();
     for (role, allowed) in [(Role::Storage, caps.max_binding_bytes), (Role::Staging, caps.max_buffer_bytes)] {
@@ -145,7 +153,9 @@ fn a_binding_that_does_not_fit_is_an_error(gpu: &Arc<Gpu>) {
     assert!(matches!(error, Err(RuntimeError::Validation { ref what, .. }) if what == "count"), "{error:?}");
     let staging = gpu.buffer("staging", 8, Role::Staging).expect("there is room");
     let error = gpu.download(&buffer, &staging, 16);
-    assert!(matches!(error, Err(RuntimeError::Validation { ref what, .. }) if what == "staging"), "{error:?}");
+    let both =
+        matches!(error, Err(RuntimeError::TooLarge { ref what, bytes: 16, allowed: 8, .. }) if what == "staging");
+    assert!(both, "{error:?}");
 }
 
 fn times_are_taken(gpu: &Arc<Gpu>) {
@@ -171,6 +181,7 @@ fn main() {
         ("a_list_runs_in_order", a_list_runs_in_order),
         ("large_uploads_arrive_whole", large_uploads_arrive_whole),
         ("a_download_arrives_while_others_wait", a_download_arrives_while_others_wait),
+        ("a_copy_does_not_leave_its_part", a_copy_does_not_leave_its_part),
         ("what_does_not_fit_is_refused_with_both_numbers", what_does_not_fit_is_refused_with_both_numbers),
         ("a_binding_that_does_not_fit_is_an_error", a_binding_that_does_not_fit_is_an_error),
         ("times_are_taken", times_are_taken),

@@ -160,7 +160,7 @@ fn check_storages(case: &Case, variant: &Variant, texts: &mut Texts) -> Result<(
     let floats = [Storage::F32, Storage::F16, Storage::F16_PACKED];
     let int8 = floats.into_iter().filter(|_| has_weights(case.kernel.as_ref()));
     let all = floats.into_iter().chain(int8.map(|storage| storage.with_weights(WeightType::Int8)));
-    for storage in all.filter(|storage| variant.needs.matrix.is_none() || *storage == Storage::F16) {
+    for storage in all.filter(|storage| variant.needs.matrix.is_none() || storage.floats == FloatType::F16) {
         let text = wgsl::compose(&program, storage).map_err(|e| e.to_string())?;
         let checked = texts.entry(text).or_insert_with_key(|text| check_text(text, storage, &variant.needs));
         let verdict = checked.as_ref().map_err(String::clone).and_then(|module| check_case(case, &program, module));

@@ -86,8 +86,10 @@ pub(crate) struct Effort {
     runs: usize,
     /// Shapes of more floating-point operations are left out.
     most_flops: u64,
-    /// Whether the peaks are measured on less, too.
+    /// Whether the peak of copies is measured on less, too.
     quick: bool,
+    /// Whether all peaks are.
+    software: bool,
 }
 
 impl Effort {
@@ -99,7 +101,7 @@ impl Effort {
             (true, false) => 10_000_000_000,
             (false, false) => u64::MAX,
         };
-        Self { per_shape, runs: if quick { 10 } else { 200 }, most_flops, quick: quick || software }
+        Self { per_shape, runs: if quick { 10 } else { 200 }, most_flops, quick, software }
     }
 
     /// The same for a shape that has so much time for everything: half of it goes to operands, the check and the first run.
@@ -241,7 +243,8 @@ fn write_json(args: &Args, machine: Vec<(&'static str, String)>, mut all: Value)
     all["dtype"] = args.dtype.name().into();
     all["weights_dtype"] = args.weights_dtype.name().into();
     let text = serde_json::to_string_pretty(&all)? + "\n";
-    Ok(std::fs::write(path, text).map_err(|error| format!("cannot write {}: {error}", path.display()))?)
+    let written = mobilediffusion_runtime::write_whole(path, text.as_bytes());
+    Ok(written.map_err(|error| format!("cannot write {}: {error}", path.display()))?)
 }
 
 /// Holds the CPU form to its reference on the family's small cases.

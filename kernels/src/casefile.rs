@@ -172,7 +172,7 @@ impl CaseFile {
     /// # Errors
     /// If it cannot be written.
     pub fn write(&self, path: &Path) -> Result<(), CaseFileError> {
-        let written = self.bytes().and_then(|bytes| Ok(std::fs::write(path, bytes)?));
+        let written = self.bytes().and_then(|bytes| Ok(mobilediffusion_runtime::write_whole(path, &bytes)?));
         written.map_err(|problem| CaseFileError { path: path.to_owned(), problem })
     }
 

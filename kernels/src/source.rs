@@ -104,7 +104,7 @@ impl Source {
     }
 
     /// Switches of the shader.
-    pub(crate) fn constants(&self) -> [(&'static str, u32); 6] {
+    pub(crate) fn constants(&self) -> [(&'static str, u32); 8] {
         let (by_channel, activation) = match self.norm {
             Norm::Channels { activation, .. } => (true, activation),
             Norm::None | Norm::Rows => (false, Activation::None),
@@ -115,6 +115,9 @@ impl Source {
             ("HAS_X2", (self.joined > 0).into()),
             ("NORM_ROWS", (self.norm == Norm::Rows).into()),
             ("NORM_CHANNELS", by_channel.into()),
+            // A division for every four values that are read, which one image can do without.
+            ("NORM_IMAGE", (by_channel && self.images() == 1).into()),
+            ("NORM_IMAGES", (by_channel && self.images() > 1).into()),
             ("NORM_ACTIVATION", activation.code()),
         ]
     }

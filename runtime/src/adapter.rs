@@ -139,8 +139,9 @@ impl Caps {
             return caps;
         }
         let subgroup_size = match (info.backend, info.subgroup_min_size, info.subgroup_max_size) {
-            // wgpu tells the range of all of Metal's GPUs; those with matrices are Apple's, which have 32.
-            (wgpu::Backend::Metal, ..) => Some(32),
+            // wgpu tells the range of all of Metal's GPUs, and of some that are not Apple's that they have matrices. Apple's
+            // have them, and subgroups of 32.
+            (wgpu::Backend::Metal, ..) => info.name.starts_with("Apple").then_some(32),
             (_, least, most) => (least == most).then_some(least),
         };
         let matrices = adapter.cooperative_matrix_properties().iter().map(MatrixShape::of).collect();
@@ -221,13 +222,13 @@ impl Select {
         let chosen = match self {
             Self::Best => best(&|_| true),
             Self::Hardware => best(&|a| a.kind != AdapterKind::Software),
-            Self::Named(name) => match name.parse::<usize>() {
-                Ok(index) => best(&|a| a.index == index),
-                Err(_) => {
-                    let name = name.to_lowercase();
-                    best(&|a| a.name.to_lowercase().contains(&name) || a.driver.to_lowercase().contains(&name))
-                }
-            },
+            Self::Named(name) => {
+                let index = name.parse::<usize>().ok();
+                let name = name.to_lowercase();
+                let says = |text: &str| text.to_lowercase().contains(&name);
+                // A number that is no position may be a part of a name: 4090.
+                best(&|a| index == Some(a.index)).or_else(|| best(&|a| says(&a.name) || says(&a.driver)))
+            }
             Self::Same(same) => {
                 best(&|a| (&a.name, &a.backend, &a.driver) == (&same.name, &same.backend, &same.driver))
             }
@@ -306,6 +307,8 @@ mod tests {
     fn names_and_numbers_are_understood() {
         assert_eq!(Select::Named("LLVM".into()).choose(&machine()), Ok(0));
         assert_eq!(Select::Named("1".into()).choose(&machine()), Ok(1));
+        let numbered = [adapter(0, "GeForce RTX 4090", AdapterKind::Discrete)];
+        assert_eq!(Select::Named("4090".into()).choose(&numbered), Ok(0));
     }
 
     #[test]

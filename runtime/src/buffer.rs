@@ -142,6 +142,10 @@ impl Gpu {
     /// As [`copy`](Self::copy).
     pub fn copy_part(&self, from: Bound<'_>, to: Bound<'_>) -> Result<(), RuntimeError> {
         let bytes = from.bytes.next_multiple_of(4);
+        if bytes > to.bytes.next_multiple_of(4) {
+            let (what, allowed) = (to.buffer.label.clone(), to.bytes);
+            return Err(RuntimeError::TooLarge { what, bytes, limit: "buffer", allowed });
+        }
         self.scoped(&to.buffer.label, 0, || {
             let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
             encoder.copy_buffer_to_buffer(&from.buffer.raw, from.offset, &to.buffer.raw, to.offset, bytes);

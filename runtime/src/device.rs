@@ -45,7 +45,7 @@ pub struct Gpu {
     /// Bytes written since the last wait for uploads.
     pub(crate) pending_upload: AtomicU64,
     pub(crate) pipelines_made: AtomicU64,
-    adapter: AdapterSummary,
+    pub(crate) adapter: AdapterSummary,
     pub(crate) incidents: Arc<Incidents>,
 }
 
@@ -76,7 +76,7 @@ impl Gpu {
             .request_device(&descriptor)
             .await
             .map_err(|e| RuntimeError::NoDevice { adapter: chosen.name.clone(), reason: one_line(&e.to_string()) })?;
-        Ok(Self {
+        let opened = Self {
             incidents: Incidents::watch(&device),
             device,
             queue,
@@ -88,7 +88,8 @@ impl Gpu {
             pending_upload: AtomicU64::new(0),
             pipelines_made: AtomicU64::new(0),
             adapter: chosen,
-        })
+        };
+        Ok(opened.keep_working_matrices())
     }
 
     /// The same device, on which shaders are watched as they run: an index beyond its array is one within, a division by
@@ -221,8 +222,10 @@ impl Gpu {
 fn experimental_features() -> wgpu::ExperimentalFeatures {
     // SAFETY: wgpu warns that such a feature, used wrongly, may be undefined behaviour: it does not check that a matrix
     // lies within its array, nor that a whole subgroup takes part. Our modules load and store matrices in workgroup
-    // memory only, at places that are sizes of the tile, in control flow that naga finds uniform. tests/kernels.rs runs
-    // each of them on Mesa's driver between fences, tests/shaders.rs counts their memory.
+    // memory, at places that are sizes of the tile, or in a buffer made for them, in control flow that naga finds uniform.
+    // tests/kernels.rs runs each of them on Mesa's driver between fences, tests/shaders.rs counts their memory, and
+    // `keep_working_matrices` looks at a product on every device that is opened (wgpu #8805: what naga says to drivers
+    // about memory that matrices share is not all that Vulkan asks for).
     unsafe { wgpu::ExperimentalFeatures::enabled() }
 }
 

@@ -35,19 +35,32 @@ impl PipelineFile {
     }
 }
 
-/// Writes a file beside its place and renames it.
+/// Writes a file that appears whole or not at all, and its folder if there is none: beside its place, then it is renamed.
+/// What is there and is no file, as a terminal, is written to.
+///
+/// # Errors
+/// If it cannot be written.
+pub fn write_whole(path: &Path, data: &[u8]) -> std::io::Result<()> {
+    if std::fs::metadata(path).is_ok_and(|there| !there.is_file()) {
+        return std::fs::write(path, data);
+    }
+    // The folder of a bare name is an empty path.
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    std::fs::create_dir_all(folder)?;
+    let mut beside = tempfile::Builder::new();
+    // What any new file has, where a temporary one would be its owner's alone.
+    #[cfg(unix)]
+    beside.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let mut file = beside.tempfile_in(folder)?;
+    file.write_all(data)?;
+    file.persist(path)?;
+    Ok(())
+}
+
 fn write(path: &Path, data: &[u8]) -> Result<(), RuntimeError> {
-    let whole = || -> std::io::Result<()> {
-        let folder = path.parent().unwrap_or(Path::new("."));
-        std::fs::create_dir_all(folder)?;
-        let mut file = tempfile::NamedTempFile::new_in(folder)?;
-        file.write_all(data)?;
-        file.persist(path)?;
-        Ok(())
-    };
     let unwritten =
         |error: std::io::Error| RuntimeError::Unwritten { path: path.display().to_string(), reason: error.to_string() };
-    whole().map_err(unwritten)
+    write_whole(path, data).map_err(unwritten)
 }
 
 impl Gpu {
@@ -126,6 +139,28 @@ fn unsealed(file: &[u8]) -> Option<&[u8]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn files_are_written_whole_and_devices_stay_devices() {
+        let folder = tempfile::tempdir().expect("there is room");
+        let path = folder.path().join("new/file");
+        for text in ["first", "second"] {
+            write_whole(&path, text.as_bytes()).expect("it can be written");
+            assert_eq!(std::fs::read_to_string(&path).expect("it is there"), text);
+        }
+        assert_eq!(std::fs::read_dir(folder.path().join("new")).expect("it is there").count(), 1, "something is left");
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            let mode = std::fs::metadata(&path).expect("it is there").permissions().mode();
+            std::fs::write(folder.path().join("plain"), "").expect("it can be written");
+            let plain = std::fs::metadata(folder.path().join("plain")).expect("it is there").permissions().mode();
+            assert_eq!(mode, plain, "not the rights of any new file");
+            write_whole(Path::new("/dev/null"), b"gone").expect("it takes everything");
+            assert!(!std::fs::metadata("/dev/null").expect("it is there").is_file());
+        }
+        assert!(write_whole(&path.join("below"), b"").is_err(), "a file is no folder");
+    }
 
     #[test]
     fn damage_is_found() {

@@ -7,8 +7,8 @@
 // stand side by side, and SPLIT of them share every sum: each multiplies its part of a step. A step stages STEP4 vec4s of k
 // of the tile's rows and columns in workgroup memory, k innermost, while the next are on their way; it goes through there
 // because rows are made as they are read (norms, taps), and because a load of a whole matrix from memory has no edge.
-// Weights need no packing for that: a column's step is 64 bytes or more in one piece, of which every sector is used. At the
-// end the sums go through workgroup memory too, in batches of a strip and two neighbouring matrices, to where
+// Weights need no packing for that: a column's step is 64 bytes or more in one piece, of which every sector is used (in 8
+// bits half of that, behind its scale). At the end the sums go through workgroup memory too, in batches of a strip and two neighbouring matrices, to where
 // common/gemm.wgsl would have them.
 #import matrix_unit
 #import scratch

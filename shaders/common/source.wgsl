@@ -19,7 +19,8 @@ fn load_source(row: u32, k4: u32, k4_len: u32) -> vec4<f32> {
     var v = load_joined(row, k4, k4_len);
     @if(NORM_ROWS) let s = stats[row];
     @if(NORM_ROWS) v = (v - s.x) * s.y * load4(norm_weight[k4]) + load4(norm_bias[k4]);
-    @if(NORM_CHANNELS) let at = row / params.positions * 2u * k4_len + k4;
+    @if(NORM_IMAGE) let at = k4;
+    @if(NORM_IMAGES) let at = row / params.positions * 2u * k4_len + k4;
     @if(NORM_CHANNELS) v = activate(NORM_ACTIVATION, v * norm[at] + norm[at + k4_len]);
     return v;
 }

@@ -198,12 +198,16 @@ impl Request {
         if found != expected {
             return Err(refused("init", expected, found));
         }
-        match &init.mask {
-            Some(mask) if size(mask.width, mask.height) != expected => {
-                Err(refused("mask", expected, size(mask.width, mask.height)))
-            }
-            _ => Ok(()),
+        let pixels = settings.width * settings.height;
+        let values = |name, expected: usize, found: usize| {
+            if found == expected { Ok(()) } else { Err(refused(name, format!("{expected} values"), found)) }
+        };
+        values("init", 4 * pixels, init.picture.rgba.len())?;
+        let Some(mask) = &init.mask else { return Ok(()) };
+        if size(mask.width, mask.height) != expected {
+            return Err(refused("mask", expected, size(mask.width, mask.height)));
         }
+        values("mask", pixels, mask.values.len())
     }
 }
 
