@@ -40,22 +40,27 @@ fn merged(image: u32, first: u32, thread: u32) -> vec2<f32> {
     let row = (params.c + 3u) / 4u * 4u;
     let base = image * params.tiles_per_image * 2u * row + first;
     let total = f32(params.positions) * f32(params.per_group);
-    let entries = params.tiles_per_image * params.per_group;
+    // Neighbouring invocations take neighbouring channels, then the next tile; beyond the last whole one they rest.
+    let across = min(params.per_group, 256u);
+    let step = 256u / across;
+    let begin = select(params.tiles_per_image, thread / across, thread / across < step);
     let origin = moments[base];
     var sum = 0.0;
-    for (var i = thread; i < entries; i += 256u) {
-        let tile = i / params.per_group;
-        let count = f32(min(64u, params.positions - 64u * tile));
-        sum += count * (moments[base + 2u * tile * row + i % params.per_group] - origin);
+    for (var c = thread % across; c < params.per_group; c += across) {
+        for (var tile = begin; tile < params.tiles_per_image; tile += step) {
+            let count = f32(min(64u, params.positions - 64u * tile));
+            sum += count * (moments[base + 2u * tile * row + c] - origin);
+        }
     }
     let shifted = sum_all(sum, thread) / total;
     var squares = 0.0;
-    for (var i = thread; i < entries; i += 256u) {
-        let tile = i / params.per_group;
-        let count = f32(min(64u, params.positions - 64u * tile));
-        let at = base + 2u * tile * row + i % params.per_group;
-        let d = moments[at] - origin - shifted;
-        squares += count * (moments[at + row] + d * d);
+    for (var c = thread % across; c < params.per_group; c += across) {
+        for (var tile = begin; tile < params.tiles_per_image; tile += step) {
+            let count = f32(min(64u, params.positions - 64u * tile));
+            let at = base + 2u * tile * row + c;
+            let d = moments[at] - origin - shifted;
+            squares += count * (moments[at + row] + d * d);
+        }
     }
     let variance = sum_all(squares, thread) / total;
     return vec2<f32>(origin + shifted, 1.0 / sqrt(variance + params.eps));
