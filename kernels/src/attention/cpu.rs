@@ -36,7 +36,7 @@ fn pack(attention: &Attention, k: &[f32], v: &[f32]) -> Packed {
     let heads = attention.n * attention.heads;
     // A key is a column of the first product, and a line of the second.
     let lens = [panels::packed_len(keys, head_dim), panels::packed_len(head_dim, keys)];
-    let [mut of_keys, mut of_values] = lens.map(|len| Aligned::from(vec![0.0; heads * len].as_slice()));
+    let [mut of_keys, mut of_values] = lens.map(|len| Aligned::zeros(heads * len).expect("as much as there is of `k`"));
     let pairs = of_keys.par_chunks_mut(lens[0].max(1)).zip(of_values.par_chunks_mut(lens[1].max(1)));
     pairs.enumerate().for_each(|(head, (of_keys, of_values))| {
         let first = head / attention.heads * keys * channels + head % attention.heads * head_dim;
