@@ -10,12 +10,15 @@ use crate::record::Recording;
 use crate::weights::{Device, Resident, Weights};
 use mobilediffusion_kernels::variant::Machine;
 use mobilediffusion_kernels::{Operand, Param, Program, Storage, Variant};
-use mobilediffusion_runtime::{AdapterKind, Bound, Buffer, Dispatch, Gpu, Pipeline, Role, RuntimeError, Timer};
+use mobilediffusion_runtime::{
+    AdapterKind, Bound, Buffer, Dispatch, Gpu, Pipeline, Role, RuntimeError, Submission, Timer,
+};
 use std::sync::Arc;
 use std::time::Instant;
 
 /// Floating-point operations of one submission. Chunks bound the time between two questions whether to go on, and keep
-/// a submission below the few seconds after which drivers give a device up: half a second at 200 GFLOP/s.
+/// a submission below the few seconds after which drivers give a device up: half a second at 200 GFLOP/s. While one runs the
+/// next is encoded and submitted, so that a fast device does not wait for the host.
 const CHUNK_FLOPS: u64 = 100_000_000_000;
 /// The same for drivers that compute on the CPU.
 const SOFTWARE_CHUNK_FLOPS: u64 = 2_000_000_000;
@@ -158,13 +161,16 @@ impl GpuMemory {
         steps: &[usize],
         go_on: &mut dyn FnMut(usize, usize) -> bool,
     ) -> Result<(), GraphError> {
-        let mut done = 0;
+        let (mut done, mut before) = (0, None);
         while done < steps.len() {
             ask(go_on(done, steps.len()), done, steps.len())?;
-            done += self.submit_chunk(&steps[done..])?;
-            self.gpu.wait().map_err(GraphError::at("run"))?;
+            let (count, chunk) = self.start_chunk(&steps[done..])?;
+            done += count;
+            if let Some(before) = before.replace(chunk) {
+                self.gpu.wait_for(&before).map_err(GraphError::at("run"))?;
+            }
         }
-        Ok(())
+        self.gpu.wait().map_err(GraphError::at("run"))
     }
 
     /// The same, and whoever polls it is free while the device computes.
@@ -173,20 +179,24 @@ impl GpuMemory {
         steps: &[usize],
         go_on: &mut (dyn FnMut(usize, usize) -> bool + Send),
     ) -> Result<(), GraphError> {
-        let mut done = 0;
+        let (mut done, mut before) = (0, None);
         while done < steps.len() {
             ask(go_on(done, steps.len()), done, steps.len())?;
-            done += self.submit_chunk(&steps[done..])?;
-            self.gpu.finished().await.map_err(GraphError::at("run"))?;
+            let (count, chunk) = self.start_chunk(&steps[done..])?;
+            done += count;
+            if let Some(before) = before.replace(chunk) {
+                self.gpu.finished_for(&before).await.map_err(GraphError::at("run"))?;
+            }
         }
-        Ok(())
+        self.gpu.finished().await.map_err(GraphError::at("run"))
     }
 
     /// Submits the first of these steps, and tells how many.
-    fn submit_chunk(&self, steps: &[usize]) -> Result<usize, GraphError> {
+    fn start_chunk(&self, steps: &[usize]) -> Result<(usize, Submission), GraphError> {
         let chunk = &steps[..self.chunk(steps)];
-        self.gpu.submit(chunk.iter().map(|&step| &self.dispatches[step])).map_err(GraphError::at("run"))?;
-        Ok(chunk.len())
+        let submitted =
+            self.gpu.start(chunk.iter().map(|&step| &self.dispatches[step])).map_err(GraphError::at("run"))?;
+        Ok((chunk.len(), submitted))
     }
 
     /// The variant of each step's kernel.

@@ -2,6 +2,7 @@
 
 use crate::adapter::{self, AdapterSummary, Caps, Select};
 use crate::error::RuntimeError;
+use crate::pass::Submission;
 use crate::pipeline::Pipelines;
 use crate::pipeline_file::PipelineFile;
 use futures_channel::oneshot;
@@ -183,11 +184,24 @@ impl Gpu {
     /// # Errors
     /// If the device is lost, complained about a submission, or does not finish in ten minutes.
     pub fn wait(&self) -> Result<(), RuntimeError> {
+        self.wait_until(None)
+    }
+
+    /// Waits until a submission, and whatever was submitted before it, is done.
+    ///
+    /// # Errors
+    /// As [`wait`](Self::wait).
+    pub fn wait_for(&self, submission: &Submission) -> Result<(), RuntimeError> {
+        self.wait_until(Some(submission))
+    }
+
+    fn wait_until(&self, last: Option<&Submission>) -> Result<(), RuntimeError> {
         const LIMIT: Duration = Duration::from_secs(600);
         let start = Instant::now();
         loop {
             self.incident("a submission")?;
-            let slice = wgpu::PollType::Wait { submission_index: None, timeout: Some(Duration::from_secs(5)) };
+            let submission_index = last.map(|submission| submission.0.clone());
+            let slice = wgpu::PollType::Wait { submission_index, timeout: Some(Duration::from_secs(5)) };
             // `Device::poll` panics when the driver reports a loss; that panic is an error like any other.
             match catch_unwind(AssertUnwindSafe(|| self.device.poll(slice))) {
                 Ok(Ok(_)) => return self.incident("a submission"),
@@ -205,11 +219,23 @@ impl Gpu {
     /// # Errors
     /// As [`wait`](Self::wait), and if there is no thread to be had.
     pub async fn finished(self: &Arc<Self>) -> Result<(), RuntimeError> {
+        self.done(None).await
+    }
+
+    /// Resolves when a submission, and whatever was submitted before it, is done.
+    ///
+    /// # Errors
+    /// As [`finished`](Self::finished).
+    pub async fn finished_for(self: &Arc<Self>, submission: &Submission) -> Result<(), RuntimeError> {
+        self.done(Some(submission.clone())).await
+    }
+
+    async fn done(self: &Arc<Self>, last: Option<Submission>) -> Result<(), RuntimeError> {
         let (send, done) = oneshot::channel();
         let gpu = Arc::clone(self);
         let wait = move || {
             // The receiver is gone only if nobody wants to know any more.
-            let _ = send.send(gpu.wait());
+            let _ = send.send(gpu.wait_until(last.as_ref()));
         };
         let refused = |message: String| RuntimeError::Validation { what: "a waiting thread".to_owned(), message };
         std::thread::Builder::new().name("gpu".to_owned()).spawn(wait).map_err(|error| refused(error.to_string()))?;

@@ -19,7 +19,7 @@ pub use adapter::{AdapterKind, AdapterSummary, Caps, MatrixShape, MatrixType, Se
 pub use buffer::{Buffer, Download, POISON, Role};
 pub use device::{Counters, Gpu};
 pub use error::RuntimeError;
-pub use pass::{Bound, Dispatch};
+pub use pass::{Bound, Dispatch, Submission};
 pub use pipeline::{Binding, Pipeline};
 pub use pipeline_file::write_whole;
 pub use timer::Timer;

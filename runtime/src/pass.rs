@@ -53,6 +53,10 @@ impl Dispatch {
     }
 }
 
+/// What was submitted together, see [`Gpu::start`].
+#[derive(Clone, Debug)]
+pub struct Submission(pub(crate) wgpu::SubmissionIndex);
+
 impl Gpu {
     /// Binds `operands`, in binding order, to a pipeline.
     ///
@@ -83,6 +87,14 @@ impl Gpu {
     /// # Errors
     /// If the device is lost or refuses the submission.
     pub fn submit<'a>(&self, dispatches: impl IntoIterator<Item = &'a Dispatch>) -> Result<(), RuntimeError> {
+        self.start(dispatches).map(drop)
+    }
+
+    /// The same, to be waited for by itself.
+    ///
+    /// # Errors
+    /// As [`submit`](Self::submit).
+    pub fn start<'a>(&self, dispatches: impl IntoIterator<Item = &'a Dispatch>) -> Result<Submission, RuntimeError> {
         self.scoped("a compute pass", 0, || {
             let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
             {
@@ -91,7 +103,7 @@ impl Gpu {
                     dispatch.record(&mut pass);
                 }
             }
-            self.queue.submit([encoder.finish()]);
+            Submission(self.queue.submit([encoder.finish()]))
         })
     }
 }
