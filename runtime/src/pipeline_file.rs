@@ -35,7 +35,7 @@ impl PipelineFile {
     }
 }
 
-/// Writes a file that appears whole or not at all, and its folder if there is none: beside its place, then it is renamed.
+/// Writes a file that appears whole or not at all: beside its place, then it is renamed.
 /// What is there and is no file, as a terminal, is written to.
 ///
 /// # Errors
@@ -46,7 +46,6 @@ pub fn write_whole(path: &Path, data: &[u8]) -> std::io::Result<()> {
     }
     // The folder of a bare name is an empty path.
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    std::fs::create_dir_all(folder)?;
     let mut beside = tempfile::Builder::new();
     // What any new file has, where a temporary one would be its owner's alone.
     #[cfg(unix)]
@@ -60,7 +59,8 @@ pub fn write_whole(path: &Path, data: &[u8]) -> std::io::Result<()> {
 fn write(path: &Path, data: &[u8]) -> Result<(), RuntimeError> {
     let unwritten =
         |error: std::io::Error| RuntimeError::Unwritten { path: path.display().to_string(), reason: error.to_string() };
-    write_whole(path, data).map_err(unwritten)
+    let folder = path.parent().map_or(Ok(()), std::fs::create_dir_all);
+    folder.and_then(|()| write_whole(path, data)).map_err(unwritten)
 }
 
 impl Gpu {
@@ -143,12 +143,12 @@ mod tests {
     #[test]
     fn files_are_written_whole_and_devices_stay_devices() {
         let folder = tempfile::tempdir().expect("there is room");
-        let path = folder.path().join("new/file");
+        let path = folder.path().join("file");
         for text in ["first", "second"] {
             write_whole(&path, text.as_bytes()).expect("it can be written");
             assert_eq!(std::fs::read_to_string(&path).expect("it is there"), text);
         }
-        assert_eq!(std::fs::read_dir(folder.path().join("new")).expect("it is there").count(), 1, "something is left");
+        assert_eq!(std::fs::read_dir(folder.path()).expect("it is there").count(), 1, "something is left");
         #[cfg(unix)]
         {
             use std::os::unix::fs::PermissionsExt;
@@ -159,7 +159,8 @@ mod tests {
             write_whole(Path::new("/dev/null"), b"gone").expect("it takes everything");
             assert!(!std::fs::metadata("/dev/null").expect("it is there").is_file());
         }
-        assert!(write_whole(&path.join("below"), b"").is_err(), "a file is no folder");
+        assert!(write_whole(&folder.path().join("none/file"), b"").is_err(), "there is no such folder");
+        assert!(!folder.path().join("none").exists(), "nobody asked for a folder");
     }
 
     #[test]
