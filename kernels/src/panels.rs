@@ -9,7 +9,7 @@ mod product;
 mod tile;
 
 use rayon::prelude::*;
-use std::ops::{Deref, DerefMut};
+use std::ops::{Deref, DerefMut, Range};
 use std::sync::OnceLock;
 use tile::Lanes;
 
@@ -95,17 +95,29 @@ pub(crate) fn pack_into(out: &mut [f32], cols: usize, k: usize, column: impl Fn(
     panels.for_each(|(panel, out)| pack_panel(out, panel * PANEL, cols, k, &column));
 }
 
+/// The grains of a panel whose columns begin at `first`: for each its columns that are there, its width and its place.
+fn grains(
+    panel: &mut [f32],
+    first: usize,
+    cols: usize,
+    k: usize,
+) -> impl Iterator<Item = (Range<usize>, usize, &mut [f32])> {
+    let grain = grain(PANEL.min(cols.next_multiple_of(STEP) - first));
+    panel.chunks_mut(grain * k.max(1)).enumerate().map(move |(part, out)| {
+        let first = first + part * grain;
+        (first..(first + grain).min(cols), grain, out)
+    })
+}
+
 /// The panel whose columns begin at `first`.
 fn pack_panel(out: &mut [f32], first: usize, cols: usize, k: usize, column: impl Fn(usize, usize, &mut [f32])) {
-    let grain = grain(PANEL.min(cols.next_multiple_of(STEP) - first));
-    for (part, out) in out.chunks_mut(grain * k.max(1)).enumerate() {
-        let first = first + part * grain;
+    for (there, grain, out) in grains(out, first, cols, k) {
         for (block, out) in out.chunks_mut(STEP * grain).enumerate() {
-            for col in 0..grain.min(cols.saturating_sub(first)) {
+            for (at, col) in there.clone().enumerate() {
                 let mut values = [0.0; STEP];
                 let values = &mut values[..out.len() / grain];
-                column(first + col, block * STEP, values);
-                values.iter().enumerate().for_each(|(i, value)| out[i * grain + col] = *value);
+                column(col, block * STEP, values);
+                values.iter().enumerate().for_each(|(i, value)| out[i * grain + at] = *value);
             }
         }
     }
@@ -114,13 +126,9 @@ fn pack_panel(out: &mut [f32], first: usize, cols: usize, k: usize, column: impl
 /// Lays out what `line` gives for every position of `k`, `cols` values each, to where there are zeros.
 pub(crate) fn pack_lines<'a>(out: &mut [f32], cols: usize, k: usize, line: impl Fn(usize) -> &'a [f32]) {
     for (panel, out) in out.chunks_mut(PANEL * k.max(1)).enumerate() {
-        let first = panel * PANEL;
-        let grain = grain(PANEL.min(cols.next_multiple_of(STEP) - first));
-        for (part, out) in out.chunks_mut(grain * k.max(1)).enumerate() {
-            let first = first + part * grain;
-            let count = grain.min(cols.saturating_sub(first));
-            for (i, out) in out.chunks_exact_mut(grain).enumerate().filter(|_| count > 0) {
-                out[..count].copy_from_slice(&line(i)[first..first + count]);
+        for (there, grain, out) in grains(out, panel * PANEL, cols, k).filter(|(there, ..)| !there.is_empty()) {
+            for (i, out) in out.chunks_exact_mut(grain).enumerate() {
+                out[..there.len()].copy_from_slice(&line(i)[there.clone()]);
             }
         }
     }
