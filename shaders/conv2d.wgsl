@@ -12,7 +12,6 @@ struct Params {
     cols: u32,
     cols4: u32,
     pad_start: u32,
-    activation: u32,
     first4: u32,
     positions: u32,
 }
@@ -31,30 +30,53 @@ struct Params {
 // Where an output pixel's first tap lies in the upsampled input. Above and left of it the numbers wrap, which puts
 // them beyond the far edge, and one comparison finds both.
 struct Pixel {
-    image: u32,
+    // The first line of its image.
+    line: u32,
     top: u32,
     left: u32,
+    norm: RowNorm,
 }
 
-// The pixels of the rows that this invocation loads at every step.
+// The pixels of the rows that this invocation loads at every step, and whether their taps lie within the input.
 var<private> pixels: array<Pixel, ROW_SLOTS>;
+var<private> within: array<bool, ROW_SLOTS>;
+// The tap of all rows.
+var<private> tap: u32;
 
 fn prepare_row(slot: u32, row: u32) {
-    let line = row / params.ow;
-    let oy = line % params.oh;
-    let ox = row % params.ow;
-    pixels[slot] = Pixel(line / params.oh, oy * STRIDE - params.pad_start, ox * STRIDE - params.pad_start);
+    let own = min(row, params.rows - 1u);
+    let line = own / params.ow;
+    let image = line / params.oh;
+    let top = line % params.oh * STRIDE - params.pad_start;
+    let left = own % params.ow * STRIDE - params.pad_start;
+    pixels[slot] = Pixel(image * params.h, top, left, row_norm(image * params.positions, params.ci4));
 }
 
-fn load_x(slot: u32, row: u32, k4: u32) -> vec4<f32> {
-    if row >= params.rows { return vec4<f32>(); }
+fn fetch_k(k4: u32) -> bool {
+    tap = k4 / params.ci4;
+    let c4 = k4 - tap * params.ci4;
+    fetch_norm(c4, params.ci4);
+    return is_second(c4);
+}
+
+fn fetch_x(slot: u32, row: u32, k4: u32, second: bool) -> Input {
     let pixel = pixels[slot];
-    let tap = k4 / params.ci4;
     let up_y = pixel.top + tap / KERNEL;
     let up_x = pixel.left + tap % KERNEL;
-    if up_y >= params.h * UPSAMPLE || up_x >= params.w * UPSAMPLE { return vec4<f32>(); }
-    let line = pixel.image * params.h + up_y / UPSAMPLE;
-    return load_source(line * params.w + up_x / UPSAMPLE, k4 - tap * params.ci4, params.ci4);
+    // Not `&&`, which is a branch.
+    within[slot] = (up_y < params.h * UPSAMPLE) & (up_x < params.w * UPSAMPLE);
+    let place = (pixel.line + up_y / UPSAMPLE) * params.w + up_x / UPSAMPLE;
+    return fetch_source(select(0u, place, within[slot]), k4 - tap * params.ci4, params.ci4, second);
+}
+
+fn made_x(slot: u32, k4: u32, fetched: Input) -> vec4<f32> {
+    let c4 = k4 % params.ci4;
+    return select(vec4<f32>(), made(fetched, pixels[slot].norm, c4, params.ci4), within[slot]);
+}
+
+fn made_pack_x(slot: u32, k4: u32, fetched: Input) -> Pack {
+    let c4 = k4 % params.ci4;
+    return pack_if(within[slot], made_pack(fetched, pixels[slot].norm, c4, params.ci4));
 }
 
 fn inner4() -> u32 { return KERNEL * KERNEL * params.ci4; }

@@ -7,7 +7,6 @@ struct Params {
     cols: u32,
     k4: u32,
     cols4: u32,
-    activation: u32,
     first4: u32,
     positions: u32,
 }

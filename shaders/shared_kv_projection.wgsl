@@ -28,26 +28,24 @@ struct Params {
 // Columns of a tile: queries first, then keys and values.
 const HALF = 4u * THREADS_X;
 
-fn load_w(col0: u32, col: u32, k4: u32) -> vec4<f32> {
-    let own = col0 + col % HALF;
-    let row = weight_row(own, params.k4);
-    if col < HALF {
-        if own >= params.q_cols { return vec4<f32>(); }
-        return weight4(w_q[row], w_q[row + WEIGHT_HEAD + k4]);
-    }
-    if own >= params.kv_cols { return vec4<f32>(); }
-    return weight4(w_kv[row], w_kv[row + WEIGHT_HEAD + k4]);
+fn has_col(col0: u32, col: u32) -> bool {
+    return col0 + col % HALF < select(params.kv_cols, params.q_cols, col < HALF);
 }
 
-@if(MATRIX)
-fn scale_w(col0: u32, col: u32) -> f32 {
+// Of a column's weights, or of those of the last that there is, the one at `i`.
+fn weight_at(col0: u32, col: u32, i: u32, of_q: bool) -> WeightPack {
     let own = col0 + col % HALF;
-    if own >= select(params.kv_cols, params.q_cols, col < HALF) { return 0.0; }
-    let row = weight_row(own, params.k4);
-    if col < HALF { return weight_scale(w_q[row]); }
-    return weight_scale(w_kv[row]);
+    if of_q { return w_q[weight_row(min(own, params.q_cols - 1u), params.k4) + i]; }
+    return w_kv[weight_row(min(own, params.kv_cols - 1u), params.k4) + i];
 }
-@end
+
+fn fetch_w(col0: u32, first: u32, at: u32, k4: u32) -> WeightPack {
+    // Slots that hold columns of one product only are known by `first` alone: no branch on the way to a load.
+    let of_q = select(first + at < HALF, first < HALF, SPAN <= HALF);
+    return weight_at(col0, first + at, WEIGHT_HEAD + k4, of_q);
+}
+
+fn fetch_scale(col0: u32, col: u32) -> WeightPack { return weight_at(col0, col, 0u, col < HALF); }
 
 @compute @workgroup_size(THREADS)
 fn main(

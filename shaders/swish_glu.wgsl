@@ -10,7 +10,6 @@ struct Params {
     cols: u32,
     k4: u32,
     cols4: u32,
-    gate: u32,
     first4: u32,
     positions: u32,
 }
@@ -29,30 +28,29 @@ struct Params {
 // Columns of a tile: values first, then gates.
 const HALF = 4u * THREADS_X;
 
-fn load_w(col0: u32, col: u32, k4: u32) -> vec4<f32> {
-    let own = col0 + col % HALF;
-    if own >= params.cols { return vec4<f32>(); }
-    let row = weight_row(col / HALF * params.cols + own, params.k4);
-    return weight4(w[row], w[row + WEIGHT_HEAD + k4]);
+fn has_col(col0: u32, col: u32) -> bool { return col0 + col % HALF < params.cols; }
+
+// The weights of a column of the tile, or of the last that there is.
+fn first_weight(col0: u32, col: u32) -> u32 {
+    return weight_row(col / HALF * params.cols + min(col0 + col % HALF, params.cols - 1u), params.k4);
 }
 
-@if(MATRIX)
-fn scale_w(col0: u32, col: u32) -> f32 {
-    let own = col0 + col % HALF;
-    if own >= params.cols { return 0.0; }
-    return weight_scale(w[weight_row(col / HALF * params.cols + own, params.k4)]);
+fn fetch_w(col0: u32, first: u32, at: u32, k4: u32) -> WeightPack {
+    return w[first_weight(col0, first + at) + WEIGHT_HEAD + k4];
 }
-@end
 
-// Four biases from `first`, of columns from `col`; the gates' need not begin at a vec4. Zero beyond the last column.
+fn fetch_scale(col0: u32, col: u32) -> WeightPack { return w[first_weight(col0, col)]; }
+
+// Bias `first` of those of column `col`; zero beyond the last column.
+fn bias_at(first: u32, col: u32) -> f32 {
+    let index = first + min(col, params.cols - 1u);
+    let pack = load4(bias[index / 4u]);
+    return select(0.0, pack[index % 4u], col < params.cols);
+}
+
+// The same of four columns; the gates' biases need not begin at a vec4.
 fn bias4(first: u32, col: u32) -> vec4<f32> {
-    var v = vec4<f32>();
-    for (var lane = 0u; lane < min(4u, params.cols - col); lane++) {
-        let index = first + col + lane;
-        let pack = load4(bias[index / 4u]);
-        v[lane] = pack[index % 4u];
-    }
-    return v;
+    return vec4<f32>(bias_at(first, col), bias_at(first, col + 1u), bias_at(first, col + 2u), bias_at(first, col + 3u));
 }
 
 @compute @workgroup_size(THREADS)
@@ -71,7 +69,7 @@ fn main(
     let row = row0 + ROWS_EACH * (thread / THREADS_X);
     for (var i = 0u; i < ROWS_EACH; i++) {
         if row + i >= params.rows { return; }
-        let gate = activate(params.gate, sums[2u * i + 1u] + bias_g);
+        let gate = activate(GATE, sums[2u * i + 1u] + bias_g);
         y[(row + i) * params.cols4 + col4] = store4((sums[2u * i] + bias_a) * gate);
     }
 }

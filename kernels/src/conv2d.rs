@@ -166,6 +166,7 @@ impl Kernel for Conv2d {
             ("HAS_RESIDUAL", self.residual.into()),
             ("IN_PLACE", 0),
             ("HAS_MOMENTS", self.moments.into()),
+            ("ACTIVATION", self.activation.code()),
         ];
         constants.extend(self.source.constants());
         constants.extend(tile.constants());
@@ -179,7 +180,6 @@ impl Kernel for Conv2d {
             Param::size("cols", self.co),
             Param::size("cols4", self.co.div_ceil(4)),
             Param::size("pad_start", self.pad_start),
-            Param::U("activation", self.activation.code()),
         ];
         params.extend(self.source.params(self.n * self.h * self.w, self.ci));
         let wgsl = include_str!("../../shaders/conv2d.wgsl");

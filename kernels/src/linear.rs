@@ -90,7 +90,7 @@ impl Kernel for Linear {
     fn program(&self, variant: &Variant) -> Program {
         let tile = tile::of(tile::SINGLE, variant);
         let mut constants = vec![("HAS_BIAS", self.bias.into()), ("HAS_RESIDUAL", self.residual.into())];
-        constants.extend([("IN_PLACE", 0), ("HAS_MOMENTS", self.moments.into())]);
+        constants.extend([("IN_PLACE", 0), ("HAS_MOMENTS", self.moments.into()), ("ACTIVATION", self.activation.code())]);
         constants.extend(self.source.constants());
         constants.extend(tile.constants());
         let mut params = vec![
@@ -98,7 +98,6 @@ impl Kernel for Linear {
             Param::size("cols", self.cols),
             Param::size("k4", self.k.div_ceil(4)),
             Param::size("cols4", self.cols.div_ceil(4)),
-            Param::U("activation", self.activation.code()),
         ];
         params.extend(self.source.params(self.rows, self.k));
         let wgsl = include_str!("../../shaders/linear.wgsl");

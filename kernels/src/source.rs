@@ -104,7 +104,7 @@ impl Source {
     }
 
     /// Switches of the shader.
-    pub(crate) fn constants(&self) -> [(&'static str, u32); 8] {
+    pub(crate) fn constants(&self) -> [(&'static str, u32); 10] {
         let (by_channel, activation) = match self.norm {
             Norm::Channels { activation, .. } => (true, activation),
             Norm::None | Norm::Rows => (false, Activation::None),
@@ -112,6 +112,8 @@ impl Source {
         [
             ("X_F32", self.wide.into()),
             ("X_STORED", (!self.wide).into()),
+            ("UNTOUCHED", (!self.wide && self.norm == Norm::None).into()),
+            ("TOUCHED", (self.wide || self.norm != Norm::None).into()),
             ("HAS_X2", (self.joined > 0).into()),
             ("NORM_ROWS", (self.norm == Norm::Rows).into()),
             ("NORM_CHANNELS", by_channel.into()),

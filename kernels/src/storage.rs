@@ -75,11 +75,11 @@ impl Storage {
         if self.is_int8(dtype) { int8::SCALE_BYTES * int8::rows(shape) } else { 0 }
     }
 
-    /// Defines `Pack` (four stored elements), `load4` and `store4`, and of matrices of weights `WeightPack` (four of a row),
-    /// `weight_row` (where a row begins), `WEIGHT_HEAD` (where its first four are, from there), `weight_scale` (of the row's
-    /// beginning) and `weight4`, which makes of the row's beginning and of four stored weights what they are; for matrix
-    /// units, whose factors are f16, what they are multiples of the scale. Values beyond f16's range saturate when stored.
-    pub(crate) fn prelude(self, by_matrices: bool) -> String {
+    /// Defines `Pack` (four stored elements), `load4`, `store4` and `pack_if` (zeros if they are not there), and of matrices
+    /// of weights `WeightPack` (four of a row), `weight_row` (where a row begins), `WEIGHT_HEAD` (where its first four are,
+    /// from there), `weight4` and `weight_pack`, which make four numbers of what is stored, and `weight_scale` (of the row's
+    /// beginning), which those are to be multiplied by, once they are summed. Values beyond f16's range saturate when stored.
+    pub(crate) fn prelude(self) -> String {
         let floats = match self.floats {
             FloatType::F32 => {
                 "alias Pack = vec4<f32>;\n\
@@ -106,27 +106,20 @@ impl Storage {
                 "alias WeightPack = Pack;\n\
                  const WEIGHT_HEAD = 0u;\n\
                  fn weight_scale(head: WeightPack) -> f32 { return 1.0; }\n\
-                 fn weight4(head: WeightPack, p: WeightPack) -> vec4<f32> { return load4(p); }\n"
+                 fn weight4(p: WeightPack) -> vec4<f32> { return load4(p); }\n\
+                 fn weight_pack(p: WeightPack) -> Pack { return p; }\n"
             }
             WeightType::Int8 => {
                 "alias WeightPack = u32;\n\
                  const WEIGHT_HEAD = 1u;\n\
-                 fn weight_scale(head: WeightPack) -> f32 { return bitcast<f32>(head); }\n"
+                 fn weight_scale(head: WeightPack) -> f32 { return bitcast<f32>(head); }\n\
+                 fn weight4(p: WeightPack) -> vec4<f32> { return vec4<f32>(unpack4xI8(p)); }\n\
+                 fn weight_pack(p: WeightPack) -> Pack { return store4(weight4(p)); }\n"
             }
         };
-        let int8 = match (self.weights, by_matrices) {
-            (WeightType::Floats, _) => "",
-            (WeightType::Int8, false) => {
-                "fn weight4(head: WeightPack, p: WeightPack) -> vec4<f32> {\n    \
-                     return weight_scale(head) * vec4<f32>(unpack4xI8(p));\n\
-                 }\n"
-            }
-            (WeightType::Int8, true) => {
-                "fn weight4(head: WeightPack, p: WeightPack) -> vec4<f32> { return vec4<f32>(unpack4xI8(p)); }\n"
-            }
-        };
-        let row = "fn weight_row(row: u32, len4: u32) -> u32 { return row * (len4 + WEIGHT_HEAD); }\n";
-        [floats, weights, int8, row].concat()
+        let both = "fn pack_if(there: bool, p: Pack) -> Pack { return select(Pack(), p, there); }\n\
+                    fn weight_row(row: u32, len4: u32) -> u32 { return row * (len4 + WEIGHT_HEAD); }\n";
+        [floats, weights, both].concat()
     }
 
     /// The device's bytes of a dense tensor: rows padded with zeros, floats rounded to the stored type.

@@ -80,12 +80,11 @@ impl Kernel for SwishGlu {
             Param::size("cols", self.cols),
             Param::size("k4", self.k.div_ceil(4)),
             Param::size("cols4", self.cols.div_ceil(4)),
-            Param::U("gate", self.gate.code()),
         ];
         params.extend(self.source.params(self.rows, self.k));
         Program {
             wgsl: include_str!("../../shaders/swish_glu.wgsl"),
-            constants: [&self.source.constants()[..], &tile.constants()].concat(),
+            constants: [&[("GATE", self.gate.code())], &self.source.constants()[..], &tile.constants()].concat(),
             params,
             grid: tile.grid(self.rows, self.cols),
         }

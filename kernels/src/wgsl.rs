@@ -9,7 +9,9 @@ pub const COMMON: &[(&str, &str)] = &[
     ("activation", include_str!("../../shaders/common/activation.wgsl")),
     ("attention_matrix", include_str!("../../shaders/common/attention_matrix.wgsl")),
     ("gemm", include_str!("../../shaders/common/gemm.wgsl")),
+    ("gemm_fetch", include_str!("../../shaders/common/gemm_fetch.wgsl")),
     ("gemm_matrix", include_str!("../../shaders/common/gemm_matrix.wgsl")),
+    ("gemm_scales", include_str!("../../shaders/common/gemm_scales.wgsl")),
     ("grid", include_str!("../../shaders/common/grid.wgsl")),
     ("matrix_unit", include_str!("../../shaders/common/matrix_unit.wgsl")),
     ("prediction", include_str!("../../shaders/common/prediction.wgsl")),
@@ -27,7 +29,6 @@ pub const COMMON: &[(&str, &str)] = &[
 /// If the body imports what does not exist.
 pub fn compose(program: &Program, storage: Storage) -> Result<String, shader::UnknownImport> {
     let by_matrices = program.constants.contains(&("MATRIX", 1));
-    let prelude =
-        if by_matrices { "enable wgpu_cooperative_matrix;\n" } else { "" }.to_owned() + &storage.prelude(by_matrices);
+    let prelude = if by_matrices { "enable wgpu_cooperative_matrix;\n" } else { "" }.to_owned() + &storage.prelude();
     shader::compose(&Compose { prelude: &prelude, constants: &program.constants, body: program.wgsl, common: COMMON })
 }

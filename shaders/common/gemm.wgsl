@@ -3,11 +3,21 @@
 //
 // A workgroup of THREADS_X x THREADS_Y x SPLIT invocations computes a tile, ROWS_EACH rows and QUADS_EACH vec4s of columns
 // per invocation; where SPLIT is not one, as many share a sum. Each step stages STEP4 vec4s of k of all rows and columns
-// of the tile in workgroup memory while the next are on their way. The module that imports this defines
-//   fn prepare_row(slot: u32, row: u32)                      // called once, before the rows' first load
-//   fn load_x(slot: u32, row: u32, k4: u32) -> vec4<f32>     // zero beyond the last row
-//   fn load_w(col0: u32, col: u32, k4: u32) -> vec4<f32>     // column `col` of the tile from `col0`; zero beyond the last
+// of the tile in workgroup memory while the next are on their way. They travel as they lie in memory, loaded without a
+// branch and untouched until they are staged: otherwise each load is waited for before the next one starts. The module
+// that imports this declares what common/source.wgsl asks for, and defines
+//   fn prepare_row(slot: u32, row: u32)                                  // called once, before the row's first load
+//   fn fetch_k(k4: u32) -> bool                                          // what all rows need at `k4`; whether it is `x2`'s
+//   fn fetch_x(slot: u32, row: u32, k4: u32, second: bool) -> Input      // anything beyond the last row
+//   fn made_x(slot: u32, k4: u32, fetched: Input) -> vec4<f32>           // the values of what was fetched
+//   fn made_pack_x(slot: u32, k4: u32, fetched: Input) -> Pack           // the same, as they are stored
+//   fn has_col(col0: u32, col: u32) -> bool                              // whether there is column `col` of the tile from `col0`
+//   fn fetch_w(col0: u32, first: u32, at: u32, k4: u32) -> WeightPack    // weights of column `first + at`, `first` a constant
+//                                                                        // once loops are unrolled; anything beyond the last
+//   fn fetch_scale(col0: u32, col: u32) -> WeightPack                    // the head of their row: see Storage::prelude
 #import scratch
+@if(STAGED) #import gemm_fetch
+#import gemm_scales
 const TILE_ROWS = ROWS_EACH * THREADS_Y;
 const TILE_QUADS = QUADS_EACH * THREADS_X;
 const LAYER = THREADS_X * THREADS_Y;
@@ -34,27 +44,13 @@ fn multiplied(x: vec4<f32>, a: vec4<f32>, b: vec4<f32>, c: vec4<f32>, d: vec4<f3
 const ROW_STRIDE = TILE_ROWS + 1u;
 const COL_STRIDE = 4u * TILE_QUADS + 1u;
 const FIRST_COL = STEP4 * ROW_STRIDE;
-// What one invocation stages of a step: so many rows and columns, each this far from the last.
-const ROW_SLOTS = TILE_ROWS * STEP4 / THREADS;
-const COL_SLOTS = 4u * TILE_QUADS * STEP4 / THREADS;
-const SPAN = THREADS / STEP4;
 
-var<private> next_x: array<vec4<f32>, ROW_SLOTS>;
-var<private> next_w: array<vec4<f32>, COL_SLOTS>;
-
-fn fetch(row0: u32, col0: u32, at: u32, k4: u32, k4_len: u32) {
-    for (var s = 0u; s < ROW_SLOTS; s++) { next_x[s] = vec4<f32>(); }
-    for (var s = 0u; s < COL_SLOTS; s++) { next_w[s] = vec4<f32>(); }
-    if k4 >= k4_len { return; }
-    for (var s = 0u; s < ROW_SLOTS; s++) { next_x[s] = load_x(s, row0 + at + s * SPAN, k4); }
-    for (var s = 0u; s < COL_SLOTS; s++) { next_w[s] = load_w(col0, at + s * SPAN, k4); }
-}
-
-fn stage(at: u32, k: u32) {
-    for (var s = 0u; s < ROW_SLOTS; s++) { scratch[k * ROW_STRIDE + at + s * SPAN] = next_x[s]; }
+fn stage(col0: u32, at: u32, k: u32, k4: u32, k4_len: u32) {
+    for (var s = 0u; s < ROW_SLOTS; s++) { scratch[k * ROW_STRIDE + at + s * SPAN] = made_x(s, k4, next_x[s]); }
     for (var s = 0u; s < COL_SLOTS; s++) {
         let col = at + s * SPAN;
-        scratch[FIRST_COL + k * COL_STRIDE + col % 4u * TILE_QUADS + col / 4u] = next_w[s];
+        let v = select(vec4<f32>(), weight4(next_w[s]), (k4 < k4_len) & has_col(col0, col));
+        scratch[FIRST_COL + k * COL_STRIDE + col % 4u * TILE_QUADS + col / 4u] = v;
     }
 }
 
@@ -67,12 +63,13 @@ fn gemm_tile(row0: u32, col0: u32, k4_len: u32, thread: u32) -> Sums {
     let row = ROWS_EACH * (lane / THREADS_X);
     let first_k = thread / LAYER * (STEP4 / SPLIT);
     let at = thread / STEP4;
+    let own_k = thread % STEP4;
     for (var s = 0u; s < ROW_SLOTS; s++) { prepare_row(s, row0 + at + s * SPAN); }
-    fetch(row0, col0, at, thread % STEP4, k4_len);
+    fetch(row0, col0, at, own_k, k4_len);
     for (var step = 0u; step < k4_len; step += STEP4) {
-        stage(at, thread % STEP4);
+        stage(col0, at, own_k, step + own_k, k4_len);
         workgroupBarrier();
-        fetch(row0, col0, at, step + STEP4 + thread % STEP4, k4_len);
+        if step + STEP4 < k4_len { fetch(row0, col0, at, step + STEP4 + own_k, k4_len); }
         for (var k = first_k; k < first_k + STEP4 / SPLIT; k++) {
             let col = FIRST_COL + k * COL_STRIDE + lane % THREADS_X;
             for (var c = 0u; c < 4u * QUADS_EACH; c++) { cols[c] = scratch[col + c % 4u * TILE_QUADS + c / 4u * THREADS_X]; }
@@ -87,7 +84,7 @@ fn gemm_tile(row0: u32, col0: u32, k4_len: u32, thread: u32) -> Sums {
         workgroupBarrier();
     }
     @if(SHARED_SUMS) sums = met(sums, thread, thread);
-    return sums;
+    return scaled(sums, col0, thread);
 }
 @end
 
@@ -98,16 +95,27 @@ const ROW_SLOTS = ROWS_EACH;
 /// The sums of invocation `thread`, of which the first LAYER hold the tile.
 fn gemm_tile(row0: u32, col0: u32, k4_len: u32, thread: u32) -> Sums {
     var sums = Sums();
+    var fetched_w = array<WeightPack, 4>();
+    var fetched_x = array<Input, ROWS_EACH>();
     var cols = Columns();
     let quad = thread / SPLIT;
     for (var i = 0u; i < ROWS_EACH; i++) { prepare_row(i, row0 + i); }
     for (var k4 = thread % SPLIT; k4 < k4_len; k4 += SPLIT) {
-        for (var c = 0u; c < 4u; c++) { cols[c] = load_w(col0, 4u * quad + c, k4); }
+        let second = fetch_k(k4);
+        for (var c = 0u; c < 4u; c++) { fetched_w[c] = fetch_w(col0, c, 4u * quad, k4); }
+        if second {
+            for (var i = 0u; i < ROWS_EACH; i++) { fetched_x[i] = fetch_x(i, row0 + i, k4, true); }
+        } else {
+            for (var i = 0u; i < ROWS_EACH; i++) { fetched_x[i] = fetch_x(i, row0 + i, k4, false); }
+        }
+        for (var c = 0u; c < 4u; c++) {
+            cols[c] = select(vec4<f32>(), weight4(fetched_w[c]), has_col(col0, 4u * quad + c));
+        }
         for (var i = 0u; i < ROWS_EACH; i++) {
-            sums[i] = multiplied(load_x(i, row0 + i, k4), cols[0], cols[1], cols[2], cols[3], sums[i]);
+            sums[i] = multiplied(made_x(i, k4, fetched_x[i]), cols[0], cols[1], cols[2], cols[3], sums[i]);
         }
     }
-    return met(sums, thread, thread % SPLIT * LAYER + quad);
+    return scaled(met(sums, thread, thread % SPLIT * LAYER + quad), col0, thread);
 }
 @end
 

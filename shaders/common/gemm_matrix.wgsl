@@ -1,17 +1,17 @@
-// Tiled matrix product by matrix units: what common/gemm.wgsl is for the others, with the same functions for the module
-// that imports it and one more,
-//   fn scale_w(col0: u32, col: u32) -> f32          // what the weights of a column are multiples of, where they are
-// Factors are f16, sums f32. Its sizes are those of a tile with a `Matrix` of kernels/src/tile.rs.
+// Tiled matrix product by matrix units: what common/gemm.wgsl is for the others, with the same functions asked of the module
+// that imports it. Factors are f16, sums f32. Its sizes are those of a tile with a `Matrix` of kernels/src/tile.rs.
 //
 // Each subgroup holds STRIPS x 4 matrices of EDGE x EDGE sums (two strips, or four where it is TALL), SUBGROUPS_X subgroups
 // stand side by side, and SPLIT of them share every sum: each multiplies its part of a step. A step stages STEP4 vec4s of k
 // of the tile's rows and columns in workgroup memory, k innermost, while the next are on their way; it goes through there
 // because rows are made as they are read (norms, taps), and because a load of a whole matrix from memory has no edge.
 // Weights need no packing for that: a column's step is 64 bytes or more in one piece, of which every sector is used (in 8
-// bits half of that, behind its scale). At the end the sums go through workgroup memory too, in batches of a strip and two neighbouring matrices, to where
-// common/gemm.wgsl would have them.
+// bits half of that, behind its scale). At the end the sums go through workgroup memory too, in batches of a strip and two
+// neighbouring matrices, to where common/gemm.wgsl would have them.
 #import matrix_unit
 #import scratch
+#import gemm_fetch
+#import gemm_scales
 const TILE_ROWS = ROWS_EACH * THREADS_Y;
 const TILE_QUADS = QUADS_EACH * THREADS_X;
 const LAYER = THREADS_X * THREADS_Y;
@@ -20,11 +20,6 @@ const SUMS = ROWS_EACH * QUADS_EACH;
 
 // Entry `i * QUADS_EACH + j` is row `i` of an invocation, and vec4 `j` of its columns.
 alias Sums = array<vec4<f32>, SUMS>;
-
-// What one invocation stages of a step: so many rows and columns, each this far from the last.
-const ROW_SLOTS = TILE_ROWS * STEP4 / THREADS;
-const COL_SLOTS = 4u * TILE_QUADS * STEP4 / THREADS;
-const SPAN = THREADS / STEP4;
 
 // Subgroups one above the other.
 const SUBGROUPS_Y = TILE_ROWS / (STRIPS * EDGE);
@@ -79,20 +74,12 @@ fn sums_at(at: u32) -> vec4<f32> {
 }
 @end
 
-var<private> next_x: array<Pack, ROW_SLOTS>;
-var<private> next_w: array<Pack, COL_SLOTS>;
-
-fn fetch(row0: u32, col0: u32, at: u32, k4: u32, k4_len: u32) {
-    for (var s = 0u; s < ROW_SLOTS; s++) { next_x[s] = Pack(); }
-    for (var s = 0u; s < COL_SLOTS; s++) { next_w[s] = Pack(); }
-    if k4 >= k4_len { return; }
-    for (var s = 0u; s < ROW_SLOTS; s++) { next_x[s] = store4(load_x(s, row0 + at + s * SPAN, k4)); }
-    for (var s = 0u; s < COL_SLOTS; s++) { next_w[s] = Pack(load_w(col0, at + s * SPAN, k4)); }
-}
-
-fn stage(at: u32, k: u32) {
-    for (var s = 0u; s < ROW_SLOTS; s++) { put_x((at + s * SPAN) * STEP_STRIDE + k, next_x[s]); }
-    for (var s = 0u; s < COL_SLOTS; s++) { put_w((at + s * SPAN) * STEP_STRIDE + k, next_w[s]); }
+fn stage(col0: u32, at: u32, k: u32, k4: u32, k4_len: u32) {
+    for (var s = 0u; s < ROW_SLOTS; s++) { put_x((at + s * SPAN) * STEP_STRIDE + k, made_pack_x(s, k4, next_x[s])); }
+    for (var s = 0u; s < COL_SLOTS; s++) {
+        let there = (k4 < k4_len) & has_col(col0, at + s * SPAN);
+        put_w((at + s * SPAN) * STEP_STRIDE + k, pack_if(there, weight_pack(next_w[s])));
+    }
 }
 
 // Takes what this invocation has among the sums of one row and of two neighbouring matrices of every subgroup.
@@ -138,12 +125,13 @@ fn gemm_tile(row0: u32, col0: u32, k4_len: u32, thread: u32) -> Sums {
     @if(TALL) var c32 = Sum();
     @if(TALL) var c33 = Sum();
     let at = thread / STEP4;
+    let own_k = thread % STEP4;
     for (var s = 0u; s < ROW_SLOTS; s++) { prepare_row(s, row0 + at + s * SPAN); }
-    fetch(row0, col0, at, thread % STEP4, k4_len);
+    fetch(row0, col0, at, own_k, k4_len);
     for (var step = 0u; step < k4_len; step += STEP4) {
-        stage(at, thread % STEP4);
+        stage(col0, at, own_k, step + own_k, k4_len);
         workgroupBarrier();
-        fetch(row0, col0, at, step + STEP4 + thread % STEP4, k4_len);
+        if step + STEP4 < k4_len { fetch(row0, col0, at, step + STEP4 + own_k, k4_len); }
         for (var first = 0u; first < STEP4; first += SPLIT * EDGE / 4u) {
             let k = first + part * (EDGE / 4u);
             let x_at = STRIPS * down * row_len + k * CELLS;
@@ -196,12 +184,5 @@ fn gemm_tile(row0: u32, col0: u32, k4_len: u32, thread: u32) -> Sums {
     store_sums(c32, c33, first);
     take_sums(&sums, 3u, 1u, thread);
     @end
-    if WEIGHT_HEAD > 0u {
-        for (var j = 0u; j < QUADS_EACH; j++) {
-            let col = 4u * (j * THREADS_X + thread % THREADS_X);
-            let scale = vec4<f32>(scale_w(col0, col), scale_w(col0, col + 1u), scale_w(col0, col + 2u), scale_w(col0, col + 3u));
-            for (var i = 0u; i < ROWS_EACH; i++) { sums[i * QUADS_EACH + j] *= scale; }
-        }
-    }
-    return sums;
+    return scaled(sums, col0, thread);
 }

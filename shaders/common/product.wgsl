@@ -1,8 +1,7 @@
 // y = residual + activation(product + bias + shift), with moments of y if they are wanted: the whole of a product with one
 // output. The module that imports this declares the operands that are there and, in `Params`, `rows`, `cols`, `cols4` (the
-// vec4s of a row of `y`) and `activation`; it defines
-//   fn prepare_row(slot: u32, row: u32)                                     // as in common/gemm.wgsl
-//   fn load_x(slot: u32, row: u32, k4: u32) -> vec4<f32>                    // as in common/gemm.wgsl
+// vec4s of a row of `y`); it defines
+//   prepare_row, fetch_k, fetch_x, made_x and made_pack_x                   // as in common/gemm.wgsl
 //   fn inner4() -> u32                                                      // the vec4s of k
 //   fn shifted(v: vec4<f32>, row: u32, col4: u32) -> vec4<f32>              // adds what depends on the row's image
 #import grid
@@ -11,18 +10,24 @@
 #import activation
 #import tile_moments
 
-fn load_w(col0: u32, col: u32, k4: u32) -> vec4<f32> {
-    if col0 + col >= params.cols { return vec4<f32>(); }
-    let row = weight_row(col0 + col, inner4());
-    return weight4(w[row], w[row + WEIGHT_HEAD + k4]);
+fn has_col(col0: u32, col: u32) -> bool { return col0 + col < params.cols; }
+
+// The weights of a column of the tile, or of the last that there is.
+fn first_weight(col0: u32, col: u32) -> u32 { return weight_row(min(col0 + col, params.cols - 1u), inner4()); }
+
+fn fetch_w(col0: u32, first: u32, at: u32, k4: u32) -> WeightPack {
+    return w[first_weight(col0, first + at) + WEIGHT_HEAD + k4];
 }
 
-@if(MATRIX)
-fn scale_w(col0: u32, col: u32) -> f32 {
-    if col0 + col >= params.cols { return 0.0; }
-    return weight_scale(w[weight_row(col0 + col, inner4())]);
+fn fetch_scale(col0: u32, col: u32) -> WeightPack { return w[first_weight(col0, col)]; }
+
+// What is added last.
+fn added_at(at: u32) -> Pack {
+    var v = Pack();
+    @if(HAS_RESIDUAL) v = residual[at];
+    @if(IN_PLACE) v = y[at];
+    return v;
 }
-@end
 
 @compute @workgroup_size(THREADS)
 fn main(
@@ -34,20 +39,26 @@ fn main(
     if row0 >= params.rows { return; }
     var sums = gemm_tile(row0, group.x * 4u * TILE_QUADS, inner4(), thread);
     let row = row0 + ROWS_EACH * (thread / THREADS_X);
+    let last = params.rows - 1u;
     for (var j = 0u; j < QUADS_EACH; j++) {
         let col4 = group.x * TILE_QUADS + j * THREADS_X + thread % THREADS_X;
         let inside = thread < LAYER && col4 < params.cols4;
+        let own4 = min(col4, params.cols4 - 1u);
+        // All loads before any of them is used.
+        @if(HAS_BIAS) let b = bias[own4];
+        var added = array<Pack, ROWS_EACH>();
+        for (var i = 0u; i < ROWS_EACH; i++) { added[i] = added_at(min(row + i, last) * params.cols4 + own4); }
         @if(HAS_MOMENTS) var written = array<vec4<f32>, ROWS_EACH>();
         for (var i = 0u; i < ROWS_EACH; i++) {
-            if !inside || row + i >= params.rows { continue; }
-            let at = (row + i) * params.cols4 + col4;
             var v = sums[i * QUADS_EACH + j];
-            @if(HAS_BIAS) v += load4(bias[col4]);
-            v = activate(params.activation, shifted(v, row + i, col4));
-            @if(HAS_RESIDUAL) v += load4(residual[at]);
-            @if(IN_PLACE) v += load4(y[at]);
-            y[at] = store4(v);
-            @if(HAS_MOMENTS) written[i] = v;
+            @if(HAS_BIAS) v += load4(b);
+            v = activate(ACTIVATION, shifted(v, min(row + i, last), own4));
+            @if(HAS_RESIDUAL) v += load4(added[i]);
+            @if(IN_PLACE) v += load4(added[i]);
+            if inside && row + i < params.rows {
+                y[(row + i) * params.cols4 + col4] = store4(v);
+                @if(HAS_MOMENTS) written[i] = v;
+            }
         }
         @if(HAS_MOMENTS)
         // The tiles of an image follow each other, and only the last of a single image may be short.
