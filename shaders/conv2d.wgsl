@@ -37,11 +37,12 @@ struct Pixel {
     norm: RowNorm,
 }
 
-// The pixels of the rows that this invocation loads at every step, and whether their taps lie within the input.
+// The pixels of the rows that this invocation loads at every step; where the tap of all of them has its value, and
+// whether that lies within the input.
 var<private> pixels: array<Pixel, ROW_SLOTS>;
+var<private> places: array<u32, ROW_SLOTS>;
 var<private> within: array<bool, ROW_SLOTS>;
-// The tap of all rows.
-var<private> tap: u32;
+var<private> tap: u32 = 9u;
 
 fn prepare_row(slot: u32, row: u32) {
     let own = min(row, params.rows - 1u);
@@ -52,21 +53,29 @@ fn prepare_row(slot: u32, row: u32) {
     pixels[slot] = Pixel(image * params.h, top, left, row_norm(image * params.positions, params.ci4));
 }
 
+fn place_rows() {
+    for (var s = 0u; s < ROW_SLOTS; s++) {
+        let up_y = pixels[s].top + tap / KERNEL;
+        let up_x = pixels[s].left + tap % KERNEL;
+        // Not `&&`, which is a branch.
+        within[s] = (up_y < params.h * UPSAMPLE) & (up_x < params.w * UPSAMPLE);
+        places[s] = select(0u, (pixels[s].line + up_y / UPSAMPLE) * params.w + up_x / UPSAMPLE, within[s]);
+    }
+}
+
 fn fetch_k(k4: u32) -> bool {
-    tap = k4 / params.ci4;
+    let own_tap = k4 / params.ci4;
+    if own_tap != tap {
+        tap = own_tap;
+        place_rows();
+    }
     let c4 = k4 - tap * params.ci4;
     fetch_norm(c4, params.ci4);
     return is_second(c4);
 }
 
 fn fetch_x(slot: u32, row: u32, k4: u32, second: bool) -> Input {
-    let pixel = pixels[slot];
-    let up_y = pixel.top + tap / KERNEL;
-    let up_x = pixel.left + tap % KERNEL;
-    // Not `&&`, which is a branch.
-    within[slot] = (up_y < params.h * UPSAMPLE) & (up_x < params.w * UPSAMPLE);
-    let place = (pixel.line + up_y / UPSAMPLE) * params.w + up_x / UPSAMPLE;
-    return fetch_source(select(0u, place, within[slot]), k4 - tap * params.ci4, params.ci4, second);
+    return fetch_source(places[slot], k4 - tap * params.ci4, params.ci4, second);
 }
 
 fn made_x(slot: u32, k4: u32, fetched: Input) -> vec4<f32> {

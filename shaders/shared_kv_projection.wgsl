@@ -28,10 +28,6 @@ struct Params {
 // Columns of a tile: queries first, then keys and values.
 const HALF = 4u * THREADS_X;
 
-fn has_col(col0: u32, col: u32) -> bool {
-    return col0 + col % HALF < select(params.kv_cols, params.q_cols, col < HALF);
-}
-
 // Of a column's weights, or of those of the last that there is, the one at `i`.
 fn weight_at(col0: u32, col: u32, i: u32, of_q: bool) -> WeightPack {
     let own = col0 + col % HALF;
@@ -63,7 +59,7 @@ fn main(
     if thread >= LAYER { return; }
     for (var i = 0u; i < ROWS_EACH; i++) {
         if row + i >= params.rows { return; }
-        if col4 < q_cols4 { q[(row + i) * q_cols4 + col4] = store4(sums[2u * i]); }
-        if col4 < kv_cols4 { kv[(row + i) * kv_cols4 + col4] = store4(sums[2u * i + 1u]); }
+        if col4 < q_cols4 { q[(row + i) * q_cols4 + col4] = store4(without_padding(sums[2u * i], col4, params.q_cols)); }
+        if col4 < kv_cols4 { kv[(row + i) * kv_cols4 + col4] = store4(without_padding(sums[2u * i + 1u], col4, params.kv_cols)); }
     }
 }

@@ -28,8 +28,6 @@ struct Params {
 // Columns of a tile: values first, then gates.
 const HALF = 4u * THREADS_X;
 
-fn has_col(col0: u32, col: u32) -> bool { return col0 + col % HALF < params.cols; }
-
 // The weights of a column of the tile, or of the last that there is.
 fn first_weight(col0: u32, col: u32) -> u32 {
     return weight_row(col / HALF * params.cols + min(col0 + col % HALF, params.cols - 1u), params.k4);
@@ -41,11 +39,10 @@ fn fetch_w(col0: u32, first: u32, at: u32, k4: u32) -> WeightPack {
 
 fn fetch_scale(col0: u32, col: u32) -> WeightPack { return w[first_weight(col0, col)]; }
 
-// Bias `first` of those of column `col`; zero beyond the last column.
+// Bias of a column; `first` is that of the first one.
 fn bias_at(first: u32, col: u32) -> f32 {
     let index = first + min(col, params.cols - 1u);
-    let pack = load4(bias[index / 4u]);
-    return select(0.0, pack[index % 4u], col < params.cols);
+    return load4(bias[index / 4u])[index % 4u];
 }
 
 // The same of four columns; the gates' biases need not begin at a vec4.
@@ -70,6 +67,6 @@ fn main(
     for (var i = 0u; i < ROWS_EACH; i++) {
         if row + i >= params.rows { return; }
         let gate = activate(GATE, sums[2u * i + 1u] + bias_g);
-        y[(row + i) * params.cols4 + col4] = store4((sums[2u * i] + bias_a) * gate);
+        y[(row + i) * params.cols4 + col4] = store4(without_padding((sums[2u * i] + bias_a) * gate, col4, params.cols));
     }
 }

@@ -11,13 +11,13 @@
 //   fn fetch_x(slot: u32, row: u32, k4: u32, second: bool) -> Input      // anything beyond the last row
 //   fn made_x(slot: u32, k4: u32, fetched: Input) -> vec4<f32>           // the values of what was fetched
 //   fn made_pack_x(slot: u32, k4: u32, fetched: Input) -> Pack           // the same, as they are stored
-//   fn has_col(col0: u32, col: u32) -> bool                              // whether there is column `col` of the tile from `col0`
-//   fn fetch_w(col0: u32, first: u32, at: u32, k4: u32) -> WeightPack    // weights of column `first + at`, `first` a constant
-//                                                                        // once loops are unrolled; anything beyond the last
-//   fn fetch_scale(col0: u32, col: u32) -> WeightPack                    // the head of their row: see Storage::prelude
+//   fn fetch_w(col0: u32, first: u32, at: u32, k4: u32) -> WeightPack    // weights of column `first + at` of the tile, `first`
+//                                                                        // a constant once loops are unrolled
+//   fn fetch_scale(col0: u32, col: u32) -> WeightPack                    // the head of a column's: see Storage::prelude
+// and leaves the sums of columns beyond the last alone, whose weights may be anything.
 #import scratch
 @if(STAGED) #import gemm_fetch
-#import gemm_scales
+#import gemm_columns
 const TILE_ROWS = ROWS_EACH * THREADS_Y;
 const TILE_QUADS = QUADS_EACH * THREADS_X;
 const LAYER = THREADS_X * THREADS_Y;
@@ -45,11 +45,11 @@ const ROW_STRIDE = TILE_ROWS + 1u;
 const COL_STRIDE = 4u * TILE_QUADS + 1u;
 const FIRST_COL = STEP4 * ROW_STRIDE;
 
-fn stage(col0: u32, at: u32, k: u32, k4: u32, k4_len: u32) {
+fn stage(at: u32, k: u32, k4: u32, k4_len: u32) {
     for (var s = 0u; s < ROW_SLOTS; s++) { scratch[k * ROW_STRIDE + at + s * SPAN] = made_x(s, k4, next_x[s]); }
     for (var s = 0u; s < COL_SLOTS; s++) {
         let col = at + s * SPAN;
-        let v = select(vec4<f32>(), weight4(next_w[s]), (k4 < k4_len) & has_col(col0, col));
+        let v = select(vec4<f32>(), weight4(next_w[s]), k4 < k4_len);
         scratch[FIRST_COL + k * COL_STRIDE + col % 4u * TILE_QUADS + col / 4u] = v;
     }
 }
@@ -67,7 +67,7 @@ fn gemm_tile(row0: u32, col0: u32, k4_len: u32, thread: u32) -> Sums {
     for (var s = 0u; s < ROW_SLOTS; s++) { prepare_row(s, row0 + at + s * SPAN); }
     fetch(row0, col0, at, own_k, k4_len);
     for (var step = 0u; step < k4_len; step += STEP4) {
-        stage(col0, at, own_k, step + own_k, k4_len);
+        stage(at, own_k, step + own_k, k4_len);
         workgroupBarrier();
         if step + STEP4 < k4_len { fetch(row0, col0, at, step + STEP4 + own_k, k4_len); }
         for (var k = first_k; k < first_k + STEP4 / SPLIT; k++) {
@@ -108,9 +108,7 @@ fn gemm_tile(row0: u32, col0: u32, k4_len: u32, thread: u32) -> Sums {
         } else {
             for (var i = 0u; i < ROWS_EACH; i++) { fetched_x[i] = fetch_x(i, row0 + i, k4, false); }
         }
-        for (var c = 0u; c < 4u; c++) {
-            cols[c] = select(vec4<f32>(), weight4(fetched_w[c]), has_col(col0, 4u * quad + c));
-        }
+        for (var c = 0u; c < 4u; c++) { cols[c] = weight4(fetched_w[c]); }
         for (var i = 0u; i < ROWS_EACH; i++) {
             sums[i] = multiplied(made_x(i, k4, fetched_x[i]), cols[0], cols[1], cols[2], cols[3], sums[i]);
         }

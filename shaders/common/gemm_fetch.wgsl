@@ -7,7 +7,7 @@ const SPAN = THREADS / STEP4;
 var<private> next_x: array<Input, ROW_SLOTS>;
 var<private> next_w: array<WeightPack, COL_SLOTS>;
 
-// Rows and columns from `at`, at `k4`; beyond the last the last again, whose weights nobody stages.
+// Rows and columns from `at`, at `k4`; beyond the last the last again.
 fn fetch(row0: u32, col0: u32, at: u32, k4: u32, k4_len: u32) {
     let k = min(k4, k4_len - 1u);
     // A branch for all rows, not one for each.

@@ -11,7 +11,7 @@
 #import matrix_unit
 #import scratch
 #import gemm_fetch
-#import gemm_scales
+#import gemm_columns
 const TILE_ROWS = ROWS_EACH * THREADS_Y;
 const TILE_QUADS = QUADS_EACH * THREADS_X;
 const LAYER = THREADS_X * THREADS_Y;
@@ -74,11 +74,15 @@ fn sums_at(at: u32) -> vec4<f32> {
 }
 @end
 
-fn stage(col0: u32, at: u32, k: u32, k4: u32, k4_len: u32) {
-    for (var s = 0u; s < ROW_SLOTS; s++) { put_x((at + s * SPAN) * STEP_STRIDE + k, made_pack_x(s, k4, next_x[s])); }
+fn stage(at: u32, k: u32, step: u32, k4_len: u32) {
+    for (var s = 0u; s < ROW_SLOTS; s++) { put_x((at + s * SPAN) * STEP_STRIDE + k, made_pack_x(s, step + k, next_x[s])); }
+    if step + STEP4 <= k4_len {
+        for (var s = 0u; s < COL_SLOTS; s++) { put_w((at + s * SPAN) * STEP_STRIDE + k, weight_pack(next_w[s])); }
+        return;
+    }
+    // Beyond the last of k there are zeros.
     for (var s = 0u; s < COL_SLOTS; s++) {
-        let there = (k4 < k4_len) & has_col(col0, at + s * SPAN);
-        put_w((at + s * SPAN) * STEP_STRIDE + k, pack_if(there, weight_pack(next_w[s])));
+        put_w((at + s * SPAN) * STEP_STRIDE + k, pack_if(step + k < k4_len, weight_pack(next_w[s])));
     }
 }
 
@@ -129,7 +133,7 @@ fn gemm_tile(row0: u32, col0: u32, k4_len: u32, thread: u32) -> Sums {
     for (var s = 0u; s < ROW_SLOTS; s++) { prepare_row(s, row0 + at + s * SPAN); }
     fetch(row0, col0, at, own_k, k4_len);
     for (var step = 0u; step < k4_len; step += STEP4) {
-        stage(col0, at, own_k, step + own_k, k4_len);
+        stage(at, own_k, step, k4_len);
         workgroupBarrier();
         if step + STEP4 < k4_len { fetch(row0, col0, at, step + STEP4 + own_k, k4_len); }
         for (var first = 0u; first < STEP4; first += SPLIT * EDGE / 4u) {

@@ -10,8 +10,6 @@
 #import activation
 #import tile_moments
 
-fn has_col(col0: u32, col: u32) -> bool { return col0 + col < params.cols; }
-
 // The weights of a column of the tile, or of the last that there is.
 fn first_weight(col0: u32, col: u32) -> u32 { return weight_row(min(col0 + col, params.cols - 1u), inner4()); }
 
@@ -55,6 +53,7 @@ fn main(
             v = activate(ACTIVATION, shifted(v, min(row + i, last), own4));
             @if(HAS_RESIDUAL) v += load4(added[i]);
             @if(IN_PLACE) v += load4(added[i]);
+            v = without_padding(v, col4, params.cols);
             if inside && row + i < params.rows {
                 y[(row + i) * params.cols4 + col4] = store4(v);
                 @if(HAS_MOMENTS) written[i] = v;

@@ -1,0 +1,19 @@
+// What is left to do to the columns of a tile of sums.
+
+// Sums of weights in 8 bits, brought to what they are: the weights of a column are whole multiples of its scale.
+fn scaled(sums: Sums, col0: u32, thread: u32) -> Sums {
+    var all = sums;
+    if WEIGHT_HEAD == 0u { return all; }
+    for (var j = 0u; j < QUADS_EACH; j++) {
+        let col = 4u * (j * THREADS_X + thread % THREADS_X);
+        let low = vec2<f32>(weight_scale(fetch_scale(col0, col)), weight_scale(fetch_scale(col0, col + 1u)));
+        let high = vec2<f32>(weight_scale(fetch_scale(col0, col + 2u)), weight_scale(fetch_scale(col0, col + 3u)));
+        for (var i = 0u; i < ROWS_EACH; i++) { all[i * QUADS_EACH + j] *= vec4<f32>(low, high); }
+    }
+    return all;
+}
+
+// Zeros for the columns of a vec4 that are only there to fill it.
+fn without_padding(v: vec4<f32>, col4: u32, cols: u32) -> vec4<f32> {
+    return select(vec4<f32>(), v, 4u * col4 + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(cols));
+}
