@@ -41,6 +41,11 @@ pub fn stored(case: &Case, storage: Storage, inputs: Vec<Vec<f32>>) -> Vec<Vec<f
     runner::stored(case.kernel.as_ref(), storage, inputs)
 }
 
+/// Another device on the same adapter, with shaders watched as they run.
+pub fn checked(gpu: &Gpu) -> Gpu {
+    pollster::block_on(Gpu::open_checked(&Select::Same(gpu.adapter().clone()))).expect("the adapter opens again")
+}
+
 /// Another device on the same adapter.
 pub fn fresh(gpu: &Gpu) -> Gpu {
     pollster::block_on(Gpu::open(&Select::Same(gpu.adapter().clone()))).expect("the adapter opens again")

@@ -73,7 +73,7 @@ fn is_left_out(gpu: &Gpu, storage: Storage, case: &Case) -> bool {
 /// other types they are trusted, as everywhere: between them every shader is held to the same results in both ways.
 fn cases(family: &'static Family, storage: Storage) -> Test {
     let run = move |gpu: &Gpu| {
-        let checked = (storage == Storage::F16_PACKED).then(|| gpu::fresh(gpu).with_shader_checks());
+        let checked = (storage == Storage::F16_PACKED).then(|| gpu::checked(gpu));
         let gpu = checked.as_ref().unwrap_or(gpu);
         let numbered = (1..).zip((family.cases)()).filter(|(_, case)| !is_left_out(gpu, storage, case));
         // How a weight is read does not depend on how floats are: in 16 bits every third case looks after int8 weights.

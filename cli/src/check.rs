@@ -10,7 +10,7 @@ use mobilediffusion_kernels::runner::{RunError, Target, Verdict, check_case, che
 use mobilediffusion_kernels::{Case, FAMILIES, Kernel, Operand, Storage, Tolerance};
 use mobilediffusion_model::networks::Shape;
 use mobilediffusion_model::{DeviceChoice, ModelError, Options};
-use mobilediffusion_runtime::{Gpu, Select};
+use mobilediffusion_runtime::{Gpu, RuntimeError, Select};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -30,7 +30,7 @@ pub(crate) fn run(args: &Check) -> Result<(), Failure> {
     result(&format!("{:6} {:18} {:>9} {:>9} {:>17}  case", "", "kernel", "max abs", "rel L2", "tolerance"))?;
     let mut tally = Tally::default();
     if args.paths.is_empty() {
-        let checked = open(&args.device)?.map(Gpu::with_shader_checks);
+        let checked = gpu.as_ref().map(open_checked).transpose()?;
         for family in FAMILIES {
             for (seed, case) in (1..).zip((family.cases)()) {
                 tally.row(case.kernel.as_ref(), both_ways(target, checked.as_ref(), &case, seed), None)?;
@@ -103,6 +103,11 @@ pub(crate) fn open(choice: &DeviceChoice) -> Result<Option<Gpu>, Failure> {
         Err(_) if *choice == DeviceChoice::Auto => Ok(None),
         Err(error) => Err(error.into()),
     }
+}
+
+/// The same GPU again, with shaders watched as they run.
+fn open_checked(gpu: &Gpu) -> Result<Gpu, RuntimeError> {
+    pollster::block_on(Gpu::open_checked(&Select::Same(gpu.adapter().clone()))).map(Gpu::with_user_cache)
 }
 
 /// Where kernels run and how tensors are stored there; what the CPU does not store is refused in the words of `generate`.

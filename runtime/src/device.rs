@@ -5,6 +5,7 @@ use crate::error::RuntimeError;
 use crate::pass::Submission;
 use crate::pipeline::Pipelines;
 use crate::pipeline_file::PipelineFile;
+use crate::vulkan;
 use futures_channel::oneshot;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
@@ -41,6 +42,7 @@ pub struct Gpu {
     pub(crate) pipelines: Pipelines,
     pub(crate) pipeline_file: Option<PipelineFile>,
     pub(crate) shader_checks: bool,
+    pub(crate) is_robust: bool,
     pub(crate) cache_folder: Option<PathBuf>,
     pub(crate) buffers_made: AtomicU64,
     /// Bytes written since the last wait for uploads.
@@ -54,11 +56,26 @@ pub struct Gpu {
 const BLOCK: u64 = 4 << 20;
 
 impl Gpu {
-    /// Opens the chosen adapter with all the limits it offers, and with those features of ours that it has.
+    /// Opens the chosen adapter with all the limits it offers, and with those features of ours that it has. Shaders are
+    /// trusted to stay within their arrays and bindings, not to divide by zero and to end, which is for modules that are
+    /// known and tested to do so: checks keep compilers from unrolling loops and cost every access.
     ///
     /// # Errors
     /// If no adapter fits, or the driver gives no device.
     pub async fn open(select: &Select) -> Result<Self, RuntimeError> {
+        Self::open_either(select, false).await
+    }
+
+    /// The same, but shaders are watched as they run: an index beyond its array is one within, a division by zero gives
+    /// something, and every loop ends.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub async fn open_checked(select: &Select) -> Result<Self, RuntimeError> {
+        Self::open_either(select, true).await
+    }
+
+    async fn open_either(select: &Select, shader_checks: bool) -> Result<Self, RuntimeError> {
         let all = adapter::enumerate().await;
         let found: Vec<AdapterSummary> = all.iter().enumerate().map(|(i, raw)| adapter::summary(i, raw)).collect();
         let index = select.choose(&found)?;
@@ -73,9 +90,13 @@ impl Gpu {
             experimental_features: experimental_features(),
             ..Default::default()
         };
-        let (device, queue) = raw
-            .request_device(&descriptor)
-            .await
+        let trusting = if shader_checks { None } else { vulkan::open(raw, &descriptor) };
+        let is_robust = trusting.is_none();
+        let opened = match trusting {
+            Some(opened) => Ok(opened),
+            None => raw.request_device(&descriptor).await,
+        };
+        let (device, queue) = opened
             .map_err(|e| RuntimeError::NoDevice { adapter: chosen.name.clone(), reason: one_line(&e.to_string()) })?;
         let opened = Self {
             incidents: Incidents::watch(&device),
@@ -83,7 +104,8 @@ impl Gpu {
             queue,
             pipelines: Pipelines::default(),
             pipeline_file: None,
-            shader_checks: false,
+            shader_checks,
+            is_robust,
             cache_folder: None,
             buffers_made: AtomicU64::new(0),
             pending_upload: AtomicU64::new(0),
@@ -93,22 +115,13 @@ impl Gpu {
         Ok(opened.keep_working_matrices())
     }
 
-    /// The same device, on which shaders are watched as they run: an index beyond its array is one within, a division by
-    /// zero gives something, and every loop ends. Without it they are trusted with that, which is for modules that are
-    /// known and tested to need none of it: the checks keep compilers from unrolling loops and cost every access.
-    pub fn with_shader_checks(mut self) -> Self {
-        self.shader_checks = true;
-        self
-    }
-
     /// A new device on the same adapter, for one that was lost: with the same file of pipelines and the same word on
     /// checks, and nothing else.
     ///
     /// # Errors
     /// If the adapter is gone, or the driver gives no device.
     pub async fn recreate(&self) -> Result<Self, RuntimeError> {
-        let mut fresh = Self::open(&Select::Same(self.adapter.clone())).await?;
-        fresh.shader_checks = self.shader_checks;
+        let fresh = Self::open_either(&Select::Same(self.adapter.clone()), self.shader_checks).await?;
         Ok(match &self.cache_folder {
             Some(folder) => fresh.with_pipeline_cache(folder),
             None => fresh,
@@ -123,6 +136,12 @@ impl Gpu {
     /// What this device can do.
     pub fn caps(&self) -> &Caps {
         &self.adapter.caps
+    }
+
+    /// Whether the driver may be watching every access to a buffer. On Vulkan it does so on a device with checks alone;
+    /// elsewhere that is its own affair.
+    pub fn is_robust(&self) -> bool {
+        self.is_robust
     }
 
     /// What was made on this device so far.

@@ -14,6 +14,15 @@ mod pipeline;
 mod pipeline_file;
 pub mod shader;
 mod timer;
+#[cfg(any(windows, target_os = "linux", target_os = "android", target_os = "freebsd"))]
+mod vulkan;
+/// Where wgpu has no Vulkan.
+#[cfg(not(any(windows, target_os = "linux", target_os = "android", target_os = "freebsd")))]
+mod vulkan {
+    pub(crate) fn open(_: &wgpu::Adapter, _: &wgpu::DeviceDescriptor<'_>) -> Option<(wgpu::Device, wgpu::Queue)> {
+        None
+    }
+}
 
 pub use adapter::{AdapterKind, AdapterSummary, Caps, MatrixShape, MatrixType, Select, adapters};
 pub use buffer::{Buffer, Download, POISON, Role};

@@ -43,8 +43,8 @@ impl Gpu {
     /// The pipeline of a module whose entry point is `main`, compiled on first use. Any number of threads may call this
     /// at a time, and it pays: compiling is most of the work of making a session.
     ///
-    /// The module is validated in any case; whether it is watched as it runs says
-    /// [`with_shader_checks`](Self::with_shader_checks).
+    /// The module is validated in any case; it is watched as it runs on a device that was opened by
+    /// [`open_checked`](Self::open_checked).
     ///
     /// # Errors
     /// If the module is refused: the error holds wgpu's message with the lines of the shader.
@@ -99,10 +99,10 @@ impl Gpu {
         if self.shader_checks {
             return self.device.create_shader_module(descriptor);
         }
-        // SAFETY: without checks no index may lie beyond its array or binding, no divisor be zero, no loop endless. Our
-        // modules bound every access by sizes that the graph made both the grid and the bindings of, and every loop by a
-        // constant or such a size. tests/kernels.rs runs each of them with checks and without, between fences, with
-        // the same results; tests/shaders.rs has naga validate every variant of every case.
+        // SAFETY: without checks, and on Vulkan without the driver's, no index may lie beyond its array or binding, no
+        // divisor be zero, no loop endless. Our modules bound every access by sizes that the graph made both the grid and
+        // the bindings of, and every loop by a constant or such a size. tests/kernels.rs runs each of them with checks and
+        // without, between fences, with the same results; tests/shaders.rs has naga validate every variant of every case.
         unsafe { self.device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) }
     }
 }

@@ -2,6 +2,7 @@
 
 use super::{BINDINGS, COUNT, Promise, assert_works, fresh, words};
 use mobilediffusion_runtime::{Bound, Gpu, Role, RuntimeError, Select, adapters};
+use mobilediffusion_tests::gpu::checked;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,6 +11,7 @@ pub(crate) const TESTS: &[Promise] = &[
     ("a_pipeline_is_made_once", a_pipeline_is_made_once),
     ("a_wrong_shader_is_an_error_with_its_lines", a_wrong_shader_is_an_error_with_its_lines),
     ("shaders_are_watched_where_they_should_be", shaders_are_watched_where_they_should_be),
+    ("drivers_trust_shaders_too", drivers_trust_shaders_too),
     ("threads_compile_side_by_side", threads_compile_side_by_side),
     ("pipelines_are_kept_in_a_file", pipelines_are_kept_in_a_file),
     ("a_file_that_is_not_right_is_as_good_as_none", a_file_that_is_not_right_is_as_good_as_none),
@@ -39,12 +41,13 @@ struct Params { len: u32, times: u32 }
 fn main() {
     var known = array<u32, 2>(11u, 22u);
     y[0] = known[x[0]] / params.times;
+    y[1] = x[1000u * x[0]];
 }
 ";
 
 /// An index beyond its array is the last one, and a division by zero changes nothing: wgpu's promises, where they hold.
 fn shaders_are_watched_where_they_should_be(gpu: &Arc<Gpu>) {
-    let gpu = fresh(gpu).with_shader_checks();
+    let gpu = checked(gpu);
     let again = pollster::block_on(gpu.recreate()).expect("the adapter opens again");
     for gpu in [gpu, again] {
         let buffer = |label, role| gpu.buffer(label, 8, role).expect("there is room");
@@ -57,6 +60,17 @@ fn shaders_are_watched_where_they_should_be(gpu: &Arc<Gpu>) {
         gpu.submit([&dispatch]).expect("it runs");
         let read = gpu.download(&y, &buffer("staging", Role::Staging), 8).expect("it arrives");
         assert_eq!(words(&read)[0], 22, "the last element, by nothing");
+        assert!([0, 2].contains(&words(&read)[1]), "an element of its own binding, or nothing: {:?}", words(&read));
+        assert!(gpu.is_robust(), "the driver watches too");
+    }
+}
+
+/// On Vulkan drivers do not check what wgpu was told to trust, on a device that was opened in place of another neither.
+fn drivers_trust_shaders_too(gpu: &Arc<Gpu>) {
+    let again = pollster::block_on(gpu.recreate()).expect("the adapter opens again");
+    for gpu in [&**gpu, &again] {
+        assert!(gpu.adapter().backend != "vulkan" || !gpu.is_robust(), "{} takes the special way", gpu.adapter());
+        assert_works(gpu);
     }
 }
 
