@@ -90,7 +90,11 @@ impl Kernel for Linear {
     fn program(&self, variant: &Variant) -> Program {
         let tile = tile::of(tile::SINGLE, variant);
         let mut constants = vec![("HAS_BIAS", self.bias.into()), ("HAS_RESIDUAL", self.residual.into())];
-        constants.extend([("IN_PLACE", 0), ("HAS_MOMENTS", self.moments.into()), ("ACTIVATION", self.activation.code())]);
+        constants.extend([
+            ("IN_PLACE", 0),
+            ("HAS_MOMENTS", self.moments.into()),
+            ("ACTIVATION", self.activation.code()),
+        ]);
         constants.extend(self.source.constants());
         constants.extend(tile.constants());
         let mut params = vec![

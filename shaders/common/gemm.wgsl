@@ -46,7 +46,7 @@ const COL_STRIDE = 4u * TILE_QUADS + 1u;
 const FIRST_COL = STEP4 * ROW_STRIDE;
 
 fn stage(at: u32, k: u32, k4: u32, k4_len: u32) {
-    for (var s = 0u; s < ROW_SLOTS; s++) { scratch[k * ROW_STRIDE + at + s * SPAN] = made_x(s, k4, next_x[s]); }
+    for (var s = 0u; s < ROW_SLOTS; s++) { scratch[k * ROW_STRIDE + at + s * SPAN] = made_x(s, next_k4, next_x[s]); }
     for (var s = 0u; s < COL_SLOTS; s++) {
         let col = at + s * SPAN;
         let v = select(vec4<f32>(), weight4(next_w[s]), k4 < k4_len);

@@ -4,17 +4,18 @@ const ROW_SLOTS = TILE_ROWS * STEP4 / THREADS;
 const COL_SLOTS = 4u * TILE_QUADS * STEP4 / THREADS;
 const SPAN = THREADS / STEP4;
 
+var<private> next_k4: u32;
 var<private> next_x: array<Input, ROW_SLOTS>;
 var<private> next_w: array<WeightPack, COL_SLOTS>;
 
 // Rows and columns from `at`, at `k4`; beyond the last the last again.
 fn fetch(row0: u32, col0: u32, at: u32, k4: u32, k4_len: u32) {
-    let k = min(k4, k4_len - 1u);
+    next_k4 = min(k4, k4_len - 1u);
     // A branch for all rows, not one for each.
-    if fetch_k(k) {
-        for (var s = 0u; s < ROW_SLOTS; s++) { next_x[s] = fetch_x(s, row0 + at + s * SPAN, k, true); }
+    if fetch_k(next_k4) {
+        for (var s = 0u; s < ROW_SLOTS; s++) { next_x[s] = fetch_x(s, row0 + at + s * SPAN, next_k4, true); }
     } else {
-        for (var s = 0u; s < ROW_SLOTS; s++) { next_x[s] = fetch_x(s, row0 + at + s * SPAN, k, false); }
+        for (var s = 0u; s < ROW_SLOTS; s++) { next_x[s] = fetch_x(s, row0 + at + s * SPAN, next_k4, false); }
     }
-    for (var s = 0u; s < COL_SLOTS; s++) { next_w[s] = fetch_w(col0, s * SPAN, at, k); }
+    for (var s = 0u; s < COL_SLOTS; s++) { next_w[s] = fetch_w(col0, s * SPAN, at, next_k4); }
 }

@@ -75,7 +75,7 @@ fn sums_at(at: u32) -> vec4<f32> {
 @end
 
 fn stage(at: u32, k: u32, step: u32, k4_len: u32) {
-    for (var s = 0u; s < ROW_SLOTS; s++) { put_x((at + s * SPAN) * STEP_STRIDE + k, made_pack_x(s, step + k, next_x[s])); }
+    for (var s = 0u; s < ROW_SLOTS; s++) { put_x((at + s * SPAN) * STEP_STRIDE + k, made_pack_x(s, next_k4, next_x[s])); }
     if step + STEP4 <= k4_len {
         for (var s = 0u; s < COL_SLOTS; s++) { put_w((at + s * SPAN) * STEP_STRIDE + k, weight_pack(next_w[s])); }
         return;
