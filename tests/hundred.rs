@@ -5,7 +5,7 @@
 
 use std::process::Command;
 
-use mobilediffusion_model::{DeviceChoice, Flow, Options, Pipeline, Request, Source};
+use mobilediffusion_model::{DeviceChoice, Floats, Flow, Options, Pipeline, Request, Source};
 use mobilediffusion_tests::devices;
 
 /// Names the device of a child process: `cpu`, or an adapter.
@@ -37,7 +37,7 @@ fn a_hundred_pictures_leave_nothing_behind() {
 fn draw_a_hundred(device: &str) {
     let choice = if device == "cpu" { DeviceChoice::Cpu } else { DeviceChoice::Named(device.to_owned()) };
     let source = Source::bundled().expect("the checkpoint is in the repository");
-    let options = Options { device: choice, ..Options::default() };
+    let options = Options { device: choice, floats: Floats::F32, ..Options::default() };
     let mut pipeline = Pipeline::load(source, options).expect("the bundled model loads");
     let mut draw = |seed| {
         let request = Request { width: Some(32), height: Some(32), seed, ..Request::new("sun") };

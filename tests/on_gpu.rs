@@ -11,7 +11,7 @@ use mobilediffusion_kernels::kernel::elements;
 use mobilediffusion_kernels::tuning::Tuning;
 use mobilediffusion_kernels::variant::runnable;
 use mobilediffusion_kernels::{Activation, DType, Storage};
-use mobilediffusion_model::{DeviceChoice, Flow, Options, Pipeline, Request, Source, WeightType};
+use mobilediffusion_model::{DeviceChoice, Floats, Flow, Options, Pipeline, Request, Source, WeightType};
 use mobilediffusion_runtime::{AdapterKind, Gpu, RuntimeError, Select};
 use mobilediffusion_tests::gpu::{self, Test};
 use mobilediffusion_tests::made_up::{MadeUp, mini_denoise};
@@ -179,7 +179,8 @@ fn a_replay_makes_nothing(gpu: Arc<Gpu>) {
 fn draws_like_the_cpu(gpu: &Gpu, prompts: &[&str], weights: WeightType) {
     let load = |device, weights| {
         let source = Source::bundled().expect("the checkpoint comes with the sources");
-        Pipeline::load(source, Options { device, weights, ..Options::default() }).expect("it loads")
+        Pipeline::load(source, Options { device, floats: Floats::F32, weights, ..Options::default() })
+            .expect("it loads")
     };
     let mut expected = load(DeviceChoice::Cpu, WeightType::Floats);
     let mut found = load(DeviceChoice::Named(gpu.adapter().index.to_string()), weights);

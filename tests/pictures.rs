@@ -5,7 +5,7 @@ use mobilediffusion_model::config::{ModelConfig, VaeConfig};
 use mobilediffusion_model::networks::{Decoder, Shape, decode_graph, encode_graph};
 use mobilediffusion_model::weights::synthetic;
 use mobilediffusion_model::{
-    DeviceChoice, Flow, Init, Mask, ModelError, Options, Picture, Pipeline, Request, Source, WeightsFrom,
+    DeviceChoice, Floats, Flow, Init, Mask, ModelError, Options, Picture, Pipeline, Request, Source, WeightsFrom,
 };
 use mobilediffusion_tests::devices;
 use mobilediffusion_tests::program::{checkpoint, copy_all};
@@ -30,7 +30,8 @@ fn with_encoder() -> Source {
 }
 
 fn load(source: Source, device: &DeviceChoice) -> Pipeline {
-    Pipeline::load(source, Options { device: device.clone(), ..Options::default() }).expect("it loads")
+    Pipeline::load(source, Options { device: device.clone(), floats: Floats::F32, ..Options::default() })
+        .expect("it loads")
 }
 
 fn draw(pipeline: &mut Pipeline, request: &Request) -> Picture {

@@ -10,7 +10,7 @@ use std::future::Future;
 use std::sync::Arc;
 
 fn on(device: DeviceChoice) -> Options {
-    Options { device, ..Options::default() }
+    Options { device, floats: Floats::F32, ..Options::default() }
 }
 
 fn source() -> Source {

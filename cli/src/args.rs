@@ -105,9 +105,9 @@ pub(crate) struct Generate {
     /// `auto` (hardware GPU, else the CPU), `gpu`, `cpu`, or an adapter's index or part of its name
     #[arg(long, default_value = "auto", value_parser = device, help_heading = "Device and model")]
     pub(crate) device: DeviceChoice,
-    /// How a GPU stores floats; f16 takes half the memory
-    #[arg(long, value_enum, default_value_t, help_heading = "Device and model")]
-    pub(crate) dtype: Floats,
+    /// How a GPU stores floats; f16 takes half the memory [default: f16 on hardware that computes with it, else f32]
+    #[arg(long, value_enum, help_heading = "Device and model")]
+    pub(crate) dtype: Option<Floats>,
     /// How a GPU stores matrices of weights; int8 takes half the memory of f16 and loses a little
     #[arg(long, value_enum, default_value_t, help_heading = "Device and model")]
     pub(crate) weights_dtype: WeightsDtype,

@@ -19,7 +19,7 @@ pub(crate) fn run(args: &Generate) -> Result<(), Failure> {
     let request = request(args, own.image_size)?;
 
     let mut clock = Clock::start();
-    let (floats, weights) = (args.dtype.into(), args.weights_dtype.into());
+    let (floats, weights) = (args.dtype.map_or_else(Default::default, Into::into), args.weights_dtype.into());
     let options = Options { device: args.device.clone(), floats, weights, ..Options::default() };
     let mut pipeline = Pipeline::load(source, options)?;
     let settings = pipeline.settings(&request)?;
@@ -34,7 +34,9 @@ pub(crate) fn run(args: &Generate) -> Result<(), Failure> {
         note(&format!("warning: the prompt is too long, read up to {kept}, left out: {left_out}"));
     }
 
-    let facts = facts(args, (&own.name, &device), &settings);
+    let floats =
+        if pipeline.model().floats() == mobilediffusion_model::Floats::F16 { Floats::F16 } else { Floats::F32 };
+    let facts = facts(args, (&own.name, &device, floats.name()), &settings);
     let mut previews = Previews { args, facts: &facts, failure: None };
     let drawn = pipeline.generate(&request, &mut |progress| {
         clock.tick(progress);
@@ -158,7 +160,11 @@ fn described(settings: &Settings) -> String {
 }
 
 /// What goes into the files beside the pixels: all that a picture can be made again from, but its seed.
-fn facts(args: &Generate, (model, device): (&str, &str), settings: &Settings) -> Vec<(&'static str, String)> {
+fn facts(
+    args: &Generate,
+    (model, device, floats): (&str, &str, &str),
+    settings: &Settings,
+) -> Vec<(&'static str, String)> {
     let sampler = match settings.sampler {
         Sampler::Ddim => "DDIM",
         Sampler::OneStep => "one step",
@@ -178,10 +184,10 @@ fn facts(args: &Generate, (model, device): (&str, &str), settings: &Settings) ->
     facts.extend(args.strength.map(|strength| ("Strength", strength.to_string())));
     facts.extend(args.mask.as_ref().map(|path| ("Mask", name(path))));
     let weights = match args.weights_dtype {
-        WeightsDtype::Floats => args.dtype.name(),
+        WeightsDtype::Floats => floats,
         WeightsDtype::Int8 => args.weights_dtype.name(),
     };
-    let stored = [("Floats", args.dtype.name().to_owned()), ("Weights", weights.to_owned())];
+    let stored = [("Floats", floats.to_owned()), ("Weights", weights.to_owned())];
     facts.extend([("Device", device.to_owned())].into_iter().chain(stored));
     facts
 }

@@ -4,13 +4,15 @@
 
 mod sheet;
 
-use mobilediffusion_model::{DeviceChoice, Flow, ModelError, Options, Picture, Pipeline, Request, Source, WeightType};
+use mobilediffusion_model::{
+    DeviceChoice, Floats, Flow, ModelError, Options, Picture, Pipeline, Request, Source, WeightType,
+};
 use sheet::PROMPTS;
 use std::error::Error;
 use std::io::Write;
 
 fn draw(device: &DeviceChoice, weights: WeightType) -> Result<(Vec<Picture>, u64), ModelError> {
-    let options = Options { device: device.clone(), weights, ..Options::default() };
+    let options = Options { device: device.clone(), floats: Floats::F32, weights, ..Options::default() };
     let mut pipeline = Pipeline::load(Source::bundled()?, options)?;
     let mut pictures = Vec::new();
     for prompt in PROMPTS {

@@ -3,7 +3,7 @@
 use crate::error::ModelError;
 use mobilediffusion_graph::Device;
 use mobilediffusion_kernels::{Storage, WeightType};
-use mobilediffusion_runtime::{Gpu, Select};
+use mobilediffusion_runtime::{AdapterKind, Gpu, Select};
 use std::sync::Arc;
 
 /// Where a pipeline runs.
@@ -23,11 +23,25 @@ pub enum DeviceChoice {
 /// How a GPU stores weights and activations; sums are f32 either way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Floats {
-    /// 32 bits.
+    /// 16 bits on a hardware GPU that computes with them, which is where matrix units are; else 32.
     #[default]
+    Auto,
+    /// 32 bits.
     F32,
     /// 16 bits: half the memory. The CPU device computes in f32 only and refuses it.
     F16,
+}
+
+impl Floats {
+    /// How an adapter stores them, which computes with 16 bits or does not.
+    fn stored(self, adapter: AdapterKind, shader_f16: bool) -> Storage {
+        match (self, shader_f16) {
+            (Self::F16, true) => Storage::F16,
+            (Self::F16, false) => Storage::F16_PACKED,
+            (Self::Auto, true) if adapter != AdapterKind::Software => Storage::F16,
+            (Self::Auto | Self::F32, _) => Storage::F32,
+        }
+    }
 }
 
 /// What holds for everything a model draws.
@@ -48,7 +62,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { device: DeviceChoice::Auto, floats: Floats::F32, weights: WeightType::Floats, memory: None, plans: 10 }
+        Self { device: DeviceChoice::Auto, floats: Floats::Auto, weights: WeightType::Floats, memory: None, plans: 10 }
     }
 }
 
@@ -64,11 +78,7 @@ impl Options {
         match Gpu::open(&select).await.map(Gpu::with_user_cache) {
             Ok(gpu) => {
                 let why = if self.device == DeviceChoice::Auto { "the best GPU" } else { "as asked" };
-                let storage = match self.floats {
-                    Floats::F32 => Storage::F32,
-                    Floats::F16 if gpu.caps().shader_f16 => Storage::F16,
-                    Floats::F16 => Storage::F16_PACKED,
-                };
+                let storage = self.floats.stored(gpu.adapter().kind, gpu.caps().shader_f16);
                 let line = format!("{} ({why})", gpu.adapter());
                 Ok((Device::Gpu(Arc::new(gpu), storage.with_weights(self.weights)), line))
             }
@@ -97,5 +107,21 @@ impl Options {
             return refused("weights-dtype", "floats on the CPU device", "int8");
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn halves_are_for_hardware_that_computes_with_them() {
+        let (hardware, software) = (AdapterKind::Discrete, AdapterKind::Software);
+        assert_eq!(Floats::Auto.stored(hardware, true), Storage::F16);
+        assert_eq!(Floats::Auto.stored(hardware, false), Storage::F32);
+        assert_eq!(Floats::Auto.stored(software, true), Storage::F32);
+        assert_eq!(Floats::F32.stored(hardware, true), Storage::F32);
+        assert_eq!(Floats::F16.stored(software, true), Storage::F16);
+        assert_eq!(Floats::F16.stored(hardware, false), Storage::F16_PACKED);
     }
 }

@@ -1,6 +1,6 @@
 //! What pipelines share: an open device, and one set of weights on it.
 
-use super::options::Options;
+use super::options::{Floats, Options};
 use super::progress::Phase;
 use super::request::{Request, Settings, Truncated};
 use super::source::{Part, Source};
@@ -9,6 +9,7 @@ use crate::error::ModelError;
 use crate::schedule::Schedule;
 use crate::tokenizer::{Encoded, Tokenizer};
 use mobilediffusion_graph::{Device, Recording, Session, Weights};
+use mobilediffusion_kernels::FloatType;
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -90,6 +91,14 @@ impl Model {
     /// Which device is used and why, in one line.
     pub fn device_line(&self) -> String {
         self.opened().line.clone()
+    }
+
+    /// How the device stores floats: never [`Floats::Auto`].
+    pub fn floats(&self) -> Floats {
+        match self.device() {
+            Device::Gpu(_, storage) if storage.floats != FloatType::F32 => Floats::F16,
+            Device::Gpu(..) | Device::Cpu => Floats::F32,
+        }
     }
 
     /// The device.
