@@ -90,8 +90,15 @@ fn made_pack_x(slot: u32, k4: u32, fetched: Input) -> Pack {
 
 fn inner4() -> u32 { return KERNEL * KERNEL * params.ci4; }
 
-fn shifted(v: vec4<f32>, row: u32, col4: u32) -> vec4<f32> {
+fn fetch_shift(row: u32, col4: u32) -> Pack {
+    var v = Pack();
+    @if(SHIFT_IMAGE) v = shift[col4];
+    @if(SHIFT_IMAGES) v = shift[row / (params.oh * params.ow) * params.cols4 + col4];
+    return v;
+}
+
+fn shifted(v: vec4<f32>, fetched: Pack) -> vec4<f32> {
     var sum = v;
-    @if(HAS_SHIFT) sum += load4(shift[row / (params.oh * params.ow) * params.cols4 + col4]);
+    @if(HAS_SHIFT) sum += load4(fetched);
     return sum;
 }

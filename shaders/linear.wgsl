@@ -26,4 +26,6 @@ struct Params {
 
 fn inner4() -> u32 { return params.k4; }
 
-fn shifted(v: vec4<f32>, row: u32, col4: u32) -> vec4<f32> { return v; }
+fn fetch_shift(row: u32, col4: u32) -> Pack { return Pack(); }
+
+fn shifted(v: vec4<f32>, fetched: Pack) -> vec4<f32> { return v; }

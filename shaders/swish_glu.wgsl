@@ -39,15 +39,16 @@ fn fetch_w(col0: u32, first: u32, at: u32, k4: u32) -> WeightPack {
 
 fn fetch_scale(col0: u32, col: u32) -> WeightPack { return w[first_weight(col0, col)]; }
 
-// Bias of a column; `first` is that of the first one.
-fn bias_at(first: u32, col: u32) -> f32 {
-    let index = first + min(col, params.cols - 1u);
-    return load4(bias[index / 4u])[index % 4u];
-}
-
-// The same of four columns; the gates' biases need not begin at a vec4.
+// Four biases from `first`, of columns from `col`, or of the last that there are.
 fn bias4(first: u32, col: u32) -> vec4<f32> {
-    return vec4<f32>(bias_at(first, col), bias_at(first, col + 1u), bias_at(first, col + 2u), bias_at(first, col + 3u));
+    if params.cols % 4u == 0u { return load4(bias[(first + min(col, params.cols - 4u)) / 4u]); }
+    // The gates' biases do not begin at a vec4.
+    var v = vec4<f32>();
+    for (var lane = 0u; lane < 4u; lane++) {
+        let index = first + min(col + lane, params.cols - 1u);
+        v[lane] = load4(bias[index / 4u])[index % 4u];
+    }
+    return v;
 }
 
 @compute @workgroup_size(THREADS)

@@ -163,6 +163,8 @@ impl Kernel for Conv2d {
             ("UPSAMPLE", switch(self.upsample)),
             ("HAS_BIAS", self.bias.into()),
             ("HAS_SHIFT", self.shift.into()),
+            ("SHIFT_IMAGE", (self.shift && self.n == 1).into()),
+            ("SHIFT_IMAGES", (self.shift && self.n > 1).into()),
             ("HAS_RESIDUAL", self.residual.into()),
             ("IN_PLACE", 0),
             ("HAS_MOMENTS", self.moments.into()),

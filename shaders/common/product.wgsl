@@ -3,7 +3,8 @@
 // vec4s of a row of `y`); it defines
 //   prepare_row, fetch_k, fetch_x, made_x and made_pack_x                   // as in common/gemm.wgsl
 //   fn inner4() -> u32                                                      // the vec4s of k
-//   fn shifted(v: vec4<f32>, row: u32, col4: u32) -> vec4<f32>              // adds what depends on the row's image
+//   fn fetch_shift(row: u32, col4: u32) -> Pack                             // what depends on the row's image
+//   fn shifted(v: vec4<f32>, fetched: Pack) -> vec4<f32>                    // adds it, if there is any
 #import grid
 @if(PLAIN) #import gemm
 @if(MATRIX) #import gemm_matrix
@@ -45,12 +46,16 @@ fn main(
         // All loads before any of them is used.
         @if(HAS_BIAS) let b = bias[own4];
         var added = array<Pack, ROWS_EACH>();
-        for (var i = 0u; i < ROWS_EACH; i++) { added[i] = added_at(min(row + i, last) * params.cols4 + own4); }
+        var shifts = array<Pack, ROWS_EACH>();
+        for (var i = 0u; i < ROWS_EACH; i++) {
+            added[i] = added_at(min(row + i, last) * params.cols4 + own4);
+            shifts[i] = fetch_shift(min(row + i, last), own4);
+        }
         @if(HAS_MOMENTS) var written = array<vec4<f32>, ROWS_EACH>();
         for (var i = 0u; i < ROWS_EACH; i++) {
             var v = sums[i * QUADS_EACH + j];
             @if(HAS_BIAS) v += load4(b);
-            v = activate(ACTIVATION, shifted(v, min(row + i, last), own4));
+            v = activate(ACTIVATION, shifted(v, shifts[i]));
             @if(HAS_RESIDUAL) v += load4(added[i]);
             @if(IN_PLACE) v += load4(added[i]);
             v = without_padding(v, col4, params.cols);
