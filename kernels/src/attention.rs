@@ -150,6 +150,7 @@ impl Kernel for Attention {
             ("SOFTMAX", (self.phi == Phi::Softmax).into()),
             ("CAUSAL", self.causal.into()),
             ("SEPARATE", (!self.shared).into()),
+            ("SHARED", self.shared.into()),
         ]);
         let queries = tile.map_or(tiling.queries, |tile| tile.queries());
         Program {
