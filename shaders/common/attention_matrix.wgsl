@@ -1,9 +1,13 @@
 // Attention by matrix units: what the module that imports this does without them, see kernels/src/attention/matrix.rs.
 //
-// Each subgroup has EDGE queries and holds their sums in MATRICES matrices, side by side; two matrices of scores, of
-// 2 * EDGE keys, go through workgroup memory to become weights in f16. Matrices cannot be scaled row by row, so softmax
-// first looks for the highest score of every query, in a walk over the keys of its own, and no sum is ever brought to
-// another one. Pointers are to scalars, which every API takes.
+// Each subgroup has EDGE queries, which it holds in as many matrices as a head has, and so their sums; two matrices of
+// scores, of 2 * EDGE keys, go through workgroup memory to become weights in f16. Matrices cannot be scaled row by row, so
+// softmax first looks for the highest score of every query, in a walk over the keys of its own, and no sum is ever brought
+// to another one.
+//
+// Keys and values of the next tile are on their way while one is computed with: all loads of a step are issued at once,
+// from the nearest place where they would be outside, and what lies outside becomes zero as it is staged. There is room for
+// two tiles, keys and their values or, where they are the same, one tile and the next: so two barriers a tile are enough.
 #import matrix_unit
 
 const THREADS = QUERIES / EDGE * SUBGROUP;
@@ -11,85 +15,223 @@ const THREADS = QUERIES / EDGE * SUBGROUP;
 const LANES = SUBGROUP / EDGE;
 const KEYS = 2u * EDGE;
 const DEPTH4 = MATRICES * EDGE / 4u;
-// Rows with a gap behind them, so that neighbouring ones begin in different banks.
-const HEAD_ROW = MATRICES * EDGE + 8u;
-const SCORE_ROW = KEYS + 4u;
-const WEIGHT_ROW = KEYS + 8u;
+// vec4s of scores of a lane.
+const SCORES4 = KEYS / 4u / LANES;
+// vec4s from one row to the next: a gap puts neighbours into different banks.
+const HEAD_ROW = DEPTH4 + 2u;
+const SCORE_ROW = KEYS / 4u + 1u;
+const WEIGHT_ROW = KEYS / 4u + 2u;
 const LOWEST = -3e38;
+// vec4s of the queries and of a tile that one invocation stages.
+const QUERY_SLOTS = (QUERIES * DEPTH4 + THREADS - 1u) / THREADS;
+const KEY_SLOTS = (KEYS * DEPTH4 + THREADS - 1u) / THREADS;
 
-var<workgroup> q_tile: array<f16, QUERIES * HEAD_ROW>; // [QUERIES, DEPTH4 vec4s]
-var<workgroup> tile: array<f16, KEYS * HEAD_ROW>; // [KEYS, DEPTH4 vec4s], keys, then their values
-var<workgroup> scores: array<f32, QUERIES * SCORE_ROW>; // [QUERIES, KEYS], at the end sums
-var<workgroup> weights: array<f16, QUERIES * WEIGHT_ROW>; // [QUERIES, KEYS]
+// The queries, then two tiles of keys or of their values, DEPTH4 vec4s a row; scores, at the end sums; weights. As in
+// common/gemm_matrix.wgsl, Vulkan's loads take pointers to vec4s and count in those, and Metal's want scalars.
+@if(WIDE)
+const CELLS = 1u;
+var<workgroup> tile: array<Pack, QUERIES * HEAD_ROW>;
+var<workgroup> scores: array<vec4<f32>, QUERIES * SCORE_ROW>;
+var<workgroup> weights: array<Pack, QUERIES * WEIGHT_ROW>;
+
+fn put_tile(at: u32, v: Pack) { tile[at] = v; }
+fn put_weights(at: u32, v: Pack) { weights[at] = v; }
+fn scores_at(at: u32) -> vec4<f32> { return scores[at]; }
+@end
+@if(NARROW)
+const CELLS = 4u;
+var<workgroup> tile: array<f16, 4u * QUERIES * HEAD_ROW>;
+var<workgroup> scores: array<f32, 4u * QUERIES * SCORE_ROW>;
+var<workgroup> weights: array<f16, 4u * QUERIES * WEIGHT_ROW>;
+
+fn put_tile(at: u32, v: Pack) {
+    tile[4u * at] = v.x;
+    tile[4u * at + 1u] = v.y;
+    tile[4u * at + 2u] = v.z;
+    tile[4u * at + 3u] = v.w;
+}
+
+fn put_weights(at: u32, v: Pack) {
+    weights[4u * at] = v.x;
+    weights[4u * at + 1u] = v.y;
+    weights[4u * at + 2u] = v.z;
+    weights[4u * at + 3u] = v.w;
+}
+
+fn scores_at(at: u32) -> vec4<f32> {
+    return vec4<f32>(scores[4u * at], scores[4u * at + 1u], scores[4u * at + 2u], scores[4u * at + 3u]);
+}
+@end
 var<workgroup> shares: array<f32, THREADS>; // what the lanes of a query found
 
-/// Loads the queries; zero beyond the last, and beyond the head.
-fn load_queries(query0: u32, image: u32, head0: u32, row_len: u32, thread: u32) {
-    for (var i = thread; i < QUERIES * DEPTH4; i += THREADS) {
-        let d4 = i % DEPTH4;
-        let query = query0 + i / DEPTH4;
-        var value = Pack();
-        if query < params.queries && d4 < HEAD4 { value = q[(image * params.queries + query) * row_len + head0 + d4]; }
-        let at = i / DEPTH4 * HEAD_ROW + 4u * d4;
-        q_tile[at] = value.x;
-        q_tile[at + 1u] = value.y;
-        q_tile[at + 2u] = value.z;
-        q_tile[at + 3u] = value.w;
-    }
+var<private> next_keys: array<Pack, KEY_SLOTS>;
+@if(SEPARATE) var<private> next_values: array<Pack, KEY_SLOTS>;
+
+// Where vec4 `i` of some rows of DEPTH4 vec4s lies, counted from the first of `rows` rows of the head.
+fn place(i: u32, row0: u32, rows: u32, row_len: u32) -> u32 {
+    return min(row0 + i / DEPTH4, rows - 1u) * row_len + min(i % DEPTH4, HEAD4 - 1u);
 }
 
-/// Loads a tile of keys or of their values; zero beyond the last, and beyond the head.
-fn load_tile(values: bool, key0: u32, image: u32, head0: u32, row_len: u32, thread: u32) {
-    for (var i = thread; i < KEYS * DEPTH4; i += THREADS) {
-        let d4 = i % DEPTH4;
-        let key = key0 + i / DEPTH4;
-        var value = Pack();
-        if key < params.keys && d4 < HEAD4 {
-            let place = (image * params.keys + key) * row_len + head0 + d4;
-            if !values { value = k[place]; }
-            @if(SEPARATE) if values { value = v[place]; }
+// Stages vec4 `i` of those rows: zero beyond the last, and beyond the head.
+fn stage(i: u32, row0: u32, rows: u32, at: u32, v: Pack) {
+    let inside = (row0 + i / DEPTH4 < rows) & ((HEAD4 == DEPTH4) | (i % DEPTH4 < HEAD4));
+    put_tile((at + i / DEPTH4) * HEAD_ROW + i % DEPTH4, pack_if(inside, v));
+}
+
+// The same for slot `s` of a tile, whose last may be one too many.
+fn stage_slot(s: u32, key0: u32, at: u32, v: Pack, thread: u32) {
+    let i = thread + s * THREADS;
+    if KEY_SLOTS * THREADS == KEYS * DEPTH4 || i < KEYS * DEPTH4 { stage(i, key0, params.keys, at, v); }
+}
+
+fn stage_queries(first: u32, query0: u32, row_len: u32, thread: u32) {
+    var values = array<Pack, QUERY_SLOTS>();
+    for (var s = 0u; s < QUERY_SLOTS; s++) {
+        values[s] = q[first + place(thread + s * THREADS, query0, params.queries, row_len)];
+    }
+    for (var s = 0u; s < QUERY_SLOTS; s++) {
+        let i = thread + s * THREADS;
+        if QUERY_SLOTS * THREADS == QUERIES * DEPTH4 || i < QUERIES * DEPTH4 {
+            stage(i, query0, params.queries, 0u, values[s]);
         }
-        let at = i / DEPTH4 * HEAD_ROW + 4u * d4;
-        tile[at] = value.x;
-        tile[at + 1u] = value.y;
-        tile[at + 2u] = value.z;
-        tile[at + 3u] = value.w;
     }
 }
 
-/// Writes the products of a subgroup's queries, from `row`, and of the tile's keys.
-fn write_scores(row: u32) {
-    var left = Sum();
-    var right = Sum();
-    for (var d = 0u; d < MATRICES * EDGE; d += EDGE) {
-        let rows = coopLoadT<Left>(&q_tile[row * HEAD_ROW + d], HEAD_ROW);
-        let keys = coopLoad<Right>(&tile[d], HEAD_ROW);
-        left = coopMultiplyAdd(rows, keys, left);
-        let more = coopLoad<Right>(&tile[EDGE * HEAD_ROW + d], HEAD_ROW);
-        right = coopMultiplyAdd(rows, more, right);
+fn fetch_keys(first: u32, key0: u32, row_len: u32, thread: u32) {
+    for (var s = 0u; s < KEY_SLOTS; s++) {
+        next_keys[s] = k[first + place(thread + s * THREADS, key0, params.keys, row_len)];
     }
-    coopStoreT(left, &scores[row * SCORE_ROW], SCORE_ROW);
-    coopStoreT(right, &scores[row * SCORE_ROW + EDGE], SCORE_ROW);
 }
 
-/// Adds the products of a subgroup's weights, from `row`, and of the values of matrix `d` of the head.
-fn add_values(sums: Sum, row: u32, d: u32) -> Sum {
-    let weights0 = coopLoadT<Left>(&weights[row * WEIGHT_ROW], WEIGHT_ROW);
-    let values0 = coopLoadT<Right>(&tile[d * EDGE], HEAD_ROW);
-    let first = coopMultiplyAdd(weights0, values0, sums);
-    let weights1 = coopLoadT<Left>(&weights[row * WEIGHT_ROW + EDGE], WEIGHT_ROW);
-    let values1 = coopLoadT<Right>(&tile[EDGE * HEAD_ROW + d * EDGE], HEAD_ROW);
-    return coopMultiplyAdd(weights1, values1, first);
+// `at` is the row of the tile where they begin.
+fn stage_keys(key0: u32, at: u32, thread: u32) {
+    for (var s = 0u; s < KEY_SLOTS; s++) { stage_slot(s, key0, at, next_keys[s], thread); }
 }
 
-/// Writes matrix `d` of the sums of a subgroup's queries, from `row`; `at` is where this invocation's query begins in y.
-fn write_sums(sums: Sum, row: u32, d: u32, norm: f32, at: u32, inside: bool, thread: u32) {
-    coopStoreT(sums, &scores[row * SCORE_ROW], SCORE_ROW);
+@if(SEPARATE)
+fn fetch_values(first: u32, key0: u32, row_len: u32, thread: u32) {
+    for (var s = 0u; s < KEY_SLOTS; s++) {
+        next_values[s] = v[first + place(thread + s * THREADS, key0, params.keys, row_len)];
+    }
+}
+
+fn stage_values(key0: u32, at: u32, thread: u32) {
+    for (var s = 0u; s < KEY_SLOTS; s++) { stage_slot(s, key0, at, next_values[s], thread); }
+}
+@end
+
+fn store_scores(left: Sum, right: Sum, row: u32) {
+    coopStoreT(left, &scores[CELLS * row * SCORE_ROW], CELLS * SCORE_ROW);
+    coopStoreT(right, &scores[CELLS * (row * SCORE_ROW + EDGE / 4u)], CELLS * SCORE_ROW);
+}
+
+fn query_matrix(row: u32, d: u32) -> Left {
+    return coopLoadT<Left>(&tile[CELLS * (row * HEAD_ROW + d * (EDGE / 4u))], CELLS * HEAD_ROW);
+}
+
+// Adds the products of a matrix of queries and of EDGE keys, from row `at` of the tile.
+fn add_scores(sums: Sum, queries: Left, at: u32, d: u32) -> Sum {
+    // Rows of keys are columns of the right factor.
+    let keys = coopLoad<Right>(&tile[CELLS * (at * HEAD_ROW + d * (EDGE / 4u))], CELLS * HEAD_ROW);
+    return coopMultiplyAdd(queries, keys, sums);
+}
+
+// Writes the scores of a subgroup's queries, from `row`, and of the keys from row `at` of the tile.
+fn write_scores(
+    q0: Left, q1: Left, q2: Left, q3: Left, q4: Left, q5: Left, q6: Left, q7: Left, row: u32, at: u32,
+) {
+    var left = add_scores(Sum(), q0, at, 0u);
+    var right = add_scores(Sum(), q0, at + EDGE, 0u);
+    if MATRICES > 1u {
+        left = add_scores(left, q1, at, 1u);
+        right = add_scores(right, q1, at + EDGE, 1u);
+    }
+    if MATRICES > 2u {
+        left = add_scores(left, q2, at, 2u);
+        right = add_scores(right, q2, at + EDGE, 2u);
+    }
+    if MATRICES > 3u {
+        left = add_scores(left, q3, at, 3u);
+        right = add_scores(right, q3, at + EDGE, 3u);
+    }
+    if MATRICES > 4u {
+        left = add_scores(left, q4, at, 4u);
+        right = add_scores(right, q4, at + EDGE, 4u);
+    }
+    if MATRICES > 5u {
+        left = add_scores(left, q5, at, 5u);
+        right = add_scores(right, q5, at + EDGE, 5u);
+    }
+    if MATRICES > 6u {
+        left = add_scores(left, q6, at, 6u);
+        right = add_scores(right, q6, at + EDGE, 6u);
+    }
+    if MATRICES > 7u {
+        left = add_scores(left, q7, at, 7u);
+        right = add_scores(right, q7, at + EDGE, 7u);
+    }
+    store_scores(left, right, row);
+}
+
+// This invocation's scores.
+fn own_scores(scale: f32, thread: u32) -> array<vec4<f32>, SCORES4> {
+    var found = array<vec4<f32>, SCORES4>();
+    for (var j = 0u; j < SCORES4; j++) {
+        found[j] = scores_at(thread / LANES * SCORE_ROW + j * LANES + thread % LANES) * scale;
+    }
+    return found;
+}
+
+// Which of the keys of vec4 `j` of them its query sees.
+fn are_seen(j: u32, key0: u32, seen: u32, thread: u32) -> vec4<bool> {
+    return key0 + 4u * (j * LANES + thread % LANES) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(seen);
+}
+
+@if(SOFTMAX)
+// The highest of this invocation's scores.
+fn highest_score(key0: u32, seen: u32, scale: f32, thread: u32) -> f32 {
+    var found = own_scores(scale, thread);
+    var highest = vec4<f32>(LOWEST);
+    for (var j = 0u; j < SCORES4; j++) {
+        highest = max(highest, select(vec4<f32>(LOWEST), found[j], are_seen(j, key0, seen, thread)));
+    }
+    return max(max(highest.x, highest.y), max(highest.z, highest.w));
+}
+@end
+
+// Makes weights of this invocation's scores. Their sums are those of the weights that are used.
+fn write_weights(key0: u32, seen: u32, scale: f32, highest: f32, thread: u32) -> vec4<f32> {
+    var found = own_scores(scale, thread);
+    var sums = vec4<f32>();
+    for (var j = 0u; j < SCORES4; j++) {
+        @if(SOFTMAX) let weight = exp(max(found[j] - highest, vec4<f32>(-88.0)));
+        @if(RELU) let weight = clamp(found[j], vec4<f32>(), vec4<f32>(65504.0));
+        let rounded = Pack(select(vec4<f32>(), weight, are_seen(j, key0, seen, thread)));
+        sums += vec4<f32>(rounded);
+        put_weights(thread / LANES * WEIGHT_ROW + j * LANES + thread % LANES, rounded);
+    }
+    return sums;
+}
+
+fn weight_matrix(row: u32, half: u32) -> Left {
+    return coopLoadT<Left>(&weights[CELLS * (row * WEIGHT_ROW + half * (EDGE / 4u))], CELLS * WEIGHT_ROW);
+}
+
+// Adds the products of a matrix of weights and of matrix `d` of the values from row `at` of the tile.
+fn add_values(sums: Sum, left: Left, at: u32, d: u32) -> Sum {
+    let values = coopLoadT<Right>(&tile[CELLS * (at * HEAD_ROW + d * (EDGE / 4u))], CELLS * HEAD_ROW);
+    return coopMultiplyAdd(left, values, sums);
+}
+
+// Writes two matrices of the sums of a subgroup's queries, from `row`, the left one being matrix `d` of the head; `first`
+// is where this invocation's query begins in y.
+fn write_sums(left: Sum, right: Sum, row: u32, d: u32, norm: f32, first: u32, inside: bool, thread: u32) {
+    store_scores(left, right, row);
     workgroupBarrier();
-    for (var i = thread % LANES; i < EDGE / 4u; i += LANES) {
-        let first = thread / LANES * SCORE_ROW + 4u * i;
-        let value = vec4<f32>(scores[first], scores[first + 1u], scores[first + 2u], scores[first + 3u]);
-        if inside && d * EDGE / 4u + i < HEAD4 { y[at + d * EDGE / 4u + i] = store4(value * norm); }
+    for (var j = 0u; j < SCORES4; j++) {
+        let quad = j * LANES + thread % LANES;
+        let value = scores_at(thread / LANES * SCORE_ROW + quad) * norm;
+        if inside & (d * (EDGE / 4u) + quad < HEAD4) { y[first + d * (EDGE / 4u) + quad] = store4(value); }
     }
     workgroupBarrier();
 }
@@ -97,36 +239,56 @@ fn write_sums(sums: Sum, row: u32, d: u32, norm: f32, at: u32, inside: bool, thr
 @compute @workgroup_size(THREADS)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let row_len = params.heads * HEAD4;
-    let head0 = group.y * HEAD4;
     let query0 = group.x * QUERIES;
     let query = query0 + thread / LANES;
-    let own = thread / LANES * SCORE_ROW;
     let row = thread / SUBGROUP * EDGE;
+    // Where the head begins among the keys and the queries of its image.
+    let of_keys = group.z * params.keys * row_len + group.y * HEAD4;
+    let of_queries = group.z * params.queries * row_len + group.y * HEAD4;
     // Keys this query sees, and keys any query of the workgroup sees.
     let seen = select(params.keys, min(params.keys, query + 1u), CAUSAL == 1u);
     let seen_by_group = select(params.keys, min(params.keys, query0 + QUERIES), CAUSAL == 1u);
     // f16 holds weights of relu better before they are divided by the number of keys.
     let divisor = select(f32(params.keys), 1.0, SOFTMAX == 1u);
     let scale = params.scale * divisor;
-    load_queries(query0, group.z, head0, row_len, thread);
+
+    fetch_keys(of_keys, 0u, row_len, thread);
+    stage_queries(of_queries, query0, row_len, thread);
+    workgroupBarrier();
+    var q0 = query_matrix(row, 0u);
+    var q1 = Left();
+    var q2 = Left();
+    var q3 = Left();
+    var q4 = Left();
+    var q5 = Left();
+    var q6 = Left();
+    var q7 = Left();
+    if MATRICES > 1u { q1 = query_matrix(row, 1u); }
+    if MATRICES > 2u { q2 = query_matrix(row, 2u); }
+    if MATRICES > 3u { q3 = query_matrix(row, 3u); }
+    if MATRICES > 4u { q4 = query_matrix(row, 4u); }
+    if MATRICES > 5u { q5 = query_matrix(row, 5u); }
+    if MATRICES > 6u { q6 = query_matrix(row, 6u); }
+    if MATRICES > 7u { q7 = query_matrix(row, 7u); }
+    workgroupBarrier();
 
     var highest = LOWEST;
     @if(SOFTMAX)
     for (var key0 = 0u; key0 < seen_by_group; key0 += KEYS) {
-        load_tile(false, key0, group.z, head0, row_len, thread);
+        stage_keys(key0, 0u, thread);
         workgroupBarrier();
-        write_scores(row);
+        fetch_keys(of_keys, key0 + KEYS, row_len, thread);
+        write_scores(q0, q1, q2, q3, q4, q5, q6, q7, row, 0u);
         workgroupBarrier();
-        for (var key = thread % LANES; key < KEYS; key += LANES) {
-            if key0 + key < seen { highest = max(highest, scores[own + key] * scale); }
-        }
+        highest = max(highest, highest_score(key0, seen, scale, thread));
     }
+    fetch_keys(of_keys, 0u, row_len, thread);
     shares[thread] = highest;
     workgroupBarrier();
     for (var lane = 0u; lane < LANES; lane++) { highest = max(highest, shares[thread / LANES * LANES + lane]); }
     @end
 
-    var sum = 0.0;
+    var sums = vec4<f32>();
     var o0 = Sum();
     var o1 = Sum();
     var o2 = Sum();
@@ -135,52 +297,49 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     var o5 = Sum();
     var o6 = Sum();
     var o7 = Sum();
+    var keys_at = 0u;
+    stage_keys(0u, keys_at, thread);
+    workgroupBarrier();
+    @if(SEPARATE) fetch_values(of_keys, 0u, row_len, thread);
+    fetch_keys(of_keys, KEYS, row_len, thread);
     for (var key0 = 0u; key0 < seen_by_group; key0 += KEYS) {
-        load_tile(false, key0, group.z, head0, row_len, thread);
+        write_scores(q0, q1, q2, q3, q4, q5, q6, q7, row, keys_at);
         workgroupBarrier();
-        write_scores(row);
+        sums += write_weights(key0, seen, scale, highest, thread);
+        @if(SEPARATE) let values_at = KEYS;
+        @if(SEPARATE) stage_values(key0, values_at, thread);
+        @if(SHARED) let values_at = keys_at;
+        @if(SHARED) keys_at = KEYS - keys_at;
+        stage_keys(key0 + KEYS, keys_at, thread);
         workgroupBarrier();
-        for (var key = thread % LANES; key < KEYS; key += LANES) {
-            var weight = 0.0;
-            if key0 + key < seen {
-                let score = scores[own + key] * scale;
-                @if(SOFTMAX) weight = exp(max(score - highest, -88.0));
-                @if(RELU) weight = clamp(score, 0.0, 65504.0);
-            }
-            let rounded = f16(weight);
-            // The weights that are summed are those that are used.
-            sum += f32(rounded);
-            weights[thread / LANES * WEIGHT_ROW + key] = rounded;
+        @if(SEPARATE) fetch_values(of_keys, key0 + KEYS, row_len, thread);
+        fetch_keys(of_keys, key0 + 2u * KEYS, row_len, thread);
+        for (var half = 0u; half < 2u; half++) {
+            let left = weight_matrix(row, half);
+            let at = values_at + half * EDGE;
+            o0 = add_values(o0, left, at, 0u);
+            if MATRICES > 1u { o1 = add_values(o1, left, at, 1u); }
+            if MATRICES > 2u { o2 = add_values(o2, left, at, 2u); }
+            if MATRICES > 3u { o3 = add_values(o3, left, at, 3u); }
+            if MATRICES > 4u { o4 = add_values(o4, left, at, 4u); }
+            if MATRICES > 5u { o5 = add_values(o5, left, at, 5u); }
+            if MATRICES > 6u { o6 = add_values(o6, left, at, 6u); }
+            if MATRICES > 7u { o7 = add_values(o7, left, at, 7u); }
         }
-        @if(SEPARATE) load_tile(true, key0, group.z, head0, row_len, thread);
-        workgroupBarrier();
-        o0 = add_values(o0, row, 0u);
-        if MATRICES > 1u { o1 = add_values(o1, row, 1u); }
-        if MATRICES > 2u { o2 = add_values(o2, row, 2u); }
-        if MATRICES > 3u { o3 = add_values(o3, row, 3u); }
-        if MATRICES > 4u { o4 = add_values(o4, row, 4u); }
-        if MATRICES > 5u { o5 = add_values(o5, row, 5u); }
-        if MATRICES > 6u { o6 = add_values(o6, row, 6u); }
-        if MATRICES > 7u { o7 = add_values(o7, row, 7u); }
-        workgroupBarrier();
     }
 
     var norm = 1.0 / divisor;
     @if(SOFTMAX)
-    shares[thread] = sum;
+    shares[thread] = sums.x + sums.y + sums.z + sums.w;
     workgroupBarrier();
     var total = 0.0;
     for (var lane = 0u; lane < LANES; lane++) { total += shares[thread / LANES * LANES + lane]; }
     norm = 1.0 / max(total, 1e-30);
     @end
     let inside = query < params.queries;
-    let at = (group.z * params.queries + query) * row_len + head0;
-    write_sums(o0, row, 0u, norm, at, inside, thread);
-    if MATRICES > 1u { write_sums(o1, row, 1u, norm, at, inside, thread); }
-    if MATRICES > 2u { write_sums(o2, row, 2u, norm, at, inside, thread); }
-    if MATRICES > 3u { write_sums(o3, row, 3u, norm, at, inside, thread); }
-    if MATRICES > 4u { write_sums(o4, row, 4u, norm, at, inside, thread); }
-    if MATRICES > 5u { write_sums(o5, row, 5u, norm, at, inside, thread); }
-    if MATRICES > 6u { write_sums(o6, row, 6u, norm, at, inside, thread); }
-    if MATRICES > 7u { write_sums(o7, row, 7u, norm, at, inside, thread); }
+    let first = of_queries + query * row_len;
+    write_sums(o0, o1, row, 0u, norm, first, inside, thread);
+    if MATRICES > 2u { write_sums(o2, o3, row, 2u, norm, first, inside, thread); }
+    if MATRICES > 4u { write_sums(o4, o5, row, 4u, norm, first, inside, thread); }
+    if MATRICES > 6u { write_sums(o6, o7, row, 6u, norm, first, inside, thread); }
 }

@@ -14,15 +14,19 @@ const SUBGROUPS: usize = 4;
 pub(super) struct Tile {
     name: &'static str,
     unit: MatrixUnit,
+    /// Whether matrices are loaded through pointers to vec4s, which Vulkan has and Metal has not.
+    wide: bool,
     /// Multiplications in a given time, beside those of the form without matrices. No measurement.
     rate: f64,
 }
 
-/// Of NVIDIA's matrices, of Apple's, and of Mesa's driver, whose subgroups have the width of a CPU's vectors.
+/// Of NVIDIA's matrices, of Apple's, and of Mesa's driver, whose subgroups have the width of a CPU's vectors: by both kinds
+/// of pointers, for nothing else runs the scalar ones without an Apple device.
 const TILES: &[Tile] = &[
-    Tile { name: "m16", unit: MatrixUnit { edge: 16, subgroup: 32 }, rate: 4.0 },
-    Tile { name: "m8", unit: MatrixUnit { edge: 8, subgroup: 32 }, rate: 1.5 },
-    Tile { name: "m8/8", unit: MatrixUnit { edge: 8, subgroup: 8 }, rate: 0.8 },
+    Tile { name: "m16", unit: MatrixUnit { edge: 16, subgroup: 32 }, wide: true, rate: 4.0 },
+    Tile { name: "m8", unit: MatrixUnit { edge: 8, subgroup: 32 }, wide: false, rate: 1.5 },
+    Tile { name: "m8/8", unit: MatrixUnit { edge: 8, subgroup: 8 }, wide: true, rate: 0.8 },
+    Tile { name: "m8/8 narrow", unit: MatrixUnit { edge: 8, subgroup: 8 }, wide: false, rate: 0.7 },
 ];
 
 impl Tile {
@@ -45,11 +49,11 @@ impl Tile {
         head_dim.div_ceil(self.edge())
     }
 
-    /// Bytes of queries, of a tile of keys, of scores and of weights, each row with a gap behind it, and of what the lanes
-    /// of a query share.
+    /// Bytes of the queries, then of two tiles of half as many keys, of scores and of weights, each row with a gap behind
+    /// it, and of what the lanes of a query share.
     fn bytes(&self, head_dim: usize) -> usize {
         let (queries, keys) = (self.queries(), 2 * self.edge());
-        let heads = 2 * (queries + keys) * (self.matrices(head_dim) * self.edge() + 8);
+        let heads = 2 * queries * (self.matrices(head_dim) * self.edge() + 8);
         heads + 4 * queries * (keys + 4) + 2 * queries * (keys + 8) + 4 * SUBGROUPS * self.unit.subgroup as usize
     }
 
@@ -63,6 +67,8 @@ impl Tile {
             ("EDGE_8", (self.unit.edge == 8).into()),
             ("EDGE_16", (self.unit.edge == 16).into()),
             ("SUBGROUP", self.unit.subgroup),
+            ("WIDE", self.wide.into()),
+            ("NARROW", (!self.wide).into()),
             ("MATRICES", size(self.matrices(attention.head_dim))),
             ("QUERIES", size(self.queries())),
             ("HEAD4", size(attention.head_dim.div_ceil(4))),
