@@ -1,6 +1,8 @@
 // y = conv(x, w) + bias + shift, every channel on its own: see kernels/src/depthwise_conv2d.rs.
 //
-// A workgroup takes 64 channels of 64 positions, an invocation four of each.
+// A workgroup takes 64 channels of 64 positions, an invocation four of each, RUN positions of one line at a time. What lies
+// under a run is loaded at once and without a branch, from the nearest place where it would be outside: a compiler then
+// issues every load before it waits for the first.
 #import grid
 #import source
 #import tile_moments
@@ -26,23 +28,31 @@ struct Params {
 @group(0) @binding(6) var<storage, read_write> y: array<Pack>; // [n, oh, ow, c]
 @if(HAS_MOMENTS) @group(0) @binding(7) var<storage, read_write> moments: array<vec4<f32>>; // [tiles, 2, c]
 
-fn convolved(pixel: u32, c4: u32) -> vec4<f32> {
-    let line = pixel / params.ow;
-    let image = line / params.oh;
-    let top = line % params.oh * params.stride;
-    let left = pixel % params.ow * params.stride;
-    var v = vec4<f32>();
-    for (var ky = 0u; ky < 3u; ky++) {
-        // The line above the first wraps to a number beyond the last, and so does the column left of the first.
-        if top + ky - 1u >= params.h { continue; }
-        for (var kx = 0u; kx < 3u; kx++) {
-            if left + kx - 1u >= params.w { continue; }
-            let source = (image * params.h + top + ky - 1u) * params.w + left + kx - 1u;
-            v += load_source(source, c4, params.c4) * load4(w[(ky * 3u + kx) * params.c4 + c4]);
-        }
+// Columns under a run of positions, which has a stride of one where it is longer than one.
+const COLS = RUN + 2u;
+
+var<private> taps: array<Input, 3u * COLS>;
+var<private> weights: array<Pack, 9>;
+
+// The row of the input under tap `t` of a run from `top` and `left`, which count the border of zeros.
+fn row_under(image: u32, top: u32, left: u32, t: u32) -> u32 {
+    // The line above the first wraps to a number beyond the last, and so does the column left of the first.
+    let line = image * params.h + min(top + t / COLS - 1u, params.h - 1u);
+    return line * params.w + min(left + t % COLS - 1u, params.w - 1u);
+}
+
+fn fetch_taps(image: u32, top: u32, left: u32, c4: u32, second: bool) {
+    for (var t = 0u; t < 3u * COLS; t++) {
+        taps[t] = fetch_source(row_under(image, top, left, t), c4, params.c4, second);
     }
-    @if(HAS_BIAS) v += load4(bias[c4]);
-    @if(HAS_SHIFT) v += load4(shift[image * params.c4 + c4]);
+}
+
+fn convolved(top: u32, left: u32, i: u32) -> vec4<f32> {
+    var v = vec4<f32>();
+    for (var t = 0u; t < 9u; t++) {
+        let inside = (top + t / 3u - 1u < params.h) & (left + i + t % 3u - 1u < params.w);
+        v += select(vec4<f32>(), input4(taps[t / 3u * COLS + i + t % 3u]), inside) * load4(weights[t]);
+    }
     return v;
 }
 
@@ -57,14 +67,29 @@ fn main(
     if tile * 64u >= pixels { return; }
     let count = min(64u, pixels - tile * 64u);
     let c4 = group.x * 16u + thread % 16u;
+    let own4 = min(c4, params.c4 - 1u);
+    for (var t = 0u; t < 9u; t++) { weights[t] = w[t * params.c4 + own4]; }
+    @if(HAS_BIAS) let own_bias = bias[own4];
     @if(HAS_MOMENTS) var written = array<vec4<f32>, 4>();
-    for (var i = 0u; i < 4u; i++) {
-        let at = 4u * (thread / 16u) + i;
-        if at >= count || c4 >= params.c4 { continue; }
-        let pixel = tile * 64u + at;
-        let v = convolved(pixel, c4);
-        y[pixel * params.c4 + c4] = store4(v);
-        @if(HAS_MOMENTS) written[i] = v;
+    for (var first = 0u; first < 4u; first += RUN) {
+        let at = 4u * (thread / 16u) + first;
+        // Nothing lies beyond the last but whole runs.
+        let pixel = tile * 64u + min(at, count - RUN);
+        let line = pixel / params.ow;
+        let image = line / params.oh;
+        let top = line % params.oh * params.stride;
+        let left = pixel % params.ow * params.stride;
+        // All of x or all of x2: no load has a branch of its own.
+        if is_second(own4) { fetch_taps(image, top, left, own4, true); } else { fetch_taps(image, top, left, own4, false); }
+        @if(HAS_SHIFT) let own_shift = shift[image * params.c4 + own4];
+        for (var i = 0u; i < RUN; i++) {
+            var v = convolved(top, left, i);
+            @if(HAS_BIAS) v += load4(own_bias);
+            @if(HAS_SHIFT) v += load4(own_shift);
+            if at >= count || c4 >= params.c4 { continue; }
+            y[(pixel + i) * params.c4 + c4] = store4(v);
+            @if(HAS_MOMENTS) written[first + i] = v;
+        }
     }
     @if(HAS_MOMENTS)
     let found = tile_moments(written, count, thread);

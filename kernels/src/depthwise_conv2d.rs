@@ -3,7 +3,7 @@
 //! `x [n, h, w, c]`, `y [n, oh, ow, c]`, `w [c, 1, 3, 3]` packed to `[3, 3, c]`, `bias [c]`, `shift [n, c]` (the time
 //! embedding); one row and column of zeros around; `x` may be of two tensors side by side (`source`). With `moments` those
 //! of the output's channels are written too, for the GroupNorm that follows. On the GPU a workgroup takes 64 channels of
-//! 64 pixels, nine direct loads each; on the CPU a line of the image is nine multiply-adds along its channels.
+//! 64 pixels, each invocation four side by side; on the CPU a line of the image is nine multiply-adds along its channels.
 
 use crate::channel_moments::{self, tiles_fit};
 use crate::cpu::Threads;
@@ -144,7 +144,10 @@ impl Kernel for DepthwiseConv2d {
 
     fn program(&self, _: &Variant) -> Program {
         let (oh, ow) = self.out_size();
+        // Four positions side by side are under six columns; elsewhere each is under three of its own.
+        let in_line = self.stride == 1 && ow.is_multiple_of(4);
         let mut constants = vec![
+            ("RUN", if in_line { 4 } else { 1 }),
             ("HAS_BIAS", self.bias.into()),
             ("HAS_SHIFT", self.shift.into()),
             ("HAS_MOMENTS", self.moments.into()),
