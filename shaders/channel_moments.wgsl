@@ -29,9 +29,13 @@ fn main(
     let count = min(64u, params.positions - position0);
     let row0 = tile / params.tiles_per_image * params.positions + position0;
     var values = array<vec4<f32>, 4>();
+    // Loaded without a branch, from the nearest place where it would be outside.
     for (var i = 0u; i < 4u; i++) {
-        let at = 4u * (thread / 16u) + i;
-        if at < count && c4 < params.c4 { values[i] = load_source(row0 + at, c4, params.c4); }
+        let at = min(4u * (thread / 16u) + i, count - 1u);
+        values[i] = load_source(row0 + at, min(c4, params.c4 - 1u), params.c4);
+    }
+    for (var i = 0u; i < 4u; i++) {
+        values[i] = select(vec4<f32>(), values[i], 4u * (thread / 16u) + i < count);
     }
     let found = tile_moments(values, count, thread);
     if thread < 16u && c4 < params.c4 {
