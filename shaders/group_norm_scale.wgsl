@@ -33,33 +33,49 @@ fn sum_all(value: f32, thread: u32) -> f32 {
     return sum;
 }
 
+@if(FROM_MOMENTS)
+// Tiles whose moments are loaded at once.
+const AT_ONCE = 4u;
+
+// Positions of a tile; none beyond the last.
+fn positions_of(tile: u32) -> f32 {
+    return f32(min(64u, max(params.positions, 64u * tile) - 64u * tile));
+}
+
 // Mean and reciprocal deviation of a group, from the moments of its channels in every tile: first the mean, as a
 // difference from one of them, then the squares around it, so that nothing cancels.
-@if(FROM_MOMENTS)
 fn merged(image: u32, first: u32, thread: u32) -> vec2<f32> {
     let row = (params.c + 3u) / 4u * 4u;
     let base = image * params.tiles_per_image * 2u * row + first;
+    let last = params.tiles_per_image - 1u;
     let total = f32(params.positions) * f32(params.per_group);
     // Neighbouring invocations take neighbouring channels, then the next tile; beyond the last whole one they rest.
     let across = min(params.per_group, 256u);
     let step = 256u / across;
     let begin = select(params.tiles_per_image, thread / across, thread / across < step);
     let origin = moments[base];
+    var means = array<f32, AT_ONCE>();
+    var variances = array<f32, AT_ONCE>();
     var sum = 0.0;
     for (var c = thread % across; c < params.per_group; c += across) {
-        for (var tile = begin; tile < params.tiles_per_image; tile += step) {
-            let count = f32(min(64u, params.positions - 64u * tile));
-            sum += count * (moments[base + 2u * tile * row + c] - origin);
+        for (var tile = begin; tile <= last; tile += AT_ONCE * step) {
+            for (var t = 0u; t < AT_ONCE; t++) { means[t] = moments[base + 2u * min(tile + t * step, last) * row + c]; }
+            for (var t = 0u; t < AT_ONCE; t++) { sum += positions_of(tile + t * step) * (means[t] - origin); }
         }
     }
     let shifted = sum_all(sum, thread) / total;
     var squares = 0.0;
     for (var c = thread % across; c < params.per_group; c += across) {
-        for (var tile = begin; tile < params.tiles_per_image; tile += step) {
-            let count = f32(min(64u, params.positions - 64u * tile));
-            let at = base + 2u * tile * row + c;
-            let d = moments[at] - origin - shifted;
-            squares += count * (moments[at + row] + d * d);
+        for (var tile = begin; tile <= last; tile += AT_ONCE * step) {
+            for (var t = 0u; t < AT_ONCE; t++) {
+                let at = base + 2u * min(tile + t * step, last) * row + c;
+                means[t] = moments[at];
+                variances[t] = moments[at + row];
+            }
+            for (var t = 0u; t < AT_ONCE; t++) {
+                let d = means[t] - origin - shifted;
+                squares += positions_of(tile + t * step) * (variances[t] + d * d);
+            }
         }
     }
     let variance = sum_all(squares, thread) / total;
