@@ -51,7 +51,7 @@ fn place(i: u32, row0: u32, rows: u32, row_len: u32) -> u32 {
     return min(row0 + i / HEAD4, rows - 1u) * row_len + i % HEAD4;
 }
 
-/// Stages the queries, scaled; zero beyond the last.
+/// Stages the queries, scaled; beyond the last the last again, which nobody writes.
 fn stage_queries(first: u32, query0: u32, row_len: u32, thread: u32) {
     var values = array<Pack, QUERY_SLOTS>();
     for (var s = 0u; s < QUERY_SLOTS; s++) {
@@ -60,8 +60,7 @@ fn stage_queries(first: u32, query0: u32, row_len: u32, thread: u32) {
     for (var s = 0u; s < QUERY_SLOTS; s++) {
         let i = thread + s * 64u;
         if QUERY_SLOTS * 64u > QUERIES * HEAD4 && i >= QUERIES * HEAD4 { break; }
-        let inside = query0 + i / HEAD4 < params.queries;
-        q_tile[i / HEAD4 * ROW + i % HEAD4] = select(vec4<f32>(), load4(values[s]) * params.scale, inside);
+        q_tile[i / HEAD4 * ROW + i % HEAD4] = load4(values[s]) * params.scale;
     }
 }
 
@@ -74,13 +73,12 @@ fn fetch(values: bool, first: u32, key0: u32, row_len: u32, thread: u32) {
     }
 }
 
-/// Stages the tile that was fetched; zero beyond the last key.
-fn stage(key0: u32, thread: u32) {
+/// Stages the tile that was fetched; beyond the last key the last again, which nobody sees.
+fn stage(thread: u32) {
     for (var s = 0u; s < KEY_SLOTS; s++) {
         let i = thread + s * 64u;
         if KEY_SLOTS * 64u > KEYS * HEAD4 && i >= KEYS * HEAD4 { break; }
-        let inside = key0 + i / HEAD4 < params.keys;
-        tile[i / HEAD4 * ROW + i % HEAD4] = select(vec4<f32>(), load4(next[s]), inside);
+        tile[i / HEAD4 * ROW + i % HEAD4] = load4(next[s]);
     }
 }
 
@@ -139,13 +137,13 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     var highest = LOWEST;
     var sum = 0.0;
     for (var key0 = 0u; key0 < seen_by_group; key0 += KEYS) {
-        stage(key0, thread);
+        stage(thread);
         workgroupBarrier();
         @if(SEPARATE) fetch(true, of_keys, key0, row_len, thread);
         @if(SHARED) fetch(false, of_keys, key0 + KEYS, row_len, thread);
         write_scores(query, lane);
         workgroupBarrier();
-        @if(SEPARATE) stage(key0, thread);
+        @if(SEPARATE) stage(thread);
         @if(SEPARATE) workgroupBarrier();
         @if(SEPARATE) fetch(false, of_keys, key0 + KEYS, row_len, thread);
         let count = min(KEYS, max(seen, key0) - key0);
