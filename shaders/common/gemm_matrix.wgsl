@@ -112,6 +112,7 @@ fn gemm_tile(row0: u32, col0: u32, k4_len: u32, thread: u32) -> Sums {
     let part = thread / SUBGROUP / SUBGROUPS_X / SUBGROUPS_Y;
     let row_len = EDGE * STEP_STRIDE * CELLS;
     let stride = STEP_STRIDE * CELLS;
+    // Not an array: one index that a compiler does not see through, and all of them lie in memory.
     var c00 = Sum();
     var c01 = Sum();
     var c02 = Sum();
