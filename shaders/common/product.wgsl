@@ -41,15 +41,17 @@ fn main(
     let last = params.rows - 1u;
     for (var j = 0u; j < QUADS_EACH; j++) {
         let col4 = group.x * TILE_QUADS + j * THREADS_X + thread % THREADS_X;
-        let inside = thread < LAYER && col4 < params.cols4;
+        let inside = thread < LAYER && row < params.rows && col4 < params.cols4;
         let own4 = min(col4, params.cols4 - 1u);
-        // All loads before any of them is used.
+        // All loads before any of them is used, and none of what somebody else writes.
         @if(HAS_BIAS) let b = bias[own4];
         var added = array<Pack, ROWS_EACH>();
         var shifts = array<Pack, ROWS_EACH>();
-        for (var i = 0u; i < ROWS_EACH; i++) {
-            added[i] = added_at(min(row + i, last) * params.cols4 + own4);
-            shifts[i] = fetch_shift(min(row + i, last), own4);
+        if inside {
+            for (var i = 0u; i < ROWS_EACH; i++) {
+                added[i] = added_at(min(row + i, last) * params.cols4 + col4);
+                shifts[i] = fetch_shift(min(row + i, last), col4);
+            }
         }
         @if(HAS_MOMENTS) var written = array<vec4<f32>, ROWS_EACH>();
         for (var i = 0u; i < ROWS_EACH; i++) {
