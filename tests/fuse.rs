@@ -213,6 +213,8 @@ fn the_full_size_networks_lose_a_good_part_of_their_steps() {
         assert_eq!(plain.cost().macs, fused.cost().macs, "{name}: the same products");
         say(&format!("{name}: {} steps written down, {} run", plain.nodes.len(), fused.nodes.len()));
         assert!(5 * fused.nodes.len() <= 4 * plain.nodes.len(), "{name}: {} steps left", fused.nodes.len());
+        // Shaders are trusted with what kernels do not refuse.
+        assert!(fused.nodes.iter().all(|node| node.kernel.refusal().is_none()), "{name}");
         let left: Vec<_> = fused.nodes.iter().map(|node| node.kernel.name()).collect();
         for kernel in ["concat", "upsample_nearest", "add", "group_norm_stats"] {
             assert!(!left.contains(&kernel), "{name}: a step of {kernel} is left");

@@ -58,9 +58,18 @@ fn workgroup_bytes(module: &Module, info: &ModuleInfo) -> u32 {
         .sum()
 }
 
-/// To the languages of Vulkan and of Metal.
+/// To the languages of Vulkan, of Metal and, without matrix units, of Direct3D.
 fn translate(module: &Module, info: &ModuleInfo) -> Result<(), String> {
-    use naga::back::{msl, spv};
+    use naga::back::{hlsl, msl, spv};
+    if !module.types.iter().any(|(_, ty)| matches!(ty.inner, TypeInner::CooperativeMatrix { .. })) {
+        let options = hlsl::Options { shader_model: hlsl::ShaderModel::V6_2, ..Default::default() };
+        let (pipeline, mut text) = (hlsl::PipelineOptions::default(), String::new());
+        let mut writer = hlsl::Writer::new(&mut text, &options, &pipeline);
+        let written = writer.write(module, info, None).map_err(|e| format!("Direct3D: {e}"))?;
+        if let Some(error) = written.entry_point_names.into_iter().find_map(Result::err) {
+            return Err(format!("Direct3D: {error}"));
+        }
+    }
     spv::write_vec(module, info, &spv::Options::default(), None).map_err(|e| format!("SPIR-V: {e}"))?;
     let options = msl::Options { lang_version: (2, 4), ..Default::default() };
     let (_, translation) = msl::write_string(module, info, &options, &msl::PipelineOptions::default())
