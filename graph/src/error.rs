@@ -32,6 +32,16 @@ pub enum GraphError {
         /// What came.
         found: DType,
     },
+    /// A problem that its kernel does not solve.
+    #[error("`{node}`: {kernel} refuses it: {reason}")]
+    Refused {
+        /// Path of the node.
+        node: String,
+        /// The kernel.
+        kernel: &'static str,
+        /// Why.
+        reason: &'static str,
+    },
     /// A size that no kernel takes.
     #[error("`{node}`: {what} is {found}, expected {expected}")]
     Size {

@@ -224,7 +224,7 @@ impl Graph {
     /// the tensors it writes, in the shapes of its operands.
     ///
     /// # Errors
-    /// If an input's elements or channels are not what the kernel's operand wants.
+    /// If the kernel refuses the problem, or an input's elements or channels are not what its operand wants.
     pub(crate) fn step(
         &mut self,
         name: &str,
@@ -232,6 +232,10 @@ impl Graph {
         inputs: &[Option<&Tensor>],
     ) -> Result<Vec<Tensor>, GraphError> {
         let path = self.path_of(name);
+        // Shaders are trusted with what this lets through.
+        if let Some(reason) = kernel.refusal() {
+            return Err(GraphError::Refused { node: path, kernel: kernel.name(), reason });
+        }
         let declared = kernel.operands();
         let read = declared.iter().filter(|operand| operand.access == Access::Read);
         let mut operands = Vec::with_capacity(declared.len());

@@ -121,7 +121,7 @@ impl Kernel for Conv2d {
         match self.source.norm {
             Norm::Rows => Some("`norm` must be `none` or `channels`"),
             Norm::Channels { images, .. } if images != self.n => Some("`images` must be `n`"),
-            _ if self.moments && !tiles_fit(self.n, self.pixels() / self.n) => {
+            _ if self.moments && !tiles_fit(self.n, self.pixels() / self.n.max(1)) => {
                 Some("`moments` of several images want a multiple of 64 pixels each")
             }
             _ => {
