@@ -165,7 +165,7 @@ pub(crate) struct Completions {
 }
 
 /// Which networks, without their weights.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub(crate) struct Networks {
     /// Folder or configuration file of a model, or the name of a built-in architecture [default: the model that comes
     /// with the project]

@@ -30,7 +30,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// What can be said to `bench`.
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Args {
     /// Kernels by name [default: all]
     #[arg(value_name = "KERNEL", value_parser = clap::builder::PossibleValuesParser::new(FAMILIES.iter().map(|f| f.name)))]
@@ -54,9 +54,9 @@ pub(crate) struct Args {
     /// `auto` (hardware GPU, else the CPU), `gpu`, `cpu`, or an adapter's index or part of its name
     #[arg(long, default_value = "auto", value_parser = device)]
     device: DeviceChoice,
-    /// How a GPU stores floats
-    #[arg(long, value_enum, default_value_t)]
-    dtype: Floats,
+    /// How a GPU stores floats [default: f16 on hardware that computes with it, else f32, as `generate` does]
+    #[arg(long, value_enum)]
+    dtype: Option<Floats>,
     /// How a GPU stores matrices of weights; kernels without any are the same either way
     #[arg(long, value_enum, default_value_t)]
     weights_dtype: WeightsDtype,
@@ -115,7 +115,9 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let until = args.within.and_then(|within| Instant::now().checked_add(within));
     let time_left = || until.is_none_or(|until| Instant::now() < until);
     let gpu = open(&args.device)?.map(Arc::new);
-    let target = target(gpu.as_deref(), args.dtype, args.weights_dtype)?;
+    let dtype = args.dtype.unwrap_or_else(|| gpu.as_deref().map_or(Floats::F32, Floats::of));
+    let args = &Args { dtype: Some(dtype), ..args.clone() };
+    let target = target(gpu.as_deref(), dtype, args.weights_dtype)?;
     let timer = gpu.as_ref().map(|gpu| Timer::new(gpu)).transpose()?;
     let software = gpu.as_ref().is_some_and(|gpu| gpu.adapter().kind == AdapterKind::Software);
     let effort = Effort::new(args.quick, software);
@@ -240,7 +242,7 @@ fn as_map(machine: Vec<(&'static str, String)>) -> serde_json::Map<String, Value
 fn write_json(args: &Args, machine: Vec<(&'static str, String)>, mut all: Value) -> Result<(), Failure> {
     let Some(path) = &args.json else { return Ok(()) };
     all["machine"] = Value::Object(as_map(machine));
-    all["dtype"] = args.dtype.name().into();
+    all["dtype"] = args.dtype.unwrap_or_default().name().into();
     all["weights_dtype"] = args.weights_dtype.name().into();
     let text = serde_json::to_string_pretty(&all)? + "\n";
     let written = mobilediffusion_runtime::write_whole(path, text.as_bytes());

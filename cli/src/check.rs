@@ -130,6 +130,12 @@ impl Floats {
         if self == Self::F32 { "f32" } else { "f16" }
     }
 
+    /// What this GPU stores if nobody says.
+    pub(crate) fn of(gpu: &Gpu) -> Self {
+        let stored = mobilediffusion_model::Floats::Auto.stored(gpu.adapter().kind, gpu.caps().shader_f16);
+        if stored == Storage::F32 { Self::F32 } else { Self::F16 }
+    }
+
     /// How this GPU stores them: in f16 proper, if it can.
     pub(crate) fn storage(self, gpu: &Gpu) -> Storage {
         match self {

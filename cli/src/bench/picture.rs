@@ -20,7 +20,7 @@ pub(super) fn run(args: &Args, time_left: &dyn Fn() -> bool) -> Result<Value, Fa
     let config = args.networks.config()?;
     let size = args.networks.size.unwrap_or(config.defaults.image_size);
     result(&format!("pictures of {}, {size}x{size} pixels", config.defaults.name))?;
-    let (floats, stored) = (args.dtype.into(), args.weights_dtype.into());
+    let (floats, stored) = (args.dtype.unwrap_or_default().into(), args.weights_dtype.into());
     let options = Options { device: args.device.clone(), floats, weights: stored, ..Options::default() };
     let begin = Instant::now();
     let mut pipeline = Pipeline::load(Source { config, weights }, options)?;

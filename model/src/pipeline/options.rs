@@ -34,7 +34,7 @@ pub enum Floats {
 
 impl Floats {
     /// How an adapter stores them, which computes with 16 bits or does not.
-    fn stored(self, adapter: AdapterKind, shader_f16: bool) -> Storage {
+    pub fn stored(self, adapter: AdapterKind, shader_f16: bool) -> Storage {
         match (self, shader_f16) {
             (Self::F16, true) => Storage::F16,
             (Self::F16, false) => Storage::F16_PACKED,
