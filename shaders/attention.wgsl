@@ -5,7 +5,7 @@
 // a tile has fewer keys than a query has lanes, PARTS lanes share a score, each the sum over DEPTH4 vec4 of the head.
 //
 // What is staged next is on its way while a tile is computed with: all its loads are issued at once, from the nearest place
-// where they would be outside, and what lies outside becomes zero as it is staged.
+// where they would be outside.
 
 @if(MATRIX) #import attention_matrix
 

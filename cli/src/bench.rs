@@ -115,7 +115,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let until = args.within.and_then(|within| Instant::now().checked_add(within));
     let time_left = || until.is_none_or(|until| Instant::now() < until);
     let gpu = open(&args.device)?.map(Arc::new);
-    let dtype = args.dtype.unwrap_or_else(|| gpu.as_deref().map_or(Floats::F32, Floats::of));
+    let dtype = args.dtype.unwrap_or_else(|| gpu.as_deref().map_or(Floats::F32, Floats::default_of));
     let args = &Args { dtype: Some(dtype), ..args.clone() };
     let target = target(gpu.as_deref(), dtype, args.weights_dtype)?;
     let timer = gpu.as_ref().map(|gpu| Timer::new(gpu)).transpose()?;

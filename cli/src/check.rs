@@ -7,7 +7,7 @@ use crate::terminal::{note, one_line, result};
 use mobilediffusion_graph::{Against, Device, Weights, compare};
 use mobilediffusion_kernels::casefile::CaseFile;
 use mobilediffusion_kernels::runner::{RunError, Target, Verdict, check_case, check_file, split};
-use mobilediffusion_kernels::{Case, FAMILIES, Kernel, Operand, Storage, Tolerance};
+use mobilediffusion_kernels::{Case, FAMILIES, FloatType, Kernel, Operand, Storage, Tolerance};
 use mobilediffusion_model::networks::Shape;
 use mobilediffusion_model::{DeviceChoice, ModelError, Options};
 use mobilediffusion_runtime::{Gpu, RuntimeError, Select};
@@ -130,19 +130,19 @@ impl Floats {
         if self == Self::F32 { "f32" } else { "f16" }
     }
 
+    /// Those of a storage.
+    pub(crate) fn of(storage: Storage) -> Self {
+        if storage.floats == FloatType::F32 { Self::F32 } else { Self::F16 }
+    }
+
     /// What this GPU stores if nobody says.
-    pub(crate) fn of(gpu: &Gpu) -> Self {
-        let stored = mobilediffusion_model::Floats::Auto.stored(gpu.adapter().kind, gpu.caps().shader_f16);
-        if stored == Storage::F32 { Self::F32 } else { Self::F16 }
+    pub(crate) fn default_of(gpu: &Gpu) -> Self {
+        Self::of(mobilediffusion_model::Floats::Auto.stored(gpu.adapter().kind, gpu.caps().shader_f16))
     }
 
     /// How this GPU stores them: in f16 proper, if it can.
     pub(crate) fn storage(self, gpu: &Gpu) -> Storage {
-        match self {
-            Self::F32 => Storage::F32,
-            Self::F16 if gpu.caps().shader_f16 => Storage::F16,
-            Self::F16 => Storage::F16_PACKED,
-        }
+        mobilediffusion_model::Floats::from(self).stored(gpu.adapter().kind, gpu.caps().shader_f16)
     }
 }
 

@@ -34,8 +34,7 @@ pub(crate) fn run(args: &Generate) -> Result<(), Failure> {
         note(&format!("warning: the prompt is too long, read up to {kept}, left out: {left_out}"));
     }
 
-    let floats =
-        if pipeline.model().floats() == mobilediffusion_model::Floats::F16 { Floats::F16 } else { Floats::F32 };
+    let floats = Floats::of(pipeline.model().storage());
     let facts = facts(args, (&own.name, &device, floats.name()), &settings);
     let mut previews = Previews { args, facts: &facts, failure: None };
     let drawn = pipeline.generate(&request, &mut |progress| {

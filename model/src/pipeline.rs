@@ -97,7 +97,7 @@ impl Pipeline {
     /// If the request does not make sense.
     pub fn summaries(&self, request: &Request) -> Result<Vec<(&'static str, PlanSummary)>, ModelError> {
         let shape = self.settings(request)?.shape()?;
-        let storage = memory::storage(&self.model.device());
+        let storage = self.model.storage();
         let summary = |key: Key| {
             let recording = Recording::new(key.graph(self.model.config(), &shape)?);
             Ok((key.part().title(), recording.summary(storage)))

@@ -1,6 +1,7 @@
 //! What pipelines share: an open device, and one set of weights on it.
 
-use super::options::{Floats, Options};
+use super::memory;
+use super::options::Options;
 use super::progress::Phase;
 use super::request::{Request, Settings, Truncated};
 use super::source::{Part, Source};
@@ -9,7 +10,7 @@ use crate::error::ModelError;
 use crate::schedule::Schedule;
 use crate::tokenizer::{Encoded, Tokenizer};
 use mobilediffusion_graph::{Device, Recording, Session, Weights};
-use mobilediffusion_kernels::FloatType;
+use mobilediffusion_kernels::Storage;
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -93,12 +94,9 @@ impl Model {
         self.opened().line.clone()
     }
 
-    /// How the device stores floats: never [`Floats::Auto`].
-    pub fn floats(&self) -> Floats {
-        match self.device() {
-            Device::Gpu(_, storage) if storage.floats != FloatType::F32 => Floats::F16,
-            Device::Gpu(..) | Device::Cpu => Floats::F32,
-        }
+    /// How the device stores tensors.
+    pub fn storage(&self) -> Storage {
+        memory::storage(&self.device())
     }
 
     /// The device.
