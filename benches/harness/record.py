@@ -62,8 +62,9 @@ def slug(device):
 
 
 def paths(folder, record):
-    """Where a record belongs: the JSON file and the Markdown file."""
-    place = folder / slug(record["machine"]["device"])
+    """Where a record belongs: the JSON file and the Markdown file. Processors of one name get folders of their own."""
+    machine = record["machine"]
+    place = folder / slug(" ".join([machine["device"], machine.get("processor", "") if machine["kind"] == "cpu" else ""]))
     return place / f"{record['date']}.json", place / f"{record['date']}.md"
 
 

@@ -166,6 +166,9 @@ class Records(unittest.TestCase):
         info = "processor\t: 0\ncpu family\t: 25\nmodel\t\t: 1\nmodel name\t: A CPU\nflags\t\t: fpu sse2 avx avx2\n\nprocessor\t: 1\n"
         self.assertEqual(sections.processor(info), "family 25, model 1, avx2")
         self.assertEqual(sections.processor(info.replace("avx2", "avx512f")), "family 25, model 1, avx512f")
+        machine = {"device": "CPU, A CPU, 2 threads", "kind": "cpu", "processor": "family 25, model 1, avx2"}
+        json_file, _ = record.paths(record.Path("records"), {"machine": machine, "date": "2026-01-02"})
+        self.assertEqual(str(json_file), "records/cpu-a-cpu-2-threads-family-25-model-1-avx2/2026-01-02.json")
         self.assertIsNone(sections.processor("BogoMIPS\t: 48.00\nFeatures\t: fp asimd\n"))
 
     def test_devices_become_folders(self):
