@@ -68,7 +68,7 @@ impl Memory {
         &mut self,
         recording: &Recording,
         steps: &[usize],
-        go_on: &mut dyn FnMut(usize, usize) -> bool,
+        go_on: &mut (dyn FnMut(usize, usize) -> bool + Send),
     ) -> Result<(), GraphError> {
         match self {
             Self::Cpu(memory) => memory.run(recording, steps, go_on),
@@ -186,7 +186,7 @@ impl Session {
     ///
     /// # Errors
     /// If the device is lost, or the run was stopped.
-    pub fn run(&mut self, go_on: &mut dyn FnMut(usize, usize) -> bool) -> Result<(), GraphError> {
+    pub fn run(&mut self, go_on: &mut (dyn FnMut(usize, usize) -> bool + Send)) -> Result<(), GraphError> {
         let steps = self.due();
         self.unfinished = true;
         self.memory.run(&self.recording, &steps, go_on)?;
@@ -219,7 +219,7 @@ impl Session {
         let steps = self.due();
         self.unfinished = true;
         let seconds = match &mut self.memory {
-            Memory::Cpu(memory) => memory.time(&self.recording, &steps)?,
+            Memory::Cpu(memory) => memory.time(&self.recording, &steps),
             Memory::Gpu(memory) => memory.time(&steps)?,
         };
         (self.dirty, self.constants_done, self.unfinished) = (0, true, false);

@@ -1,6 +1,10 @@
 //! What the CPU forms share: activations in f32, what products add on their way out, and parallel rows. Matrix products are
 //! in `panels`.
 
+mod awake;
+
+pub use awake::awake;
+
 use crate::kernel::Activation;
 
 /// Threads a matrix product may use.

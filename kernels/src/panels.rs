@@ -237,8 +237,8 @@ mod tests {
         }
     }
 
-    /// Runs a strip with vectors of some kind.
-    type Way = (&'static str, Box<dyn Fn(Strip<'_>)>);
+    /// Runs a strip with vectors of some kind, of which a grain has so many columns of a panel of that width.
+    type Way = (&'static str, fn(usize) -> usize, Box<dyn Fn(Strip<'_>)>);
 
     #[test]
     fn every_kind_of_vectors_gives_the_same() {
@@ -253,15 +253,16 @@ mod tests {
                 panel
             };
             let mut ways: Vec<Way> = vec![
-                ("what there is", Box::new(|strip| pulp::Arch::new().dispatch(strip))),
-                ("no vectors", Box::new(|strip| pulp::WithSimd::with_simd(strip, pulp::Scalar))),
-                ("four lanes", Box::new(|strip| pulp::WithSimd::with_simd(strip, pulp::Scalar128b))),
+                ("what there is", grain, Box::new(|strip| pulp::Arch::new().dispatch(strip))),
+                ("no vectors", |_| STEP, Box::new(|strip| pulp::WithSimd::with_simd(strip, pulp::Scalar))),
+                ("four lanes", |_| STEP, Box::new(|strip| pulp::WithSimd::with_simd(strip, pulp::Scalar128b))),
             ];
             #[cfg(target_arch = "x86_64")]
             if let Some(avx2) = pulp::x86::V3::try_new() {
-                ways.push(("AVX2", Box::new(move |strip| pulp::Simd::vectorize(avx2, strip))));
+                ways.push(("AVX2", |_| STEP, Box::new(move |strip| pulp::Simd::vectorize(avx2, strip))));
             }
-            for ((name, run), grain) in ways.iter().flat_map(|way| [STEP, width].map(|grain| (way, grain))) {
+            for (name, grain, run) in &ways {
+                let grain = grain(width);
                 let panel = panel_of(grain);
                 // A gap after every row, which nobody writes; added to what is there the second time.
                 let mut y = vec![0.5; rows * (cols + 2)];

@@ -1,7 +1,7 @@
 //! Products with panels, in tasks for threads: some rows and some panels each.
 
-use super::tile::{ROWS, Strip};
-use super::{Left, PANEL, Panels, STEP, grain};
+use super::tile::{ROWS, STRETCH, Strip};
+use super::{Left, PANEL, Panels, grain};
 use crate::cpu::{Epilogue, Threads, wide};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -129,7 +129,8 @@ fn in_tasks(
     if threads == Threads::All && rows * weights.k * weights.cols >= PARALLEL_FROM {
         // Tasks with the same weights are neighbours, so that a thread goes on with those it has in its cache.
         let chunks = rows.div_ceil(most);
-        (0..tasks).into_par_iter().for_each(|i| task(i % chunks * groups + i / chunks));
+        // Each by itself, so that no thread waits for several of another's.
+        (0..tasks).into_par_iter().with_max_len(1).for_each(|i| task(i % chunks * groups + i / chunks));
     } else {
         (0..tasks).for_each(task);
     }
@@ -162,14 +163,13 @@ fn block(
     });
 }
 
-/// Of `k` at a time what keeps a grain in the cache that its loop wants it in: a whole panel in a core's own, or one step in
-/// the nearest.
+/// Of `k` at a time what keeps a panel in a core's own cache, or some of its grains, between one tile and the next. More
+/// often than that, sums would go to memory and back: with vectors of eight every 256 was a tenth slower.
 fn in_parts(strip: Strip<'_>) {
     const OWN: usize = 1280;
-    const NEAREST: usize = 256;
-    let most = if strip.grain > STEP { OWN } else { NEAREST };
-    let depth = strip.depth.div_ceil(strip.depth.div_ceil(most).max(1)).max(1);
-    for first in (0..strip.depth).step_by(depth) {
+    let parts = strip.depth.div_ceil(OWN).max(1);
+    let depth = strip.depth.div_ceil(parts).next_multiple_of(STRETCH);
+    for first in (0..strip.depth).step_by(depth.max(1)) {
         let k = first..(first + depth).min(strip.depth);
         // The next part of the first grain, or what comes after the panel, which begins like it.
         let next =

@@ -71,6 +71,7 @@ impl Strip<'_> {
     /// All rows, `V` vectors of columns at a time.
     #[inline(always)]
     fn pass<S: Simd, const V: usize>(&self, simd: S) {
+        assert_eq!(self.grain, V * S::F32_LANES, "columns of a grain");
         for col in (0..self.width).step_by(V * S::F32_LANES) {
             let mut next = self.next(col + V * S::F32_LANES);
             let share = next.len().div_ceil(self.rows.div_ceil(ROWS));
@@ -103,9 +104,8 @@ impl Strip<'_> {
     #[inline(always)]
     fn tile<S: Simd, const M: usize, const V: usize>(&self, simd: S, row: usize, col: usize, next: &[f32]) {
         let left: [&[f32]; M] = from_fn(|i| &self.left[(row + i) * self.stride..][..self.k.len()]);
-        let within = col % self.grain;
-        let panel = &self.panel[(col - within) * self.depth..][self.grain * self.k.start..self.grain * self.k.end];
-        let sums = sums::<S, M, V>(simd, left, (panel, self.grain), within, next);
+        let panel = &self.panel[col * self.depth..][self.grain * self.k.start..self.grain * self.k.end];
+        let sums = sums::<S, M, V>(simd, left, panel, next);
         let there = (V * S::F32_LANES).min(self.cols.saturating_sub(col));
         for i in 0..M {
             let y = self.y.piece(self.at + (row + i) * self.y_stride + col, there);
@@ -123,36 +123,58 @@ impl Strip<'_> {
     }
 }
 
-/// Sums over `k` of `M` rows and `V` vectors of columns, from `col` on. A function of its own that nothing borrows the sums
-/// of, so that they stay in registers: twice as fast as when the compiler also keeps them in memory.
+/// Sums over `k` of `M` rows and `V` vectors of columns, which are a grain. A function of its own that nothing borrows the
+/// sums of, so that they stay in registers: twice as fast as when the compiler also keeps them in memory.
 #[inline(always)]
 fn sums<S: Simd, const M: usize, const V: usize>(
     simd: S,
     left: [&[f32]; M],
-    (panel, grain): (&[f32], usize),
-    col: usize,
+    panel: &[f32],
     next: &[f32],
 ) -> [[S::f32s; V]; M] {
-    // Steps of `k` between two looks at what is to be fetched.
-    const STRETCH: usize = 16;
+    let grain = V * S::F32_LANES;
     let mut sums = [[simd.splat_f32s(0.0); V]; M];
-    let share = next.len().div_ceil(left[0].len().div_ceil(STRETCH).max(1)).next_multiple_of(LINE);
+    let depth = left[0].len();
+    let share = next.len().div_ceil(depth.div_ceil(STRETCH).max(1)).next_multiple_of(LINE);
     let mut next = next.chunks(share.max(LINE));
-    for (first, panel) in (0..).step_by(STRETCH).zip(panel.chunks(STRETCH * grain)) {
+    let stretches = panel.chunks_exact(STRETCH * grain);
+    let rest = stretches.remainder();
+    for (stretch, panel) in stretches.enumerate() {
         next.next().unwrap_or(&[]).chunks(LINE).for_each(prefetch);
-        for (k, values) in (first..).zip(panel.chunks_exact(grain)) {
-            let values = S::as_simd_f32s(&values[col..col + V * S::F32_LANES]).0;
-            let values: [S::f32s; V] = from_fn(|v| values[v]);
-            for i in 0..M {
-                let x = simd.splat_f32s(left[i][k]);
-                for v in 0..V {
-                    sums[i][v] = simd.mul_add_e_f32s(x, values[v], sums[i][v]);
-                }
-            }
+        // Of a length that the compiler knows, so that nothing but the sums is left of the loop.
+        let left: [&[f32; STRETCH]; M] =
+            from_fn(|i| left[i][stretch * STRETCH..].first_chunk().expect("a row is as long"));
+        for k in 0..STRETCH {
+            sums = step(simd, sums, from_fn(|i| left[i][k]), &panel[k * grain..(k + 1) * grain]);
+        }
+    }
+    for (k, values) in (depth - rest.len() / grain..).zip(rest.chunks_exact(grain)) {
+        sums = step(simd, sums, from_fn(|i| left[i][k]), values);
+    }
+    sums
+}
+
+/// The sums with the products of one of `k` added.
+#[inline(always)]
+fn step<S: Simd, const M: usize, const V: usize>(
+    simd: S,
+    mut sums: [[S::f32s; V]; M],
+    left: [f32; M],
+    values: &[f32],
+) -> [[S::f32s; V]; M] {
+    let values = S::as_simd_f32s(values).0;
+    let values: [S::f32s; V] = from_fn(|v| values[v]);
+    for i in 0..M {
+        let x = simd.splat_f32s(left[i]);
+        for v in 0..V {
+            sums[i][v] = simd.mul_add_e_f32s(x, values[v], sums[i][v]);
         }
     }
     sums
 }
+
+/// Steps of `k` that are one piece of code, and between two looks at what is to be fetched.
+pub(super) const STRETCH: usize = 16;
 
 /// Values in a line of the cache.
 const LINE: usize = 16;
