@@ -1,6 +1,6 @@
 // y = residual + activation(conv(x, w) + bias + shift): see kernels/src/conv2d.rs.
 #import product
-#import source
+@if(PRODUCT) #import source
 
 struct Params {
     rows: u32,
@@ -17,16 +17,22 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
+@if(PRODUCT)
 @group(0) @binding(1) var<storage, read> x: array<Input>; // [n, h, w, ci], less the channels of x2
 @group(0) @binding(2) var<storage, read> w: array<WeightPack>; // [co, KERNEL, KERNEL, ci]
+@if(HAS_X2) @group(0) @binding(6) var<storage, read> x2: array<Pack>; // [n, h, w, the rest of ci]
+@if(NORM_CHANNELS) @group(0) @binding(7) var<storage, read> norm: array<vec4<f32>>; // [n, 2, ci]
+@end
+@if(ENDS)
 @if(HAS_BIAS) @group(0) @binding(3) var<storage, read> bias: array<Pack>; // [co]
 @if(HAS_SHIFT) @group(0) @binding(4) var<storage, read> shift: array<Pack>; // [n, co]
 @if(HAS_RESIDUAL) @group(0) @binding(5) var<storage, read> residual: array<Pack>; // [n, oh, ow, co]
-@if(HAS_X2) @group(0) @binding(6) var<storage, read> x2: array<Pack>; // [n, h, w, the rest of ci]
-@if(NORM_CHANNELS) @group(0) @binding(7) var<storage, read> norm: array<vec4<f32>>; // [n, 2, ci]
 @group(0) @binding(8) var<storage, read_write> y: array<Pack>; // [n, oh, ow, co]
 @if(HAS_MOMENTS) @group(0) @binding(9) var<storage, read_write> moments: array<vec4<f32>>; // [rows / 64, 2, co]
+@end
+@if(IN_PARTS) @group(0) @binding(10) var<storage, read_write> parts: array<vec4<f32>>; // [PARTS, rows, co]
 
+@if(PRODUCT)
 // Where an output pixel's first tap lies in the upsampled input. Above and left of it the numbers wrap, which puts
 // them beyond the far edge, and one comparison finds both.
 struct Pixel {
@@ -89,7 +95,9 @@ fn made_pack_x(slot: u32, k4: u32, fetched: Input) -> Pack {
 }
 
 fn inner4() -> u32 { return KERNEL * KERNEL * params.ci4; }
+@end
 
+@if(ENDS)
 fn fetch_shift(row: u32, col4: u32) -> Pack {
     var v = Pack();
     @if(SHIFT_IMAGE) v = shift[col4];
@@ -102,3 +110,4 @@ fn shifted(v: vec4<f32>, fetched: Pack) -> vec4<f32> {
     @if(HAS_SHIFT) sum += load4(fetched);
     return sum;
 }
+@end

@@ -51,7 +51,7 @@ fn main(
 ) {
     let row0 = row_tile(group, groups) * TILE_ROWS;
     if row0 >= params.rows { return; }
-    var sums = gemm_tile(row0, group.x * HALF, params.k4, thread);
+    var sums = gemm_tile(row0, group.x * HALF, 0u, params.k4, thread);
     let col4 = group.x * THREADS_X + thread % THREADS_X;
     let q_cols4 = (params.q_cols + 3u) / 4u;
     let kv_cols4 = (params.kv_cols + 3u) / 4u;

@@ -59,7 +59,7 @@ fn main(
 ) {
     let row0 = row_tile(group, groups) * TILE_ROWS;
     if row0 >= params.rows { return; }
-    var sums = gemm_tile(row0, group.x * HALF, params.k4, thread);
+    var sums = gemm_tile(row0, group.x * HALF, 0u, params.k4, thread);
     let col4 = group.x * THREADS_X + thread % THREADS_X;
     if thread >= LAYER || col4 >= params.cols4 { return; }
     let bias_a = bias4(0u, 4u * col4);

@@ -3,11 +3,12 @@
 mod plan_graphs;
 
 use mobilediffusion_graph::plan::{Lifetime, Sharing, lower_bound, pack};
-use mobilediffusion_graph::{Against, Conv, Device, Graph, GraphError, Recording, Session, Weights, compare};
+use mobilediffusion_graph::{Against, Conv, Device, Graph, GraphError, Linear, Recording, Session, Weights, compare};
 use mobilediffusion_kernels::{Access, Activation, DType, Storage};
 use mobilediffusion_model::ModelConfig;
 use mobilediffusion_model::config::Sampler;
 use mobilediffusion_model::networks::{Decoder, Shape, decode_graph, denoise_graph, text_graph};
+use mobilediffusion_runtime::AdapterKind;
 use mobilediffusion_tests::made_up::{MadeUp, mini_denoise, values};
 use mobilediffusion_tests::say;
 use plan_graphs::{devices, random_graph, simulation};
@@ -191,6 +192,43 @@ fn a_residual_that_is_taken_over_changes_no_bit() {
     }
     let plan = recording().arenas(Storage::F32, Sharing::Planned, usize::MAX / 8).expect("there is no limit");
     assert!(plan.in_place.contains(&true), "no residual was taken over");
+}
+
+/// Sums of a few tiles over a long k: a software driver makes them in parts, one step after the other in the same memory.
+#[test]
+fn steps_in_stages_compute_the_same() {
+    let recording = || {
+        let mut g = Graph::new();
+        let x = g.input("x", [1, 8, 8, 4096], DType::Elem);
+        let layer = Linear { cols: 64, bias: true, ..Linear::default() };
+        let first = g.linear(&x, "first", layer).expect("it fits");
+        let second = g.linear(&x, "second", Linear { residual: Some(&first), ..layer }).expect("it fits");
+        g.output("y", &second);
+        Recording::new(g)
+    };
+    let plan = recording().arenas(Storage::F32, Sharing::Planned, usize::MAX / 8).expect("there is no limit");
+    assert_eq!(plan.in_place, [false, true], "else nothing is read in place");
+    let mut results: Vec<Vec<f32>> = Vec::new();
+    for device in devices() {
+        let mut weights = Weights::new(device.clone(), Box::new(MadeUp::default()));
+        let mut session = Session::new(recording(), &mut weights, &mut |_, _| true).expect("it has room");
+        if let Device::Gpu(gpu, _) = &device
+            && gpu.adapter().kind == AdapterKind::Software
+        {
+            let variants = session.variants().expect("a GPU has variants");
+            assert!(variants.iter().all(|variant| variant.name.contains(" in ")), "{variants:?}");
+        }
+        session.poison().expect("it can be written");
+        session.write("x", &values("x", 64 * 4096)).expect("it is an input");
+        session.run(&mut |_, _| true).expect("it runs");
+        results.push(session.read("y").expect("it is an output"));
+    }
+    let largest = results[0].iter().fold(0.0_f32, |most, v| most.max(v.abs()));
+    for other in &results {
+        let worst = results[0].iter().zip(other).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(worst <= 1e-5 * largest, "{worst} beside {largest}");
+        assert_eq!(other.len(), 64 * 64);
+    }
 }
 
 #[test]

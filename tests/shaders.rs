@@ -3,7 +3,9 @@
 use mobilediffusion_kernels::draw::Draw;
 use mobilediffusion_kernels::runner::has_weights;
 use mobilediffusion_kernels::variant::{Machine, Needs, choose, runnable};
-use mobilediffusion_kernels::{Access, Case, FAMILIES, FloatType, Param, Program, Storage, Variant, WeightType, wgsl};
+use mobilediffusion_kernels::{
+    Access, Case, FAMILIES, FloatType, Param, Program, Stage, Storage, Variant, WeightType, wgsl,
+};
 use mobilediffusion_runtime::Caps;
 use mobilediffusion_tests::random;
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
@@ -80,8 +82,8 @@ fn translate(module: &Module, info: &ModuleInfo) -> Result<(), String> {
     }
 }
 
-/// What a case says about its module.
-fn check_case(case: &Case, program: &Program, module: &Module) -> Result<(), String> {
+/// What a stage of a case says about its module.
+fn check_stage(Stage { program, operands }: &Stage, module: &Module) -> Result<(), String> {
     if program.grid.iter().any(|groups| !(1..=MAX_GRID).contains(groups)) {
         return Err(format!("grid {:?}", program.grid));
     }
@@ -93,7 +95,7 @@ fn check_case(case: &Case, program: &Program, module: &Module) -> Result<(), Str
     }
     bound.sort_by_key(|(group, binding, _)| (*group, *binding));
     // An operand that is left out keeps its number, and the module does not declare it.
-    let numbered = (1..).zip(case.kernel.operands());
+    let numbered = (1..).zip(operands);
     let (numbers, operands): (Vec<u32>, Vec<_>) = numbered.filter(|(_, operand)| operand.present).unzip();
     if !bound.iter().map(|(group, binding, _)| (*group, *binding)).eq([0].iter().chain(&numbers).map(|i| (0, *i))) {
         let found: Vec<_> = bound.iter().map(|(group, binding, var)| (group, binding, &var.name)).collect();
@@ -161,18 +163,20 @@ fn check_variants(case: &Case, texts: &mut Texts) -> Result<(), String> {
 }
 
 fn check_storages(case: &Case, variant: &Variant, texts: &mut Texts) -> Result<(), String> {
-    let program = case.kernel.program(variant);
-    let dispatched = program.grid.iter().map(|axis| *axis as usize).product::<usize>();
-    if variant.name != Variant::ONLY.name && dispatched < variant.groups {
-        return Err(format!("{:?} {variant:?}: grid {:?}", case.kernel, program.grid));
+    let stages = case.kernel.stages(variant);
+    let grid = stages[0].program.grid;
+    if variant.name != Variant::ONLY.name && grid.iter().map(|axis| *axis as usize).product::<usize>() < variant.groups
+    {
+        return Err(format!("{:?} {variant:?}: grid {grid:?}", case.kernel));
     }
     let floats = [Storage::F32, Storage::F16, Storage::F16_PACKED];
     let int8 = floats.into_iter().filter(|_| has_weights(case.kernel.as_ref()));
     let all = floats.into_iter().chain(int8.map(|storage| storage.with_weights(WeightType::Int8)));
-    for storage in all.filter(|storage| variant.needs.matrix.is_none() || storage.floats == FloatType::F16) {
-        let text = wgsl::compose(&program, storage).map_err(|e| e.to_string())?;
+    let fits = |storage: &Storage| variant.needs.matrix.is_none() || storage.floats == FloatType::F16;
+    for (storage, stage) in all.filter(fits).flat_map(|storage| stages.iter().map(move |stage| (storage, stage))) {
+        let text = wgsl::compose(&stage.program, storage).map_err(|e| e.to_string())?;
         let checked = texts.entry(text).or_insert_with_key(|text| check_text(text, storage, &variant.needs));
-        let verdict = checked.as_ref().map_err(String::clone).and_then(|module| check_case(case, &program, module));
+        let verdict = checked.as_ref().map_err(String::clone).and_then(|module| check_stage(stage, module));
         verdict.map_err(|e| format!("{:?} {} {storage}: {e}", case.kernel, variant.name))?;
     }
     Ok(())
@@ -213,7 +217,8 @@ fn mistakes_are_noticed() {
     let program = case.kernel.program(&variant);
     let text = wgsl::compose(&program, Storage::F32).expect("it composes");
     let verdict = |text: &str, program: &Program| {
-        check_text(text, Storage::F32, &Needs::PORTABLE).and_then(|module| check_case(&case, program, &module))
+        let stage = Stage { program: program.clone(), operands: case.kernel.operands() };
+        check_text(text, Storage::F32, &Needs::PORTABLE).and_then(|module| check_stage(&stage, &module))
     };
     assert_eq!(verdict(&text, &program), Ok(()));
     let changed = |from: &str, to: &str| {

@@ -9,7 +9,7 @@ use crate::plan::Sharing;
 use crate::record::Recording;
 use crate::weights::{Device, Resident, Weights};
 use mobilediffusion_kernels::variant::Machine;
-use mobilediffusion_kernels::{Operand, Param, Program, Storage, Variant};
+use mobilediffusion_kernels::{Operand, Param, Stage, Storage, Variant};
 use mobilediffusion_runtime::{
     AdapterKind, Bound, Buffer, Dispatch, Gpu, Pipeline, Role, RuntimeError, Submission, Timer,
 };
@@ -55,8 +55,8 @@ impl GpuMemory {
             storage.tensor_bytes(info.dtype, &info.shape)
         };
         let variants = recording.variants(&Machine::of(&gpu, storage));
-        let mut programs = recording.programs(&variants);
-        check_limits(&gpu, (recording, &programs), storage)?;
+        let mut stages = recording.stages(&variants);
+        check_limits(&gpu, (recording, &stages), storage)?;
         let limit = usize::try_from(gpu.caps().max_buffer_bytes).unwrap_or(usize::MAX / 8);
         let GpuPlan { places, arenas, in_place } = recording.arenas(storage, sharing, limit)?;
         let arena = |(number, bytes): (usize, usize)| {
@@ -66,9 +66,13 @@ impl GpuMemory {
         let arenas = arenas.into_iter().enumerate().map(arena).collect::<Result<Vec<_>, _>>()?;
         let read_back = recording.outputs.iter().map(|(_, tensor)| bytes_of(*tensor)).max().unwrap_or(4);
         let staging = gpu.buffer("staging", read_back as u64, Role::Staging).map_err(GraphError::at("staging"))?;
-        programs.iter_mut().zip(&in_place).filter(|(_, in_place)| **in_place).for_each(|(p, _)| p.read_in_place());
-        let uniforms = Uniforms::new(&gpu, &programs)?;
+        stages.iter_mut().filter(|(step, _)| in_place[*step]).for_each(|(_, stage)| stage.read_in_place());
+        let uniforms = Uniforms::new(&gpu, &stages)?;
         let dummy = gpu.buffer("absent operand", 16, Role::Storage).map_err(GraphError::at("absent operand"))?;
+        let shared = match recording.shared_bytes(&stages, storage) as u64 {
+            0 => dummy.clone(),
+            bytes => gpu.buffer("sums of parts", bytes, Role::Storage).map_err(GraphError::at("sums of parts"))?,
+        };
         let flops = recording.nodes.iter().map(|node| node.kernel.cost().flops).collect();
         let software = gpu.adapter().kind == AdapterKind::Software;
         let chunk_flops = if software { SOFTWARE_CHUNK_FLOPS } else { CHUNK_FLOPS };
@@ -83,10 +87,14 @@ impl GpuMemory {
             chunk_flops,
             staging,
         };
-        compile::each_step(&gpu, storage, (recording, &programs, &in_place), |step, pipeline| {
-            let bound = (pipeline, programs[step].grid);
-            let dispatch = memory.bind(recording, step, bound, weights, (&uniforms, &dummy))?;
-            memory.dispatches.push(dispatch);
+        compile::each_stage(&gpu, storage, (recording, &stages), |number, pipeline| {
+            let (step, stage) = &stages[number];
+            let others = Others { params: uniforms.bound(number), absent: &dummy, shared: &shared };
+            let dispatch = memory.bind(recording, (*step, stage), pipeline, weights, &others)?;
+            match memory.dispatches.pop_if(|_| number > 0 && stages[number - 1].0 == *step) {
+                Some(before) => memory.dispatches.push(before.then(dispatch)),
+                None => memory.dispatches.push(dispatch),
+            }
             ask(go_on(step + 1, recording.nodes.len()), step + 1, recording.nodes.len())
         })?;
         // What cannot be kept costs the next run some time, and nothing else.
@@ -97,18 +105,17 @@ impl GpuMemory {
     fn bind(
         &self,
         recording: &Recording,
-        step: usize,
-        (pipeline, grid): (&Arc<Pipeline>, [u32; 3]),
+        (step, stage): (usize, &Stage),
+        pipeline: &Arc<Pipeline>,
         weights: &mut Weights,
-        (uniforms, dummy): (&Uniforms, &Buffer),
+        others: &Others<'_>,
     ) -> Result<Dispatch, GraphError> {
         let node = &recording.nodes[step];
-        let declared = node.kernel.operands();
         // Buffer, offset and bytes of each operand.
         let mut operands = Vec::new();
-        for (operand, tensor) in declared.iter().zip(&node.operands) {
-            operands.push(match *tensor {
-                None => (dummy.clone(), 0, dummy.bytes()),
+        for (operand, tensor) in stage.operands.iter().zip(&node.operands) {
+            operands.push(match tensor.filter(|_| operand.present) {
+                None => (others.absent.clone(), 0, others.absent.bytes()),
                 Some(tensor) => {
                     let bytes = operand_bytes(operand, self.storage).next_multiple_of(4) as u64;
                     let (buffer, offset) = self.buffer(&recording.tensors[tensor], tensor, operand, weights)?;
@@ -116,9 +123,12 @@ impl GpuMemory {
                 }
             });
         }
-        let mut bound = vec![uniforms.bound(step)];
+        if let Some(operand) = stage.shared(node.operands.len()) {
+            operands.push((others.shared.clone(), 0, operand_bytes(operand, self.storage) as u64));
+        }
+        let mut bound = vec![others.params];
         bound.extend(operands.iter().map(|(buffer, offset, bytes)| Bound { buffer, offset: *offset, bytes: *bytes }));
-        self.gpu.dispatch(&node.path, pipeline, &bound, grid).map_err(GraphError::at(&node.path))
+        self.gpu.dispatch(&node.path, pipeline, &bound, stage.program.grid).map_err(GraphError::at(&node.path))
     }
 
     /// Where a tensor lies: its buffer, and its first byte there.
@@ -286,11 +296,12 @@ fn ask(go_on: bool, done: usize, total: usize) -> Result<(), GraphError> {
 /// Refuses what no memory could help: an operand beyond the largest binding, too many of them, too large a grid.
 fn check_limits(
     gpu: &Gpu,
-    (recording, programs): (&Recording, &[Program]),
+    (recording, stages): (&Recording, &[(usize, Stage)]),
     storage: Storage,
 ) -> Result<(), GraphError> {
     let caps = gpu.caps();
-    for (node, program) in recording.nodes.iter().zip(programs) {
+    for (step, Stage { program, operands }) in stages {
+        let node = &recording.nodes[*step];
         let refused = |what, most: usize, found| {
             let (node, expected) = (node.path.clone(), format!("at most {most}"));
             Err(GraphError::Size { node, what, expected, found })
@@ -299,7 +310,6 @@ fn check_limits(
         if groups > MOST_GROUPS {
             return refused("workgroups on an axis", MOST_GROUPS, groups);
         }
-        let operands = node.kernel.operands();
         let (most, present) = (caps.max_storage_buffers as usize, operands.iter().filter(|o| o.present).count());
         if present > most {
             return refused("operands", most, present);
@@ -316,19 +326,28 @@ fn check_limits(
     Ok(())
 }
 
-/// Parameters of all steps in one buffer, written once.
+/// What a stage binds besides tensors.
+struct Others<'a> {
+    params: Bound<'a>,
+    /// What an operand that is not there is bound to.
+    absent: &'a Buffer,
+    /// Where stages of a step leave something for the next, one step after the other.
+    shared: &'a Buffer,
+}
+
+/// Parameters of all stages in one buffer, written once.
 struct Uniforms {
     buffer: Buffer,
     ranges: Vec<(u64, u64)>,
 }
 
 impl Uniforms {
-    fn new(gpu: &Gpu, programs: &[Program]) -> Result<Self, GraphError> {
+    fn new(gpu: &Gpu, stages: &[(usize, Stage)]) -> Result<Self, GraphError> {
         let alignment = gpu.caps().uniform_alignment as usize;
         let mut bytes = Vec::new();
         let mut ranges = Vec::new();
-        for program in programs {
-            let params: Vec<u8> = program.params.iter().flat_map(Param::bytes).collect();
+        for (_, stage) in stages {
+            let params: Vec<u8> = stage.program.params.iter().flat_map(Param::bytes).collect();
             bytes.resize(bytes.len().next_multiple_of(alignment), 0);
             ranges.push((bytes.len() as u64, params.len() as u64));
             bytes.extend(params);
@@ -339,8 +358,8 @@ impl Uniforms {
         Ok(Self { buffer, ranges })
     }
 
-    fn bound(&self, step: usize) -> Bound<'_> {
-        let (offset, bytes) = self.ranges[step];
+    fn bound(&self, stage: usize) -> Bound<'_> {
+        let (offset, bytes) = self.ranges[stage];
         Bound { buffer: &self.buffer, offset, bytes }
     }
 }

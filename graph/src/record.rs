@@ -6,7 +6,7 @@ use crate::graph::{Graph, Node, Origin, TensorInfo};
 use crate::plan::{Lifetime, Packing, Sharing, lower_bound, pack};
 use mobilediffusion_kernels::kernel::elements;
 use mobilediffusion_kernels::variant::{Machine, choose};
-use mobilediffusion_kernels::{Access, Cost, Operand, Program, Storage, Variant};
+use mobilediffusion_kernels::{Access, Cost, Operand, Stage, Storage, Variant};
 use std::fmt;
 
 /// A recorded graph.
@@ -103,9 +103,18 @@ impl Recording {
         self.nodes.iter().map(|node| choose(node.kernel.as_ref(), machine)).collect()
     }
 
-    /// What a GPU runs at every step by these variants.
-    pub fn programs(&self, variants: &[Variant]) -> Vec<Program> {
-        self.nodes.iter().zip(variants).map(|(node, variant)| node.kernel.program(variant)).collect()
+    /// What a GPU runs by these variants, in order: each stage with its step.
+    pub fn stages(&self, variants: &[Variant]) -> Vec<(usize, Stage)> {
+        let of = |(step, (node, variant)): (usize, (&Node, &Variant))| {
+            node.kernel.stages(variant).into_iter().map(move |stage| (step, stage))
+        };
+        self.nodes.iter().zip(variants).enumerate().flat_map(of).collect()
+    }
+
+    /// Bytes that stages leave for the next of the same step, where that takes most of them.
+    pub fn shared_bytes(&self, stages: &[(usize, Stage)], storage: Storage) -> usize {
+        let shared = stages.iter().filter_map(|(step, stage)| stage.shared(self.nodes[*step].operands.len()));
+        shared.map(|operand| storage.tensor_bytes(operand.dtype, &operand.shape)).max().unwrap_or(0)
     }
 
     /// Multiply-accumulates and operations of a run of all steps.

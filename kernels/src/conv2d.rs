@@ -16,9 +16,11 @@ pub(crate) use winograd::transformed_weights;
 use crate::channel_moments::{self, tiles_fit};
 use crate::cpu::Epilogue;
 use crate::fold::{Read, Write};
-use crate::kernel::{Activation, Cost, Family, Kernel, Layout, Operand, Param, Program, Tolerance, parse, too_many};
+use crate::kernel::{
+    Activation, Cost, Family, Kernel, Layout, Operand, Param, Program, Stage, Tolerance, parse, too_many,
+};
 use crate::source::{Norm, Source};
-use crate::tile;
+use crate::tile::{self, Tile};
 use crate::variant::Variant;
 use serde::{Deserialize, Serialize};
 
@@ -99,6 +101,40 @@ impl Conv2d {
         (self.kernel, self.stride, self.upsample, self.pad_start, self.pad_end) == (1, 1, 1, 0, 0)
     }
 
+    fn program_of(&self, tile: &Tile) -> Program {
+        let switch = |size: usize| u32::try_from(size).expect("1, 2 or 3");
+        let (oh, ow) = self.out_size();
+        let mut constants = vec![
+            ("KERNEL", switch(self.kernel)),
+            ("STRIDE", switch(self.stride)),
+            ("UPSAMPLE", switch(self.upsample)),
+            ("HAS_BIAS", self.bias.into()),
+            ("HAS_SHIFT", self.shift.into()),
+            ("SHIFT_IMAGE", (self.shift && self.n == 1).into()),
+            ("SHIFT_IMAGES", (self.shift && self.n > 1).into()),
+            ("HAS_RESIDUAL", self.residual.into()),
+            ("IN_PLACE", 0),
+            ("HAS_MOMENTS", self.moments.into()),
+            ("ACTIVATION", self.activation.code()),
+        ];
+        constants.extend(self.source.constants());
+        constants.extend(tile.constants());
+        let mut params = vec![
+            Param::size("rows", self.pixels()),
+            Param::size("h", self.h),
+            Param::size("w", self.w),
+            Param::size("oh", oh),
+            Param::size("ow", ow),
+            Param::size("ci4", self.ci.div_ceil(4)),
+            Param::size("cols", self.co),
+            Param::size("cols4", self.co.div_ceil(4)),
+            Param::size("pad_start", self.pad_start),
+        ];
+        params.extend(self.source.params(self.n * self.h * self.w, self.ci));
+        let wgsl = include_str!("../../shaders/conv2d.wgsl");
+        Program { wgsl, constants, params, grid: tile.grid(self.pixels(), self.co) }
+    }
+
     /// The input row or column under `tap` at output `at`, if it is inside `size` pixels.
     fn source(&self, at: usize, tap: usize, size: usize) -> Option<usize> {
         let padded = at * self.stride + tap;
@@ -150,42 +186,16 @@ impl Kernel for Conv2d {
     }
 
     fn variants(&self) -> Vec<Variant> {
-        tile::variants(tile::SINGLE, [self.pixels(), self.co], &self.source, self.moments)
+        tile::variants(tile::SINGLE, [self.pixels(), self.patch_len(), self.co], &self.source, self.moments)
     }
 
     fn program(&self, variant: &Variant) -> Program {
+        self.program_of(&tile::of(tile::SINGLE, variant))
+    }
+
+    fn stages(&self, variant: &Variant) -> Vec<Stage> {
         let tile = tile::of(tile::SINGLE, variant);
-        let switch = |size: usize| u32::try_from(size).expect("1, 2 or 3");
-        let (oh, ow) = self.out_size();
-        let mut constants = vec![
-            ("KERNEL", switch(self.kernel)),
-            ("STRIDE", switch(self.stride)),
-            ("UPSAMPLE", switch(self.upsample)),
-            ("HAS_BIAS", self.bias.into()),
-            ("HAS_SHIFT", self.shift.into()),
-            ("SHIFT_IMAGE", (self.shift && self.n == 1).into()),
-            ("SHIFT_IMAGES", (self.shift && self.n > 1).into()),
-            ("HAS_RESIDUAL", self.residual.into()),
-            ("IN_PLACE", 0),
-            ("HAS_MOMENTS", self.moments.into()),
-            ("ACTIVATION", self.activation.code()),
-        ];
-        constants.extend(self.source.constants());
-        constants.extend(tile.constants());
-        let mut params = vec![
-            Param::size("rows", self.pixels()),
-            Param::size("h", self.h),
-            Param::size("w", self.w),
-            Param::size("oh", oh),
-            Param::size("ow", ow),
-            Param::size("ci4", self.ci.div_ceil(4)),
-            Param::size("cols", self.co),
-            Param::size("cols4", self.co.div_ceil(4)),
-            Param::size("pad_start", self.pad_start),
-        ];
-        params.extend(self.source.params(self.n * self.h * self.w, self.ci));
-        let wgsl = include_str!("../../shaders/conv2d.wgsl");
-        Program { wgsl, constants, params, grid: tile.grid(self.pixels(), self.co) }
+        tile::stages(tile, self.operands(), [self.pixels(), self.co], |tile| self.program_of(tile))
     }
 
     fn cost(&self) -> Cost {

@@ -192,16 +192,40 @@ pub struct Program {
     pub grid: [u32; 3],
 }
 
-impl Program {
-    /// Makes it the program for a residual that lies where the first output will: it is read there and not bound.
+/// One dispatch of a kernel: what it runs, and what it binds.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Stage {
+    /// What runs.
+    pub program: Program,
+    /// The kernel's operands in binding order, those that only another stage binds as left out; then, of a kernel in
+    /// several stages, the one that they alone know: memory that the first leaves for the next.
+    pub operands: Vec<Operand>,
+}
+
+impl Stage {
+    /// What the stages share besides the operands of their kernel, of which there are `operands`.
+    pub fn shared(&self, operands: usize) -> Option<&Operand> {
+        self.operands.get(operands)
+    }
+
+    /// What the module expects at its bindings.
+    pub fn bindings(&self) -> Vec<Binding> {
+        std::iter::once(Binding::Uniform).chain(self.operands.iter().map(Operand::binding)).collect()
+    }
+
+    /// Makes it the stage for a residual that lies where the first output will: it is read there and not bound.
     pub fn read_in_place(&mut self) {
-        for (name, value) in &mut self.constants {
+        for (name, value) in &mut self.program.constants {
             match *name {
                 "HAS_RESIDUAL" => *value = 0,
                 "IN_PLACE" => *value = 1,
                 _ => {}
             }
         }
+        self.operands
+            .iter_mut()
+            .filter(|operand| operand.name == "residual")
+            .for_each(|operand| operand.present = false);
     }
 }
 
@@ -277,8 +301,13 @@ pub trait Kernel: fmt::Debug + Send + Sync {
         vec![Variant::ONLY]
     }
 
-    /// The device code of one of the variants, with its constants, parameters and grid.
+    /// The device code of one of the variants, with its constants, parameters and grid; of one in several stages the first's.
     fn program(&self, variant: &Variant) -> Program;
+
+    /// The dispatches of one of the variants, in order.
+    fn stages(&self, variant: &Variant) -> Vec<Stage> {
+        vec![Stage { program: self.program(variant), operands: self.operands() }]
+    }
 
     /// Work to be done.
     fn cost(&self) -> Cost;
@@ -291,7 +320,7 @@ pub trait Kernel: fmt::Debug + Send + Sync {
     fn reference(&self, inputs: &[&[f64]]) -> Vec<Vec<f64>>;
 
     /// Whether the first output may take the place of the operand `residual` on a GPU: no invocation writes what another
-    /// one still reads. The program then knows the constant `IN_PLACE`, see [`Program::read_in_place`].
+    /// one still reads. The program then knows the constant `IN_PLACE`, see [`Stage::read_in_place`].
     fn residual_in_place(&self) -> bool {
         false
     }

@@ -9,11 +9,11 @@ use crate::cpu::{Epilogue, Threads};
 use crate::draw::Draw;
 use crate::fold::{Read, Write};
 use crate::kernel::{
-    Activation, Case, Cost, Family, Fill, Kernel, Layout, Operand, Param, Program, Tolerance, parse, too_many,
+    Activation, Case, Cost, Family, Fill, Kernel, Layout, Operand, Param, Program, Stage, Tolerance, parse, too_many,
 };
 use crate::panels::{Left, Panels, multiply};
 use crate::source::{Norm, Source};
-use crate::tile::{self, TILE};
+use crate::tile::{self, TILE, Tile};
 use crate::variant::Variant;
 use serde::{Deserialize, Serialize};
 
@@ -61,6 +61,28 @@ pub(crate) const FAMILY: Family = Family {
     parse: parse::<Linear>,
 };
 
+impl Linear {
+    fn program_of(&self, tile: &Tile) -> Program {
+        let mut constants = vec![("HAS_BIAS", self.bias.into()), ("HAS_RESIDUAL", self.residual.into())];
+        constants.extend([
+            ("IN_PLACE", 0),
+            ("HAS_MOMENTS", self.moments.into()),
+            ("ACTIVATION", self.activation.code()),
+        ]);
+        constants.extend(self.source.constants());
+        constants.extend(tile.constants());
+        let mut params = vec![
+            Param::size("rows", self.rows),
+            Param::size("cols", self.cols),
+            Param::size("k4", self.k.div_ceil(4)),
+            Param::size("cols4", self.cols.div_ceil(4)),
+        ];
+        params.extend(self.source.params(self.rows, self.k));
+        let wgsl = include_str!("../../shaders/linear.wgsl");
+        Program { wgsl, constants, params, grid: tile.grid(self.rows, self.cols) }
+    }
+}
+
 impl Kernel for Linear {
     fn name(&self) -> &'static str {
         FAMILY.name
@@ -84,28 +106,16 @@ impl Kernel for Linear {
     }
 
     fn variants(&self) -> Vec<Variant> {
-        tile::variants(tile::SINGLE, [self.rows, self.cols], &self.source, self.moments)
+        tile::variants(tile::SINGLE, [self.rows, self.k, self.cols], &self.source, self.moments)
     }
 
     fn program(&self, variant: &Variant) -> Program {
+        self.program_of(&tile::of(tile::SINGLE, variant))
+    }
+
+    fn stages(&self, variant: &Variant) -> Vec<Stage> {
         let tile = tile::of(tile::SINGLE, variant);
-        let mut constants = vec![("HAS_BIAS", self.bias.into()), ("HAS_RESIDUAL", self.residual.into())];
-        constants.extend([
-            ("IN_PLACE", 0),
-            ("HAS_MOMENTS", self.moments.into()),
-            ("ACTIVATION", self.activation.code()),
-        ]);
-        constants.extend(self.source.constants());
-        constants.extend(tile.constants());
-        let mut params = vec![
-            Param::size("rows", self.rows),
-            Param::size("cols", self.cols),
-            Param::size("k4", self.k.div_ceil(4)),
-            Param::size("cols4", self.cols.div_ceil(4)),
-        ];
-        params.extend(self.source.params(self.rows, self.k));
-        let wgsl = include_str!("../../shaders/linear.wgsl");
-        Program { wgsl, constants, params, grid: tile.grid(self.rows, self.cols) }
+        tile::stages(tile, self.operands(), [self.rows, self.cols], |tile| self.program_of(tile))
     }
 
     fn cost(&self) -> Cost {

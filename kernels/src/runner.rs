@@ -10,7 +10,7 @@ use crate::kernel::{Access, Case, DType, Kernel, Operand, Param, Tolerance};
 use crate::variant::{Machine, Variant, choose};
 use crate::{FloatType, Storage, WeightType, wgsl};
 use mobilediffusion_runtime::shader::UnknownImport;
-use mobilediffusion_runtime::{Binding, Bound, Gpu, Role, RuntimeError};
+use mobilediffusion_runtime::{Bound, Buffer, Dispatch, Gpu, Role, RuntimeError};
 
 /// Poisoned bytes around every buffer's tensor on a GPU. A multiple of every alignment.
 const FENCE_BYTES: usize = 256;
@@ -243,16 +243,7 @@ pub fn run_variant(
     variant: &Variant,
     inputs: &[Vec<f32>],
 ) -> Result<Vec<Vec<f32>>, RunError> {
-    let program = kernel.program(variant);
-    let text = wgsl::compose(&program, storage)?;
     let operands = kernel.operands();
-    let mut bindings = vec![Binding::Uniform];
-    bindings.extend(operands.iter().map(Operand::binding));
-    let pipeline = gpu.pipeline(kernel.name(), &text, &bindings)?;
-
-    let params: Vec<u8> = program.params.iter().flat_map(Param::bytes).collect();
-    let uniform = gpu.buffer("params", params.len() as u64, Role::Uniform)?;
-    gpu.upload(&uniform, &params)?;
     let mut values = inputs.iter();
     let mut buffers = Vec::new();
     for operand in &operands {
@@ -265,19 +256,13 @@ pub fn run_variant(
             if operand.present {
                 let packed = operand.layout.pack(&operand.shape, values);
                 let encoded = storage.encode(operand.dtype, &shape, &packed);
-                let inside = Bound { buffer: &buffer, offset: FENCE_BYTES as u64, bytes: bytes as u64 };
-                gpu.upload_to(inside, &encoded)?;
+                gpu.upload_to(Bound { bytes: bytes as u64, ..inside(&buffer, bytes) }, &encoded)?;
             }
         }
         buffers.push((buffer, bytes));
     }
-    let mut bound = vec![Bound::whole(&uniform)];
-    bound.extend(buffers.iter().map(|(buffer, bytes)| Bound {
-        buffer,
-        offset: FENCE_BYTES as u64,
-        bytes: bytes.next_multiple_of(4) as u64,
-    }));
-    let dispatch = gpu.dispatch(kernel.name(), &pipeline, &bound, program.grid)?;
+    let bound: Vec<Bound<'_>> = buffers.iter().map(|(buffer, bytes)| inside(buffer, *bytes)).collect();
+    let (dispatch, shared) = dispatch((gpu, storage), kernel, variant, &bound)?;
     gpu.submit([&dispatch])?;
 
     let mut outputs = Vec::new();
@@ -290,7 +275,61 @@ pub fn run_variant(
         let all = gpu.download(buffer, &staging, buffer.bytes())?;
         outputs.push(unfenced(kernel, operand, storage, &all, *bytes)?);
     }
+    if let Some(shared) = shared {
+        let staging = gpu.buffer("staging", shared.bytes(), Role::Staging)?;
+        let all = gpu.download(&shared, &staging, shared.bytes())?;
+        if !fences_stand(&all, all.len() - 2 * FENCE_BYTES) {
+            return Err(RunError::Outside { kernel: format!("{kernel:?} {storage}"), operand: "shared" });
+        }
+    }
     Ok(outputs)
+}
+
+/// What lies between the fences of a buffer.
+fn inside(buffer: &Buffer, bytes: usize) -> Bound<'_> {
+    Bound { buffer, offset: FENCE_BYTES as u64, bytes: bytes.next_multiple_of(4) as u64 }
+}
+
+/// All stages of a variant with the kernel's operands `bound` in order, and the memory that they share, poisoned and fenced.
+///
+/// # Errors
+/// As [`run`].
+pub fn dispatch(
+    (gpu, storage): (&Gpu, Storage),
+    kernel: &dyn Kernel,
+    variant: &Variant,
+    bound: &[Bound<'_>],
+) -> Result<(Dispatch, Option<Buffer>), RunError> {
+    let stages = kernel.stages(variant);
+    let shared = stages.iter().find_map(|stage| stage.shared(bound.len()));
+    let bytes = shared.map_or(0, |operand| storage.tensor_bytes(operand.dtype, &operand.shape));
+    let fenced = || gpu.buffer("shared", (bytes + 2 * FENCE_BYTES) as u64, Role::Storage);
+    let shared = shared.map(|_| fenced()).transpose()?;
+    shared.iter().try_for_each(|buffer| gpu.poison(buffer))?;
+    let mut all: Option<Dispatch> = None;
+    for stage in &stages {
+        let program = &stage.program;
+        let text = wgsl::compose(program, storage)?;
+        let pipeline = gpu.pipeline(kernel.name(), &text, &stage.bindings())?;
+        let params: Vec<u8> = program.params.iter().flat_map(Param::bytes).collect();
+        let uniform = gpu.buffer("params", params.len() as u64, Role::Uniform)?;
+        gpu.upload(&uniform, &params)?;
+        let own = shared.iter().map(|buffer| inside(buffer, bytes));
+        let bound: Vec<Bound<'_>> =
+            std::iter::once(Bound::whole(&uniform)).chain(bound.iter().copied()).chain(own).collect();
+        let dispatch = gpu.dispatch(kernel.name(), &pipeline, &bound, program.grid)?;
+        all = Some(match all {
+            Some(before) => before.then(dispatch),
+            None => dispatch,
+        });
+    }
+    Ok((all.expect("a kernel has a stage"), shared))
+}
+
+/// Whether the fences around so many bytes are as they were.
+fn fences_stand(all: &[u8], bytes: usize) -> bool {
+    let whole = |fence: &[u8]| fence.iter().zip(poison(fence.len())).all(|(got, want)| *got == want);
+    [&all[..FENCE_BYTES], &all[FENCE_BYTES + bytes..]].into_iter().all(whole)
 }
 
 /// The tensor between the fences, if nobody touched those.
@@ -302,8 +341,7 @@ fn unfenced(
     bytes: usize,
 ) -> Result<Vec<f32>, RunError> {
     let (kernel, end) = (|| format!("{kernel:?} {storage}"), FENCE_BYTES + bytes);
-    let whole = |fence: &[u8]| fence.iter().zip(poison(fence.len())).all(|(got, want)| *got == want);
-    if bytes.is_multiple_of(4) && ![&all[..FENCE_BYTES], &all[end..]].into_iter().all(whole) {
+    if bytes.is_multiple_of(4) && !fences_stand(all, bytes) {
         return Err(RunError::Outside { kernel: kernel(), operand: operand.name });
     }
     let inside = &all[FENCE_BYTES..end];

@@ -65,7 +65,7 @@ impl Kernel for SharedKvProjection {
     }
 
     fn variants(&self) -> Vec<Variant> {
-        tile::variants(tile::PAIR, [self.rows, self.q_cols.max(self.kv_cols)], &self.source, false)
+        tile::variants(tile::PAIR, [self.rows, self.k, self.q_cols.max(self.kv_cols)], &self.source, false)
     }
 
     fn program(&self, variant: &Variant) -> Program {

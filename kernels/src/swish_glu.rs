@@ -70,7 +70,7 @@ impl Kernel for SwishGlu {
     }
 
     fn variants(&self) -> Vec<Variant> {
-        tile::variants(tile::PAIR, [self.rows, self.cols], &self.source, false)
+        tile::variants(tile::PAIR, [self.rows, self.k, self.cols], &self.source, false)
     }
 
     fn program(&self, variant: &Variant) -> Program {

@@ -2,10 +2,11 @@
 //!
 //! Which tile is best depends on the shape: a large one moves fewer bytes for every multiplication, a small one keeps a
 //! device busy where there are few rows and columns, and so does a workgroup whose invocations or subgroups share the sum
-//! over k (`split`). All of them are `shaders/common/gemm.wgsl` with other constants, or `gemm_matrix.wgsl` beside it where matrix
+//! over k (`split`). Where even that is too little, workgroups share the sums: each makes those of a part of k, and a second
+//! stage adds them (`share`). All of them are `shaders/common/gemm.wgsl` with other constants, or `gemm_matrix.wgsl` beside it where matrix
 //! units multiply.
 
-use crate::kernel::folded_grid;
+use crate::kernel::{DType, Operand, Program, Stage, elements, folded_grid};
 use crate::source::{Norm, Source};
 use crate::variant::{MatrixUnit, Needs, Variant};
 
@@ -27,11 +28,33 @@ pub(crate) struct Tile {
     staged: Option<usize>,
     /// The matrices of its subgroups, if matrix units make the product.
     matrix: Option<Matrix>,
+    /// What of the product a dispatch does.
+    share: Share,
     /// Multiplications in a given time, beside those of the largest tile, where there are tiles enough: what an
     /// invocation reads of workgroup memory for each, and a workgroup of memory. No measurement: `bench --tune` makes
     /// them, for one device.
     rate: f64,
 }
+
+/// What a dispatch does of a product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Share {
+    /// All of it.
+    Whole,
+    /// The sums over one of so many parts of k for each workgroup. Another dispatch does the rest.
+    Part(u32),
+    /// That rest: the sums of so many parts are added and written.
+    End(u32),
+}
+
+/// What so many `k` take, another dispatch takes too. No measurement, see [`Tile::rate`].
+const DISPATCH: f64 = 256.0;
+
+/// Operands of a product that its end binds; the others are its start's.
+const AT_END: [&str; 5] = ["bias", "shift", "residual", "y", "moments"];
+
+/// Most bytes of sums that parts leave in memory: more of them come of products that have tiles enough.
+const MOST_SUMS: usize = 32 << 20;
 
 /// The matrices of a tile of `shaders/common/gemm_matrix.wgsl`.
 #[derive(Clone, Copy, Debug)]
@@ -76,6 +99,7 @@ pub(crate) const SINGLE: &[Tile] = &[
     Tile { name: "128x16", each: [8, 1], threads: [4, 16, 1], staged: Some(4), rate: 0.4, ..WHOLE },
     Tile { name: "64x32/4", each: [8, 1], threads: [8, 8, 4], staged: Some(8), rate: 0.5, ..WHOLE },
     Tile { name: "32x32/4", each: [4, 1], threads: [8, 8, 4], staged: Some(8), rate: 0.4, ..WHOLE },
+    Tile { name: "64x64 in 4", share: Share::Part(4), ..WHOLE },
     Tile { name: "2x16/64", each: [2, 1], threads: [4, 1, 64], staged: None, rate: 0.05, ..WHOLE },
     Tile { name: "m16 128x256 4x4", each: [8, 4], threads: [16, 16, 1], rate: 7.0, ..M16_LARGE },
     Tile { name: "m16 128x128 4x4", each: [8, 4], threads: [8, 16, 1], rate: 6.5, ..M16_TALL },
@@ -85,10 +109,13 @@ pub(crate) const SINGLE: &[Tile] = &[
     Tile { name: "m16 64x64", each: [8, 2], threads: [8, 8, 1], rate: 3.0, ..M16_COLUMN },
     Tile { name: "m16 64x64/4", each: [4, 1], threads: [16, 16, 1], rate: 3.5, ..M16_SPLIT },
     Tile { name: "m16 32x64/4", each: [4, 1], threads: [16, 8, 1], rate: 2.5, ..M16_SPLIT },
+    Tile { name: "m16 64x128 in 4", each: [8, 2], threads: [16, 8, 1], rate: 4.5, share: Share::Part(4), ..M16 },
     Tile { name: "m8 64x64", each: [4, 1], threads: [16, 16, 1], rate: 2.0, ..M8 },
+    Tile { name: "m8 64x64 in 4", each: [4, 1], threads: [16, 16, 1], rate: 2.0, share: Share::Part(4), ..M8 },
     Tile { name: "m8 32x64", each: [4, 1], threads: [16, 8, 1], rate: 1.6, ..M8 },
     Tile { name: "m8 16x32/4", each: [1, 1], threads: [8, 16, 1], rate: 0.9, ..M8_SPLIT },
     Tile { name: "m8/8 64x64", each: [8, 2], threads: [8, 8, 1], rate: 0.9, ..M8_CPU },
+    Tile { name: "m8/8 64x64 in 4", each: [8, 2], threads: [8, 8, 1], rate: 0.9, share: Share::Part(4), ..M8_CPU },
     Tile { name: "m8/8 64x64 4x4", each: [8, 4], threads: [4, 8, 1], rate: 0.9, ..M8_CPU_TALL },
     Tile { name: "m8/8 64x32", each: [8, 2], threads: [4, 8, 1], rate: 0.8, ..M8_CPU_NARROW },
     Tile { name: "m8/8 64x32/4", each: [4, 1], threads: [8, 16, 1], rate: 0.7, ..M8_CPU_SPLIT },
@@ -107,8 +134,19 @@ pub(crate) const PAIR: &[Tile] = &[
 ];
 
 /// 64 rows, 64 columns and a sum for each invocation of its own.
-pub(crate) const WHOLE: Tile =
-    Tile { name: "64x64", each: [4, 1], products: 1, threads: [16, 16, 1], staged: Some(4), matrix: None, rate: 0.6 };
+pub(crate) const WHOLE: Tile = Tile {
+    name: "64x64",
+    each: [4, 1],
+    products: 1,
+    threads: [16, 16, 1],
+    staged: Some(4),
+    matrix: None,
+    share: Share::Whole,
+    rate: 0.6,
+};
+
+/// What finishes a product in parts: 64 rows, those of moments, of a few columns, so that there are many of it.
+const END: Tile = Tile { name: "end", each: [4, 1], threads: [4, 16, 1], staged: None, ..WHOLE };
 
 impl Tile {
     fn rows(&self) -> usize {
@@ -124,7 +162,8 @@ impl Tile {
     /// axis may have, z.
     pub(crate) fn grid(&self, rows: usize, cols: usize) -> [u32; 3] {
         let [y, z, _] = folded_grid(rows.div_ceil(self.rows()));
-        [u32::try_from((self.products * cols).div_ceil(self.cols())).expect("sizes are below 2^32"), y, z]
+        let parts = if let Share::Part(parts) = self.share { parts as usize } else { 1 };
+        [u32::try_from(parts * (self.products * cols).div_ceil(self.cols())).expect("sizes are below 2^32"), y, z]
     }
 
     /// vec4s of workgroup memory where a batch of the sums of matrices lies, each row with a gap behind it; of shared sums
@@ -149,9 +188,20 @@ impl Tile {
         let size = |size: usize| u32::try_from(size).expect("a tile is small");
         let [x, y, invocations] = self.threads;
         let split = self.matrix.map_or(size(invocations), |matrix| matrix.split);
+        let (product, ends, parts) = match self.share {
+            Share::Whole => (true, true, 1),
+            Share::Part(parts) => (true, false, parts),
+            Share::End(parts) => (false, true, parts),
+        };
         let mut constants = vec![
-            ("MATRIX", self.matrix.is_some().into()),
-            ("PLAIN", self.matrix.is_none().into()),
+            ("PRODUCT", product.into()),
+            ("ENDS", ends.into()),
+            ("PART", (!ends).into()),
+            ("MET", (!product).into()),
+            ("PARTS", parts),
+            ("IN_PARTS", (parts > 1).into()),
+            ("MATRIX", (product && self.matrix.is_some()).into()),
+            ("PLAIN", (product && self.matrix.is_none()).into()),
             ("ROWS_EACH", size(self.each[0])),
             ("QUADS_EACH", size(self.each[1])),
             ("THREADS_X", size(x)),
@@ -193,20 +243,52 @@ impl Tile {
         }
     }
 
-    fn variant(&self, rows: usize, cols: usize, source: &Source) -> Variant {
-        let groups = rows.div_ceil(self.rows()) * (self.products * cols).div_ceil(self.cols());
-        let work = (self.rows() * self.cols()) as f64 / self.rate;
+    fn variant(&self, [rows, k, cols]: [usize; 3], source: &Source) -> Variant {
+        let mut groups = rows.div_ceil(self.rows()) * (self.products * cols).div_ceil(self.cols());
+        let mut work = (self.rows() * self.cols()) as f64 / self.rate;
+        if let Share::Part(parts) = self.share {
+            groups *= parts as usize;
+            work *= 1.0 / f64::from(parts) + DISPATCH / k as f64;
+        }
         let rounds = self.matrix.is_some() && source.norm != Norm::None;
         Variant { name: self.name, needs: self.needs(), groups, work, rounds }
     }
 }
 
-/// The variants of a product of `rows` x `cols`. Moments are those of whole tiles of 64 rows, and matrix units would round
-/// what is read as f32 on purpose.
-pub(crate) fn variants(tiles: &[Tile], [rows, cols]: [usize; 2], source: &Source, moments: bool) -> Vec<Variant> {
+/// The variants of a product of `rows` x `k` by `k` x `cols`. Moments are those of whole tiles of 64 rows, and matrix units
+/// would round what is read as f32 on purpose.
+pub(crate) fn variants(tiles: &[Tile], sizes: [usize; 3], source: &Source, moments: bool) -> Vec<Variant> {
+    let [rows, _, cols] = sizes;
+    let few = |tile: &Tile| match tile.share {
+        Share::Part(parts) => 4 * elements(&sums(parts, [rows, cols]).device_shape()) <= MOST_SUMS,
+        _ => true,
+    };
     let fit = tiles.iter().filter(|tile| !moments || tile.rows().is_multiple_of(TILE));
-    let fit = fit.filter(|tile| tile.matrix.is_none() || !source.wide);
-    fit.map(|tile| tile.variant(rows, cols, source)).collect()
+    let fit = fit.filter(|tile| tile.matrix.is_none() || !source.wide).filter(|tile| few(tile));
+    fit.map(|tile| tile.variant(sizes, source)).collect()
+}
+
+/// What parts leave for the end.
+fn sums(parts: u32, [rows, cols]: [usize; 2]) -> Operand {
+    Operand::write("parts", [parts as usize, rows, cols]).dtype(DType::F32)
+}
+
+/// The dispatches of a product of `rows` x `cols` by a tile, with these operands and the program of a tile.
+pub(crate) fn stages(
+    tile: Tile,
+    operands: Vec<Operand>,
+    size: [usize; 2],
+    program: impl Fn(&Tile) -> Program,
+) -> Vec<Stage> {
+    let Share::Part(parts) = tile.share else { return vec![Stage { program: program(&tile), operands }] };
+    let stage = |tile: &Tile, ends: bool| {
+        let bound = operands.iter().cloned().map(|operand| {
+            let present = operand.present && AT_END.contains(&operand.name) == ends;
+            operand.optional(present)
+        });
+        Stage { program: program(tile), operands: bound.chain([sums(parts, size)]).collect() }
+    };
+    vec![stage(&tile, false), stage(&Tile { share: Share::End(parts), ..END }, true)]
 }
 
 /// The tile of a variant.
@@ -220,6 +302,7 @@ pub(crate) fn of(tiles: &[Tile], variant: &Variant) -> Tile {
 #[cfg(test)]
 mod tests {
     use super::{Matrix, PAIR, SINGLE};
+    use crate::kernel::{Kernel, Stage};
     use crate::storage::Storage;
     use crate::variant::{Machine, choose};
     use crate::{Conv2d, Linear};
@@ -235,7 +318,7 @@ mod tests {
         assert_eq!(taken(65_536, 64, false), "128x64", "half of the columns of the largest tile would be empty");
         assert_eq!(taken(4096, 320, false), "64x64", "80 of the largest tiles leave a device idle");
         assert_eq!(taken(256, 1024, false), "32x32/4");
-        assert_eq!(taken(256, 1024, true), "64x32/4", "moments are those of 64 rows");
+        assert_eq!(taken(256, 1024, true), "64x64 in 4", "moments are those of 64 rows");
         assert_eq!(taken(262_144, 3, false), "128x16");
         assert_eq!(taken(1, 1280, false), "2x16/64");
         assert_eq!(taken(77, 1024, false), "32x32/4");
@@ -257,6 +340,29 @@ mod tests {
         assert_eq!(taken(262_144, 64), "m16 128x64");
         assert_eq!(taken(4096, 320), "m16 64x64/4");
         assert_eq!(taken(256, 1024), "m16 32x64/4");
+        let long = Linear { rows: 256, k: 6144, cols: 1024, ..Linear::default() };
+        assert_eq!(choose(&long, &machine).name, "m16 64x128 in 4");
+    }
+
+    #[test]
+    fn long_sums_of_few_tiles_are_made_in_parts() {
+        let linear = Linear { rows: 256, k: 6144, cols: 1024, bias: true, residual: true, ..Linear::default() };
+        let taken = |machine: &Machine| choose(&linear, machine);
+        assert_eq!(taken(&Machine::PORTABLE).name, "64x64 in 4");
+        let busy = Machine { busy_groups: 8, ..Machine::PORTABLE };
+        assert_eq!(taken(&busy).name, "128x128", "a few workgroups keep it busy");
+        let parts = taken(&Machine::PORTABLE);
+        let bound = |stage: &Stage| {
+            let there = stage.operands.iter().filter(|operand| operand.present);
+            there.map(|operand| operand.name).collect::<Vec<_>>()
+        };
+        let stages = linear.stages(&parts);
+        let [first, second] = &stages[..] else { panic!("{} stages", stages.len()) };
+        assert_eq!(bound(first), ["x", "w", "parts"]);
+        assert_eq!(bound(second), ["bias", "residual", "y", "parts"]);
+        assert_eq!(first.program.grid, [4 * 16, 4, 1]);
+        let large = Linear { rows: 65_536, ..linear };
+        assert!(large.variants().iter().all(|variant| !variant.name.contains("in 4")), "a GiB of sums");
     }
 
     #[test]

@@ -35,21 +35,34 @@ impl<'a> Bound<'a> {
     }
 }
 
-/// One kernel with its operands, ready to run.
+/// One kernel with its operands, ready to run: one dispatch, or several that always follow each other.
 #[derive(Debug)]
 pub struct Dispatch {
     pipeline: Arc<Pipeline>,
     bind_group: wgpu::BindGroup,
     grid: [u32; 3],
+    next: Option<Box<Self>>,
 }
 
 impl Dispatch {
+    /// The same, with another one after it.
+    pub fn then(mut self, next: Self) -> Self {
+        self.next = Some(Box::new(match self.next.take() {
+            Some(own) => own.then(next),
+            None => next,
+        }));
+        self
+    }
+
     /// Appends itself to a pass.
     pub(crate) fn record(&self, pass: &mut wgpu::ComputePass<'_>) {
         pass.set_pipeline(&self.pipeline.raw);
         pass.set_bind_group(0, &self.bind_group, &[]);
         let [x, y, z] = self.grid;
         pass.dispatch_workgroups(x, y, z);
+        if let Some(next) = &self.next {
+            next.record(pass);
+        }
     }
 }
 
@@ -79,7 +92,7 @@ impl Gpu {
         let layout = &pipeline.layout;
         let descriptor = wgpu::BindGroupDescriptor { label: Some(label), layout, entries: &entries };
         let bind_group = self.scoped(label, 0, || self.device.create_bind_group(&descriptor))?;
-        Ok(Dispatch { pipeline: Arc::clone(pipeline), bind_group, grid })
+        Ok(Dispatch { pipeline: Arc::clone(pipeline), bind_group, grid, next: None })
     }
 
     /// Submits dispatches in order, in one compute pass, and returns without waiting for them.

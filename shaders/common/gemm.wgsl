@@ -15,17 +15,11 @@
 //                                                                        // a constant once loops are unrolled
 //   fn fetch_scale(col0: u32, col: u32) -> WeightPack                    // the head of a column's: see Storage::prelude
 // and leaves the sums of columns beyond the last alone, whose weights may be anything.
+#import gemm_sums
 #import scratch
 @if(STAGED) #import gemm_fetch
 #import gemm_columns
-const TILE_ROWS = ROWS_EACH * THREADS_Y;
-const TILE_QUADS = QUADS_EACH * THREADS_X;
-const LAYER = THREADS_X * THREADS_Y;
 const THREADS = LAYER * SPLIT;
-const SUMS = ROWS_EACH * QUADS_EACH;
-
-// Entry `i * QUADS_EACH + j` is row `i` of an invocation, and vec4 `j` of its columns.
-alias Sums = array<vec4<f32>, SUMS>;
 
 // The vec4s of k of an invocation's columns: entry `4 * j + i` is column `i` of vec4 `j`.
 alias Columns = array<vec4<f32>, 4u * QUADS_EACH>;
@@ -45,18 +39,18 @@ const ROW_STRIDE = TILE_ROWS + 1u;
 const COL_STRIDE = 4u * TILE_QUADS + 1u;
 const FIRST_COL = STEP4 * ROW_STRIDE;
 
-fn stage(at: u32, k: u32, k4: u32, k4_len: u32) {
+fn stage(at: u32, k: u32, k4: u32, end4: u32) {
     for (var s = 0u; s < ROW_SLOTS; s++) { scratch[k * ROW_STRIDE + at + s * SPAN] = made_x(s, next_k4, next_x[s]); }
     for (var s = 0u; s < COL_SLOTS; s++) {
         let col = at + s * SPAN;
-        let v = select(vec4<f32>(), weight4(next_w[s]), k4 < k4_len);
+        let v = select(vec4<f32>(), weight4(next_w[s]), k4 < end4);
         scratch[FIRST_COL + k * COL_STRIDE + col % 4u * TILE_QUADS + col / 4u] = v;
     }
 }
 
-/// The sums of invocation `thread`, the first LAYER of which hold the tile: rows from `ROWS_EACH * (thread / THREADS_X)`
-/// and vec4s of columns `thread % THREADS_X` and every THREADS_X further.
-fn gemm_tile(row0: u32, col0: u32, k4_len: u32, thread: u32) -> Sums {
+/// The sums over vec4s of k from `first4` to before `end4` of invocation `thread`, the first LAYER of which hold the tile:
+/// rows from `ROWS_EACH * (thread / THREADS_X)` and vec4s of columns `thread % THREADS_X` and every THREADS_X further.
+fn gemm_tile(row0: u32, col0: u32, first4: u32, end4: u32, thread: u32) -> Sums {
     var sums = Sums();
     var cols = Columns();
     let lane = thread % LAYER;
@@ -65,11 +59,11 @@ fn gemm_tile(row0: u32, col0: u32, k4_len: u32, thread: u32) -> Sums {
     let at = thread / STEP4;
     let own_k = thread % STEP4;
     for (var s = 0u; s < ROW_SLOTS; s++) { prepare_row(s, row0 + at + s * SPAN); }
-    fetch(row0, col0, at, own_k, k4_len);
-    for (var step = 0u; step < k4_len; step += STEP4) {
-        stage(at, own_k, step + own_k, k4_len);
+    fetch(row0, col0, at, first4 + own_k, end4);
+    for (var step = first4; step < end4; step += STEP4) {
+        stage(at, own_k, step + own_k, end4);
         workgroupBarrier();
-        if step + STEP4 < k4_len { fetch(row0, col0, at, step + STEP4 + own_k, k4_len); }
+        if step + STEP4 < end4 { fetch(row0, col0, at, step + STEP4 + own_k, end4); }
         for (var k = first_k; k < first_k + STEP4 / SPLIT; k++) {
             let col = FIRST_COL + k * COL_STRIDE + lane % THREADS_X;
             for (var c = 0u; c < 4u * QUADS_EACH; c++) { cols[c] = scratch[col + c % 4u * TILE_QUADS + c / 4u * THREADS_X]; }
@@ -92,15 +86,15 @@ fn gemm_tile(row0: u32, col0: u32, k4_len: u32, thread: u32) -> Sums {
 // Few rows read every weight once or twice: nothing is staged, and neighbouring invocations read neighbouring vec4s of k.
 const ROW_SLOTS = ROWS_EACH;
 
-/// The sums of invocation `thread`, of which the first LAYER hold the tile.
-fn gemm_tile(row0: u32, col0: u32, k4_len: u32, thread: u32) -> Sums {
+/// The same.
+fn gemm_tile(row0: u32, col0: u32, first4: u32, end4: u32, thread: u32) -> Sums {
     var sums = Sums();
     var fetched_w = array<WeightPack, 4>();
     var fetched_x = array<Input, ROWS_EACH>();
     var cols = Columns();
     let quad = thread / SPLIT;
     for (var i = 0u; i < ROWS_EACH; i++) { prepare_row(i, row0 + i); }
-    for (var k4 = thread % SPLIT; k4 < k4_len; k4 += SPLIT) {
+    for (var k4 = first4 + thread % SPLIT; k4 < end4; k4 += SPLIT) {
         let second = fetch_k(k4);
         for (var c = 0u; c < 4u; c++) { fetched_w[c] = fetch_w(col0, c, 4u * quad, k4); }
         if second {

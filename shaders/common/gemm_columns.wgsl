@@ -1,5 +1,6 @@
 // What is left to do to the columns of a tile of sums.
 
+@if(PRODUCT)
 // Sums of weights in 8 bits, brought to what they are: the weights of a column are whole multiples of its scale.
 fn scaled(sums: Sums, col0: u32, thread: u32) -> Sums {
     var all = sums;
@@ -12,6 +13,7 @@ fn scaled(sums: Sums, col0: u32, thread: u32) -> Sums {
     }
     return all;
 }
+@end
 
 // Zeros for the columns of a vec4 that are only there to fill it.
 fn without_padding(v: vec4<f32>, col4: u32, cols: u32) -> vec4<f32> {

@@ -8,9 +8,9 @@ var<private> next_k4: u32;
 var<private> next_x: array<Input, ROW_SLOTS>;
 var<private> next_w: array<WeightPack, COL_SLOTS>;
 
-// Rows and columns from `at`, at `k4`; beyond the last the last again.
-fn fetch(row0: u32, col0: u32, at: u32, k4: u32, k4_len: u32) {
-    next_k4 = min(k4, k4_len - 1u);
+// Rows and columns from `at`, at `k4`; beyond the last before `end4` the last again.
+fn fetch(row0: u32, col0: u32, at: u32, k4: u32, end4: u32) {
+    next_k4 = min(k4, end4 - 1u);
     // A branch for all rows, not one for each.
     if fetch_k(next_k4) {
         for (var s = 0u; s < ROW_SLOTS; s++) { next_x[s] = fetch_x(s, row0 + at + s * SPAN, next_k4, true); }

@@ -9,17 +9,11 @@
 // bits half of that, behind its scale). At the end the sums go through workgroup memory too, in batches of a strip and two
 // neighbouring matrices, to where common/gemm.wgsl would have them.
 #import matrix_unit
+#import gemm_sums
 #import scratch
 #import gemm_fetch
 #import gemm_columns
-const TILE_ROWS = ROWS_EACH * THREADS_Y;
-const TILE_QUADS = QUADS_EACH * THREADS_X;
-const LAYER = THREADS_X * THREADS_Y;
 const THREADS = LAYER;
-const SUMS = ROWS_EACH * QUADS_EACH;
-
-// Entry `i * QUADS_EACH + j` is row `i` of an invocation, and vec4 `j` of its columns.
-alias Sums = array<vec4<f32>, SUMS>;
 
 // Subgroups one above the other.
 const SUBGROUPS_Y = TILE_ROWS / (STRIPS * EDGE);
@@ -74,15 +68,15 @@ fn sums_at(at: u32) -> vec4<f32> {
 }
 @end
 
-fn stage(at: u32, k: u32, step: u32, k4_len: u32) {
+fn stage(at: u32, k: u32, step: u32, end4: u32) {
     for (var s = 0u; s < ROW_SLOTS; s++) { put_x((at + s * SPAN) * STEP_STRIDE + k, made_pack_x(s, next_k4, next_x[s])); }
-    if step + STEP4 <= k4_len {
+    if step + STEP4 <= end4 {
         for (var s = 0u; s < COL_SLOTS; s++) { put_w((at + s * SPAN) * STEP_STRIDE + k, weight_pack(next_w[s])); }
         return;
     }
     // Beyond the last of k there are zeros.
     for (var s = 0u; s < COL_SLOTS; s++) {
-        put_w((at + s * SPAN) * STEP_STRIDE + k, pack_if(step + k < k4_len, weight_pack(next_w[s])));
+        put_w((at + s * SPAN) * STEP_STRIDE + k, pack_if(step + k < end4, weight_pack(next_w[s])));
     }
 }
 
@@ -103,9 +97,9 @@ fn take_sums(sums: ptr<function, Sums>, strip: u32, pair: u32, thread: u32) {
     workgroupBarrier();
 }
 
-/// The sums of invocation `thread`: rows from `ROWS_EACH * (thread / THREADS_X)` and vec4s of columns
-/// `thread % THREADS_X` and every THREADS_X further.
-fn gemm_tile(row0: u32, col0: u32, k4_len: u32, thread: u32) -> Sums {
+/// The sums over vec4s of k from `first4` to before `end4` of invocation `thread`: rows from
+/// `ROWS_EACH * (thread / THREADS_X)` and vec4s of columns `thread % THREADS_X` and every THREADS_X further.
+fn gemm_tile(row0: u32, col0: u32, first4: u32, end4: u32, thread: u32) -> Sums {
     // Subgroups of a workgroup of one axis follow each other on every device that we know.
     let across = thread / SUBGROUP % SUBGROUPS_X;
     let down = thread / SUBGROUP / SUBGROUPS_X % SUBGROUPS_Y;
@@ -132,11 +126,11 @@ fn gemm_tile(row0: u32, col0: u32, k4_len: u32, thread: u32) -> Sums {
     let at = thread / STEP4;
     let own_k = thread % STEP4;
     for (var s = 0u; s < ROW_SLOTS; s++) { prepare_row(s, row0 + at + s * SPAN); }
-    fetch(row0, col0, at, own_k, k4_len);
-    for (var step = 0u; step < k4_len; step += STEP4) {
-        stage(at, own_k, step, k4_len);
+    fetch(row0, col0, at, first4 + own_k, end4);
+    for (var step = first4; step < end4; step += STEP4) {
+        stage(at, own_k, step, end4);
         workgroupBarrier();
-        if step + STEP4 < k4_len { fetch(row0, col0, at, step + STEP4 + own_k, k4_len); }
+        if step + STEP4 < end4 { fetch(row0, col0, at, step + STEP4 + own_k, end4); }
         for (var first = 0u; first < STEP4; first += SPLIT * EDGE / 4u) {
             let k = first + part * (EDGE / 4u);
             let x_at = STRIPS * down * row_len + k * CELLS;

@@ -1,6 +1,7 @@
 // y = residual + activation(product + bias + shift), with moments of y if they are wanted: the whole of a product with one
-// output. The module that imports this declares the operands that are there and, in `Params`, `rows`, `cols`, `cols4` (the
-// vec4s of a row of `y`); it defines
+// output. Where it is made in PARTS of k, a stage of its own (PRODUCT without ENDS) leaves the sums of each in `parts`,
+// and another one (ENDS without PRODUCT) does the rest. The module that imports this declares the operands that are there
+// and, in `Params`, `rows`, `cols`, `cols4` (the vec4s of a row of `y`); it defines
 //   prepare_row, fetch_k, fetch_x, made_x and made_pack_x                   // as in common/gemm.wgsl
 //   fn inner4() -> u32                                                      // the vec4s of k
 //   fn fetch_shift(row: u32, col4: u32) -> Pack                             // what depends on the row's image
@@ -8,9 +9,11 @@
 #import grid
 @if(PLAIN) #import gemm
 @if(MATRIX) #import gemm_matrix
-#import activation
-#import tile_moments
+@if(MET) #import gemm_parts
+@if(PART) #import product_part
+@if(ENDS) #import product_end
 
+@if(PRODUCT)
 // The weights of a column of the tile, or of the last that there is.
 fn first_weight(col0: u32, col: u32) -> u32 { return weight_row(min(col0 + col, params.cols - 1u), inner4()); }
 
@@ -19,61 +22,4 @@ fn fetch_w(col0: u32, first: u32, at: u32, k4: u32) -> WeightPack {
 }
 
 fn fetch_scale(col0: u32, col: u32) -> WeightPack { return w[first_weight(col0, col)]; }
-
-// What is added last.
-fn added_at(at: u32) -> Pack {
-    var v = Pack();
-    @if(HAS_RESIDUAL) v = residual[at];
-    @if(IN_PLACE) v = y[at];
-    return v;
-}
-
-@compute @workgroup_size(THREADS)
-fn main(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) thread: u32,
-) {
-    let row0 = row_tile(group, groups) * TILE_ROWS;
-    if row0 >= params.rows { return; }
-    var sums = gemm_tile(row0, group.x * 4u * TILE_QUADS, inner4(), thread);
-    let row = row0 + ROWS_EACH * (thread / THREADS_X);
-    let last = params.rows - 1u;
-    for (var j = 0u; j < QUADS_EACH; j++) {
-        let col4 = group.x * TILE_QUADS + j * THREADS_X + thread % THREADS_X;
-        let inside = thread < LAYER && row < params.rows && col4 < params.cols4;
-        let own4 = min(col4, params.cols4 - 1u);
-        // All loads before any of them is used, and none of what somebody else writes.
-        @if(HAS_BIAS) let b = bias[own4];
-        var added = array<Pack, ROWS_EACH>();
-        var shifts = array<Pack, ROWS_EACH>();
-        if inside {
-            for (var i = 0u; i < ROWS_EACH; i++) {
-                added[i] = added_at(min(row + i, last) * params.cols4 + col4);
-                shifts[i] = fetch_shift(min(row + i, last), col4);
-            }
-        }
-        @if(HAS_MOMENTS) var written = array<vec4<f32>, ROWS_EACH>();
-        for (var i = 0u; i < ROWS_EACH; i++) {
-            var v = sums[i * QUADS_EACH + j];
-            @if(HAS_BIAS) v += load4(b);
-            v = activate(ACTIVATION, shifted(v, shifts[i]));
-            @if(HAS_RESIDUAL) v += load4(added[i]);
-            @if(IN_PLACE) v += load4(added[i]);
-            v = without_padding(v, col4, params.cols);
-            if inside && row + i < params.rows {
-                y[(row + i) * params.cols4 + col4] = store4(v);
-                @if(HAS_MOMENTS) written[i] = v;
-            }
-        }
-        @if(HAS_MOMENTS)
-        // The tiles of an image follow each other, and only the last of a single image may be short.
-        let tile = row0 / 64u + moment_tile(thread);
-        let found = tile_moments(written, min(64u, max(params.rows, 64u * tile) - 64u * tile), thread);
-        if inside && moment_row(thread) == 0u && 64u * tile < params.rows {
-            moments[2u * tile * params.cols4 + col4] = found.mean;
-            moments[(2u * tile + 1u) * params.cols4 + col4] = found.variance;
-        }
-        @end
-    }
-}
+@end

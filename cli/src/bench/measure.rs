@@ -2,10 +2,10 @@
 
 use super::Effort;
 use crate::Failure;
-use mobilediffusion_kernels::runner::{Target, judge, stored, target_tolerance};
+use mobilediffusion_kernels::runner::{self, Target, judge, stored, target_tolerance};
 use mobilediffusion_kernels::variant::{Machine, choose};
-use mobilediffusion_kernels::{Access, Case, Operand, Param, Storage, Variant, sample, wgsl};
-use mobilediffusion_runtime::{Binding, Bound, Buffer, Dispatch, Gpu, Role, RuntimeError, Timer};
+use mobilediffusion_kernels::{Access, Case, Operand, Storage, Variant, sample};
+use mobilediffusion_runtime::{Bound, Buffer, Dispatch, Gpu, Role, RuntimeError, Timer};
 use std::time::Instant;
 
 /// Seed of the operands.
@@ -112,17 +112,12 @@ pub(super) fn prepare(
     inputs: &[Vec<f32>],
 ) -> Result<(Dispatch, Written), Failure> {
     let kernel = case.kernel.as_ref();
-    let (program, operands) = (kernel.program(variant), kernel.operands());
-    let text = wgsl::compose(&program, storage)?;
-    let params: Vec<u8> = program.params.iter().flat_map(Param::bytes).collect();
-    let uniform = gpu.buffer("params", params.len() as u64, Role::Uniform)?;
-    gpu.upload(&uniform, &params)?;
-    let (mut bindings, mut buffers, mut values) = (vec![Binding::Uniform], Vec::new(), inputs.iter());
+    let operands = kernel.operands();
+    let (mut buffers, mut values) = (Vec::new(), inputs.iter());
     for operand in &operands {
         let shape = operand.layout.packed_shape(&operand.shape);
         let bytes = if operand.present { storage.tensor_bytes(operand.dtype, &shape) } else { 16 };
         let buffer = gpu.buffer(operand.name, bytes as u64, Role::Storage)?;
-        bindings.push(operand.binding());
         if operand.access == Access::Read {
             let values = values.next().cloned().unwrap_or_default();
             if operand.present {
@@ -134,10 +129,8 @@ pub(super) fn prepare(
         }
         buffers.push(buffer);
     }
-    let pipeline = gpu.pipeline(kernel.name(), &text, &bindings)?;
-    let mut bound = vec![Bound::whole(&uniform)];
-    bound.extend(buffers.iter().map(Bound::whole));
-    let dispatch = gpu.dispatch(kernel.name(), &pipeline, &bound, program.grid)?;
+    let bound: Vec<Bound<'_>> = buffers.iter().map(Bound::whole).collect();
+    let (dispatch, _) = runner::dispatch((gpu, storage), kernel, variant, &bound)?;
     let written = operands.into_iter().zip(buffers).filter(|(operand, _)| operand.access == Access::Write).collect();
     Ok((dispatch, written))
 }

@@ -1,9 +1,8 @@
 //! Pipelines of all steps, compiled by several threads while the first steps are already being bound.
 
 use crate::error::GraphError;
-use crate::graph::Node;
 use crate::record::Recording;
-use mobilediffusion_kernels::{Operand, Program, Storage, wgsl};
+use mobilediffusion_kernels::{Stage, Storage, wgsl};
 use mobilediffusion_runtime::{Binding, Gpu, Pipeline, RuntimeError};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -17,18 +16,18 @@ struct Module {
     bindings: Vec<Binding>,
 }
 
-/// Compiles the pipeline of every step, each different module once, and hands it to `bind` with the step's number, in
-/// the order of the steps. The first step that fails ends it, whatever order the threads come in.
+/// Compiles the pipeline of every stage, each different module once, and hands it to `bind` with the stage's number, in
+/// their order. The first that fails ends it, whatever order the threads come in.
 ///
 /// # Errors
-/// The first step's whose module is refused, or what `bind` says.
-pub(super) fn each_step(
+/// The first stage's whose module is refused, or what `bind` says.
+pub(super) fn each_stage(
     gpu: &Gpu,
     storage: Storage,
-    (recording, programs, in_place): (&Recording, &[Program], &[bool]),
+    (recording, stages): (&Recording, &[(usize, Stage)]),
     mut bind: impl FnMut(usize, &Arc<Pipeline>) -> Result<(), GraphError>,
 ) -> Result<(), GraphError> {
-    let (modules, module_of) = modules((recording, programs, in_place), storage)?;
+    let (modules, module_of) = modules((recording, stages), storage)?;
     let threads = thread::available_parallelism().map_or(1, usize::from).min(modules.len());
     let (next, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
     thread::scope(|scope| {
@@ -46,17 +45,17 @@ pub(super) fn each_step(
         }
         drop(send);
         let mut made: Vec<Option<Result<Arc<Pipeline>, RuntimeError>>> = modules.iter().map(|_| None).collect();
-        let mut one = |step: usize| {
-            let module = module_of[step];
+        let mut one = |stage: usize| {
+            let (module, (step, _)) = (module_of[stage], &stages[stage]);
             while made[module].is_none() {
                 let (number, result) = receive.recv().expect("every module is compiled by one of the threads");
                 made[number] = Some(result);
             }
-            let at = GraphError::at(&recording.nodes[step].path);
+            let at = GraphError::at(&recording.nodes[*step].path);
             let pipeline = made[module].clone().expect("it was received").map_err(at)?;
-            bind(step, &pipeline)
+            bind(stage, &pipeline)
         };
-        let done = (0..recording.nodes.len()).try_for_each(&mut one);
+        let done = (0..stages.len()).try_for_each(&mut one);
         stop.store(true, Ordering::Relaxed);
         done
     })
@@ -67,31 +66,24 @@ fn take<'a>(next: &AtomicUsize, modules: &'a [Module]) -> Option<(usize, &'a Mod
     modules.get(number).map(|module| (number, module))
 }
 
-/// The different modules in order of first use, and the module of each step.
+/// The different modules in order of first use, and the module of each stage.
 fn modules(
-    (recording, programs, in_place): (&Recording, &[Program], &[bool]),
+    (recording, stages): (&Recording, &[(usize, Stage)]),
     storage: Storage,
 ) -> Result<(Vec<Module>, Vec<usize>), GraphError> {
     let (mut modules, mut known, mut module_of) = (Vec::new(), HashMap::new(), Vec::new());
-    for ((node, program), &in_place) in recording.nodes.iter().zip(programs).zip(in_place) {
+    for (step, stage) in stages {
+        let node = &recording.nodes[*step];
         let kernel = node.kernel.name();
-        let text = wgsl::compose(program, storage).map_err(|unknown| GraphError::Device {
+        let text = wgsl::compose(&stage.program, storage).map_err(|unknown| GraphError::Device {
             node: node.path.clone(),
             source: RuntimeError::Validation { what: kernel.to_owned(), message: unknown.to_string() },
         })?;
         let number = *known.entry(text.clone()).or_insert_with(|| {
-            modules.push(Module { kernel, text, bindings: bindings(node, in_place) });
+            modules.push(Module { kernel, text, bindings: stage.bindings() });
             modules.len() - 1
         });
         module_of.push(number);
     }
     Ok((modules, module_of))
-}
-
-fn bindings(node: &Node, in_place: bool) -> Vec<Binding> {
-    let of = |operand: &Operand| match operand.name {
-        "residual" if in_place => Binding::Absent,
-        _ => operand.binding(),
-    };
-    std::iter::once(Binding::Uniform).chain(node.kernel.operands().iter().map(of)).collect()
 }

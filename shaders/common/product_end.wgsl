@@ -1,0 +1,62 @@
+// The stage of a product that finishes its sums and writes them: see common/product.wgsl.
+#import activation
+#import gemm_columns
+#import tile_moments
+// What is added last.
+fn added_at(at: u32) -> Pack {
+    var v = Pack();
+    @if(HAS_RESIDUAL) v = residual[at];
+    @if(IN_PLACE) v = y[at];
+    return v;
+}
+
+@compute @workgroup_size(THREADS)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) thread: u32,
+) {
+    let row0 = row_tile(group, groups) * TILE_ROWS;
+    if row0 >= params.rows { return; }
+    @if(PRODUCT) var sums = gemm_tile(row0, group.x * 4u * TILE_QUADS, 0u, inner4(), thread);
+    @if(MET) var sums = met_sums(row0, group.x * TILE_QUADS, thread);
+    let row = row0 + ROWS_EACH * (thread / THREADS_X);
+    let last = params.rows - 1u;
+    for (var j = 0u; j < QUADS_EACH; j++) {
+        let col4 = group.x * TILE_QUADS + j * THREADS_X + thread % THREADS_X;
+        let inside = thread < LAYER && row < params.rows && col4 < params.cols4;
+        let own4 = min(col4, params.cols4 - 1u);
+        // All loads before any of them is used, and none of what somebody else writes.
+        @if(HAS_BIAS) let b = bias[own4];
+        var added = array<Pack, ROWS_EACH>();
+        var shifts = array<Pack, ROWS_EACH>();
+        if inside {
+            for (var i = 0u; i < ROWS_EACH; i++) {
+                added[i] = added_at(min(row + i, last) * params.cols4 + col4);
+                shifts[i] = fetch_shift(min(row + i, last), col4);
+            }
+        }
+        @if(HAS_MOMENTS) var written = array<vec4<f32>, ROWS_EACH>();
+        for (var i = 0u; i < ROWS_EACH; i++) {
+            var v = sums[i * QUADS_EACH + j];
+            @if(HAS_BIAS) v += load4(b);
+            v = activate(ACTIVATION, shifted(v, shifts[i]));
+            @if(HAS_RESIDUAL) v += load4(added[i]);
+            @if(IN_PLACE) v += load4(added[i]);
+            v = without_padding(v, col4, params.cols);
+            if inside && row + i < params.rows {
+                y[(row + i) * params.cols4 + col4] = store4(v);
+                @if(HAS_MOMENTS) written[i] = v;
+            }
+        }
+        @if(HAS_MOMENTS)
+        // The tiles of an image follow each other, and only the last of a single image may be short.
+        let tile = row0 / 64u + moment_tile(thread);
+        let found = tile_moments(written, min(64u, max(params.rows, 64u * tile) - 64u * tile), thread);
+        if inside && moment_row(thread) == 0u && 64u * tile < params.rows {
+            moments[2u * tile * params.cols4 + col4] = found.mean;
+            moments[(2u * tile + 1u) * params.cols4 + col4] = found.variance;
+        }
+        @end
+    }
+}

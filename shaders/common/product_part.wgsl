@@ -1,0 +1,26 @@
+// The stage of a product that leaves the sums of each of PARTS of k in `parts`: [PARTS, rows, cols]. Workgroups along x are
+// the tiles of columns of the first part, then of the next.
+@compute @workgroup_size(THREADS)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) thread: u32,
+) {
+    let row0 = row_tile(group, groups) * TILE_ROWS;
+    if row0 >= params.rows { return; }
+    let tiles = (params.cols4 + TILE_QUADS - 1u) / TILE_QUADS;
+    let part = group.x / tiles;
+    let quad0 = group.x % tiles * TILE_QUADS;
+    // Parts of whole steps.
+    let part4 = (inner4() + PARTS * STEP4 - 1u) / (PARTS * STEP4) * STEP4;
+    var sums = gemm_tile(row0, 4u * quad0, part * part4, min((part + 1u) * part4, inner4()), thread);
+    let row = row0 + ROWS_EACH * (thread / THREADS_X);
+    if thread >= LAYER { return; }
+    for (var j = 0u; j < QUADS_EACH; j++) {
+        let col4 = quad0 + j * THREADS_X + thread % THREADS_X;
+        for (var i = 0u; i < ROWS_EACH; i++) {
+            if row + i >= params.rows || col4 >= params.cols4 { continue; }
+            parts[(part * params.rows + row + i) * params.cols4 + col4] = sums[i * QUADS_EACH + j];
+        }
+    }
+}
