@@ -6,7 +6,6 @@ use crate::error::{ModelError, mib};
 use crate::networks::Shape;
 use mobilediffusion_graph::plan::{Lifetime, lower_bound};
 use mobilediffusion_graph::{Device, Recording};
-use mobilediffusion_kernels::variant::Machine;
 use mobilediffusion_kernels::{FloatType, Storage, WeightType};
 use mobilediffusion_runtime::AdapterKind;
 use std::sync::Arc;
@@ -24,7 +23,8 @@ pub(super) struct Need {
 }
 
 impl Need {
-    /// What a recording needs on a device: at least, a plan takes a few per cent more than its most crowded step.
+    /// What a recording needs on a device: at least, a plan takes a few per cent more than its most crowded step, and stages
+    /// of a step may share some memory.
     pub(super) fn of(recording: &Recording, device: &Device) -> Self {
         let storage = storage(device);
         let lifetimes = recording.lifetimes(|tensor| storage.tensor_bytes(tensor.dtype, &tensor.shape));
@@ -32,14 +32,11 @@ impl Need {
         let operands = recording.nodes.iter().flat_map(|node| node.kernel.operands());
         let bytes = operands.map(|o| storage.tensor_bytes(o.dtype, &o.layout.packed_shape(&o.shape)));
         let largest = if matches!(device, Device::Cpu) { 0 } else { bytes.max().unwrap_or(0) };
-        let (weights, shared) = match device {
-            Device::Cpu => (recording.host_weight_bytes(), 0),
-            Device::Gpu(gpu, _) => {
-                let stages = recording.stages(&recording.variants(&Machine::of(gpu, storage)));
-                (recording.weight_bytes(storage), recording.shared_bytes(&stages, storage))
-            }
+        let weights = match device {
+            Device::Cpu => recording.host_weight_bytes(),
+            Device::Gpu(..) => recording.weight_bytes(storage),
         };
-        let plan = lower_bound(&lifetimes) + shared;
+        let plan = lower_bound(&lifetimes);
         Self { weights: weights as u64, plan: plan as u64, largest: largest as u64 }
     }
 
