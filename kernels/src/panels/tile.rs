@@ -90,15 +90,11 @@ impl Strip<'_> {
         }
     }
 
-    /// What is read once the columns before `col` are done.
+    /// What is read once the columns before `col`, which are whole grains, are done.
     #[inline(always)]
     fn next(&self, col: usize) -> &[f32] {
-        let grains = &self.panel[col / self.grain * self.grain * self.depth..];
-        match col.is_multiple_of(self.grain) {
-            false => &[],
-            true if grains.is_empty() => self.next,
-            true => &grains[self.grain * self.k.start..self.grain * self.k.end],
-        }
+        let grains = &self.panel[col * self.depth..];
+        if grains.is_empty() { self.next } else { &grains[self.grain * self.k.start..self.grain * self.k.end] }
     }
 
     #[inline(always)]
