@@ -117,18 +117,19 @@ fn in_tasks(
     // Rows of a task: enough that reading the weights for them is little, few enough that tasks come out even.
     const TASK: usize = 32 * ROWS;
     let most = rows.div_ceil(rows.div_ceil(TASK).max(1)).next_multiple_of(ROWS);
-    let group = (CACHED / (PANEL * weights.k.max(1))).clamp(1, panels.max(1));
+    let chunks = rows.div_ceil(most.max(1));
+    // Weights that one task alone reads need not stay: one panel each, so that no thread waits long for another's last task.
+    let group = if chunks <= 1 { 1 } else { (CACHED / (PANEL * weights.k.max(1))).clamp(1, panels.max(1)) };
     let groups = panels.div_ceil(group);
     let task = |index: usize| {
         let (first, group_at) = (index / groups * most, index % groups * group);
         task(first..(first + most).min(rows), group_at..(group_at + group).min(panels));
     };
-    let tasks = rows.div_ceil(most.max(1)) * groups;
+    let tasks = chunks * groups;
     // Below this many multiply-accumulates waking the other threads costs more than it saves (measured on two cores).
     const PARALLEL_FROM: usize = 1 << 18;
     if threads == Threads::All && rows * weights.k * weights.cols >= PARALLEL_FROM {
         // Tasks with the same weights are neighbours, so that a thread goes on with those it has in its cache.
-        let chunks = rows.div_ceil(most);
         // Each by itself, so that no thread waits for several of another's.
         (0..tasks).into_par_iter().with_max_len(1).for_each(|i| task(i % chunks * groups + i / chunks));
     } else {
