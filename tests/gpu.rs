@@ -9,10 +9,11 @@ use mobilediffusion_runtime::{Gpu, Select, adapters};
 use std::sync::Arc;
 
 /// A name, and what to run on a device.
-pub type Test = (String, Box<dyn Fn(&Arc<Gpu>) -> Result<(), Failed> + Send>);
+pub type Test = (String, Box<dyn Fn(Arc<Gpu>) -> Result<(), Failed> + Send>);
 
-/// The `main` of a test binary: makes the tests of every adapter and runs them as `cargo test` asks. Without an adapter
-/// it makes those of none, and reports them as ignored.
+/// The `main` of a test binary: makes the tests of every adapter and runs them as `cargo test` asks, each on a device of its
+/// own: software drivers compile for a device one shader at a time. Without an adapter it makes those of none, and reports
+/// them as ignored.
 #[expect(clippy::print_stdout, reason = "a test's output says what it ran on, as CI wants to know")]
 pub fn main(tests: impl Fn(Option<&Gpu>) -> Vec<Test>) {
     let arguments = Arguments::from_args();
@@ -26,7 +27,8 @@ pub fn main(tests: impl Fn(Option<&Gpu>) -> Vec<Test>) {
         let gpu = Arc::new(gpu);
         for (name, test) in tests(Some(&gpu)) {
             let gpu = Arc::clone(&gpu);
-            trials.push(Trial::test(format!("{name} on adapter {}", adapter.index), move || test(&gpu)));
+            trials
+                .push(Trial::test(format!("{name} on adapter {}", adapter.index), move || test(Arc::new(fresh(&gpu)))));
         }
     }
     if found.is_empty() {

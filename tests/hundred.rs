@@ -7,6 +7,7 @@ use std::process::Command;
 
 use mobilediffusion_model::{DeviceChoice, Floats, Flow, Options, Pipeline, Request, Source};
 use mobilediffusion_tests::devices;
+use rayon::prelude::*;
 
 /// Names the device of a child process: `cpu`, or an adapter.
 const DEVICE: &str = "A_HUNDRED_PICTURES_ON";
@@ -25,13 +26,13 @@ fn a_hundred_pictures_leave_nothing_behind() {
     if let Ok(device) = std::env::var(DEVICE) {
         return draw_a_hundred(&device);
     }
-    for device in devices() {
+    devices().into_par_iter().with_max_len(1).for_each(|device| {
         let device = if let DeviceChoice::Named(index) = device { index } else { "cpu".to_owned() };
         let program = std::env::current_exe().expect("a test has a path");
         let run = Command::new(program).env(DEVICE, &device).arg("--nocapture").output().expect("it starts");
         let said = String::from_utf8_lossy(&run.stderr);
         assert!(run.status.success(), "{device}: {said}");
-    }
+    });
 }
 
 fn draw_a_hundred(device: &str) {

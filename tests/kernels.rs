@@ -87,7 +87,7 @@ fn cases(family: &'static Family, storage: Storage) -> Test {
             .collect();
         if failures.is_empty() { Ok(()) } else { Err(failures.join("\n").into()) }
     };
-    (format!("{} in {storage}", family.name), Box::new(move |gpu| run(gpu)))
+    (format!("{} in {storage}", family.name), Box::new(move |gpu| run(&gpu)))
 }
 
 /// These storage types and, if the family reads matrices of weights, the same with int8 weights.
@@ -136,7 +136,7 @@ fn by_matrices(family: &'static Family) -> Test {
         });
         Ok(random?)
     };
-    (format!("{} by matrix units", family.name), Box::new(move |gpu| run(gpu)))
+    (format!("{} by matrix units", family.name), Box::new(move |gpu| run(&gpu)))
 }
 
 /// Problems at random, each in a storage type and by a variant at random. Those by matrix units have tests of their own.
@@ -150,17 +150,17 @@ fn problems(family: &'static Family) -> Test {
             passes(gpu, storage, case, seed, &[draw.of(&variants)]).map_err(|why| format!("{storage}: {why}"))
         })
     };
-    (format!("{} at random", family.name), Box::new(move |gpu| Ok(run(gpu)?)))
+    (format!("{} at random", family.name), Box::new(move |gpu| Ok(run(&gpu)?)))
 }
 
 /// Every case file of `tests/data/onnx`.
 fn onnx(storage: Storage) -> Test {
-    let run = move |gpu: &Arc<Gpu>| {
+    let run = move |gpu: Arc<Gpu>| {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/onnx");
         let paths = fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>()?;
         let mut failures = Vec::new();
         for path in paths.iter().filter(|path| path.extension().is_some_and(|ending| ending == "safetensors")) {
-            let verdict = check_file(Target::Gpu(gpu, storage), &CaseFile::read(path)?)?;
+            let verdict = check_file(Target::Gpu(&gpu, storage), &CaseFile::read(path)?)?;
             failures.extend(verdict.failure.map(|why| format!("{}: {why}", path.display())));
         }
         if failures.is_empty() { Ok(()) } else { Err(failures.join("\n").into()) }

@@ -11,6 +11,7 @@ use mobilediffusion_model::networks::{Shape, denoise_graph, text_graph};
 use mobilediffusion_model::weights::{Checkpoint, Synthetic, WeightSource, synthetic};
 use mobilediffusion_runtime::{Gpu, Select, adapters};
 use mobilediffusion_tests::say;
+use rayon::prelude::*;
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 use std::path::Path;
 use std::process::Command;
@@ -133,15 +134,16 @@ fn loading_keeps_little_more_than_the_device_does() {
         std::fs::create_dir(dir.path().join(model)).expect("the folder is made");
         write(&graph, &dir.path().join(model).join("model.safetensors"));
     }
-    for (device, what) in devices().iter().flat_map(|device| ["unet", "text", "steps"].map(|what| (device, what))) {
+    let all = devices().into_iter().flat_map(|device| ["unet", "text", "steps"].map(|what| (device.clone(), what)));
+    all.collect::<Vec<_>>().into_par_iter().with_max_len(1).for_each(|(device, what)| {
         let program = std::env::current_exe().expect("a test has a path");
         let mut run = Command::new(program);
-        run.env(DEVICE, device).env(WHAT, what).env(MODELS, dir.path()).arg("--nocapture");
+        run.env(DEVICE, &device).env(WHAT, what).env(MODELS, dir.path()).arg("--nocapture");
         let run = run.output().expect("it starts");
         let said = [run.stdout, run.stderr].map(|said| String::from_utf8_lossy(&said).into_owned()).concat();
         assert!(run.status.success(), "{device}, {what}: {said}");
         say(said.lines().find(|line| line.contains("bytes beside")).unwrap_or(""));
-    }
+    });
 }
 
 /// The weights of the UNet, those of the text encoder, and all that the steps of the text encoder need.

@@ -190,8 +190,8 @@ fn main() {
     let tests = [TESTS, pipelines::TESTS, losses::TESTS].concat();
     let boxed = |promise: &Promise| -> Test {
         let (name, test) = *promise;
-        let run = move |gpu: &_| {
-            test(gpu);
+        let run = move |gpu| {
+            test(&gpu);
             Ok(())
         };
         (name.to_owned(), Box::new(run))

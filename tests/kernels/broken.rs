@@ -76,9 +76,9 @@ fn check(gpu: &Gpu, storage: Storage, wgsl: &'static str) -> Result<Option<Strin
 
 /// What the runner says to each mistake.
 pub(crate) fn test() -> Test {
-    let run = |gpu: &std::sync::Arc<Gpu>| {
-        for storage in runner::storages(gpu) {
-            let said = |wgsl| check(gpu, storage, wgsl);
+    let run = |gpu: std::sync::Arc<Gpu>| {
+        for storage in runner::storages(&gpu) {
+            let said = |wgsl| check(&gpu, storage, wgsl);
             assert_eq!(said(shader!("y[at] = store4(sum);")).expect("it runs"), None, "nothing is wrong");
             let unwritten = said(shader!("if at != 3u { y[at] = store4(sum); }")).expect("it runs");
             let unwritten = unwritten.expect("an element is not written");
