@@ -72,6 +72,16 @@ fn what_8_bits_do_to_weights_is_listed() {
 }
 
 #[test]
+fn a_kernel_alone_is_checked_by_every_variant() {
+    for gpu in gpus().iter().map(String::as_str).chain(["cpu"]) {
+        let text = run(&["check", "--kernel", "add", "--kernel", "slice", "--every-variant", "--device", gpu]);
+        let kernels = text.lines().skip(1).map(|row| row.split_whitespace().take(2).collect::<Vec<_>>().join(" "));
+        let kernels = kernels.collect::<Vec<_>>();
+        assert!(kernels.iter().all(|row| row == "pass add" || row == "pass slice") && kernels.len() > 4, "{text}");
+    }
+}
+
+#[test]
 fn a_networks_plan_is_checked_step_by_step() {
     let text = run(&["check", "--plan", "unet", "--size", "32", "--device", "cpu"]);
     assert!(text.starts_with("all ") && text.contains(" steps agree"), "{text}");

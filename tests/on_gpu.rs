@@ -8,9 +8,10 @@ mod sheet;
 
 use mobilediffusion_graph::{Device, Graph, GraphError, Linear, Recording, Session, WeightLoader, Weights};
 use mobilediffusion_kernels::kernel::elements;
+use mobilediffusion_kernels::runner::check_variants;
 use mobilediffusion_kernels::tuning::Tuning;
 use mobilediffusion_kernels::variant::runnable;
-use mobilediffusion_kernels::{Activation, DType, Storage};
+use mobilediffusion_kernels::{Activation, Case, DType, Storage};
 use mobilediffusion_model::{DeviceChoice, Floats, Flow, Options, Pipeline, Request, Source, WeightType};
 use mobilediffusion_runtime::{AdapterKind, Gpu, RuntimeError};
 use mobilediffusion_tests::gpu::{self, Test};
@@ -218,6 +219,19 @@ fn weights_in_8_bits_draw_the_same(gpu: Arc<Gpu>) {
     draws_like_the_cpu(&gpu, &sheet::PROMPTS[..3], WeightType::Int8);
 }
 
+/// What `check --every-variant` does.
+fn every_variant_is_judged(gpu: Arc<Gpu>) {
+    let linear = mobilediffusion_kernels::Linear { rows: 300, k: 64, cols: 64, bias: true, ..Default::default() };
+    let variants = runnable(&linear, gpu.caps(), Storage::F32);
+    let case = Case::new(linear);
+    let verdicts = check_variants((&gpu, Storage::F32), &case, 1);
+    assert!(verdicts.iter().map(|(variant, _)| *variant).eq(variants) && verdicts.len() > 2, "{verdicts:?}");
+    for (variant, verdict) in verdicts {
+        let verdict = verdict.expect("it runs");
+        assert!(verdict.failure.is_none() && verdict.agreement.relative_l2 < 1e-6, "{}: {verdict:?}", variant.name);
+    }
+}
+
 /// What `bench --tune` measured is taken by sessions; a file that is not right is told and as good as none.
 fn sessions_take_what_was_measured(gpu: Arc<Gpu>) {
     let folder = tempfile::tempdir().expect("a temporary folder");
@@ -257,6 +271,7 @@ fn main() {
         ("a_lost_device_is_an_error_of_the_run", a_lost_device_is_an_error_of_the_run),
         ("a_replay_makes_nothing", a_replay_makes_nothing),
         ("sessions_take_what_was_measured", sessions_take_what_was_measured),
+        ("every_variant_is_judged", every_variant_is_judged),
         ("gpu_and_cpu_draw_the_same", gpu_and_cpu_draw_the_same),
         ("a_gpu_computes_with_weights_rounded_to_8_bits", int8::a_gpu_computes_with_weights_rounded_to_8_bits),
     ];

@@ -2,6 +2,7 @@
 
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use mobilediffusion_kernels::FAMILIES;
 use mobilediffusion_model::{DeviceChoice, ModelConfig, ModelError, Source, WeightsFrom};
 use std::path::PathBuf;
 
@@ -250,6 +251,13 @@ pub(crate) struct Check {
     /// Case files, or folders of them [default: the cases that come with the kernels]
     #[arg(value_name = "FILE|DIR", conflicts_with = "plan")]
     pub(crate) paths: Vec<PathBuf>,
+    /// Of the cases that come with the kernels those of this one; can be given several times
+    #[arg(long = "kernel", value_name = "NAME", conflicts_with_all = ["paths", "plan"])]
+    #[arg(value_parser = PossibleValuesParser::new(FAMILIES.iter().map(|family| family.name)))]
+    pub(crate) kernels: Vec<String>,
+    /// Run each case by every variant that the GPU can run, not only by the one it would take
+    #[arg(long, conflicts_with_all = ["paths", "plan"])]
+    pub(crate) every_variant: bool,
     /// Run the plan of a network step by step instead, and find the first step that computes something else than the CPU
     /// does (on the CPU: than the kernels' references, slowly)
     #[arg(long, value_enum, value_name = "NETWORK")]

@@ -6,8 +6,8 @@ use crate::graphs::{Network, borrowed, inputs};
 use crate::terminal::{note, one_line, result};
 use mobilediffusion_graph::{Against, Device, Weights, compare};
 use mobilediffusion_kernels::casefile::CaseFile;
-use mobilediffusion_kernels::runner::{RunError, Target, Verdict, check_case, check_file, split};
-use mobilediffusion_kernels::{Case, FAMILIES, FloatType, Kernel, Operand, Storage, Tolerance};
+use mobilediffusion_kernels::runner::{RunError, Target, Verdict, check_case, check_file, check_variants, split};
+use mobilediffusion_kernels::{Case, FAMILIES, Family, FloatType, Kernel, Operand, Storage, Tolerance, Variant};
 use mobilediffusion_model::networks::Shape;
 use mobilediffusion_model::{DeviceChoice, ModelError, Options};
 use mobilediffusion_runtime::{Gpu, RuntimeError, Select};
@@ -31,9 +31,11 @@ pub(crate) fn run(args: &Check) -> Result<(), Failure> {
     let mut tally = Tally::default();
     if args.paths.is_empty() {
         let checked = gpu.as_ref().map(open_checked).transpose()?;
-        for family in FAMILIES {
-            for (seed, case) in (1..).zip((family.cases)()) {
-                tally.row(case.kernel.as_ref(), both_ways(target, checked.as_ref(), &case, seed), None)?;
+        let both = gpu.as_ref().zip(checked.as_ref());
+        let wanted = |family: &&Family| args.kernels.is_empty() || args.kernels.iter().any(|name| name == family.name);
+        for (seed, case) in FAMILIES.iter().filter(wanted).flat_map(|family| (1..).zip((family.cases)())) {
+            for (variant, verdict) in verdicts(both, target, &case, seed, args.every_variant) {
+                tally.row(case.kernel.as_ref(), verdict, &variant)?;
             }
         }
     }
@@ -51,13 +53,33 @@ pub(crate) fn run(args: &Check) -> Result<(), Failure> {
     Ok(())
 }
 
-/// A case with shaders trusted and, if that is right, with shaders watched as they run.
-fn both_ways(target: Target<'_>, checked: Option<&Gpu>, case: &Case, seed: u64) -> Result<Verdict, RunError> {
-    let trusted = check_case(target, case, seed)?;
-    match checked {
-        Some(gpu) if trusted.failure.is_none() => check_case(Target::Gpu(gpu, target.storage()), case, seed),
-        _ => Ok(trusted),
+/// What came of a case, on a GPU by the variant it would take or by every one, each with its label: with shaders trusted
+/// and, if that is right, with shaders watched as they run, on the second of `both`.
+fn verdicts(
+    both: Option<(&Gpu, &Gpu)>,
+    target: Target<'_>,
+    case: &Case,
+    seed: u64,
+    every_variant: bool,
+) -> Vec<(String, Result<Verdict, RunError>)> {
+    let Some((trusted, watched)) = both else { return vec![(String::new(), check_case(target, case, seed))] };
+    let on = |gpu| {
+        if every_variant {
+            let each = check_variants((gpu, target.storage()), case, seed).into_iter();
+            return each.map(|(variant, verdict)| (label(&variant), verdict)).collect();
+        }
+        vec![(String::new(), check_case(Target::Gpu(gpu, target.storage()), case, seed))]
+    };
+    let mut rows: Vec<_> = on(trusted);
+    if rows.iter().all(|(_, verdict)| verdict.as_ref().is_ok_and(|verdict| verdict.failure.is_none())) {
+        rows = on(watched);
     }
+    rows
+}
+
+/// What tells a variant from the kernel's others, if there are any.
+fn label(variant: &Variant) -> String {
+    if variant.name == Variant::ONLY.name { String::new() } else { format!("by {}: ", variant.name) }
 }
 
 /// Runs a network's plan step by step on the device and on what it is held to.
@@ -174,7 +196,10 @@ struct Tally {
 impl Tally {
     fn file(&mut self, target: Target<'_>, path: &Path) -> Result<(), Failure> {
         match CaseFile::read(path) {
-            Ok(file) => self.row(file.case.kernel.as_ref(), check_file(target, &file), Some(path)),
+            Ok(file) => {
+                let label = format!("{}: ", path.display());
+                self.row(file.case.kernel.as_ref(), check_file(target, &file), &label)
+            }
             Err(error) => self.error(&error.to_string()),
         }
     }
@@ -184,21 +209,16 @@ impl Tally {
         Ok(result(&format!("ERROR  {}", one_line(text)))?)
     }
 
-    fn row(
-        &mut self,
-        kernel: &dyn Kernel,
-        verdict: Result<Verdict, RunError>,
-        file: Option<&Path>,
-    ) -> Result<(), Failure> {
-        let file = file.map(|path| format!("{}: ", path.display())).unwrap_or_default();
+    /// `label` tells it from others of the kernel.
+    fn row(&mut self, kernel: &dyn Kernel, verdict: Result<Verdict, RunError>, label: &str) -> Result<(), Failure> {
         let verdict = match verdict {
             Ok(verdict) => verdict,
-            Err(error) => return self.error(&format!("{file}{}: {error}", kernel.name())),
+            Err(error) => return self.error(&format!("{label}{}: {error}", kernel.name())),
         };
         let word = if verdict.failure.is_none() { "pass" } else { "FAIL" };
         let (agreement, tolerance) = (verdict.agreement, allowed(verdict.tolerance));
         let mut line = format!(
-            "{word:6} {:18} {:9.2e} {:9.2e} {tolerance:>17}  {file}{}",
+            "{word:6} {:18} {:9.2e} {:9.2e} {tolerance:>17}  {label}{}",
             kernel.name(),
             agreement.max_abs,
             agreement.relative_l2,

@@ -7,7 +7,7 @@
 use crate::casefile::CaseFile;
 use crate::check::{self, Agreement, Mismatch, POISON};
 use crate::kernel::{Access, Case, DType, Kernel, Operand, Param, Tolerance};
-use crate::variant::{Machine, Variant, choose};
+use crate::variant::{Machine, Variant, choose, runnable};
 use crate::{FloatType, Storage, WeightType, wgsl};
 use mobilediffusion_runtime::shader::UnknownImport;
 use mobilediffusion_runtime::{Bound, Buffer, Dispatch, Gpu, Role, RuntimeError};
@@ -179,6 +179,23 @@ pub fn check_case(target: Target<'_>, case: &Case, seed: u64) -> Result<Verdict,
     let inputs = stored(kernel, target.storage(), check::inputs(case, seed));
     let outputs = run(target, kernel, &inputs)?;
     Ok(judge(kernel, &outputs, &check::expected(case, &inputs), target_tolerance(case, target)))
+}
+
+/// [`check_case`] on a GPU by every variant that it can run, in the kernel's order.
+pub fn check_variants(
+    (gpu, storage): (&Gpu, Storage),
+    case: &Case,
+    seed: u64,
+) -> Vec<(Variant, Result<Verdict, RunError>)> {
+    let kernel = case.kernel.as_ref();
+    let inputs = stored(kernel, storage, check::inputs(case, seed));
+    let expected = check::expected(case, &inputs);
+    let check = |variant: Variant| {
+        let tolerance = variant_tolerance(case, storage, &variant);
+        let outputs = run_variant((gpu, storage), kernel, &variant, &inputs);
+        (variant, outputs.map(|outputs| judge(kernel, &outputs, &expected, tolerance)))
+    };
+    runnable(kernel, gpu.caps(), storage).into_iter().map(check).collect()
 }
 
 /// Runs a case file and judges it by what the file expects.
