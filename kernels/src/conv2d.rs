@@ -3,12 +3,13 @@
 //! `x [n, h, w, ci]`, `w [co, ci, kh, kw]` packed to `[co, kh, kw, ci]`, `bias [co]`, `shift [n, co]` (the time
 //! embedding), `residual` and `y [n, oh, ow, co]`; `upsample` 2 reads `x` as if every pixel stood for 2x2, and `source` says
 //! what else happens to it on the way in; the zeros around it are put there after that. On the GPU an implicit matrix
-//! product (`shaders/common/product.wgsl`): a row is an output pixel, k runs over taps and channels. On the CPU blocks of
-//! output pixels are gathered into a patch matrix and multiplied by it as panels, and where it pays Winograd's algorithm
-//! saves more than half of the multiplications.
+//! product (`shaders/common/product.wgsl`): a row is an output pixel, k runs over taps and channels. On the CPU there are
+//! three ways: where it pays, Winograd's algorithm saves more than half of the multiplications (`winograd`); to few channels a
+//! product adds what each pixel gives to its neighbours (`narrow`); anything else is gathered into patches (`direct`).
 
 mod cases;
 mod direct;
+mod narrow;
 mod winograd;
 
 pub(crate) use winograd::transformed_weights;
@@ -101,6 +102,15 @@ impl Conv2d {
         (self.kernel, self.stride, self.upsample, self.pad_start, self.pad_end) == (1, 1, 1, 0, 0)
     }
 
+    /// How the weights lie for the CPU.
+    fn host_layout(&self) -> Layout {
+        match winograd::layout(self) {
+            Some(layout) => layout,
+            None if narrow::suits(self) => Layout::TapPanels,
+            None => Layout::Panels,
+        }
+    }
+
     fn program_of(&self, tile: &Tile) -> Program {
         let switch = |size: usize| u32::try_from(size).expect("1, 2 or 3");
         let (oh, ow) = self.out_size();
@@ -174,7 +184,7 @@ impl Kernel for Conv2d {
             self.source.x(&[self.n, self.h, self.w], self.ci),
             Operand::weight("w", [self.co, self.ci, self.kernel, self.kernel])
                 .layout(Layout::Taps)
-                .host(winograd::layout(self)),
+                .host(self.host_layout()),
             Operand::read("bias", [self.co]).optional(self.bias),
             Operand::read("shift", [self.n, self.co]).optional(self.shift),
             Operand::read("residual", [self.n, oh, ow, self.co]).optional(self.residual),
@@ -247,7 +257,11 @@ impl Kernel for Conv2d {
         if winograd::suits(self) {
             return winograd::run(self, winograd::block(self), &x, w, &epilogue, (y, moments));
         }
-        direct::run(self, &x, w, &epilogue, y);
+        if narrow::suits(self) {
+            narrow::run(self, &x, w, &epilogue, y);
+        } else {
+            direct::run(self, &x, w, &epilogue, y);
+        }
         if self.moments {
             channel_moments::write_all(self.n, rows_per_image, self.co, y, moments);
         }

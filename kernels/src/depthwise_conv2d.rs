@@ -3,19 +3,20 @@
 //! `x [n, h, w, c]`, `y [n, oh, ow, c]`, `w [c, 1, 3, 3]` packed to `[3, 3, c]`, `bias [c]`, `shift [n, c]` (the time
 //! embedding); one row and column of zeros around; `x` may be of two tensors side by side (`source`). With `moments` those
 //! of the output's channels are written too, for the GroupNorm that follows. On the GPU a workgroup takes 64 channels of
-//! 64 pixels, each invocation four side by side; on the CPU a line of the image is nine multiply-adds along its channels.
+//! 64 pixels, each invocation four side by side; on the CPU a task has a line of the image.
+
+mod line;
 
 use crate::channel_moments::{self, tiles_fit};
-use crate::cpu::Threads;
 use crate::draw::Draw;
 use crate::fold::{Read, Write};
 use crate::kernel::{Case, Cost, Family, Fill, Kernel, Layout, Operand, Param, Program, Tolerance, parse};
-use crate::source::{Norm, Rows, Source};
+use crate::source::{Norm, Source};
 use crate::tile::WHOLE;
 use crate::variant::Variant;
+use line::Line;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-use std::ops::Range;
 
 /// One depthwise convolution.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,47 +66,6 @@ impl DepthwiseConv2d {
     pub fn out_size(&self) -> (usize, usize) {
         let out = |size: usize| (size - 1) / self.stride + 1;
         (out(self.h), out(self.w))
-    }
-
-    /// Computes output line `index`, counted over all images, where `x` begins with line `first`.
-    fn line(&self, index: usize, (first, x): (usize, &[f32]), w: &[f32], bias: &[f32], shift: &[f32], y: &mut [f32]) {
-        let (oh, _) = self.out_size();
-        let (image, top) = (index / oh, index % oh * self.stride);
-        for pixel in y.chunks_exact_mut(self.c) {
-            match bias {
-                [] => pixel.fill(0.0),
-                bias => pixel.copy_from_slice(bias),
-            }
-            if !shift.is_empty() {
-                pixel.iter_mut().zip(&shift[image * self.c..]).for_each(|(y, s)| *y += s);
-            }
-        }
-        for ky in (0..3).filter(|ky| (1..=self.h).contains(&(top + ky))) {
-            let line = &x[(image * self.h + top + ky - 1 - first) * self.w * self.c..][..self.w * self.c];
-            for (ox, pixel) in y.chunks_exact_mut(self.c).enumerate() {
-                let left = ox * self.stride;
-                for kx in (0..3).filter(|kx| (1..=self.w).contains(&(left + kx))) {
-                    let source = &line[(left + kx - 1) * self.c..][..self.c];
-                    let weight = &w[(ky * 3 + kx) * self.c..][..self.c];
-                    pixel.iter_mut().zip(source).zip(weight).for_each(|((y, x), w)| *y += x * w);
-                }
-            }
-        }
-    }
-}
-
-impl DepthwiseConv2d {
-    /// The lines of `x` under some output lines, with the number of the first: where they lie, or ready in `scratch`.
-    fn lines<'a>(&self, x: &Rows<'a>, out: Range<usize>, scratch: &'a mut Vec<f32>) -> (usize, &'a [f32]) {
-        if let Some(x) = x.plain() {
-            return (0, x);
-        }
-        let (oh, _) = self.out_size();
-        let under = |line: usize| line / oh * self.h + line % oh * self.stride;
-        let (first, end) = (under(out.start).saturating_sub(1), (under(out.end - 1) + 2).min(self.n * self.h));
-        scratch.resize((end - first) * self.w * self.c, 0.0);
-        x.make_ready(first * self.w, scratch, Threads::One);
-        (first, scratch)
     }
 }
 
@@ -209,16 +169,11 @@ impl Kernel for DepthwiseConv2d {
         let (&[x, w, bias, shift, x2], [y, moments]) = (inputs, outputs) else {
             panic!("depthwise_conv2d has seven operands")
         };
-        let x = self.source.rows(self.n * self.h * self.w, self.c, x, &[x2, &[], &[], &[], &[]]);
-        // Lines that have to be made ready are so for a few together, because every line is under three.
-        let task = if x.plain().is_some() { 1 } else { 8 };
-        let (oh, ow) = self.out_size();
-        let len = ow * self.c;
-        y.par_chunks_mut(task * len).enumerate().for_each_init(Vec::new, |scratch, (i, y)| {
-            let lines = self.lines(&x, i * task..i * task + y.len() / len, scratch);
-            for (j, line) in y.chunks_exact_mut(len).enumerate() {
-                self.line(i * task + j, lines, w, bias, shift, line);
-            }
+        let (first, (oh, ow)) = (self.source.first(self.c), self.out_size());
+        let x = [(first, x), (self.c - first, x2)];
+        y.par_chunks_mut(ow * self.c).enumerate().for_each(|(index, y)| {
+            let added = [bias, shift.get(index / oh * self.c..).unwrap_or_default()];
+            pulp::Arch::new().dispatch(Line { conv: self, index, x, w, added, y });
         });
         if self.moments {
             channel_moments::write_all(self.n, oh * ow, self.c, y, moments);

@@ -14,6 +14,8 @@ pub enum Layout {
     DepthwiseTaps,
     /// A matrix `[cols, k]`, or a convolution weight as one, as panels of columns: see `panels`. For the CPU.
     Panels,
+    /// A convolution weight as a matrix `[kh * kw * co, ci]` in panels: every tap's columns by themselves. For the CPU.
+    TapPanels,
     /// A 3x3 convolution weight transformed for Winograd's algorithm, with so many places along an edge. For the CPU.
     Winograd(usize),
 }
@@ -25,6 +27,7 @@ impl Layout {
             (Self::Taps, &[co, ci, kh, kw]) => vec![co, kh, kw, ci],
             (Self::DepthwiseTaps, &[c, _, kh, kw]) => vec![kh, kw, c],
             (Self::Panels, &[cols, ref k @ ..]) => vec![cols.next_multiple_of(panels::STEP), elements(k)],
+            (Self::TapPanels, &[co, ci, kh, kw]) => vec![(kh * kw * co).next_multiple_of(panels::STEP), ci],
             (Self::Winograd(edge), &[co, ci, ..]) => vec![co.next_multiple_of(panels::STEP), edge * edge, ci],
             _ => shape.to_vec(),
         }
@@ -39,6 +42,13 @@ impl Layout {
             (Self::Panels, &[co, ci, kh, kw]) => {
                 let taps = Self::Taps.pack(shape, data);
                 return panels::pack_matrix(co, kh * kw * ci, &taps);
+            }
+            (Self::TapPanels, &[co, ci, kh, kw]) => {
+                let (taps, data) = (kh * kw, &data);
+                return panels::pack(taps * co, ci, |col, at, out| {
+                    let (tap, o) = (col / co, col % co);
+                    out.iter_mut().enumerate().for_each(|(i, out)| *out = data[(o * ci + at + i) * taps + tap]);
+                });
             }
             (Self::Winograd(edge), &[co, ci, ..]) => return conv2d::transformed_weights(edge, ci, co, &data),
             _ => return data,
@@ -60,7 +70,7 @@ impl Layout {
         match (self, shape) {
             (Self::Taps, &[co, ci, kh, kw]) => self.pack(&[co, kh * kw, ci, 1], packed),
             (Self::DepthwiseTaps, &[c, _, kh, kw]) => self.pack(&[kh * kw, 1, c, 1], packed),
-            (Self::Panels | Self::Winograd(_), _) => panic!("{self:?} of {shape:?} is not read back"),
+            (Self::Panels | Self::TapPanels | Self::Winograd(_), _) => panic!("{self:?} of {shape:?} is not read back"),
             _ => packed,
         }
     }
@@ -71,7 +81,7 @@ impl Layout {
         match self {
             Self::Rows | Self::Taps => Some(1),
             Self::Panels | Self::Winograd(_) => Some(panels::PANEL),
-            Self::DepthwiseTaps => None,
+            Self::DepthwiseTaps | Self::TapPanels => None,
         }
     }
 }

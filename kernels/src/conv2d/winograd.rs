@@ -59,9 +59,9 @@ pub(super) fn is_exact(conv: &Conv2d) -> bool {
     !suits(conv) || tile(conv) == 2
 }
 
-/// How the weights lie in memory.
-pub(super) fn layout(conv: &Conv2d) -> Layout {
-    if suits(conv) { Layout::Winograd(edge(conv)) } else { Layout::Panels }
+/// How the weights lie in memory, if this way suits the problem.
+pub(super) fn layout(conv: &Conv2d) -> Option<Layout> {
+    suits(conv).then(|| Layout::Winograd(edge(conv)))
 }
 
 /// The convolution and, if it is wanted, the moments of what it writes, in blocks of about `block` tiles.
@@ -359,7 +359,7 @@ mod tests {
             let tolerance = if is_exact(&conv) { Tolerance::EXACT } else { conv.tolerance() };
             let mut want = vec![f32::NAN; n * oh * ow * co];
             let panels = Layout::Panels.pack(&[co, ci, 3, 3], w.clone());
-            let w = layout(&conv).pack(&[co, ci, 3, 3], w);
+            let w = layout(&conv).expect("it suits").pack(&[co, ci, 3, 3], w);
             let x = conv.source.rows(n * h * conv.w, ci, &x, &[&[], &[], &[], &[], &scale]);
             side_by_side(&conv, 16, &x, Panels::new(&panels, co, 9 * ci), &epilogue, &mut want);
             let moments_len = if moments { conv.operands().last().expect("it writes them").host_len() } else { 0 };

@@ -141,7 +141,11 @@ fn sums<S: Simd, const M: usize, const V: usize>(
         let left: [&[f32; STRETCH]; M] =
             from_fn(|i| left[i][stretch * STRETCH..].first_chunk().expect("a row is as long"));
         for k in 0..STRETCH {
-            sums = step(simd, sums, from_fn(|i| left[i][k]), &panel[k * grain..(k + 1) * grain]);
+            let mut column = [0.0; M];
+            for i in 0..M {
+                column[i] = left[i][k];
+            }
+            sums = step(simd, sums, column, &panel[k * grain..(k + 1) * grain]);
         }
     }
     for (k, values) in (depth - rest.len() / grain..).zip(rest.chunks_exact(grain)) {
@@ -150,7 +154,7 @@ fn sums<S: Simd, const M: usize, const V: usize>(
     sums
 }
 
-/// The sums with the products of one of `k` added.
+/// The sums with the products of one of `k` added. Loops, not closures, so that nothing but `inline(always)` has to be inlined.
 #[inline(always)]
 fn step<S: Simd, const M: usize, const V: usize>(
     simd: S,
@@ -158,8 +162,7 @@ fn step<S: Simd, const M: usize, const V: usize>(
     left: [f32; M],
     values: &[f32],
 ) -> [[S::f32s; V]; M] {
-    let values = S::as_simd_f32s(values).0;
-    let values: [S::f32s; V] = from_fn(|v| values[v]);
+    let values: [S::f32s; V] = *S::as_simd_f32s(values).0.first_chunk().expect("a grain");
     for i in 0..M {
         let x = simd.splat_f32s(left[i]);
         for v in 0..V {

@@ -1,0 +1,96 @@
+//! The CPU form of 3x3 convolutions to few channels: nothing is gathered. One matrix product, `[w, ci] x [ci, 9 * co]`, gives
+//! what every pixel of an input line adds to the nine around it, and an output line adds up its pieces.
+//!
+//! Gathered patches would be nine times the input, multiplied by as many columns as a vector has lanes. That suits what has
+//! few outputs only: the pieces are `9 * co` values a pixel.
+
+use super::Conv2d;
+use crate::cpu::{Epilogue, Threads, wide};
+use crate::panels::{Left, Panels, STEP, multiply};
+use crate::source::Rows;
+use rayon::prelude::*;
+
+/// Most output lines of a task, which computes the pieces of two lines more.
+const LINES: usize = 64;
+
+/// Whether this way suits the problem, whatever the size of the picture.
+pub(super) fn suits(conv: &Conv2d) -> bool {
+    (conv.kernel, conv.stride, conv.upsample) == (3, 1, 1) && conv.co < STEP
+}
+
+/// The convolution.
+pub(super) fn run(conv: &Conv2d, x: &Rows<'_>, w: &[f32], epilogue: &Epilogue<'_>, y: &mut [f32]) {
+    let w = Panels::new(w, 9 * conv.co, conv.ci);
+    let (oh, ow) = conv.out_size();
+    let lines = oh.div_ceil(4 * rayon::current_num_threads()).min(LINES);
+    y.par_chunks_mut(oh * ow * conv.co).enumerate().for_each(|(image, y)| {
+        let tasks = y.par_chunks_mut(lines * ow * conv.co).enumerate();
+        tasks.for_each_init(Pieces::default, |pieces, (task, y)| {
+            pieces.next = None;
+            for (i, y) in y.chunks_exact_mut(ow * conv.co).enumerate() {
+                let oy = task * lines + i;
+                pieces.make(conv, x, w, (image, oy));
+                wide(
+                    #[inline(always)]
+                    || {
+                        pieces.add_up(conv, oy, y);
+                        epilogue.apply(y, conv.co, (image * oh + oy) * ow);
+                    },
+                );
+            }
+        });
+    });
+}
+
+/// What the last input lines add to the output.
+#[derive(Default)]
+struct Pieces {
+    /// `[3, w, 3, 3, co]`: line `y` of the image lies at `y % 3`.
+    values: Vec<f32>,
+    /// A line of the input, where it has to be made ready.
+    ready: Vec<f32>,
+    /// The first line whose pieces were not made yet; none at the beginning.
+    next: Option<usize>,
+}
+
+impl Pieces {
+    /// Makes those of the input lines under an output line which the line before did not need.
+    fn make(&mut self, conv: &Conv2d, x: &Rows<'_>, w: Panels<'_>, (image, oy): (usize, usize)) {
+        let len = conv.w * 9 * conv.co;
+        self.values.resize(3 * len, 0.0);
+        for iy in (0..3).filter_map(|ky| conv.source(oy, ky, conv.h)) {
+            if self.next.is_some_and(|next| iy < next) {
+                continue;
+            }
+            let first = (image * conv.h + iy) * conv.w;
+            let line = if let Some(x) = x.plain() {
+                &x[first * conv.ci..][..conv.w * conv.ci]
+            } else {
+                self.ready.resize(conv.w * conv.ci, 0.0);
+                x.make_ready(first, &mut self.ready, Threads::One);
+                &self.ready
+            };
+            let pieces = &mut self.values[iy % 3 * len..][..len];
+            multiply(pieces, Left::new(line, conv.w, conv.ci), w, None, Threads::One);
+            self.next = Some(iy + 1);
+        }
+    }
+
+    /// The sums of an output line.
+    #[inline(always)]
+    fn add_up(&self, conv: &Conv2d, oy: usize, y: &mut [f32]) {
+        let (co, len) = (conv.co, self.values.len() / 3);
+        y.fill(0.0);
+        for ky in 0..3 {
+            let Some(iy) = conv.source(oy, ky, conv.h) else { continue };
+            let line = &self.values[iy % 3 * len..][..len];
+            for kx in 0..3 {
+                let outputs = y.chunks_exact_mut(co).skip(conv.pad_start.saturating_sub(kx));
+                let inputs = line.chunks_exact(9 * co).skip(kx.saturating_sub(conv.pad_start));
+                for (y, pixel) in outputs.zip(inputs) {
+                    y.iter_mut().zip(&pixel[(3 * ky + kx) * co..]).for_each(|(y, piece)| *y += piece);
+                }
+            }
+        }
+    }
+}
