@@ -22,8 +22,6 @@ use std::time::Instant;
 const CHUNK_FLOPS: u64 = 100_000_000_000;
 /// The same for drivers that compute on the CPU.
 const SOFTWARE_CHUNK_FLOPS: u64 = 2_000_000_000;
-/// Workgroups on an axis of a grid.
-const MOST_GROUPS: usize = 65_535;
 
 /// Buffers and bound steps of a session.
 #[derive(Debug)]
@@ -39,6 +37,8 @@ pub(crate) struct GpuMemory {
     /// Floating-point operations of each step.
     flops: Vec<u64>,
     chunk_flops: u64,
+    /// The chunk that was submitted last, where nobody waited for it.
+    in_flight: Option<Submission>,
     staging: Buffer,
 }
 
@@ -85,6 +85,7 @@ impl GpuMemory {
             variants,
             flops,
             chunk_flops,
+            in_flight: None,
             staging,
         };
         compile::each_stage(&gpu, storage, (recording, &stages), |number, pipeline| {
@@ -171,34 +172,36 @@ impl GpuMemory {
         steps: &[usize],
         go_on: &mut dyn FnMut(usize, usize) -> bool,
     ) -> Result<(), GraphError> {
-        let (mut done, mut before) = (0, None);
+        let mut done = 0;
         while done < steps.len() {
             ask(go_on(done, steps.len()), done, steps.len())?;
             let (count, chunk) = self.start_chunk(&steps[done..])?;
             done += count;
-            if let Some(before) = before.replace(chunk) {
+            if let Some(before) = self.in_flight.replace(chunk) {
                 self.gpu.wait_for(&before).map_err(GraphError::at("run"))?;
             }
         }
+        self.in_flight = None;
         self.gpu.wait().map_err(GraphError::at("run"))
     }
 
-    /// The same, and whoever polls it is free while the device computes.
+    /// The same, and whoever polls it is free while the device computes. It is done with the last chunk on its way, so that
+    /// the device does not wait for the host between two runs; whoever reads waits for it.
     pub(crate) async fn run_async(
         &mut self,
         steps: &[usize],
         go_on: &mut (dyn FnMut(usize, usize) -> bool + Send),
     ) -> Result<(), GraphError> {
-        let (mut done, mut before) = (0, None);
+        let mut done = 0;
         while done < steps.len() {
             ask(go_on(done, steps.len()), done, steps.len())?;
             let (count, chunk) = self.start_chunk(&steps[done..])?;
             done += count;
-            if let Some(before) = before.replace(chunk) {
+            if let Some(before) = self.in_flight.replace(chunk) {
                 self.gpu.finished_for(&before).await.map_err(GraphError::at("run"))?;
             }
         }
-        self.gpu.finished().await.map_err(GraphError::at("run"))
+        Ok(())
     }
 
     /// Submits the first of these steps, and tells how many.
@@ -214,20 +217,28 @@ impl GpuMemory {
         &self.variants
     }
 
-    /// Seconds of each of the steps, run in order.
+    /// Seconds of each of the steps, run in order, in chunks like a run's.
     pub(crate) fn time(&self, steps: &[usize]) -> Result<Vec<f64>, GraphError> {
         let timer = Timer::new(&self.gpu).map_err(GraphError::at("timer"))?;
-        let dispatches: Vec<&Dispatch> = steps.iter().map(|&step| &self.dispatches[step]).collect();
-        timer.time_each(&self.gpu, &dispatches).map_err(GraphError::at("run"))
+        let mut seconds = Vec::with_capacity(steps.len());
+        while seconds.len() < steps.len() {
+            let left = &steps[seconds.len()..];
+            let chunk: Vec<&Dispatch> = left[..self.chunk(left)].iter().map(|&step| &self.dispatches[step]).collect();
+            seconds.extend(timer.time_each(&self.gpu, &chunk).map_err(GraphError::at("run"))?);
+        }
+        Ok(seconds)
     }
 
-    /// Seconds the host spends on encoding and submitting every step in one pass, without the device's time.
-    pub(crate) fn overhead(&self) -> Result<f64, GraphError> {
+    /// Seconds the host spends on encoding and submitting these steps as a run does, without the device's time.
+    pub(crate) fn overhead(&self, steps: &[usize]) -> Result<f64, GraphError> {
+        let (mut done, mut seconds) = (0, 0.0);
         self.gpu.wait().map_err(GraphError::at("run"))?;
-        let start = Instant::now();
-        self.gpu.submit(&self.dispatches).map_err(GraphError::at("run"))?;
-        let seconds = start.elapsed().as_secs_f64();
-        self.gpu.wait().map_err(GraphError::at("run"))?;
+        while done < steps.len() {
+            let start = Instant::now();
+            done += self.start_chunk(&steps[done..])?.0;
+            seconds += start.elapsed().as_secs_f64();
+            self.gpu.wait().map_err(GraphError::at("run"))?;
+        }
         Ok(seconds)
     }
 
@@ -306,9 +317,9 @@ fn check_limits(
             let (node, expected) = (node.path.clone(), format!("at most {most}"));
             Err(GraphError::Size { node, what, expected, found })
         };
-        let groups = program.grid.into_iter().max().unwrap_or(0) as usize;
-        if groups > MOST_GROUPS {
-            return refused("workgroups on an axis", MOST_GROUPS, groups);
+        let (most, groups) = (caps.max_groups as usize, program.grid.into_iter().max().unwrap_or(0) as usize);
+        if groups > most {
+            return refused("workgroups on an axis", most, groups);
         }
         let (most, present) = (caps.max_storage_buffers as usize, operands.iter().filter(|o| o.present).count());
         if present > most {

@@ -194,11 +194,12 @@ impl Session {
         Ok(())
     }
 
-    /// [`run`](Self::run) for where nobody may wait. A GPU computes while whoever polls this is free; the CPU device
-    /// computes in the poll.
+    /// [`run`](Self::run) for where nobody may wait. A GPU computes while whoever polls this is free, and may still do so
+    /// when this is done: the last steps are on their way then, and what is written or run next comes behind them. The CPU
+    /// device computes in the poll.
     ///
     /// # Errors
-    /// As [`run`](Self::run).
+    /// As [`run`](Self::run). A loss of the device in the last steps comes out of the next call.
     pub async fn run_async(&mut self, go_on: &mut (dyn FnMut(usize, usize) -> bool + Send)) -> Result<(), GraphError> {
         let steps = self.due();
         self.unfinished = true;
@@ -234,7 +235,7 @@ impl Session {
     pub fn overhead(&mut self) -> Result<Option<f64>, GraphError> {
         match &self.memory {
             Memory::Cpu(_) => Ok(None),
-            Memory::Gpu(memory) => memory.overhead().map(Some),
+            Memory::Gpu(memory) => memory.overhead(&Vec::from_iter(0..self.recording.nodes.len())).map(Some),
         }
     }
 

@@ -172,14 +172,24 @@ impl Tile {
         self.rows() / matrix.strips as usize * ((matrix.across * matrix.edge / 2) as usize + 1)
     }
 
-    /// vec4s of workgroup memory: a step of rows and columns with one more of each, so that what is a step apart lies
-    /// in another bank; and one for every invocation where sums meet.
+    /// vec4s of workgroup memory from one vec4 of k of all rows to the next, and from one column of a quad to the next.
+    ///
+    /// Workgroup memory has eight banks of a vec4. Eight invocations store at a time, `step4` vec4s of k of `8 / step4`
+    /// neighbouring rows or columns: with these gaps each goes to a bank of its own.
+    fn strides(&self) -> [usize; 2] {
+        let (step4, quads) = (self.staged.unwrap_or(8), self.cols() / 4);
+        [self.rows() + 8 / step4.min(8), quads + (step4 + 8 - quads % 8) % 8]
+    }
+
+    /// vec4s of workgroup memory: a step of rows and columns with their gaps, and one more of each vec4 of k; and one for
+    /// every invocation where sums meet.
     fn scratch(&self) -> usize {
         if let Some(matrix) = &self.matrix {
             let threads = self.threads.iter().product();
             return if matrix.wide { (self.batch(matrix) * matrix.split as usize).max(threads) } else { threads };
         }
-        let staged = self.staged.map_or(0, |step4| step4 * (self.rows() + 1 + self.cols() + 1));
+        let [row_stride, col_quads] = self.strides();
+        let staged = self.staged.map_or(0, |step4| step4 * (row_stride + 4 * col_quads + 1));
         staged.max(self.threads.iter().product())
     }
 
@@ -187,6 +197,7 @@ impl Tile {
     pub(crate) fn constants(&self) -> Vec<(&'static str, u32)> {
         let size = |size: usize| u32::try_from(size).expect("a tile is small");
         let [x, y, invocations] = self.threads;
+        let [row_stride, col_quads] = self.strides();
         let split = self.matrix.map_or(size(invocations), |matrix| matrix.split);
         let (product, ends, parts) = match self.share {
             Share::Whole => (true, true, 1),
@@ -212,6 +223,8 @@ impl Tile {
             ("STAGED", u32::from(self.staged.is_some())),
             ("NOT_STAGED", u32::from(self.staged.is_none())),
             ("SCRATCH", size(self.scratch())),
+            ("ROW_STRIDE", size(row_stride)),
+            ("COL_QUADS", size(col_quads)),
         ];
         if let Some(matrix) = &self.matrix {
             constants.extend([

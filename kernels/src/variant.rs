@@ -74,6 +74,12 @@ pub struct Variant {
 impl Variant {
     /// That of a kernel with one program.
     pub const ONLY: Self = Self { name: "only", needs: Needs::PORTABLE, groups: 1, work: 1.0, rounds: false };
+
+    /// Its time on a device beside the others' of the same problem, as far as one can tell without measuring: too few
+    /// workgroups leave a part of the device idle.
+    pub fn estimate(&self, machine: &Machine) -> f64 {
+        self.groups.max(machine.busy_groups) as f64 * self.work
+    }
 }
 
 /// What a choice depends on besides the problem.
@@ -116,16 +122,15 @@ pub fn runnable(kernel: &dyn Kernel, caps: &Caps, storage: Storage) -> Vec<Varia
 }
 
 /// The variant that a device should run: the one that was measured to be the fastest, else the one of the least estimated
-/// time, where too few workgroups leave a part of the device idle. Of equal ones it is the first.
+/// time. Of equal ones it is the first.
 pub fn choose(kernel: &dyn Kernel, machine: &Machine) -> Variant {
-    let time = |variant: &Variant| variant.groups.max(machine.busy_groups) as f64 * variant.work;
     let fitting = runnable(kernel, &machine.caps, machine.storage);
     let tuned = machine.tuned.get(&problem(kernel, machine.storage));
     let measured = fitting.iter().find(|variant| tuned.is_some_and(|name| name == variant.name));
     if let Some(measured) = measured {
         return *measured;
     }
-    fitting.into_iter().min_by(|a, b| time(a).total_cmp(&time(b))).unwrap_or(Variant::ONLY)
+    fitting.into_iter().min_by(|a, b| a.estimate(machine).total_cmp(&b.estimate(machine))).unwrap_or(Variant::ONLY)
 }
 
 #[cfg(test)]

@@ -206,7 +206,7 @@ pub enum Select {
     Hardware,
     /// By position in the list, or by a part of name or driver, whatever the case of the letters.
     Named(String),
-    /// The adapter of this name, backend and driver, wherever it stands in the list now.
+    /// The adapter of this name, backend and driver: at its place in the list or, if that changed, wherever it stands now.
     Same(AdapterSummary),
 }
 
@@ -230,7 +230,10 @@ impl Select {
                 best(&|a| index == Some(a.index)).or_else(|| best(&|a| says(&a.name) || says(&a.driver)))
             }
             Self::Same(same) => {
-                best(&|a| (&a.name, &a.backend, &a.driver) == (&same.name, &same.backend, &same.driver))
+                let fits =
+                    |a: &AdapterSummary| (&a.name, &a.backend, &a.driver) == (&same.name, &same.backend, &same.driver);
+                // Of two cards of one make, the one that is meant.
+                best(&|a| fits(a) && a.index == same.index).or_else(|| best(&fits))
             }
         };
         chosen.ok_or_else(|| RuntimeError::NoAdapter {
@@ -309,6 +312,15 @@ mod tests {
         assert_eq!(Select::Named("1".into()).choose(&machine()), Ok(1));
         let numbered = [adapter(0, "GeForce RTX 4090", AdapterKind::Discrete)];
         assert_eq!(Select::Named("4090".into()).choose(&numbered), Ok(0));
+    }
+
+    #[test]
+    fn the_same_adapter_is_found_again_beside_its_twin() {
+        let twins = [adapter(0, "GeForce", AdapterKind::Discrete), adapter(1, "GeForce", AdapterKind::Discrete)];
+        assert_eq!(Select::Same(twins[1].clone()).choose(&twins), Ok(1));
+        assert_eq!(Select::Same(machine()[0].clone()).choose(&machine()), Ok(0), "worse than others, but meant");
+        let moved = AdapterSummary { index: 7, ..machine()[1].clone() };
+        assert_eq!(Select::Same(moved).choose(&machine()), Ok(1));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use crate::device::Gpu;
 use crate::error::RuntimeError;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// What a file begins with; a checksum of four bytes and wgpu's data follow.
 const MAGIC: [u8; 8] = *b"mdpipes1";
@@ -18,8 +18,10 @@ const MAGIC: [u8; 8] = *b"mdpipes1";
 pub(crate) struct PipelineFile {
     path: PathBuf,
     pub(crate) raw: wgpu::PipelineCache,
-    /// Pipelines that had been compiled when the file was last written.
+    /// Pipelines that had been compiled when the file was last known to hold them.
     saved: AtomicU64,
+    /// The checksum of what is in the file.
+    written: AtomicU32,
 }
 
 impl PipelineFile {
@@ -30,8 +32,10 @@ impl PipelineFile {
         }
         let path = folder.join(file_name(&gpu.device.adapter_info())?);
         let file = std::fs::read(&path).unwrap_or_default();
-        let raw = make(gpu, unsealed(&file)).or_else(|_| make(gpu, None)).ok()?;
-        Some(Self { path, raw, saved: AtomicU64::new(0) })
+        let data = unsealed(&file);
+        let raw = make(gpu, data).or_else(|_| make(gpu, None)).ok()?;
+        let written = AtomicU32::new(data.map_or(0, crc32fast::hash));
+        Some(Self { path, raw, saved: AtomicU64::new(0), written })
     }
 }
 
@@ -81,18 +85,25 @@ impl Gpu {
     }
 
     /// Writes what was compiled since the last time to the file of [`with_pipeline_cache`](Self::with_pipeline_cache);
-    /// without one, and if nothing was, it does nothing. The file appears whole or not at all.
+    /// without one, and if nothing new was, it does nothing. The file appears whole or not at all.
     ///
     /// # Errors
     /// If it cannot be written, which costs nothing but time in the next run, or the device is lost.
     pub fn save_pipelines(&self) -> Result<(), RuntimeError> {
         let Some(file) = &self.pipeline_file else { return Ok(()) };
         let made = self.counters().pipelines;
-        if file.saved.swap(made, Ordering::Relaxed) == made {
+        if file.saved.load(Ordering::Relaxed) == made {
             return Ok(());
         }
         let Some(data) = self.scoped("the compiled pipelines", 0, || file.raw.get_data())? else { return Ok(()) };
-        write(&file.path, &sealed(&data))
+        // What came out of the file as it is need not be written again.
+        let checksum = crc32fast::hash(&data);
+        if file.written.load(Ordering::Relaxed) != checksum || !file.path.exists() {
+            write(&file.path, &sealed(&data))?;
+            file.written.store(checksum, Ordering::Relaxed);
+        }
+        file.saved.store(made, Ordering::Relaxed);
+        Ok(())
     }
 
     /// A file that was kept in the folder of [`with_pipeline_cache`](Self::with_pipeline_cache); none without either.

@@ -11,7 +11,7 @@ pub struct Compose<'a> {
     pub constants: &'a [(&'static str, u32)],
     /// The kernel's file. A line `#import name` asks for a shared file; its own text keeps its line order. A line that
     /// begins with `@if(NAME)` is taken, without that, if the constant is not zero, and else left out, an import too; alone
-    /// on its line `@if(NAME)` speaks of all lines up to `@end`.
+    /// on its line `@if(NAME)` speaks of all lines up to its `@end`.
     pub body: &'a str,
     /// The shared files by name. They may import others.
     pub common: &'a [(&'a str, &'a str)],
@@ -48,10 +48,25 @@ fn take<'a>(
     text: &mut String,
 ) -> Result<(), UnknownImport> {
     let mut own = String::new();
-    let mut left_out = false;
+    // Whether each of the conditions holds that were begun and have not ended.
+    let mut open: Vec<bool> = Vec::new();
     for line in source.lines() {
-        // An import may stand on a condition too.
-        let asked = condition(line, parts.constants).map_or(line, |(holds, rest)| if holds { rest } else { "" });
+        let asked = match (condition(line, parts.constants), line.trim()) {
+            (_, "@end") => {
+                open.pop();
+                continue;
+            }
+            (Some((holds, "")), _) => {
+                open.push(holds);
+                continue;
+            }
+            (Some((false, _)), _) => continue,
+            (Some((true, rest)), _) => rest,
+            (None, _) => line,
+        };
+        if open.contains(&false) {
+            continue;
+        }
         if let Some(name) = asked.strip_prefix("#import ").map(str::trim) {
             let Some((name, shared)) = parts.common.iter().find(|(known, _)| *known == name) else {
                 let known = parts.common.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
@@ -61,15 +76,8 @@ fn take<'a>(
                 taken.push(name);
                 take(shared, parts, taken, text)?;
             }
-            continue;
-        }
-        match (condition(line, parts.constants), line.trim()) {
-            (_, "@end") => left_out = false,
-            (Some((holds, "")), _) => left_out = !holds,
-            (Some((false, _)), _) => {}
-            (Some((true, rest)), _) if !left_out => writeln!(own, "{rest}").expect("writing to a string succeeds"),
-            (None, _) if !left_out => writeln!(own, "{line}").expect("writing to a string succeeds"),
-            _ => {}
+        } else {
+            writeln!(own, "{asked}").expect("writing to a string succeeds");
         }
     }
     text.push_str(&own);
@@ -103,9 +111,18 @@ mod tests {
     #[test]
     fn an_import_may_stand_on_a_condition() {
         let constants = [("YES", 1), ("NO", 0)];
-        let body = "@if(YES) #import b\n@if(NO) #import c\n";
+        let body = "@if(YES) #import b\n@if(NO) #import c\n@if(NO)\n#import c\n@end\n";
         let text = compose(&Compose { prelude: "", constants: &constants, body, common: COMMON });
         assert_eq!(text.as_deref(), Ok("const YES: u32 = 1u;\nconst NO: u32 = 0u;\nfn b() {}\n"));
+    }
+
+    #[test]
+    fn a_condition_may_stand_in_another() {
+        let constants = [("YES", 1), ("NO", 0)];
+        let body =
+            "@if(NO)\n@if(YES)\nvar a;\n@end\nvar b;\n@end\n@if(YES)\n@if(NO)\nvar c;\n@end\nvar d;\n@end\nvar e;\n";
+        let text = compose(&Compose { prelude: "", constants: &constants, body, common: COMMON });
+        assert_eq!(text.as_deref(), Ok("const YES: u32 = 1u;\nconst NO: u32 = 0u;\nvar d;\nvar e;\n"));
     }
 
     #[test]

@@ -6,8 +6,11 @@ use crate::error::RuntimeError;
 use crate::pass::Dispatch;
 use std::time::Instant;
 
-/// Passes that are timed in one submission.
+/// Passes that are timed in one submission, at most.
 const PASSES: u32 = 32;
+
+/// Seconds that several passes in one submission may take: far below the two after which Windows gives a device up.
+const TOGETHER: f64 = 0.25;
 
 /// Bytes of a timestamp.
 const STAMP: u64 = 8;
@@ -52,7 +55,7 @@ impl Timer {
         if self.queries.is_some() { "timestamps of the device" } else { "wall clock" }
     }
 
-    /// Runs the dispatches in order, each in a pass of its own; the seconds of each.
+    /// Runs the dispatches in order, each in a pass of its own and many of them in one submission; the seconds of each.
     ///
     /// # Errors
     /// As [`time`](Self::time).
@@ -80,10 +83,11 @@ impl Timer {
             };
             return (0..repeats).map(once).collect();
         };
-        let mut seconds = Vec::with_capacity(repeats);
+        let mut seconds: Vec<f64> = Vec::with_capacity(repeats);
         while seconds.len() < repeats {
-            let passes = (repeats - seconds.len()).min(PASSES as usize);
-            seconds.extend(queries.time(gpu, &vec![dispatches; passes])?);
+            // The first alone: it says how many of its kind go together.
+            let most = seconds.first().map_or(1, |first| (TOGETHER / first).clamp(1.0, f64::from(PASSES)) as usize);
+            seconds.extend(queries.time(gpu, &vec![dispatches; most.min(repeats - seconds.len())])?);
         }
         Ok(seconds)
     }

@@ -33,10 +33,9 @@ fn multiplied(x: vec4<f32>, a: vec4<f32>, b: vec4<f32>, c: vec4<f32>, d: vec4<f3
 }
 
 @if(STAGED)
-// A step of rows, then one of columns: column `4 * q + i` of the tile lies at `i * TILE_QUADS + q`, so that neighbouring
-// invocations read neighbouring words.
-const ROW_STRIDE = TILE_ROWS + 1u;
-const COL_STRIDE = 4u * TILE_QUADS + 1u;
+// A step of rows, then one of columns: column `4 * q + i` of the tile lies at `i * COL_QUADS + q`, so that neighbouring
+// invocations read neighbouring words. Strides leave gaps between them, see `Tile::strides`.
+const COL_STRIDE = 4u * COL_QUADS + 1u;
 const FIRST_COL = STEP4 * ROW_STRIDE;
 
 fn stage(at: u32, k: u32, k4: u32, end4: u32) {
@@ -44,7 +43,7 @@ fn stage(at: u32, k: u32, k4: u32, end4: u32) {
     for (var s = 0u; s < COL_SLOTS; s++) {
         let col = at + s * SPAN;
         let v = select(vec4<f32>(), weight4(next_w[s]), k4 < end4);
-        scratch[FIRST_COL + k * COL_STRIDE + col % 4u * TILE_QUADS + col / 4u] = v;
+        scratch[FIRST_COL + k * COL_STRIDE + col % 4u * COL_QUADS + col / 4u] = v;
     }
 }
 
@@ -66,7 +65,7 @@ fn gemm_tile(row0: u32, col0: u32, first4: u32, end4: u32, thread: u32) -> Sums 
         if step + STEP4 < end4 { fetch(row0, col0, at, step + STEP4 + own_k, end4); }
         for (var k = first_k; k < first_k + STEP4 / SPLIT; k++) {
             let col = FIRST_COL + k * COL_STRIDE + lane % THREADS_X;
-            for (var c = 0u; c < 4u * QUADS_EACH; c++) { cols[c] = scratch[col + c % 4u * TILE_QUADS + c / 4u * THREADS_X]; }
+            for (var c = 0u; c < 4u * QUADS_EACH; c++) { cols[c] = scratch[col + c % 4u * COL_QUADS + c / 4u * THREADS_X]; }
             for (var i = 0u; i < ROWS_EACH; i++) {
                 let x = scratch[k * ROW_STRIDE + row + i];
                 for (var j = 0u; j < QUADS_EACH; j++) {

@@ -130,8 +130,10 @@ fn pipelines_are_kept_in_a_file(gpu: &Arc<Gpu>) {
     // A file where the folder should be.
     let nowhere = fresh(gpu).with_pipeline_cache(&kept[0]);
     assert_works(&nowhere);
-    let error = nowhere.save_pipelines().expect_err("a file holds no files");
-    assert!(matches!(error, RuntimeError::Unwritten { .. }), "{error}");
+    for attempt in ["the first", "the second"] {
+        let error = nowhere.save_pipelines().expect_err("a file holds no files");
+        assert!(matches!(error, RuntimeError::Unwritten { .. }), "{attempt} time: {error}");
+    }
 }
 
 fn a_file_that_is_not_right_is_as_good_as_none(gpu: &Arc<Gpu>) {

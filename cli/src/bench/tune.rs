@@ -13,6 +13,9 @@ use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::time::Instant;
 
+/// Seconds that hardware may need for one dispatch by what can be told before: Windows gives a device up after two.
+const LONGEST: f64 = 1.0;
+
 /// What is tuned.
 #[derive(Clone, Copy)]
 pub(super) struct Device<'a> {
@@ -50,7 +53,8 @@ pub(super) fn run(device: Device<'_>, cases: &[Case]) -> Result<Value, Failure> 
     let (mut rows, mut left_out) = (Vec::new(), 0);
     for case in cases {
         let kernel = case.kernel.as_ref();
-        let variants = runnable(kernel, gpu.caps(), storage);
+        let mut variants = runnable(kernel, gpu.caps(), storage);
+        variants.sort_by(|a, b| a.estimate(&estimate).total_cmp(&b.estimate(&estimate)));
         if variants.len() < 2 {
             continue;
         }
@@ -58,7 +62,7 @@ pub(super) fn run(device: Device<'_>, cases: &[Case]) -> Result<Value, Failure> 
             left_out += 1;
             continue;
         }
-        let mut times = match times(device, case, &variants) {
+        let mut times = match times((device, &estimate), case, &variants) {
             Err(error) if measure::is_too_large(error.as_ref()) => {
                 left_out += 1;
                 continue;
@@ -84,18 +88,32 @@ pub(super) fn run(device: Device<'_>, cases: &[Case]) -> Result<Value, Failure> 
     Ok(json!(rows))
 }
 
-/// The median seconds of each variant, all of which have to compute the same.
-fn times(device: Device<'_>, case: &Case, variants: &[Variant]) -> Result<Vec<(Variant, f64)>, Failure> {
+/// The median seconds of each variant, all of which have to compute the same; without those that could take a device too
+/// long. The first is the one that is estimated to be the fastest.
+fn times(
+    (device, estimate): (Device<'_>, &Machine),
+    case: &Case,
+    variants: &[Variant],
+) -> Result<Vec<(Variant, f64)>, Failure> {
     let Device { gpu, storage, timer, effort } = device;
     let kernel = case.kernel.as_ref();
     let inputs = stored(kernel, storage, sample::inputs(case, measure::SEED));
     let (mut first, mut all): (Option<Vec<Vec<f64>>>, _) = (None, Vec::new());
+    let mut longest = None;
     for variant in variants {
+        let expected = variant.estimate(estimate);
+        if longest.is_some_and(|longest| expected > longest) {
+            continue;
+        }
         let (dispatch, written) = measure::prepare((gpu, storage), case, variant, &inputs)?;
         let start = Instant::now();
         gpu.submit([&dispatch])?;
         gpu.wait()?;
-        let runs = measure::runs(start.elapsed().as_secs_f64(), effort);
+        let one = start.elapsed().as_secs_f64();
+        if !effort.software {
+            longest.get_or_insert(expected * LONGEST / one);
+        }
+        let runs = measure::runs(one, effort);
         let got = measure::read((gpu, storage), &written)?;
         let wide = |((operand, _), values): (&(_, _), &Vec<f32>)| check::widen(operand, values);
         match &first {
