@@ -186,8 +186,8 @@ impl GpuMemory {
     }
 
     /// The same, and whoever polls it is free while the device computes. It is done with the last chunk on its way, so that
-    /// the device does not wait for the host between two runs; whoever reads waits for it.
-    pub(crate) async fn run_async(
+    /// the device does not wait for the host between two runs.
+    pub(crate) async fn run_ahead(
         &mut self,
         steps: &[usize],
         go_on: &mut (dyn FnMut(usize, usize) -> bool + Send),
@@ -202,6 +202,12 @@ impl GpuMemory {
             }
         }
         Ok(())
+    }
+
+    /// Waits for that chunk.
+    pub(crate) async fn finish(&mut self) -> Result<(), GraphError> {
+        self.in_flight = None;
+        self.gpu.finished().await.map_err(GraphError::at("run"))
     }
 
     /// Submits the first of these steps, and tells how many.

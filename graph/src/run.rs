@@ -187,28 +187,49 @@ impl Session {
     /// # Errors
     /// If the device is lost, or the run was stopped.
     pub fn run(&mut self, go_on: &mut (dyn FnMut(usize, usize) -> bool + Send)) -> Result<(), GraphError> {
-        let steps = self.due();
-        self.unfinished = true;
+        let steps = self.begin();
         self.memory.run(&self.recording, &steps, go_on)?;
-        (self.dirty, self.constants_done, self.unfinished) = (0, true, false);
+        self.end();
         Ok(())
     }
 
-    /// [`run`](Self::run) for where nobody may wait. A GPU computes while whoever polls this is free, and may still do so
-    /// when this is done: the last steps are on their way then, and what is written or run next comes behind them. The CPU
-    /// device computes in the poll.
+    /// [`run`](Self::run) for where nobody may wait. A GPU computes while whoever polls this is free; the CPU device
+    /// computes in the poll.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub async fn run_async(&mut self, go_on: &mut (dyn FnMut(usize, usize) -> bool + Send)) -> Result<(), GraphError> {
+        self.run_ahead(go_on).await?;
+        match &mut self.memory {
+            Memory::Cpu(_) => Ok(()),
+            Memory::Gpu(memory) => memory.finish().await,
+        }
+    }
+
+    /// [`run_async`](Self::run_async) that leaves a GPU's last steps on their way: for runs that follow each other, so that the
+    /// device has no pause between two. What is written, run or read next comes behind them.
     ///
     /// # Errors
     /// As [`run`](Self::run). A loss of the device in the last steps comes out of the next call.
-    pub async fn run_async(&mut self, go_on: &mut (dyn FnMut(usize, usize) -> bool + Send)) -> Result<(), GraphError> {
-        let steps = self.due();
-        self.unfinished = true;
+    pub async fn run_ahead(&mut self, go_on: &mut (dyn FnMut(usize, usize) -> bool + Send)) -> Result<(), GraphError> {
+        let steps = self.begin();
         match &mut self.memory {
             Memory::Cpu(memory) => memory.run(&self.recording, &steps, go_on)?,
-            Memory::Gpu(memory) => memory.run_async(&steps, go_on).await?,
+            Memory::Gpu(memory) => memory.run_ahead(&steps, go_on).await?,
         }
-        (self.dirty, self.constants_done, self.unfinished) = (0, true, false);
+        self.end();
         Ok(())
+    }
+
+    /// The steps of a run that begins.
+    fn begin(&mut self) -> Vec<usize> {
+        self.unfinished = true;
+        self.due()
+    }
+
+    /// Everything that was due is done, or on its way.
+    fn end(&mut self) {
+        (self.dirty, self.constants_done, self.unfinished) = (0, true, false);
     }
 
     /// Runs the steps that are due one by one and tells the seconds each took: by the GPU's timestamps where it has
@@ -217,13 +238,12 @@ impl Session {
     /// # Errors
     /// If the device is lost.
     pub fn run_timed(&mut self) -> Result<Vec<(usize, f64)>, GraphError> {
-        let steps = self.due();
-        self.unfinished = true;
+        let steps = self.begin();
         let seconds = match &mut self.memory {
             Memory::Cpu(memory) => memory.time(&self.recording, &steps),
             Memory::Gpu(memory) => memory.time(&steps)?,
         };
-        (self.dirty, self.constants_done, self.unfinished) = (0, true, false);
+        self.end();
         Ok(steps.into_iter().zip(seconds).collect())
     }
 

@@ -166,10 +166,9 @@ impl<'a> Panels<'a> {
         (&self.values[first * self.k..][..width * self.k], width, PANEL.min(self.cols - first))
     }
 
-    /// The values after a panel.
-    fn after(self, index: usize) -> &'a [f32] {
-        let (panel, ..) = self.panel(index);
-        &self.values[index * PANEL * self.k + panel.len()..]
+    /// The values of a panel and all after it; none behind the last.
+    fn from(self, index: usize) -> &'a [f32] {
+        &self.values[(index * PANEL * self.k).min(self.values.len())..]
     }
 }
 

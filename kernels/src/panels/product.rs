@@ -47,7 +47,13 @@ pub(crate) fn multiply(
     in_tasks(left.rows, weights, weights.count(), threads, |rows, panels| {
         for panel in panels {
             let (_, _, cols) = weights.panel(panel);
-            block((&y, rows.start * weights.cols + panel * PANEL, weights.cols), left, rows.clone(), weights, panel);
+            block(
+                (&y, rows.start * weights.cols + panel * PANEL, weights.cols),
+                left,
+                rows.clone(),
+                weights,
+                (panel, panel + 1),
+            );
             let Some((epilogue, row)) = epilogue else { continue };
             wide(
                 #[inline(always)]
@@ -69,7 +75,7 @@ pub(crate) fn multiply(
 pub(crate) fn multiply_strided(y: &mut [f32], stride: usize, left: Left<'_>, weights: Panels<'_>) {
     let y = Shared::new(y);
     for panel in 0..weights.count() {
-        block((&y, panel * PANEL, stride), left, 0..left.rows, weights, panel);
+        block((&y, panel * PANEL, stride), left, 0..left.rows, weights, (panel, panel + 1));
     }
 }
 
@@ -90,8 +96,9 @@ pub(crate) fn multiply_gated(
     in_tasks(left.rows, weights, cols / PANEL, Threads::All, |rows, panels| {
         let (mut a, mut g) = (vec![0.0; rows.len() * PANEL], vec![0.0; rows.len() * PANEL]);
         for panel in panels {
-            block((&Shared::new(&mut a), 0, PANEL), left, rows.clone(), weights, panel);
-            block((&Shared::new(&mut g), 0, PANEL), left, rows.clone(), weights, panel + cols / PANEL);
+            let gate_panel = panel + cols / PANEL;
+            block((&Shared::new(&mut a), 0, PANEL), left, rows.clone(), weights, (panel, gate_panel));
+            block((&Shared::new(&mut g), 0, PANEL), left, rows.clone(), weights, (gate_panel, panel + 1));
             wide(
                 #[inline(always)]
                 || {
@@ -137,13 +144,14 @@ fn in_tasks(
     }
 }
 
-/// These rows of a product at the columns of a panel: where the result is, and how far apart its rows are.
+/// These rows of a product at the columns of a panel, while another one is fetched that is likely to be next: where the result
+/// is, and how far apart its rows are.
 fn block(
     (y, at, y_stride): (&Shared, usize, usize),
     left: Left<'_>,
     rows: Range<usize>,
     weights: Panels<'_>,
-    panel: usize,
+    (panel, next): (usize, usize),
 ) {
     let (values, width, cols) = weights.panel(panel);
     in_parts(Strip {
@@ -155,7 +163,7 @@ fn block(
         width,
         depth: weights.k,
         grain: grain(width),
-        next: weights.after(panel),
+        next: weights.from(next),
         y,
         at,
         y_stride,

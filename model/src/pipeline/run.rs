@@ -185,7 +185,7 @@ impl<'a> Run<'a> {
         }
         session.write("timestep", &vec![step.timestep as f32; self.shape.batch()])?;
         session.write("coefficients", &step.coefficients)?;
-        Ok(session.run_async(&mut |_, _| self.voice.say(Phase::Denoise, steps, None)).await?)
+        Ok(session.run_ahead(&mut |_, _| self.voice.say(Phase::Denoise, steps, None)).await?)
     }
 
     /// The latent after an evaluation, one of the pair that guidance makes equal.
