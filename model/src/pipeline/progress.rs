@@ -38,7 +38,7 @@ impl fmt::Display for Phase {
 pub struct Progress {
     /// What is being done.
     pub phase: Phase,
-    /// Steps of it that are done: weights, dispatches, or evaluations of the UNet.
+    /// Steps of it that are done: weights, dispatches, or evaluations of the UNet, the last of which a GPU may still be at.
     pub step: usize,
     /// Steps it has.
     pub total: usize,
