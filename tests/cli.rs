@@ -119,6 +119,20 @@ fn an_impossible_setting_is_named() {
         let message = failure(&run(&["generate", "red apple", "--device", "cpu", "-o", output, flag, value]));
         assert!(message.contains(named), "{flag} {value}: {message}");
     }
+    // Beyond all bounds, before a picture to begin from is scaled or a file is named.
+    let init = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/apple.png");
+    let beyond = [
+        ("--size", "4294967295", "at most 8192 pixels"),
+        ("--height", "8193", "at most 8192 pixels"),
+        ("--count", "18446744073709551615", "at most 1000 pictures"),
+    ];
+    for (flag, value, named) in beyond {
+        for more in [&[][..], &["--init", init]] {
+            let told = [&["generate", "red apple", "--device", "cpu", "-o", output, flag, value], more].concat();
+            let message = failure(&run(&told));
+            assert!(message.contains(named), "{flag} {value} {more:?}: {message}");
+        }
+    }
     assert!(is_empty(folder.path()), "something was left behind");
 }
 

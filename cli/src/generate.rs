@@ -12,11 +12,16 @@ use serde_json::json;
 use std::path::{Path, PathBuf};
 
 pub(crate) fn run(args: &Generate) -> Result<(), Failure> {
+    let mut request = request(args);
+    request.check_extent()?;
     let outputs = Outputs::new(args)?;
     let source = args.source()?;
     let own = source.config.defaults.clone();
     let synthetic = matches!(source.weights, WeightsFrom::Synthetic(_));
-    let request = request(args, own.image_size)?;
+    if let Some(path) = &args.init {
+        let side = |asked: Option<usize>| asked.unwrap_or(own.image_size);
+        request.init = Some(init(args, path, (side(request.width), side(request.height)))?);
+    }
 
     let mut clock = Clock::start();
     let (floats, weights) = (args.dtype.map_or_else(Default::default, Into::into), args.weights_dtype.into());
@@ -80,26 +85,20 @@ impl From<Floats> for mobilediffusion_model::Floats {
     }
 }
 
-/// What is asked for; `own` is the model's size.
-fn request(args: &Generate, own: usize) -> Result<Request, Failure> {
-    let (width, height) = (args.size.or(args.width), args.size.or(args.height));
-    let init = match &args.init {
-        Some(path) => Some(init(args, path, (width.unwrap_or(own), height.unwrap_or(own)))?),
-        None => None,
-    };
-    Ok(Request {
+/// What is asked for, without the picture to begin from.
+fn request(args: &Generate) -> Request {
+    Request {
         negative: args.negative.clone(),
-        width,
-        height,
+        width: args.size.or(args.width),
+        height: args.size.or(args.height),
         steps: args.steps,
         guidance: args.guidance,
         eta: args.eta,
         seed: args.seed,
         count: args.count,
-        init,
         preview_every: args.preview.is_some().then_some(args.preview_every),
         ..Request::new(&args.prompt)
-    })
+    }
 }
 
 /// The picture to begin from, and its mask, in the size that is drawn.

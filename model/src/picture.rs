@@ -50,7 +50,16 @@ impl Picture {
         let side = |pixels: usize| u32::try_from(pixels).unwrap_or(u32::MAX);
         let image = RgbaImage::from_raw(side(self.width), side(self.height), self.rgba);
         let image = DynamicImage::from(image.expect("a picture has as many pixels as it says"));
-        let filled = image.resize_to_fill(side(width), side(height), FilterType::CatmullRom);
+        // Cropped first: scaled whole, a thin picture would become as long as it is thin.
+        let (w, h) = (self.width as u64, self.height as u64);
+        let part = |whole: u64, other: u64, [along, across]: [usize; 2]| {
+            let kept = (u128::from(other) * along as u128 / across as u128).clamp(1, u128::from(whole));
+            u32::try_from(kept).expect("a part of a side")
+        };
+        let (kept_w, kept_h) = (part(w, h, [width, height]), part(h, w, [height, width]));
+        let (x, y) = ((side(self.width) - kept_w) / 2, (side(self.height) - kept_h) / 2);
+        let cropped = image.crop_imm(x, y, kept_w, kept_h);
+        let filled = cropped.resize_exact(side(width), side(height), FilterType::CatmullRom);
         Self { width, height, rgba: filled.into_rgba8().into_raw() }
     }
 
@@ -109,6 +118,10 @@ mod tests {
         assert_eq!(wide.fill(2, 2), plain(2, 2, [255; 4]));
         let large = plain(1, 1, [9, 8, 7, 255]).fill(64, 32);
         assert_eq!((large.width, large.height, &large.rgba[..4]), (64, 32, &[9, 8, 7, 255][..]));
+        // A line of pixels, which would be 64 times as long if it were scaled before it is cropped.
+        for (width, height) in [(60_000_000, 1), (1, 60_000_000)] {
+            assert_eq!(plain(width, height, [9, 8, 7, 255]).fill(64, 64), plain(64, 64, [9, 8, 7, 255]));
+        }
     }
 
     #[test]

@@ -9,6 +9,9 @@ use crate::schedule::{MOST_ONE_STEP, Schedule};
 /// Longest side of a picture in pixels.
 pub const MOST_PIXELS: usize = 8192;
 
+/// Most pictures of a request, all of which are kept until the last one is drawn.
+pub const MOST_PICTURES: usize = 1000;
+
 /// DDIM's evaluations where neither the request nor the model says how many (the paper measures with 50; 20 look alike).
 const DDIM_STEPS: usize = 20;
 
@@ -138,15 +141,28 @@ fn refused(key: &'static str, expected: impl Into<String>, found: impl ToString)
 }
 
 impl Request {
-    /// Settings of this request for a model, all but what was cut off the prompt.
-    pub(super) fn settings(&self, config: &ModelConfig, schedule: &Schedule) -> Result<Settings, ModelError> {
-        let own = config.defaults.image_size;
-        let (width, height) = (self.width.unwrap_or(own), self.height.unwrap_or(own));
-        for (key, side) in [("width", width), ("height", height)] {
-            if side > MOST_PIXELS {
+    /// Refuses sides and a number of pictures that no model draws: for whoever does something for a request, as scaling a
+    /// picture to begin from, before a pipeline sees it.
+    ///
+    /// # Errors
+    /// If `width`, `height` or `count` is beyond its limit: the error names it.
+    pub fn check_extent(&self) -> Result<(), ModelError> {
+        for (key, side) in [("width", self.width), ("height", self.height)] {
+            if let Some(side) = side.filter(|side| *side > MOST_PIXELS) {
                 return Err(refused(key, format!("at most {MOST_PIXELS} pixels"), side));
             }
         }
+        if self.count > MOST_PICTURES {
+            return Err(refused("count", format!("at most {MOST_PICTURES} pictures"), self.count));
+        }
+        Ok(())
+    }
+
+    /// Settings of this request for a model, all but what was cut off the prompt.
+    pub(super) fn settings(&self, config: &ModelConfig, schedule: &Schedule) -> Result<Settings, ModelError> {
+        self.check_extent()?;
+        let own = config.defaults.image_size;
+        let (width, height) = (self.width.unwrap_or(own), self.height.unwrap_or(own));
         let (sampler, steps, guidance) = self.sampling(config);
         let eta = self.eta.unwrap_or(0.0);
         let settings = Settings { width, height, sampler, steps, guidance, eta, truncated: None };
