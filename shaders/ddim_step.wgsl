@@ -9,7 +9,7 @@ struct Params {
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> latent: array<vec4<f32>>; // [b, positions, c]
-@group(0) @binding(2) var<storage, read> prediction: array<Pack>; // [b, positions, c]
+@group(0) @binding(2) var<storage, read> prediction: array<vec4<f32>>; // [b, positions, c]
 @group(0) @binding(3) var<storage, read> coefficients: array<vec4<f32>>; // (a, s, a_prev, direction), (guidance, sigma)
 @if(HAS_NOISE) @group(0) @binding(4) var<storage, read> noise: array<vec4<f32>>; // [images, positions, c]
 @group(0) @binding(5) var<storage, read_write> y: array<vec4<f32>>; // [b, positions, c]
@@ -25,8 +25,8 @@ fn main(
     let step = coefficients[0];
     let more = coefficients[1];
     let z = latent[at];
-    var p = load4(prediction[at]);
-    if GUIDED == 1u { p += more.x * (load4(prediction[params.vec4s + at]) - p); }
+    var p = prediction[at];
+    if GUIDED == 1u { p += more.x * (prediction[params.vec4s + at] - p); }
     let x0 = predicted_x0(params.kind, p, z, step.x, step.y);
     let e = predicted_noise(params.kind, p, z, step.x, step.y);
     var next = step.z * x0 + step.w * e;

@@ -9,7 +9,7 @@ struct Params {
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> latent: array<vec4<f32>>; // [images, positions, c]
-@group(0) @binding(2) var<storage, read> prediction: array<Pack>; // [images, positions, c]
+@group(0) @binding(2) var<storage, read> prediction: array<vec4<f32>>; // [images, positions, c]
 @group(0) @binding(3) var<storage, read> coefficients: array<vec4<f32>>; // (a, s, a_next, s_next)
 @if(RENOISE) @group(0) @binding(4) var<storage, read> noise: array<vec4<f32>>; // [images, positions, c]
 @group(0) @binding(5) var<storage, read_write> y: array<vec4<f32>>; // [images, positions, c]
@@ -23,7 +23,7 @@ fn main(
     let at = flat_group(group, groups) * 64u + thread;
     if at >= params.vec4s { return; }
     let step = coefficients[0];
-    var next = predicted_x0(params.kind, load4(prediction[at]), latent[at], step.x, step.y);
+    var next = predicted_x0(params.kind, prediction[at], latent[at], step.x, step.y);
     @if(RENOISE) next = step.z * next + step.w * noise[at];
     y[at] = next;
 }

@@ -44,12 +44,14 @@ pub struct Conv<'a> {
     pub shift: Option<&'a Tensor>,
     /// Added last.
     pub residual: Option<&'a Tensor>,
+    /// Whether the output is f32 however the plan stores floats; a residual is added as those are.
+    pub wide: bool,
 }
 
 impl Conv<'_> {
     /// A convolution that keeps the size.
     pub fn to(channels: usize) -> Self {
-        Self { channels, stride: 1, upsample: 1, pad_start: 1, shift: None, residual: None }
+        Self { channels, stride: 1, upsample: 1, pad_start: 1, shift: None, residual: None, wide: false }
     }
 }
 

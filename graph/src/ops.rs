@@ -135,6 +135,7 @@ impl Graph {
             upsample: 1,
             bias: true,
             shift: layer.shift.is_some(),
+            wide: layer.wide,
             ..Default::default()
         };
         let (oh, ow) = kernel.out_size();

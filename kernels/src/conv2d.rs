@@ -1,7 +1,7 @@
 //! `y = residual + activation(conv(x, w) + bias + shift)`: every dense convolution, 3x3 or 1x1.
 //!
 //! `x [n, h, w, ci]`, `w [co, ci, kh, kw]` packed to `[co, kh, kw, ci]`, `bias [co]`, `shift [n, co]` (the time
-//! embedding), `residual` and `y [n, oh, ow, co]`; `upsample` 2 reads `x` as if every pixel stood for 2x2, and `source` says
+//! embedding), `residual` and `y [n, oh, ow, co]`, f32 if `wide`; `upsample` 2 reads `x` as if every pixel stood for 2x2, and `source` says
 //! what else happens to it on the way in; the zeros around it are put there after that. On the GPU an implicit matrix
 //! product (`shaders/common/product.wgsl`): a row is an output pixel, k runs over taps and channels. On the CPU there are
 //! three ways: where it pays, Winograd's algorithm saves more than half of the multiplications (`winograd`); to few channels a
@@ -18,7 +18,7 @@ use crate::channel_moments::{self, tiles_fit};
 use crate::cpu::Epilogue;
 use crate::fold::{Read, Write};
 use crate::kernel::{
-    Activation, Cost, Family, Kernel, Layout, Operand, Param, Program, Stage, Tolerance, parse, too_many,
+    Activation, Cost, DType, Family, Kernel, Layout, Operand, Param, Program, Stage, Tolerance, parse, too_many,
 };
 use crate::source::{Norm, Source};
 use crate::tile::{self, Tile};
@@ -67,6 +67,9 @@ pub struct Conv2d {
     /// Whether the moments of the output's channels are written too; of several images each has a multiple of 64 pixels.
     #[serde(default)]
     pub moments: bool,
+    /// Whether `y` is f32 however the plan stores floats: what a sampler divides.
+    #[serde(default)]
+    pub wide: bool,
 }
 
 /// The line of the list.
@@ -125,6 +128,8 @@ impl Conv2d {
             ("HAS_RESIDUAL", self.residual.into()),
             ("IN_PLACE", 0),
             ("HAS_MOMENTS", self.moments.into()),
+            ("Y_F32", self.wide.into()),
+            ("Y_STORED", (!self.wide).into()),
             ("ACTIVATION", self.activation.code()),
         ];
         constants.extend(self.source.constants());
@@ -190,7 +195,7 @@ impl Kernel for Conv2d {
             Operand::read("residual", [self.n, oh, ow, self.co]).optional(self.residual),
             x2,
             norm,
-            Operand::write("y", [self.n, oh, ow, self.co]),
+            Operand::write("y", [self.n, oh, ow, self.co]).dtype(if self.wide { DType::F32 } else { DType::Elem }),
             channel_moments::operand(self.n, oh * ow, self.co).optional(self.moments),
         ]
     }
@@ -213,7 +218,8 @@ impl Kernel for Conv2d {
     }
 
     fn residual_in_place(&self) -> bool {
-        self.residual
+        // What is read there is stored as what is written.
+        self.residual && !self.wide
     }
 
     fn tolerance(&self) -> Tolerance {

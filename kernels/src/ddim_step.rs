@@ -59,7 +59,7 @@ impl Kernel for DdimStep {
         let images = [self.images, self.positions, self.c];
         vec![
             Operand::read("latent", batch).dtype(DType::F32),
-            Operand::read("prediction", batch),
+            Operand::read("prediction", batch).dtype(DType::F32),
             Operand::read("coefficients", [8]).dtype(DType::F32),
             Operand::read("noise", images).dtype(DType::F32).optional(self.noise),
             Operand::write("y", batch).dtype(DType::F32),

@@ -67,6 +67,8 @@ impl Linear {
         constants.extend([
             ("IN_PLACE", 0),
             ("HAS_MOMENTS", self.moments.into()),
+            ("Y_F32", 0),
+            ("Y_STORED", 1),
             ("ACTIVATION", self.activation.code()),
         ]);
         constants.extend(self.source.constants());

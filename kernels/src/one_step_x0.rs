@@ -50,7 +50,7 @@ impl Kernel for OneStepX0 {
         let shape = [self.images, self.positions, self.c];
         vec![
             Operand::read("latent", shape).dtype(DType::F32),
-            Operand::read("prediction", shape),
+            Operand::read("prediction", shape).dtype(DType::F32),
             Operand::read("coefficients", [4]).dtype(DType::F32),
             Operand::read("noise", shape).dtype(DType::F32).optional(self.renoise),
             Operand::write("y", shape).dtype(DType::F32),

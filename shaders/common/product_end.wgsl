@@ -45,7 +45,9 @@ fn main(
             @if(IN_PLACE) v += load4(added[i]);
             v = without_padding(v, col4, params.cols);
             if inside && row + i < params.rows {
-                y[(row + i) * params.cols4 + col4] = store4(v);
+                let at = (row + i) * params.cols4 + col4;
+                @if(Y_STORED) y[at] = store4(v);
+                @if(Y_F32) y[at] = v;
                 @if(HAS_MOMENTS) written[i] = v;
             }
         }

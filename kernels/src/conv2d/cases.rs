@@ -59,6 +59,10 @@ pub(super) fn cases() -> Vec<Case> {
         // f32 beside what is stored like all floats.
         Case::new(Conv2d { source: Source { joined: 5, wide: true, ..Source::default() }, ..full(2, 5, 7, 9, 5) }),
         Case::new(Conv2d { source: Source { wide: true, ..Source::default() }, ..full(1, 9, 7, 8, 70) }).integers(),
+        // f32 at the other end too, by every CPU form and with moments of what is not rounded.
+        Case::new(Conv2d { wide: true, ..full(2, 5, 7, 9, 5) }),
+        Case::new(Conv2d { wide: true, ..shifted(1, 13, 11, 40, 6) }).fill("bias", Fill::Normal(3.0, 1.0)),
+        Case::new(Conv2d { wide: true, moments: true, ..shifted(1, 9, 15, 32, 66) }),
         Case::new(reading(full(1, 40, 23, 16, 3), 8, channels(1, Activation::Silu))),
         Case::new(reading(full(2, 23, 17, 64, 40), 24, channels(2, Activation::Silu)))
             .fill("norm", Fill::Normal(3.0, 1.0)),
@@ -101,7 +105,7 @@ pub(super) fn model_shapes() -> Vec<Case> {
         Case::new(Conv2d { stride: 2, ..with_bias(32, 640, 640) }),
         Case::new(upsampled(16, 1024)),
         Case::new(upsampled(32, 640)),
-        Case::new(with_bias(64, 320, 8)),
+        Case::new(Conv2d { wide: true, ..with_bias(64, 320, 8) }),
         // Decoder: one residual block of each width; the samplers; conv_out.
         Case::new(Conv2d { residual: true, ..with_bias(64, 256, 256) }),
         Case::new(Conv2d { residual: true, ..with_bias(128, 256, 256) }),
@@ -134,6 +138,7 @@ pub(super) fn random(draw: &mut Draw<'_>) -> Case {
         residual,
         source: Source::random(draw, ci, &norms),
         moments: n == 1 && !residual && draw.flip(),
+        wide: draw.flip(),
         ..plain(n, draw.size(4).max(least), draw.size(8).max(least), ci, draw.size(TILE))
     };
     let plain = conv.activation == Activation::None && conv.source.norm == Norm::None && !conv.moments;
