@@ -88,9 +88,10 @@ fn several_pictures_are_files_or_a_sheet() {
 fn a_file_says_what_it_was_made_of() {
     let folder = folder();
     let path = folder.path().join("x.png");
-    let more = ["--device", "cpu", "--seed", "5", "--steps", "6", "--negative", "blue", "--width", "32", "--json"];
+    let negative = ["--negative", "blue", "--eta", "0.5"];
+    let more = ["--device", "cpu", "--seed", "5", "--steps", "6", "--width", "32", "--json"];
     let output = path.to_str().expect("the path is UTF-8");
-    let done = run(&[&["generate", "\u{1f34e} a\u{1b}[1mb", "-o", output][..], &more].concat());
+    let done = run(&[&["generate", "\u{1f34e} a\u{1b}[1mb", "-o", output][..], &more, &negative].concat());
     assert!(done.status.success(), "{}", stderr(&done));
     let said: serde_json::Value = serde_json::from_slice(&done.stdout).expect("standard output is JSON");
     assert_eq!((&said["files"][0]["seed"], &said["settings"]["steps"]), (&5.into(), &"6".into()), "{said}");
@@ -105,12 +106,27 @@ fn a_file_says_what_it_was_made_of() {
         "Sampler: DDIM",
         "Steps: 6",
         "Guidance: 3",
+        "Eta: 0.5",
         "Seed: 5",
     ] {
         assert!(text.lines().any(|found| found == line), "{line} is not in:\n{text}");
     }
     let message = failure(&run(&["show", checkpoint().join("model.json").to_str().expect("UTF-8")]));
     assert!(message.contains("model.json"), "{message}");
+}
+
+#[test]
+fn what_is_cut_off_a_negative_prompt_is_said() {
+    let folder = folder();
+    let (path, long) = (folder.path().join("x.png"), "red ".repeat(200));
+    let output = path.to_str().expect("the path is UTF-8");
+    let more = ["--device", "cpu", "--size", "32", "--steps", "1", "--json", "--negative", &long];
+    let done = run(&[&["generate", "sun", "-o", output][..], &more].concat());
+    let said: serde_json::Value = serde_json::from_slice(&done.stdout).expect("standard output is JSON");
+    assert!(stderr(&done).contains("the negative prompt is too long"), "{}", stderr(&done));
+    assert!(!stderr(&done).contains("the prompt is too long"), "{}", stderr(&done));
+    let left_out = |key: &str| said[key].as_str().map(str::len);
+    assert!(left_out("left_out").is_none() && left_out("left_out_of_negative").is_some_and(|len| len > 400), "{said}");
 }
 
 #[test]

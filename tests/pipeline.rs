@@ -6,8 +6,11 @@ use mobilediffusion_model::{
     WeightType,
 };
 use mobilediffusion_tests::devices;
+use std::collections::HashSet;
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::Duration;
 
 fn on(device: DeviceChoice) -> Options {
     Options { device, floats: Floats::F32, ..Options::default() }
@@ -91,7 +94,7 @@ fn pipelines_share_one_model_across_threads() {
         let mut here = Pipeline::over(Arc::clone(&model));
         let expected = draw(&mut here, &small("sun"));
         let weights = here.counters().weight_bytes;
-        std::thread::scope(|scope| {
+        thread::scope(|scope| {
             let draws = |_| {
                 let mut pipeline = Pipeline::over(Arc::clone(&model));
                 scope.spawn(move || (draw(&mut pipeline, &small("sun")), pipeline))
@@ -154,6 +157,30 @@ fn progress_goes_forward_phase_by_phase() {
             }
             assert!(heard.iter().any(|h| h.0 == Phase::Denoise && (h.1, h.2) == (3, 5)), "every step is heard of");
         }
+    }
+}
+
+#[test]
+fn whoever_hears_of_progress_may_ask_the_model() {
+    for device in devices() {
+        let mut pipeline = load(device);
+        let model = Arc::clone(pipeline.model());
+        let mut phases = HashSet::new();
+        let drawn = pipeline.generate(&small("sun"), &mut |progress| {
+            if phases.insert(progress.phase) {
+                let (model, (answer, heard)) = (Arc::clone(&model), mpsc::channel());
+                thread::spawn(move || {
+                    let line = model.device_line();
+                    let _ = answer.send((line, model.settings(&small("moon")).is_ok(), model.device()));
+                });
+                let heard = heard.recv_timeout(Duration::from_secs(60));
+                assert!(heard.is_ok_and(|(line, fine, _)| !line.is_empty() && fine), "{}", progress.phase);
+            }
+            Flow::Continue
+        });
+        drawn.expect("it draws");
+        let all = [Phase::Load, Phase::Compile, Phase::Text, Phase::Denoise, Phase::Decode];
+        assert!(all.iter().all(|phase| phases.contains(phase)), "{phases:?}");
     }
 }
 
@@ -332,4 +359,7 @@ fn any_prompt_draws() {
     assert!(cut.kept.ends_with("apple") || cut.kept.ends_with("red"), "{cut:?}");
     assert!(long.prompt.ends_with(&cut.left_out) && cut.left_out.len() > 40_000);
     draw(&mut pipeline, &long);
+    let negative = Request { negative: long.prompt, ..small("sun") };
+    let settings = pipeline.settings(&negative).expect("it is valid");
+    assert_eq!((settings.truncated, settings.negative_truncated), (None, Some(cut)));
 }

@@ -114,15 +114,14 @@ fn plan(args: &Check, network: Network, device: Device) -> Result<(), Failure> {
 
 /// The GPU that is meant, or none for the CPU.
 pub(crate) fn open(choice: &DeviceChoice) -> Result<Option<Gpu>, Failure> {
-    let select = match choice {
-        DeviceChoice::Cpu => return Ok(None),
-        DeviceChoice::Auto => Select::Hardware,
-        DeviceChoice::Gpu => Select::Best,
-        DeviceChoice::Named(name) => Select::Named(name.clone()),
-    };
+    let Some(select) = choice.select() else { return Ok(None) };
     match pollster::block_on(Gpu::open(&select)).map(Gpu::with_user_cache) {
         Ok(gpu) => Ok(Some(gpu)),
-        Err(_) if *choice == DeviceChoice::Auto => Ok(None),
+        Err(RuntimeError::NoAdapter { .. }) if *choice == DeviceChoice::Auto => Ok(None),
+        Err(error) if *choice == DeviceChoice::Auto => {
+            note(&format!("warning: no GPU could be opened: {error}"));
+            Ok(None)
+        }
         Err(error) => Err(error.into()),
     }
 }

@@ -5,8 +5,8 @@ use crate::args::{Floats, Generate, WeightsDtype};
 use crate::output::{Outputs, check_file};
 use crate::terminal::{Clock, note, printable, result};
 use mobilediffusion_model::{
-    Flow, Init, Mask, ModelError, Options, Picture, Pipeline, Progress, Request, Settings, WeightType, WeightsFrom,
-    config::Sampler,
+    Flow, Init, Mask, ModelError, Options, Picture, Pipeline, Progress, Request, Settings, Truncated, WeightType,
+    WeightsFrom, config::Sampler,
 };
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -16,11 +16,13 @@ pub(crate) fn run(args: &Generate) -> Result<(), Failure> {
     request.check_extent()?;
     let outputs = Outputs::new(args)?;
     let source = args.source()?;
+    request.check(&source.config)?;
     let own = source.config.defaults.clone();
     let synthetic = matches!(source.weights, WeightsFrom::Synthetic(_));
     if let Some(path) = &args.init {
         let side = |asked: Option<usize>| asked.unwrap_or(own.image_size);
         request.init = Some(init(args, path, (side(request.width), side(request.height)))?);
+        request.check(&source.config)?;
     }
 
     let mut clock = Clock::start();
@@ -34,13 +36,15 @@ pub(crate) fn run(args: &Generate) -> Result<(), Failure> {
     if synthetic {
         note("note: the weights are synthetic, so the picture means nothing");
     }
-    if let Some(cut) = &settings.truncated {
+    for (what, cut) in [("prompt", &settings.truncated), ("negative prompt", &settings.negative_truncated)] {
+        let Some(cut) = cut else { continue };
         let (kept, left_out) = (shortened(&cut.kept), shortened(&cut.left_out));
-        note(&format!("warning: the prompt is too long, read up to {kept}, left out: {left_out}"));
+        note(&format!("warning: the {what} is too long, read up to {kept}, left out: {left_out}"));
     }
 
     let floats = Floats::of(pipeline.model().storage());
-    let facts = facts(args, (&own.name, &device, floats.name()), &settings);
+    let model = if synthetic { format!("{}, synthetic weights", own.name) } else { own.name };
+    let facts = facts(args, (&model, &device, floats.name()), (&request, &settings));
     let mut previews = Previews { args, facts: &facts, failure: None };
     let drawn = pipeline.generate(&request, &mut |progress| {
         clock.tick(progress);
@@ -58,10 +62,11 @@ pub(crate) fn run(args: &Generate) -> Result<(), Failure> {
     if args.json {
         let files: Vec<_> = files.iter().map(|(path, seed)| json!({"path": path, "seed": seed})).collect();
         let facts: serde_json::Map<_, _> = facts.iter().map(|(k, v)| (k.to_lowercase(), v.clone().into())).collect();
-        let left_out = settings.truncated.map(|cut| cut.left_out);
+        let left_out = |cut: Option<Truncated>| cut.map(|cut| cut.left_out);
+        let (left_out, negative) = (left_out(settings.truncated), left_out(settings.negative_truncated));
         let weight_bytes = pipeline.counters().weight_bytes;
-        let all = json!({"files": files, "settings": facts, "left_out": left_out, "seconds": clock.seconds(),
-            "weight_bytes": weight_bytes});
+        let all = json!({"files": files, "settings": facts, "left_out": left_out, "left_out_of_negative": negative,
+            "seconds": clock.seconds(), "weight_bytes": weight_bytes});
         result(&serde_json::to_string_pretty(&all)?)?;
     }
     Ok(())
@@ -161,7 +166,7 @@ fn described(settings: &Settings) -> String {
 fn facts(
     args: &Generate,
     (model, device, floats): (&str, &str, &str),
-    settings: &Settings,
+    (request, settings): (&Request, &Settings),
 ) -> Vec<(&'static str, String)> {
     let sampler = match settings.sampler {
         Sampler::Ddim => "DDIM",
@@ -178,8 +183,9 @@ fn facts(
         ("Steps", settings.steps.to_string()),
         ("Guidance", settings.guidance.to_string()),
     ]);
+    facts.extend((settings.eta != 0.0).then(|| ("Eta", settings.eta.to_string())));
     facts.extend(args.init.as_ref().map(|path| ("Init", name(path))));
-    facts.extend(args.strength.map(|strength| ("Strength", strength.to_string())));
+    facts.extend(request.init.as_ref().map(|init| ("Strength", init.strength.to_string())));
     facts.extend(args.mask.as_ref().map(|path| ("Mask", name(path))));
     let weights = match args.weights_dtype {
         WeightsDtype::Floats => floats,

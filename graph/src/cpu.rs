@@ -43,6 +43,11 @@ pub(crate) struct CpuMemory {
 }
 
 impl CpuMemory {
+    /// Bytes of all that the session has for itself.
+    pub(crate) fn bytes(&self) -> u64 {
+        4 * self.arena.len() as u64
+    }
+
     pub(crate) fn new(
         recording: &Recording,
         weights: &mut Weights,

@@ -40,6 +40,8 @@ pub(crate) struct GpuMemory {
     /// The chunk that was submitted last, where nobody waited for it.
     in_flight: Option<Submission>,
     staging: Buffer,
+    /// Of all buffers but the weights.
+    bytes: u64,
 }
 
 impl GpuMemory {
@@ -73,6 +75,7 @@ impl GpuMemory {
             0 => dummy.clone(),
             bytes => gpu.buffer("sums of parts", bytes, Role::Storage).map_err(GraphError::at("sums of parts"))?,
         };
+        let bytes = arenas.iter().chain([&staging, &uniforms.buffer, &dummy, &shared]).map(Buffer::bytes).sum();
         let flops = recording.nodes.iter().map(|node| node.kernel.cost().flops).collect();
         let software = gpu.adapter().kind == AdapterKind::Software;
         let chunk_flops = if software { SOFTWARE_CHUNK_FLOPS } else { CHUNK_FLOPS };
@@ -87,6 +90,7 @@ impl GpuMemory {
             chunk_flops,
             in_flight: None,
             staging,
+            bytes,
         };
         compile::each_stage(&gpu, storage, (recording, &stages), |number, pipeline| {
             let (step, stage) = &stages[number];
@@ -216,6 +220,11 @@ impl GpuMemory {
         let submitted =
             self.gpu.start(chunk.iter().map(|&step| &self.dispatches[step])).map_err(GraphError::at("run"))?;
         Ok((chunk.len(), submitted))
+    }
+
+    /// Bytes of all that the session has for itself.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
     }
 
     /// The variant of each step's kernel.

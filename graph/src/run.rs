@@ -124,6 +124,14 @@ impl Session {
         &self.recording
     }
 
+    /// Bytes of all that it has on its device for itself: everything but the weights.
+    pub fn bytes(&self) -> u64 {
+        match &self.memory {
+            Memory::Cpu(memory) => memory.bytes(),
+            Memory::Gpu(memory) => memory.bytes(),
+        }
+    }
+
     /// The variant of every step's kernel; none on the CPU, which has no such choice.
     pub fn variants(&self) -> Option<&[Variant]> {
         match &self.memory {

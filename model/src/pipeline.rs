@@ -46,7 +46,7 @@ pub struct Counters {
     pub kernels: u64,
     /// Plans of this pipeline that are ready.
     pub plans: usize,
-    /// Bytes of these plans.
+    /// Bytes of these plans on their device.
     pub plan_bytes: u64,
     /// Bytes of weights, of all pipelines of the model.
     pub weight_bytes: u64,
@@ -167,20 +167,26 @@ impl Pipeline {
         keys.iter().try_for_each(|key| self.model.check(key.part()))?;
         self.plans.touch(&keys);
         let device = self.model.device();
-        let mut missing = Vec::new();
-        for key in keys.iter().copied().filter(|key| !self.plans.has(*key)) {
-            let recording = Recording::new(key.graph(self.model.config(), shape)?);
-            missing.push((key, Need::of(&recording, &device), recording));
-        }
-        if missing.is_empty() {
-            return Ok(());
-        }
         let ask = Ask { config: self.model.config(), device: &device, shape, keys: &keys };
-        let needs: Vec<(Key, Need)> = missing.iter().map(|(key, need, _)| (*key, *need)).collect();
-        make_room(&self.model, &mut self.plans, &ask, &needs)?;
-        let needed = needs.iter().map(|(_, need)| need.total()).sum();
-        let made = make(&self.model, &mut self.plans, missing, on_progress);
-        made.map_err(|error| if error.is_out_of_memory() { ask.too_much(needed, None) } else { error })
+        loop {
+            let mut missing = Vec::new();
+            for key in keys.iter().copied().filter(|key| !self.plans.has(*key)) {
+                let recording = Recording::new(key.graph(self.model.config(), shape)?);
+                missing.push((key, Need::of(&recording, &device), recording));
+            }
+            if missing.is_empty() {
+                return Ok(());
+            }
+            let needs: Vec<(Key, Need)> = missing.iter().map(|(key, need, _)| (*key, *need)).collect();
+            make_room(&self.model, &mut self.plans, &ask, &needs)?;
+            let needed = taken(&self.model, &self.plans, &needs);
+            match make(&self.model, &mut self.plans, missing, on_progress) {
+                // A device that does not say how much memory it has is asked again with less on it, as long as there is less.
+                Err(error) if error.is_out_of_memory() && self.plans.evict(&keys) => {}
+                Err(error) if error.is_out_of_memory() => return Err(ask.too_much(needed, None)),
+                made => return made,
+            }
+        }
     }
 }
 
@@ -195,23 +201,29 @@ fn make_room(model: &Model, plans: &mut Plans, ask: &Ask<'_>, needs: &[(Key, Nee
     ask.check_buffers(&needs.iter().map(|(_, need)| *need).collect::<Vec<_>>())?;
     let most_plans = model.options().plans.max(ask.keys.len());
     while plans.len() + needs.len() > most_plans && plans.evict(ask.keys) {}
-    let weights = |(key, need): &(Key, Need)| if model.resident(key.part()).is_some() { 0 } else { need.weights };
-    let missing: u64 = needs.iter().map(|need| weights(need) + need.1.plan).sum();
     loop {
         let there = plans.bytes() + model.resident_bytes();
         let budget = match model.options().memory {
             Some(most) => Some(most),
             None => memory::free(ask.device).map(|free| free + there),
         };
+        let needed = taken(model, plans, needs);
         match budget {
-            Some(budget) if there + missing > budget => {
+            Some(budget) if needed > budget => {
                 if !plans.evict(ask.keys) {
-                    return Err(ask.too_much(there + missing, Some(budget)));
+                    return Err(ask.too_much(needed, Some(budget)));
                 }
             }
             _ => return Ok(()),
         }
     }
+}
+
+/// Bytes of all weights and plans that are there, and of what is missing.
+fn taken(model: &Model, plans: &Plans, missing: &[(Key, Need)]) -> u64 {
+    let weights = |key: Key, need: Need| if model.resident(key.part()).is_some() { 0 } else { need.weights };
+    let missing: u64 = missing.iter().map(|(key, need)| weights(*key, *need) + need.plan).sum();
+    plans.bytes() + model.resident_bytes() + missing
 }
 
 fn make(
@@ -236,10 +248,10 @@ fn make(
         return Err(ModelError::Stopped);
     }
     let mut before = 0;
-    for (key, need, recording) in missing {
+    for (key, _, recording) in missing {
         let own = recording.nodes.len();
         let mut go_on = |phase, done, _| tell(phase, before + done, total);
-        plans.add(key, model.session(key.part(), recording, &mut go_on)?, need.plan);
+        plans.add(key, model.session(key.part(), recording, &mut go_on)?);
         before += own;
     }
     Ok(())

@@ -3,7 +3,7 @@
 use crate::error::ModelError;
 use mobilediffusion_graph::Device;
 use mobilediffusion_kernels::{Storage, WeightType};
-use mobilediffusion_runtime::{AdapterKind, Gpu, Select};
+use mobilediffusion_runtime::{AdapterKind, Gpu, RuntimeError, Select};
 use std::sync::Arc;
 
 /// Where a pipeline runs.
@@ -18,6 +18,18 @@ pub enum DeviceChoice {
     Gpu,
     /// The adapter of this index, or whose name or driver contains this.
     Named(String),
+}
+
+impl DeviceChoice {
+    /// Which adapter that is; none for the CPU device.
+    pub fn select(&self) -> Option<Select> {
+        match self {
+            Self::Cpu => None,
+            Self::Auto => Some(Select::Hardware),
+            Self::Gpu => Some(Select::Best),
+            Self::Named(name) => Some(Select::Named(name.clone())),
+        }
+    }
 }
 
 /// How a GPU stores weights and activations; sums are f32 either way.
@@ -69,12 +81,7 @@ impl Default for Options {
 impl Options {
     /// Opens the chosen device and says in one line which and why.
     pub(super) async fn open(&self) -> Result<(Device, String), ModelError> {
-        let select = match &self.device {
-            DeviceChoice::Cpu => return self.cpu("as asked"),
-            DeviceChoice::Auto => Select::Hardware,
-            DeviceChoice::Gpu => Select::Best,
-            DeviceChoice::Named(name) => Select::Named(name.clone()),
-        };
+        let Some(select) = self.device.select() else { return self.cpu("as asked") };
         match Gpu::open(&select).await.map(Gpu::with_user_cache) {
             Ok(gpu) => {
                 let why = if self.device == DeviceChoice::Auto { "the best GPU" } else { "as asked" };
@@ -82,7 +89,10 @@ impl Options {
                 let line = format!("{} ({why})", gpu.adapter());
                 Ok((Device::Gpu(Arc::new(gpu), storage.with_weights(self.weights)), line))
             }
-            Err(_) if self.device == DeviceChoice::Auto => self.cpu("there is no hardware GPU"),
+            Err(RuntimeError::NoAdapter { .. }) if self.device == DeviceChoice::Auto => {
+                self.cpu("there is no hardware GPU")
+            }
+            Err(error) if self.device == DeviceChoice::Auto => self.cpu(&format!("no GPU could be opened: {error}")),
             Err(error) => Err(error.into()),
         }
     }

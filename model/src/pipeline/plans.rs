@@ -71,7 +71,6 @@ impl Key {
 struct Plan {
     key: Key,
     session: Session,
-    bytes: u64,
 }
 
 /// The plans that are ready, the one used last at the end.
@@ -85,11 +84,11 @@ impl Plans {
 
     /// Bytes of all plans.
     pub(super) fn bytes(&self) -> u64 {
-        self.0.iter().map(|plan| plan.bytes).sum()
+        self.0.iter().map(|plan| plan.session.bytes()).sum()
     }
 
-    pub(super) fn add(&mut self, key: Key, session: Session, bytes: u64) {
-        self.0.push(Plan { key, session, bytes });
+    pub(super) fn add(&mut self, key: Key, session: Session) {
+        self.0.push(Plan { key, session });
     }
 
     /// Marks these as used last, in this order.

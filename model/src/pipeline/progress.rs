@@ -58,5 +58,6 @@ pub enum Flow {
     Stop,
 }
 
-/// Hears of progress, at least once between two chunks of work, and says whether to go on.
+/// Hears of progress, at least once between two chunks of work, and says whether to go on. It may ask the model anything;
+/// another pipeline of the same model it may not draw with, which would wait for the one that called it.
 pub type OnProgress<'a> = &'a mut (dyn FnMut(&Progress) -> Flow + Send);

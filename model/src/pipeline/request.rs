@@ -26,7 +26,7 @@ const STRENGTH: f32 = 0.6;
 pub struct Request {
     /// What to draw. Any text; what does not fit into the model's tokens is left out, see [`Settings::truncated`].
     pub prompt: String,
-    /// What not to draw. Needs guidance, so a one-step model samples by DDIM for it.
+    /// What not to draw, cut like the prompt. Needs guidance, so a one-step model samples by DDIM for it.
     pub negative: String,
     /// Width in pixels, a multiple of 32; none for the model's own.
     pub width: Option<usize>,
@@ -107,6 +107,8 @@ pub struct Settings {
     pub eta: f64,
     /// What was left out of the prompt, none if it fits.
     pub truncated: Option<Truncated>,
+    /// The same of what not to draw.
+    pub negative_truncated: Option<Truncated>,
 }
 
 /// Where a prompt was cut.
@@ -141,8 +143,17 @@ fn refused(key: &'static str, expected: impl Into<String>, found: impl ToString)
 }
 
 impl Request {
-    /// Refuses sides and a number of pictures that no model draws: for whoever does something for a request, as scaling a
-    /// picture to begin from, before a pipeline sees it.
+    /// Refuses what a pipeline of this configuration would refuse, before there is one: no weights are read for it and no
+    /// device is opened.
+    ///
+    /// # Errors
+    /// If the configuration is not valid, or the request does not make sense: the error names what does not.
+    pub fn check(&self, config: &ModelConfig) -> Result<(), ModelError> {
+        config.validate()?;
+        self.settings(config, &Schedule::new(&config.scheduler)?).map(drop)
+    }
+
+    /// Refuses sides and a number of pictures that no model draws, before one is known.
     ///
     /// # Errors
     /// If `width`, `height` or `count` is beyond its limit: the error names it.
@@ -158,16 +169,17 @@ impl Request {
         Ok(())
     }
 
-    /// Settings of this request for a model, all but what was cut off the prompt.
+    /// Settings of this request for a model, all but what was cut off the prompts.
     pub(super) fn settings(&self, config: &ModelConfig, schedule: &Schedule) -> Result<Settings, ModelError> {
         self.check_extent()?;
         let own = config.defaults.image_size;
         let (width, height) = (self.width.unwrap_or(own), self.height.unwrap_or(own));
         let (sampler, steps, guidance) = self.sampling(config);
         let eta = self.eta.unwrap_or(0.0);
-        let settings = Settings { width, height, sampler, steps, guidance, eta, truncated: None };
+        let settings =
+            Settings { width, height, sampler, steps, guidance, eta, truncated: None, negative_truncated: None };
         settings.shape()?;
-        self.check(&settings)?;
+        self.check_values(&settings)?;
         match sampler {
             Sampler::Ddim => schedule.ddim(steps, eta).map(drop)?,
             Sampler::OneStep => schedule.one_step(steps).map(drop)?,
@@ -190,7 +202,7 @@ impl Request {
         }
     }
 
-    fn check(&self, settings: &Settings) -> Result<(), ModelError> {
+    fn check_values(&self, settings: &Settings) -> Result<(), ModelError> {
         let guidance = settings.guidance;
         if !(0.0..=100.0).contains(&guidance) {
             return Err(refused("guidance", "a number from 0 to 100", guidance));

@@ -105,6 +105,7 @@ fn one_step(schedule: &Schedule, steps: usize, strength: f32) -> Result<Vec<Eval
 mod tests {
     use super::*;
     use crate::config::ModelConfig;
+    use crate::pipeline::request::Request;
 
     fn walk(sampler: Sampler, steps: usize, strength: f32) -> Vec<Evaluation> {
         noisy_walk((sampler, 0.0), steps, strength)
@@ -113,7 +114,9 @@ mod tests {
     fn noisy_walk((sampler, eta): (Sampler, f64), steps: usize, strength: f32) -> Vec<Evaluation> {
         let config = ModelConfig::preset("mini").expect("there is a preset");
         let schedule = Schedule::new(&config.scheduler).expect("the schedule is valid");
-        let settings = Settings { width: 64, height: 64, sampler, steps, guidance: 1.0, eta, truncated: None };
+        let request = Request { steps: Some(steps), eta: Some(eta), ..Request::new("") };
+        let settings = request.settings(&config, &schedule).expect("the settings are valid");
+        let settings = Settings { sampler, guidance: 1.0, ..settings };
         evaluations(&schedule, &settings, strength).expect("the settings are valid")
     }
 

@@ -9,10 +9,10 @@ use crate::config::ModelConfig;
 use crate::error::ModelError;
 use crate::schedule::Schedule;
 use crate::tokenizer::{Encoded, Tokenizer};
-use mobilediffusion_graph::{Device, Recording, Session, Weights};
+use mobilediffusion_graph::{Device, Recording, Session, WeightLoader, Weights};
 use mobilediffusion_kernels::Storage;
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A model on a device. Any number of pipelines, on any threads, draw with it: its weights are there once.
 #[derive(Debug)]
@@ -31,8 +31,9 @@ struct Opened {
     line: String,
     /// Counts the devices that were opened.
     generation: u64,
-    /// The weights of every network, by folder. They are brought to the device when a plan first needs them.
-    weights: HashMap<&'static str, Weights>,
+    /// The weights of every network, by folder. They are brought to the device when a plan first needs them. Each has a
+    /// lock of its own, so that whoever hears of its progress may ask the model for anything else.
+    weights: HashMap<&'static str, Arc<Mutex<Weights>>>,
     /// Bytes of those that are there, by network: two may share a folder.
     bytes: HashMap<Part, u64>,
 }
@@ -43,8 +44,7 @@ impl Opened {
         let needed = source.needed().map(|part| source.part(part).map(|weights| (source.folder(part), weights)));
         let sources = needed.into_iter().collect::<Result<Vec<_>, _>>()?;
         let (device, line) = options.open().await?;
-        let on_device = |source| Weights::new(device.clone(), Box::new(source));
-        let weights = sources.into_iter().map(|(folder, source)| (folder, on_device(source))).collect();
+        let weights = sources.into_iter().map(|(folder, source)| (folder, on_device(&device, source))).collect();
         Ok(Self { device, line, generation, weights, bytes: HashMap::new() })
     }
 }
@@ -84,9 +84,12 @@ impl Model {
     /// If it does not make sense.
     pub fn settings(&self, request: &Request) -> Result<Settings, ModelError> {
         let settings = request.settings(self.config(), &self.schedule)?;
-        let encoded = self.encode(&request.prompt)?;
-        let truncated = encoded.truncated.map(|left_out| Truncated::of(&request.prompt, left_out));
-        Ok(Settings { truncated, ..settings })
+        let cut = |text: &str| {
+            let left_out = self.encode(text)?.truncated;
+            Ok::<_, ModelError>(left_out.map(|left_out| Truncated::of(text, left_out)))
+        };
+        let (truncated, negative_truncated) = (cut(&request.prompt)?, cut(&request.negative)?);
+        Ok(Settings { truncated, negative_truncated, ..settings })
     }
 
     /// Which device is used and why, in one line.
@@ -152,7 +155,7 @@ impl Model {
         }
         let source = self.source.part(part)?;
         let mut opened = self.opened();
-        let weights = Weights::new(opened.device.clone(), Box::new(source));
+        let weights = on_device(&opened.device, source);
         opened.weights.entry(folder).or_insert(weights);
         Ok(())
     }
@@ -164,25 +167,40 @@ impl Model {
         recording: &Recording,
         go_on: GoOn<'_>,
     ) -> Result<(), ModelError> {
-        let folder = self.source.folder(part);
+        let weights = self.weights(part)?;
+        lock(&weights).load(recording, &mut |done, total| go_on(Phase::Load, done, total))?;
         let mut opened = self.opened();
-        if let Some(weights) = opened.weights.get_mut(folder) {
-            weights.load(recording, &mut |done, total| go_on(Phase::Load, done, total))?;
+        // Not if the device was opened anew in the meantime.
+        if opened.weights.get(self.source.folder(part)).is_some_and(|now| Arc::ptr_eq(now, &weights)) {
+            opened.bytes.insert(part, bytes);
         }
-        opened.bytes.insert(part, bytes);
         Ok(())
     }
 
     /// Makes a session over weights that are on the device.
     pub(super) fn session(&self, part: Part, recording: Recording, go_on: GoOn<'_>) -> Result<Session, ModelError> {
+        let weights = self.weights(part)?;
+        Ok(Session::new(recording, &mut lock(&weights), &mut |done, total| go_on(Phase::Compile, done, total))?)
+    }
+
+    /// The weights of a network.
+    fn weights(&self, part: Part) -> Result<Arc<Mutex<Weights>>, ModelError> {
         self.check(part)?;
-        let mut opened = self.opened();
-        let weights = opened.weights.get_mut(self.source.folder(part)).expect("just checked");
-        Ok(Session::new(recording, weights, &mut |done, total| go_on(Phase::Compile, done, total))?)
+        let opened = self.opened();
+        Ok(Arc::clone(opened.weights.get(self.source.folder(part)).expect("just checked")))
     }
 
     fn opened(&self) -> MutexGuard<'_, Opened> {
-        // Whoever panicked while holding it has left it whole: it is only ever replaced or added to.
-        self.opened.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.opened)
     }
+}
+
+/// Weights that a device has none of yet.
+fn on_device(device: &Device, source: impl WeightLoader + Send + 'static) -> Arc<Mutex<Weights>> {
+    Arc::new(Mutex::new(Weights::new(device.clone(), Box::new(source))))
+}
+
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Whoever panicked while holding it has left it whole: it is only ever replaced or added to.
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
