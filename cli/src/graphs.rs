@@ -58,7 +58,8 @@ impl Network {
     /// Its steps.
     pub(crate) fn record(self, config: &ModelConfig, shape: &Shape) -> Result<Recording, Failure> {
         Ok(Recording::new(match self {
-            Self::Text => text_graph(config, shape.batch())?,
+            // A pipeline encodes one prompt after the other.
+            Self::Text => text_graph(config, 1)?,
             Self::Unet => denoise_graph(config, shape)?,
             Self::Decoder => decode_graph(config, shape, Decoder::Light)?,
             Self::VaeDecoder => decode_graph(config, shape, Decoder::Full)?,
