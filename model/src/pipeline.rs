@@ -123,7 +123,8 @@ impl Pipeline {
         pollster::block_on(self.generate_async(request, on_progress))
     }
 
-    /// [`generate`](Self::generate) for where nobody may wait.
+    /// [`generate`](Self::generate) for where nobody may wait for the device. Weights are read and kernels compiled before it
+    /// first yields: [`prepare`](Self::prepare) on another thread beforehand, where a first picture must not hold one up.
     ///
     /// # Errors
     /// As [`generate`](Self::generate).
