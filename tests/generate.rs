@@ -244,8 +244,12 @@ fn other_weights_fit_an_architecture() {
 fn synthetic_weights_are_said_to_be_synthetic() {
     let folder = folder();
     let more = ["--device", "cpu", "--preset", "mini", "--weights", "random:1", "--size", "32"];
-    let said = draw("red apple", &folder.path().join("x.png"), &more);
+    let path = folder.path().join("x.png");
+    let said = draw("red apple", &path, &more);
     assert!(said.contains("weights are synthetic"), "{said}");
+    let shown = run(&["show", path.to_str().expect("the path is UTF-8")]).stdout;
+    let text = String::from_utf8(shown).expect("texts are UTF-8");
+    assert!(text.contains("Model: mini, synthetic weights of seed 1"), "{text}");
 }
 
 #[test]

@@ -18,7 +18,7 @@ pub(crate) fn run(args: &Generate) -> Result<(), Failure> {
     let source = args.source()?;
     request.check(&source.config)?;
     let own = source.config.defaults.clone();
-    let synthetic = matches!(source.weights, WeightsFrom::Synthetic(_));
+    let synthetic = if let WeightsFrom::Synthetic(seed) = source.weights { Some(seed) } else { None };
     if let Some(path) = &args.init {
         let side = |asked: Option<usize>| asked.unwrap_or(own.image_size);
         request.init = Some(init(args, path, (side(request.width), side(request.height)))?);
@@ -33,7 +33,7 @@ pub(crate) fn run(args: &Generate) -> Result<(), Failure> {
     let device = pipeline.model().device_line();
     note(&format!("device: {device}"));
     note(&format!("model: {}, {}, seed {}", own.name, described(&settings), args.seed));
-    if synthetic {
+    if synthetic.is_some() {
         note("note: the weights are synthetic, so the picture means nothing");
     }
     for (what, cut) in [("prompt", &settings.truncated), ("negative prompt", &settings.negative_truncated)] {
@@ -43,7 +43,10 @@ pub(crate) fn run(args: &Generate) -> Result<(), Failure> {
     }
 
     let floats = Floats::of(pipeline.model().storage());
-    let model = if synthetic { format!("{}, synthetic weights", own.name) } else { own.name };
+    let model = match synthetic {
+        Some(seed) => format!("{}, synthetic weights of seed {seed}", own.name),
+        None => own.name,
+    };
     let facts = facts(args, (&model, &device, floats.name()), (&request, &settings));
     let mut previews = Previews { args, facts: &facts, failure: None };
     let drawn = pipeline.generate(&request, &mut |progress| {
