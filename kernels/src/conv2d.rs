@@ -1,11 +1,12 @@
 //! `y = residual + activation(conv(x, w) + bias + shift)`: every dense convolution, 3x3 or 1x1.
 //!
-//! `x [n, h, w, ci]`, `w [co, ci, kh, kw]` packed to `[co, kh, kw, ci]`, `bias [co]`, `shift [n, co]` (the time
-//! embedding), `residual` and `y [n, oh, ow, co]`, f32 if `wide`; `upsample` 2 reads `x` as if every pixel stood for 2x2, and `source` says
-//! what else happens to it on the way in; the zeros around it are put there after that. On the GPU an implicit matrix
+//! `x [n, h, w, ci]`, `w [co, ci, kh, kw]` packed to `[co, kh, kw, ci]`, `bias [co]`, `shift [n, co]` (the time embedding),
+//! `residual` and `y [n, oh, ow, co]`, f32 if `wide`; `upsample` 2 reads `x` as if every pixel stood for 2x2, and `source`
+//! says what else happens to it on the way in; the zeros around it are put there after that. On the GPU an implicit matrix
 //! product (`shaders/common/product.wgsl`): a row is an output pixel, k runs over taps and channels. On the CPU there are
-//! three ways: where it pays, Winograd's algorithm saves more than half of the multiplications (`winograd`); to few channels a
-//! product adds what each pixel gives to its neighbours (`narrow`); anything else is gathered into patches (`direct`).
+//! three ways: where it pays, Winograd's algorithm saves more than half of the multiplications (`winograd`); to few
+//! channels a product adds what each pixel gives to its neighbours (`narrow`); anything else is gathered into patches
+//! (`direct`).
 
 mod cases;
 mod direct;

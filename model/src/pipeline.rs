@@ -179,8 +179,7 @@ impl Pipeline {
                 return Ok(());
             }
             let needs: Vec<(Key, Need)> = missing.iter().map(|(key, need, _)| (*key, *need)).collect();
-            make_room(&self.model, &mut self.plans, &ask, &needs)?;
-            let needed = taken(&self.model, &self.plans, &needs);
+            let needed = make_room(&self.model, &mut self.plans, &ask, &needs)?;
             match make(&self.model, &mut self.plans, missing, on_progress) {
                 // A device that does not say how much memory it has is asked again with less on it, as long as there is less.
                 Err(error) if error.is_out_of_memory() && self.plans.evict(&keys) => {}
@@ -197,8 +196,9 @@ fn keys(request: &Request, shape: &Shape) -> Vec<Key> {
     [Key::Text, Key::denoise(shape), Key::decode(shape)].into_iter().chain(encode).collect()
 }
 
-/// Gives plans back until there is room for what is missing, by the model's own limits and by what the machine has.
-fn make_room(model: &Model, plans: &mut Plans, ask: &Ask<'_>, needs: &[(Key, Need)]) -> Result<(), ModelError> {
+/// Gives plans back until there is room for what is missing, by the model's own limits and by what the machine has; then all
+/// takes so many bytes.
+fn make_room(model: &Model, plans: &mut Plans, ask: &Ask<'_>, needs: &[(Key, Need)]) -> Result<u64, ModelError> {
     ask.check_buffers(&needs.iter().map(|(_, need)| *need).collect::<Vec<_>>())?;
     let most_plans = model.options().plans.max(ask.keys.len());
     while plans.len() + needs.len() > most_plans && plans.evict(ask.keys) {}
@@ -215,7 +215,7 @@ fn make_room(model: &Model, plans: &mut Plans, ask: &Ask<'_>, needs: &[(Key, Nee
                     return Err(ask.too_much(needed, Some(budget)));
                 }
             }
-            _ => return Ok(()),
+            _ => return Ok(needed),
         }
     }
 }
