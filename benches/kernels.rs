@@ -5,7 +5,7 @@
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use mobilediffusion_benches::only_once;
-use mobilediffusion_kernels::{FAMILIES, Storage, sample};
+use mobilediffusion_kernels::{FAMILIES, Storage, WeightType, sample};
 use std::time::Duration;
 
 /// Shapes of more floating-point operations, and operands of more bytes, are left out where everything runs only once.
@@ -27,7 +27,7 @@ fn kernels(criterion: &mut Criterion) {
             group.throughput(unit);
             group.bench_function(BenchmarkId::from_parameter(sample::text(kernel)), |bencher| {
                 // Made only for benches that were asked for.
-                let packed = sample::packed(&case, sample::inputs(&case, 1));
+                let packed = sample::packed(&case, WeightType::Floats, sample::inputs(&case, 1));
                 let mut outputs = sample::outputs(&case);
                 bencher.iter(|| sample::run(&case, &packed, &mut outputs));
             });

@@ -27,6 +27,6 @@ impl WeightLoader for MadeUp {
 /// # Errors
 /// If a weight is refused.
 pub fn session(graph: Graph) -> Result<Session, GraphError> {
-    let mut weights = Weights::new(Device::Cpu, Box::new(MadeUp(1)));
+    let mut weights = Weights::new(Device::CPU, Box::new(MadeUp(1)));
     Session::new(Recording::new(graph), &mut weights, &mut |_, _| true)
 }

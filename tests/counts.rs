@@ -168,7 +168,7 @@ fn weights_in_8_bits_take_half_the_bytes_and_move_by_half_a_step_at_most() {
         let checkpoint = Checkpoint::open(&path.join(folder)).expect("the checkpoint opens");
         let prefix = if folder == "text_encoder" { "text_model." } else { "" };
         let checkpoint = Box::new(checkpoint.with_optional_prefix(prefix)) as Box<dyn WeightSource>;
-        let (weights, recording) = (Weights::new(Device::Cpu, Box::new(checkpoint)), Recording::new(graph));
+        let (weights, recording) = (Weights::new(Device::CPU, Box::new(checkpoint)), Recording::new(graph));
         let in_type = |storage| rounding(&recording, &weights, storage).expect("the checkpoint has them all");
         let int8 = in_type(Storage::F16.with_weights(WeightType::Int8));
         for (int8, f16) in int8.iter().zip(in_type(Storage::F16)) {

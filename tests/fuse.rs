@@ -38,7 +38,7 @@ fn values(name: &str, len: usize) -> Vec<f32> {
 fn devices() -> Vec<Device> {
     let gpu = |index: usize| pollster::block_on(Gpu::open(&Select::Named(index.to_string()))).expect("it is listed");
     let first = (!pollster::block_on(adapters()).is_empty()).then(|| Device::Gpu(Arc::new(gpu(0)), Storage::F32));
-    [Some(Device::Cpu), first].into_iter().flatten().collect()
+    [Some(Device::CPU), first].into_iter().flatten().collect()
 }
 
 fn relative_l2(got: &[f32], want: &[f64]) -> f64 {

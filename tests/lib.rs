@@ -40,7 +40,7 @@ pub fn tolerance(case: &Case) -> Tolerance {
 /// # Panics
 /// If the kernel wrote outside its outputs.
 pub fn run_cpu(case: &Case, inputs: &[Vec<f32>]) -> Vec<Vec<f32>> {
-    runner::run(Target::Cpu, case.kernel.as_ref(), inputs).unwrap_or_else(|error| panic!("{error}"))
+    runner::run(Target::CPU, case.kernel.as_ref(), inputs).unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// Compares results with the reference.

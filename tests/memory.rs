@@ -53,10 +53,7 @@ fn graph_of(words: usize) -> Graph {
 /// Most bytes that are held beside the weights, while they are loaded, and beside them and the plan's memory once the
 /// steps are compiled too, if that is wanted.
 fn beside(device: Device, graph: Graph, path: &Path, compiled: bool) -> (usize, Option<usize>) {
-    let storage = match &device {
-        Device::Cpu => Storage::F32,
-        Device::Gpu(_, storage) => *storage,
-    };
+    let storage = device.storage();
     let before = private_bytes();
     let checkpoint = Checkpoint::open(path).expect("the file opens");
     checkpoint.verify(&graph.weights()).expect("the file holds the graph's weights");
@@ -110,7 +107,7 @@ fn devices() -> Vec<String> {
 }
 
 fn opened(name: &str) -> Device {
-    let Some((index, storage)) = name.split_once(' ') else { return Device::Cpu };
+    let Some((index, storage)) = name.split_once(' ') else { return Device::CPU };
     let gpu =
         Arc::new(pollster::block_on(Gpu::open(&Select::Named(index.to_owned()))).expect("a listed adapter opens"));
     let half = if gpu.caps().shader_f16 { Storage::F16 } else { Storage::F16_PACKED };
@@ -149,7 +146,7 @@ fn loading_keeps_little_more_than_the_device_does() {
 /// The weights of the UNet, those of the text encoder, and all that the steps of the text encoder need.
 fn measure(name: &str, what: &str, models: &Path) {
     let device = opened(name);
-    let small = if let Device::Cpu = device { 48 << 20 } else { 112 << 20 };
+    let small = if matches!(device, Device::Cpu(_)) { 48 << 20 } else { 112 << 20 };
     let (held, most) = match what {
         "unet" => (beside(device, unet(), &models.join("unet"), false).0, 200_000_000),
         "text" => (beside(device, graph(), &models.join("text"), false).0, small),

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 fn bound(device: &Device) -> f64 {
     match device {
-        Device::Cpu | Device::Gpu(_, Storage::F32) => 1e-4,
+        Device::Cpu(_) | Device::Gpu(_, Storage::F32) => 1e-4,
         Device::Gpu(..) => 1e-2,
     }
 }
@@ -22,7 +22,7 @@ fn bound(device: &Device) -> f64 {
 /// The CPU and every adapter in every storage type; software drivers, which compile for minutes, in those that no other of
 /// them has: the one that draws in f32 and f16, another one in packed f16.
 fn devices() -> Vec<(String, Device)> {
-    let mut all = vec![("CPU".to_owned(), Device::Cpu)];
+    let mut all = vec![("CPU".to_owned(), Device::CPU)];
     let draws = mobilediffusion_tests::devices();
     for adapter in pollster::block_on(adapters()) {
         let gpu =
@@ -115,10 +115,10 @@ fn weights_of_another_network_are_refused_before_a_device_sees_them() {
         ("alt-2", "alt-1", "is missing"),
         ("unet", "decoder", "problems with the weights"),
     ] {
-        let error = compare(&folder(name), "golden.safetensors", &folder(weights), Device::Cpu).unwrap_err();
+        let error = compare(&folder(name), "golden.safetensors", &folder(weights), Device::CPU).unwrap_err();
         assert!(matches!(error, ModelError::Weights { .. }), "{name} with {weights}: {error}");
         assert!(error.to_string().contains(complaint), "{name} with {weights}: {error}");
     }
-    let error = compare(&folder("unet"), "absent.safetensors", &folder("unet"), Device::Cpu).unwrap_err();
+    let error = compare(&folder("unet"), "absent.safetensors", &folder("unet"), Device::CPU).unwrap_err();
     assert!(matches!(error, ModelError::Io { .. }), "{error}");
 }

@@ -42,7 +42,7 @@ fn session(gpu: &Arc<Gpu>, graph: Graph) -> Result<Session, GraphError> {
 fn a_table_beyond_the_largest_binding_is_read_in_two_parts(gpu: Arc<Gpu>) {
     let (vocab, c) = (49_408, 768);
     let ids = [0, 1, 43_689, 43_690, 43_691, 49_407, 60_000];
-    for device in [Device::Cpu, Device::Gpu(gpu, Storage::F32)] {
+    for device in [Device::CPU, Device::Gpu(gpu, Storage::F32)] {
         let mut graph = Graph::new();
         let input = graph.input("ids", [1, ids.len()], DType::U32);
         let y = graph.embedding(&input, (vocab, ids.len(), c)).expect("it fits");

@@ -273,7 +273,7 @@ fn every_step_is_timed() {
 
 #[test]
 fn only_what_depends_on_an_input_runs_again() {
-    let mut weights = Weights::new(Device::Cpu, Box::new(MadeUp::default()));
+    let mut weights = Weights::new(Device::CPU, Box::new(MadeUp::default()));
     let recording = Recording::new(mini_denoise());
     let inputs = plan_graphs::inputs(&recording);
     let bit = |name: &str| 1_u64 << inputs.iter().find(|(known, ..)| known == name).expect("an input").2;
@@ -314,7 +314,7 @@ fn mistakes_are_named() {
     let y = graph.activate(&x, Activation::Relu, 1.0).expect("it fits");
     graph.activate(&short, Activation::Relu, 1.0).expect("it fits");
     graph.output("y", &y);
-    let mut weights = Weights::new(Device::Cpu, Box::new(MadeUp::default()));
+    let mut weights = Weights::new(Device::CPU, Box::new(MadeUp::default()));
     let mut session = Session::new(Recording::new(graph), &mut weights, &mut |_, _| true).expect("it is made");
     let refused = |what: Result<(), GraphError>, words: &[&str]| {
         let text = what.expect_err("it is wrong").to_string();
@@ -339,7 +339,7 @@ fn a_broken_weight_is_found() {
         inputs.iter().map(|(name, len, _)| (name.clone(), values(name, *len))).collect();
     let filled: Vec<(&str, &[f32])> = filled.iter().map(|(name, v)| (name.as_str(), v.as_slice())).collect();
     let broken = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight";
-    let mut right = Weights::new(Device::Cpu, Box::new(MadeUp::default()));
+    let mut right = Weights::new(Device::CPU, Box::new(MadeUp::default()));
     for device in devices() {
         let mut same = Weights::new(device.clone(), Box::new(MadeUp::default()));
         let none =

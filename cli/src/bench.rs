@@ -20,7 +20,7 @@ use measure::Measured;
 use mobilediffusion_graph::Device;
 use mobilediffusion_kernels::kernel::bytes_moved;
 use mobilediffusion_kernels::runner::{Target, check_case};
-use mobilediffusion_kernels::{Case, FAMILIES, Family, family, sample};
+use mobilediffusion_kernels::{Case, FAMILIES, Family, WeightType, family, sample};
 use mobilediffusion_model::DeviceChoice;
 use mobilediffusion_runtime::{AdapterKind, Timer};
 use peaks::Peaks;
@@ -143,7 +143,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     if let Some(network) = args.plan {
         let device = match (&gpu, target) {
             (Some(gpu), Target::Gpu(_, storage)) => Device::Gpu(Arc::clone(gpu), storage),
-            _ => Device::Cpu,
+            _ => Device::Cpu(args.weights_dtype.into()),
         };
         let runs = if args.quick { 1 } else { 7 };
         let subject = plan::Subject { network, networks: &args.networks, guidance: args.guidance, runs };
@@ -182,7 +182,7 @@ fn kernels(
     let mut shapes_left = families.iter().map(|(_, cases)| cases.len()).sum::<usize>();
     for (family, cases) in families {
         if left().is_none_or(|left| !left.is_zero()) {
-            wrong.extend(check_cpu_form(family));
+            wrong.extend(check_cpu_form(family, target.storage().weights));
         }
         for case in cases {
             let share = left().map(|left| left.div_f64(shapes_left as f64));
@@ -250,8 +250,8 @@ fn write_json(args: &Args, machine: Vec<(&'static str, String)>, mut all: Value)
 }
 
 /// Holds the CPU form to its reference on the family's small cases.
-fn check_cpu_form(family: &Family) -> Option<String> {
-    let verdict = |(seed, case): (u64, Case)| match check_case(Target::Cpu, &case, seed) {
+fn check_cpu_form(family: &Family, weights: WeightType) -> Option<String> {
+    let verdict = |(seed, case): (u64, Case)| match check_case(Target::Cpu(weights), &case, seed) {
         Ok(verdict) => verdict.failure.map(|failure| format!("{:?} {failure}", case.kernel)),
         Err(error) => Some(error.to_string()),
     };

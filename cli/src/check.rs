@@ -19,12 +19,12 @@ pub(crate) fn run(args: &Check) -> Result<(), Failure> {
     let gpu = open(&args.device)?;
     let target = target(gpu.as_ref(), args.dtype, args.weights_dtype)?;
     match &gpu {
-        None => note("device: CPU, f32"),
+        None => note(&format!("device: CPU, {}", target.storage())),
         Some(gpu) => note(&format!("device: {}, {}", gpu.adapter(), target.storage())),
     }
     if let Some(network) = args.plan {
         let storage = target.storage();
-        let device = gpu.map_or(Device::Cpu, |gpu| Device::Gpu(Arc::new(gpu), storage));
+        let device = gpu.map_or(Device::Cpu(storage.weights), |gpu| Device::Gpu(Arc::new(gpu), storage));
         return plan(args, network, device);
     }
     result(&format!("{:6} {:18} {:>9} {:>9} {:>17}  case", "", "kernel", "max abs", "rel L2", "tolerance"))?;
@@ -89,10 +89,10 @@ fn plan(args: &Check, network: Network, device: Device) -> Result<(), Failure> {
     let shape = Shape::of(size, size, config.defaults.sampler, config.defaults.steps, config.defaults.guidance != 1.0)?;
     let recording = network.record(&config, &shape)?;
     let values = inputs(&recording);
-    let references = args.references || matches!(device, Device::Cpu);
+    let references = args.references || matches!(device, Device::Cpu(_));
     let mut weights = Weights::new(device, network.weights(&args.networks)?);
     let rounded = Storage::F32.with_weights(args.weights_dtype.into());
-    let mut cpu = Weights::new(Device::Cpu, network.weights(&args.networks)?).rounded(rounded);
+    let mut cpu = Weights::new(Device::CPU, network.weights(&args.networks)?).rounded(rounded);
     let (truth, name) = match references {
         true => (Against::References(&cpu), "the kernels' references"),
         false => (Against::Device(&mut cpu), "the CPU"),
@@ -134,8 +134,8 @@ fn open_checked(gpu: &Gpu) -> Result<Gpu, RuntimeError> {
 /// Where kernels run and how tensors are stored there; what the CPU does not store is refused in the words of `generate`.
 pub(crate) fn target(gpu: Option<&Gpu>, floats: Floats, weights: WeightsDtype) -> Result<Target<'_>, ModelError> {
     let Some(gpu) = gpu else {
-        Options { floats: floats.into(), weights: weights.into(), ..Options::default() }.check_cpu()?;
-        return Ok(Target::Cpu);
+        Options { floats: floats.into(), ..Options::default() }.check_cpu()?;
+        return Ok(Target::Cpu(weights.into()));
     };
     Ok(Target::Gpu(gpu, floats.storage(gpu).with_weights(weights.into())))
 }

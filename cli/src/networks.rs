@@ -25,7 +25,7 @@ fn losses(args: &Info, storage: Storage) -> Result<(), Failure> {
     let shape = Shape::of(size, size, Sampler::OneStep, 1, false)?;
     let mut all = Vec::new();
     for network in Network::of(&config) {
-        let weights = Weights::new(Device::Cpu, network.weights(&args.networks)?);
+        let weights = Weights::new(Device::CPU, network.weights(&args.networks)?);
         all.push((network.title(), rounding(&network.record(&config, &shape)?, &weights, storage)?));
     }
     if args.json {

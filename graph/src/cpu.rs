@@ -4,7 +4,7 @@ use crate::error::GraphError;
 use crate::graph::{Origin, TensorInfo};
 use crate::plan::Sharing;
 use crate::record::Recording;
-use crate::weights::{Device, Resident, Weights};
+use crate::weights::{Resident, Weights};
 
 use mobilediffusion_kernels::Access;
 use mobilediffusion_kernels::cpu::awake;
@@ -74,9 +74,7 @@ impl CpuMemory {
                 let info = &recording.tensors[tensor];
                 let place = match &info.origin {
                     Origin::Weight(source) => Place::Resident(host(weights.get(&info.name, source, declared)?)),
-                    Origin::Constant(values) => {
-                        Place::Resident(host(Device::Cpu.place(&info.name, info.dtype, &info.shape, values.clone())?))
-                    }
+                    Origin::Constant(values) => Place::Resident(Arc::new(Aligned::from(values.as_slice()))),
                     Origin::Input(_) | Origin::Step(_) => {
                         Place::Arena(placed[tensor].clone().expect("what steps write is planned"))
                     }

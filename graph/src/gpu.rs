@@ -7,7 +7,7 @@ use crate::gpu_plan::GpuPlan;
 use crate::graph::{Origin, TensorInfo};
 use crate::plan::Sharing;
 use crate::record::Recording;
-use crate::weights::{Device, Resident, Weights};
+use crate::weights::{Resident, Weights};
 use mobilediffusion_kernels::variant::Machine;
 use mobilediffusion_kernels::{Operand, Param, Stage, Storage, Variant};
 use mobilediffusion_runtime::{
@@ -144,20 +144,22 @@ impl GpuMemory {
         operand: &Operand,
         weights: &mut Weights,
     ) -> Result<(Buffer, u64), GraphError> {
-        let resident = match &info.origin {
+        match &info.origin {
             Origin::Input(_) | Origin::Step(_) => {
                 let part = self.part(tensor, 0);
-                return Ok((part.buffer.clone(), part.offset));
+                Ok((part.buffer.clone(), part.offset))
             }
-            Origin::Weight(source) => weights.get(&info.name, source, operand)?,
+            Origin::Weight(source) => match weights.get(&info.name, source, operand)? {
+                Resident::Device(buffer) => Ok((buffer, 0)),
+                Resident::Host(_) => unreachable!("a GPU keeps its weights in its buffers"),
+            },
             Origin::Constant(values) => {
-                let device = Device::Gpu(Arc::clone(&self.gpu), self.storage);
-                device.place(&info.name, info.dtype, &info.shape, values.clone())?
+                let bytes = self.storage.encode(info.dtype, &info.shape, values);
+                let made = self.gpu.buffer(&info.name, bytes.len() as u64, Role::Storage);
+                let buffer = made.map_err(GraphError::at(&info.name))?;
+                self.gpu.upload(&buffer, &bytes).map_err(GraphError::at(&info.name))?;
+                Ok((buffer, 0))
             }
-        };
-        match resident {
-            Resident::Device(buffer) => Ok((buffer, 0)),
-            Resident::Host(_) => unreachable!("a GPU keeps its weights in its buffers"),
         }
     }
 

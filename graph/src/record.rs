@@ -6,7 +6,7 @@ use crate::graph::{Graph, Node, Origin, TensorInfo};
 use crate::plan::{Lifetime, Packing, Sharing, lower_bound, pack};
 use mobilediffusion_kernels::kernel::elements;
 use mobilediffusion_kernels::variant::{Machine, choose};
-use mobilediffusion_kernels::{Access, Cost, Operand, Stage, Storage, Variant};
+use mobilediffusion_kernels::{Access, Cost, Operand, Stage, Storage, Variant, WeightType};
 use std::fmt;
 
 /// A recorded graph.
@@ -149,9 +149,9 @@ impl Recording {
         self.weights(|o| storage.tensor_bytes(o.dtype, &o.layout.packed_shape(&o.shape)))
     }
 
-    /// Bytes of the weights as the CPU forms want them packed, each counted once.
-    pub fn host_weight_bytes(&self) -> usize {
-        self.weights(|o| 4 * elements(&o.host.packed_shape(&o.shape)))
+    /// Bytes of the weights as the CPU forms want them packed, matrices of them stored like this, each counted once.
+    pub fn host_weight_bytes(&self, weights: WeightType) -> usize {
+        self.weights(|o| 4 * elements(&o.host_layout(weights).packed_shape(&o.shape)))
     }
 
     /// The sum over the weights of something of the operand that first reads each.

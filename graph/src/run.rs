@@ -8,7 +8,7 @@ use crate::plan::Sharing;
 use crate::record::Recording;
 use crate::weights::{Device, Weights};
 use mobilediffusion_kernels::kernel::elements;
-use mobilediffusion_kernels::{DType, Storage, Variant};
+use mobilediffusion_kernels::{DType, Variant};
 
 /// A recording made ready on a device.
 #[derive(Debug)]
@@ -37,16 +37,15 @@ impl Memory {
         sharing: Sharing,
         go_on: &mut dyn FnMut(usize, usize) -> bool,
     ) -> Result<Self, GraphError> {
-        Ok(match weights.device().clone() {
-            Device::Cpu => {
-                let made = CpuMemory::new(recording, weights, sharing, go_on);
-                Self::Cpu(made.map_err(|error| error.with_needs(&recording.summary(Storage::F32)))?)
-            }
+        let device = weights.device().clone();
+        let storage = device.storage();
+        let made = match device {
+            Device::Cpu(_) => CpuMemory::new(recording, weights, sharing, go_on).map(Self::Cpu),
             Device::Gpu(gpu, storage) => {
-                let made = GpuMemory::new((gpu, storage), recording, weights, sharing, go_on);
-                Self::Gpu(made.map_err(|error| error.with_needs(&recording.summary(storage)))?)
+                GpuMemory::new((gpu, storage), recording, weights, sharing, go_on).map(Self::Gpu)
             }
-        })
+        };
+        made.map_err(|error| error.with_needs(&recording.summary(storage)))
     }
 
     pub(crate) fn write(&mut self, recording: &Recording, tensor: usize, values: &[f32]) -> Result<(), GraphError> {

@@ -5,7 +5,7 @@ use crate::graph::{Origin, WeightRows};
 use crate::record::Recording;
 use mobilediffusion_kernels::kernel::{Shape, elements};
 use mobilediffusion_kernels::panels::Aligned;
-use mobilediffusion_kernels::{DType, Layout, Operand, Storage};
+use mobilediffusion_kernels::{DType, Layout, Operand, Storage, WeightType};
 use mobilediffusion_runtime::{Bound, Buffer, Gpu, Role, RuntimeError};
 use std::collections::HashMap;
 use std::error::Error;
@@ -15,10 +15,23 @@ use std::sync::Arc;
 /// Where a plan runs.
 #[derive(Clone, Debug)]
 pub enum Device {
-    /// The host's cores.
-    Cpu,
+    /// The host's cores, which compute in f32, and how they store matrices of weights.
+    Cpu(WeightType),
     /// A GPU, and how it stores tensors.
     Gpu(Arc<Gpu>, Storage),
+}
+
+impl Device {
+    /// The host's cores, with everything in f32.
+    pub const CPU: Self = Self::Cpu(WeightType::Floats);
+
+    /// How it stores tensors.
+    pub fn storage(&self) -> Storage {
+        match self {
+            Self::Cpu(weights) => Storage::F32.with_weights(*weights),
+            Self::Gpu(_, storage) => *storage,
+        }
+    }
 }
 
 /// Gives the values of a weight by its name in the checkpoint, dense, in PyTorch's orientation.
@@ -133,14 +146,16 @@ impl Weights {
 
     /// The weight `name` as `operand` wants it.
     pub(crate) fn get(&mut self, name: &str, source: &WeightRows, operand: &Operand) -> Result<Resident, GraphError> {
-        let Operand { layout, host, dtype, .. } = *operand;
-        let layout = if matches!(self.device, Device::Cpu) { host } else { layout };
-        let key = (name.to_owned(), source.rows.clone(), layout, dtype);
+        let layout = match self.device {
+            Device::Cpu(weights) => operand.host_layout(weights),
+            Device::Gpu(..) => operand.layout,
+        };
+        let key = (name.to_owned(), source.rows.clone(), layout, operand.dtype);
         if let Some(resident) = self.resident.get(&key) {
             return Ok(resident.clone());
         }
         let resident = match &self.device {
-            Device::Cpu => self.to_host(name, source, operand)?,
+            Device::Cpu(weights) => self.to_host(*weights, (name, source, operand))?,
             Device::Gpu(gpu, storage) => self.to_gpu(gpu, *storage, (name, source, operand))?,
         };
         self.resident.insert(key, resident.clone());
@@ -186,19 +201,29 @@ impl Weights {
         Ok(layout.pack(&rows_of(shape, part.len()), values.map_err(GraphError::Weight)?))
     }
 
-    fn to_host(&self, name: &str, source: &WeightRows, operand: &Operand) -> Result<Resident, GraphError> {
+    fn to_host(
+        &self,
+        weights: WeightType,
+        (name, source, operand): (&str, &WeightRows, &Operand),
+    ) -> Result<Resident, GraphError> {
         let shape = source.part();
-        let len = elements(&operand.host.packed_shape(&shape));
+        let host = operand.host_layout(weights);
+        let rounding = match weights {
+            // Packing rounds what is kept in 8 bits.
+            _ if host == Layout::Int8Panels => Storage::F32,
+            WeightType::Int8 => self.rounding.with_weights(weights),
+            WeightType::Floats => self.rounding,
+        };
+        let len = elements(&host.packed_shape(&shape));
         let refused = |_| RuntimeError::OutOfMemory { what: name.to_owned(), bytes: 4 * len as u64 };
         let mut all = Aligned::zeros(len).map_err(refused).map_err(GraphError::at(name))?;
         let mut at = 0;
-        for part in parts(&shape, operand.host) {
+        for part in parts(&shape, host) {
             // Rounded as they lie on the device that this one stands for.
             let (shape, layout) = (rows_of(&shape, part.len()), operand.layout);
             let values = self.packed(name, source, layout, &part)?;
-            let values = self.rounding.rounded(operand.dtype, &matrix(&layout.packed_shape(&shape)), values);
-            let values =
-                if layout == operand.host { values } else { operand.host.pack(&shape, layout.unpack(&shape, values)) };
+            let values = rounding.rounded(operand.dtype, &matrix(&layout.packed_shape(&shape)), values);
+            let values = if layout == host { values } else { host.pack(&shape, layout.unpack(&shape, values)) };
             all[at..at + values.len()].copy_from_slice(&values);
             at += values.len();
         }
@@ -240,27 +265,6 @@ fn rows_of(shape: &[usize], rows: usize) -> Shape {
     shape
 }
 
-impl Device {
-    /// Puts a constant where the device wants it.
-    pub(crate) fn place(
-        &self,
-        name: &str,
-        dtype: DType,
-        shape: &[usize],
-        values: Vec<f32>,
-    ) -> Result<Resident, GraphError> {
-        match self {
-            Self::Cpu => Ok(Resident::Host(Arc::new(Aligned::from(values.as_slice())))),
-            Self::Gpu(gpu, storage) => {
-                let bytes = storage.encode(dtype, shape, &values);
-                let buffer = gpu.buffer(name, bytes.len() as u64, Role::Storage).map_err(GraphError::at(name))?;
-                gpu.upload(&buffer, &bytes).map_err(GraphError::at(name))?;
-                Ok(Resident::Device(buffer))
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -294,7 +298,7 @@ mod tests {
 
     #[test]
     fn parts_make_up_the_packed_whole() {
-        let weights = Weights::new(Device::Cpu, Box::new(Counting));
+        let weights = Weights::new(Device::CPU, Box::new(Counting));
         let (matrix, taps) = (vec![3, 2 << 20], vec![600, 1000, 3, 3]);
         for (shape, layout) in [
             (matrix, Layout::Rows),
@@ -306,7 +310,9 @@ mod tests {
             assert!(parts(&shape, layout).len() > 1, "{shape:?}");
             let own = if shape.len() == 4 { Layout::Taps } else { Layout::Rows };
             let operand = Operand::read("w", shape.clone()).layout(own).host(layout);
-            let Ok(Resident::Host(got)) = weights.to_host("w", &WeightRows::whole(shape.clone()), &operand) else {
+            let Ok(Resident::Host(got)) =
+                weights.to_host(WeightType::Floats, ("w", &WeightRows::whole(shape.clone()), &operand))
+            else {
                 panic!("the host has room")
             };
             let want = layout.pack(&shape, Counting.load("w", &shape).unwrap());
@@ -314,7 +320,9 @@ mod tests {
         }
         // The last rows of one that comes as two weights.
         let last = WeightRows { shape: vec![5, 2 << 20], rows: 2..5 };
-        let Ok(Resident::Host(got)) = weights.to_host("w", &last, &Operand::read("w", last.part())) else {
+        let Ok(Resident::Host(got)) =
+            weights.to_host(WeightType::Floats, ("w", &last, &Operand::read("w", last.part())))
+        else {
             panic!("the host has room")
         };
         assert!(got[..] == Counting.load("w", &last.shape).unwrap()[4 << 20..], "another part");

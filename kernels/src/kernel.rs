@@ -8,7 +8,7 @@
 pub use crate::family::{Case, Family, Fill, parse};
 use crate::fold::{OnLoad, OnStore, Read, Write};
 pub use crate::layout::Layout;
-use crate::storage::Storage;
+use crate::storage::{Storage, WeightType};
 use crate::variant::Variant;
 use mobilediffusion_runtime::Binding;
 use std::fmt;
@@ -116,6 +116,15 @@ impl Operand {
     pub fn host(mut self, layout: Layout) -> Self {
         self.host = layout;
         self
+    }
+
+    /// How a CPU device wants it packed that stores matrices of weights like this. In 8 bits it keeps those that products
+    /// read as they are; what a convolution transforms or reads tap by tap stays in f32.
+    pub fn host_layout(&self, weights: WeightType) -> Layout {
+        match (self.host, self.dtype, weights) {
+            (Layout::Panels, DType::Weight, WeightType::Int8) => Layout::Int8Panels,
+            (host, ..) => host,
+        }
     }
 
     /// The same operand, left out unless `present`.

@@ -14,6 +14,8 @@ pub enum Layout {
     DepthwiseTaps,
     /// A matrix `[cols, k]`, or a convolution weight as one, as panels of columns: see `panels`. For the CPU.
     Panels,
+    /// The same in 8 bits, four weights to an element: see `panels::int8`. For the CPU.
+    Int8Panels,
     /// A convolution weight as a matrix `[kh * kw * co, ci]` in panels: every tap's columns by themselves. For the CPU.
     TapPanels,
     /// A 3x3 convolution weight transformed for Winograd's algorithm, with so many places along an edge. For the CPU.
@@ -27,6 +29,7 @@ impl Layout {
             (Self::Taps, &[co, ci, kh, kw]) => vec![co, kh, kw, ci],
             (Self::DepthwiseTaps, &[c, _, kh, kw]) => vec![kh, kw, c],
             (Self::Panels, &[cols, ref k @ ..]) => vec![cols.next_multiple_of(panels::STEP), elements(k)],
+            (Self::Int8Panels, &[cols, ref k @ ..]) => vec![panels::int8::packed_len(cols, elements(k))],
             (Self::TapPanels, &[co, ci, kh, kw]) => vec![(kh * kw * co).next_multiple_of(panels::STEP), ci],
             (Self::Winograd(edge), &[co, ci, ..]) => vec![co.next_multiple_of(panels::STEP), edge * edge, ci],
             _ => shape.to_vec(),
@@ -39,9 +42,10 @@ impl Layout {
             (Self::Taps, &[co, ci, kh, kw]) => (co, ci, kh * kw),
             (Self::DepthwiseTaps, &[c, _, kh, kw]) => (1, c, kh * kw),
             (Self::Panels, &[cols, k]) => return panels::pack_matrix(cols, k, &data),
-            (Self::Panels, &[co, ci, kh, kw]) => {
+            (Self::Int8Panels, &[cols, k]) => return panels::int8::pack_matrix(cols, k, &data),
+            (Self::Panels | Self::Int8Panels, &[co, ci, kh, kw]) => {
                 let taps = Self::Taps.pack(shape, data);
-                return panels::pack_matrix(co, kh * kw * ci, &taps);
+                return self.pack(&[co, kh * kw * ci], taps);
             }
             (Self::TapPanels, &[co, ci, kh, kw]) => {
                 let (taps, data) = (kh * kw, &data);
@@ -70,7 +74,9 @@ impl Layout {
         match (self, shape) {
             (Self::Taps, &[co, ci, kh, kw]) => self.pack(&[co, kh * kw, ci, 1], packed),
             (Self::DepthwiseTaps, &[c, _, kh, kw]) => self.pack(&[kh * kw, 1, c, 1], packed),
-            (Self::Panels | Self::TapPanels | Self::Winograd(_), _) => panic!("{self:?} of {shape:?} is not read back"),
+            (Self::Panels | Self::Int8Panels | Self::TapPanels | Self::Winograd(_), _) => {
+                panic!("{self:?} of {shape:?} is not read back")
+            }
             _ => packed,
         }
     }
@@ -80,7 +86,7 @@ impl Layout {
     pub fn rows_together(self) -> Option<usize> {
         match self {
             Self::Rows | Self::Taps => Some(1),
-            Self::Panels | Self::Winograd(_) => Some(panels::PANEL),
+            Self::Panels | Self::Int8Panels | Self::Winograd(_) => Some(panels::PANEL),
             Self::DepthwiseTaps | Self::TapPanels => None,
         }
     }

@@ -5,6 +5,7 @@
 //! cache after the other, which is the order in which a product reads them. Nothing is packed when a product runs, and rows
 //! of the other factor are read where they lie.
 
+pub(crate) mod int8;
 mod product;
 mod tile;
 
@@ -52,6 +53,14 @@ impl Aligned {
         lines.resize(len.div_ceil(16), Line([0.0; 16]));
         Ok(Self { lines, len })
     }
+
+    /// Makes it as long at least.
+    fn make_room(&mut self, len: usize) {
+        if self.len < len {
+            self.lines.resize(len.div_ceil(16), Line([0.0; 16]));
+            self.len = len;
+        }
+    }
 }
 
 impl From<&[f32]> for Aligned {
@@ -96,12 +105,12 @@ pub(crate) fn pack_into(out: &mut [f32], cols: usize, k: usize, column: impl Fn(
 }
 
 /// The grains of a panel whose columns begin at `first`: for each its columns that are there, its width and its place.
-fn grains(
-    panel: &mut [f32],
+fn grains<T>(
+    panel: &mut [T],
     first: usize,
     cols: usize,
     k: usize,
-) -> impl Iterator<Item = (Range<usize>, usize, &mut [f32])> {
+) -> impl Iterator<Item = (Range<usize>, usize, &mut [T])> {
     let grain = grain(PANEL.min(cols.next_multiple_of(STEP) - first));
     panel.chunks_mut(grain * k.max(1)).enumerate().map(move |(part, out)| {
         let first = first + part * grain;
@@ -110,11 +119,17 @@ fn grains(
 }
 
 /// The panel whose columns begin at `first`.
-fn pack_panel(out: &mut [f32], first: usize, cols: usize, k: usize, column: impl Fn(usize, usize, &mut [f32])) {
+fn pack_panel<T: Copy + Default>(
+    out: &mut [T],
+    first: usize,
+    cols: usize,
+    k: usize,
+    column: impl Fn(usize, usize, &mut [T]),
+) {
     for (there, grain, out) in grains(out, first, cols, k) {
         for (block, out) in out.chunks_mut(STEP * grain).enumerate() {
             for (at, col) in there.clone().enumerate() {
-                let mut values = [0.0; STEP];
+                let mut values = [T::default(); STEP];
                 let values = &mut values[..out.len() / grain];
                 column(col, block * STEP, values);
                 values.iter().enumerate().for_each(|(i, value)| out[i * grain + at] = *value);
@@ -142,33 +157,54 @@ pub(crate) fn pack_matrix(cols: usize, k: usize, data: &[f32]) -> Vec<f32> {
 /// Weights as panels.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Panels<'a> {
-    values: &'a [f32],
+    words: &'a [f32],
+    int8: bool,
     k: usize,
     cols: usize,
 }
 
+/// One of them, with its width and its columns that are not there to fill it up.
+#[derive(Clone, Copy, Debug)]
+struct Panel<'a> {
+    values: Values<'a>,
+    width: usize,
+    cols: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Values<'a> {
+    /// With what is read after it, and fetched meanwhile.
+    Floats(&'a [f32], &'a [f32]),
+    Int8(int8::Int8<'a>),
+}
+
 impl<'a> Panels<'a> {
+    /// Panels of floats or of 8 bits, which their length tells: it would be the same only for a `k` of 4/3.
+    ///
     /// # Panics
     /// If these are no panels of that size: a bug of the calling kernel.
-    pub(crate) fn new(values: &'a [f32], cols: usize, k: usize) -> Self {
-        assert_eq!(values.len(), packed_len(cols, k), "values of {cols} columns of {k} as panels");
-        Self { values, k, cols }
+    pub(crate) fn new(words: &'a [f32], cols: usize, k: usize) -> Self {
+        let int8 = words.len() == int8::packed_len(cols, k);
+        assert!(int8 || words.len() == packed_len(cols, k), "{} words of {cols} columns of {k} as panels", words.len());
+        Self { words, int8, k, cols }
     }
 
     fn count(self) -> usize {
         self.cols.div_ceil(PANEL)
     }
 
-    /// A panel with its width and its columns that are not there to fill it up.
-    fn panel(self, index: usize) -> (&'a [f32], usize, usize) {
+    /// A panel, and the one that is likely to be read next.
+    fn panel(self, index: usize, next: usize) -> Panel<'a> {
         let first = index * PANEL;
         let width = PANEL.min(self.cols.next_multiple_of(STEP) - first);
-        (&self.values[first * self.k..][..width * self.k], width, PANEL.min(self.cols - first))
-    }
-
-    /// The values of a panel and all after it; none behind the last.
-    fn from(self, index: usize) -> &'a [f32] {
-        &self.values[(index * PANEL * self.k).min(self.values.len())..]
+        let values = if self.int8 {
+            let words = &self.words[index * int8::packed_len(PANEL, self.k)..];
+            Values::Int8(int8::Int8::new(&words[..int8::packed_len(width, self.k)], width))
+        } else {
+            let next = (next * PANEL * self.k).min(self.words.len());
+            Values::Floats(&self.words[first * self.k..][..width * self.k], &self.words[next..])
+        };
+        Panel { values, width, cols: PANEL.min(self.cols - first) }
     }
 }
 

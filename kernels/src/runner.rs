@@ -21,16 +21,22 @@ const FENCE: usize = 16;
 /// Where a problem runs.
 #[derive(Clone, Copy, Debug)]
 pub enum Target<'a> {
-    /// The CPU form, in f32.
-    Cpu,
+    /// The CPU form, in f32, with matrices of weights stored like this.
+    Cpu(WeightType),
     /// The shader on this device, with floats stored like this.
     Gpu(&'a Gpu, Storage),
 }
 
 impl Target<'_> {
+    /// The CPU form, with everything in f32.
+    pub const CPU: Self = Self::Cpu(WeightType::Floats);
+
     /// How floats are stored.
     pub fn storage(&self) -> Storage {
-        if let Self::Gpu(_, storage) = self { *storage } else { Storage::F32 }
+        match *self {
+            Self::Cpu(weights) => Storage::F32.with_weights(weights),
+            Self::Gpu(_, storage) => storage,
+        }
     }
 }
 
@@ -110,7 +116,7 @@ pub fn variant_tolerance(case: &Case, storage: Storage, variant: &Variant) -> To
 /// The same for what [`run`] would run on a target.
 pub fn target_tolerance(case: &Case, target: Target<'_>) -> Tolerance {
     match target {
-        Target::Cpu => tolerance(case, Storage::F32),
+        Target::Cpu(_) => tolerance(case, target.storage()),
         Target::Gpu(gpu, storage) => {
             variant_tolerance(case, storage, &choose(case.kernel.as_ref(), &Machine::of(gpu, storage)))
         }
@@ -141,7 +147,7 @@ pub fn stored(kernel: &dyn Kernel, storage: Storage, inputs: Vec<Vec<f32>>) -> V
 /// If the device refuses anything, or the kernel wrote outside its outputs or left padding that is not zero.
 pub fn run(target: Target<'_>, kernel: &dyn Kernel, inputs: &[Vec<f32>]) -> Result<Vec<Vec<f32>>, RunError> {
     match target {
-        Target::Cpu => run_cpu(kernel, inputs),
+        Target::Cpu(weights) => run_cpu(kernel, weights, inputs),
         Target::Gpu(gpu, storage) => {
             run_variant((gpu, storage), kernel, &choose(kernel, &Machine::of(gpu, storage)), inputs)
         }
@@ -222,10 +228,10 @@ pub fn check_file(target: Target<'_>, file: &CaseFile) -> Result<Verdict, RunErr
     Ok(judge(kernel, &run(target, kernel, &rounded)?, &expected, tolerance))
 }
 
-fn run_cpu(kernel: &dyn Kernel, inputs: &[Vec<f32>]) -> Result<Vec<Vec<f32>>, RunError> {
+fn run_cpu(kernel: &dyn Kernel, weights: WeightType, inputs: &[Vec<f32>]) -> Result<Vec<Vec<f32>>, RunError> {
     let (read, written) = split(kernel);
     let pack = |(operand, values): (&Operand, &Vec<f32>)| {
-        if operand.present { operand.host.pack(&operand.shape, values.clone()) } else { Vec::new() }
+        if operand.present { operand.host_layout(weights).pack(&operand.shape, values.clone()) } else { Vec::new() }
     };
     let packed: Vec<Vec<f32>> = read.iter().zip(inputs).map(pack).collect();
     let fenced = |o: &Operand| vec![f32::from_bits(POISON); o.host_len() + 2 * FENCE];

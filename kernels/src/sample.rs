@@ -1,5 +1,6 @@
 //! A problem made ready for measuring: its sizes as text, and operands that are cheap to make at the model's sizes.
 
+use crate::WeightType;
 use crate::check::{self, Random};
 use crate::kernel::{Access, Case, Kernel, Operand};
 use crate::panels::Aligned;
@@ -37,11 +38,14 @@ pub fn inputs(case: &Case, seed: u64) -> Vec<Vec<f32>> {
     .collect()
 }
 
-/// The same values as the CPU form takes them: packed.
-pub fn packed(case: &Case, inputs: Vec<Vec<f32>>) -> Vec<Aligned> {
+/// The same values as the CPU form takes them: packed, matrices of weights stored like this.
+pub fn packed(case: &Case, weights: WeightType, inputs: Vec<Vec<f32>>) -> Vec<Aligned> {
     let operands = case.kernel.operands();
     let read = operands.iter().filter(|o| o.access == Access::Read);
-    let pack = |(o, values): (&Operand, Vec<f32>)| if o.present { o.host.pack(&o.shape, values) } else { values };
+    let pack = |(o, values): (&Operand, Vec<f32>)| match o.present {
+        true => o.host_layout(weights).pack(&o.shape, values),
+        false => values,
+    };
     read.zip(inputs).map(|pair| Aligned::from(pack(pair).as_slice())).collect()
 }
 

@@ -1,6 +1,6 @@
 //! How tensors lie in device memory: element type and padding, and the way there and back.
 
-mod int8;
+pub(crate) mod int8;
 
 use crate::kernel::{DType, elements, padded};
 use half::f16;

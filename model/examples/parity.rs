@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 fn device(name: &str, dtype: &str) -> Result<Device, Box<dyn Error>> {
     let select = match name {
-        "cpu" if dtype == "f32" => return Ok(Device::Cpu),
+        "cpu" if dtype == "f32" => return Ok(Device::CPU),
         "cpu" => return Err("the CPU computes in f32 only".into()),
         "gpu" => Select::Best,
         name => Select::Named(name.to_owned()),

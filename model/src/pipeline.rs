@@ -84,7 +84,7 @@ impl Pipeline {
     /// What was made so far.
     pub fn counters(&self) -> Counters {
         let (buffers, kernels) = match self.model.device() {
-            Device::Cpu => (0, 0),
+            Device::Cpu(_) => (0, 0),
             Device::Gpu(gpu, _) => (gpu.counters().buffers, gpu.counters().pipelines),
         };
         let weight_bytes = self.model.resident_bytes();

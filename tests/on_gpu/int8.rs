@@ -42,15 +42,12 @@ fn latent_to_picture(config: &ModelConfig) -> Result<Graph, GraphError> {
 }
 
 /// The only output of a network.
-fn output(network: &Network, source: &Source, device: &Device, storage: Storage) -> Vec<f32> {
+fn output(network: &Network, source: &Source, device: &Device) -> Vec<f32> {
     let WeightsFrom::Directory(path) = &source.weights else { panic!("the bundled checkpoint is a folder") };
     let checkpoint = Checkpoint::open(&path.join(network.folder)).expect("the checkpoint opens");
     let prefix = if network.folder == "text_encoder" { "text_model." } else { "" };
     let checkpoint = checkpoint.with_optional_prefix(prefix);
     let mut weights = Weights::new(device.clone(), Box::new(Box::new(checkpoint) as Box<dyn WeightSource>));
-    if matches!(device, Device::Cpu) {
-        weights = weights.rounded(storage);
-    }
     let recording = Recording::new((network.graph)(&source.config).expect("the network builds"));
     let name = recording.outputs[0].0.clone();
     let mut session = Session::new(recording, &mut weights, &mut |_, _| true).expect("it fits");
@@ -75,14 +72,15 @@ pub(crate) fn a_gpu_computes_with_weights_rounded_to_8_bits(gpu: Arc<Gpu>) {
     let encoded = Tokenizer::clip().and_then(|clip| clip.encode("red apple", tokens)).expect("two words");
     let ids = encoded.ids.iter().map(|id| f32::from_bits(*id)).collect();
     let text = Network { folder: "text_encoder", graph: |c| text_graph(c, 1), inputs: vec![("ids", ids)] };
-    let context = output(&text, &source, &Device::Cpu, Storage::F32);
+    let context = output(&text, &source, &Device::CPU);
     let inputs = vec![("latent", latent.clone()), ("timestep", vec![999.0]), ("context", context)];
     let unet = Network { folder: "unet", graph: noise_to_prediction, inputs };
     let decoder = Network { folder: "decoder", graph: latent_to_picture, inputs: vec![("latent", latent)] };
     let device = Device::Gpu(gpu, INT8);
     for network in [text, unet, decoder] {
-        let got = output(&network, &source, &device, INT8);
-        let [rounded, exact] = [INT8, Storage::F32].map(|s| output(&network, &source, &Device::Cpu, s));
+        let got = output(&network, &source, &device);
+        let [rounded, exact] =
+            [Device::Cpu(WeightType::Int8), Device::CPU].map(|device| output(&network, &source, &device));
         // The bound for the same weights on two devices: tests/model.rs.
         let (apart, lost) = (relative_l2(&got, &rounded), relative_l2(&rounded, &exact));
         assert!(apart <= 1e-4, "{}: relative L2 {apart:.2e} from the CPU on rounded weights", network.folder);

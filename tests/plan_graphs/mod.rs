@@ -19,7 +19,7 @@ fn any_gpu() -> Option<Arc<Gpu>> {
 pub(crate) fn devices() -> Vec<Device> {
     static GPU: OnceLock<Option<Arc<Gpu>>> = OnceLock::new();
     let gpu = GPU.get_or_init(any_gpu).clone().map(|gpu| Device::Gpu(gpu, Storage::F32));
-    [Some(Device::Cpu), gpu].into_iter().flatten().collect()
+    [Some(Device::CPU), gpu].into_iter().flatten().collect()
 }
 
 /// Inputs of a plan: name, elements, bit.

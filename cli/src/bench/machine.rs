@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 /// Names and texts of the header's lines.
 pub(crate) fn describe(target: Target<'_>, timer: Option<&Timer>) -> Vec<(&'static str, String)> {
     let mut lines = match target {
-        Target::Cpu => {
+        Target::Cpu(_) => {
             let name = cpu_name().unwrap_or_else(|| std::env::consts::ARCH.to_owned());
             vec![("device", format!("CPU, {name}, {} threads", rayon::current_num_threads()))]
         }

@@ -4,7 +4,7 @@ use super::Effort;
 use crate::Failure;
 use mobilediffusion_kernels::runner::{self, Target, judge, stored, target_tolerance};
 use mobilediffusion_kernels::variant::{Machine, choose};
-use mobilediffusion_kernels::{Access, Case, Operand, Storage, Variant, sample};
+use mobilediffusion_kernels::{Access, Case, Operand, Storage, Variant, WeightType, sample};
 use mobilediffusion_runtime::{Bound, Buffer, Dispatch, Gpu, Role, RuntimeError, Timer};
 use std::time::Instant;
 
@@ -44,7 +44,7 @@ pub(crate) fn shape(
             gpu.wait()?;
             let runs = runs(one.elapsed().as_secs_f64(), effort);
             let got = read((gpu, storage), &written)?;
-            sample::run(case, &sample::packed(case, inputs), &mut outputs);
+            sample::run(case, &sample::packed(case, WeightType::Floats, inputs), &mut outputs);
             let wide: Vec<Vec<f64>> = written
                 .iter()
                 .zip(&outputs)
@@ -59,7 +59,7 @@ pub(crate) fn shape(
             (timer.time(gpu, &[&dispatch], runs)?, wrong)
         }
         _ => {
-            let packed = sample::packed(case, inputs);
+            let packed = sample::packed(case, target.storage().weights, inputs);
             let mut timed = || {
                 let start = Instant::now();
                 sample::run(case, &packed, &mut outputs);

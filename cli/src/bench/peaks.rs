@@ -5,7 +5,7 @@ use crate::Failure;
 use crate::terminal::note;
 use mobilediffusion_kernels::runner::Target;
 use mobilediffusion_kernels::variant::MatrixUnit;
-use mobilediffusion_kernels::{Case, Linear, sample};
+use mobilediffusion_kernels::{Case, Linear, WeightType, sample};
 use mobilediffusion_runtime::{Binding, Bound, Gpu, Role, RuntimeError, Timer};
 use rayon::prelude::*;
 use serde_json::{Value, json};
@@ -150,7 +150,8 @@ fn cpu_copy(effort: Effort) -> f64 {
 fn cpu_flops() -> f64 {
     const SIZE: usize = 1024;
     let case = Case::new(Linear { rows: SIZE, k: SIZE, cols: SIZE, ..Linear::default() });
-    let (inputs, mut outputs) = (sample::packed(&case, sample::inputs(&case, 0)), sample::outputs(&case));
+    let (inputs, mut outputs) =
+        (sample::packed(&case, WeightType::Floats, sample::inputs(&case, 0)), sample::outputs(&case));
     let multiply = || -> Result<(), std::convert::Infallible> {
         sample::run(&case, &inputs, &mut outputs);
         Ok(())

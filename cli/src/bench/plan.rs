@@ -45,7 +45,7 @@ pub(super) fn run(subject: Subject<'_>, device: &Device, time_left: &dyn Fn() ->
     if let Device::Gpu(_, storage) = device {
         // Int8 weights are held to the values they stand for, not to those of the file.
         let rounded = Storage::F32.with_weights(storage.weights);
-        let mut cpu = Weights::new(Device::Cpu, network.weights(networks)?).rounded(rounded);
+        let mut cpu = Weights::new(Device::CPU, network.weights(networks)?).rounded(rounded);
         let found = compare(&recording, Against::Device(&mut cpu), &mut weights, &borrowed(&values), &mut |_, _| ())?;
         found.map_or(Ok(()), |divergence| Err(format!("the plan computes something wrong: {divergence}")))?;
     }

@@ -1,7 +1,7 @@
 //! Products with panels, in tasks for threads: some rows and some panels each.
 
 use super::tile::{ROWS, STRETCH, Strip};
-use super::{Left, PANEL, Panels, grain};
+use super::{Left, PANEL, Panel, Panels, Values, grain};
 use crate::cpu::{Epilogue, Threads, wide};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -46,20 +46,15 @@ pub(crate) fn multiply(
     let y = Shared::new(y);
     in_tasks(left.rows, weights, weights.count(), threads, |rows, panels| {
         for panel in panels {
-            let (_, _, cols) = weights.panel(panel);
-            block(
-                (&y, rows.start * weights.cols + panel * PANEL, weights.cols),
-                left,
-                rows.clone(),
-                weights,
-                (panel, panel + 1),
-            );
+            let values = weights.panel(panel, panel + 1);
+            let at = rows.start * weights.cols + panel * PANEL;
+            block((&y, at, weights.cols), left, rows.clone(), (values, weights.k));
             let Some((epilogue, row)) = epilogue else { continue };
             wide(
                 #[inline(always)]
                 || {
                     for i in rows.clone() {
-                        let y = y.piece(i * weights.cols + panel * PANEL, cols);
+                        let y = y.piece(i * weights.cols + panel * PANEL, values.cols);
                         epilogue.row(y, weights.cols, row + i, panel * PANEL);
                     }
                 },
@@ -75,7 +70,8 @@ pub(crate) fn multiply(
 pub(crate) fn multiply_strided(y: &mut [f32], stride: usize, left: Left<'_>, weights: Panels<'_>) {
     let y = Shared::new(y);
     for panel in 0..weights.count() {
-        block((&y, panel * PANEL, stride), left, 0..left.rows, weights, (panel, panel + 1));
+        let values = weights.panel(panel, panel + 1);
+        block((&y, panel * PANEL, stride), left, 0..left.rows, (values, weights.k));
     }
 }
 
@@ -97,8 +93,10 @@ pub(crate) fn multiply_gated(
         let (mut a, mut g) = (vec![0.0; rows.len() * PANEL], vec![0.0; rows.len() * PANEL]);
         for panel in panels {
             let gate_panel = panel + cols / PANEL;
-            block((&Shared::new(&mut a), 0, PANEL), left, rows.clone(), weights, (panel, gate_panel));
-            block((&Shared::new(&mut g), 0, PANEL), left, rows.clone(), weights, (gate_panel, panel + 1));
+            for (y, panel, next) in [(&mut a, panel, gate_panel), (&mut g, gate_panel, panel + 1)] {
+                let values = weights.panel(panel, next);
+                block((&Shared::new(y), 0, PANEL), left, rows.clone(), (values, weights.k));
+            }
             wide(
                 #[inline(always)]
                 || {
@@ -144,47 +142,53 @@ fn in_tasks(
     }
 }
 
-/// These rows of a product at the columns of a panel, while another one is fetched that is likely to be next: where the result
-/// is, and how far apart its rows are.
+/// These rows of a product at the columns of a panel of `k`: where the result is, and how far apart its rows are.
 fn block(
     (y, at, y_stride): (&Shared, usize, usize),
     left: Left<'_>,
     rows: Range<usize>,
-    weights: Panels<'_>,
-    (panel, next): (usize, usize),
+    (Panel { values, width, cols }, k): (Panel<'_>, usize),
 ) {
-    let (values, width, cols) = weights.panel(panel);
-    in_parts(Strip {
+    let strip = Strip {
         left: &left.values[rows.start * left.stride..],
         stride: left.stride,
         rows: rows.len(),
-        k: 0..weights.k,
-        panel: values,
+        k: 0..k,
+        panel: &[],
         width,
-        depth: weights.k,
+        depth: k,
         grain: grain(width),
-        next: weights.from(next),
+        next: &[],
         y,
         at,
         y_stride,
         cols,
         accumulate: false,
-    });
+    };
+    in_parts(strip, values);
 }
 
 /// Of `k` at a time what keeps a panel in a core's own cache, or some of its grains, between one tile and the next. More
 /// often than that, sums would go to memory and back: with vectors of eight every 256 was a tenth slower.
-fn in_parts(strip: Strip<'_>) {
+fn in_parts(strip: Strip<'_>, values: Values<'_>) {
     const OWN: usize = 1280;
-    let parts = strip.depth.div_ceil(OWN).max(1);
-    let depth = strip.depth.div_ceil(parts).next_multiple_of(STRETCH);
-    for first in (0..strip.depth).step_by(depth.max(1)) {
-        let k = first..(first + depth).min(strip.depth);
-        // The next part of the first grain, or what comes after the panel, which begins like it.
-        let next =
-            if k.end < strip.depth { &strip.panel[strip.grain * k.end..strip.grain * strip.depth] } else { strip.next };
-        let next = &next[..next.len().min(strip.grain * k.len())];
-        pulp::Arch::new().dispatch(Strip { left: &strip.left[first..], k, next, accumulate: first > 0, ..strip });
+    let Strip { grain, depth, .. } = strip;
+    let parts = depth.div_ceil(OWN).max(1);
+    let step = depth.div_ceil(parts).next_multiple_of(STRETCH);
+    for first in (0..depth).step_by(step.max(1)) {
+        let k = first..(first + step).min(depth);
+        let part = Strip { left: &strip.left[first..], accumulate: first > 0, ..strip.clone() };
+        match values {
+            Values::Floats(panel, next) => {
+                // The next part of the first grain, or what comes after the panel, which begins like it.
+                let next = if k.end < depth { &panel[grain * k.end..grain * depth] } else { next };
+                let next = &next[..next.len().min(grain * k.len())];
+                pulp::Arch::new().dispatch(Strip { k, panel, next, ..part });
+            }
+            Values::Int8(panel) => panel.widened(grain, depth, k.clone(), |panel| {
+                pulp::Arch::new().dispatch(Strip { k: 0..k.len(), panel, depth: k.len(), ..part });
+            }),
+        }
     }
 }
 
@@ -200,20 +204,6 @@ pub(crate) fn multiply_part(
     left: Left<'_>,
     (panel, width, k): (&[f32], usize, usize),
 ) {
-    in_parts(Strip {
-        left: left.values,
-        stride: left.stride,
-        rows: left.rows,
-        k: 0..k,
-        panel: &panel[..width * k],
-        width,
-        depth: k,
-        grain: grain(width),
-        next: &[],
-        y: &Shared::new(y),
-        at: first,
-        y_stride: stride,
-        cols: width,
-        accumulate: false,
-    });
+    let panel = Panel { values: Values::Floats(&panel[..width * k], &[]), width, cols: width };
+    block((&Shared::new(y), first, stride), left, 0..left.rows, (panel, k));
 }

@@ -2,7 +2,7 @@
 //!
 //! An output channel is a *row*, everything under one number of the first axis. Its scale is `s = max |w| / 127`, a weight
 //! is stored as `q = round(w / s)`, and `s * q` is what a kernel computes with, in f32. So no weight moves by more than
-//! half of its row's scale. On the device a row is a u32 that holds the bits of `s`, then its weights, four to a u32 and
+//! half of its row's scale. On a GPU a row is a u32 that holds the bits of `s`, then its weights, four to a u32 and
 //! padded as every tensor is: whatever part of the rows is loaded, its bytes are a part of the whole.
 
 use crate::kernel::elements;
@@ -19,13 +19,13 @@ pub(super) fn rows(shape: &[usize]) -> usize {
 }
 
 /// The scale of a row: zero where all of it is zero, or so small that a device may take it for zero.
-fn scale(row: &[f32]) -> f32 {
+pub(crate) fn scale(row: &[f32]) -> f32 {
     let scale = row.iter().fold(0.0_f32, |most, w| most.max(w.abs())) / MOST;
     if scale.is_normal() { scale } else { 0.0 }
 }
 
 /// A weight as it is stored, by a scale that is not zero.
-fn quantised(w: f32, scale: f32) -> u8 {
+pub(crate) fn quantised(w: f32, scale: f32) -> u8 {
     // Floats as large as this are whole numbers one apart, so that adding it rounds to nearest, and the last byte of the
     // sum is the number in two's complement. Every processor does this for several weights at once.
     const ROUND: f32 = (3 << 22) as f32;

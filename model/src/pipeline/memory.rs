@@ -26,14 +26,14 @@ impl Need {
     /// What a recording needs on a device: at least, a plan takes a few per cent more than its most crowded step, and stages
     /// of a step may share some memory.
     pub(super) fn of(recording: &Recording, device: &Device) -> Self {
-        let storage = storage(device);
+        let storage = device.storage();
         let lifetimes = recording.lifetimes(|tensor| storage.tensor_bytes(tensor.dtype, &tensor.shape));
         let lifetimes: Vec<Lifetime> = lifetimes.into_iter().map(|(_, lifetime)| lifetime).collect();
         let operands = recording.nodes.iter().flat_map(|node| node.kernel.operands());
         let bytes = operands.map(|o| storage.tensor_bytes(o.dtype, &o.layout.packed_shape(&o.shape)));
-        let largest = if matches!(device, Device::Cpu) { 0 } else { bytes.max().unwrap_or(0) };
+        let largest = if is_gpu(device) { bytes.max().unwrap_or(0) } else { 0 };
         let weights = match device {
-            Device::Cpu => recording.host_weight_bytes(),
+            Device::Cpu(weights) => recording.host_weight_bytes(*weights),
             Device::Gpu(..) => recording.weight_bytes(storage),
         };
         let plan = lower_bound(&lifetimes);
@@ -50,47 +50,50 @@ impl Need {
     }
 }
 
-/// How a device stores floats.
-pub(super) fn storage(device: &Device) -> Storage {
-    match device {
-        Device::Cpu => Storage::F32,
-        Device::Gpu(_, storage) => *storage,
-    }
+/// Whether a device that stores like this would take fewer bytes with 16-bit floats, which only GPUs store, and with int8
+/// weights.
+fn could_store(storage: Storage, on_gpu: bool) -> (bool, bool) {
+    (on_gpu && storage.floats == FloatType::F32, storage.weights == WeightType::Floats)
 }
 
-/// How a GPU could store the same in fewer bytes, what rounds least first, and how an offer says so.
-fn smaller(storage: Storage) -> Vec<(Storage, &'static str)> {
+/// How the same could be stored in fewer bytes, what rounds least first, and how an offer says so.
+fn smaller(storage: Storage, on_gpu: bool) -> Vec<(Storage, &'static str)> {
+    let (halves, int8) = could_store(storage, on_gpu);
     let half = Storage { floats: FloatType::F16, ..storage };
-    let int8 = storage.with_weights(WeightType::Int8);
-    let both = half.with_weights(WeightType::Int8);
-    match (storage.floats, storage.weights) {
-        (FloatType::F32, WeightType::Floats) => {
-            vec![
-                (half, " in 16-bit floats"),
-                (int8, " with int8 weights"),
-                (both, " in 16-bit floats with int8 weights"),
-            ]
-        }
-        (FloatType::F32, WeightType::Int8) => vec![(half, " in 16-bit floats")],
-        (_, WeightType::Floats) => vec![(int8, " with int8 weights")],
-        (_, WeightType::Int8) => Vec::new(),
+    let all = [
+        (halves, half, " in 16-bit floats"),
+        (int8, storage.with_weights(WeightType::Int8), " with int8 weights"),
+        (halves && int8, half.with_weights(WeightType::Int8), " in 16-bit floats with int8 weights"),
+    ];
+    all.into_iter().filter(|(could, ..)| *could).map(|(_, storage, how)| (storage, how)).collect()
+}
+
+/// What may help where nobody can say how much memory there is.
+fn may_fit(storage: Storage, on_gpu: bool) -> &'static str {
+    match could_store(storage, on_gpu) {
+        (true, true) => "a smaller picture, 16-bit floats or int8 weights may fit",
+        (true, false) => "a smaller picture or 16-bit floats may fit",
+        (false, true) => "a smaller picture or int8 weights may fit",
+        (false, false) => "a smaller picture may fit",
     }
 }
 
-/// What may help where nobody can say how much memory there is, as a GPU stores tensors or, without one, on the CPU device.
-fn may_fit(gpu: Option<Storage>) -> &'static str {
-    match gpu.map(|Storage { floats, weights }| (floats, weights)) {
-        Some((FloatType::F32, WeightType::Floats)) => "a smaller picture, 16-bit floats or int8 weights may fit",
-        Some((FloatType::F32, WeightType::Int8)) => "a smaller picture or 16-bit floats may fit",
-        Some((_, WeightType::Floats)) => "a smaller picture or int8 weights may fit",
-        Some((_, WeightType::Int8)) | None => "a smaller picture may fit",
+/// The same device where it stores tensors like this.
+fn storing(device: &Device, storage: Storage) -> Device {
+    match device {
+        Device::Cpu(_) => Device::Cpu(storage.weights),
+        Device::Gpu(gpu, _) => Device::Gpu(Arc::clone(gpu), storage),
     }
+}
+
+fn is_gpu(device: &Device) -> bool {
+    matches!(device, Device::Gpu(..))
 }
 
 /// Most bytes a device takes in one buffer.
 fn most_in_one(device: &Device) -> Option<u64> {
     match device {
-        Device::Cpu => None,
+        Device::Cpu(_) => None,
         Device::Gpu(gpu, _) => Some(gpu.caps().max_binding_bytes.min(gpu.caps().max_buffer_bytes)),
     }
 }
@@ -138,10 +141,7 @@ impl Ask<'_> {
         let (width, height) = (PIXELS_PER_LATENT * latent_width, PIXELS_PER_LATENT * latent_height);
         let advice = match available {
             Some(_) => self.advice(budget),
-            None => {
-                let gpu = if let Device::Gpu(_, storage) = self.device { Some(*storage) } else { None };
-                may_fit(gpu).to_owned()
-            }
+            None => may_fit(self.device.storage(), is_gpu(self.device)).to_owned(),
         };
         ModelError::Memory { width, height, what, needed, available, advice }
     }
@@ -149,15 +149,10 @@ impl Ask<'_> {
     /// The largest picture that fits as the device stores it now, then every other way to store it in which a larger one
     /// fits than in those before, with the bytes it takes.
     fn advice(&self, budget: Option<u64>) -> String {
-        let others = match self.device {
-            Device::Gpu(gpu, storage) => smaller(*storage)
-                .into_iter()
-                .map(|(storage, how)| (Device::Gpu(Arc::clone(gpu), storage), how))
-                .collect(),
-            Device::Cpu => Vec::new(),
-        };
         let (mut offers, mut most_pixels) = (Vec::new(), 0);
-        for (device, how) in std::iter::once((self.device.clone(), "")).chain(others) {
+        let storage = self.device.storage();
+        for (storage, how) in std::iter::once((storage, "")).chain(smaller(storage, is_gpu(self.device))) {
+            let device = storing(self.device, storage);
             let Some((width, height, bytes)) = Ask { device: &device, ..*self }.largest(budget) else { continue };
             if width * height > most_pixels {
                 most_pixels = width * height;
@@ -209,15 +204,17 @@ mod tests {
         const HALF: &str = "16-bit floats";
         const INT8: &str = "int8 weights";
         let int8 = |storage: Storage| storage.with_weights(WeightType::Int8);
-        for (storage, offered) in [
-            (Storage::F32, &[HALF, INT8][..]),
-            (Storage::F16, &[INT8]),
-            (Storage::F16_PACKED, &[INT8]),
-            (int8(Storage::F32), &[HALF]),
-            (int8(Storage::F16), &[]),
-            (int8(Storage::F16_PACKED), &[]),
+        for (on_gpu, storage, offered) in [
+            (true, Storage::F32, &[HALF, INT8][..]),
+            (true, Storage::F16, &[INT8]),
+            (true, Storage::F16_PACKED, &[INT8]),
+            (true, int8(Storage::F32), &[HALF]),
+            (true, int8(Storage::F16), &[]),
+            (true, int8(Storage::F16_PACKED), &[]),
+            (false, Storage::F32, &[INT8]),
+            (false, int8(Storage::F32), &[]),
         ] {
-            let (others, said) = (smaller(storage), may_fit(Some(storage)));
+            let (others, said) = (smaller(storage, on_gpu), may_fit(storage, on_gpu));
             for what in [HALF, INT8] {
                 let named = others.iter().any(|(_, how)| how.contains(what));
                 let expected = offered.contains(&what);
@@ -228,6 +225,5 @@ mod tests {
             };
             assert!(others.iter().all(|(other, _)| bytes(*other) < bytes(storage)), "{storage}: {others:?}");
         }
-        assert_eq!(may_fit(None), "a smaller picture may fit", "the CPU device stores in f32 only");
     }
 }

@@ -64,7 +64,7 @@ pub struct Options {
     /// How floats are stored.
     pub floats: Floats,
     /// How matrices of weights are stored. In 8 bits they are made of what the files hold as they are loaded: files of 8-bit
-    /// weights are not read. The CPU device keeps its weights in f32 and refuses it.
+    /// weights are not read. The CPU device keeps in f32 what is no matrix of a product: weights of 3x3 convolutions.
     pub weights: WeightType,
     /// Most bytes of weights and plans, none for what the machine has free.
     pub memory: Option<u64>,
@@ -99,22 +99,17 @@ impl Options {
 
     fn cpu(&self, why: &str) -> Result<(Device, String), ModelError> {
         self.check_cpu()?;
-        Ok((Device::Cpu, format!("CPU, {} threads ({why})", rayon::current_num_threads())))
+        Ok((Device::Cpu(self.weights), format!("CPU, {} threads ({why})", rayon::current_num_threads())))
     }
 
-    /// Whether the CPU device stores floats and weights like this: in f32 only.
+    /// Whether the CPU device stores floats like this: in f32 only.
     ///
     /// # Errors
     /// If it does not.
     pub fn check_cpu(&self) -> Result<(), ModelError> {
-        let refused = |key, expected: &str, found: &str| {
-            Err(ModelError::Request { key, expected: expected.to_owned(), found: found.to_owned() })
-        };
         if self.floats == Floats::F16 {
-            return refused("dtype", "f32 on the CPU device", "f16");
-        }
-        if self.weights == WeightType::Int8 {
-            return refused("weights-dtype", "floats on the CPU device", "int8");
+            let (expected, found) = ("f32 on the CPU device".to_owned(), "f16".to_owned());
+            return Err(ModelError::Request { key: "dtype", expected, found });
         }
         Ok(())
     }

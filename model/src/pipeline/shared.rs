@@ -1,6 +1,5 @@
 //! What pipelines share: an open device, and one set of weights on it.
 
-use super::memory;
 use super::options::Options;
 use super::progress::Phase;
 use super::request::{Request, Settings, Truncated};
@@ -99,7 +98,7 @@ impl Model {
 
     /// How the device stores tensors.
     pub fn storage(&self) -> Storage {
-        memory::storage(&self.device())
+        self.device().storage()
     }
 
     /// The device.
