@@ -73,8 +73,8 @@ fn what_8_bits_do_to_weights_is_listed() {
 
 #[test]
 fn a_kernel_alone_is_checked_by_every_variant() {
-    for gpu in gpus().iter().map(String::as_str).chain(["cpu"]) {
-        let text = run(&["check", "--kernel", "add", "--kernel", "slice", "--every-variant", "--device", gpu]);
+    for device in names() {
+        let text = run(&["check", "--kernel", "add", "--kernel", "slice", "--every-variant", "--device", &device]);
         let kernels = text.lines().skip(1).map(|row| row.split_whitespace().take(2).collect::<Vec<_>>().join(" "));
         let kernels = kernels.collect::<Vec<_>>();
         assert!(kernels.iter().all(|row| row == "pass add" || row == "pass slice") && kernels.len() > 4, "{text}");
@@ -129,16 +129,16 @@ fn bench(args: &[&str], device: &str, weights: &str) -> (String, Value) {
     (said, numbers)
 }
 
-/// The GPUs by their index.
-fn gpus() -> Vec<String> {
-    let index = |device| if let DeviceChoice::Named(index) = device { Some(index) } else { None };
-    devices().into_iter().filter_map(index).collect()
+/// The CPU, and the GPUs by their index.
+fn names() -> Vec<String> {
+    let name = |device| if let DeviceChoice::Named(index) = device { index } else { "cpu".to_owned() };
+    devices().into_iter().map(name).collect()
 }
 
 #[test]
 fn kernels_with_weights_move_fewer_bytes_and_the_others_the_same() {
-    for gpu in gpus() {
-        let [floats, int8] = ["floats", "int8"].map(|weights| bench(&["add", "linear"], &gpu, weights));
+    for device in names() {
+        let [floats, int8] = ["floats", "int8"].map(|weights| bench(&["add", "linear"], &device, weights));
         assert!(floats.0.contains("storage: f32\n"), "{}", floats.0);
         assert!(int8.0.contains("storage: f32 with int8 weights\n"), "{}", int8.0);
         let rows = [floats, int8].map(|(_, numbers)| numbers["shapes"].as_array().expect("a list of shapes").clone());
@@ -163,11 +163,15 @@ fn plans_and_pictures_are_made_with_int8_weights() {
     let networks = info["networks"].as_array().expect("a list of networks").iter();
     let drawn = networks.filter(|network| !network["name"].as_str().is_some_and(|name| name.starts_with("vae")));
     let expected: u64 = drawn.map(|network| network["bytes"].as_u64().expect("a number")).sum();
-    for gpu in gpus() {
-        let (said, numbers) = bench(&["--plan", "text", "--size", "32"], &gpu, "int8");
+    for device in names() {
+        let (said, numbers) = bench(&["--plan", "text", "--size", "32"], &device, "int8");
         assert!(said.contains("storage: f32 with int8 weights\n") && said.contains("plan: text encoder"), "{said}");
         assert!(numbers["plan"]["whole_us"].as_f64().is_some_and(|us| us > 0.0), "{numbers}");
-        let (_, numbers) = bench(&["--picture", "--size", "32"], &gpu, "int8");
-        assert_eq!(numbers["picture"]["weight_bytes"].as_u64(), Some(expected), "{numbers}");
+        let (_, numbers) = bench(&["--picture", "--size", "32"], &device, "int8");
+        let bytes = numbers["picture"]["weight_bytes"].as_u64().expect("a number");
+        // The CPU keeps in f32 what Winograd's algorithm takes, which is larger than weights are.
+        assert!(if device == "cpu" { bytes > expected } else { bytes == expected }, "{expected}: {numbers}");
+        let (_, floats) = bench(&["--picture", "--size", "32"], &device, "floats");
+        assert!(floats["picture"]["weight_bytes"].as_u64().is_some_and(|floats| bytes < floats), "{bytes}: {floats}");
     }
 }

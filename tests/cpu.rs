@@ -1,20 +1,37 @@
 //! The CPU form of every kernel against its reference, on every case.
 
 use mobilediffusion_kernels::draw::Draw;
-use mobilediffusion_kernels::{Case, FAMILIES, check};
-use mobilediffusion_tests::{judge, random, run_cpu, tolerance};
+use mobilediffusion_kernels::runner::{self, Target, has_weights, stored, target_tolerance};
+use mobilediffusion_kernels::{Case, FAMILIES, WeightType, check};
+use mobilediffusion_tests::{judge, random};
+
+const TARGETS: [Target<'_>; 2] = [Target::CPU, Target::Cpu(WeightType::Int8)];
+
+/// Whether a case is computed as on a target before.
+fn is_known(target: Target<'_>, case: &Case) -> bool {
+    matches!(target, Target::Cpu(WeightType::Int8)) && !has_weights(case.kernel.as_ref())
+}
+
+/// Judges what the CPU form gives, twice the same bits.
+fn passes(target: Target<'_>, case: &Case, seed: u64) -> Result<(), String> {
+    let kernel = case.kernel.as_ref();
+    let inputs = stored(kernel, target.storage(), check::inputs(case, seed));
+    let run = || runner::run(target, kernel, &inputs).map_err(|error| error.to_string());
+    let outputs = run()?;
+    let bits = |outputs: &[Vec<f32>]| outputs.iter().flatten().map(|v| v.to_bits()).collect::<Vec<_>>();
+    if bits(&outputs) != bits(&run()?) {
+        return Err(format!("{kernel:?} gives other bits the second time"));
+    }
+    judge(case, seed, &inputs, &outputs, target_tolerance(case, target)).map(|_| ())
+}
 
 #[test]
 fn every_cpu_form_agrees_with_its_reference() {
     let mut failures = Vec::new();
-    for family in FAMILIES {
-        for (seed, case) in (1..).zip((family.cases)()) {
-            let inputs = check::inputs(&case, seed);
-            let outputs = run_cpu(&case, &inputs);
-            failures.extend(judge(&case, seed, &inputs, &outputs, tolerance(&case)).err());
-            let again = run_cpu(&case, &inputs);
-            let same = outputs.iter().flatten().map(|v| v.to_bits()).eq(again.iter().flatten().map(|v| v.to_bits()));
-            assert!(same, "{:?} gives other bits the second time", case.kernel);
+    for target in TARGETS {
+        for family in FAMILIES {
+            let numbered = (1..).zip((family.cases)()).filter(|(_, case)| !is_known(target, case));
+            failures.extend(numbered.filter_map(|(seed, case)| passes(target, &case, seed).err()));
         }
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
@@ -22,13 +39,15 @@ fn every_cpu_form_agrees_with_its_reference() {
 
 #[test]
 fn every_cpu_form_agrees_with_its_reference_on_random_problems() {
-    let check = |case: &Case, seed, _: &mut Draw<'_>| {
-        let inputs = check::inputs(case, seed);
-        judge(case, seed, &inputs, &run_cpu(case, &inputs), tolerance(case)).map(|_| ())
-    };
-    let failures: Vec<String> =
-        FAMILIES.iter().filter_map(|family| random::problems(family, 200, check).err()).collect();
-    assert!(failures.is_empty(), "{}", failures.join("\n"));
+    for target in TARGETS {
+        let check = |case: &Case, seed, _: &mut Draw<'_>| match is_known(target, case) {
+            true => Ok(()),
+            false => passes(target, case, seed),
+        };
+        let failures: Vec<String> =
+            FAMILIES.iter().filter_map(|family| random::problems(family, 200, check).err()).collect();
+        assert!(failures.is_empty(), "{}", failures.join("\n"));
+    }
 }
 
 #[test]

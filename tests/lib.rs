@@ -7,12 +7,9 @@ pub mod program;
 pub mod random;
 
 use mobilediffusion_kernels::check::{self, Agreement};
-use mobilediffusion_kernels::runner::{self, Target};
-use mobilediffusion_kernels::{Case, Storage, Tolerance};
+use mobilediffusion_kernels::{Case, Tolerance, runner};
 use mobilediffusion_model::DeviceChoice;
 use mobilediffusion_runtime::{AdapterKind, AdapterSummary, adapters};
-
-pub use mobilediffusion_kernels::runner::tolerance as storage_tolerance;
 
 /// Tells the reader of a test's output something.
 #[expect(clippy::print_stdout, reason = "figures and tables are part of what some tests are for")]
@@ -28,19 +25,6 @@ pub fn devices() -> Vec<DeviceChoice> {
     let one = software.into_iter().max_by_key(|adapter| (adapter.caps.shader_f16, std::cmp::Reverse(adapter.index)));
     let named = |adapter: AdapterSummary| DeviceChoice::Named(adapter.index.to_string());
     std::iter::once(DeviceChoice::Cpu).chain(hardware.into_iter().chain(one).map(named)).collect()
-}
-
-/// The tolerance of a case: its kernel's, or none on whole numbers.
-pub fn tolerance(case: &Case) -> Tolerance {
-    storage_tolerance(case, Storage::F32)
-}
-
-/// Runs the CPU form on `inputs` (dense, PyTorch's orientation). Outputs start poisoned and are fenced.
-///
-/// # Panics
-/// If the kernel wrote outside its outputs.
-pub fn run_cpu(case: &Case, inputs: &[Vec<f32>]) -> Vec<Vec<f32>> {
-    runner::run(Target::CPU, case.kernel.as_ref(), inputs).unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// Compares results with the reference.

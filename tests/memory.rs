@@ -4,7 +4,7 @@
 
 use half::f16;
 use mobilediffusion_graph::{Device, Graph, Recording, Session, Weights};
-use mobilediffusion_kernels::Storage;
+use mobilediffusion_kernels::{Storage, WeightType};
 use mobilediffusion_model::ModelConfig;
 use mobilediffusion_model::config::Sampler;
 use mobilediffusion_model::networks::{Shape, denoise_graph, text_graph};
@@ -53,7 +53,6 @@ fn graph_of(words: usize) -> Graph {
 /// Most bytes that are held beside the weights, while they are loaded, and beside them and the plan's memory once the
 /// steps are compiled too, if that is wanted.
 fn beside(device: Device, graph: Graph, path: &Path, compiled: bool) -> (usize, Option<usize>) {
-    let storage = device.storage();
     let before = private_bytes();
     let checkpoint = Checkpoint::open(path).expect("the file opens");
     checkpoint.verify(&graph.weights()).expect("the file holds the graph's weights");
@@ -65,12 +64,16 @@ fn beside(device: Device, graph: Graph, path: &Path, compiled: bool) -> (usize, 
         most = private_bytes().max(most);
         true
     };
-    let mut weights = Weights::new(device, Box::new(Box::new(checkpoint) as Box<dyn WeightSource>));
+    let mut weights = Weights::new(device.clone(), Box::new(Box::new(checkpoint) as Box<dyn WeightSource>));
     let recording = Recording::new(graph);
-    let summary = recording.summary(storage);
+    let summary = recording.summary(device.storage());
+    let weight_bytes = match device {
+        Device::Cpu(weights) => recording.host_weight_bytes(weights),
+        Device::Gpu(..) => summary.weight_bytes,
+    };
     weights.load(&recording, &mut sample).expect("the weights load");
     sample(0, 0);
-    let loaded = most.saturating_sub(before + summary.weight_bytes);
+    let loaded = most.saturating_sub(before + weight_bytes);
     let ready = compiled.then(|| {
         let mut sample = |_, _| {
             most = private_bytes().max(most);
@@ -79,7 +82,7 @@ fn beside(device: Device, graph: Graph, path: &Path, compiled: bool) -> (usize, 
         let session = Session::new(recording, &mut weights, &mut sample).expect("it has room");
         let most = most.max(private_bytes());
         drop(session);
-        most.saturating_sub(before + summary.weight_bytes + summary.activation_bytes.max(summary.arena_bytes))
+        most.saturating_sub(before + weight_bytes + summary.activation_bytes.max(summary.arena_bytes))
     });
     (loaded, ready)
 }
@@ -99,7 +102,7 @@ fn unet() -> Graph {
 
 /// Every device in every storage it has, the CPU first, by names that [`opened`] knows.
 fn devices() -> Vec<String> {
-    let mut devices = vec!["cpu".to_owned()];
+    let mut devices = vec!["cpu".to_owned(), "cpu int8".to_owned()];
     for adapter in pollster::block_on(adapters()) {
         devices.extend(["f32", "half"].map(|storage| format!("{} {storage}", adapter.index)));
     }
@@ -108,6 +111,9 @@ fn devices() -> Vec<String> {
 
 fn opened(name: &str) -> Device {
     let Some((index, storage)) = name.split_once(' ') else { return Device::CPU };
+    if index == "cpu" {
+        return Device::Cpu(WeightType::Int8);
+    }
     let gpu =
         Arc::new(pollster::block_on(Gpu::open(&Select::Named(index.to_owned()))).expect("a listed adapter opens"));
     let half = if gpu.caps().shader_f16 { Storage::F16 } else { Storage::F16_PACKED };

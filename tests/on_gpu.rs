@@ -176,14 +176,14 @@ fn a_replay_makes_nothing(gpu: Arc<Gpu>) {
     say(&format!("{}: 300 steps of four numbers take {least:?}, waits included", gpu.adapter()));
 }
 
-/// Holds pictures of the bundled model to those of the CPU: PSNR of 35 dB at least.
+/// Holds pictures of the bundled model to those of the CPU with such weights: PSNR of 35 dB at least.
 fn draws_like_the_cpu(gpu: &Gpu, prompts: &[&str], weights: WeightType) {
     let load = |device, weights| {
         let source = Source::bundled().expect("the checkpoint comes with the sources");
         Pipeline::load(source, Options { device, floats: Floats::F32, weights, ..Options::default() })
             .expect("it loads")
     };
-    let mut expected = load(DeviceChoice::Cpu, WeightType::Floats);
+    let mut expected = load(DeviceChoice::Cpu, weights);
     let mut found = load(DeviceChoice::Named(gpu.adapter().index.to_string()), weights);
     let drawn = |pipeline: &mut Pipeline, prompt: &str| {
         pipeline.generate(&Request::new(prompt), &mut |_| Flow::Continue).expect("it draws").remove(0).rgba

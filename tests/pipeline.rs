@@ -51,26 +51,28 @@ fn a_second_request_of_a_shape_makes_nothing() {
 }
 
 #[test]
-fn half_precision_draws_nearly_the_same_and_not_on_the_cpu() {
+fn fewer_bits_draw_nearly_the_same_and_halves_not_on_the_cpu() {
     for device in devices() {
         let halved = Options { floats: Floats::F16, ..on(device.clone()) };
-        if device == DeviceChoice::Cpu {
+        let int8 = Options { weights: WeightType::Int8, ..on(device.clone()) };
+        let smaller = if device == DeviceChoice::Cpu {
             let refused = Pipeline::load(source(), halved).expect_err("the CPU device computes in f32");
             assert!(refused.to_string().contains("dtype: expected f32"), "{refused}");
-            let int8 = Options { weights: WeightType::Int8, ..on(device) };
-            let refused = Pipeline::load(source(), int8).expect_err("the CPU device keeps weights in f32");
-            assert_eq!(refused.to_string(), "weights-dtype: expected floats on the CPU device, found int8");
-            continue;
-        }
-        let mut half = Pipeline::load(source(), halved).expect("it loads");
+            int8
+        } else {
+            halved
+        };
+        let mut fewer = Pipeline::load(source(), smaller).expect("it loads");
         let mut whole = load(device.clone());
-        let (found, expected) = (draw(&mut half, &small("sun")), draw(&mut whole, &small("sun")));
+        let (found, expected) = (draw(&mut fewer, &small("sun")), draw(&mut whole, &small("sun")));
         let squares = found[0].rgba.iter().zip(&expected[0].rgba).map(|(a, b)| f64::from(a.abs_diff(*b)).powi(2));
         let psnr = 10.0 * (255.0 * 255.0 * found[0].rgba.len() as f64 / squares.sum::<f64>().max(1e-9)).log10();
         assert!(psnr > 30.0, "{device:?}: PSNR {psnr:.1} dB");
-        assert!(psnr < 90.0, "{device:?}: PSNR {psnr:.1} dB, which 16 bits do not give");
-        let [f16, f32] = [half, whole].map(|pipeline| pipeline.counters().weight_bytes);
-        assert!(f16 < f32 / 2 + f32 / 10, "{device:?}: {f16} bytes of weights, {f32} in f32");
+        assert!(psnr < 90.0, "{device:?}: PSNR {psnr:.1} dB, which fewer bits do not give");
+        let [fewer, f32] = [fewer, whole].map(|pipeline| pipeline.counters().weight_bytes);
+        // Most of the small model is embeddings and what Winograd's algorithm takes, which the CPU keeps in f32.
+        let most = if device == DeviceChoice::Cpu { f32 / 5 * 4 } else { f32 / 2 + f32 / 10 };
+        assert!(fewer < most, "{device:?}: {fewer} bytes of weights, {f32} in f32");
     }
 }
 
@@ -303,6 +305,12 @@ fn int8_weights_are_offered_where_only_they_make_room() {
         let line = refused(Floats::F32, WeightType::Floats, 1 << 20);
         assert!(line.ends_with("; no picture would fit"), "{line}");
         if device == DeviceChoice::Cpu {
+            let mut int8 = Pipeline::load(source(), Options { weights: WeightType::Int8, ..on(device.clone()) });
+            let int8 = int8.as_mut().expect("it loads");
+            draw(int8, &Request { prompt: "sun".to_owned(), ..square(64) });
+            let made = int8.counters();
+            let line = refused(Floats::F32, WeightType::Floats, made.weight_bytes + made.plan_bytes);
+            assert!(line.contains("; 64x64 with int8 weights would fit with "), "{line}");
             continue;
         }
         let least = with(Floats::F16, WeightType::Int8, 1 << 20).summaries(&square(64)).expect("it is valid");

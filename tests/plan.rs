@@ -4,7 +4,7 @@ mod plan_graphs;
 
 use mobilediffusion_graph::plan::{Lifetime, Sharing, lower_bound, pack};
 use mobilediffusion_graph::{Against, Conv, Device, Graph, GraphError, Linear, Recording, Session, Weights, compare};
-use mobilediffusion_kernels::{Access, Activation, DType, Storage};
+use mobilediffusion_kernels::{Access, Activation, DType, Storage, WeightType};
 use mobilediffusion_model::ModelConfig;
 use mobilediffusion_model::config::Sampler;
 use mobilediffusion_model::networks::{Decoder, Shape, decode_graph, denoise_graph, text_graph};
@@ -301,6 +301,25 @@ fn only_what_depends_on_an_input_runs_again() {
     assert_eq!((steps(&mut session), all), (timed, session.recording().nodes.len()));
     assert_eq!(session.read("next").expect("an output"), first, "the same timestep gives the same bits");
     assert_eq!(steps(&mut session), 0, "nothing was written");
+}
+
+#[test]
+fn the_cpu_computes_with_what_is_left_of_weights_in_8_bits() {
+    const INT8: Storage = Storage::F32.with_weights(WeightType::Int8);
+    let next = |weights: Weights| {
+        let (mut weights, recording) = (weights, Recording::new(mini_denoise()));
+        let inputs = plan_graphs::inputs(&recording);
+        let mut session = Session::new(recording, &mut weights, &mut |_, _| true).expect("it is made");
+        for (name, len, _) in &inputs {
+            session.write(name, &values(name, *len)).expect("it fits");
+        }
+        session.run(&mut |_, _| true).expect("it runs");
+        session.read("next").expect("it is there")
+    };
+    let on = |device| Weights::new(device, Box::new(MadeUp::default()));
+    let kept = next(on(Device::Cpu(WeightType::Int8)));
+    assert_eq!(kept, next(on(Device::CPU).rounded(INT8)), "kept in 8 bits or rounded to them, the bits are the same");
+    assert!(kept != next(on(Device::CPU)), "nothing was rounded");
 }
 
 #[test]

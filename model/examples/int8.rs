@@ -1,6 +1,7 @@
-//! How far weights in 8 bits move the pictures of the contact sheet, seed 0, one step: `int8 [ADAPTER]`.
+//! How far weights in 8 bits move the pictures of the contact sheet, seed 0, one step: `int8 [ADAPTER]`, on the CPU if none
+//! is named.
 //!
-//! Prints the PSNR of each against the same picture in f32 on the same GPU, then the worst and the median.
+//! Prints the PSNR of each against the same picture in f32 on the same device, then the worst and the median.
 
 mod sheet;
 
@@ -30,7 +31,7 @@ fn psnr(a: &Picture, b: &Picture) -> f64 {
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let device = std::env::args().nth(1).map_or(DeviceChoice::Gpu, DeviceChoice::Named);
+    let device = std::env::args().nth(1).map_or(DeviceChoice::Cpu, DeviceChoice::Named);
     let (exact, f32_bytes) = draw(&device, WeightType::Floats)?;
     let (rounded, int8_bytes) = draw(&device, WeightType::Int8)?;
     let mut out = std::io::stdout();
