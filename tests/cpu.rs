@@ -1,7 +1,8 @@
 //! The CPU form of every kernel against its reference, on every case.
 
 use mobilediffusion_kernels::draw::Draw;
-use mobilediffusion_kernels::runner::{self, Target, has_weights, stored, target_tolerance};
+use mobilediffusion_kernels::kernel::has_weights;
+use mobilediffusion_kernels::runner::{self, Target, stored, target_tolerance};
 use mobilediffusion_kernels::{Case, FAMILIES, WeightType, check};
 use mobilediffusion_tests::{judge, random};
 

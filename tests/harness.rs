@@ -110,6 +110,12 @@ fn a_plan_moves_at_least_the_fewest_bytes() {
         let [steps, fewest] = ["steps", "fewest_steps"].map(|key| network[key].as_u64().expect("a count"));
         assert!(0 < fewest && fewest < steps, "{steps} steps, at least {fewest}");
         let memory = network["memory"].as_array().expect("storage types");
+        let storages = memory.iter().map(|storage| storage["storage"].as_str().expect("a name"));
+        assert_eq!(
+            storages.collect::<Vec<_>>(),
+            ["f32", "f16", "f32 with int8 weights", "f16 with int8 weights"],
+            "`benches/run` looks for these"
+        );
         let bytes = |i: usize, key: &str| memory[i][key].as_f64().expect("bytes");
         for i in 0..memory.len() {
             let (moved, fewest) = (bytes(i, "bytes_moved"), bytes(i, "fewest_bytes_moved"));

@@ -5,7 +5,8 @@
 mod broken;
 
 use mobilediffusion_kernels::casefile::CaseFile;
-use mobilediffusion_kernels::runner::{self, Target, check_file, has_weights, variant_tolerance};
+use mobilediffusion_kernels::kernel::has_weights;
+use mobilediffusion_kernels::runner::{self, Target, check_file, variant_tolerance};
 use mobilediffusion_kernels::variant::{self, Machine};
 use mobilediffusion_kernels::{Case, FAMILIES, Family, FloatType, Storage, Variant, WeightType, check};
 use mobilediffusion_runtime::{AdapterKind, Gpu};

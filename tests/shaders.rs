@@ -1,7 +1,7 @@
 //! Every shader of every case, without a GPU: it parses, validates, translates, and says the same as its kernel.
 
 use mobilediffusion_kernels::draw::Draw;
-use mobilediffusion_kernels::runner::has_weights;
+use mobilediffusion_kernels::kernel::has_weights;
 use mobilediffusion_kernels::variant::{Machine, Needs, choose, runnable};
 use mobilediffusion_kernels::{
     Access, Case, FAMILIES, Family, FloatType, Param, Program, Stage, Storage, Variant, WeightType, wgsl,

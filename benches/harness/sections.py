@@ -94,8 +94,7 @@ def network_jobs(kind, dtypes, quick):
     jobs = [(FULL, "unet", 512, 1), (FULL, "decoder", 512, 1), (FULL, "text", 512, 1), ("sd15", "unet", 512, 1),
             ("sd15", "vae-decoder", 512, 1), (FULL, "unet", 512, 2), (FULL, "unet", 256, 1), (FULL, "unet", 256, 2),
             (FULL, "vae-decoder", 512, 1)]
-    # On the CPU weights are f32, as everything is.
-    in_bytes = [] if kind == "cpu" else [(*job, half_first[0] + INT8) for job in (jobs[0], jobs[2])]
+    in_bytes = [(*job, half_first[0] + INT8) for job in (jobs[0], jobs[2])]
     return [*((*job, half_first[0]) for job in jobs), *in_bytes, *((*job, dtype) for dtype in half_first[1:] for job in jobs)]
 
 

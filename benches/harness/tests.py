@@ -65,10 +65,10 @@ class Jobs(unittest.TestCase):
             self.assertLessEqual(within, 0.6, "what was begun last has to end before it is killed")
 
 
-    def test_weights_of_8_bits_are_asked_for_where_there_is_a_gpu(self):
+    def test_weights_of_8_bits_are_asked_for_everywhere(self):
         self.assertEqual(storage("f16"), ["--dtype", "f16", "--weights-dtype", "floats"])
         self.assertEqual(storage("f16 with int8 weights"), ["--dtype", "f16", "--weights-dtype", "int8"])
-        for kind, dtypes, asked in (("cpu", ["f32"], set()), ("software", ["f32"], {"f32 with int8 weights"}),
+        for kind, dtypes, asked in (("cpu", ["f32"], {"f32 with int8 weights"}), ("software", ["f32"], {"f32 with int8 weights"}),
                                     ("discrete GPU", ["f32", "f16"], {"f16 with int8 weights"})):
             jobs = sections.network_jobs(kind, dtypes, quick=False)
             self.assertEqual({job[-1] for job in jobs} - set(dtypes), asked)

@@ -109,7 +109,7 @@ pub(crate) struct Generate {
     /// How a GPU stores floats; f16 takes half the memory [default: f16 on hardware that computes with it, else f32]
     #[arg(long, value_enum, help_heading = "Device and model")]
     pub(crate) dtype: Option<Floats>,
-    /// How a GPU stores matrices of weights; int8 takes half the memory of f16 and loses a little
+    /// How matrices of weights are stored; int8 takes half the memory of f16 and loses a little
     #[arg(long, value_enum, default_value_t, help_heading = "Device and model")]
     pub(crate) weights_dtype: WeightsDtype,
     /// Folder of a model [default: the one that comes with the project]
@@ -273,7 +273,7 @@ pub(crate) struct Check {
     /// How a GPU stores floats
     #[arg(long, value_enum, default_value_t)]
     pub(crate) dtype: Floats,
-    /// How a GPU stores matrices of weights
+    /// How matrices of weights are stored
     #[arg(long, value_enum, default_value_t)]
     pub(crate) weights_dtype: WeightsDtype,
 }

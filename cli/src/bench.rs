@@ -57,7 +57,7 @@ pub(crate) struct Args {
     /// How a GPU stores floats [default: f16 on hardware that computes with it, else f32, as `generate` does]
     #[arg(long, value_enum)]
     dtype: Option<Floats>,
-    /// How a GPU stores matrices of weights; kernels without any are the same either way
+    /// How matrices of weights are stored; kernels without any are the same either way
     #[arg(long, value_enum, default_value_t)]
     weights_dtype: WeightsDtype,
     /// Write the numbers to a file, too

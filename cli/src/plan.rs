@@ -12,9 +12,10 @@ use mobilediffusion_model::networks::Shape;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
-const STORAGES: [(&str, Storage); 3] = [
+const STORAGES: [(&str, Storage); 4] = [
     ("f32", Storage::F32),
     ("f16", Storage::F16),
+    ("f32 with int8 weights", Storage::F32.with_weights(WeightType::Int8)),
     ("f16 with int8 weights", Storage::F16.with_weights(WeightType::Int8)),
 ];
 

@@ -36,6 +36,7 @@ mod layer_norm_stats;
 mod layout;
 mod linear;
 mod one_step_x0;
+mod operand;
 mod prediction;
 mod shared_kv_projection;
 mod slice;

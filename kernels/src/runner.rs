@@ -6,7 +6,7 @@
 
 use crate::casefile::CaseFile;
 use crate::check::{self, Agreement, Mismatch, POISON};
-use crate::kernel::{Access, Case, DType, Kernel, Operand, Param, Tolerance};
+use crate::kernel::{Access, Case, DType, Kernel, Operand, Param, Tolerance, has_weights};
 use crate::variant::{Machine, Variant, choose, runnable};
 use crate::{FloatType, Storage, WeightType, wgsl};
 use mobilediffusion_runtime::shader::UnknownImport;
@@ -90,14 +90,9 @@ pub fn storages(gpu: &Gpu) -> Vec<Storage> {
     [Storage::F32, Storage::F16_PACKED].into_iter().chain(native).collect()
 }
 
-/// Whether a kernel reads a matrix of weights.
-pub fn has_weights(kernel: &dyn Kernel) -> bool {
-    kernel.operands().iter().any(|operand| operand.dtype == DType::Weight)
-}
-
 /// The tolerance of a case where tensors are stored as `storage`: its kernel's, or none on whole numbers, unless its
 /// weights are multiples of a scale.
-pub fn tolerance(case: &Case, storage: Storage) -> Tolerance {
+fn tolerance(case: &Case, storage: Storage) -> Tolerance {
     let whole = storage.weights == WeightType::Floats || !has_weights(case.kernel.as_ref());
     let tolerance = if case.exact && whole { Tolerance::EXACT } else { case.kernel.tolerance() };
     stored_tolerance(case.kernel.as_ref(), tolerance, storage)
