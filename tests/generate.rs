@@ -140,6 +140,16 @@ fn previews_are_files() {
         assert_eq!(pixels(&previews.join(name)).dimensions(), (32, 32));
     }
     assert_eq!(fs::read_dir(&previews).expect("the folder reads").count(), 2);
+
+    // The next picture's way is blocked by a file: the one before is there, whole, and said to be.
+    let more = [&more[..], &["--count", "2", "--seed", "7"]].concat();
+    fs::write(previews.join("8-003.png"), "precious").expect("it is written");
+    let output = folder.path().join("y.png");
+    let done = run(&[&["generate", "sun", "-o", output.to_str().expect("the path is UTF-8")], &more[..]].concat());
+    assert!(!done.status.success() && stderr(&done).contains("8-003.png: it is there already"), "{}", stderr(&done));
+    assert!(stderr(&done).contains("y-7.png ("), "{}", stderr(&done));
+    assert_eq!(pixels(&folder.path().join("y-7.png")).dimensions(), (32, 32));
+    assert!(!folder.path().join("y-8.png").exists(), "it was not drawn");
 }
 
 /// Draws from `init` and gives what was said.

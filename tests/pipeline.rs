@@ -8,6 +8,7 @@ use mobilediffusion_model::{
 use mobilediffusion_tests::devices;
 use std::collections::HashSet;
 use std::future::Future;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
@@ -335,6 +336,29 @@ fn pictures_of_a_request_are_those_of_their_seeds() {
     let together = draw(&mut pipeline, &Request { seed: u64::MAX, count: 3, ..small("sun") });
     for (picture, seed) in together.iter().zip([u64::MAX, 0, 1]) {
         assert!(draw(&mut pipeline, &Request { seed, ..small("sun") })[0] == *picture, "seed {seed}");
+    }
+}
+
+#[test]
+fn each_picture_is_handed_over_once_it_is_drawn() {
+    let request = Request { count: 3, ..small("sun") };
+    for device in devices() {
+        let mut pipeline = load(device);
+        let all = draw(&mut pipeline, &request);
+        for wanted in 1..=3 {
+            let (at, mut taken) = (AtomicUsize::new(0), Vec::new());
+            let mut hear = |progress: &Progress| {
+                at.store(progress.picture, Ordering::Relaxed);
+                Flow::Continue
+            };
+            let done = pipeline.generate_each(&request, &mut hear, &mut |number, picture| {
+                assert_eq!((number, at.load(Ordering::Relaxed)), (taken.len(), number), "no other was begun");
+                taken.push(picture);
+                if taken.len() < wanted { Flow::Continue } else { Flow::Stop }
+            });
+            assert!(matches!(done, Err(ModelError::Stopped)), "{done:?}");
+            assert!(taken == all[..wanted], "{wanted} of them");
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 pub(crate) fn run(args: &Generate) -> Result<(), Failure> {
     let mut request = request(args);
     request.check_extent()?;
-    let outputs = Outputs::new(args)?;
+    let mut outputs = Outputs::new(args)?;
     let source = args.source()?;
     request.check(&source.config)?;
     let own = source.config.defaults.clone();
@@ -48,20 +48,12 @@ pub(crate) fn run(args: &Generate) -> Result<(), Failure> {
         None => own.name,
     };
     let facts = facts(args, (&model, &device, floats.name()), (&request, &settings));
-    let mut previews = Previews { args, facts: &facts, failure: None };
-    let drawn = pipeline.generate(&request, &mut |progress| {
-        clock.tick(progress);
-        previews.hear(progress)
-    });
-    clock.stop();
-    let pictures = match (drawn, previews.failure) {
-        // The stop was ours.
-        (Err(ModelError::Stopped), Some(failure)) => return Err(failure.into()),
-        (drawn, _) => drawn?,
-    };
-    let files = outputs.write(&pictures, &facts)?;
-    let names: Vec<String> = files.iter().map(|(path, _)| path.display().to_string()).collect();
-    note(&format!("wrote {} ({})", listed(&names), clock.times()));
+    let drawn = draw(args, (&mut pipeline, &request), &mut clock, (&mut outputs, &facts));
+    let files = outputs.written();
+    if !files.is_empty() {
+        note(&format!("wrote {} ({})", listed(files), clock.times()));
+    }
+    drawn?;
     if args.json {
         let files: Vec<_> = files.iter().map(|(path, seed)| json!({"path": path, "seed": seed})).collect();
         let facts: serde_json::Map<_, _> = facts.iter().map(|(k, v)| (k.to_lowercase(), v.clone().into())).collect();
@@ -73,6 +65,31 @@ pub(crate) fn run(args: &Generate) -> Result<(), Failure> {
         result(&serde_json::to_string_pretty(&all)?)?;
     }
     Ok(())
+}
+
+/// Draws the pictures and writes each once it is there, or all of them as one sheet.
+fn draw(
+    args: &Generate,
+    (pipeline, request): (&mut Pipeline, &Request),
+    clock: &mut Clock,
+    (outputs, facts): (&mut Outputs, &[(&'static str, String)]),
+) -> Result<(), ModelError> {
+    let mut previews = Previews { args, facts, failure: None };
+    let mut hear = |progress: &Progress| {
+        clock.tick(progress);
+        previews.hear(progress)
+    };
+    let mut unwritten = None;
+    let drawn = pipeline.generate_each(request, &mut hear, &mut |_, picture| {
+        unwritten = outputs.take(picture, facts).err();
+        if unwritten.is_none() { Flow::Continue } else { Flow::Stop }
+    });
+    clock.stop();
+    match (drawn, previews.failure.or(unwritten)) {
+        // The stop was ours.
+        (Err(ModelError::Stopped), Some(failure)) => Err(failure),
+        (drawn, _) => drawn.and_then(|()| outputs.finish(facts)),
+    }
 }
 
 impl From<WeightsDtype> for WeightType {
@@ -200,8 +217,9 @@ fn facts(
 }
 
 /// `a`, `a and b`, or `a to z, 26 files`.
-fn listed(names: &[String]) -> String {
-    match names {
+fn listed(files: &[(PathBuf, u64)]) -> String {
+    let names: Vec<String> = files.iter().map(|(path, _)| path.display().to_string()).collect();
+    match names.as_slice() {
         [first, .., last] if names.len() > 2 => format!("{first} to {last}, {} files", names.len()),
         _ => names.join(" and "),
     }

@@ -11,7 +11,10 @@ use std::path::{Path, PathBuf};
 pub(crate) struct Outputs {
     /// Path and the seed of its picture, or the first seed of a sheet.
     files: Vec<(PathBuf, u64)>,
-    grid: bool,
+    /// Those that were written.
+    written: usize,
+    /// The pictures of a sheet, if that is what is wanted, until all are there.
+    sheet: Option<Vec<Picture>>,
 }
 
 fn refuse(path: &Path, why: impl Into<String>) -> ModelError {
@@ -32,24 +35,39 @@ impl Outputs {
         if let Some(folder) = &args.preview {
             fs::create_dir_all(folder).map_err(|error| refuse(folder, error.to_string()))?;
         }
-        Ok(Self { files, grid: args.grid })
+        Ok(Self { files, written: 0, sheet: args.grid.then(Vec::new) })
     }
 
-    /// Writes the pictures, with `facts` in every file. Gives the files with their seeds.
-    pub(crate) fn write(
-        self,
-        pictures: &[Picture],
-        facts: &[(&'static str, String)],
-    ) -> Result<Vec<(PathBuf, u64)>, ModelError> {
-        let sheet = self.grid.then(|| [Picture::sheet(pictures)]);
-        let drawn = sheet.as_ref().map_or(pictures, |sheet| sheet.as_slice());
-        for ((path, seed), picture) in self.files.iter().zip(drawn) {
-            let mut facts = facts.to_vec();
-            facts.push(("Seed", seed.to_string()));
-            facts.extend(self.grid.then(|| ("Count", pictures.len().to_string())));
-            picture.save_png(path, &facts)?;
+    /// Writes a picture with `facts` in its file, or keeps it for the sheet.
+    pub(crate) fn take(&mut self, picture: Picture, facts: &[(&'static str, String)]) -> Result<(), ModelError> {
+        match &mut self.sheet {
+            Some(pictures) => {
+                pictures.push(picture);
+                Ok(())
+            }
+            None => self.save(&picture, facts.to_vec()),
         }
-        Ok(self.files)
+    }
+
+    /// Writes the sheet, once all pictures are there.
+    pub(crate) fn finish(&mut self, facts: &[(&'static str, String)]) -> Result<(), ModelError> {
+        let Some(pictures) = self.sheet.take() else { return Ok(()) };
+        let mut facts = facts.to_vec();
+        facts.push(("Count", pictures.len().to_string()));
+        self.save(&Picture::sheet(&pictures), facts)
+    }
+
+    fn save(&mut self, picture: &Picture, mut facts: Vec<(&'static str, String)>) -> Result<(), ModelError> {
+        let (path, seed) = &self.files[self.written];
+        facts.push(("Seed", seed.to_string()));
+        picture.save_png(path, &facts)?;
+        self.written += 1;
+        Ok(())
+    }
+
+    /// The files that were written, with their seeds.
+    pub(crate) fn written(&self) -> &[(PathBuf, u64)] {
+        &self.files[..self.written]
     }
 }
 

@@ -15,7 +15,7 @@ mod shared;
 mod source;
 
 pub use options::{DeviceChoice, Floats, Options};
-pub use progress::{Flow, OnProgress, Phase, Progress};
+pub use progress::{Flow, OnPicture, OnProgress, Phase, Progress};
 pub use request::{Init, MOST_PICTURES, MOST_PIXELS, Request, Settings, Truncated};
 pub use shared::Model;
 pub use source::{Source, WeightsFrom};
@@ -133,9 +133,41 @@ impl Pipeline {
         request: &Request,
         on_progress: OnProgress<'_>,
     ) -> Result<Vec<Picture>, ModelError> {
+        let mut pictures = Vec::new();
+        let mut keep = |_, picture| {
+            pictures.push(picture);
+            Flow::Continue
+        };
+        self.generate_each_async(request, on_progress, &mut keep).await?;
+        Ok(pictures)
+    }
+
+    /// [`generate`](Self::generate), but hands over each picture once it is drawn and keeps none.
+    ///
+    /// # Errors
+    /// As [`generate`](Self::generate), and if `on_picture` said stop. What was handed over before is whole.
+    pub fn generate_each(
+        &mut self,
+        request: &Request,
+        on_progress: OnProgress<'_>,
+        on_picture: OnPicture<'_>,
+    ) -> Result<(), ModelError> {
+        pollster::block_on(self.generate_each_async(request, on_progress, on_picture))
+    }
+
+    /// [`generate_each`](Self::generate_each) for where nobody may wait, as [`generate_async`](Self::generate_async).
+    ///
+    /// # Errors
+    /// As [`generate_each`](Self::generate_each).
+    pub async fn generate_each_async(
+        &mut self,
+        request: &Request,
+        on_progress: OnProgress<'_>,
+        on_picture: OnPicture<'_>,
+    ) -> Result<(), ModelError> {
         let settings = self.settings(request)?;
         self.ready(request, &settings.shape()?, on_progress)?;
-        run::Run::new(&self.model, &mut self.plans, request, &settings, on_progress)?.pictures().await
+        run::Run::new(&self.model, &mut self.plans, request, &settings, on_progress)?.pictures(on_picture).await
     }
 
     /// Opens the device again after it was lost, with the same weights from the same place; if another pipeline of the

@@ -61,3 +61,6 @@ pub enum Flow {
 /// Hears of progress, at least once between two chunks of work, and says whether to go on. It may ask the model anything;
 /// another pipeline of the same model it may not draw with, which would wait for the one that called it.
 pub type OnProgress<'a> = &'a mut (dyn FnMut(&Progress) -> Flow + Send);
+
+/// Is handed each picture of a request once it is drawn, with its number from 0, and says whether to go on.
+pub type OnPicture<'a> = &'a mut (dyn FnMut(usize, Picture) -> Flow + Send);

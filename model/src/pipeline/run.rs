@@ -1,7 +1,7 @@
 //! One request, from its prompts to its pictures, over plans that are ready.
 
 use super::plans::{Key, Plans};
-use super::progress::{Flow, OnProgress, Phase, Progress};
+use super::progress::{Flow, OnPicture, OnProgress, Phase, Progress};
 use super::request::{Init, Request, Settings};
 use super::sampling::{Evaluation, evaluations};
 use super::shared::Model;
@@ -69,13 +69,12 @@ impl<'a> Run<'a> {
         Ok(Self { model, plans, request, settings, shape: settings.shape()?, voice })
     }
 
-    pub(super) async fn pictures(mut self) -> Result<Vec<Picture>, ModelError> {
+    pub(super) async fn pictures(mut self, on_picture: OnPicture<'_>) -> Result<(), ModelError> {
         self.text().await?;
         let known = match &self.request.init {
             Some(init) => Some(self.known(init).await?),
             None => None,
         };
-        let mut pictures = Vec::new();
         for picture in 0..self.request.count {
             self.voice.picture = picture;
             let seed = self.request.seed.wrapping_add(picture as u64);
@@ -86,9 +85,11 @@ impl<'a> Run<'a> {
             if drawn.is_flat() && self.request.init.is_none() {
                 return Err(ModelError::Flat);
             }
-            pictures.push(drawn);
+            if on_picture(picture, drawn) == Flow::Stop {
+                return Err(ModelError::Stopped);
+            }
         }
-        Ok(pictures)
+        Ok(())
     }
 
     /// Encodes the prompts and hands them to the UNet: without guidance one, with guidance what not to draw before it.
