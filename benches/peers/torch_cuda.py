@@ -1,9 +1,10 @@
 """The twin in PyTorch on a CUDA device: `python torch_cuda.py eager|compiled JOB...`, a line of JSON for each job.
 
 Channels innermost, in the job's type, under inference mode; `compiled` is torch.compile with max-autotune. Each is checked
-against the twin in f32 on the same device before it is timed.
+against the twin in f32 on the same device before it is timed. `--device cpu` is for trying this without a CUDA device.
 """
 
+import argparse
 import json
 import sys
 
@@ -12,14 +13,15 @@ import torch
 from twin import Job, checked, median_of, one_line
 
 
-def measure(job, how):
-    want = job.model.to("cuda")(*(x.to("cuda") for x in job.inputs))
-    model, inputs = job.converted("cuda", last=True)
+def measure(job, how, device):
+    want = job.model.to(device)(*(x.to(device) for x in job.inputs))
+    model, inputs = job.converted(device, last=True)
     run = torch.compile(model, mode="max-autotune") if how == "compiled" else model
 
     def once():
         output = run(*inputs)
-        torch.cuda.synchronize()
+        if device == "cuda":
+            torch.cuda.synchronize()
         return output
 
     error = checked(job, once(), want)
@@ -27,16 +29,20 @@ def measure(job, how):
 
 
 def main():
-    how, jobs = sys.argv[1], sys.argv[2:]
-    if not torch.cuda.is_available():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("how", choices=["eager", "compiled"])
+    parser.add_argument("jobs", nargs="+", metavar="NETWORK:SIZE:BATCH:DTYPE")
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    options = parser.parse_args()
+    if options.device == "cuda" and not torch.cuda.is_available():
         sys.exit("error: this PyTorch has no CUDA device")
     torch.backends.cudnn.benchmark = True
-    name = f"PyTorch {torch.__version__} {how}, channels last"
+    name = f"PyTorch {torch.__version__} {options.how}, channels last"
     with torch.inference_mode():
-        for text in jobs:
+        for text in options.jobs:
             line = {"peer": name, "job": text}
             try:
-                line |= measure(Job(text), how)
+                line |= measure(Job(text), options.how, options.device)
             except (RuntimeError, ValueError) as error:
                 line["why"] = one_line(error)
             print(json.dumps(line), flush=True)

@@ -1,5 +1,7 @@
 """The blocks of the UNet. Maps are [n, c, h, w], tokens [n, l, c], text [n, k, d]."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -25,10 +27,10 @@ class TimeEmbedding(nn.Module):
 
     def forward(self, timestep):
         i = torch.arange(self.half, dtype=torch.float32, device=timestep.device)
-        frequencies = torch.exp(-torch.log(torch.tensor(10000.0)) * i / self.half)
+        frequencies = torch.exp(-math.log(10000.0) * i / self.half)
         angles = timestep.float()[:, None] * frequencies
         waves = torch.cat([angles.cos(), angles.sin()], dim=-1)  # cosines first
-        return self.linear_2(F.silu(self.linear_1(waves)))
+        return self.linear_2(F.silu(self.linear_1(waves.to(self.linear_1.weight.dtype))))
 
 
 class ResidualBlock(nn.Module):

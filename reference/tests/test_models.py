@@ -108,6 +108,19 @@ def test_text_encoder_is_causal():
     assert torch.equal(a[:, :40], b[:, :40]) and not torch.allclose(a[:, 40], b[:, 40])
 
 
+@pytest.mark.parametrize("model, inputs", [
+    (UNet(UNET), (torch.randn(1, 8, 8, 8), torch.tensor([500.0]), torch.randn(1, 13, 32))),
+    (LightDecoder(DECODER), (torch.randn(1, 8, 4, 8),)),
+    (TextEncoder(TEXT), (torch.arange(77)[None] % TEXT.vocab_size,)),
+])
+def test_networks_run_in_halves(model, inputs):
+    randomise(model, seed=4)
+    halved = [x.half() if x.is_floating_point() else x for x in inputs]
+    with torch.no_grad():
+        want, got = model(*inputs), model.half()(*halved)
+    assert got.dtype == torch.float16 and (got - want).norm() < 2e-2 * want.norm()
+
+
 def test_config_refuses_unknown_keys(tmp_path):
     UNET.save(tmp_path)
     assert UNetConfig.load(tmp_path) == UNET
