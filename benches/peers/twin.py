@@ -71,10 +71,10 @@ def relative_l2(got, want):
     return ((got.double().cpu() - want.double().cpu()).norm() / want.double().cpu().norm()).item()
 
 
-def checked(job, got, want):
+def checked(job, got, want, bounds=BOUNDS):
     """Refuses a result that is too far from the twin's in f32."""
     error = relative_l2(got, want)
-    if not error <= BOUNDS[job.dtype]:
+    if not error <= bounds[job.dtype]:
         raise ValueError(f"wrong: relative L2 of {error:.1e} against the twin in f32")
     return error
 

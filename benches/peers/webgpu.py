@@ -11,13 +11,24 @@ import json
 import sys
 import tempfile
 from pathlib import Path
+from unittest import mock
 
 import onnxruntime
 import torch
 
-from twin import Job, checked, median_of, one_line
+from twin import BOUNDS, Job, checked, median_of, one_line
 
 PROVIDER = "WebGpuExecutionProvider"
+# It adds up in f16: at 64 pixels the UNet is off by 5e-2 and the decoder by 2e-2, in f32 by less than 1e-4.
+BOUNDS = BOUNDS | {"f16": 1e-1}
+
+
+def attention(q, k, v, is_causal=False):
+    """Softmax attention in the type of its factors: the exporter's own form has a mask in f32, whatever they are in."""
+    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    if is_causal:
+        scores = scores + torch.full(scores.shape[-2:], -3e4).triu(1).to(scores.dtype)
+    return scores.softmax(-1) @ v
 
 
 def session(path, fallback):
@@ -33,7 +44,8 @@ def measure(job, folder):
     model, inputs = job.converted("cpu", last=False)
     names = [f"input{i}" for i in range(len(inputs))]
     path = Path(folder) / "model.onnx"
-    torch.onnx.export(model, tuple(inputs), str(path), dynamo=False, input_names=names, opset_version=17)
+    with mock.patch("torch.nn.functional.scaled_dot_product_attention", attention):
+        torch.onnx.export(model, tuple(inputs), str(path), dynamo=False, input_names=names, opset_version=17)
     del model
     job.model = None
     line = {}
@@ -46,7 +58,7 @@ def measure(job, folder):
         raise ValueError("the session fell back to the CPU")
     feed = {name: value.numpy() for name, value in zip(names, inputs)}
     once = lambda: made.run(None, feed)[0]
-    error = checked(job, torch.from_numpy(once()), want)
+    error = checked(job, torch.from_numpy(once()), want, BOUNDS)
     return line | {"seconds": median_of(once), "error": error}
 
 

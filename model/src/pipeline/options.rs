@@ -66,7 +66,7 @@ pub struct Options {
     /// How matrices of weights are stored. In 8 bits they are made of what the files hold as they are loaded: files of 8-bit
     /// weights are not read. The CPU device keeps in f32 what is no matrix of a product: weights of 3x3 convolutions.
     pub weights: WeightType,
-    /// Most bytes of weights and plans, none for what the machine has free.
+    /// Most bytes of the weights and of one pipeline's plans, none for what the machine has free.
     pub memory: Option<u64>,
     /// Most plans that a pipeline keeps ready. A request needs up to four; a change of size needs two or three others.
     pub plans: usize,
