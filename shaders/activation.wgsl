@@ -25,5 +25,5 @@ fn main(
     let v = activate(params.activation, params.scale * load4(x[at]));
     // A negative scale would turn the padding's zeros into negative ones.
     let c = vec4<u32>(4u * (at % params.c4)) + vec4<u32>(0u, 1u, 2u, 3u);
-    y[at] = store4(select(vec4<f32>(), v, c < vec4<u32>(params.c)));
+    y[at] = store4(select(vec4<f32>(0.0), v, c < vec4<u32>(params.c)));
 }

@@ -53,7 +53,7 @@ fn place(i: u32, row0: u32, rows: u32, row_len: u32) -> u32 {
 
 /// Stages the queries, scaled; beyond the last the last again, which nobody writes.
 fn stage_queries(first: u32, query0: u32, row_len: u32, thread: u32) {
-    var values = array<Pack, QUERY_SLOTS>();
+    var values: array<Pack, QUERY_SLOTS>;
     for (var s = 0u; s < QUERY_SLOTS; s++) {
         values[s] = q[first + place(thread + s * 64u, query0, params.queries, row_len)];
     }
@@ -84,7 +84,7 @@ fn stage(thread: u32) {
 
 /// Writes this lane's share of the scores of its query.
 fn write_scores(query: u32, lane: u32) {
-    var sums = array<f32, LANE_SCORES>();
+    var sums: array<f32, LANE_SCORES>;
     let first = lane / KEYS % PARTS * DEPTH4;
     for (var d = first; d < min(first + DEPTH4, HEAD4); d++) {
         let value = q_tile[query * ROW + d];
@@ -133,7 +133,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     fetch(false, of_keys, 0u, row_len, thread);
     stage_queries(of_queries, query0, row_len, thread);
 
-    var acc = array<vec4<f32>, SLICE>();
+    var acc: array<vec4<f32>, SLICE>;
     var highest = LOWEST;
     var sum = 0.0;
     for (var key0 = 0u; key0 < seen_by_group; key0 += KEYS) {

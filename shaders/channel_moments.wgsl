@@ -28,14 +28,14 @@ fn main(
     let position0 = tile % params.tiles_per_image * 64u;
     let count = min(64u, params.positions - position0);
     let row0 = tile / params.tiles_per_image * params.positions + position0;
-    var values = array<vec4<f32>, 4>();
+    var values: array<vec4<f32>, 4>;
     // Loaded without a branch, from the nearest place where it would be outside.
     for (var i = 0u; i < 4u; i++) {
         let at = min(4u * (thread / 16u) + i, count - 1u);
         values[i] = load_source(row0 + at, min(c4, params.c4 - 1u), params.c4);
     }
     for (var i = 0u; i < 4u; i++) {
-        values[i] = select(vec4<f32>(), values[i], 4u * (thread / 16u) + i < count);
+        values[i] = select(vec4<f32>(0.0), values[i], 4u * (thread / 16u) + i < count);
     }
     let found = tile_moments(values, count, thread);
     if thread < 16u && c4 < params.c4 {

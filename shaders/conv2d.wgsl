@@ -87,7 +87,7 @@ fn fetch_x(slot: u32, row: u32, k4: u32, second: bool) -> Input {
 
 fn made_x(slot: u32, k4: u32, fetched: Input) -> vec4<f32> {
     let c4 = k4 % params.ci4;
-    return select(vec4<f32>(), made(fetched, pixels[slot].norm, c4, params.ci4), within[slot]);
+    return select(vec4<f32>(0.0), made(fetched, pixels[slot].norm, c4, params.ci4), within[slot]);
 }
 
 fn made_pack_x(slot: u32, k4: u32, fetched: Input) -> Pack {

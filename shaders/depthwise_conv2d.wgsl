@@ -48,10 +48,10 @@ fn fetch_taps(image: u32, top: u32, left: u32, c4: u32, second: bool) {
 }
 
 fn convolved(top: u32, left: u32, i: u32) -> vec4<f32> {
-    var v = vec4<f32>();
+    var v = vec4<f32>(0.0);
     for (var t = 0u; t < 9u; t++) {
         let inside = (top + t / 3u - 1u < params.h) & (left + i + t % 3u - 1u < params.w);
-        v += select(vec4<f32>(), input4(taps[t / 3u * COLS + i + t % 3u]), inside) * load4(weights[t]);
+        v += select(vec4<f32>(0.0), input4(taps[t / 3u * COLS + i + t % 3u]), inside) * load4(weights[t]);
     }
     return v;
 }
@@ -70,7 +70,7 @@ fn main(
     let own4 = min(c4, params.c4 - 1u);
     for (var t = 0u; t < 9u; t++) { weights[t] = w[t * params.c4 + own4]; }
     @if(HAS_BIAS) let own_bias = bias[own4];
-    @if(HAS_MOMENTS) var written = array<vec4<f32>, 4>();
+    @if(HAS_MOMENTS) var written: array<vec4<f32>, 4>;
     for (var first = 0u; first < 4u; first += RUN) {
         let at = 4u * (thread / 16u) + first;
         // Nothing lies beyond the last but whole runs.

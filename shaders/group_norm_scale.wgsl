@@ -54,8 +54,8 @@ fn merged(image: u32, first: u32, thread: u32) -> vec2<f32> {
     let step = 256u / across;
     let begin = select(params.tiles_per_image, thread / across, thread / across < step);
     let origin = moments[base];
-    var means = array<f32, AT_ONCE>();
-    var variances = array<f32, AT_ONCE>();
+    var means: array<f32, AT_ONCE>;
+    var variances: array<f32, AT_ONCE>;
     var sum = 0.0;
     for (var c = thread % across; c < params.per_group; c += across) {
         for (var tile = begin; tile <= last; tile += AT_ONCE * step) {

@@ -45,8 +45,8 @@ fn gather(image: u32, first: u32, end: u32, thread: u32) -> Moments {
         let channels = 4u * c4 + lanes;
         let mine = (channels >= vec4<u32>(first)) & (channels < vec4<u32>(end));
         if i == thread { origin = v[max(first, 4u * c4) - 4u * c4]; }
-        let d = select(vec4<f32>(), v - origin, mine);
-        count += dot(select(vec4<f32>(), vec4<f32>(1.0), mine), vec4<f32>(1.0));
+        let d = select(vec4<f32>(0.0), v - origin, mine);
+        count += dot(vec4<f32>(mine), vec4<f32>(1.0));
         sum += dot(d, vec4<f32>(1.0));
         squares += dot(d, d);
     }

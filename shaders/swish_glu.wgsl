@@ -43,7 +43,7 @@ fn fetch_scale(col0: u32, col: u32) -> WeightPack { return w[first_weight(col0, 
 fn bias4(first: u32, col: u32) -> vec4<f32> {
     if params.cols % 4u == 0u { return load4(bias[(first + min(col, params.cols - 4u)) / 4u]); }
     // The gates' biases do not begin at a vec4.
-    var v = vec4<f32>();
+    var v = vec4<f32>(0.0);
     for (var lane = 0u; lane < 4u; lane++) {
         let index = first + min(col + lane, params.cols - 1u);
         v[lane] = load4(bias[index / 4u])[index % 4u];

@@ -46,7 +46,7 @@ fn main(
     if at >= params.vec4s { return; }
     let row = at / params.dim4;
     let step = t[row / 4u][row % 4u];
-    var v = vec4<f32>();
+    var v = vec4<f32>(0.0);
     for (var lane = 0u; lane < 4u; lane++) {
         let col = at % params.dim4 * 4u + lane;
         if col < params.dim {

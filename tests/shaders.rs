@@ -12,7 +12,9 @@ use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use naga::{AddressSpace, Module, Scalar, ScalarKind, StorageAccess, TypeInner};
 use rayon::prelude::*;
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::Path;
 
 /// What every WebGPU device offers.
 const MAX_STORAGE_BUFFERS: usize = 8;
@@ -63,15 +65,11 @@ fn workgroup_bytes(module: &Module, info: &ModuleInfo) -> u32 {
 
 /// To the languages of Vulkan, of Metal and, without matrix units, of Direct3D.
 fn translate(module: &Module, info: &ModuleInfo) -> Result<(), String> {
-    use naga::back::{hlsl, msl, spv};
+    use naga::back::{msl, spv};
     if !module.types.iter().any(|(_, ty)| matches!(ty.inner, TypeInner::CooperativeMatrix { .. })) {
-        let options = hlsl::Options { shader_model: hlsl::ShaderModel::V6_2, ..Default::default() };
-        let (pipeline, mut text) = (hlsl::PipelineOptions::default(), String::new());
-        let mut writer = hlsl::Writer::new(&mut text, &options, &pipeline);
-        let written = writer.write(module, info, None).map_err(|e| format!("Direct3D: {e}"))?;
-        if let Some(error) = written.entry_point_names.into_iter().find_map(Result::err) {
-            return Err(format!("Direct3D: {error}"));
-        }
+        let text = to_hlsl(module, info).map_err(|e| format!("Direct3D: {e}"))?;
+        check_hlsl(&text).map_err(|e| format!("Direct3D: {e}"))?;
+        keep_hlsl(&text);
     }
     spv::write_vec(module, info, &spv::Options::default(), None).map_err(|e| format!("SPIR-V: {e}"))?;
     let options = msl::Options { lang_version: (2, 4), ..Default::default() };
@@ -81,6 +79,41 @@ fn translate(module: &Module, info: &ModuleInfo) -> Result<(), String> {
         Some(error) => Err(format!("Metal: {error}")),
         None => Ok(()),
     }
+}
+
+/// As wgpu writes a module that asks for no checks.
+fn to_hlsl(module: &Module, info: &ModuleInfo) -> Result<String, String> {
+    use naga::back::hlsl;
+    let options = hlsl::Options {
+        shader_model: hlsl::ShaderModel::V6_2,
+        zero_initialize_workgroup_memory: false,
+        restrict_indexing: false,
+        force_loop_bounding: false,
+        ..Default::default()
+    };
+    let (pipeline, mut text) = (hlsl::PipelineOptions::default(), String::new());
+    let written = hlsl::Writer::new(&mut text, &options, &pipeline).write(module, info, None);
+    let names = written.map_err(|e| e.to_string())?.entry_point_names;
+    names.into_iter().find_map(Result::err).map_or(Ok(text), |e| Err(e.to_string()))
+}
+
+/// naga 30 writes the function behind a zero value `T()` once for every name of its type, and no compiler takes the second.
+fn check_hlsl(text: &str) -> Result<(), String> {
+    let heads = text.lines().filter(|line| line.starts_with(|c: char| c.is_alphabetic()) && line.contains('('));
+    let mut seen = HashSet::new();
+    match heads.into_iter().find(|head| !seen.insert(*head)) {
+        Some(twice) => Err(format!("defined twice: {twice}")),
+        None => Ok(()),
+    }
+}
+
+/// In a folder, if one is named, for Direct3D's own compiler: `tests/direct3d`.
+fn keep_hlsl(text: &str) {
+    let Some(folder) = std::env::var_os("HLSL_FOLDER") else { return };
+    let mut hasher = DefaultHasher::new();
+    text.hash(&mut hasher);
+    let path = Path::new(&folder).join(format!("{:016x}.hlsl", hasher.finish()));
+    std::fs::write(path, text).expect("the folder takes files");
 }
 
 /// What a stage of a case says about its module.

@@ -85,7 +85,7 @@ fn stage_slot(s: u32, key0: u32, at: u32, v: Pack, thread: u32) {
 }
 
 fn stage_queries(first: u32, query0: u32, row_len: u32, thread: u32) {
-    var values = array<Pack, QUERY_SLOTS>();
+    var values: array<Pack, QUERY_SLOTS>;
     for (var s = 0u; s < QUERY_SLOTS; s++) {
         values[s] = q[first + place(thread + s * THREADS, query0, params.queries, row_len)];
     }
@@ -175,7 +175,7 @@ fn write_scores(
 
 // This invocation's scores.
 fn own_scores(scale: f32, thread: u32) -> array<vec4<f32>, SCORES4> {
-    var found = array<vec4<f32>, SCORES4>();
+    var found: array<vec4<f32>, SCORES4>;
     for (var j = 0u; j < SCORES4; j++) {
         found[j] = scores_at(thread / LANES * SCORE_ROW + j * LANES + thread % LANES) * scale;
     }
@@ -202,11 +202,11 @@ fn highest_score(key0: u32, seen: u32, scale: f32, thread: u32) -> f32 {
 // Makes weights of this invocation's scores. Their sums are those of the weights that are used.
 fn write_weights(key0: u32, seen: u32, scale: f32, highest: f32, thread: u32) -> vec4<f32> {
     var found = own_scores(scale, thread);
-    var sums = vec4<f32>();
+    var sums = vec4<f32>(0.0);
     for (var j = 0u; j < SCORES4; j++) {
         @if(SOFTMAX) let weight = exp(max(found[j] - highest, vec4<f32>(-88.0)));
-        @if(RELU) let weight = clamp(found[j], vec4<f32>(), vec4<f32>(65504.0));
-        let rounded = Pack(select(vec4<f32>(), weight, are_seen(j, key0, seen, thread)));
+        @if(RELU) let weight = clamp(found[j], vec4<f32>(0.0), vec4<f32>(65504.0));
+        let rounded = Pack(select(vec4<f32>(0.0), weight, are_seen(j, key0, seen, thread)));
         sums += vec4<f32>(rounded);
         put_weights(thread / LANES * WEIGHT_ROW + j * LANES + thread % LANES, rounded);
     }
@@ -288,7 +288,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     for (var lane = 0u; lane < LANES; lane++) { highest = max(highest, shares[thread / LANES * LANES + lane]); }
     @end
 
-    var sums = vec4<f32>();
+    var sums = vec4<f32>(0.0);
     var o0 = Sum();
     var o1 = Sum();
     var o2 = Sum();

@@ -42,7 +42,7 @@ fn stage(at: u32, k: u32, k4: u32, end4: u32) {
     for (var s = 0u; s < ROW_SLOTS; s++) { scratch[k * ROW_STRIDE + at + s * SPAN] = made_x(s, next_k4, next_x[s]); }
     for (var s = 0u; s < COL_SLOTS; s++) {
         let col = at + s * SPAN;
-        let v = select(vec4<f32>(), weight4(next_w[s]), k4 < end4);
+        let v = select(vec4<f32>(0.0), weight4(next_w[s]), k4 < end4);
         scratch[FIRST_COL + k * COL_STRIDE + col % 4u * COL_QUADS + col / 4u] = v;
     }
 }
@@ -50,8 +50,8 @@ fn stage(at: u32, k: u32, k4: u32, end4: u32) {
 /// The sums over vec4s of k from `first4` to before `end4` of invocation `thread`, the first LAYER of which hold the tile:
 /// rows from `ROWS_EACH * (thread / THREADS_X)` and vec4s of columns `thread % THREADS_X` and every THREADS_X further.
 fn gemm_tile(row0: u32, col0: u32, first4: u32, end4: u32, thread: u32) -> Sums {
-    var sums = Sums();
-    var cols = Columns();
+    var sums: Sums;
+    var cols: Columns;
     let lane = thread % LAYER;
     let row = ROWS_EACH * (lane / THREADS_X);
     let first_k = thread / LAYER * (STEP4 / SPLIT);
@@ -87,10 +87,10 @@ const ROW_SLOTS = ROWS_EACH;
 
 /// The same.
 fn gemm_tile(row0: u32, col0: u32, first4: u32, end4: u32, thread: u32) -> Sums {
-    var sums = Sums();
-    var fetched_w = array<WeightPack, 4>();
-    var fetched_x = array<Input, ROWS_EACH>();
-    var cols = Columns();
+    var sums: Sums;
+    var fetched_w: array<WeightPack, 4>;
+    var fetched_x: array<Input, ROWS_EACH>;
+    var cols: Columns;
     let quad = thread / SPLIT;
     for (var i = 0u; i < ROWS_EACH; i++) { prepare_row(i, row0 + i); }
     for (var k4 = first4 + thread % SPLIT; k4 < end4; k4 += SPLIT) {

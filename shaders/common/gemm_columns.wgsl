@@ -17,5 +17,5 @@ fn scaled(sums: Sums, col0: u32, thread: u32) -> Sums {
 
 // Zeros for the columns of a vec4 that are only there to fill it.
 fn without_padding(v: vec4<f32>, col4: u32, cols: u32) -> vec4<f32> {
-    return select(vec4<f32>(), v, 4u * col4 + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(cols));
+    return select(vec4<f32>(0.0), v, 4u * col4 + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(cols));
 }

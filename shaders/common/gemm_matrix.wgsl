@@ -163,7 +163,7 @@ fn gemm_tile(row0: u32, col0: u32, first4: u32, end4: u32, thread: u32) -> Sums 
         }
         workgroupBarrier();
     }
-    var sums = Sums();
+    var sums: Sums;
     let first = part * BATCH + down * EDGE * SUM_STRIDE + across * (EDGE / 2u);
     store_sums(c00, c01, first);
     take_sums(&sums, 0u, 0u, thread);

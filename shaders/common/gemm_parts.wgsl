@@ -5,7 +5,7 @@ const THREADS = LAYER;
 /// The sums of invocation `thread`: rows from `ROWS_EACH * (thread / THREADS_X)` and vec4s of columns
 /// `thread % THREADS_X` and every THREADS_X further; beyond the last row and column those of the last.
 fn met_sums(row0: u32, quad0: u32, thread: u32) -> Sums {
-    var sums = Sums();
+    var sums: Sums;
     let row = row0 + ROWS_EACH * (thread / THREADS_X);
     for (var part = 0u; part < PARTS; part++) {
         for (var i = 0u; i < ROWS_EACH; i++) {

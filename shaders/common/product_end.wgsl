@@ -22,21 +22,21 @@ fn main(
     @if(MET) var sums = met_sums(row0, group.x * TILE_QUADS, thread);
     let row = row0 + ROWS_EACH * (thread / THREADS_X);
     let last = params.rows - 1u;
+    @if(HAS_MOMENTS) var written: array<vec4<f32>, ROWS_EACH>;
     for (var j = 0u; j < QUADS_EACH; j++) {
         let col4 = group.x * TILE_QUADS + j * THREADS_X + thread % THREADS_X;
         let inside = thread < LAYER && row < params.rows && col4 < params.cols4;
         let own4 = min(col4, params.cols4 - 1u);
         // All loads before any of them is used, and none of what somebody else writes.
         @if(HAS_BIAS) let b = bias[own4];
-        var added = array<Pack, ROWS_EACH>();
-        var shifts = array<Pack, ROWS_EACH>();
+        var added: array<Pack, ROWS_EACH>;
+        var shifts: array<Pack, ROWS_EACH>;
         if inside {
             for (var i = 0u; i < ROWS_EACH; i++) {
                 added[i] = added_at(min(row + i, last) * params.cols4 + col4);
                 shifts[i] = fetch_shift(min(row + i, last), col4);
             }
         }
-        @if(HAS_MOMENTS) var written = array<vec4<f32>, ROWS_EACH>();
         for (var i = 0u; i < ROWS_EACH; i++) {
             var v = sums[i * QUADS_EACH + j];
             @if(HAS_BIAS) v += load4(b);
@@ -44,12 +44,13 @@ fn main(
             @if(HAS_RESIDUAL) v += load4(added[i]);
             @if(IN_PLACE) v += load4(added[i]);
             v = without_padding(v, col4, params.cols);
-            if inside && row + i < params.rows {
+            let stored = inside & (row + i < params.rows);
+            if stored {
                 let at = (row + i) * params.cols4 + col4;
                 @if(Y_STORED) y[at] = store4(v);
                 @if(Y_F32) y[at] = v;
-                @if(HAS_MOMENTS) written[i] = v;
             }
+            @if(HAS_MOMENTS) written[i] = select(vec4<f32>(0.0), v, stored);
         }
         @if(HAS_MOMENTS)
         // The tiles of an image follow each other, and only the last of a single image may be short.

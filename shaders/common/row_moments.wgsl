@@ -19,7 +19,7 @@ fn sum_all(value: vec2<f32>, thread: u32) -> vec2<f32> {
 fn difference(row: u32, i: u32, near: f32) -> vec4<f32> {
     let c4 = (params.c + 3u) / 4u;
     let inside = 4u * i + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(params.c);
-    return select(vec4<f32>(), load4(x[row * c4 + i]) - near, inside);
+    return select(vec4<f32>(0.0), load4(x[row * c4 + i]) - near, inside);
 }
 
 // (near, correction, rstd): the mean is `near + correction`, where `near` is the mean but for rounding.
@@ -29,7 +29,7 @@ fn row_moments(row: u32, thread: u32) -> vec3<f32> {
     var sum = 0.0;
     for (var i = thread; i < c4; i += 256u) { sum += dot(difference(row, i, 0.0), vec4<f32>(1.0)); }
     let near = sum_all(vec2<f32>(sum, 0.0), thread).x / count;
-    var sums = vec2<f32>();
+    var sums = vec2<f32>(0.0);
     for (var i = thread; i < c4; i += 256u) {
         let d = difference(row, i, near);
         sums += vec2<f32>(dot(d, vec4<f32>(1.0)), dot(d, d));

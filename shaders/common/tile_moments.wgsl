@@ -37,7 +37,7 @@ fn tile_moments(values: array<vec4<f32>, ROWS_EACH>, count: u32, thread: u32) ->
     var sum = v[0];
     for (var i = 1u; i < ROWS_EACH; i++) { sum += v[i]; }
     let mean = sum_positions(sum, thread) / f32(max(count, 1u));
-    var squares = vec4<f32>();
+    var squares = vec4<f32>(0.0);
     for (var i = 0u; i < ROWS_EACH; i++) {
         let d = v[i] - mean;
         if ROWS_EACH * moment_row(thread) + i < count { squares += d * d; }
