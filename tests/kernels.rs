@@ -3,15 +3,18 @@
 
 #[path = "kernels/broken.rs"]
 mod broken;
+#[path = "kernels/stand_in.rs"]
+mod stand_in;
 
 use mobilediffusion_kernels::casefile::CaseFile;
 use mobilediffusion_kernels::kernel::has_weights;
 use mobilediffusion_kernels::runner::{self, Target, check_file, variant_tolerance};
-use mobilediffusion_kernels::variant::{self, Machine};
-use mobilediffusion_kernels::{Case, FAMILIES, Family, FloatType, Storage, Variant, WeightType, check};
-use mobilediffusion_runtime::{AdapterKind, Gpu};
+use mobilediffusion_kernels::variant::{self, Machine, MatrixUnit};
+use mobilediffusion_kernels::{Case, FAMILIES, Family, FloatType, Kernel, Storage, Variant, WeightType, check};
+use mobilediffusion_runtime::{AdapterKind, Gpu, MatrixShape, MatrixType};
 use mobilediffusion_tests::gpu::{self, Test, storages, stored};
 use mobilediffusion_tests::{judge, random};
+use stand_in::StandIn;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
@@ -21,10 +24,22 @@ const RANDOM: u32 = 12;
 
 /// Runs a case twice by each of some variants: the result is right, and the same to the last bit.
 fn passes(gpu: &Gpu, storage: Storage, case: &Case, seed: u64, variants: &[Variant]) -> Result<(), String> {
+    passes_as(case.kernel.as_ref(), gpu, storage, case, seed, variants)
+}
+
+/// The same where `kernel` is what runs.
+fn passes_as(
+    kernel: &dyn Kernel,
+    gpu: &Gpu,
+    storage: Storage,
+    case: &Case,
+    seed: u64,
+    variants: &[Variant],
+) -> Result<(), String> {
     let inputs = stored(case, storage, check::inputs(case, seed));
     for variant in variants {
         let at = |why: String| format!("{why} in variant {}", variant.name);
-        let run = || runner::run_variant((gpu, storage), case.kernel.as_ref(), variant, &inputs);
+        let run = || runner::run_variant((gpu, storage), kernel, variant, &inputs);
         let outputs = run().map_err(|error| at(error.to_string()))?;
         judge(case, seed, &inputs, &outputs, variant_tolerance(case, storage, variant)).map_err(at)?;
         if is_long(case) {
@@ -98,29 +113,77 @@ fn with_int8(family: &Family, floats: &[Storage]) -> Vec<Storage> {
     floats.iter().copied().chain(int8).collect()
 }
 
-/// The variants of a kernel that use matrix units, which a device has only for floats in f16.
-fn matrix_variants(gpu: &Gpu, case: &Case) -> Vec<Variant> {
-    let mut all = variant::runnable(case.kernel.as_ref(), gpu.caps(), Storage::F16);
-    all.retain(|variant| variant.needs.matrix.is_some() && !is_long(case));
-    all
+/// Whose matrix units a test is about.
+#[derive(Clone, Copy)]
+enum Units {
+    /// The device's own.
+    Own,
+    /// Those of other devices: what uses them runs by the stand-in.
+    StandIn(MatrixUnit),
+}
+
+/// What real GPUs have that is tested by the stand-in: NVIDIA's, and Apple's.
+const STAND_INS: [MatrixUnit; 2] = [MatrixUnit { edge: 16, subgroup: 32 }, MatrixUnit { edge: 8, subgroup: 32 }];
+
+impl Units {
+    /// The variants of a kernel that use such matrix units, which a device has only for floats in f16.
+    fn variants(self, gpu: &Gpu, case: &Case) -> Vec<Variant> {
+        let mut caps = gpu.caps().clone();
+        if let Self::StandIn(unit) = self {
+            caps.shader_f16 = true;
+            caps.subgroup_size = Some(unit.subgroup);
+            caps.max_workgroup_bytes /= if self.storage() == Storage::F32 { 2 } else { 1 };
+            caps.matrices = vec![MatrixShape::square(unit.edge, MatrixType::F16, MatrixType::F32)];
+        }
+        let mut all = variant::runnable(case.kernel.as_ref(), &caps, Storage::F16);
+        all.retain(|variant| variant.needs.matrix.is_some() && !is_long(case));
+        all
+    }
+
+    fn pass(self, gpu: &Gpu, storage: Storage, case: &Case, seed: u64, variants: &[Variant]) -> Result<(), String> {
+        let real = case.kernel.as_ref();
+        match self {
+            Self::Own => passes_as(real, gpu, storage, case, seed, variants),
+            Self::StandIn(_) => passes_as(&StandIn { real, storage }, gpu, storage, case, seed, variants),
+        }
+    }
+
+    fn storage(self) -> Storage {
+        match self {
+            Self::Own => Storage::F16,
+            // Tiles that lie in workgroup memory as they are stored do so in halves; the others, of scalars, cannot.
+            Self::StandIn(unit) if unit.edge == 16 => Storage::F16_PACKED,
+            Self::StandIn(_) => Storage::F32,
+        }
+    }
+
+    fn test_name(self, family: &Family) -> String {
+        match self {
+            Self::Own => format!("{} by matrix units", family.name),
+            Self::StandIn(MatrixUnit { edge, subgroup }) => {
+                format!("{} by a stand-in for {edge}x{edge} matrices of {subgroup} lanes", family.name)
+            }
+        }
+    }
 }
 
 /// The cases of a family by every variant that uses matrix units, with weights of both kinds; on a software driver, which
 /// compiles one for seconds, two thirds of them by turns; and problems at random by one, where nothing is rounded on the way.
-fn by_matrices(family: &'static Family) -> Test {
-    let run = |gpu: &Gpu| {
+fn by_matrices(family: &'static Family, units: Units) -> Test {
+    let run = move |gpu: &Gpu| {
         let by_turns = gpu.adapter().kind == AdapterKind::Software;
-        let storages = with_int8(family, &[Storage::F16]);
+        let storages = with_int8(family, &[units.storage()]);
         let mut failures = Vec::new();
         let numbered = (1..).zip((family.cases)()).filter(|(number, _)| !by_turns || number % 3 > 0);
         for (turn, (seed, case)) in numbered.enumerate() {
-            let (mut storages, mut variants) = (storages.clone(), matrix_variants(gpu, &case));
+            let (mut storages, mut variants) = (storages.clone(), units.variants(gpu, &case));
             if by_turns && !variants.is_empty() {
                 // More slowly than variants, so that all meet all.
                 storages = vec![storages[turn / variants.len() % storages.len()]];
                 variants = vec![variants[turn % variants.len()]];
             }
-            let run = |storage| passes(gpu, storage, &case, seed, &variants).map_err(|why| format!("{storage}: {why}"));
+            let run =
+                |storage| units.pass(gpu, storage, &case, seed, &variants).map_err(|why| format!("{storage}: {why}"));
             failures.extend(storages.into_iter().filter_map(|storage| run(storage).err()));
         }
         if !failures.is_empty() {
@@ -129,14 +192,14 @@ fn by_matrices(family: &'static Family) -> Test {
         let problems = if by_turns { RANDOM / 3 } else { RANDOM };
         let random = random::problems(family, problems, |case, seed, draw| {
             // Where factors are rounded, a row of a column or two does not say what that may cost.
-            let mut variants = matrix_variants(gpu, case);
+            let mut variants = units.variants(gpu, case);
             variants.retain(|variant| !variant.rounds);
             let storage = draw.of(&storages);
-            if variants.is_empty() { Ok(()) } else { passes(gpu, storage, case, seed, &[draw.of(&variants)]) }
+            if variants.is_empty() { Ok(()) } else { units.pass(gpu, storage, case, seed, &[draw.of(&variants)]) }
         });
         Ok(random?)
     };
-    (format!("{} by matrix units", family.name), Box::new(move |gpu| run(&gpu)))
+    (units.test_name(family), Box::new(move |gpu| run(&gpu)))
 }
 
 /// Problems at random, each in a storage type and by a variant at random. Those by matrix units have tests of their own.
@@ -175,11 +238,16 @@ fn main() {
             let storages = with_int8(family, &storages);
             storages.into_iter().map(move |storage| cases(family, storage)).chain([problems(family)])
         };
-        let has_matrices = |family: &&Family| {
+        let all_units = [Units::Own].into_iter().chain(STAND_INS.map(Units::StandIn));
+        let has_matrices = |(family, units): &(&'static Family, Units)| {
             let all = (family.cases)();
-            gpu.is_some_and(|gpu| all.iter().any(|case| !matrix_variants(gpu, case).is_empty()))
+            // Mesa's compiler for CPUs takes minutes over what the stand-in makes of a shader.
+            let skip =
+                matches!(units, Units::StandIn(_)) && gpu.is_some_and(|gpu| gpu.adapter().name.contains("llvmpipe"));
+            gpu.is_some_and(|gpu| !skip && all.iter().any(|case| !units.variants(gpu, case).is_empty()))
         };
-        let matrices = FAMILIES.iter().filter(has_matrices).map(by_matrices);
+        let pairs = FAMILIES.iter().flat_map(|family| all_units.clone().map(move |units| (family, units)));
+        let matrices = pairs.filter(has_matrices).map(|(family, units)| by_matrices(family, units));
         let onnx = storages.iter().copied().map(onnx);
         FAMILIES.iter().flat_map(of).chain(matrices).chain(onnx).chain([broken::test()]).collect()
     });

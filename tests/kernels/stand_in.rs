@@ -1,0 +1,186 @@
+//! A stand-in for matrix units: variants that use them run, in other words, on devices that have none. So the tiles for units
+//! of every size are computed with, in the same workgroups and subgroups and at the same places of workgroup memory; what
+//! a driver makes of matrices themselves it does not show. Floats may be stored in any way.
+//!
+//! A lane of a subgroup keeps what it needs: `EDGE * EDGE / SUBGROUP` neighbours in a row of the sums, that row of the left
+//! factor, and of the right one where it lies, for kernels multiply by it before anybody writes there again.
+
+use mobilediffusion_kernels::{Cost, Kernel, Operand, Program, Stage, Storage, Tolerance, Variant, wgsl};
+use std::fmt::Write;
+
+/// A kernel whose shaders multiply matrices by the stand-in.
+#[derive(Debug)]
+pub(crate) struct StandIn<'a> {
+    pub(crate) real: &'a dyn Kernel,
+    pub(crate) storage: Storage,
+}
+
+impl StandIn<'_> {
+    /// The same program without matrix units, if it uses any.
+    fn without_units(&self, program: Program) -> Program {
+        let Some(matrix) = program.constants.iter().position(|constant| *constant == ("MATRIX", 1)) else {
+            return program;
+        };
+        let composed = |program: &Program| wgsl::compose(program, self.storage).expect("it composes");
+        let before = composed(&Program { wgsl: "", ..program.clone() });
+        let text = composed(&program);
+        let body = text.strip_prefix(&before).expect("prelude and constants come first");
+        let mut constants = program.constants.clone();
+        // Conditions on it are decided, and without it nothing is asked of the device.
+        constants.remove(matrix);
+        let wide = constants.contains(&("WIDE", 1));
+        Program { wgsl: String::leak(spelt_out(body, wide)), constants, ..program }
+    }
+}
+
+/// Every kind of call, up to its array or to a value before that, and what it becomes, with the array's name behind it.
+const LOADS: [(&str, &str); 3] =
+    [("coopLoadT<Left>(&", "left_of_"), ("coopLoadT<Right>(&", "rows_of_"), ("coopLoad<Right>(&", "columns_of_")];
+const STORE: (&str, &str) = ("coopStoreT(", "keep_in_");
+
+/// Words that mean f16, and what they are however floats are stored.
+const WORDS: [(&str, &str); 4] = [
+    ("array<f16", "array<f32"),
+    ("= Pack(select(", "= store4(select("),
+    ("vec4<f32>(rounded)", "load4(rounded)"),
+    ("coopMultiplyAdd(", "multiply_add("),
+];
+
+/// The text with functions where matrix units were.
+fn spelt_out(body: &str, wide: bool) -> String {
+    let (mut text, mut factors, mut sums) = (String::new(), Vec::new(), Vec::new());
+    for line in body.lines().filter(|line| !line.contains("= coop_mat")) {
+        let mut line = WORDS.iter().fold(line.to_owned(), |line, (word, instead)| line.replace(word, instead));
+        for load in LOADS {
+            line = without(line, load, &mut factors);
+        }
+        writeln!(text, "{}", without(line, STORE, &mut sums)).expect("writing to a string succeeds");
+    }
+    let main = text.find("fn main(").expect("there is an entry point");
+    let begin = main + text[main..].find(" {\n").expect("it has a body") + 3;
+    text.insert_str(begin, "    stand_in_lane = thread % SUBGROUP;\n");
+    text + &functions(&factors, &sums, wide)
+}
+
+/// A line without calls of one kind. `call` ends before `array[at], stride)`, or before `value, &array[at], stride)`.
+fn without(line: String, (call, instead): (&str, &str), arrays: &mut Vec<String>) -> String {
+    let Some((start, rest)) = line.split_once(call) else { return line };
+    let (value, rest) = if call.ends_with('&') { ("", rest) } else { rest.split_once('&').expect("an array") };
+    let (array, rest) = rest.split_once('[').expect("an element");
+    let (at, rest) = rest.split_once("], ").expect("a stride");
+    if !arrays.iter().any(|known| known == array) {
+        arrays.push(array.to_owned());
+    }
+    without(format!("{start}{instead}{array}({value}{at}, {rest}"), (call, instead), arrays)
+}
+
+/// What takes the place of matrix units, over the arrays that factors come from and sums go to, of vec4s or of scalars.
+fn functions(factors: &[String], sums: &[String], wide: bool) -> String {
+    let (factor, sum) = if wide {
+        ("load4(ARRAY[at + row * stride + i / 4u])[i % 4u]", "ARRAY[at + row * stride + i / 4u][i % 4u]")
+    } else {
+        ("ARRAY[at + row * stride + i]", "ARRAY[at + row * stride + i]")
+    };
+    let mut text = SHARED.to_owned();
+    for array in factors {
+        text += &FACTORS.replace("CELL", factor).replace("ARRAY", array);
+    }
+    for array in sums {
+        text += &SUMS.replace("CELL", sum).replace("ARRAY", array);
+    }
+    let case =
+        |(number, array)| format!("case {number}u: {{ return cell_of_{array}(right.at, right.stride, row, i); }}");
+    let cases: String = (0..).zip(factors).map(case).collect();
+    let numbers: String = (0..).zip(factors).map(|(number, array)| format!("const IN_{array} = {number}u;")).collect();
+    text + &numbers + &RIGHT.replace("CASES", &cases)
+}
+
+const SHARED: &str = "
+const OWN = EDGE * EDGE / SUBGROUP;
+alias Left = array<f32, EDGE>;
+alias Sum = array<f32, OWN>;
+struct Right { array: u32, at: u32, stride: u32, by_rows: bool }
+var<private> stand_in_lane: u32;
+fn own_row() -> u32 { return stand_in_lane * OWN / EDGE; }
+fn own_column() -> u32 { return stand_in_lane * OWN % EDGE; }
+fn multiply_add(left: Left, right: Right, sum: Sum) -> Sum {
+    var factor = left;
+    var all = sum;
+    for (var j = 0u; j < OWN; j++) {
+        for (var i = 0u; i < EDGE; i++) { all[j] += factor[i] * right_at(right, i, own_column() + j); }
+    }
+    return all;
+}
+";
+
+const RIGHT: &str = "
+fn right_at(right: Right, k: u32, column: u32) -> f32 {
+    let row = select(column, k, right.by_rows);
+    let i = select(k, column, right.by_rows);
+    switch right.array {
+        CASES
+        default: { return 0.0; }
+    }
+}
+";
+
+const FACTORS: &str = "
+fn cell_of_ARRAY(at: u32, stride: u32, row: u32, i: u32) -> f32 { return CELL; }
+fn left_of_ARRAY(at: u32, stride: u32) -> Left {
+    var all: Left;
+    for (var i = 0u; i < EDGE; i++) { all[i] = cell_of_ARRAY(at, stride, own_row(), i); }
+    return all;
+}
+fn rows_of_ARRAY(at: u32, stride: u32) -> Right { return Right(IN_ARRAY, at, stride, true); }
+fn columns_of_ARRAY(at: u32, stride: u32) -> Right { return Right(IN_ARRAY, at, stride, false); }
+";
+
+const SUMS: &str = "
+fn keep_in_ARRAY(sum: Sum, at: u32, stride: u32) {
+    var own = sum;
+    let row = own_row();
+    for (var j = 0u; j < OWN; j++) {
+        let i = own_column() + j;
+        CELL = own[j];
+    }
+}
+";
+
+impl Kernel for StandIn<'_> {
+    fn name(&self) -> &'static str {
+        self.real.name()
+    }
+
+    fn operands(&self) -> Vec<Operand> {
+        self.real.operands()
+    }
+
+    fn program(&self, variant: &Variant) -> Program {
+        self.without_units(self.real.program(variant))
+    }
+
+    fn stages(&self, variant: &Variant) -> Vec<Stage> {
+        let stages = self.real.stages(variant).into_iter();
+        stages.map(|stage| Stage { program: self.without_units(stage.program), ..stage }).collect()
+    }
+
+    fn cost(&self) -> Cost {
+        self.real.cost()
+    }
+
+    fn tolerance(&self) -> Tolerance {
+        self.real.tolerance()
+    }
+
+    fn reference(&self, inputs: &[&[f64]]) -> Vec<Vec<f64>> {
+        self.real.reference(inputs)
+    }
+
+    fn cpu(&self, inputs: &[&[f32]], outputs: &mut [&mut [f32]]) {
+        self.real.cpu(inputs, outputs);
+    }
+
+    fn params_json(&self) -> serde_json::Value {
+        self.real.params_json()
+    }
+}
