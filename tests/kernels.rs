@@ -175,8 +175,8 @@ fn by_matrices(family: &'static Family, units: Units) -> Test {
         let by_turns = gpu.adapter().kind == AdapterKind::Software;
         let storages = with_int8(family, &[units.storage()]);
         let mut failures = Vec::new();
-        let left_out = if matches!(units, Units::Own) { 0..1 } else { 0..2 };
-        let numbered = (1..).zip((family.cases)()).filter(|(number, _)| !by_turns || !left_out.contains(&(number % 3)));
+        let least = if matches!(units, Units::Own) { 1 } else { 2 };
+        let numbered = (1..).zip((family.cases)()).filter(|(number, _)| !by_turns || number % 3 >= least);
         for (turn, (seed, case)) in numbered.enumerate() {
             let (mut storages, mut variants) = (storages.clone(), units.variants(gpu, &case));
             if by_turns && !variants.is_empty() {
@@ -242,11 +242,10 @@ fn main() {
         };
         let all_units = [Units::Own].into_iter().chain(STAND_INS.map(Units::StandIn));
         let has_matrices = |(family, units): &(&'static Family, Units)| {
-            let all = (family.cases)();
+            let Some(gpu) = gpu else { return false };
             // Mesa's compiler for CPUs takes minutes over what the stand-in makes of a shader.
-            let skip =
-                matches!(units, Units::StandIn(_)) && gpu.is_some_and(|gpu| gpu.adapter().name.contains("llvmpipe"));
-            gpu.is_some_and(|gpu| !skip && all.iter().any(|case| !units.variants(gpu, case).is_empty()))
+            let slow = matches!(units, Units::StandIn(_)) && gpu.adapter().name.contains("llvmpipe");
+            !slow && (family.cases)().iter().any(|case| !units.variants(gpu, case).is_empty())
         };
         let pairs = FAMILIES.iter().flat_map(|family| all_units.clone().map(move |units| (family, units)));
         let matrices = pairs.filter(has_matrices).map(|(family, units)| by_matrices(family, units));

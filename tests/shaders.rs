@@ -99,9 +99,9 @@ fn to_hlsl(module: &Module, info: &ModuleInfo) -> Result<String, String> {
 
 /// naga 30 writes the function behind a zero value `T()` once for every name of its type, and no compiler takes the second.
 fn check_hlsl(text: &str) -> Result<(), String> {
-    let heads = text.lines().filter(|line| line.starts_with(|c: char| c.is_alphabetic()) && line.contains('('));
+    let mut heads = text.lines().filter(|line| line.starts_with(|c: char| c.is_alphabetic()) && line.contains('('));
     let mut seen = HashSet::new();
-    match heads.into_iter().find(|head| !seen.insert(*head)) {
+    match heads.find(|head| !seen.insert(*head)) {
         Some(twice) => Err(format!("defined twice: {twice}")),
         None => Ok(()),
     }
@@ -272,4 +272,6 @@ fn mistakes_are_noticed() {
     assert!(with(turned, program.grid).is_err(), "params in another order");
     assert!(with(program.params[1..].to_vec(), program.grid).is_err(), "a missing param");
     assert!(with(program.params.clone(), [MAX_GRID + 1, 1, 1]).is_err(), "a grid that is too large");
+    let twin = "alias Twin = vec4<f32>;\nfn a() -> vec4<f32> { return Twin(); }\nfn b() -> vec4<f32> { return vec4<f32>(); }\n";
+    assert!(verdict(&(text.clone() + twin), &program).is_err_and(|e| e.contains("twice")), "a type with two names");
 }
