@@ -2,7 +2,7 @@
 
 use mobilediffusion_kernels::draw::Draw;
 use mobilediffusion_kernels::kernel::has_weights;
-use mobilediffusion_kernels::variant::{Machine, Needs, choose, runnable};
+use mobilediffusion_kernels::variant::{Machine, MatrixUnit, Needs, choose, runnable};
 use mobilediffusion_kernels::{
     Access, Case, FAMILIES, Family, FloatType, Param, Program, Stage, Storage, Variant, WeightType, wgsl,
 };
@@ -19,6 +19,9 @@ use std::path::Path;
 /// What every WebGPU device offers.
 const MAX_STORAGE_BUFFERS: usize = 8;
 const MAX_GRID: u32 = 65_535;
+
+/// Metal's matrix units.
+const APPLE: MatrixUnit = MatrixUnit { edge: 8, subgroup: 32 };
 
 /// A parsed and validated module.
 type Checked = Result<Module, String>;
@@ -50,7 +53,7 @@ fn check_text(text: &str, storage: Storage, needs: &Needs) -> Checked {
     if bytes > needs.workgroup_bytes {
         return Err(format!("{bytes} bytes of workgroup memory"));
     }
-    translate(&module, &info)?;
+    translate(&module, &info, needs)?;
     Ok(module)
 }
 
@@ -64,21 +67,34 @@ fn workgroup_bytes(module: &Module, info: &ModuleInfo) -> u32 {
 }
 
 /// To the languages of Vulkan, of Metal and, without matrix units, of Direct3D.
-fn translate(module: &Module, info: &ModuleInfo) -> Result<(), String> {
-    use naga::back::{msl, spv};
-    if !module.types.iter().any(|(_, ty)| matches!(ty.inner, TypeInner::CooperativeMatrix { .. })) {
+fn translate(module: &Module, info: &ModuleInfo, needs: &Needs) -> Result<(), String> {
+    if needs.matrix.is_none() {
         let text = to_hlsl(module, info).map_err(|e| format!("Direct3D: {e}"))?;
         check_hlsl(&text).map_err(|e| format!("Direct3D: {e}"))?;
-        keep_hlsl(&text);
+        keep("hlsl", &text);
     }
-    spv::write_vec(module, info, &spv::Options::default(), None).map_err(|e| format!("SPIR-V: {e}"))?;
-    let options = msl::Options { lang_version: (2, 4), ..Default::default() };
-    let (_, translation) = msl::write_string(module, info, &options, &msl::PipelineOptions::default())
-        .map_err(|e| format!("Metal: {e}"))?;
-    match translation.entry_point_names.into_iter().find_map(Result::err) {
-        Some(error) => Err(format!("Metal: {error}")),
-        None => Ok(()),
+    naga::back::spv::write_vec(module, info, &Default::default(), None).map_err(|e| format!("SPIR-V: {e}"))?;
+    let metal = to_metal(module, info).map_err(|e| format!("Metal: {e}"))?;
+    if needs.matrix.is_none_or(|unit| unit == APPLE) {
+        keep("metal", &metal);
     }
+    Ok(())
+}
+
+/// As wgpu writes a module that asks for no checks.
+fn to_metal(module: &Module, info: &ModuleInfo) -> Result<String, String> {
+    use naga::back::msl;
+    let options = msl::Options {
+        lang_version: (2, 4),
+        bounds_check_policies: Default::default(),
+        zero_initialize_workgroup_memory: false,
+        force_loop_bounding: false,
+        ..Default::default()
+    };
+    let (text, translation) =
+        msl::write_string(module, info, &options, &Default::default()).map_err(|e| e.to_string())?;
+    let names = translation.entry_point_names;
+    names.into_iter().find_map(Result::err).map_or(Ok(text), |e| Err(e.to_string()))
 }
 
 /// As wgpu writes a module that asks for no checks.
@@ -107,13 +123,14 @@ fn check_hlsl(text: &str) -> Result<(), String> {
     }
 }
 
-/// In a folder, if one is named, for Direct3D's own compiler: `tests/direct3d`.
-fn keep_hlsl(text: &str) {
-    let Some(folder) = std::env::var_os("HLSL_FOLDER") else { return };
+/// In a folder, if one is named, for compilers of the language: `tests/direct3d`, `tests/metal`.
+fn keep(language: &str, text: &str) {
+    let Some(folder) = std::env::var_os("SHADER_FOLDER") else { return };
+    let folder = Path::new(&folder).join(language);
     let mut hasher = DefaultHasher::new();
     text.hash(&mut hasher);
-    let path = Path::new(&folder).join(format!("{:016x}.hlsl", hasher.finish()));
-    std::fs::write(path, text).expect("the folder takes files");
+    let path = folder.join(format!("{:016x}.{language}", hasher.finish()));
+    std::fs::create_dir_all(folder).and_then(|()| std::fs::write(path, text)).expect("the folder takes files");
 }
 
 /// What a stage of a case says about its module.
@@ -239,7 +256,7 @@ fn every_variant_says_what_its_kernel_says() {
     let failed = |family: &Family| {
         let texts = RefCell::new(Texts::new());
         let check = |case: &Case, _, _: &mut Draw<'_>| check_variants(case, &mut texts.borrow_mut());
-        random::problems(family, 300, check).err()
+        random::problems(family, 150, check).err()
     };
     let failures: Vec<String> = FAMILIES.par_iter().with_max_len(1).filter_map(failed).collect();
     assert!(failures.is_empty(), "{}", failures.join("\n"));

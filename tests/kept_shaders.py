@@ -1,0 +1,46 @@
+"""The kernels' shaders in other languages, as files, for whoever checks those: tests/direct3d, tests/metal."""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Callable
+
+
+def arguments(description: str) -> argparse.Namespace:
+    """FOLDER and EVERY, of the command line."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", metavar="FOLDER", type=Path)
+    parser.add_argument("every", metavar="EVERY", type=int, nargs="?", default=1)
+    found = parser.parse_args()
+    if found.every < 1:
+        parser.error(f"EVERY: expected 1 or more, found {found.every}")
+    found.folder = found.folder.resolve()
+    found.folder.mkdir(parents=True, exist_ok=True)
+    return found
+
+
+def chosen_shaders(language: str, folder: Path, every: int) -> list[Path]:
+    """Every `every`th of the modules, which the test `shaders` writes into the folder if SHADER_FOLDER names no other."""
+    kept = os.environ.get("SHADER_FOLDER")
+    if kept is None:
+        kept = folder / "shaders"
+        shutil.rmtree(kept, ignore_errors=True)
+        tests = ["cargo", "test", "--release", "--workspace", "--test", "shaders"]
+        subprocess.run(tests, check=True, env=os.environ | {"SHADER_FOLDER": str(kept)})
+    return sorted((Path(kept) / language).glob(f"*.{language}"))[::every]
+
+
+def check_all(name: str, shaders: list[Path], check: Callable[[Path], str]):
+    """Says how many of them `check` has nothing against, and ends with 1 if that is not all, or none."""
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        verdicts = zip(shaders, threads.map(check, shaders))
+        refused = [(path, errors) for path, errors in verdicts if errors]
+    for path, errors in refused[:5]:
+        print(f"{path}:\n{errors}\n")
+    print(f"{name}: {len(shaders) - len(refused)} of {len(shaders)} shaders taken, {len(refused)} refused")
+    if refused or not shaders:
+        sys.exit(1)
