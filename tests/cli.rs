@@ -109,6 +109,14 @@ fn a_missing_gpu_is_an_error_only_if_asked_for() {
 }
 
 #[test]
+fn variants_of_the_cpu_are_not_to_be_had() {
+    let message = failure(&run(&["plan", "--list", "--device", "cpu"]));
+    assert!(message.contains("expected a GPU, found the CPU"), "{message}");
+    let message = failure(&run(&["plan", "--list", "--device", "no-such-adapter"]));
+    assert!(message.contains("no-such-adapter"), "{message}");
+}
+
+#[test]
 fn an_impossible_setting_is_named() {
     let folder = folder();
     let output = folder.path().join("x.png");

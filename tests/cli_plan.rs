@@ -55,6 +55,35 @@ fn a_plan_is_a_table_and_its_sums() {
 }
 
 #[test]
+fn variants_are_listed_for_a_device() {
+    let listed = |more: &[&str]| run(&[&["plan", "--list", "--size", "32", "text"], more].concat());
+    // Number, kernel, variant and name of every step.
+    let steps = |text: &str| {
+        let (steps, _) = text.split_once(", tensors in").expect("tensors follow");
+        let of = |row: &str| row.split_whitespace().take(4).map(str::to_owned).collect::<Vec<_>>();
+        steps.lines().skip(1).map(of).filter(|row| row.len() == 4).collect::<Vec<_>>()
+    };
+    let portable = steps(&listed(&[]));
+    for device in names().iter().filter(|name| *name != "cpu") {
+        let own = steps(&listed(&["--device", device]));
+        assert!(own.len() == portable.len() && own.len() > 10, "{device}: as many steps");
+        let same = |(own, portable): (&Vec<String>, &Vec<String>)| own[1] == portable[1] && own[3] == portable[3];
+        assert!(own.iter().zip(&portable).all(same), "{device}: the same kernels");
+        // What was chosen is what a run of the plan says it ran by.
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let file = folder.path().join("plan.json");
+        let json = file.to_str().expect("UTF-8");
+        run(&["bench", "--plan", "text", "--size", "32", "--device", device, "--quick", "--json", json]);
+        let ran = std::fs::read_to_string(&file).expect("it was written");
+        let ran: Value = serde_json::from_str(&ran).expect("JSON parses");
+        let mut ran = ran["plan"]["steps"].as_array().expect("a list").clone();
+        ran.sort_by_key(|step| step["step"].as_u64());
+        let variants = ran.iter().map(|step| step["variant"].as_str().unwrap_or_else(|| panic!("{step}")));
+        assert!(variants.eq(own.iter().map(|row| row[2].as_str())), "{device}: {own:?} and {ran:?}");
+    }
+}
+
+#[test]
 fn what_8_bits_do_to_weights_is_listed() {
     let text = run(&["info", "--weights-dtype", "int8"]);
     assert!(

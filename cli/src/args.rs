@@ -238,9 +238,12 @@ pub(crate) struct Plan {
     /// How floats are stored in the table of tensors
     #[arg(long, value_enum, default_value_t)]
     pub(crate) dtype: Floats,
-    /// Show every step with its operands, too
+    /// Show every step with its operands, too, and the variant of its kernel
     #[arg(long)]
     pub(crate) list: bool,
+    /// With --list: variants that this GPU would run, `gpu` or an adapter's index or part of its name [default: those of any]
+    #[arg(long, value_parser = device, requires = "list")]
+    pub(crate) device: Option<DeviceChoice>,
     /// Say the same as JSON
     #[arg(long)]
     pub(crate) json: bool,

@@ -2,6 +2,7 @@
 
 use crate::Failure;
 use crate::args::Plan;
+use crate::check::open;
 use crate::graphs::Network;
 use crate::terminal::result;
 use mobilediffusion_graph::plan::{Lifetime, Sharing};
@@ -34,9 +35,10 @@ pub(crate) fn run(args: &Plan) -> Result<(), Failure> {
         let whole = json!({"model": defaults.name, "size": size, "guided": guided, "networks": all});
         return Ok(result(&serde_json::to_string_pretty(&whole)?)?);
     }
+    let machine = machine(args)?;
     for (name, recording) in &networks {
         if args.list {
-            let variants = recording.variants(&Machine::PORTABLE);
+            let variants = recording.variants(&machine);
             result(&format!("{name}, steps\n{}", recording.listing(Some(&variants))))?;
         }
         result(&format!("{name}, tensors in {}\n{}", args.dtype.name(), table(recording, storage)))?;
@@ -58,6 +60,15 @@ pub(crate) fn run(args: &Plan) -> Result<(), Failure> {
         result(&format!("{name}, folded into steps: {}", counts.join(", ")))?;
     }
     Ok(())
+}
+
+/// What variants are chosen for.
+fn machine(args: &Plan) -> Result<Machine, Failure> {
+    let Some(choice) = &args.device else { return Ok(Machine::PORTABLE) };
+    match open(choice)? {
+        Some(gpu) => Ok(Machine::of(&gpu, args.dtype.storage(&gpu))),
+        None => Err("--device: expected a GPU, found the CPU, where kernels have no variants".into()),
+    }
 }
 
 fn arena_ratio(summary: &PlanSummary) -> f64 {
