@@ -68,14 +68,16 @@ fn workgroup_bytes(module: &Module, info: &ModuleInfo) -> u32 {
 
 /// To the languages of Vulkan, of Metal and, without matrix units, of Direct3D.
 fn translate(module: &Module, info: &ModuleInfo, needs: &Needs) -> Result<(), String> {
-    if needs.matrix.is_none() {
+    // By what is in the module: a stage without matrices can be that of variants with and without.
+    let matrices = module.types.iter().any(|(_, ty)| matches!(ty.inner, TypeInner::CooperativeMatrix { .. }));
+    if !matrices {
         let text = to_hlsl(module, info).map_err(|e| format!("Direct3D: {e}"))?;
         check_hlsl(&text).map_err(|e| format!("Direct3D: {e}"))?;
         keep("hlsl", &text);
     }
     naga::back::spv::write_vec(module, info, &Default::default(), None).map_err(|e| format!("SPIR-V: {e}"))?;
     let metal = to_metal(module, info).map_err(|e| format!("Metal: {e}"))?;
-    if needs.matrix.is_none_or(|unit| unit == APPLE) {
+    if !matrices || needs.matrix == Some(APPLE) {
         keep("metal", &metal);
     }
     Ok(())
