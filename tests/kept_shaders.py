@@ -31,16 +31,19 @@ def chosen_shaders(language: str, folder: Path, every: int) -> list[Path]:
         shutil.rmtree(kept, ignore_errors=True)
         tests = ["cargo", "test", "--release", "--workspace", "--test", "shaders"]
         subprocess.run(tests, check=True, env=os.environ | {"SHADER_FOLDER": str(kept)})
-    return sorted((Path(kept) / language).glob(f"*.{language}"))[::every]
+    shaders = sorted((Path(kept) / language).glob(f"*.{language}"))[::every]
+    if not shaders:
+        sys.exit(f"error: expected shaders in {Path(kept) / language}, found none")
+    return shaders
 
 
 def check_all(name: str, shaders: list[Path], check: Callable[[Path], str]):
-    """Says how many of them `check` has nothing against, and ends with 1 if that is not all, or none."""
+    """Says how many of them `check` has nothing against, and ends with 1 if that is not all."""
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         verdicts = zip(shaders, threads.map(check, shaders))
         refused = [(path, errors) for path, errors in verdicts if errors]
     for path, errors in refused[:5]:
         print(f"{path}:\n{errors}\n")
     print(f"{name}: {len(shaders) - len(refused)} of {len(shaders)} shaders taken, {len(refused)} refused")
-    if refused or not shaders:
+    if refused:
         sys.exit(1)
