@@ -216,38 +216,54 @@ impl Select {
     /// # Errors
     /// If none fits: the error lists what there is.
     pub fn choose(&self, found: &[AdapterSummary]) -> Result<usize, RuntimeError> {
-        let best = |fits: &dyn Fn(&AdapterSummary) -> bool| {
-            found.iter().filter(|a| fits(a)).min_by_key(|a| (a.kind, a.index)).map(|a| a.index)
+        Ok(self.candidates(found)?[0])
+    }
+
+    /// The same, and after it what does instead where it gives no device: a GPU may be listed twice, by a driver that
+    /// works and by one that does not. Whoever means a certain one gets no other.
+    ///
+    /// # Errors
+    /// As [`choose`](Self::choose).
+    pub fn candidates(&self, found: &[AdapterSummary]) -> Result<Vec<usize>, RuntimeError> {
+        let all = |fits: &dyn Fn(&AdapterSummary) -> bool| {
+            let mut fitting: Vec<&AdapterSummary> = found.iter().filter(|a| fits(a)).collect();
+            fitting.sort_by_key(|a| (a.kind, a.index));
+            fitting.iter().map(|a| a.index).collect::<Vec<_>>()
         };
+        let best = |fits: &dyn Fn(&AdapterSummary) -> bool| all(fits).first().copied();
         let chosen = match self {
-            Self::Best => best(&|_| true),
-            Self::Hardware => best(&|a| a.kind != AdapterKind::Software),
+            Self::Best => all(&|_| true),
+            Self::Hardware => all(&|a| a.kind != AdapterKind::Software),
             Self::Named(name) => {
                 let index = name.parse::<usize>().ok();
                 let name = name.to_lowercase();
                 let says = |text: &str| text.to_lowercase().contains(&name);
                 // A number that is no position may be a part of a name: 4090.
-                best(&|a| index == Some(a.index)).or_else(|| best(&|a| says(&a.name) || says(&a.driver)))
+                let meant = best(&|a| index == Some(a.index)).or_else(|| best(&|a| says(&a.name) || says(&a.driver)));
+                meant.into_iter().collect()
             }
             Self::Same(same) => {
                 let fits =
                     |a: &AdapterSummary| (&a.name, &a.backend, &a.driver) == (&same.name, &same.backend, &same.driver);
                 // Of two cards of one make, the one that is meant.
-                best(&|a| fits(a) && a.index == same.index).or_else(|| best(&fits))
+                best(&|a| fits(a) && a.index == same.index).or_else(|| best(&fits)).into_iter().collect()
             }
         };
-        chosen.ok_or_else(|| RuntimeError::NoAdapter {
-            wanted: match self {
-                Self::Best => "any".to_owned(),
-                Self::Hardware => "hardware".to_owned(),
-                Self::Named(name) => name.clone(),
-                Self::Same(same) => same.name.clone(),
-            },
-            found: match found {
-                [] => "none".to_owned(),
-                _ => found.iter().map(|a| format!("[{}] {a}", a.index)).collect::<Vec<_>>().join("; "),
-            },
-        })
+        if chosen.is_empty() { Err(self.none_of(found)) } else { Ok(chosen) }
+    }
+
+    fn none_of(&self, found: &[AdapterSummary]) -> RuntimeError {
+        let wanted = match self {
+            Self::Best => "any",
+            Self::Hardware => "hardware",
+            Self::Named(name) => name,
+            Self::Same(same) => &same.name,
+        };
+        let found = match found {
+            [] => "none".to_owned(),
+            _ => found.iter().map(|a| format!("[{}] {a}", a.index)).collect::<Vec<_>>().join("; "),
+        };
+        RuntimeError::NoAdapter { wanted: wanted.to_owned(), found }
     }
 }
 
@@ -304,6 +320,14 @@ mod tests {
         assert_eq!(Select::Best.choose(&machine()), Ok(2));
         assert_eq!(Select::Best.choose(&machine()[..1]), Ok(0));
         assert_eq!(Select::Hardware.choose(&machine()[..2]), Ok(1));
+    }
+
+    #[test]
+    fn what_gives_no_device_is_followed_by_the_next_unless_it_was_meant() {
+        assert_eq!(Select::Best.candidates(&machine()), Ok(vec![2, 1, 0]));
+        assert_eq!(Select::Hardware.candidates(&machine()), Ok(vec![2, 1]));
+        assert_eq!(Select::Named("e".into()).candidates(&machine()), Ok(vec![2]));
+        assert_eq!(Select::Same(machine()[1].clone()).candidates(&machine()), Ok(vec![1]));
     }
 
     #[test]

@@ -120,7 +120,7 @@ impl Gpu {
             let pending = self.pending_upload.fetch_add(bytes, Ordering::Relaxed) + bytes;
             if pending >= UPLOAD_CHUNK as u64 {
                 self.pending_upload.store(0, Ordering::Relaxed);
-                self.queue.submit([]);
+                self.scoped(&buffer.label, 0, || self.queue.submit([]))?;
                 self.wait()?;
             }
             offset += bytes;

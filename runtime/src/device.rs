@@ -78,8 +78,18 @@ impl Gpu {
     async fn open_either(select: &Select, shader_checks: bool) -> Result<Self, RuntimeError> {
         let all = adapter::enumerate().await;
         let found: Vec<AdapterSummary> = all.iter().enumerate().map(|(i, raw)| adapter::summary(i, raw)).collect();
-        let index = select.choose(&found)?;
-        let (raw, chosen) = (&all[index], found[index].clone());
+        let mut refused = None;
+        for index in select.candidates(&found)? {
+            match Self::open_on(&all[index], found[index].clone(), shader_checks).await {
+                Ok(opened) => return Ok(opened),
+                // What the best adapter says is what whoever wanted it reads.
+                Err(error) => refused = refused.or(Some(error)),
+            }
+        }
+        Err(refused.expect("there are candidates"))
+    }
+
+    async fn open_on(raw: &wgpu::Adapter, chosen: AdapterSummary, shader_checks: bool) -> Result<Self, RuntimeError> {
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("mobilediffusion"),
             required_features: raw.features() & adapter::FEATURES,
@@ -225,7 +235,7 @@ impl Gpu {
             match catch_unwind(AssertUnwindSafe(|| self.device.poll(slice))) {
                 Ok(Ok(_)) => return self.incident("a submission"),
                 Ok(Err(_)) if start.elapsed() < LIMIT => {}
-                Ok(Err(_)) => return Err(RuntimeError::Timeout { seconds: LIMIT.as_secs() }),
+                Ok(Err(_)) => return Err(self.incidents.gave_no_answer(LIMIT)),
                 Err(_) => return Err(self.gave_up("a submission")),
             }
         }
@@ -285,6 +295,12 @@ impl Incidents {
             *locked(&sink.lost) = Some(one_line(&format!("{reason:?} {message}")));
         });
         incidents
+    }
+
+    /// A device that hangs is one that is lost: nobody waits for it a second time.
+    fn gave_no_answer(&self, waited: Duration) -> RuntimeError {
+        let reason = format!("it did not finish within {} s", waited.as_secs());
+        RuntimeError::Lost { reason: locked(&self.lost).get_or_insert(reason).clone() }
     }
 
     /// The loss of the device as an error, if it is lost.

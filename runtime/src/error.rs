@@ -74,10 +74,4 @@ pub enum RuntimeError {
         /// The system's words.
         reason: String,
     },
-    /// The device did not answer.
-    #[error("the device did not finish within {seconds} s")]
-    Timeout {
-        /// How long was waited.
-        seconds: u64,
-    },
 }

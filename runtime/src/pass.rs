@@ -88,7 +88,13 @@ impl Gpu {
             return Err(RuntimeError::TooMany { what, count: most.into(), unit, allowed: allowed.into() });
         }
         let present = operands.iter().enumerate().filter(|(i, _)| pipeline.bindings.get(*i) != Some(&Binding::Absent));
-        let entries: Vec<_> = present.map(|(i, bound)| bound.entry(i as u32)).collect();
+        let present: Vec<_> = present.collect();
+        if let Some((_, empty)) = present.iter().find(|(_, bound)| bound.bytes == 0) {
+            // To wgpu it would be everything up to the end of the buffer.
+            let message = format!("no byte of `{}` is bound", empty.buffer.label());
+            return Err(RuntimeError::Validation { what: label.to_owned(), message });
+        }
+        let entries: Vec<_> = present.into_iter().map(|(i, bound)| bound.entry(i as u32)).collect();
         let layout = &pipeline.layout;
         let descriptor = wgpu::BindGroupDescriptor { label: Some(label), layout, entries: &entries };
         let bind_group = self.scoped(label, 0, || self.device.create_bind_group(&descriptor))?;
