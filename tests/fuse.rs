@@ -196,6 +196,17 @@ fn what_the_caller_reads_or_another_needs_is_not_folded_away() {
     let recording = Recording::new(g);
     assert_eq!(recording.fused.len(), 1, "{:?}", recording.fused);
     assert_eq!(recording.fused[0].what, "upsample");
+
+    // A norm that only a product reads, but for the caller.
+    let mut g = Graph::new();
+    let x = g.input("x", [1, 4, 4, 8], DType::Elem);
+    let norm = g.layer_norm(&x, "norm", 1e-5).expect("it builds");
+    let y = g.linear(&norm, "linear", Linear { cols: 8, ..Linear::default() }).expect("it builds");
+    for (name, tensor) in [("norm", &norm), ("y", &y)] {
+        g.output(name, tensor);
+    }
+    let recording = Recording::new(g);
+    assert!(recording.fused.is_empty(), "{:?}", recording.fused);
 }
 
 #[test]

@@ -332,6 +332,8 @@ fn mistakes_are_named() {
     let short = graph.input("short", [4], DType::F32);
     let y = graph.activate(&x, Activation::Relu, 1.0).expect("it fits");
     graph.activate(&short, Activation::Relu, 1.0).expect("it fits");
+    graph.input("row", [48], DType::Elem);
+    graph.input("numbers", [1, 3, 4, 4], DType::U32);
     graph.output("y", &y);
     let mut weights = Weights::new(Device::CPU, Box::new(MadeUp::default()));
     let mut session = Session::new(Recording::new(graph), &mut weights, &mut |_, _| true).expect("it is made");
@@ -344,7 +346,9 @@ fn mistakes_are_named() {
     refused(session.read("z").map(|_| ()), &["output `z`", "y"]);
     refused(session.feed_back("z", "x"), &["output `z`"]);
     refused(session.feed_back("y", "z"), &["input `z`"]);
-    refused(session.feed_back("y", "short"), &["`short`", "4", "48"]);
+    refused(session.feed_back("y", "short"), &["`short`", "`y`", "[4]", "[12, 4]"]);
+    refused(session.feed_back("y", "row"), &["`row`", "`y`", "[48]", "[12, 4]"]);
+    refused(session.feed_back("y", "numbers"), &["`numbers`", "`y`", "U32", "Elem"]);
     session.write("x", &[2.0; 48]).expect("it fits");
     session.run(&mut |_, _| true).expect("it runs");
     session.feed_back("y", "x").expect("they have one shape");

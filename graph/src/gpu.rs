@@ -20,6 +20,8 @@ use std::time::Instant;
 /// a submission below the few seconds after which drivers give a device up: half a second at 200 GFLOP/s. While one runs the
 /// next is encoded and submitted, so that a fast device does not wait for the host.
 const CHUNK_FLOPS: u64 = 100_000_000_000;
+/// The same for GPUs that share the host's memory: the slowest of them make some 50 GFLOP/s, and systems draw with them.
+const INTEGRATED_CHUNK_FLOPS: u64 = 20_000_000_000;
 /// The same for drivers that compute on the CPU.
 const SOFTWARE_CHUNK_FLOPS: u64 = 2_000_000_000;
 
@@ -77,8 +79,11 @@ impl GpuMemory {
         };
         let bytes = arenas.iter().chain([&staging, &uniforms.buffer, &dummy, &shared]).map(Buffer::bytes).sum();
         let flops = recording.nodes.iter().map(|node| node.kernel.cost().flops).collect();
-        let software = gpu.adapter().kind == AdapterKind::Software;
-        let chunk_flops = if software { SOFTWARE_CHUNK_FLOPS } else { CHUNK_FLOPS };
+        let chunk_flops = match gpu.adapter().kind {
+            AdapterKind::Software => SOFTWARE_CHUNK_FLOPS,
+            AdapterKind::Integrated => INTEGRATED_CHUNK_FLOPS,
+            AdapterKind::Discrete | AdapterKind::Other => CHUNK_FLOPS,
+        };
         let mut memory = Self {
             gpu: Arc::clone(&gpu),
             storage,

@@ -237,6 +237,10 @@ impl Graph {
             return Err(GraphError::Refused { node: path, kernel: kernel.name(), reason });
         }
         let declared = kernel.operands();
+        if declared.iter().any(|operand| operand.present && elements(&operand.shape) == 0) {
+            let expected = "at least one in each operand".to_owned();
+            return Err(GraphError::Size { node: path, what: "number of elements", expected, found: 0 });
+        }
         let read = declared.iter().filter(|operand| operand.access == Access::Read);
         let mut operands = Vec::with_capacity(declared.len());
         // Whoever leaves the last operands out need not say so.
@@ -321,5 +325,9 @@ mod tests {
         let linear = Linear { rows: 1, k: 4, cols: 4, source, ..Linear::default() };
         let refused = graph.step("proj", linear, &[Some(&x)]).expect_err("nothing is left of `x`");
         assert!(matches!(refused, GraphError::Refused { kernel: "linear", .. }), "{refused}");
+        let empty = graph.input("empty", [0, 4], DType::Elem);
+        let linear = Linear { rows: 0, k: 4, cols: 4, ..Linear::default() };
+        let refused = graph.step("proj", linear, &[Some(&empty)]).expect_err("there is nothing").to_string();
+        assert_eq!(refused, "`proj`: number of elements is 0, expected at least one in each operand");
     }
 }

@@ -7,8 +7,8 @@ use crate::graph::Origin;
 use crate::plan::Sharing;
 use crate::record::Recording;
 use crate::weights::{Device, Weights};
+use mobilediffusion_kernels::Variant;
 use mobilediffusion_kernels::kernel::elements;
-use mobilediffusion_kernels::{DType, Variant};
 
 /// A recording made ready on a device.
 #[derive(Debug)]
@@ -305,14 +305,19 @@ impl Session {
     /// Copies an output to an input of the same shape, on the device: how a sampler's steps follow each other.
     ///
     /// # Errors
-    /// If either is unknown, they differ in size, or the device is lost.
+    /// If either is unknown, they differ in elements, channels or type, or the device is lost.
     pub fn feed_back(&mut self, output: &str, input: &str) -> Result<(), GraphError> {
         let from = self.find_output(output)?;
         let (to, bit) = self.find_input(input)?;
         let (a, b) = (&self.recording.tensors[from], &self.recording.tensors[to]);
-        if (elements(&a.shape), a.dtype == DType::Elem) != (elements(&b.shape), b.dtype == DType::Elem) {
-            let (expected, found) = (elements(&b.shape), elements(&a.shape));
-            return Err(GraphError::Length { name: input.to_owned(), expected, found });
+        // The same number of values may lie in other rows, which devices pad.
+        let (node, what) = (input.to_owned(), format!("output `{output}`"));
+        if (elements(&a.shape), a.shape.last()) != (elements(&b.shape), b.shape.last()) {
+            let (expected, found) = (b.shape.clone(), a.shape.clone());
+            return Err(GraphError::Shape { node, what, expected, found });
+        }
+        if a.dtype != b.dtype {
+            return Err(GraphError::Type { node, what, expected: b.dtype, found: a.dtype });
         }
         self.dirty |= 1 << bit;
         match &mut self.memory {

@@ -119,6 +119,15 @@ impl Weights {
         &self.device
     }
 
+    /// Bytes of those that are there.
+    pub fn bytes(&self) -> u64 {
+        let bytes = |resident: &Resident| match resident {
+            Resident::Host(values) => size_of_val(&values[..]) as u64,
+            Resident::Device(buffer) => buffer.bytes(),
+        };
+        self.resident.values().map(bytes).sum()
+    }
+
     /// Brings every weight of a recording that is not there yet to the device. `go_on` is asked before each with the
     /// weights done and those of the recording.
     ///
