@@ -1,5 +1,8 @@
 //! The facade as an application uses it, on the CPU device and on every GPU adapter of this machine.
 
+#[path = "pipeline/memory.rs"]
+mod memory;
+
 use mobilediffusion_graph::Device;
 use mobilediffusion_model::{
     DeviceChoice, Floats, Flow, Model, ModelError, Options, Phase, Picture, Pipeline, Progress, Request, Source,
@@ -234,6 +237,8 @@ fn stopping_while_getting_ready_leaves_the_pipeline_usable() {
             });
             assert!(matches!(drawn, Err(ModelError::Stopped)), "{phase} {at}: {drawn:?}");
             assert_eq!(after, 1, "{phase} {at}: asked again after the stop");
+            let there = pipeline.counters().weight_bytes;
+            assert_eq!(there > 0, (phase, at) != (Phase::Load, 0), "{phase} {at}: {there} bytes of weights stayed");
             assert_eq!(draw(&mut pipeline, &small("sun")).len(), 1);
         }
     }
@@ -258,75 +263,6 @@ fn a_lost_device_is_an_error_and_comes_back() {
         other.recover().expect("it joins");
         assert_eq!(pipeline.counters().buffers, opened.buffers, "the device was opened twice");
         assert!(draw(&mut other, &small("sun")) == expected, "another picture after the loss");
-    }
-}
-
-#[test]
-fn too_little_memory_is_refused_with_what_would_fit() {
-    for device in devices() {
-        let limited = |memory| {
-            let options = Options { memory: Some(memory), ..on(device.clone()) };
-            Pipeline::load(source(), options).expect("it loads")
-        };
-        let mut pipeline = limited(1 << 40);
-        draw(&mut pipeline, &small("sun"));
-        let needed = pipeline.counters().plan_bytes + pipeline.counters().weight_bytes;
-        let mut enough = limited(needed);
-        draw(&mut enough, &small("sun"));
-
-        let large = Request { width: Some(512), height: Some(256), ..Request::new("sun") };
-        let refused = enough.generate(&large, &mut |_| Flow::Continue).expect_err("512x256 needs more");
-        let line = refused.to_string();
-        assert!(
-            line.starts_with("out of memory: 512x256 pixels need ") && line.contains("MiB; 32x32 would fit"),
-            "{line}"
-        );
-        draw(&mut enough, &small("sun"));
-
-        let refused = limited(needed / 2).generate(&large, &mut |_| Flow::Continue).expect_err("half is too little");
-        assert!(
-            refused.to_string().contains("no picture would fit") || refused.to_string().contains("16-bit"),
-            "{refused}"
-        );
-    }
-}
-
-#[test]
-fn int8_weights_are_offered_where_only_they_make_room() {
-    let square = |side| Request { width: Some(side), height: Some(side), ..Request::new("sun") };
-    for device in devices() {
-        let with = |floats, weights, memory| {
-            let options = Options { floats, weights, memory: Some(memory), ..on(device.clone()) };
-            Pipeline::load(source(), options).expect("it loads")
-        };
-        let refused = |floats, weights, memory| {
-            let drawn = with(floats, weights, memory).generate(&square(256), &mut |_| Flow::Continue);
-            drawn.expect_err("256x256 needs more").to_string()
-        };
-        let line = refused(Floats::F32, WeightType::Floats, 1 << 20);
-        assert!(line.ends_with("; no picture would fit"), "{line}");
-        if device == DeviceChoice::Cpu {
-            let mut int8 = Pipeline::load(source(), Options { weights: WeightType::Int8, ..on(device.clone()) });
-            let int8 = int8.as_mut().expect("it loads");
-            draw(int8, &Request { prompt: "sun".to_owned(), ..square(64) });
-            let made = int8.counters();
-            let line = refused(Floats::F32, WeightType::Floats, made.weight_bytes + made.plan_bytes);
-            assert!(line.contains("; 64x64 with int8 weights would fit with "), "{line}");
-            continue;
-        }
-        let least = with(Floats::F16, WeightType::Int8, 1 << 20).summaries(&square(64)).expect("it is valid");
-        let needed = least.iter().map(|(_, plan)| (plan.weight_bytes + plan.lower_bound_bytes) as u64).sum();
-        let mib = needed as f64 / f64::from(1 << 20);
-        for (floats, weights, how) in [
-            (Floats::F32, WeightType::Floats, " in 16-bit floats with int8 weights"),
-            (Floats::F16, WeightType::Floats, " with int8 weights"),
-            (Floats::F32, WeightType::Int8, " in 16-bit floats"),
-            (Floats::F16, WeightType::Int8, ""),
-        ] {
-            let line = refused(floats, weights, needed);
-            let offer = format!("MiB; 64x64{how} would fit with {mib:.1} MiB for weights and plans");
-            assert!(line.ends_with(&offer), "expected `{offer}`: {line}");
-        }
     }
 }
 

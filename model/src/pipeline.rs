@@ -26,6 +26,7 @@ use crate::picture::Picture;
 use memory::{Ask, Need};
 use mobilediffusion_graph::{Device, PlanSummary, Recording};
 use plans::{Key, Plans};
+use source::Part;
 use std::sync::Arc;
 
 /// Draws pictures with a model. Can be sent to another thread; several may share a model.
@@ -214,7 +215,7 @@ impl Pipeline {
             let needed = make_room(&self.model, &mut self.plans, &ask, &needs)?;
             match make(&self.model, &mut self.plans, missing, on_progress) {
                 // A device that does not say how much memory it has is asked again with less on it, as long as there is less.
-                Err(error) if error.is_out_of_memory() && self.plans.evict(&keys) => {}
+                Err(error) if error.is_out_of_memory() && give_back(&self.model, &mut self.plans, &keys) => {}
                 Err(error) if error.is_out_of_memory() => return Err(ask.too_much(needed, None)),
                 made => return made,
             }
@@ -228,9 +229,16 @@ fn keys(request: &Request, shape: &Shape) -> Vec<Key> {
     [Key::Text, Key::denoise(shape), Key::decode(shape)].into_iter().chain(encode).collect()
 }
 
-/// Gives plans back until there is room for what is missing, by the model's own limits and by what the machine has; then all
-/// takes so many bytes.
-fn make_room(model: &Model, plans: &mut Plans, ask: &Ask<'_>, needs: &[(Key, Need)]) -> Result<u64, ModelError> {
+/// Gives back the longest unused plan, or weights of a network that no plan takes any more, unless it is one of `needed`;
+/// false if there is none. Of weights that others draw with, too, none would be freed.
+fn give_back(model: &Arc<Model>, plans: &mut Plans, needed: &[Key]) -> bool {
+    let parts: Vec<Part> = needed.iter().map(|key| key.part()).collect();
+    plans.evict(needed) || Arc::strong_count(model) == 1 && model.release(&parts)
+}
+
+/// Gives plans and weights back until there is room for what is missing, by the model's own limits and by what the machine
+/// has; then all takes so many bytes.
+fn make_room(model: &Arc<Model>, plans: &mut Plans, ask: &Ask<'_>, needs: &[(Key, Need)]) -> Result<u64, ModelError> {
     ask.check_buffers(&needs.iter().map(|(_, need)| *need).collect::<Vec<_>>())?;
     let most_plans = model.options().plans.max(ask.keys.len());
     while plans.len() + needs.len() > most_plans && plans.evict(ask.keys) {}
@@ -243,7 +251,7 @@ fn make_room(model: &Model, plans: &mut Plans, ask: &Ask<'_>, needs: &[(Key, Nee
         let needed = taken(model, plans, needs);
         match budget {
             Some(budget) if needed > budget => {
-                if !plans.evict(ask.keys) {
+                if !give_back(model, plans, ask.keys) {
                     return Err(ask.too_much(needed, Some(budget)));
                 }
             }
@@ -254,7 +262,7 @@ fn make_room(model: &Model, plans: &mut Plans, ask: &Ask<'_>, needs: &[(Key, Nee
 
 /// Bytes of all weights and plans that are there, and of what is missing.
 fn taken(model: &Model, plans: &Plans, missing: &[(Key, Need)]) -> u64 {
-    let weights = |key: Key, need: Need| if model.resident(key.part()).is_some() { 0 } else { need.weights };
+    let weights = |key: Key, need: Need| need.weights.saturating_sub(model.resident(key.part()));
     let missing: u64 = missing.iter().map(|(key, need)| weights(*key, *need) + need.plan).sum();
     plans.bytes() + model.resident_bytes() + missing
 }

@@ -136,9 +136,9 @@ impl Model {
         self.tokenizer.encode(text, self.config().text_encoder.max_position_embeddings)
     }
 
-    /// Bytes of the weights of a network that are on the device, none if there are none.
-    pub(super) fn resident(&self, part: Part) -> Option<u64> {
-        self.opened().bytes.get(&part).copied()
+    /// Bytes of the weights of a network that are on the device.
+    pub(super) fn resident(&self, part: Part) -> u64 {
+        self.opened().bytes.get(&part).copied().unwrap_or(0)
     }
 
     /// Bytes of all weights that are on the device.
@@ -159,6 +159,17 @@ impl Model {
         Ok(())
     }
 
+    /// Gives the weights of a network back that is none of these; false if there are none. When it is needed again, they
+    /// are read anew.
+    pub(super) fn release(&self, needed: &[Part]) -> bool {
+        let folders: Vec<&str> = needed.iter().map(|part| self.source.folder(*part)).collect();
+        let mut opened = self.opened();
+        let mut unneeded = opened.bytes.keys().map(|part| self.source.folder(*part)).filter(|f| !folders.contains(f));
+        let Some(folder) = unneeded.next() else { return false };
+        opened.bytes.retain(|part, _| self.source.folder(*part) != folder);
+        opened.weights.remove(folder).is_some()
+    }
+
     /// Brings the weights of a recording, `bytes` of them, to the device.
     pub(super) fn bring(
         &self,
@@ -167,13 +178,19 @@ impl Model {
         go_on: GoOn<'_>,
     ) -> Result<(), ModelError> {
         let weights = self.weights(part)?;
-        lock(&weights).load(recording, &mut |done, total| go_on(Phase::Load, done, total))?;
+        let mut held = lock(&weights);
+        let before = held.bytes();
+        let loaded = held.load(recording, &mut |done, total| go_on(Phase::Load, done, total));
+        let brought = held.bytes() - before;
+        drop(held);
         let mut opened = self.opened();
         // Not if the device was opened anew in the meantime.
         if opened.weights.get(self.source.folder(part)).is_some_and(|now| Arc::ptr_eq(now, &weights)) {
-            opened.bytes.insert(part, bytes);
+            let there = opened.bytes.entry(part).or_default();
+            // What came before somebody said stop stays, and takes room.
+            *there = if loaded.is_ok() { bytes } else { *there + brought };
         }
-        Ok(())
+        Ok(loaded?)
     }
 
     /// Makes a session over weights that are on the device.
