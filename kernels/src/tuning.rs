@@ -52,13 +52,22 @@ impl Tuning {
         if version == expected { Ok(found) } else { Err(format!("expected version {expected}, found {version}")) }
     }
 
-    /// Keeps it for the sessions to come.
+    /// Keeps it for the sessions to come, beside what others have noted there since it was read.
     ///
     /// # Errors
     /// If there is no cache folder, or it cannot be written to.
     pub fn write(&self, gpu: &Gpu) -> Result<(), RuntimeError> {
-        let text = serde_json::to_string_pretty(self).expect("names are strings") + "\n";
+        let text = serde_json::to_string_pretty(&Self::read(gpu).0.with(self)).expect("names are strings") + "\n";
         gpu.keep(FILE, text.as_bytes())
+    }
+
+    /// Both, and of what both know what the other one says.
+    fn with(mut self, other: &Self) -> Self {
+        for (adapter, measured) in &other.adapters {
+            let known = self.adapters.entry(adapter.clone()).or_default();
+            known.extend(measured.iter().map(|(problem, variant)| (problem.clone(), variant.clone())));
+        }
+        self
     }
 
     /// Notes which variant was the fastest.
@@ -126,6 +135,21 @@ mod tests {
         tuning.note(&adapter("Mesa 25"), (&linear(4096), Storage::F32), &unknown);
         let machine = Machine { tuned: tuning.of(&adapter("Mesa 25")), ..Machine::PORTABLE };
         assert_eq!(choose(&linear(4096), &machine), choose(&linear(4096), &Machine::PORTABLE));
+    }
+
+    #[test]
+    fn what_others_noted_in_the_meantime_is_kept() {
+        let (mine, slow) = table();
+        let fast = choose(&linear(4096), &Machine::PORTABLE);
+        let mut others = Tuning::default();
+        others.note(&adapter("Mesa 25"), (&linear(2048), Storage::F32), &fast);
+        others.note(&adapter("Mesa 25"), (&linear(4096), Storage::F32), &fast);
+        others.note(&adapter("Mesa 26"), (&linear(4096), Storage::F32), &fast);
+        let both = others.with(&mine);
+        let kept = |driver, rows| both.of(&adapter(driver)).get(&problem(&linear(rows), Storage::F32)).cloned();
+        assert_eq!(kept("Mesa 25", 4096).as_deref(), Some(slow.name), "measured last");
+        assert_eq!(kept("Mesa 25", 2048).as_deref(), Some(fast.name));
+        assert_eq!(kept("Mesa 26", 4096).as_deref(), Some(fast.name));
     }
 
     #[test]

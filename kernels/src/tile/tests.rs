@@ -1,0 +1,85 @@
+//! Which tile is taken for which shape, and what the shaders rely on in every one.
+
+use super::{Matrix, PAIR, SINGLE};
+use crate::kernel::{Kernel, Stage};
+use crate::storage::Storage;
+use crate::variant::{Machine, choose};
+use crate::{Conv2d, Linear};
+use mobilediffusion_runtime::{Caps, MatrixShape, MatrixType};
+
+fn taken(rows: usize, cols: usize, moments: bool) -> &'static str {
+    choose(&Linear { rows, k: 1024, cols, moments, ..Linear::default() }, &Machine::PORTABLE).name
+}
+
+#[test]
+fn the_shape_decides() {
+    assert_eq!(taken(65_536, 512, false), "128x128");
+    assert_eq!(taken(65_536, 64, false), "128x64", "half of the columns of the largest tile would be empty");
+    assert_eq!(taken(4096, 320, false), "64x64", "80 of the largest tiles leave a device idle");
+    assert_eq!(taken(256, 1024, false), "32x32/4");
+    assert_eq!(taken(256, 1024, true), "64x64 in 4", "moments are those of 64 rows");
+    assert_eq!(taken(262_144, 3, false), "128x16");
+    assert_eq!(taken(1, 1280, false), "2x16/64");
+    assert_eq!(taken(77, 1024, false), "32x32/4");
+}
+
+#[test]
+fn the_shape_decides_among_matrices_too() {
+    let product = MatrixShape::square(16, MatrixType::F16, MatrixType::F32);
+    let caps = Caps {
+        shader_f16: true,
+        subgroup_size: Some(32),
+        matrices: vec![product],
+        max_workgroup_bytes: 48 << 10,
+        ..Caps::PORTABLE
+    };
+    let machine = Machine { caps, storage: Storage::F16, ..Machine::PORTABLE };
+    let taken = |rows, cols| choose(&Linear { rows, k: 1024, cols, ..Linear::default() }, &machine).name;
+    assert_eq!(taken(65_536, 512), "m16 128x256 4x4");
+    assert_eq!(taken(262_144, 64), "m16 128x64");
+    assert_eq!(taken(4096, 320), "m16 64x64/4");
+    assert_eq!(taken(256, 1024), "m16 32x64/8");
+    let long = Linear { rows: 256, k: 6144, cols: 1024, ..Linear::default() };
+    assert_eq!(choose(&long, &machine).name, "m16 64x128/2 in 4");
+}
+
+#[test]
+fn long_sums_of_few_tiles_are_made_in_parts() {
+    let linear = Linear { rows: 256, k: 6144, cols: 1024, bias: true, residual: true, ..Linear::default() };
+    let taken = |machine: &Machine| choose(&linear, machine);
+    assert_eq!(taken(&Machine::PORTABLE).name, "64x64 in 4");
+    let busy = Machine { busy_groups: 8, ..Machine::PORTABLE };
+    assert_eq!(taken(&busy).name, "128x128", "a few workgroups keep it busy");
+    let parts = taken(&Machine::PORTABLE);
+    let bound = |stage: &Stage| {
+        let there = stage.operands.iter().filter(|operand| operand.present);
+        there.map(|operand| operand.name).collect::<Vec<_>>()
+    };
+    let stages = linear.stages(&parts);
+    let [first, second] = &stages[..] else { panic!("{} stages", stages.len()) };
+    assert_eq!(bound(first), ["x", "w", "parts"]);
+    assert_eq!(bound(second), ["bias", "residual", "y", "parts"]);
+    assert_eq!(first.program.grid, [4 * 16, 4, 1]);
+    let large = Linear { rows: 65_536, ..linear };
+    assert!(large.variants().iter().all(|variant| !variant.name.contains("in 4")), "a GiB of sums");
+}
+
+#[test]
+fn subgroups_cover_the_tile() {
+    for tile in SINGLE.iter().chain(PAIR) {
+        let Some(Matrix { edge, subgroup, strips, across, split, .. }) = tile.matrix else { continue };
+        let [edge, strips, across, split] = [edge, strips, across, split].map(|size| size as usize);
+        let down = tile.threads.iter().product::<usize>() / subgroup as usize / across / split;
+        assert_eq!([tile.rows(), tile.cols()], [strips * edge * down, 4 * edge * across], "{}", tile.name);
+        assert!((4 * tile.staged.unwrap()).is_multiple_of(split * edge), "{}: a step has unequal parts", tile.name);
+        // What take_sums of the shader relies on.
+        assert!(edge.is_multiple_of(tile.each[0]), "{}: rows of an invocation lie in several matrices", tile.name);
+    }
+}
+
+#[test]
+fn convolutions_choose_alike() {
+    let conv =
+        Conv2d { n: 1, h: 16, w: 16, ci: 1024, co: 1024, kernel: 1, stride: 1, upsample: 1, ..Conv2d::default() };
+    assert_eq!(choose(&conv, &Machine::PORTABLE).name, taken(256, 1024, false));
+}
