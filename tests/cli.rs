@@ -21,7 +21,7 @@ fn listing_devices_says_nothing_on_standard_error() {
 
 #[test]
 fn a_wrong_command_line_exits_with_two() {
-    let wrong: [&[&str]; 9] = [
+    let wrong: [&[&str]; 13] = [
         &["--no-such-flag"],
         &["generate", "red apple"],
         &["generate", "red apple", "-o", "x.png", "--no-such-flag"],
@@ -31,6 +31,10 @@ fn a_wrong_command_line_exits_with_two() {
         &["completions", "no-such-shell"],
         &["info", "--preset", "no-such-preset"],
         &["bench", "--weights-dtype", "int4"],
+        &["plan", "--size", "4294967296"],
+        &["info", "--size", "8193"],
+        &["check", "--plan", "unet", "--size", "99999968"],
+        &["bench", "--plan", "decoder", "--size", "18446744073709551584"],
     ];
     for args in wrong {
         let done = run(args);
@@ -44,6 +48,7 @@ fn a_file_that_cannot_be_written_is_refused_before_the_work() {
     let plain = folder.path().join("plain");
     fs::write(&plain, "a file").expect("the file is written");
     let mut targets = vec![folder.path().join("missing/x.png"), folder.path().to_owned(), plain.join("x.png")];
+    targets.extend(["x.jpg", "x", "y/", "plain/"].map(|name| folder.path().join(name)));
     // Not even the superuser makes files there.
     targets.extend(cfg!(target_os = "linux").then(|| PathBuf::from("/proc/x.png")));
     for target in targets {
@@ -53,6 +58,48 @@ fn a_file_that_cannot_be_written_is_refused_before_the_work() {
         assert!(message.starts_with("cannot write ") && message.contains(target), "{message}");
     }
     assert_eq!(fs::read_dir(folder.path()).expect("the folder reads").count(), 1, "something was left behind");
+}
+
+#[test]
+#[cfg(unix)]
+fn what_is_no_file_is_not_replaced() {
+    let folder = folder();
+    let [file, pipe, link, lost] =
+        ["file.png", "pipe.png", "link.png", "lost.png"].map(|name| folder.path().join(name));
+    fs::write(&file, "precious").expect("the file is written");
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status().expect("there is mkfifo");
+    assert!(made.success());
+    std::os::unix::fs::symlink(&file, &link).expect("the link is made");
+    std::os::unix::fs::symlink(folder.path().join("nowhere"), &lost).expect("the link is made");
+    for output in [&pipe, &link, &lost] {
+        let output = output.to_str().expect("the path is UTF-8");
+        let message = failure(&run(&["generate", "sun", "--device", "cpu", "--force", "-o", output]));
+        assert!(message.contains(output) && message.contains("expected a file or nothing"), "{message}");
+    }
+    assert_eq!(fs::read(&link).expect("it reads"), b"precious");
+    // Nor is a pipe waited for that should be weights.
+    let model = folder.path().join("model");
+    copy_all(&checkpoint(), &model);
+    let weights = model.join("unet/model.safetensors");
+    fs::remove_file(&weights).and_then(|()| fs::rename(&pipe, &weights)).expect("the folder can be written to");
+    let (model, output) = (model.to_str().expect("UTF-8"), folder.path().join("x.png"));
+    let output = output.to_str().expect("UTF-8");
+    let message = failure(&run(&["generate", "sun", "--device", "cpu", "-o", output, "--model", model]));
+    assert!(message.contains("unet") && message.contains("expected a file, found"), "{message}");
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn names_need_not_be_utf8_and_errors_are_no_commands_for_a_terminal() {
+    use std::os::unix::ffi::OsStrExt;
+    let folder = folder();
+    let output = folder.path().join(std::ffi::OsStr::from_bytes(b"\xff.png"));
+    let mut odd = program();
+    odd.args(["generate", "sun", "--device", "cpu", "--json", "-o"]).arg(&output);
+    let done = odd.output().expect("it starts");
+    assert!(done.status.success() && output.is_file(), "{}", stderr(&done));
+    let message = failure(&run(&["info", "--model", "no\u{1b}[31msuch"]));
+    assert!(message.contains("no\\u{1b}[31msuch"), "{message}");
 }
 
 #[test]
@@ -127,6 +174,16 @@ fn an_impossible_setting_is_named() {
         let message = failure(&run(&["generate", "red apple", "--device", "cpu", "-o", output, flag, value]));
         assert!(message.contains(named), "{flag} {value}: {message}");
     }
+    for guidance in ["nan", "-5"] {
+        let message = failure(&run(&["plan", "--guidance", guidance]));
+        assert!(message.starts_with("guidance: expected"), "{message}");
+    }
+    // Nothing is made for what is refused.
+    let previews = folder.path().join("previews");
+    let refused = ["generate", "sun", "--steps", "0", "-o", output, "--preview", previews.to_str().expect("UTF-8")];
+    failure(&run(&refused));
+    let message = failure(&run(&["generate", "sun", "-o", output, "--preview", output]));
+    assert!(message.contains("expected a folder"), "{message}");
     // Beyond all bounds, before a picture to begin from is scaled or a file is named.
     let init = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/apple.png");
     let beyond = [

@@ -24,6 +24,7 @@ pub(crate) fn run(args: &Generate) -> Result<(), Failure> {
         request.init = Some(init(args, path, (side(request.width), side(request.height)))?);
         request.check(&source.config)?;
     }
+    Outputs::make_folder(args)?;
 
     let mut clock = Clock::start();
     let (floats, weights) = (args.dtype.map_or_else(Default::default, Into::into), args.weights_dtype.into());
@@ -55,7 +56,8 @@ pub(crate) fn run(args: &Generate) -> Result<(), Failure> {
     }
     drawn?;
     if args.json {
-        let files: Vec<_> = files.iter().map(|(path, seed)| json!({"path": path, "seed": seed})).collect();
+        let files: Vec<_> =
+            files.iter().map(|(path, seed)| json!({"path": path.to_string_lossy(), "seed": seed})).collect();
         let facts: serde_json::Map<_, _> = facts.iter().map(|(k, v)| (k.to_lowercase(), v.clone().into())).collect();
         let left_out = |cut: Option<Truncated>| cut.map(|cut| cut.left_out);
         let (left_out, negative) = (left_out(settings.truncated), left_out(settings.negative_truncated));

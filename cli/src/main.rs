@@ -22,7 +22,13 @@ type Failure = Box<dyn Error + Send + Sync>;
 
 fn main() -> ExitCode {
     quiet_mesa();
-    let done = match Cli::parse().command {
+    let command = Cli::parse().command;
+    // What computes on the CPU would start these itself, and panic where the system gives none.
+    if let Err(error) = rayon::ThreadPoolBuilder::new().build_global() {
+        terminal::note(&format!("error: cannot start threads: {error}"));
+        return ExitCode::FAILURE;
+    }
+    let done = match command {
         Command::Generate(args) => generate::run(&args),
         Command::Devices => devices::run(),
         Command::Info(args) => networks::info(&args),
@@ -35,7 +41,8 @@ fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            terminal::note(&format!("error: {}", terminal::one_line(&failure.to_string())));
+            let line = terminal::one_line(&failure.to_string());
+            terminal::note(&format!("error: {}", terminal::printable(&line)));
             ExitCode::FAILURE
         }
     }

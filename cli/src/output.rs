@@ -4,7 +4,7 @@ use crate::args::Generate;
 use mobilediffusion_model::{ModelError, Picture};
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::{Path, PathBuf, is_separator};
 
 /// The files of a run, all of which can be written.
 #[derive(Debug)]
@@ -32,10 +32,18 @@ impl Outputs {
         for (path, _) in &files {
             check(path, args.force)?;
         }
-        if let Some(folder) = &args.preview {
-            fs::create_dir_all(folder).map_err(|error| refuse(folder, error.to_string()))?;
+        if let Some(folder) = &args.preview
+            && (files.iter().any(|(path, _)| path == folder) || folder.exists() && !folder.is_dir())
+        {
+            return Err(refuse(folder, "expected a folder for previews, found a file"));
         }
         Ok(Self { files, written: 0, sheet: args.grid.then(Vec::new) })
+    }
+
+    /// Makes the folder for previews, once it is known that there is something to draw.
+    pub(crate) fn make_folder(args: &Generate) -> Result<(), ModelError> {
+        let Some(folder) = &args.preview else { return Ok(()) };
+        fs::create_dir_all(folder).map_err(|error| refuse(folder, error.to_string()))
     }
 
     /// Writes a picture with `facts` in its file, or keeps it for the sheet.
@@ -82,19 +90,28 @@ fn numbered(path: &Path, seed: u64) -> (PathBuf, u64) {
     (path.with_file_name(name), seed)
 }
 
-/// Whether nothing stands in the way of a file.
+/// Whether nothing stands in the way of a file. What is there is replaced and not written into, so it has to be a file: a
+/// link would lead nowhere afterwards, and a device would be gone.
 pub(crate) fn check_file(path: &Path, force: bool) -> Result<(), ModelError> {
     if path.is_dir() {
         return Err(refuse(path, "it is a folder"));
     }
-    if !force && path.exists() {
-        return Err(refuse(path, "it is there already, `--force` overwrites it"));
+    match path.symlink_metadata() {
+        Err(_) => Ok(()),
+        Ok(found) if !found.is_file() => Err(refuse(path, "expected a file or nothing, found a link, pipe or device")),
+        Ok(_) if force => Ok(()),
+        Ok(_) => Err(refuse(path, "it is there already, `--force` overwrites it")),
     }
-    Ok(())
 }
 
 fn check(path: &Path, force: bool) -> Result<(), ModelError> {
-    let Some(name) = path.file_name() else { return Err(refuse(path, "it does not name a file")) };
+    let ends_open = path.as_os_str().as_encoded_bytes().last().is_some_and(|end| is_separator(char::from(*end)));
+    let Some(name) = path.file_name().filter(|_| !ends_open) else {
+        return Err(refuse(path, "it does not name a file"));
+    };
+    if !path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("png")) {
+        return Err(refuse(path, "expected a name that ends in .png"));
+    }
     check_file(path, force)?;
     let folder = match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,

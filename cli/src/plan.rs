@@ -9,6 +9,7 @@ use mobilediffusion_graph::plan::{Lifetime, Sharing};
 use mobilediffusion_graph::{PlanSummary, Recording, TensorInfo, Traffic};
 use mobilediffusion_kernels::variant::Machine;
 use mobilediffusion_kernels::{Storage, WeightType};
+use mobilediffusion_model::Request;
 use mobilediffusion_model::networks::Shape;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -24,6 +25,7 @@ pub(crate) fn run(args: &Plan) -> Result<(), Failure> {
     let config = args.networks.config()?;
     let defaults = &config.defaults;
     let size = args.networks.size.unwrap_or(defaults.image_size);
+    Request { guidance: args.guidance, ..Request::new("") }.check(&config)?;
     let guided = args.guidance.unwrap_or(defaults.guidance) != 1.0;
     let shape = Shape::of(size, size, defaults.sampler, defaults.steps, guided)?;
     let chosen = if args.only.is_empty() { Network::of(&config) } else { args.only.clone() };

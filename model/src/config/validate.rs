@@ -5,6 +5,7 @@ use super::{
     TextEncoderConfig,
 };
 use crate::error::ModelError;
+use crate::pipeline::MOST_PIXELS;
 use crate::tokenizer::VOCABULARY;
 use mobilediffusion_kernels::Activation;
 use std::fmt::{Debug, Display};
@@ -13,8 +14,8 @@ use std::path::{Path, PathBuf};
 
 /// Widths and factors: far above any network, far below where their products would overflow.
 pub(super) const WIDTH: RangeInclusive<usize> = 1..=65_536;
-/// Numbers of layers.
-pub(super) const LAYERS: RangeInclusive<usize> = 1..=1_024;
+/// Numbers of layers: twice those of any network.
+pub(super) const LAYERS: RangeInclusive<usize> = 1..=64;
 /// Widest attention head the kernels hold.
 const WIDEST_HEAD: usize = 512;
 
@@ -83,8 +84,8 @@ impl Defaults {
     fn validate(&self, path: &Path, train_steps: usize, multiple: usize) -> Result<(), ModelError> {
         let check = Check::new(path);
         let size = self.image_size;
-        let fits = WIDTH.contains(&size) && size.is_multiple_of(multiple);
-        check.that(fits, "image_size", format!("a multiple of {multiple} up to {}", WIDTH.end()), size)?;
+        let fits = (1..=MOST_PIXELS).contains(&size) && size.is_multiple_of(multiple);
+        check.that(fits, "image_size", format!("a multiple of {multiple} up to {MOST_PIXELS}"), size)?;
         let most = match self.sampler {
             Sampler::Ddim => train_steps - 1,
             Sampler::OneStep => crate::schedule::MOST_ONE_STEP,

@@ -6,6 +6,7 @@ use image::{DynamicImage, ImageDecoder, ImageReader, Limits, RgbaImage};
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Most pixels of a file that is read: 8192 x 8192. A few bytes can claim to be any size.
 const MOST: u64 = 1 << 26;
@@ -49,8 +50,10 @@ impl Picture {
     /// # Errors
     /// If the folder cannot be written to.
     pub fn save_png(&self, path: &Path, text: &[(&str, String)]) -> Result<(), ModelError> {
+        // Of this call alone: others may be writing the same file.
+        static CALLS: AtomicU64 = AtomicU64::new(0);
         let mut name = path.file_name().unwrap_or_default().to_owned();
-        name.push(format!(".{}.part", std::process::id()));
+        name.push(format!(".{}-{}.part", std::process::id(), CALLS.fetch_add(1, Ordering::Relaxed)));
         let partial = path.with_file_name(name);
         let written = self.encode(&partial, text).and_then(|()| std::fs::rename(&partial, path));
         written.map_err(|source| {

@@ -9,7 +9,7 @@ use crate::schedule::{MOST_ONE_STEP, Schedule};
 /// Longest side of a picture in pixels.
 pub const MOST_PIXELS: usize = 8192;
 
-/// Most pictures of a request, all of which are kept until the last one is drawn.
+/// Most pictures of a request, all of which are kept until the last one is drawn unless they are handed over one by one.
 pub const MOST_PICTURES: usize = 1000;
 
 /// DDIM's evaluations where neither the request nor the model says how many (the paper measures with 50; 20 look alike).
@@ -32,7 +32,8 @@ pub struct Request {
     pub width: Option<usize>,
     /// Height in pixels, a multiple of 32; none for the model's own.
     pub height: Option<usize>,
-    /// Evaluations of the UNet, 1 for one-step models; none for the sampler's own number.
+    /// Evaluations of the UNet; none for the sampler's own number. One-step models take 1 to 4, for more they sample by
+    /// DDIM, with guidance.
     pub steps: Option<usize>,
     /// Strength of guidance, 1 for none; none for the sampler's own.
     pub guidance: Option<f32>,

@@ -20,6 +20,10 @@ impl Mapped {
     /// Maps a file.
     #[expect(unsafe_code, reason = "mapping a file is unsafe; weights are far too large to be read whole")]
     pub(super) fn open(path: &Path) -> std::io::Result<Self> {
+        // Of a pipe the system would wait for the other end, and a folder can be opened.
+        if !path.metadata()?.is_file() {
+            return Err(std::io::Error::other("expected a file, found a folder, pipe or device"));
+        }
         let file = File::open(path)?;
         // SAFETY: the map is private and never written to. That nobody truncates or rewrites the file meanwhile is what
         // every user of a mapped file has to assume; `Checkpoint::open` says so. Its content is checked before use.
