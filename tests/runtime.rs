@@ -167,6 +167,12 @@ fn times_are_taken(gpu: &Arc<Gpu>) {
     assert_eq!(seconds.len(), 40, "one for each repetition");
     assert!(seconds.iter().all(|s| (0.0..60.0).contains(s)), "{seconds:?}");
     assert!(seconds.iter().sum::<f64>() > 0.0, "{} saw no time pass", timer.clock());
+    // One after the other: there, back, there, back, there.
+    gpu.upload(&count.x, &[0; 256]).expect("it fits");
+    let Count { x, staging, there, back } = count;
+    assert_eq!(timer.time_in_turn(gpu, &[there, back], 5).expect("they are timed").len(), 5);
+    let last = words(&gpu.download(&x, &staging, 4).expect("it arrives"));
+    assert_eq!(last, [40_000], "each adds ten thousand, and four of them had come back");
 }
 
 fn an_adapter_that_is_not_there_is_named_with_what_is(gpu: &Arc<Gpu>) {

@@ -280,7 +280,8 @@ pub fn run_variant(
         buffers.push((buffer, bytes));
     }
     let bound: Vec<Bound<'_>> = buffers.iter().map(|(buffer, bytes)| inside(buffer, *bytes)).collect();
-    let (dispatch, shared) = dispatch((gpu, storage), kernel, variant, &bound)?;
+    let shared = shared((gpu, storage), kernel, variant)?;
+    let dispatch = dispatch((gpu, storage), kernel, variant, &bound, shared.as_ref())?;
     gpu.submit([&dispatch])?;
 
     let mut outputs = Vec::new();
@@ -308,7 +309,23 @@ fn inside(buffer: &Buffer, bytes: usize) -> Bound<'_> {
     Bound { buffer, offset: FENCE_BYTES as u64, bytes: bytes.next_multiple_of(4) as u64 }
 }
 
-/// All stages of a variant with the kernel's operands `bound` in order, and the memory that they share, poisoned and fenced.
+/// The memory that stages of a variant share, if they do, poisoned and fenced.
+///
+/// # Errors
+/// If the device has no room for it.
+pub fn shared(
+    (gpu, storage): (&Gpu, Storage),
+    kernel: &dyn Kernel,
+    variant: &Variant,
+) -> Result<Option<Buffer>, RuntimeError> {
+    let (stages, operands) = (kernel.stages(variant), kernel.operands().len());
+    let Some(operand) = stages.iter().find_map(|stage| stage.shared(operands)) else { return Ok(None) };
+    let bytes = storage.tensor_bytes(operand.dtype, &operand.shape) + 2 * FENCE_BYTES;
+    let buffer = gpu.buffer("shared", bytes as u64, Role::Storage)?;
+    gpu.poison(&buffer).map(|()| Some(buffer))
+}
+
+/// All stages of a variant with the kernel's operands `bound` in order, and what they share.
 ///
 /// # Errors
 /// As [`run`].
@@ -317,22 +334,17 @@ pub fn dispatch(
     kernel: &dyn Kernel,
     variant: &Variant,
     bound: &[Bound<'_>],
-) -> Result<(Dispatch, Option<Buffer>), RunError> {
-    let stages = kernel.stages(variant);
-    let shared = stages.iter().find_map(|stage| stage.shared(bound.len()));
-    let bytes = shared.map_or(0, |operand| storage.tensor_bytes(operand.dtype, &operand.shape));
-    let fenced = || gpu.buffer("shared", (bytes + 2 * FENCE_BYTES) as u64, Role::Storage);
-    let shared = shared.map(|_| fenced()).transpose()?;
-    shared.iter().try_for_each(|buffer| gpu.poison(buffer))?;
+    shared: Option<&Buffer>,
+) -> Result<Dispatch, RunError> {
     let mut all: Option<Dispatch> = None;
-    for stage in &stages {
+    for stage in &kernel.stages(variant) {
         let program = &stage.program;
         let text = wgsl::compose(program, storage)?;
         let pipeline = gpu.pipeline(kernel.name(), &text, &stage.bindings())?;
         let params: Vec<u8> = program.params.iter().flat_map(Param::bytes).collect();
         let uniform = gpu.buffer("params", params.len() as u64, Role::Uniform)?;
         gpu.upload(&uniform, &params)?;
-        let own = shared.iter().map(|buffer| inside(buffer, bytes));
+        let own = shared.map(|buffer| inside(buffer, buffer.bytes() as usize - 2 * FENCE_BYTES));
         let bound: Vec<Bound<'_>> =
             std::iter::once(Bound::whole(&uniform)).chain(bound.iter().copied()).chain(own).collect();
         let dispatch = gpu.dispatch(kernel.name(), &pipeline, &bound, program.grid)?;
@@ -341,7 +353,7 @@ pub fn dispatch(
             None => dispatch,
         });
     }
-    Ok((all.expect("a kernel has a stage"), shared))
+    Ok(all.expect("a kernel has a stage"))
 }
 
 /// Whether the fences around so many bytes are as they were.
@@ -372,27 +384,4 @@ fn unfenced(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::Add;
-
-    #[test]
-    fn fences_and_padding_are_looked_at() {
-        let kernel = Add { rows: 2, c: 3 };
-        let (operand, values) = (Operand::write("y", [2, 3]), [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
-        for storage in [Storage::F32, Storage::F16, Storage::F16_PACKED] {
-            let inside = storage.encode(DType::Elem, &operand.shape, &values);
-            let all = [poison(FENCE_BYTES), inside.clone(), poison(FENCE_BYTES)].concat();
-            let said = |all: &[u8]| unfenced(&kernel, &operand, storage, all, inside.len());
-            assert_eq!(said(&all).expect("nothing is wrong"), values);
-            for at in [0, FENCE_BYTES - 1, FENCE_BYTES + inside.len(), all.len() - 1] {
-                let mut all = all.clone();
-                all[at] ^= 1;
-                assert!(matches!(said(&all), Err(RunError::Outside { operand: "y", .. })), "byte {at} was changed");
-            }
-            let mut all = all.clone();
-            all[FENCE_BYTES + inside.len() - 1] = 1;
-            assert!(matches!(said(&all), Err(RunError::Padding { operand: "y", .. })), "the padding is not zero");
-        }
-    }
-}
+mod tests;

@@ -42,6 +42,9 @@ const FLAT: u8 = 2;
 
 impl Picture {
     /// Scales and crops to `width` x `height`, both at least 1: no side is left empty, the middle is kept.
+    ///
+    /// # Panics
+    /// If there are not as many pixels as the picture says.
     #[must_use]
     pub fn fill(self, width: usize, height: usize) -> Self {
         if (self.width, self.height) == (width, height) {
@@ -66,9 +69,11 @@ impl Picture {
     /// Pictures of one size in rows, as square as they come, on white.
     ///
     /// # Panics
-    /// If there is none.
+    /// If there is none, or one of another size.
     pub fn sheet(pictures: &[Self]) -> Self {
         let first = pictures.first().expect("a sheet needs a picture");
+        let size = (first.width, first.height);
+        assert!(pictures.iter().all(|picture| (picture.width, picture.height) == size), "pictures of several sizes");
         let columns = (1..).find(|n| n * n >= pictures.len()).expect("a square root exists");
         let rows = pictures.len().div_ceil(columns);
         let (width, height) = (columns * first.width, rows * first.height);

@@ -125,7 +125,8 @@ impl Pipeline {
     }
 
     /// [`generate`](Self::generate) for where nobody may wait for the device. Weights are read and kernels compiled before it
-    /// first yields: [`prepare`](Self::prepare) on another thread beforehand, where a first picture must not hold one up.
+    /// first yields: [`prepare`](Self::prepare) on another thread beforehand, where a first picture must not hold one up. The
+    /// CPU device computes whenever it is polled: there a thread of its own is for it.
     ///
     /// # Errors
     /// As [`generate`](Self::generate).

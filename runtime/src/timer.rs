@@ -74,10 +74,25 @@ impl Timer {
     /// # Errors
     /// If the device is lost or refuses the submission.
     pub fn time(&self, gpu: &Gpu, dispatches: &[&Dispatch], repeats: usize) -> Result<Vec<f64>, RuntimeError> {
+        self.time_passes(gpu, &[dispatches], repeats)
+    }
+
+    /// Runs one of the dispatches after the other, each in a pass of its own, `repeats` passes in all; the seconds of every
+    /// pass.
+    ///
+    /// # Errors
+    /// As [`time`](Self::time).
+    pub fn time_in_turn(&self, gpu: &Gpu, dispatches: &[Dispatch], repeats: usize) -> Result<Vec<f64>, RuntimeError> {
+        let alone: Vec<[&Dispatch; 1]> = dispatches.iter().map(|dispatch| [dispatch]).collect();
+        self.time_passes(gpu, &alone.iter().map(<[_; 1]>::as_slice).collect::<Vec<_>>(), repeats)
+    }
+
+    fn time_passes(&self, gpu: &Gpu, passes: &[&[&Dispatch]], repeats: usize) -> Result<Vec<f64>, RuntimeError> {
+        let nth = |n: usize| passes[n % passes.len()];
         let Some(queries) = &self.queries else {
-            let once = |_| {
+            let once = |n: usize| {
                 let start = Instant::now();
-                gpu.submit(dispatches.iter().copied())?;
+                gpu.submit(nth(n).iter().copied())?;
                 gpu.wait()?;
                 Ok(start.elapsed().as_secs_f64())
             };
@@ -87,7 +102,8 @@ impl Timer {
         while seconds.len() < repeats {
             // The first alone: it says how many of its kind go together.
             let most = seconds.first().map_or(1, |first| (TOGETHER / first).clamp(1.0, f64::from(PASSES)) as usize);
-            seconds.extend(queries.time(gpu, &vec![dispatches; most.min(repeats - seconds.len())])?);
+            let next = seconds.len()..repeats.min(seconds.len() + most);
+            seconds.extend(queries.time(gpu, &next.map(nth).collect::<Vec<_>>())?);
         }
         Ok(seconds)
     }

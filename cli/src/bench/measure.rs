@@ -4,8 +4,8 @@ use super::Effort;
 use crate::Failure;
 use mobilediffusion_kernels::runner::{self, Target, judge, stored, target_tolerance};
 use mobilediffusion_kernels::variant::{Machine, choose};
-use mobilediffusion_kernels::{Access, Case, Operand, Storage, Variant, WeightType, sample};
-use mobilediffusion_runtime::{Bound, Buffer, Dispatch, Gpu, Role, RuntimeError, Timer};
+use mobilediffusion_kernels::{Access, Case, DType, Operand, Storage, Variant, WeightType, sample};
+use mobilediffusion_runtime::{AdapterKind, Bound, Buffer, Dispatch, Gpu, Role, RuntimeError, Timer};
 use std::time::Instant;
 
 /// Seed of the operands.
@@ -37,10 +37,10 @@ pub(crate) fn shape(
         (Target::Gpu(gpu, storage), Some(timer)) => {
             let variant = choose(kernel, &Machine::of(gpu, storage));
             taken = Some(variant);
-            let (dispatch, written) = prepare((gpu, storage), case, &variant, &inputs)?;
+            let (dispatches, written) = prepare((gpu, storage), case, &variant, &inputs)?;
             // The first run warms up, too.
             let one = Instant::now();
-            gpu.submit([&dispatch])?;
+            gpu.submit(dispatches.first())?;
             gpu.wait()?;
             let runs = runs(one.elapsed().as_secs_f64(), effort);
             let got = read((gpu, storage), &written)?;
@@ -56,7 +56,7 @@ pub(crate) fn shape(
             allowed.relative *= 2.0;
             let verdict = judge(kernel, &got, &wide, allowed);
             let wrong = verdict.failure.map(|failure| format!("{kernel:?} against the CPU form: {failure}"));
-            (timer.time(gpu, &[&dispatch], runs)?, wrong)
+            (timer.time_in_turn(gpu, &dispatches, runs)?, wrong)
         }
         _ => {
             let packed = sample::packed(case, target.storage().weights, inputs);
@@ -104,16 +104,30 @@ pub(super) fn read((gpu, storage): (&Gpu, Storage), written: &[(Operand, Buffer)
     written.iter().map(one).collect()
 }
 
-/// The shader of a variant bound to operands on the device, and what it writes.
+/// Bytes of weights that runs in turn read, more than caches hold, and most copies of them, of which some are small.
+const COLD_BYTES: u64 = 96 << 20;
+const COPIES: u64 = 32;
+
+/// How many copies of so many bytes of weights there are.
+fn copies(gpu: &Gpu, bytes: u64) -> u64 {
+    // A driver that computes on the CPU has other worries than caches.
+    let most = if gpu.adapter().kind == AdapterKind::Software { 2 } else { COPIES };
+    COLD_BYTES.checked_div(bytes).map_or(1, |copies| (copies + 1).clamp(1, most))
+}
+
+/// The shader of a variant bound to operands on the device, once for each copy of its weights, and what it writes. In a
+/// network weights come from memory, for the others passed by since they were read the last time; activations do not, for
+/// the step before wrote them.
 pub(super) fn prepare(
     (gpu, storage): (&Gpu, Storage),
     case: &Case,
     variant: &Variant,
     inputs: &[Vec<f32>],
-) -> Result<(Dispatch, Written), Failure> {
+) -> Result<(Vec<Dispatch>, Written), Failure> {
     let kernel = case.kernel.as_ref();
     let operands = kernel.operands();
     let (mut buffers, mut values) = (Vec::new(), inputs.iter());
+    let mut weights = Vec::new();
     for operand in &operands {
         let shape = operand.layout.packed_shape(&operand.shape);
         let bytes = if operand.present { storage.tensor_bytes(operand.dtype, &shape) } else { 16 };
@@ -125,12 +139,23 @@ pub(super) fn prepare(
                 let mut encoded = storage.encode(operand.dtype, &shape, &packed);
                 encoded.resize(encoded.len().next_multiple_of(4), 0);
                 gpu.upload(&buffer, &encoded)?;
+                weights.extend((operand.dtype == DType::Weight).then_some(buffers.len()));
             }
         }
         buffers.push(buffer);
     }
-    let bound: Vec<Bound<'_>> = buffers.iter().map(Bound::whole).collect();
-    let (dispatch, _) = runner::dispatch((gpu, storage), kernel, variant, &bound)?;
+    let shared = runner::shared((gpu, storage), kernel, variant)?;
+    let mut dispatches = Vec::new();
+    for copy in 0..copies(gpu, weights.iter().map(|at| buffers[*at].bytes()).sum()) {
+        let mut of_copy = buffers.clone();
+        for at in weights.iter().filter(|_| copy > 0) {
+            let own = gpu.buffer(buffers[*at].label(), buffers[*at].bytes(), Role::Storage)?;
+            gpu.copy(&buffers[*at], &own, own.bytes())?;
+            of_copy[*at] = own;
+        }
+        let bound: Vec<Bound<'_>> = of_copy.iter().map(Bound::whole).collect();
+        dispatches.push(runner::dispatch((gpu, storage), kernel, variant, &bound, shared.as_ref())?);
+    }
     let written = operands.into_iter().zip(buffers).filter(|(operand, _)| operand.access == Access::Write).collect();
-    Ok((dispatch, written))
+    Ok((dispatches, written))
 }

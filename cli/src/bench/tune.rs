@@ -105,9 +105,9 @@ fn times(
         if longest.is_some_and(|longest| expected > longest) {
             continue;
         }
-        let (dispatch, written) = measure::prepare((gpu, storage), case, variant, &inputs)?;
+        let (dispatches, written) = measure::prepare((gpu, storage), case, variant, &inputs)?;
         let start = Instant::now();
-        gpu.submit([&dispatch])?;
+        gpu.submit(dispatches.first())?;
         gpu.wait()?;
         let one = start.elapsed().as_secs_f64();
         if !effort.software {
@@ -129,7 +129,7 @@ fn times(
                 }
             }
         }
-        let mut seconds = timer.time(gpu, &[&dispatch], runs)?;
+        let mut seconds = timer.time_in_turn(gpu, &dispatches, runs)?;
         seconds.sort_by(f64::total_cmp);
         all.push((*variant, seconds[seconds.len() / 2]));
     }

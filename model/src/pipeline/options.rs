@@ -56,7 +56,8 @@ impl Floats {
     }
 }
 
-/// What holds for everything a model draws.
+/// What holds for everything a model draws. What a GPU's driver compiled, and the variants that were measured, are kept in
+/// the user's cache folder, in `mobilediffusion`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
     /// Where.

@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 /// Where weights come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum WeightsFrom {
-    /// A folder with `unet`, `text_encoder`, and `decoder` or `vae` in it.
+    /// A folder with `unet`, `text_encoder`, and `decoder` or `vae` in it. Its files are mapped: they must not change as long
+    /// as there is a model of them.
     Directory(PathBuf),
     /// Made up from a seed: for measuring, not for looking at.
     Synthetic(u64),
