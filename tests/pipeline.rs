@@ -227,7 +227,9 @@ fn stopping_anywhere_leaves_the_pipeline_usable() {
 #[test]
 fn stopping_while_getting_ready_leaves_the_pipeline_usable() {
     for device in devices() {
-        for (phase, at) in [(Phase::Load, 0), (Phase::Compile, 0), (Phase::Load, 20), (Phase::Compile, 20)] {
+        for (phase, at) in
+            [(Phase::Load, 0), (Phase::Compile, 0), (Phase::Load, 2), (Phase::Load, 20), (Phase::Compile, 20)]
+        {
             let mut pipeline = load(device.clone());
             let mut after = 0;
             let drawn = pipeline.generate(&small("sun"), &mut |progress| {
