@@ -68,7 +68,7 @@ fn what_is_no_file_is_not_replaced() {
         ["file.png", "pipe.png", "link.png", "lost.png"].map(|name| folder.path().join(name));
     fs::write(&file, "precious").expect("the file is written");
     let made = std::process::Command::new("mkfifo").arg(&pipe).status().expect("there is mkfifo");
-    assert!(made.success());
+    assert!(made.success(), "no pipe was made");
     std::os::unix::fs::symlink(&file, &link).expect("the link is made");
     std::os::unix::fs::symlink(folder.path().join("nowhere"), &lost).expect("the link is made");
     for output in [&pipe, &link, &lost] {

@@ -170,7 +170,8 @@ fn times_are_taken(gpu: &Arc<Gpu>) {
     // One after the other: there, back, there, back, there.
     gpu.upload(&count.x, &[0; 256]).expect("it fits");
     let Count { x, staging, there, back } = count;
-    assert_eq!(timer.time_in_turn(gpu, &[there, back], 5).expect("they are timed").len(), 5);
+    let seconds = timer.time_in_turn(gpu, &[there, back], 5).expect("they are timed");
+    assert_eq!(seconds.len(), 5, "one for each pass");
     let last = words(&gpu.download(&x, &staging, 4).expect("it arrives"));
     assert_eq!(last, [40_000], "each adds ten thousand, and four of them had come back");
 }
