@@ -151,6 +151,9 @@ fn a_binding_that_does_not_fit_is_an_error(gpu: &Arc<Gpu>) {
     let buffer = gpu.buffer("only one", 16, Role::Storage).expect("there is room");
     let error = gpu.dispatch("count", &pipeline, &[Bound::whole(&buffer)], [1, 1, 1]);
     assert!(matches!(error, Err(RuntimeError::Validation { ref what, .. }) if what == "count"), "{error:?}");
+    let none = [Bound::whole(&buffer), Bound { bytes: 0, ..Bound::whole(&buffer) }, Bound::whole(&buffer)];
+    let error = gpu.dispatch("count", &pipeline, &none, [1, 1, 1]).expect_err("it would be all of it").to_string();
+    assert!(error.ends_with("no byte of `only one` is bound"), "{error}");
     let staging = gpu.buffer("staging", 8, Role::Staging).expect("there is room");
     let error = gpu.download(&buffer, &staging, 16);
     let both =

@@ -3,7 +3,7 @@
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use mobilediffusion_kernels::FAMILIES;
-use mobilediffusion_model::{DeviceChoice, MOST_PIXELS, ModelConfig, ModelError, Source, WeightsFrom};
+use mobilediffusion_model::{DeviceChoice, ModelConfig, ModelError, Source, WeightsFrom};
 use std::path::PathBuf;
 
 /// Text to image with MobileDiffusion, on any GPU that wgpu reaches, or on the CPU.
@@ -176,7 +176,7 @@ pub(crate) struct Networks {
     #[arg(long, value_name = "NAME", value_parser = presets())]
     pub(crate) preset: Option<String>,
     /// Width and height in pixels, a multiple of 32 [default: the model's]
-    #[arg(long, value_name = "PIXELS", visible_alias = "resolution", value_parser = pixels)]
+    #[arg(long, value_name = "PIXELS", visible_alias = "resolution")]
     pub(crate) size: Option<usize>,
 }
 
@@ -297,12 +297,6 @@ pub(crate) enum WeightsDtype {
     Floats,
     /// In 8 bits, with a scale for each output channel
     Int8,
-}
-
-/// A side that plans can be made for.
-fn pixels(text: &str) -> Result<usize, String> {
-    let side = text.parse::<usize>().map_err(|error| error.to_string())?;
-    if side > MOST_PIXELS { Err(format!("expected at most {MOST_PIXELS} pixels")) } else { Ok(side) }
 }
 
 fn presets() -> PossibleValuesParser {

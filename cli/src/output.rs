@@ -90,18 +90,13 @@ fn numbered(path: &Path, seed: u64) -> (PathBuf, u64) {
     (path.with_file_name(name), seed)
 }
 
-/// Whether nothing stands in the way of a file. What is there is replaced and not written into, so it has to be a file: a
-/// link would lead nowhere afterwards, and a device would be gone.
+/// Whether nothing stands in the way of a file.
 pub(crate) fn check_file(path: &Path, force: bool) -> Result<(), ModelError> {
-    if path.is_dir() {
-        return Err(refuse(path, "it is a folder"));
+    Picture::check_place(path)?;
+    if !force && path.exists() {
+        return Err(refuse(path, "it is there already, `--force` overwrites it"));
     }
-    match path.symlink_metadata() {
-        Err(_) => Ok(()),
-        Ok(found) if !found.is_file() => Err(refuse(path, "expected a file or nothing, found a link, pipe or device")),
-        Ok(_) if force => Ok(()),
-        Ok(_) => Err(refuse(path, "it is there already, `--force` overwrites it")),
-    }
+    Ok(())
 }
 
 fn check(path: &Path, force: bool) -> Result<(), ModelError> {

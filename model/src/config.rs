@@ -28,6 +28,8 @@ use std::sync::LazyLock;
 pub const PIXELS_PER_LATENT: usize = 8;
 /// Pictures are multiples of this: MobileDiffusion's UNet halves the latent twice.
 pub const SIZE_MULTIPLE: usize = 4 * PIXELS_PER_LATENT;
+/// Longest side of a picture in pixels.
+pub const MOST_PIXELS: usize = 8192;
 
 /// Everything that is fixed before weights are read.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

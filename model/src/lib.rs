@@ -24,6 +24,6 @@ pub use error::ModelError;
 pub use mobilediffusion_kernels::WeightType;
 pub use picture::{Mask, Picture};
 pub use pipeline::{
-    Counters, DeviceChoice, Floats, Flow, Init, MOST_PIXELS, Model, OnPicture, OnProgress, Options, Phase, Pipeline,
-    Progress, Request, Settings, Source, Truncated, WeightsFrom,
+    Counters, DeviceChoice, Floats, Flow, Init, Model, OnPicture, OnProgress, Options, Phase, Pipeline, Progress,
+    Request, Settings, Source, Truncated, WeightsFrom,
 };

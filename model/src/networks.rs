@@ -1,6 +1,6 @@
 //! The graphs of a whole model: what is built, in one place, for the pipeline, for `info` and for tests.
 
-use crate::config::{ModelConfig, PIXELS_PER_LATENT, SIZE_MULTIPLE, Sampler};
+use crate::config::{MOST_PIXELS, ModelConfig, PIXELS_PER_LATENT, SIZE_MULTIPLE, Sampler};
 use crate::decoder::decoder;
 use crate::error::ModelError;
 use crate::text_encoder::text_encoder;
@@ -30,15 +30,25 @@ impl Shape {
     /// The shape for a picture of `width` x `height` pixels.
     ///
     /// # Errors
-    /// If a side is zero or no multiple of 32 pixels: the UNet halves the latent twice.
+    /// If a side is beyond [`MOST_PIXELS`], zero or no multiple of 32 pixels: the UNet halves the latent twice.
     pub fn of(width: usize, height: usize, sampler: Sampler, steps: usize, guided: bool) -> Result<Self, ModelError> {
         for (key, found) in [("width", width), ("height", height)] {
+            Self::check_side(key, found)?;
             if found == 0 || !found.is_multiple_of(SIZE_MULTIPLE) {
                 return Err(ModelError::Size { key, found });
             }
         }
         let [latent_height, latent_width] = [height, width].map(|pixels| pixels / PIXELS_PER_LATENT);
         Ok(Self { latent_height, latent_width, steps, sampler, guided, eta: 0.0 })
+    }
+
+    /// Refuses a side that no network is made for, whatever its multiple.
+    pub(crate) fn check_side(key: &'static str, side: usize) -> Result<(), ModelError> {
+        if side <= MOST_PIXELS {
+            return Ok(());
+        }
+        let (expected, found) = (format!("at most {MOST_PIXELS} pixels"), side.to_string());
+        Err(ModelError::Request { key, expected, found })
     }
 
     /// Whether a step of the sampler takes fresh noise.

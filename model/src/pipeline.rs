@@ -16,7 +16,7 @@ mod source;
 
 pub use options::{DeviceChoice, Floats, Options};
 pub use progress::{Flow, OnPicture, OnProgress, Phase, Progress};
-pub use request::{Init, MOST_PICTURES, MOST_PIXELS, Request, Settings, Truncated};
+pub use request::{Init, MOST_PICTURES, Request, Settings, Truncated};
 pub use shared::Model;
 pub use source::{Source, WeightsFrom};
 

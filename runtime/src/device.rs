@@ -204,8 +204,7 @@ impl Gpu {
 
     /// Where wgpu panics there is no device to go on with: the panic becomes the loss that every later call reports.
     fn gave_up(&self, what: &str) -> RuntimeError {
-        let reason = format!("the driver gave up at `{what}`");
-        RuntimeError::Lost { reason: locked(&self.incidents.lost).get_or_insert(reason).clone() }
+        self.incidents.lose(format!("the driver gave up at `{what}`"))
     }
 
     /// Waits until everything submitted so far is done.
@@ -235,7 +234,10 @@ impl Gpu {
             match catch_unwind(AssertUnwindSafe(|| self.device.poll(slice))) {
                 Ok(Ok(_)) => return self.incident("a submission"),
                 Ok(Err(_)) if start.elapsed() < LIMIT => {}
-                Ok(Err(_)) => return Err(self.incidents.gave_no_answer(LIMIT)),
+                // Nobody waits a second time for a device that hangs.
+                Ok(Err(_)) => {
+                    return Err(self.incidents.lose(format!("it did not finish within {} s", LIMIT.as_secs())));
+                }
                 Err(_) => return Err(self.gave_up("a submission")),
             }
         }
@@ -297,9 +299,8 @@ impl Incidents {
         incidents
     }
 
-    /// A device that hangs is one that is lost: nobody waits for it a second time.
-    fn gave_no_answer(&self, waited: Duration) -> RuntimeError {
-        let reason = format!("it did not finish within {} s", waited.as_secs());
+    /// Makes it lost, for this reason if there was none before.
+    fn lose(&self, reason: String) -> RuntimeError {
         RuntimeError::Lost { reason: locked(&self.lost).get_or_insert(reason).clone() }
     }
 

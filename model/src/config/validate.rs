@@ -1,11 +1,10 @@
 //! What the networks can be built from: every impossible or unsupported value is refused by name.
 
 use super::{
-    DecoderConfig, Defaults, FILES, ModelConfig, PIXELS_PER_LATENT, SIZE_MULTIPLE, Sampler, SchedulerConfig,
-    TextEncoderConfig,
+    DecoderConfig, Defaults, FILES, MOST_PIXELS, ModelConfig, PIXELS_PER_LATENT, SIZE_MULTIPLE, Sampler,
+    SchedulerConfig, TextEncoderConfig,
 };
 use crate::error::ModelError;
-use crate::pipeline::MOST_PIXELS;
 use crate::tokenizer::VOCABULARY;
 use mobilediffusion_kernels::Activation;
 use std::fmt::{Debug, Display};

@@ -45,11 +45,26 @@ impl Picture {
         Ok(on_white(image.into_rgba8()))
     }
 
+    /// Refuses a place that a picture may not take. What is there is replaced and not written into, so it has to be a file,
+    /// or nothing: a link would lead nowhere afterwards, and a device would be gone.
+    ///
+    /// # Errors
+    /// If there is something else.
+    pub fn check_place(path: &Path) -> Result<(), ModelError> {
+        let refused = |why: &str| ModelError::Output { path: path.to_owned(), source: io::Error::other(why) };
+        match path.symlink_metadata() {
+            Ok(_) if path.is_dir() => Err(refused("it is a folder")),
+            Ok(found) if !found.is_file() => Err(refused("expected a file or nothing, found a link, pipe or device")),
+            _ => Ok(()),
+        }
+    }
+
     /// Writes a PNG with `text` chunks. The file appears whole or not at all: it is written beside `path` and renamed.
     ///
     /// # Errors
-    /// If the folder cannot be written to.
+    /// If there is something that is no file, or the folder cannot be written to.
     pub fn save_png(&self, path: &Path, text: &[(&str, String)]) -> Result<(), ModelError> {
+        Self::check_place(path)?;
         // Of this call alone: others may be writing the same file.
         static CALLS: AtomicU64 = AtomicU64::new(0);
         let mut name = path.file_name().unwrap_or_default().to_owned();

@@ -6,9 +6,6 @@ use crate::networks::Shape;
 use crate::picture::{Mask, Picture};
 use crate::schedule::{MOST_ONE_STEP, Schedule};
 
-/// Longest side of a picture in pixels.
-pub const MOST_PIXELS: usize = 8192;
-
 /// Most pictures of a request, all of which are kept until the last one is drawn unless they are handed over one by one.
 pub const MOST_PICTURES: usize = 1000;
 
@@ -160,9 +157,7 @@ impl Request {
     /// If `width`, `height` or `count` is beyond its limit: the error names it.
     pub fn check_extent(&self) -> Result<(), ModelError> {
         for (key, side) in [("width", self.width), ("height", self.height)] {
-            if let Some(side) = side.filter(|side| *side > MOST_PIXELS) {
-                return Err(refused(key, format!("at most {MOST_PIXELS} pixels"), side));
-            }
+            side.map_or(Ok(()), |side| Shape::check_side(key, side))?;
         }
         if self.count > MOST_PICTURES {
             return Err(refused("count", format!("at most {MOST_PICTURES} pictures"), self.count));
