@@ -3,6 +3,7 @@
 use crate::device::{Gpu, Incidents};
 use crate::error::RuntimeError;
 use crate::pass::Bound;
+use crate::tally::Tally;
 use futures_channel::oneshot;
 use std::ops::Range;
 use std::sync::Arc;
@@ -73,7 +74,9 @@ impl Gpu {
             Role::Staging => Usage::MAP_READ | Usage::COPY_DST,
             Role::Timestamps => Usage::QUERY_RESOLVE | Usage::COPY_SRC,
         };
-        let descriptor = wgpu::BufferDescriptor { label: Some(label), size: bytes, usage, mapped_at_creation: false };
+        // What is read brings the count of passes along.
+        let size = if role == Role::Staging { bytes + Tally::BYTES } else { bytes };
+        let descriptor = wgpu::BufferDescriptor { label: Some(label), size, usage, mapped_at_creation: false };
         let raw = self.scoped(label, bytes, || self.device.create_buffer(&descriptor))?;
         self.buffers_made.fetch_add(1, Ordering::Relaxed);
         Ok(Buffer { raw, label: label.to_owned(), bytes })
@@ -141,11 +144,7 @@ impl Gpu {
     /// # Errors
     /// As [`copy`](Self::copy).
     pub fn copy_part(&self, from: Bound<'_>, to: Bound<'_>) -> Result<(), RuntimeError> {
-        let bytes = from.bytes.next_multiple_of(4);
-        if bytes > to.bytes.next_multiple_of(4) {
-            let (what, allowed) = (to.buffer.label.clone(), to.bytes);
-            return Err(RuntimeError::TooLarge { what, bytes, limit: "buffer", allowed });
-        }
+        let bytes = copied_bytes(from, to)?;
         self.scoped(&to.buffer.label, 0, || {
             let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
             encoder.copy_buffer_to_buffer(&from.buffer.raw, from.offset, &to.buffer.raw, to.offset, bytes);
@@ -159,9 +158,9 @@ impl Gpu {
     /// # Errors
     /// If a buffer is too short, or the device is lost.
     pub fn start_download(&self, from: Bound<'_>, staging: &Buffer) -> Result<Download, RuntimeError> {
-        self.copy_part(from, Bound::whole(staging))?;
+        let expected = self.start_reading(from, staging)?;
         let (send, mapped) = oneshot::channel();
-        let range = 0..from.bytes.next_multiple_of(4);
+        let range = 0..from.bytes.next_multiple_of(4) + Tally::BYTES;
         self.scoped(&staging.label, 0, || {
             staging.raw.map_async(wgpu::MapMode::Read, range.clone(), move |result| {
                 // The receiver is gone only if nobody wants the bytes any more.
@@ -169,7 +168,23 @@ impl Gpu {
             });
         })?;
         let (staging, incidents) = (staging.clone(), Arc::clone(&self.incidents));
-        Ok(Download { staging, range, bytes: from.bytes, mapped, incidents })
+        Ok(Download { staging, range, bytes: from.bytes, expected, mapped, incidents })
+    }
+
+    /// Copies a part of a buffer, and behind it the count of passes; what that has to be. A pass of its own makes it another
+    /// count than that of the copy before, which stays where a copy fails.
+    fn start_reading(&self, from: Bound<'_>, staging: &Buffer) -> Result<u32, RuntimeError> {
+        let bytes = copied_bytes(from, Bound::whole(staging))?;
+        let mut passes = self.tally.passes();
+        self.scoped(&staging.label, 0, || {
+            let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+            self.tally.count(&mut encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default()));
+            encoder.copy_buffer_to_buffer(&from.buffer.raw, from.offset, &staging.raw, 0, bytes);
+            self.tally.copy(&mut encoder, &staging.raw, bytes);
+            self.queue.submit([encoder.finish()]);
+        })?;
+        *passes = passes.wrapping_add(1);
+        Ok(*passes)
     }
 
     /// Reads the first `bytes` of a buffer through `staging`, waiting for everything submitted before.
@@ -192,12 +207,24 @@ impl Gpu {
     }
 }
 
+/// Bytes that a copy moves: whole words.
+fn copied_bytes(from: Bound<'_>, to: Bound<'_>) -> Result<u64, RuntimeError> {
+    let bytes = from.bytes.next_multiple_of(4);
+    if bytes > to.bytes.next_multiple_of(4) {
+        let (what, allowed) = (to.buffer.label.clone(), to.bytes);
+        return Err(RuntimeError::TooLarge { what, bytes, limit: "buffer", allowed });
+    }
+    Ok(bytes)
+}
+
 /// Bytes on their way from the device to the host.
 #[derive(Debug)]
 pub struct Download {
     staging: Buffer,
     range: Range<u64>,
     bytes: u64,
+    /// The count of passes that has to come along.
+    expected: u32,
     mapped: oneshot::Receiver<Result<(), wgpu::BufferAsyncError>>,
     incidents: Arc<Incidents>,
 }
@@ -206,7 +233,7 @@ impl Download {
     /// The bytes, once they have arrived.
     ///
     /// # Errors
-    /// If the device was lost on the way.
+    /// If the device was lost on the way, or did not carry out all that was submitted before.
     pub async fn bytes(mut self) -> Result<Vec<u8>, RuntimeError> {
         match (&mut self.mapped).await {
             Ok(mapped) => self.take(mapped),
@@ -218,6 +245,10 @@ impl Download {
         mapped.map_err(|error| self.refused(error.to_string()))?;
         let view = self.staging.raw.get_mapped_range(self.range.clone());
         let view = view.map_err(|error| self.refused(error.to_string()))?;
+        let (_, passes) = view.split_last_chunk().expect("the count is in the range");
+        if u32::from_le_bytes(*passes) != self.expected {
+            return Err(self.incidents.lose("it did not carry out all that was submitted".to_owned()));
+        }
         Ok(view[..usize::try_from(self.bytes).expect("the buffer is in memory")].to_vec())
     }
 

@@ -5,6 +5,7 @@ use crate::error::RuntimeError;
 use crate::pass::Submission;
 use crate::pipeline::Pipelines;
 use crate::pipeline_file::PipelineFile;
+use crate::tally::Tally;
 use crate::vulkan;
 use futures_channel::oneshot;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -50,6 +51,7 @@ pub struct Gpu {
     pub(crate) pipelines_made: AtomicU64,
     pub(crate) adapter: AdapterSummary,
     pub(crate) incidents: Arc<Incidents>,
+    pub(crate) tally: Tally,
 }
 
 /// Bytes of a block of memory that small buffers share.
@@ -110,6 +112,7 @@ impl Gpu {
             .map_err(|e| RuntimeError::NoDevice { adapter: chosen.name.clone(), reason: one_line(&e.to_string()) })?;
         let opened = Self {
             incidents: Incidents::watch(&device),
+            tally: Tally::new(&device),
             device,
             queue,
             pipelines: Pipelines::default(),
@@ -300,7 +303,7 @@ impl Incidents {
     }
 
     /// Makes it lost, for this reason if there was none before.
-    fn lose(&self, reason: String) -> RuntimeError {
+    pub(crate) fn lose(&self, reason: String) -> RuntimeError {
         RuntimeError::Lost { reason: locked(&self.lost).get_or_insert(reason).clone() }
     }
 

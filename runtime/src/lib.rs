@@ -13,6 +13,7 @@ mod pass;
 mod pipeline;
 mod pipeline_file;
 pub mod shader;
+mod tally;
 mod timer;
 #[cfg(any(windows, target_os = "linux", target_os = "android", target_os = "freebsd"))]
 mod vulkan;

@@ -114,15 +114,19 @@ impl Gpu {
     /// # Errors
     /// As [`submit`](Self::submit).
     pub fn start<'a>(&self, dispatches: impl IntoIterator<Item = &'a Dispatch>) -> Result<Submission, RuntimeError> {
-        self.scoped("a compute pass", 0, || {
+        let mut passes = self.tally.passes();
+        let submitted = self.scoped("a compute pass", 0, || {
             let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
             {
                 let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
                 for dispatch in dispatches {
                     dispatch.record(&mut pass);
                 }
+                self.tally.count(&mut pass);
             }
             Submission(self.queue.submit([encoder.finish()]))
-        })
+        })?;
+        *passes = passes.wrapping_add(1);
+        Ok(submitted)
     }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 pub(crate) const TESTS: &[Promise] = &[
     ("a_lost_device_refuses_everything_and_is_made_again", a_lost_device_refuses_everything_and_is_made_again),
     ("a_device_lost_during_a_run_is_an_error", a_device_lost_during_a_run_is_an_error),
+    ("a_pass_that_was_not_carried_out_is_a_lost_device", a_pass_that_was_not_carried_out_is_a_lost_device),
     ("a_panic_below_is_a_lost_device", a_panic_below_is_a_lost_device),
     ("memory_that_runs_out_is_an_error", memory_that_runs_out_is_an_error),
     ("things_are_dropped_in_any_order", things_are_dropped_in_any_order),
@@ -60,6 +61,18 @@ fn a_device_lost_during_a_run_is_an_error(gpu: &Arc<Gpu>) {
     });
     let again = pollster::block_on(gpu.recreate()).expect("the adapter opens again");
     assert_works(&again);
+}
+
+fn a_pass_that_was_not_carried_out_is_a_lost_device(gpu: &Arc<Gpu>) {
+    let gpu = fresh(gpu);
+    let count = Count::new(&gpu, 64, 1).expect("there is room");
+    gpu.upload(&count.x, &[0; 256]).expect("it fits");
+    gpu.submit([&count.there, &count.back]).expect("the list runs");
+    assert_eq!(count.read(&gpu), Ok(vec![2; 64]), "nothing is missing");
+    gpu.forget_a_pass();
+    assert_lost(count.read(&gpu));
+    assert_lost(gpu.submit([&count.there]));
+    assert_works(&pollster::block_on(gpu.recreate()).expect("the adapter opens again"));
 }
 
 fn a_panic_below_is_a_lost_device(gpu: &Arc<Gpu>) {
