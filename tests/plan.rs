@@ -64,11 +64,11 @@ fn the_models_plans_are_near_the_lower_bound() {
     for preset in ModelConfig::PRESETS {
         let config = ModelConfig::preset(preset).expect("a preset is there");
         let size = config.defaults.image_size;
-        let shape = Shape::of(size, size, Sampler::OneStep, 1, false).expect("the default size fits");
+        let shape = Shape::of(&config, size, size, Sampler::OneStep).expect("the default size fits");
         let graphs = [
             ("text encoder", text_graph(&config, 1).expect("a preset builds")),
             ("unet", denoise_graph(&config, &shape).expect("a preset builds")),
-            ("decoder", decode_graph(&config, &shape, Decoder::of(&config)).expect("a preset builds")),
+            ("decoder", decode_graph(&config, shape.latent, Decoder::of(&config)).expect("a preset builds")),
         ];
         for (name, graph) in graphs {
             let recording = Recording::new(graph);
@@ -242,7 +242,7 @@ fn a_stopped_run_gives_no_output() {
         let stopped = session.run(&mut |_, _| false).expect_err("we said no").to_string();
         assert_eq!(stopped, "stopped after 0 of 3 steps");
         let missing = session.read("last").expect_err("nothing was computed").to_string();
-        assert_eq!(missing, "output `last` is not there: the last run was stopped");
+        assert_eq!(missing, "output `last` is not there: nothing was run, or the last run was stopped");
         session.run(&mut |_, _| true).expect("it runs");
         assert!(session.read("last").expect("it is there").iter().all(|v| v.is_finite()), "all inputs were kept");
     }
@@ -344,6 +344,12 @@ fn mistakes_are_named() {
     refused(session.write("z", &[]), &["input `z`", "x, short"]);
     refused(session.write("x", &[0.0]), &["`x`", "48", "1"]);
     refused(session.read("z").map(|_| ()), &["output `z`", "y"]);
+    refused(session.read("y").map(|_| ()), &["`y`", "nothing was run"]);
+    for (input, len) in [("x", 48), ("short", 4), ("row", 48), ("numbers", 48)] {
+        refused(session.run(&mut |_, _| true), &[&format!("input `{input}` was never written")]);
+        session.write(input, &values(input, len)).expect("it fits");
+    }
+    session.run(&mut |_, _| true).expect("all inputs are there");
     refused(session.feed_back("z", "x"), &["output `z`"]);
     refused(session.feed_back("y", "z"), &["input `z`"]);
     refused(session.feed_back("y", "short"), &["`short`", "`y`", "[4]", "[12, 4]"]);

@@ -62,8 +62,14 @@ pub enum GraphError {
         /// Largest buffer.
         limit: usize,
     },
-    /// The last run was stopped before it had computed everything.
-    #[error("output `{name}` is not there: the last run was stopped")]
+    /// An input that a run needs was never written.
+    #[error("input `{name}` was never written")]
+    Unwritten {
+        /// The input.
+        name: String,
+    },
+    /// Nothing was run yet, or the last run was stopped before it had computed everything.
+    #[error("output `{name}` is not there: nothing was run, or the last run was stopped")]
     Unfinished {
         /// The output.
         name: String,

@@ -3,7 +3,7 @@
 use crate::cpu::CpuMemory;
 use crate::error::GraphError;
 use crate::gpu::GpuMemory;
-use crate::graph::Origin;
+use crate::graph::{Origin, TensorInfo};
 use crate::plan::Sharing;
 use crate::record::Recording;
 use crate::weights::{Device, Weights};
@@ -17,9 +17,11 @@ pub struct Session {
     memory: Memory,
     /// Inputs written since the last complete run.
     dirty: u64,
+    /// A bit for each input that was ever written.
+    written: u64,
     /// Steps without inputs have run once.
     constants_done: bool,
-    /// The last run was stopped or failed: outputs of runs before it may be overwritten.
+    /// There was no run, or the last one was stopped or failed: outputs of runs before it may be overwritten.
     unfinished: bool,
 }
 
@@ -101,7 +103,7 @@ impl Session {
         go_on: &mut dyn FnMut(usize, usize) -> bool,
     ) -> Result<Self, GraphError> {
         let memory = Memory::new(&recording, weights, sharing, go_on)?;
-        Ok(Self { recording, memory, dirty: 0, constants_done: false, unfinished: false })
+        Ok(Self { recording, memory, dirty: 0, written: 0, constants_done: false, unfinished: true })
     }
 
     /// Fills all memory of the plan with NaN, so that a run that reads what no step of it wrote is found out. Inputs
@@ -110,7 +112,7 @@ impl Session {
     /// # Errors
     /// If the device is lost.
     pub fn poison(&mut self) -> Result<(), GraphError> {
-        (self.dirty, self.constants_done) = (0, false);
+        (self.dirty, self.written, self.constants_done, self.unfinished) = (0, 0, false, true);
         match &mut self.memory {
             Memory::Cpu(memory) => memory.poison(),
             Memory::Gpu(memory) => memory.poison()?,
@@ -174,7 +176,7 @@ impl Session {
         if values.len() != expected {
             return Err(GraphError::Length { name: input.to_owned(), expected, found: values.len() });
         }
-        self.dirty |= 1 << bit;
+        self.mark(bit);
         self.memory.write(&self.recording, tensor, values)
     }
 
@@ -186,15 +188,15 @@ impl Session {
         self.write(input, &values.iter().map(|v| f32::from_bits(*v)).collect::<Vec<_>>())
     }
 
-    /// Runs the steps that depend on an input written since the last run, and all of them the first time.
+    /// Runs the steps that depend on an input written since the last run, which are all of them the first time.
     ///
     /// `go_on` is asked between steps on the CPU, and between chunks on a GPU, with the steps done and those of the
     /// run. If it says no, the run stops; the inputs count as written, and outputs are not read, until a run is complete.
     ///
     /// # Errors
-    /// If the device is lost, or the run was stopped.
+    /// If an input was never written, the device is lost, or the run was stopped.
     pub fn run(&mut self, go_on: &mut (dyn FnMut(usize, usize) -> bool + Send)) -> Result<(), GraphError> {
-        let steps = self.begin();
+        let steps = self.begin()?;
         self.memory.run(&self.recording, &steps, go_on)?;
         self.end();
         Ok(())
@@ -219,7 +221,7 @@ impl Session {
     /// # Errors
     /// As [`run`](Self::run). A loss of the device in the last steps comes out of the next call.
     pub async fn run_ahead(&mut self, go_on: &mut (dyn FnMut(usize, usize) -> bool + Send)) -> Result<(), GraphError> {
-        let steps = self.begin();
+        let steps = self.begin()?;
         match &mut self.memory {
             Memory::Cpu(memory) => memory.run(&self.recording, &steps, go_on)?,
             Memory::Gpu(memory) => memory.run_ahead(&steps, go_on).await?,
@@ -228,10 +230,20 @@ impl Session {
         Ok(())
     }
 
-    /// The steps of a run that begins.
-    fn begin(&mut self) -> Vec<usize> {
+    /// Notes that an input was written.
+    fn mark(&mut self, bit: u32) {
+        self.dirty |= 1 << bit;
+        self.written |= 1 << bit;
+    }
+
+    /// The steps of a run that begins. Without an input, steps that wait for it would be left out.
+    fn begin(&mut self) -> Result<Vec<usize>, GraphError> {
+        let missing = |t: &&TensorInfo| matches!(t.origin, Origin::Input(bit) if self.written & (1 << bit) == 0);
+        if let Some(input) = self.recording.tensors.iter().find(missing) {
+            return Err(GraphError::Unwritten { name: input.name.clone() });
+        }
         self.unfinished = true;
-        self.due()
+        Ok(self.due())
     }
 
     /// Everything that was due is done, or on its way.
@@ -245,7 +257,7 @@ impl Session {
     /// # Errors
     /// If the device is lost.
     pub fn run_timed(&mut self) -> Result<Vec<(usize, f64)>, GraphError> {
-        let steps = self.begin();
+        let steps = self.begin()?;
         let seconds = match &mut self.memory {
             Memory::Cpu(memory) => memory.time(&self.recording, &steps),
             Memory::Gpu(memory) => memory.time(&steps)?,
@@ -276,7 +288,7 @@ impl Session {
     /// Reads an output: dense values.
     ///
     /// # Errors
-    /// If there is no such output, the last run was stopped, or the device is lost.
+    /// If there is no such output, there was no run or it was stopped, or the device is lost.
     pub fn read(&mut self, output: &str) -> Result<Vec<f32>, GraphError> {
         let tensor = self.find_output(output)?;
         self.memory.read(&self.recording, tensor)
@@ -319,11 +331,11 @@ impl Session {
         if a.dtype != b.dtype {
             return Err(GraphError::Type { node, what, expected: b.dtype, found: a.dtype });
         }
-        self.dirty |= 1 << bit;
         match &mut self.memory {
             Memory::Cpu(memory) => memory.copy(from, to),
             Memory::Gpu(memory) => memory.copy(from, to, a)?,
         }
+        self.mark(bit);
         Ok(())
     }
 }

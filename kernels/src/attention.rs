@@ -196,7 +196,8 @@ impl Kernel for Attention {
                     let sum: f64 = scores.iter().map(|s| (s - highest).exp()).sum();
                     for key in 0..self.keys {
                         let weight = match self.phi {
-                            Phi::Relu => scores[key].max(0.0) / self.keys as f64,
+                            Phi::Relu if scores[key] < 0.0 => 0.0,
+                            Phi::Relu => scores[key] / self.keys as f64,
                             Phi::Softmax => (scores[key] - highest).exp() / sum,
                         };
                         for d in 0..self.head_dim {

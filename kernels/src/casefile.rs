@@ -11,8 +11,8 @@ use serde_json::Value;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-/// No side of a problem is larger: products of a few of them stay within 64 bits.
-const LARGEST_SIZE: u64 = 1 << 24;
+/// No side of a problem is larger: products of three of them stay within 64 bits.
+const LARGEST_SIZE: u64 = 1 << 21;
 
 /// A case with its data.
 #[derive(Debug)]

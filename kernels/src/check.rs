@@ -139,16 +139,17 @@ pub fn compare(got: &[f64], want: &[f64], shape: &[usize], tolerance: Tolerance)
         return Err(Mismatch::Length { got: got.len(), want: want.len() });
     }
     let square_sum: f64 = want.iter().map(|w| w * w).sum();
-    let scale = (square_sum / want.len().max(1) as f64).sqrt();
+    let scale = finite_rms(want);
     let cols = shape.last().copied().unwrap_or(1).max(1);
     let rounding = |index: usize| {
         let row = &want[index / cols * cols..want.len().min((index / cols + 1) * cols)];
-        tolerance.rounding * (row.iter().map(|w| w * w).sum::<f64>() / row.len() as f64).sqrt().max(scale)
+        tolerance.rounding * finite_rms(row).max(scale)
     };
     let within = |index: usize, g: f64, w: f64| {
         let allowed = tolerance.absolute + tolerance.relative * w.abs().max(scale);
         g == w
-            || w.is_finite()
+            || g.is_finite()
+                && w.is_finite()
                 && ((g - w).abs() <= allowed || tolerance.rounding > 0.0 && (g - w).abs() <= allowed + rounding(index))
     };
     let mut agreement = Agreement::default();
@@ -175,6 +176,13 @@ pub fn compare(got: &[f64], want: &[f64], shape: &[usize], tolerance: Tolerance)
             agreement,
         }),
     }
+}
+
+/// Root of the mean square of those that are finite: one infinity would leave room for anything beside it.
+fn finite_rms(values: &[f64]) -> f64 {
+    let squares = values.iter().filter(|value| value.is_finite()).map(|value| value * value);
+    let (count, sum) = squares.fold((0, 0.0), |(count, sum), square| (count + 1, sum + square));
+    (sum / f64::from(count.max(1))).sqrt()
 }
 
 fn coordinates(mut index: usize, shape: &[usize]) -> Vec<usize> {
@@ -213,6 +221,35 @@ mod tests {
             assert!(check(&[1.0, 2.0, 3.0, 4.0], &[bad, 2.0, 3.0, 4.0]).is_err(), "{bad} wanted and 1 passed");
         }
         assert!(check(&[f64::NAN; 4], &[f64::NAN; 4]).is_err(), "NaN is never right");
+        let inf = f64::INFINITY;
+        assert!(check(&[inf, 2.0, 3.5, 4.0], &[inf, 2.0, 3.0, 4.0]).is_err(), "beside an infinity that is right");
+        assert!(check(&[inf, inf, 3.0, 4.0], &[inf, 2.0, 3.0, 4.0]).is_err(), "an infinity too many");
+        let rounded = Tolerance { rounding: 1e-3, ..LOOSE };
+        assert!(compare(&[inf, 3.5], &[inf, 3.0], &[1, 2], rounded).is_err(), "in a row with an infinity");
+    }
+
+    /// Each part of what is allowed, with a difference a little within and a little beyond it.
+    #[test]
+    fn tolerances_are_as_wide_as_they_say() {
+        let nothing = Tolerance { absolute: 0.0, relative: 0.0, rounding: 0.0 };
+        // Four values of root mean square 5, in two rows: of 1 and of 7.
+        let want = [1.0, 1.0, 7.0, 7.0];
+        for (tolerance, at, allowed) in [
+            (Tolerance { absolute: 0.5, ..nothing }, 0, 0.5),
+            (Tolerance { relative: 0.01, ..nothing }, 0, 0.05),
+            (Tolerance { relative: 0.01, ..nothing }, 2, 0.07),
+            (Tolerance { rounding: 0.01, ..nothing }, 0, 0.05),
+            (Tolerance { rounding: 0.01, ..nothing }, 3, 0.07),
+            (Tolerance { absolute: 0.5, relative: 0.01, rounding: 0.01 }, 2, 0.64),
+        ] {
+            let off = |by: f64| {
+                let mut got = want;
+                got[at] += by;
+                compare(&got, &want, &[2, 2], tolerance)
+            };
+            assert!(off(0.98 * allowed).is_ok(), "{tolerance:?} at {at}");
+            assert!(off(1.02 * allowed).is_err(), "{tolerance:?} at {at}");
+        }
     }
 
     #[test]

@@ -27,7 +27,14 @@ pub(crate) fn wide<R>(run: impl FnOnce() -> R) -> R {
 pub fn activate(activation: Activation, u: f32) -> f32 {
     match activation {
         Activation::None => u,
-        Activation::Relu => u.max(0.0),
+        // Not `max`, which makes zero of a NaN.
+        Activation::Relu => {
+            if u < 0.0 {
+                0.0
+            } else {
+                u
+            }
+        }
         Activation::Silu => u / (1.0 + exp(-u)),
         Activation::Gelu => {
             let tail = 0.5 * erfc(u.abs() * std::f32::consts::FRAC_1_SQRT_2);

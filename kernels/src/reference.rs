@@ -6,7 +6,13 @@ use crate::kernel::Activation;
 pub fn activate(activation: Activation, u: f64) -> f64 {
     match activation {
         Activation::None => u,
-        Activation::Relu => u.max(0.0),
+        Activation::Relu => {
+            if u < 0.0 {
+                0.0
+            } else {
+                u
+            }
+        }
         Activation::Silu => u / (1.0 + (-u).exp()),
         Activation::Gelu => 0.5 * u * (1.0 + erf(u / std::f64::consts::SQRT_2)),
         Activation::QuickGelu => u / (1.0 + (-1.702 * u).exp()),

@@ -131,10 +131,15 @@ impl Storage {
         let stride = if dtype == DType::U32 { cols } else { cols.next_multiple_of(4) };
         let mut bytes = vec![0_u8; self.tensor_bytes(dtype, shape)];
         if self.bytes(dtype) == 2 {
+            const F16_MAX: f32 = f16::MAX.to_f32_const();
+            let mut row = Vec::with_capacity(cols);
             for (to, from) in
                 bytemuck::cast_slice_mut::<u8, f16>(&mut bytes).chunks_mut(stride).zip(values.chunks(cols))
             {
-                to[..cols].convert_from_f32_slice(from);
+                // As shaders store: what is beyond the largest is the largest.
+                row.clear();
+                row.extend(from.iter().map(|value| value.clamp(-F16_MAX, F16_MAX)));
+                to[..cols].convert_from_f32_slice(&row);
             }
         } else {
             for (to, from) in bytes.chunks_mut(4 * stride).zip(values.chunks(cols)) {

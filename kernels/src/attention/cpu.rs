@@ -2,7 +2,8 @@
 //! with them.
 
 use super::{Attention, Phi};
-use crate::cpu::{exp, wide};
+use crate::cpu::{activate, exp, wide};
+use crate::kernel::Activation;
 use crate::panels::{self, Aligned, Left, Panels};
 use rayon::prelude::*;
 
@@ -79,7 +80,7 @@ fn attend(
                     let (seen, masked) = scores.split_at_mut(attention.seen(first + row));
                     masked.fill(0.0);
                     match phi {
-                        Phi::Relu => seen.iter_mut().for_each(|s| *s = s.max(0.0) * scale),
+                        Phi::Relu => seen.iter_mut().for_each(|s| *s = activate(Activation::Relu, *s) * scale),
                         Phi::Softmax => softmax(seen, scale),
                     }
                 }

@@ -18,6 +18,7 @@ use crate::kernel::Layout;
 use crate::panels::{self, Left, PANEL, STEP};
 use crate::source::Rows;
 use crate::tile::TILE;
+use rayon::prelude::*;
 use std::sync::{Mutex, PoisonError};
 use transform::{Inputs, Outputs};
 
@@ -182,7 +183,8 @@ fn run_with<const N: usize, const M: usize>(
     let measures = conv.moments && (M * ow).is_multiple_of(TILE);
     let tasks = Mutex::new(tasks::<M>(conv, rows, y, if measures { &mut *moments } else { &mut [] }));
     let job = Job { conv, block: block.min(rows * tiles.cols), cols: tiles.cols, x, w, epilogue };
-    rayon::broadcast(|_| {
+    // One for each thread, but for no thread in particular: one of them may be at somebody else's task.
+    (0..rayon::current_num_threads()).into_par_iter().with_max_len(1).for_each(|_| {
         let mut scratch = Scratch::default();
         loop {
             let task = tasks.lock().unwrap_or_else(PoisonError::into_inner).next();

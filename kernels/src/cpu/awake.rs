@@ -6,6 +6,7 @@
 
 use rayon::Yield;
 use std::hint::spin_loop;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -15,12 +16,13 @@ const PATIENCE: Duration = Duration::from_millis(2);
 
 /// What `work` gives, computed on a thread of the pool.
 pub fn awake<T: Send>(work: impl FnOnce() -> T + Send) -> T {
-    let over = &AtomicBool::new(false);
-    rayon::scope(|scope| {
-        let own = rayon::current_thread_index();
-        scope.spawn_broadcast(move |_, context| {
+    let over = Arc::new(AtomicBool::new(false));
+    rayon::scope(|_| {
+        let (own, theirs) = (rayon::current_thread_index(), Arc::clone(&over));
+        // Nobody waits for these: a thread may be in the midst of somebody else's task, and that may last.
+        rayon::spawn_broadcast(move |context| {
             if Some(context.index()) != own {
-                look_for_work(over);
+                look_for_work(&theirs);
             }
         });
         let result = work();
@@ -63,6 +65,21 @@ mod tests {
             }
         });
         assert_eq!(pool.install(|| awake(|| awake(|| sum(1000)))), want);
+    }
+
+    #[test]
+    fn a_thread_that_waits_for_what_comes_after_the_work_does_not_hold_it_up() {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().expect("threads can be had");
+        let (send, received) = std::sync::mpsc::channel();
+        let (began, begun) = std::sync::mpsc::channel();
+        pool.spawn(move || {
+            began.send(()).expect("the test waits for it");
+            received.recv().expect("the test sends when the work is done");
+        });
+        begun.recv().expect("the task begins");
+        let found = pool.install(|| awake(|| sum(1000)));
+        assert_eq!(found, (0..1000).map(|i| i * i).sum::<u64>());
+        send.send(()).expect("the task still waits");
     }
 
     #[test]
