@@ -15,7 +15,7 @@ use std::time::Duration;
 fn mini() -> (ModelConfig, Shape) {
     let config = Source::synthetic("mini", 1).expect("the preset is built in").config;
     let size = config.defaults.image_size;
-    let shape = Shape::of(size, size, Sampler::OneStep, 1, false).expect("the preset's own size fits");
+    let shape = Shape::of(&config, size, size, Sampler::OneStep).expect("the preset's own size fits");
     (config, shape)
 }
 
@@ -30,7 +30,7 @@ fn evaluate(session: &mut Session, inputs: &[(&str, Vec<f32>)]) {
 fn networks(criterion: &mut Criterion) {
     let (config, shape) = mini();
     let noise = |len: usize| Noise::new(1).latent(len);
-    let pixels = shape.latent_height * shape.latent_width;
+    let pixels = shape.latent.height * shape.latent.width;
     let tokens = config.text_encoder.max_position_embeddings;
     let mut group = criterion.benchmark_group("mini");
     group.sample_size(10).warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(2));
@@ -51,7 +51,7 @@ fn networks(criterion: &mut Criterion) {
         bencher.iter(|| evaluate(&mut unet, &inputs));
     });
     group.bench_function("decoder", |bencher| {
-        let mut decoder = session(decode_graph(&config, &shape, Decoder::of(&config)).expect("the preset fits"))
+        let mut decoder = session(decode_graph(&config, shape.latent, Decoder::of(&config)).expect("the preset fits"))
             .expect("made-up weights fit");
         let inputs = [("latent", noise(pixels * config.unet.in_channels()))];
         bencher.iter(|| evaluate(&mut decoder, &inputs));

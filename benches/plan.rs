@@ -46,13 +46,13 @@ fn plans() {
     for preset in ModelConfig::PRESETS {
         let config = ModelConfig::preset(preset).expect("a preset is there");
         let size = config.defaults.image_size;
-        let shape = Shape::of(size, size, Sampler::OneStep, 1, false).expect("the default size fits");
+        let shape = Shape::of(&config, size, size, Sampler::OneStep).expect("the default size fits");
         let graphs = [
             ("text encoder", text_graph(&config, 1).ok()),
             ("unet", denoise_graph(&config, &shape).ok()),
-            ("decoder", decode_graph(&config, &shape, Decoder::Light).ok()),
-            ("vae decoder", decode_graph(&config, &shape, Decoder::Full).ok()),
-            ("vae encoder", encode_graph(&config, &shape).ok()),
+            ("decoder", decode_graph(&config, shape.latent, Decoder::Light).ok()),
+            ("vae decoder", decode_graph(&config, shape.latent, Decoder::Full).ok()),
+            ("vae encoder", encode_graph(&config, shape.latent).ok()),
         ];
         for (name, graph) in graphs {
             let Some(recording) = graph.map(Recording::new) else { continue };

@@ -212,11 +212,11 @@ fn what_the_caller_reads_or_another_needs_is_not_folded_away() {
 #[test]
 fn the_full_size_networks_lose_a_good_part_of_their_steps() {
     let config = ModelConfig::preset("mobilediffusion").expect("a preset is there");
-    let shape = Shape::of(512, 512, Sampler::OneStep, 1, false).expect("the size fits");
+    let shape = Shape::of(&config, 512, 512, Sampler::OneStep).expect("the size fits");
     let graph = |name: &str| match name {
         "text encoder" => text_graph(&config, 1).expect("it builds"),
         "unet" => denoise_graph(&config, &shape).expect("it builds"),
-        _ => decode_graph(&config, &shape, Decoder::Light).expect("it builds"),
+        _ => decode_graph(&config, shape.latent, Decoder::Light).expect("it builds"),
     };
     for name in ["text encoder", "unet", "decoder"] {
         let plain = Recording::with_fusion(graph(name), &Fusion::NONE);

@@ -120,7 +120,7 @@ fn what_is_cut_off_a_negative_prompt_is_said() {
     let folder = folder();
     let (path, long) = (folder.path().join("x.png"), "red ".repeat(200));
     let output = path.to_str().expect("the path is UTF-8");
-    let more = ["--device", "cpu", "--size", "32", "--steps", "1", "--json", "--negative", &long];
+    let more = ["--device", "cpu", "--size", "32", "--steps", "5", "--json", "--negative", &long];
     let done = run(&[&["generate", "sun", "-o", output][..], &more].concat());
     let said: serde_json::Value = serde_json::from_slice(&done.stdout).expect("standard output is JSON");
     assert!(stderr(&done).contains("the negative prompt is too long"), "{}", stderr(&done));
@@ -267,7 +267,7 @@ fn noise_between_the_steps_of_ddim_is_of_the_seed() {
     let folder = folder();
     let draw_with = |name: &str, eta: &str| {
         let path = folder.path().join(name);
-        draw("sun", &path, &["--device", "cpu", "--steps", "4", "--eta", eta]);
+        draw("sun", &path, &["--device", "cpu", "--steps", "5", "--eta", eta]);
         pixels(&path)
     };
     let (none, full, again) = (draw_with("none.png", "0"), draw_with("full.png", "1"), draw_with("again.png", "1"));
@@ -275,6 +275,6 @@ fn noise_between_the_steps_of_ddim_is_of_the_seed() {
     assert!(none != full, "eta changed nothing");
     let path = folder.path().join("x.png");
     let path = path.to_str().expect("the path is UTF-8");
-    let message = failure(&run(&["generate", "sun", "-o", path, "--device", "cpu", "--steps", "4", "--eta", "2"]));
+    let message = failure(&run(&["generate", "sun", "-o", path, "--device", "cpu", "--steps", "5", "--eta", "2"]));
     assert!(message.contains("eta") && message.contains('2'), "{message}");
 }

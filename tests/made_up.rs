@@ -39,6 +39,6 @@ impl WeightLoader for MadeUp {
 /// If the preset does not build.
 pub fn mini_denoise() -> Graph {
     let config = ModelConfig::preset("mini").expect("a preset is there");
-    let shape = Shape::of(32, 32, Sampler::OneStep, 1, false).expect("the size fits");
+    let shape = Shape::of(&config, 32, 32, Sampler::OneStep).expect("the size fits");
     denoise_graph(&config, &shape).expect("a preset builds")
 }

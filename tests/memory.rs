@@ -96,7 +96,7 @@ fn compile(device: Device) {
 /// The full-size UNet: 774 MB in f16.
 fn unet() -> Graph {
     let config = ModelConfig::preset("mobilediffusion").expect("the preset is built in");
-    let shape = Shape::of(64, 64, Sampler::OneStep, 1, false).expect("both are multiples of 32");
+    let shape = Shape::of(&config, 64, 64, Sampler::OneStep).expect("both are multiples of 32");
     denoise_graph(&config, &shape).expect("the UNet builds")
 }
 

@@ -2,7 +2,7 @@
 
 use mobilediffusion_graph::{Recording, Session, WeightLoader, Weights};
 use mobilediffusion_model::config::{ModelConfig, VaeConfig};
-use mobilediffusion_model::networks::{Decoder, Shape, decode_graph, encode_graph};
+use mobilediffusion_model::networks::{Decoder, LatentSize, decode_graph, encode_graph};
 use mobilediffusion_model::weights::synthetic;
 use mobilediffusion_model::{
     DeviceChoice, Floats, Flow, Init, Mask, ModelError, Options, Picture, Pipeline, Request, Source, WeightsFrom,
@@ -66,12 +66,11 @@ impl WeightLoader for Made {
 /// The pixels of a picture that went through encoder and decoder by hand.
 fn round_trip(pipeline: &Pipeline, picture: &Picture) -> Vec<u8> {
     let config = pipeline.model().config();
-    let sampler = config.defaults.sampler;
-    let shape = Shape::of(picture.width, picture.height, sampler, 1, false).expect("the size is valid");
+    let size = LatentSize::of(config, picture.width, picture.height).expect("the size is valid");
     let mut weights = Weights::new(pipeline.model().device(), Box::new(Made));
     let mut session = |graph| Session::new(Recording::new(graph), &mut weights, &mut |_, _| true).expect("it is made");
-    let mut encode = session(encode_graph(config, &shape).expect("the encoder builds"));
-    let mut decode = session(decode_graph(config, &shape, Decoder::Light).expect("the decoder builds"));
+    let mut encode = session(encode_graph(config, size).expect("the encoder builds"));
+    let mut decode = session(decode_graph(config, size, Decoder::Light).expect("the decoder builds"));
     let colours = picture.rgba.chunks_exact(4).flat_map(|pixel| &pixel[..3]);
     let image: Vec<f32> = colours.map(|value| f32::from(*value) / 127.5 - 1.0).collect();
     encode.write("image", &image).expect("it fits");

@@ -86,7 +86,7 @@ fn label(variant: &Variant) -> String {
 fn plan(args: &Check, network: Network, device: Device) -> Result<(), Failure> {
     let config = args.networks.config()?;
     let size = args.networks.size.unwrap_or(config.defaults.image_size);
-    let shape = Shape::of(size, size, config.defaults.sampler, config.defaults.steps, config.defaults.guidance != 1.0)?;
+    let shape = Shape::own(&config, size)?;
     let recording = network.record(&config, &shape)?;
     let values = inputs(&recording);
     let references = args.references || matches!(device, Device::Cpu(_));

@@ -61,9 +61,9 @@ impl Network {
             // A pipeline encodes one prompt after the other.
             Self::Text => text_graph(config, 1)?,
             Self::Unet => denoise_graph(config, shape)?,
-            Self::Decoder => decode_graph(config, shape, Decoder::Light)?,
-            Self::VaeDecoder => decode_graph(config, shape, Decoder::Full)?,
-            Self::VaeEncoder => encode_graph(config, shape)?,
+            Self::Decoder => decode_graph(config, shape.latent, Decoder::Light)?,
+            Self::VaeDecoder => decode_graph(config, shape.latent, Decoder::Full)?,
+            Self::VaeEncoder => encode_graph(config, shape.latent)?,
         }))
     }
 

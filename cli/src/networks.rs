@@ -22,7 +22,7 @@ fn losses(args: &Info, storage: Storage) -> Result<(), Failure> {
     let config = args.networks.config()?;
     // Weights do not depend on the size.
     let size = config.defaults.image_size;
-    let shape = Shape::of(size, size, Sampler::OneStep, 1, false)?;
+    let shape = Shape::of(&config, size, size, Sampler::OneStep)?;
     let mut all = Vec::new();
     for network in Network::of(&config) {
         let weights = Weights::new(Device::CPU, network.weights(&args.networks)?);

@@ -27,7 +27,7 @@ pub(crate) fn run(args: &Plan) -> Result<(), Failure> {
     let size = args.networks.size.unwrap_or(defaults.image_size);
     Request { guidance: args.guidance, ..Request::new("") }.check(&config)?;
     let guided = args.guidance.unwrap_or(defaults.guidance) != 1.0;
-    let shape = Shape::of(size, size, defaults.sampler, defaults.steps, guided)?;
+    let shape = Shape { guided, ..Shape::own(&config, size)? };
     let chosen = if args.only.is_empty() { Network::of(&config) } else { args.only.clone() };
     let recordings = chosen.iter().map(|network| Ok((network.title(), network.record(&config, &shape)?)));
     let networks = recordings.collect::<Result<Vec<_>, Failure>>()?;

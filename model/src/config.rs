@@ -2,7 +2,8 @@
 //!
 //! A model is a directory: `model.json` (name and defaults), `unet/config.json`, `decoder/config.json`,
 //! `text_encoder/config.json` and `scheduler/config.json`, and `vae/config.json` where there is a full VAE (a model
-//! without `decoder` decodes with it). Unknown keys are refused, so that a misspelt key never
+//! without `decoder` decodes with it). A one-step model may bring the UNet it was made of along, for DDIM:
+//! `unet_base/config.json`. Unknown keys are refused, so that a misspelt key never
 //! silently becomes a default; only the text encoder's file, which transformers writes, may hold more than is read.
 
 mod unet;
@@ -21,12 +22,12 @@ use mobilediffusion_kernels::{Activation, Prediction};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::LazyLock;
 
 /// Pixels per latent element in each direction: the decoder doubles three times.
 pub const PIXELS_PER_LATENT: usize = 8;
-/// Pictures are multiples of this: MobileDiffusion's UNet halves the latent twice.
+/// The sides of pictures are multiples of this, or of more: see [`ModelConfig::size_multiple`].
 pub const SIZE_MULTIPLE: usize = 4 * PIXELS_PER_LATENT;
 /// Longest side of a picture in pixels.
 pub const MOST_PIXELS: usize = 8192;
@@ -40,6 +41,9 @@ pub struct ModelConfig {
     pub defaults: Defaults,
     /// `unet/config.json`
     pub unet: UnetConfig,
+    /// `unet_base/config.json`, if a one-step model brings the UNet along that it was made of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unet_base: Option<UnetConfig>,
     /// `decoder/config.json`, unless pictures are decoded by the full VAE.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub decoder: Option<DecoderConfig>,
@@ -150,27 +154,26 @@ pub struct SchedulerConfig {
     pub prediction_type: Prediction,
 }
 
-/// The files of a model's directory, in the order of [`ModelConfig`]'s fields.
-const FILES: [&str; 6] = [
-    "model.json",
-    "unet/config.json",
-    "decoder/config.json",
-    "vae/config.json",
-    "text_encoder/config.json",
-    "scheduler/config.json",
-];
-
-/// The contents of [`FILES`], none of a file that is not there.
-type Texts<T> = [Option<T>; FILES.len()];
+/// The files of a model's directory.
+mod file {
+    pub(super) const MODEL: &str = "model.json";
+    pub(super) const UNET: &str = "unet/config.json";
+    pub(super) const UNET_BASE: &str = "unet_base/config.json";
+    pub(super) const DECODER: &str = "decoder/config.json";
+    pub(super) const VAE: &str = "vae/config.json";
+    pub(super) const TEXT_ENCODER: &str = "text_encoder/config.json";
+    pub(super) const SCHEDULER: &str = "scheduler/config.json";
+}
 
 /// The checkpoint that comes with the sources.
-const MINI: Texts<&str> = [
-    Some(include_str!("../checkpoints/mini/model.json")),
-    Some(include_str!("../checkpoints/mini/unet/config.json")),
-    Some(include_str!("../checkpoints/mini/decoder/config.json")),
-    Some(include_str!("../checkpoints/mini/vae/config.json")),
-    Some(include_str!("../checkpoints/mini/text_encoder/config.json")),
-    Some(include_str!("../checkpoints/mini/scheduler/config.json")),
+const MINI: [(&str, &str); 7] = [
+    (file::MODEL, include_str!("../checkpoints/mini/model.json")),
+    (file::UNET, include_str!("../checkpoints/mini/unet/config.json")),
+    (file::UNET_BASE, include_str!("../checkpoints/mini/unet_base/config.json")),
+    (file::DECODER, include_str!("../checkpoints/mini/decoder/config.json")),
+    (file::VAE, include_str!("../checkpoints/mini/vae/config.json")),
+    (file::TEXT_ENCODER, include_str!("../checkpoints/mini/text_encoder/config.json")),
+    (file::SCHEDULER, include_str!("../checkpoints/mini/scheduler/config.json")),
 ];
 
 /// The full-size model of the paper.
@@ -191,25 +194,44 @@ impl ModelConfig {
     pub const PRESETS: &[&str] = &["mobilediffusion", "alt-1", "alt-2", "alt-4", "alt-7", "sd15", "mini"];
 
     /// Reads and validates the files of a model's directory. Either of `decoder/config.json` and `vae/config.json` may
-    /// be missing.
+    /// be missing, and `unet_base/config.json` where there is no such folder.
     ///
     /// # Errors
     /// [`ModelError::Io`] if a file cannot be read, [`ModelError::Json`] if it does not parse, else
     /// [`ModelError::Config`] as [`Self::validate`].
     pub fn load(dir: &Path) -> Result<Self, ModelError> {
-        let mut texts: Texts<String> = Default::default();
-        for (text, file) in texts.iter_mut().zip(FILES) {
+        Self::from_files(dir, &|file| {
             let path = dir.join(file);
             let needed = match file {
-                "decoder/config.json" => !dir.join("vae/config.json").is_file(),
-                "vae/config.json" => false,
+                file::DECODER => !dir.join(file::VAE).is_file(),
+                file::VAE => false,
+                file::UNET_BASE => path.parent().is_some_and(Path::is_dir),
                 _ => true,
             };
-            if needed || path.is_file() {
-                *text = Some(read_text(&path)?);
-            }
+            if needed || path.is_file() { read_text(&path).map(Some) } else { Ok(None) }
+        })
+    }
+
+    /// Parses and validates the contents of files, of which those that may be missing may be none; `dir` is for errors only.
+    fn from_files(dir: &Path, text_of: TextOf<'_>) -> Result<Self, ModelError> {
+        fn optional<T: DeserializeOwned>(dir: &Path, file: &str, text_of: TextOf<'_>) -> Result<Option<T>, ModelError> {
+            text_of(file)?.map(|text| parse(&dir.join(file), &text)).transpose()
         }
-        Self::from_texts(dir, texts.each_ref().map(Option::as_deref))
+        fn needed<T: DeserializeOwned>(dir: &Path, file: &str, text_of: TextOf<'_>) -> Result<T, ModelError> {
+            // Nothing parses as nothing: an error that names the file.
+            parse(&dir.join(file), &text_of(file)?.unwrap_or_default())
+        }
+        let config = Self {
+            defaults: needed(dir, file::MODEL, text_of)?,
+            unet: needed(dir, file::UNET, text_of)?,
+            unet_base: optional(dir, file::UNET_BASE, text_of)?,
+            decoder: optional(dir, file::DECODER, text_of)?,
+            vae: optional(dir, file::VAE, text_of)?,
+            text_encoder: needed(dir, file::TEXT_ENCODER, text_of)?,
+            scheduler: needed(dir, file::SCHEDULER, text_of)?,
+        };
+        config.validate_in(dir)?;
+        Ok(config)
     }
 
     /// A built-in model: `mobilediffusion` is the full-size one of the paper, as deployed (512 pixels, one step); `alt-*`
@@ -235,7 +257,9 @@ impl ModelConfig {
                 }
                 whole(value)
             }
-            "mini" => Self::from_texts(Path::new("checkpoints/mini"), MINI),
+            "mini" => Self::from_files(Path::new("checkpoints/mini"), &|file| {
+                Ok(MINI.iter().find(|(name, _)| *name == file).map(|(_, text)| (*text).to_owned()))
+            }),
             _ => Err(ModelError::Config {
                 path: "presets".into(),
                 key: "name".into(),
@@ -245,28 +269,24 @@ impl ModelConfig {
         }
     }
 
-    /// Parses and validates the contents of [`FILES`]; `dir` is for errors only.
-    fn from_texts(
-        dir: &Path,
-        [model, unet, decoder, vae, text_encoder, scheduler]: Texts<&str>,
-    ) -> Result<Self, ModelError> {
-        fn part<T: DeserializeOwned>(path: PathBuf, text: Option<&str>) -> Result<T, ModelError> {
-            // Nothing parses as nothing: an error that names the file.
-            parse(&path, text.unwrap_or_default())
+    /// The UNet that a sampler walks: in a one-step model, DDIM's is the one that it was made of, if that has settings of
+    /// its own.
+    pub fn unet_of(&self, sampler: Sampler) -> &UnetConfig {
+        match (self.defaults.sampler, sampler, &self.unet_base) {
+            (Sampler::OneStep, Sampler::Ddim, Some(base)) => base,
+            _ => &self.unet,
         }
-        let path = |file: usize| dir.join(FILES[file]);
-        let config = Self {
-            defaults: part(path(0), model)?,
-            unet: part(path(1), unet)?,
-            decoder: decoder.map(|text| parse(&path(2), text)).transpose()?,
-            vae: vae.map(|text| parse(&path(3), text)).transpose()?,
-            text_encoder: part(path(4), text_encoder)?,
-            scheduler: part(path(5), scheduler)?,
-        };
-        config.validate_in(dir)?;
-        Ok(config)
+    }
+
+    /// Pixels that the sides of a picture are multiples of: the UNets halve the latent.
+    pub fn size_multiple(&self) -> usize {
+        let halvings = |unet: &UnetConfig| PIXELS_PER_LATENT * unet.latent_multiple();
+        std::iter::once(&self.unet).chain(&self.unet_base).map(halvings).fold(SIZE_MULTIPLE, usize::max)
     }
 }
+
+/// Gives the contents of a file of a model's directory, none if it is not there and need not be.
+type TextOf<'a> = &'a dyn Fn(&str) -> Result<Option<String>, ModelError>;
 
 #[cfg(test)]
 mod tests;

@@ -1,4 +1,4 @@
-//! What can go wrong before a network runs: files, configurations, weights, prompts and sampler settings.
+//! What can go wrong between a sentence and a picture: files, configurations, weights, requests, memory and devices.
 //!
 //! Every error carries its data, and its `Display` is one lower-case line: what, where, expected, found.
 
@@ -66,18 +66,20 @@ pub enum ModelError {
     /// A sampler setting is out of range.
     #[error("sampler: {key}: expected {expected}, found {found}")]
     Sampler {
-        /// The setting: `steps` or `eta`.
+        /// The setting: `steps`, `eta` or `first timestep`.
         key: &'static str,
         /// What would be accepted.
         expected: String,
         /// What was asked for.
         found: String,
     },
-    /// A picture size does not survive the network's halvings: pixels must be a multiple of 32.
-    #[error("picture size: {key}: expected a positive multiple of 32, found {found}")]
+    /// A picture size does not survive the network's halvings.
+    #[error("picture size: {key}: expected a positive multiple of {multiple}, found {found}")]
     Size {
         /// `width` or `height`.
         key: &'static str,
+        /// Pixels that a side is a multiple of.
+        multiple: usize,
         /// Pixels asked for.
         found: usize,
     },

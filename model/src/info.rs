@@ -2,7 +2,7 @@
 
 pub mod paper;
 
-use crate::config::{ModelConfig, Sampler};
+use crate::config::ModelConfig;
 use crate::error::ModelError;
 use crate::networks::{Decoder, Shape, decode_graph, denoise_graph, encode_graph, text_graph};
 use mobilediffusion_graph::{Graph, Recording};
@@ -80,15 +80,15 @@ pub struct Info {
 /// # Errors
 /// If the size or the configuration do not fit.
 pub fn summary(config: &ModelConfig, image_size: usize) -> Result<Info, ModelError> {
-    let shape = Shape::of(image_size, image_size, Sampler::OneStep, 1, false)?;
+    let shape = Shape::of(config, image_size, image_size, config.defaults.sampler)?;
     let mut parts =
         vec![Part::new("text encoder", text_graph(config, 1)?), Part::new("unet", denoise_graph(config, &shape)?)];
     if config.decoder.is_some() {
-        parts.push(Part::new("decoder", decode_graph(config, &shape, Decoder::Light)?));
+        parts.push(Part::new("decoder", decode_graph(config, shape.latent, Decoder::Light)?));
     }
     if config.vae.is_some() {
-        parts.push(Part::new("vae encoder", encode_graph(config, &shape)?));
-        parts.push(Part::new("vae decoder", decode_graph(config, &shape, Decoder::Full)?));
+        parts.push(Part::new("vae encoder", encode_graph(config, shape.latent)?));
+        parts.push(Part::new("vae decoder", decode_graph(config, shape.latent, Decoder::Full)?));
     }
     Ok(Info { parts })
 }

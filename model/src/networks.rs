@@ -1,6 +1,6 @@
 //! The graphs of a whole model: what is built, in one place, for the pipeline, for `info` and for tests.
 
-use crate::config::{MOST_PIXELS, ModelConfig, PIXELS_PER_LATENT, SIZE_MULTIPLE, Sampler};
+use crate::config::{MOST_PIXELS, ModelConfig, PIXELS_PER_LATENT, Sampler};
 use crate::decoder::decoder;
 use crate::error::ModelError;
 use crate::text_encoder::text_encoder;
@@ -9,37 +9,29 @@ use crate::vae;
 use mobilediffusion_graph::{Graph, GraphError};
 use mobilediffusion_kernels::DType;
 
-/// What a picture's size and the sampler make of a model.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Shape {
-    /// Rows of the latent.
-    pub latent_height: usize,
-    /// Columns of the latent.
-    pub latent_width: usize,
-    /// Network evaluations.
-    pub steps: usize,
-    /// Which sampler.
-    pub sampler: Sampler,
-    /// Whether every evaluation is a pair, without and with the text.
-    pub guided: bool,
-    /// DDIM's fresh noise: 0 for none, 1 for as much as the forward process has.
-    pub eta: f64,
+/// Rows and columns of a latent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct LatentSize {
+    /// Rows.
+    pub height: usize,
+    /// Columns.
+    pub width: usize,
 }
 
-impl Shape {
-    /// The shape for a picture of `width` x `height` pixels.
+impl LatentSize {
+    /// The latent of a picture of `width` x `height` pixels.
     ///
     /// # Errors
-    /// If a side is beyond [`MOST_PIXELS`], zero or no multiple of 32 pixels: the UNet halves the latent twice.
-    pub fn of(width: usize, height: usize, sampler: Sampler, steps: usize, guided: bool) -> Result<Self, ModelError> {
+    /// If a side is beyond [`MOST_PIXELS`], zero or no multiple of [`ModelConfig::size_multiple`].
+    pub fn of(config: &ModelConfig, width: usize, height: usize) -> Result<Self, ModelError> {
+        let multiple = config.size_multiple();
         for (key, found) in [("width", width), ("height", height)] {
             Self::check_side(key, found)?;
-            if found == 0 || !found.is_multiple_of(SIZE_MULTIPLE) {
-                return Err(ModelError::Size { key, found });
+            if found == 0 || !found.is_multiple_of(multiple) {
+                return Err(ModelError::Size { key, multiple, found });
             }
         }
-        let [latent_height, latent_width] = [height, width].map(|pixels| pixels / PIXELS_PER_LATENT);
-        Ok(Self { latent_height, latent_width, steps, sampler, guided, eta: 0.0 })
+        Ok(Self { height: height / PIXELS_PER_LATENT, width: width / PIXELS_PER_LATENT })
     }
 
     /// Refuses a side that no network is made for, whatever its multiple.
@@ -51,12 +43,42 @@ impl Shape {
         Err(ModelError::Request { key, expected, found })
     }
 
-    /// Whether a step of the sampler takes fresh noise.
-    pub fn takes_noise(&self) -> bool {
-        match self.sampler {
-            Sampler::Ddim => self.eta > 0.0,
-            Sampler::OneStep => self.steps > 1,
-        }
+    /// Width and height of the picture.
+    pub fn pixels(self) -> (usize, usize) {
+        (PIXELS_PER_LATENT * self.width, PIXELS_PER_LATENT * self.height)
+    }
+}
+
+/// What shapes an evaluation of the UNet and the step of the sampler behind it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Shape {
+    /// Rows and columns of the latent.
+    pub latent: LatentSize,
+    /// Which sampler.
+    pub sampler: Sampler,
+    /// Whether every evaluation is a pair, without and with the text.
+    pub guided: bool,
+    /// Whether a step takes fresh noise: one of several one-step ones, or of DDIM's with an eta.
+    pub takes_noise: bool,
+}
+
+impl Shape {
+    /// The shape for a picture of `width` x `height` pixels, without guidance and fresh noise.
+    ///
+    /// # Errors
+    /// As [`LatentSize::of`].
+    pub fn of(config: &ModelConfig, width: usize, height: usize, sampler: Sampler) -> Result<Self, ModelError> {
+        Ok(Self { latent: LatentSize::of(config, width, height)?, sampler, guided: false, takes_noise: false })
+    }
+
+    /// The shape for a picture of `size` x `size` pixels as the model draws by itself.
+    ///
+    /// # Errors
+    /// As [`LatentSize::of`].
+    pub fn own(config: &ModelConfig, size: usize) -> Result<Self, ModelError> {
+        let own = &config.defaults;
+        let takes_noise = own.sampler == Sampler::OneStep && own.steps > 1;
+        Ok(Self { guided: own.guidance != 1.0, takes_noise, ..Self::of(config, size, size, own.sampler)? })
     }
 
     /// Images in a batch of the UNet.
@@ -77,26 +99,27 @@ pub fn text_graph(config: &ModelConfig, batch: usize) -> Result<Graph, GraphErro
     Ok(g)
 }
 
-/// One step of the sampler: the UNet, then the step. Inputs: `latent`, `timestep`, `context`, `coefficients` and, if
-/// the shape [takes noise](Shape::takes_noise), `noise` of one image; output: `next`.
+/// One step of the sampler: the [UNet it walks](ModelConfig::unet_of), then the step. Inputs: `latent`, `timestep`,
+/// `context`, `coefficients` and, if the shape [takes noise](Shape::takes_noise), `noise` of one image; output: `next`.
 ///
 /// # Errors
 /// If the configuration does not fit.
 pub fn denoise_graph(config: &ModelConfig, shape: &Shape) -> Result<Graph, GraphError> {
     let mut g = Graph::new();
     let (n, tokens) = (shape.batch(), config.text_encoder.max_position_embeddings);
-    let map = [n, shape.latent_height, shape.latent_width, config.unet.in_channels()];
+    let config_of_unet = config.unet_of(shape.sampler);
+    let map = [n, shape.latent.height, shape.latent.width, config_of_unet.in_channels()];
     let latent = g.input_of_every_run("latent", map, DType::F32);
     let timestep = g.input("timestep", [n], DType::F32);
-    let context = g.input("context", [n, tokens, config.unet.cross_attention_dim()], DType::Elem);
-    let prediction = unet(&mut g, &config.unet, &latent, &timestep, &context)?;
+    let context = g.input("context", [n, tokens, config_of_unet.cross_attention_dim()], DType::Elem);
+    let prediction = unet(&mut g, config_of_unet, &latent, &timestep, &context)?;
     let kind = config.scheduler.prediction_type;
     let coefficients = match shape.sampler {
         Sampler::Ddim => g.input("coefficients", [8], DType::F32),
         Sampler::OneStep => g.input("coefficients", [4], DType::F32),
     };
     let [_, height, width, channels] = map;
-    let noise = shape.takes_noise().then(|| g.input("noise", [1, height, width, channels], DType::F32));
+    let noise = shape.takes_noise.then(|| g.input("noise", [1, height, width, channels], DType::F32));
     let next = match shape.sampler {
         Sampler::Ddim => g.ddim_step(&latent, &prediction, &coefficients, (shape.guided, noise.as_ref(), kind))?,
         Sampler::OneStep => g.one_step_x0(&latent, &prediction, &coefficients, (noise.as_ref(), kind))?,
@@ -138,9 +161,9 @@ fn part<'a, T>(part: &'a Option<T>, name: &'static str) -> Result<&'a T, ModelEr
 ///
 /// # Errors
 /// If the model has no such decoder, or the configuration does not fit.
-pub fn decode_graph(config: &ModelConfig, shape: &Shape, which: Decoder) -> Result<Graph, ModelError> {
+pub fn decode_graph(config: &ModelConfig, size: LatentSize, which: Decoder) -> Result<Graph, ModelError> {
     let mut g = Graph::new();
-    let map = [1, shape.latent_height, shape.latent_width, config.unet.in_channels()];
+    let map = [1, size.height, size.width, config.unet.in_channels()];
     let latent = g.input("latent", map, DType::F32);
     let picture = match which {
         Decoder::Light => decoder(&mut g, part(&config.decoder, "decoder")?, &latent)?,
@@ -156,9 +179,10 @@ pub fn decode_graph(config: &ModelConfig, shape: &Shape, which: Decoder) -> Resu
 /// # Errors
 /// If the model has no full VAE, or the configuration does not fit.
 pub fn vae_weights(config: &ModelConfig) -> Result<Vec<(String, Vec<usize>)>, ModelError> {
-    let shape = Shape::of(SIZE_MULTIPLE, SIZE_MULTIPLE, Sampler::OneStep, 1, false)?;
-    let mut weights = encode_graph(config, &shape)?.weights();
-    weights.extend(decode_graph(config, &shape, Decoder::Full)?.weights());
+    // They do not depend on the size.
+    let size = LatentSize::of(config, config.size_multiple(), config.size_multiple())?;
+    let mut weights = encode_graph(config, size)?.weights();
+    weights.extend(decode_graph(config, size, Decoder::Full)?.weights());
     Ok(weights)
 }
 
@@ -166,10 +190,10 @@ pub fn vae_weights(config: &ModelConfig) -> Result<Vec<(String, Vec<usize>)>, Mo
 ///
 /// # Errors
 /// If the model has no full VAE, or the configuration does not fit.
-pub fn encode_graph(config: &ModelConfig, shape: &Shape) -> Result<Graph, ModelError> {
+pub fn encode_graph(config: &ModelConfig, size: LatentSize) -> Result<Graph, ModelError> {
     let config = part(&config.vae, "vae")?;
     let mut g = Graph::new();
-    let [height, width] = [shape.latent_height, shape.latent_width].map(|side| side * PIXELS_PER_LATENT);
+    let (width, height) = size.pixels();
     let image = g.input("image", [1, height, width, config.in_channels], DType::F32);
     let moments = vae::encoder(&mut g, config, &image)?;
     let latent = vae::latent(&mut g, config, &moments)?;
@@ -180,7 +204,9 @@ pub fn encode_graph(config: &ModelConfig, shape: &Shape) -> Result<Graph, ModelE
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::UnetConfig;
     use mobilediffusion_graph::Recording;
+    use mobilediffusion_kernels::Phi;
 
     /// Shape of the output of this name.
     fn output(graph: Graph, name: &str) -> Vec<usize> {
@@ -195,55 +221,79 @@ mod tests {
             let config = ModelConfig::preset(preset).unwrap();
             let c = config.unet.in_channels();
             for (width, height) in [(64, 96), (96, 64), (32, 32), (640, 32)] {
-                let shape = Shape::of(width, height, Sampler::Ddim, 20, true).unwrap();
+                let shape = Shape { guided: true, ..Shape::of(&config, width, height, Sampler::Ddim).unwrap() };
                 let (h, w) = (height / PIXELS_PER_LATENT, width / PIXELS_PER_LATENT);
                 let next = output(denoise_graph(&config, &shape).unwrap(), "next");
                 assert_eq!(next.iter().product::<usize>(), 2 * h * w * c, "{preset} {width}x{height}: {next:?}");
-                let pixels = output(decode_graph(&config, &shape, Decoder::of(&config)).unwrap(), "pixels");
+                let pixels = output(decode_graph(&config, shape.latent, Decoder::of(&config)).unwrap(), "pixels");
                 assert_eq!(pixels, [1, height, width], "{preset}");
                 if config.vae.is_some() {
-                    let latent = output(encode_graph(&config, &shape).unwrap(), "latent");
+                    let latent = output(encode_graph(&config, shape.latent).unwrap(), "latent");
                     assert_eq!(latent.iter().product::<usize>(), h * w * c, "{preset} {width}x{height}: {latent:?}");
                 }
             }
         }
+        let config = ModelConfig::preset("mini").unwrap();
         for (width, height, key) in [(0, 64, "width"), (64, 48, "height"), (100, 64, "width")] {
-            let error = Shape::of(width, height, Sampler::Ddim, 20, true).unwrap_err();
+            let error = LatentSize::of(&config, width, height).unwrap_err();
             assert!(matches!(error, ModelError::Size { key: found, .. } if found == key), "{width}x{height}: {error}");
         }
     }
 
     #[test]
-    fn a_network_that_halves_more_often_says_where_a_size_does_not_fit() {
+    fn a_network_that_halves_more_often_takes_other_sizes() {
         let config = ModelConfig::preset("sd15").unwrap();
-        let shape = |side| Shape::of(side, side, Sampler::Ddim, 50, true).unwrap();
-        denoise_graph(&config, &shape(64)).unwrap();
-        let error = denoise_graph(&config, &shape(96)).unwrap_err().to_string();
+        denoise_graph(&config, &Shape::own(&config, 64).unwrap()).unwrap();
+        let error = Shape::own(&config, 96).unwrap_err().to_string();
+        assert_eq!(error, "picture size: width: expected a positive multiple of 64, found 96");
+        // What is built by hand says where it does not fit.
+        let latent = LatentSize { height: 12, width: 12 };
+        let error = denoise_graph(&config, &Shape { latent, ..Shape::own(&config, 64).unwrap() }).unwrap_err();
+        let error = error.to_string();
         assert!(error.contains("down_blocks.2.downsamplers.0.conv") && error.ends_with("a multiple of 2"), "{error}");
+    }
+
+    #[test]
+    fn ddim_walks_the_unet_that_a_one_step_model_was_made_of() {
+        let mut config = ModelConfig::preset("mini").unwrap();
+        let steps = |config: &ModelConfig, sampler| {
+            let graph = denoise_graph(config, &Shape::of(config, 64, 64, sampler).unwrap()).unwrap();
+            Recording::new(graph).nodes.iter().map(|node| node.kernel.params_json()).collect::<Vec<_>>()
+        };
+        let [ddim, one_step] = [Sampler::Ddim, Sampler::OneStep];
+        let (before, one_before) = (steps(&config, ddim), steps(&config, one_step));
+        let Some(UnetConfig::MobileDiffusion(base)) = &mut config.unet_base else { panic!("mini has a base") };
+        base.attention_phi = Phi::Softmax;
+        assert_ne!(steps(&config, ddim), before, "its own settings");
+        assert_eq!(steps(&config, one_step), one_before, "one step walks another");
+        config.defaults.sampler = Sampler::Ddim;
+        assert_eq!(steps(&config, ddim), before, "a model that is made for DDIM has one UNet");
     }
 
     #[test]
     fn noise_is_an_input_where_the_sampler_takes_some() {
         let config = ModelConfig::preset("mini").unwrap();
-        let shape = |sampler, steps| Shape::of(64, 64, sampler, steps, false).unwrap();
-        let plain = shape(Sampler::Ddim, 20);
-        for (shape, takes) in [
-            (plain, false),
-            (Shape { eta: 0.5, ..plain }, true),
-            (shape(Sampler::OneStep, 1), false),
-            (shape(Sampler::OneStep, 2), true),
-        ] {
-            let recording = Recording::new(denoise_graph(&config, &shape).unwrap());
-            let found = recording.tensors.iter().any(|tensor| tensor.name == "noise");
-            assert_eq!((found, shape.takes_noise()), (takes, takes), "{shape:?}");
+        for sampler in [Sampler::Ddim, Sampler::OneStep] {
+            for takes_noise in [false, true] {
+                let shape = Shape { takes_noise, ..Shape::of(&config, 64, 64, sampler).unwrap() };
+                let recording = Recording::new(denoise_graph(&config, &shape).unwrap());
+                let found = recording.tensors.iter().any(|tensor| tensor.name == "noise");
+                assert_eq!(found, takes_noise, "{shape:?}");
+            }
         }
+        let steps = |steps| {
+            let mut config = config.clone();
+            config.defaults.steps = steps;
+            Shape::own(&config, 64).unwrap().takes_noise
+        };
+        assert_eq!((steps(1), steps(2)), (false, true), "one step has none after it");
     }
 
     #[test]
     fn a_model_without_a_part_says_which() {
         let config = ModelConfig { vae: None, ..ModelConfig::preset("mobilediffusion").unwrap() };
-        let shape = Shape::of(64, 64, Sampler::OneStep, 1, false).unwrap();
-        for result in [encode_graph(&config, &shape), decode_graph(&config, &shape, Decoder::Full)] {
+        let size = LatentSize { height: 8, width: 8 };
+        for result in [encode_graph(&config, size), decode_graph(&config, size, Decoder::Full)] {
             let error = result.unwrap_err();
             assert!(matches!(error, ModelError::NoPart { part: "vae" }), "{error}");
         }

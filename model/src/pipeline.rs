@@ -54,7 +54,7 @@ pub struct Counters {
 }
 
 impl Pipeline {
-    /// Checks names and shapes of all weights and opens the device. Weights and plans are made by the first request
+    /// Checks names and shapes of the weights that every picture takes, and opens the device. Weights and plans are made by the first request
     /// that needs them, or by [`prepare`](Self::prepare).
     ///
     /// # Errors
@@ -97,13 +97,13 @@ impl Pipeline {
     /// # Errors
     /// If the request does not make sense.
     pub fn summaries(&self, request: &Request) -> Result<Vec<(&'static str, PlanSummary)>, ModelError> {
-        let shape = self.settings(request)?.shape()?;
+        let shape = self.settings(request)?.shape(self.model.config())?;
         let storage = self.model.storage();
         let summary = |key: Key| {
-            let recording = Recording::new(key.graph(self.model.config(), &shape)?);
+            let recording = Recording::new(key.graph(self.model.config())?);
             Ok((key.part().title(), recording.summary(storage)))
         };
-        keys(request, &shape).into_iter().map(summary).collect()
+        keys(request, shape).into_iter().map(summary).collect()
     }
 
     /// Makes everything ready that a request needs.
@@ -112,8 +112,8 @@ impl Pipeline {
     /// If the request does not make sense or does not fit into memory, a weight is refused, the device fails, or the
     /// caller said stop.
     pub fn prepare(&mut self, request: &Request, on_progress: OnProgress<'_>) -> Result<(), ModelError> {
-        let shape = self.settings(request)?.shape()?;
-        self.ready(request, &shape, on_progress)
+        let shape = self.settings(request)?.shape(self.model.config())?;
+        self.ready(request, shape, on_progress)
     }
 
     /// Draws the pictures of a request.
@@ -168,7 +168,7 @@ impl Pipeline {
         on_picture: OnPicture<'_>,
     ) -> Result<(), ModelError> {
         let settings = self.settings(request)?;
-        self.ready(request, &settings.shape()?, on_progress)?;
+        self.ready(request, settings.shape(self.model.config())?, on_progress)?;
         run::Run::new(&self.model, &mut self.plans, request, &settings, on_progress)?.pictures(on_picture).await
     }
 
@@ -193,7 +193,7 @@ impl Pipeline {
     }
 
     /// Brings weights and makes plans, what of them is not there yet.
-    fn ready(&mut self, request: &Request, shape: &Shape, on_progress: OnProgress<'_>) -> Result<(), ModelError> {
+    fn ready(&mut self, request: &Request, shape: Shape, on_progress: OnProgress<'_>) -> Result<(), ModelError> {
         if self.model.generation() != self.generation {
             self.plans.clear();
             self.generation = self.model.generation();
@@ -202,11 +202,11 @@ impl Pipeline {
         keys.iter().try_for_each(|key| self.model.check(key.part()))?;
         self.plans.touch(&keys);
         let device = self.model.device();
-        let ask = Ask { config: self.model.config(), device: &device, shape, keys: &keys };
+        let ask = Ask { config: self.model.config(), device: &device, latent: shape.latent, keys: &keys };
         loop {
             let mut missing = Vec::new();
             for key in keys.iter().copied().filter(|key| !self.plans.has(*key)) {
-                let recording = Recording::new(key.graph(self.model.config(), shape)?);
+                let recording = Recording::new(key.graph(self.model.config())?);
                 missing.push((key, Need::of(&recording, &device), recording));
             }
             if missing.is_empty() {
@@ -225,9 +225,9 @@ impl Pipeline {
 }
 
 /// The plans of a request.
-fn keys(request: &Request, shape: &Shape) -> Vec<Key> {
-    let encode = request.init.is_some().then(|| Key::encode(shape));
-    [Key::Text, Key::denoise(shape), Key::decode(shape)].into_iter().chain(encode).collect()
+fn keys(request: &Request, shape: Shape) -> Vec<Key> {
+    let encode = request.init.is_some().then_some(Key::Encode(shape.latent));
+    [Key::Text, Key::Denoise(shape), Key::Decode(shape.latent)].into_iter().chain(encode).collect()
 }
 
 /// Gives back the longest unused plan, or weights of a network that no plan takes any more, unless it is one of `needed`;

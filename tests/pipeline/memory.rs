@@ -78,7 +78,7 @@ fn int8_weights_are_offered_where_only_they_make_room() {
 fn weights_that_a_request_does_not_take_make_room_for_those_it_takes() {
     for device in devices() {
         // Noise between the steps is for DDIM, which draws with the UNet that the one-step one was made of.
-        let noisy = Request { eta: Some(0.5), steps: Some(2), guidance: Some(1.0), ..small("sun") };
+        let noisy = Request { eta: Some(0.5), steps: Some(5), guidance: Some(1.0), ..small("sun") };
         let mut all = Pipeline::load(source(), on(device.clone())).expect("it loads");
         let expected = [draw(&mut all, &small("sun")), draw(&mut all, &noisy)];
         let both = all.counters().weight_bytes;

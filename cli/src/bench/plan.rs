@@ -29,7 +29,7 @@ pub(super) fn record(
     let config = networks.config()?;
     let size = networks.size.unwrap_or(config.defaults.image_size);
     let guided = guidance.unwrap_or(config.defaults.guidance) != 1.0;
-    let shape = Shape::of(size, size, config.defaults.sampler, config.defaults.steps, guided)?;
+    let shape = Shape { guided, ..Shape::own(&config, size)? };
     network.record(&config, &shape)
 }
 

@@ -5,8 +5,15 @@ use serde_json::{Value, json};
 
 const PRESET: &str = include_str!("../../presets/mobilediffusion.json");
 
-/// The parts of a preset, in the order of [`FILES`].
-const PARTS: [&str; 6] = ["model", "unet", "decoder", "vae", "text_encoder", "scheduler"];
+/// The parts of a preset, and the files they are in a model's directory.
+const PARTS: [(&str, &str); 6] = [
+    ("model", file::MODEL),
+    ("unet", file::UNET),
+    ("decoder", file::DECODER),
+    ("vae", file::VAE),
+    ("text_encoder", file::TEXT_ENCODER),
+    ("scheduler", file::SCHEDULER),
+];
 
 /// The preset with one value replaced, parsed and validated. `pointer` is a JSON pointer.
 fn changed(pointer: &str, value: Value) -> Result<(), ModelError> {
@@ -283,7 +290,7 @@ fn configurations_are_written_as_they_are_read() {
 
 #[test]
 fn unknown_keys_are_refused_but_for_the_text_encoder() {
-    for (part, refused) in PARTS.map(|part| (part, part != "text_encoder")) {
+    for (part, refused) in PARTS.map(|(part, _)| (part, part != "text_encoder")) {
         let mut preset: Value = serde_json::from_str(PRESET).unwrap();
         preset[part]["bos_token_id"] = json!(0);
         let result = parse::<ModelConfig>(Path::new("preset"), &preset.to_string());
@@ -301,7 +308,7 @@ fn a_directory_loads_and_errors_name_its_files() {
     let error = ModelConfig::load(dir.path()).unwrap_err();
     assert!(matches!(&error, ModelError::Io { path, .. } if path.ends_with("model.json")), "{error}");
 
-    for (file, part) in FILES.iter().zip(PARTS) {
+    for (part, file) in PARTS {
         let path = dir.path().join(file);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(path, preset[part].to_string()).unwrap();
@@ -322,6 +329,26 @@ fn a_directory_loads_and_errors_name_its_files() {
     assert!(matches!(&error, ModelError::Io { path, .. } if *path == light), "{error}");
     std::fs::write(&light, preset["decoder"].to_string()).unwrap();
     assert_eq!(ModelConfig::load(dir.path()).unwrap().vae, None, "there need not be a full VAE");
+
+    let base = dir.path().join("unet_base/config.json");
+    std::fs::create_dir(base.parent().unwrap()).unwrap();
+    let error = ModelConfig::load(dir.path()).unwrap_err();
+    assert!(matches!(&error, ModelError::Io { path, .. } if *path == base), "a folder needs its file: {error}");
+    std::fs::write(&base, preset["unet"].to_string().replace("\"relu\"", "\"softmax\"")).unwrap();
+    let config = ModelConfig::load(dir.path()).unwrap();
+    assert_ne!(config.unet_base.as_ref(), Some(&config.unet), "its settings are its own");
+    for (key, wrong) in [("in_channels", json!(4)), ("prediction_type", json!("sample")), ("sep_kernel", json!(7))] {
+        let mut other = preset["unet"].clone();
+        other[key] = wrong.clone();
+        if key == "in_channels" {
+            other["out_channels"] = wrong;
+        }
+        std::fs::write(&base, other.to_string()).unwrap();
+        let error = ModelConfig::load(dir.path()).unwrap_err();
+        let named = matches!(&error, ModelError::Config { path, key: found, .. } if *path == base && found == key);
+        assert!(named, "{error}");
+    }
+    std::fs::write(&base, preset["unet"].to_string()).unwrap();
 
     std::fs::write(&unet, "{").unwrap();
     let error = ModelConfig::load(dir.path()).unwrap_err();

@@ -1,8 +1,8 @@
 //! What the networks can be built from: every impossible or unsupported value is refused by name.
 
 use super::{
-    DecoderConfig, Defaults, FILES, MOST_PIXELS, ModelConfig, PIXELS_PER_LATENT, SIZE_MULTIPLE, Sampler,
-    SchedulerConfig, TextEncoderConfig,
+    DecoderConfig, Defaults, MOST_PIXELS, ModelConfig, PIXELS_PER_LATENT, Sampler, SchedulerConfig, TextEncoderConfig,
+    UnetConfig, file,
 };
 use crate::error::ModelError;
 use crate::tokenizer::VOCABULARY;
@@ -29,25 +29,18 @@ impl ModelConfig {
     }
 
     pub(super) fn validate_in(&self, dir: &Path) -> Result<(), ModelError> {
-        let [model, unet, decoder, vae, text_encoder, scheduler] = FILES.map(|file| dir.join(file));
-        self.unet.validate(&unet)?;
+        let [decoder, vae, text_encoder] = [file::DECODER, file::VAE, file::TEXT_ENCODER].map(|file| dir.join(file));
+        let base = self.unet_base.as_ref().map(|base| (base, dir.join(file::UNET_BASE)));
+        let unets: Vec<_> = std::iter::once((&self.unet, dir.join(file::UNET))).chain(base).collect();
+        unets.iter().try_for_each(|(unet, path)| unet.validate(path))?;
         self.decoder.iter().try_for_each(|config| config.validate(&decoder))?;
         self.vae.iter().try_for_each(|config| config.validate(&vae))?;
         self.validate_latent(&Check::new(&decoder), &Check::new(&vae))?;
         self.text_encoder.validate(&text_encoder)?;
-        self.scheduler.validate(&scheduler)?;
-        let multiple = self.unet.latent_multiple().max(SIZE_MULTIPLE / PIXELS_PER_LATENT) * PIXELS_PER_LATENT;
-        self.defaults.validate(&model, self.scheduler.num_train_timesteps, multiple)?;
-
-        let check = Check::new(&unet);
-        check.agree("out_channels", self.unet.out_channels(), self.unet.in_channels(), "its in_channels")?;
-        let (dim, width) = (self.unet.cross_attention_dim(), self.text_encoder.hidden_size);
-        check.agree("cross_attention_dim", dim, width, "the text encoder's hidden_size")?;
-        let schedule = self.scheduler.prediction_type;
-        if let Some(unet) = self.unet.prediction_type() {
-            let expected = format!("{schedule:?} as in {}", FILES[5]);
-            check.that(unet == schedule, "prediction_type", expected, format!("{unet:?}"))?;
-        }
+        self.scheduler.validate(&dir.join(file::SCHEDULER))?;
+        let (path, train_steps) = (dir.join(file::MODEL), self.scheduler.num_train_timesteps);
+        self.defaults.validate(&path, train_steps, self.size_multiple())?;
+        unets.iter().try_for_each(|(unet, path)| self.validate_unet(unet, &Check::new(path)))?;
         let vocabulary = self.text_encoder.vocab_size;
         let check = Check::new(&text_encoder);
         check.that(
@@ -56,6 +49,18 @@ impl ModelConfig {
             format!("at least {VOCABULARY}, the tokenizer's"),
             vocabulary,
         )
+    }
+
+    /// A UNet beside the other parts.
+    fn validate_unet(&self, unet: &UnetConfig, check: &Check) -> Result<(), ModelError> {
+        check.agree("in_channels", unet.in_channels(), self.unet.in_channels(), "the one-step UNet's")?;
+        check.agree("out_channels", unet.out_channels(), unet.in_channels(), "its in_channels")?;
+        let (dim, width) = (unet.cross_attention_dim(), self.text_encoder.hidden_size);
+        check.agree("cross_attention_dim", dim, width, "the text encoder's hidden_size")?;
+        let schedule = self.scheduler.prediction_type;
+        let own = unet.prediction_type().unwrap_or(schedule);
+        let expected = format!("{schedule:?} as in {}", file::SCHEDULER);
+        check.that(own == schedule, "prediction_type", expected, format!("{own:?}"))
     }
 
     /// The parts that make and read latents are made for the same ones.

@@ -1,7 +1,7 @@
 //! Table 1 of the paper: its numbers beside what is counted here. The paper's "GFLOPs" are multiply-accumulates, of one
 //! evaluation at a latent of 64x64 (512 pixels).
 
-use crate::config::{ModelConfig, Sampler};
+use crate::config::ModelConfig;
 use crate::error::ModelError;
 use crate::networks::{Shape, denoise_graph};
 use mobilediffusion_graph::{Graph, Recording};
@@ -63,9 +63,10 @@ pub struct Table(pub Vec<Row>);
 /// # Errors
 /// None that a caller can cause: the presets are built in.
 pub fn table() -> Result<Table, ModelError> {
-    let shape = Shape::of(512, 512, Sampler::OneStep, 1, false)?;
     let counted = |preset: &str| -> Result<Row, ModelError> {
-        Ok(Row::counted(preset, denoise_graph(&ModelConfig::preset(preset)?, &shape)?))
+        let config = ModelConfig::preset(preset)?;
+        let shape = Shape::of(&config, 512, 512, config.defaults.sampler)?;
+        Ok(Row::counted(preset, denoise_graph(&config, &shape)?))
     };
     let mobilediffusion = Row {
         self_attention: Some(15),

@@ -1,9 +1,9 @@
 //! Whether a request fits into memory, decided before anything is made, and what would fit if it does not.
 
 use super::plans::Key;
-use crate::config::{ModelConfig, PIXELS_PER_LATENT, SIZE_MULTIPLE};
+use crate::config::{ModelConfig, PIXELS_PER_LATENT};
 use crate::error::{ModelError, mib};
-use crate::networks::Shape;
+use crate::networks::LatentSize;
 use mobilediffusion_graph::plan::{Lifetime, lower_bound};
 use mobilediffusion_graph::{Device, Recording};
 use mobilediffusion_kernels::{FloatType, Storage, WeightType};
@@ -117,7 +117,7 @@ pub(super) fn free(device: &Device) -> Option<u64> {
 pub(super) struct Ask<'a> {
     pub(super) config: &'a ModelConfig,
     pub(super) device: &'a Device,
-    pub(super) shape: &'a Shape,
+    pub(super) latent: LatentSize,
     pub(super) keys: &'a [Key],
 }
 
@@ -137,8 +137,7 @@ impl Ask<'_> {
     }
 
     fn refused(&self, what: &'static str, needed: u64, budget: Option<u64>, available: Option<u64>) -> ModelError {
-        let Shape { latent_width, latent_height, .. } = *self.shape;
-        let (width, height) = (PIXELS_PER_LATENT * latent_width, PIXELS_PER_LATENT * latent_height);
+        let (width, height) = self.latent.pixels();
         let advice = match available {
             Some(_) => self.advice(budget),
             None => may_fit(self.device.storage(), is_gpu(self.device)).to_owned(),
@@ -164,18 +163,18 @@ impl Ask<'_> {
 
     /// Width, height and bytes of the largest picture of nearly the same form, and at most this size, that fits.
     fn largest(&self, budget: Option<u64>) -> Option<(usize, usize, u64)> {
-        let unit = SIZE_MULTIPLE / PIXELS_PER_LATENT;
-        let longest = self.shape.latent_width.max(self.shape.latent_height) / unit;
+        let unit = self.config.size_multiple() / PIXELS_PER_LATENT;
+        let longest = self.latent.width.max(self.latent.height) / unit;
         let scaled = |side: usize, k: usize| (side * k / (longest * unit)).max(1) * unit;
         let (mut fits, mut too_much, mut best) = (0, longest + 1, None);
         while fits + 1 < too_much {
             let k = usize::midpoint(fits, too_much);
-            let latent_width = scaled(self.shape.latent_width, k);
-            let latent_height = scaled(self.shape.latent_height, k);
-            let need = self.need_of(&Shape { latent_width, latent_height, ..*self.shape })?;
+            let latent = LatentSize { height: scaled(self.latent.height, k), width: scaled(self.latent.width, k) };
+            let need = self.need_of(latent)?;
             let in_one = most_in_one(self.device).is_none_or(|most| need.largest <= most);
             if in_one && budget.is_none_or(|budget| need.total() <= budget) {
-                best = Some((PIXELS_PER_LATENT * latent_width, PIXELS_PER_LATENT * latent_height, need.total()));
+                let (width, height) = latent.pixels();
+                best = Some((width, height, need.total()));
                 fits = k;
             } else {
                 too_much = k;
@@ -184,10 +183,10 @@ impl Ask<'_> {
         best
     }
 
-    /// What all plans of another shape would need, with their weights.
-    fn need_of(&self, shape: &Shape) -> Option<Need> {
+    /// What all plans for another size would need, with their weights.
+    fn need_of(&self, latent: LatentSize) -> Option<Need> {
         let need = |key: &Key| {
-            let graph = key.of_shape(shape).graph(self.config, shape).ok()?;
+            let graph = key.of_size(latent).graph(self.config).ok()?;
             Some(Need::of(&Recording::new(graph), self.device))
         };
         self.keys.iter().try_fold(Need::default(), |sum, key| Some(sum.and(need(key)?)))

@@ -1,9 +1,9 @@
 //! The plans a pipeline keeps ready, by what shapes them, the longest unused one first to go.
 
 use super::source::Part;
-use crate::config::{ModelConfig, Sampler};
+use crate::config::ModelConfig;
 use crate::error::ModelError;
-use crate::networks::{Decoder, Shape, decode_graph, denoise_graph, encode_graph, text_graph};
+use crate::networks::{Decoder, LatentSize, Shape, decode_graph, denoise_graph, encode_graph, text_graph};
 use mobilediffusion_graph::{Graph, Session};
 
 /// What shapes a plan.
@@ -11,37 +11,22 @@ use mobilediffusion_graph::{Graph, Session};
 pub(super) enum Key {
     /// One prompt.
     Text,
-    /// One evaluation and step: height and width of the latent, sampler, whether guided, whether fresh noise goes in.
-    Denoise(usize, usize, Sampler, bool, bool),
-    /// Height and width of the latent.
-    Decode(usize, usize),
-    /// Height and width of the latent.
-    Encode(usize, usize),
+    /// One evaluation and step.
+    Denoise(Shape),
+    /// From a latent of this size.
+    Decode(LatentSize),
+    /// To a latent of this size.
+    Encode(LatentSize),
 }
 
 impl Key {
-    /// The plan of the UNet for a shape.
-    pub(super) fn denoise(shape: &Shape) -> Self {
-        Self::Denoise(shape.latent_height, shape.latent_width, shape.sampler, shape.guided, shape.takes_noise())
-    }
-
-    /// The plan of the decoder for a shape.
-    pub(super) fn decode(shape: &Shape) -> Self {
-        Self::Decode(shape.latent_height, shape.latent_width)
-    }
-
-    /// The plan of the encoder for a shape.
-    pub(super) fn encode(shape: &Shape) -> Self {
-        Self::Encode(shape.latent_height, shape.latent_width)
-    }
-
-    /// The same network for another shape.
-    pub(super) fn of_shape(self, shape: &Shape) -> Self {
+    /// The same network for a latent of another size.
+    pub(super) fn of_size(self, latent: LatentSize) -> Self {
         match self {
             Self::Text => Self::Text,
-            Self::Denoise(..) => Self::denoise(shape),
-            Self::Decode(..) => Self::decode(shape),
-            Self::Encode(..) => Self::encode(shape),
+            Self::Denoise(shape) => Self::Denoise(Shape { latent, ..shape }),
+            Self::Decode(_) => Self::Decode(latent),
+            Self::Encode(_) => Self::Encode(latent),
         }
     }
 
@@ -49,19 +34,19 @@ impl Key {
     pub(super) fn part(self) -> Part {
         match self {
             Self::Text => Part::Text,
-            Self::Denoise(_, _, sampler, ..) => Part::Unet(sampler),
-            Self::Decode(..) => Part::Decoder,
-            Self::Encode(..) => Part::Encoder,
+            Self::Denoise(shape) => Part::Unet(shape.sampler),
+            Self::Decode(_) => Part::Decoder,
+            Self::Encode(_) => Part::Encoder,
         }
     }
 
-    /// Its graph; `shape` is one that the key was made of.
-    pub(super) fn graph(self, config: &ModelConfig, shape: &Shape) -> Result<Graph, ModelError> {
+    /// Its graph.
+    pub(super) fn graph(self, config: &ModelConfig) -> Result<Graph, ModelError> {
         Ok(match self {
             Self::Text => text_graph(config, 1)?,
-            Self::Denoise(..) => denoise_graph(config, shape)?,
-            Self::Decode(..) => decode_graph(config, shape, Decoder::of(config))?,
-            Self::Encode(..) => encode_graph(config, shape)?,
+            Self::Denoise(shape) => denoise_graph(config, &shape)?,
+            Self::Decode(size) => decode_graph(config, size, Decoder::of(config))?,
+            Self::Encode(size) => encode_graph(config, size)?,
         })
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::config::{ModelConfig, Sampler};
 use crate::error::ModelError;
-use crate::networks::Shape;
+use crate::networks::{LatentSize, Shape};
 use crate::picture::{Mask, Picture};
 use crate::schedule::{MOST_ONE_STEP, Schedule};
 
@@ -25,12 +25,12 @@ pub struct Request {
     pub prompt: String,
     /// What not to draw, cut like the prompt. Needs guidance, so a one-step model samples by DDIM for it.
     pub negative: String,
-    /// Width in pixels, a multiple of 32; none for the model's own.
+    /// Width in pixels, a multiple of [`ModelConfig::size_multiple`]; none for the model's own.
     pub width: Option<usize>,
-    /// Height in pixels, a multiple of 32; none for the model's own.
+    /// Height in pixels, a multiple of the same; none for the model's own.
     pub height: Option<usize>,
     /// Evaluations of the UNet; none for the sampler's own number. One-step models take 1 to 4, for more they sample by
-    /// DDIM, with guidance.
+    /// DDIM, with guidance; what needs DDIM needs more.
     pub steps: Option<usize>,
     /// Strength of guidance, 1 for none; none for the sampler's own.
     pub guidance: Option<f32>,
@@ -130,9 +130,13 @@ impl Truncated {
 
 impl Settings {
     /// What shapes the networks.
-    pub(super) fn shape(&self) -> Result<Shape, ModelError> {
-        let shape = Shape::of(self.width, self.height, self.sampler, self.steps, self.guidance != 1.0)?;
-        Ok(Shape { eta: self.eta, ..shape })
+    pub(super) fn shape(&self, config: &ModelConfig) -> Result<Shape, ModelError> {
+        let takes_noise = match self.sampler {
+            Sampler::Ddim => self.eta > 0.0,
+            Sampler::OneStep => self.steps > 1,
+        };
+        let guided = self.guidance != 1.0;
+        Ok(Shape { guided, takes_noise, ..Shape::of(config, self.width, self.height, self.sampler)? })
     }
 }
 
@@ -157,7 +161,7 @@ impl Request {
     /// If `width`, `height` or `count` is beyond its limit: the error names it.
     pub fn check_extent(&self) -> Result<(), ModelError> {
         for (key, side) in [("width", self.width), ("height", self.height)] {
-            side.map_or(Ok(()), |side| Shape::check_side(key, side))?;
+            side.map_or(Ok(()), |side| LatentSize::check_side(key, side))?;
         }
         if self.count > MOST_PICTURES {
             return Err(refused("count", format!("at most {MOST_PICTURES} pictures"), self.count));
@@ -174,7 +178,12 @@ impl Request {
         let eta = self.eta.unwrap_or(0.0);
         let settings =
             Settings { width, height, sampler, steps, guidance, eta, truncated: None, negative_truncated: None };
-        settings.shape()?;
+        settings.shape(config)?;
+        if sampler != config.defaults.sampler && steps <= MOST_ONE_STEP {
+            // So few of DDIM's steps leave noise, and nobody who asks a one-step model for them means that.
+            let expected = format!("more than {MOST_ONE_STEP} with guidance, a negative prompt or an eta");
+            return Err(refused("steps", expected, steps));
+        }
         self.check_values(&settings)?;
         match sampler {
             Sampler::Ddim => schedule.ddim(steps, eta).map(drop)?,
@@ -258,7 +267,13 @@ mod tests {
         for eta in [-0.1, 1.5, f64::NAN] {
             assert!(settings(&Request { eta: Some(eta), ..plain.clone() }).is_err(), "{eta}");
         }
-        assert_eq!(sampler(Request { negative: "moon".into(), ..plain }), (Sampler::Ddim, 20, 3.0));
+        let negative = Request { negative: "moon".into(), ..plain };
+        assert_eq!(sampler(negative.clone()), (Sampler::Ddim, 20, 3.0));
+        assert_eq!(sampler(Request { steps: Some(5), ..negative.clone() }), (Sampler::Ddim, 5, 3.0));
+        for steps in [0, 1, 4] {
+            let error = settings(&Request { steps: Some(steps), ..negative.clone() }).expect_err("too few for DDIM");
+            assert!(error.to_string().starts_with("steps: expected more than 4 with"), "{error}");
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use super::sampling::{Evaluation, evaluations};
 use super::shared::Model;
 use crate::config::PIXELS_PER_LATENT;
 use crate::error::ModelError;
-use crate::networks::Shape;
+use crate::networks::{LatentSize, Shape};
 use crate::noise::Noise;
 use crate::picture::{Mask, Picture};
 
@@ -66,7 +66,7 @@ impl<'a> Run<'a> {
         on_progress: OnProgress<'a>,
     ) -> Result<Self, ModelError> {
         let voice = Voice { on_progress, picture: 0 };
-        Ok(Self { model, plans, request, settings, shape: settings.shape()?, voice })
+        Ok(Self { model, plans, request, settings, shape: settings.shape(model.config())?, voice })
     }
 
     pub(super) async fn pictures(mut self, on_picture: OnPicture<'_>) -> Result<(), ModelError> {
@@ -79,7 +79,7 @@ impl<'a> Run<'a> {
             self.voice.picture = picture;
             let seed = self.request.seed.wrapping_add(picture as u64);
             let latent = self.denoise(seed, known.as_ref()).await?;
-            let mut drawn = self.decode(&latent, true).await?;
+            let mut drawn = self.decode(&latent, None).await?;
             self.paste(&mut drawn);
             // What began from a picture of one colour may end as one.
             if drawn.is_flat() && self.request.init.is_none() {
@@ -103,7 +103,7 @@ impl<'a> Run<'a> {
             self.run(Key::Text, Phase::Text, (done, prompts.len())).await?;
             context.extend(self.plans.session(Key::Text).read_async("context").await?);
         }
-        Ok(self.plans.session(Key::denoise(&self.shape)).write("context", &context)?)
+        Ok(self.plans.session(Key::Denoise(self.shape)).write("context", &context)?)
     }
 
     async fn known(&mut self, init: &Init) -> Result<Known, ModelError> {
@@ -114,7 +114,7 @@ impl<'a> Run<'a> {
 
     /// The latent of a picture.
     async fn encode(&mut self, picture: &Picture) -> Result<Vec<f32>, ModelError> {
-        let key = Key::encode(&self.shape);
+        let key = Key::Encode(self.shape.latent);
         let pixels = picture.rgba.chunks_exact(4).flat_map(|pixel| &pixel[..3]);
         let image: Vec<f32> = pixels.map(|value| f32::from(*value) / 127.5 - 1.0).collect();
         self.plans.session(key).write("image", &image)?;
@@ -142,7 +142,7 @@ impl<'a> Run<'a> {
                 let next = self.next().await?;
                 if shown {
                     let predicted = step.predicted(&latent, &next, fresh.as_deref());
-                    preview = Some(self.decode(&predicted, false).await?);
+                    preview = Some(self.decode(&predicted, Some((done, total))).await?);
                 }
                 latent = next;
                 if let Some(known) = known {
@@ -165,7 +165,7 @@ impl<'a> Run<'a> {
             *latent = self.next().await?;
         }
         let batch = self.shape.batch();
-        let session = self.plans.session(Key::denoise(&self.shape));
+        let session = self.plans.session(Key::Denoise(self.shape));
         match on_device {
             true => session.feed_back("next", "latent")?,
             false => session.write("latent", &latent.repeat(batch))?,
@@ -179,7 +179,7 @@ impl<'a> Run<'a> {
         fresh: Option<&[f32]>,
         steps: (usize, usize),
     ) -> Result<(), ModelError> {
-        let key = Key::denoise(&self.shape);
+        let key = Key::Denoise(self.shape);
         let session = self.plans.session(key);
         if let Some(fresh) = fresh {
             session.write("noise", fresh)?;
@@ -191,22 +191,27 @@ impl<'a> Run<'a> {
 
     /// The latent after an evaluation, one of the pair that guidance makes equal.
     async fn next(&mut self) -> Result<Vec<f32>, ModelError> {
-        let mut latent = self.plans.session(Key::denoise(&self.shape)).read_async("next").await?;
+        let mut latent = self.plans.session(Key::Denoise(self.shape)).read_async("next").await?;
         latent.truncate(self.latent_len());
         Ok(latent)
     }
 
     fn latent_len(&self) -> usize {
-        self.shape.latent_height * self.shape.latent_width * self.model.config().unet.in_channels()
+        let LatentSize { height, width } = self.shape.latent;
+        height * width * self.model.config().unet.in_channels()
     }
 
-    /// Pixels of a latent. A preview says nothing of its own progress.
-    async fn decode(&mut self, latent: &[f32], aloud: bool) -> Result<Picture, ModelError> {
-        let key = Key::decode(&self.shape);
+    /// Pixels of a latent: of the picture, or of a preview after so many evaluations of so many, which says nothing of its own
+    /// progress.
+    async fn decode(&mut self, latent: &[f32], preview: Option<(usize, usize)>) -> Result<Picture, ModelError> {
+        let key = Key::Decode(self.shape.latent);
         self.plans.session(key).write("latent", latent)?;
-        match aloud {
-            true => self.run(key, Phase::Decode, (0, 1)).await?,
-            false => self.plans.session(key).run_async(&mut |_, _| true).await?,
+        match preview {
+            None => self.run(key, Phase::Decode, (0, 1)).await?,
+            Some(steps) => {
+                let voice = &mut self.voice;
+                self.plans.session(key).run_async(&mut |_, _| voice.say(Phase::Denoise, steps, None)).await?;
+            }
         }
         let pixels = self.plans.session(key).read_async("pixels").await?;
         let rgba: Vec<u8> = pixels.into_iter().flat_map(|bits| bits.to_bits().to_le_bytes()).collect();

@@ -52,7 +52,8 @@ impl Opened {
 pub(super) type GoOn<'a> = &'a mut (dyn FnMut(Phase, usize, usize) -> bool + Send);
 
 impl Model {
-    /// Checks names and shapes of all weights and opens the device.
+    /// Checks names and shapes of the weights that every picture takes, then opens the device. What only some take, the
+    /// VAE's encoder or the UNet of DDIM, is checked when a request first needs it.
     ///
     /// # Errors
     /// If the configuration, the weights or the device do not do.
@@ -60,7 +61,8 @@ impl Model {
         pollster::block_on(Self::load_async(source, options))
     }
 
-    /// [`load`](Self::load) for where nobody may wait.
+    /// [`load`](Self::load) for where nobody may wait for the device. Files are read, every value of them once, before it first
+    /// yields: on another thread, where that must not hold one up.
     ///
     /// # Errors
     /// As [`load`](Self::load).

@@ -2,7 +2,7 @@
 
 use crate::config::{ModelConfig, Sampler};
 use crate::error::ModelError;
-use crate::networks::{Decoder, Shape, decode_graph, denoise_graph, text_graph, vae_weights};
+use crate::networks::{Decoder, LatentSize, Shape, decode_graph, denoise_graph, text_graph, vae_weights};
 use crate::weights::{Checkpoint, Synthetic, WeightSource};
 use std::path::{Path, PathBuf};
 
@@ -96,16 +96,14 @@ impl Source {
     fn weights_of(&self, part: Part) -> Result<Vec<(String, Vec<usize>)>, ModelError> {
         let config = &self.config;
         let size = config.defaults.image_size;
-        let shape = |sampler| Shape::of(size, size, sampler, 1, false);
-        let own = config.defaults.sampler;
         Ok(match part {
             Part::Text => text_graph(config, 1)?.weights(),
-            Part::Unet(sampler) => denoise_graph(config, &shape(sampler)?)?.weights(),
+            Part::Unet(sampler) => denoise_graph(config, &Shape::of(config, size, size, sampler)?)?.weights(),
             // The VAE's file holds both halves, whichever is run.
             Part::Encoder if config.vae.is_none() => return Err(ModelError::NoEncoder),
             Part::Encoder => vae_weights(config)?,
             Part::Decoder if Decoder::of(config) == Decoder::Full => vae_weights(config)?,
-            Part::Decoder => decode_graph(config, &shape(own)?, Decoder::Light)?.weights(),
+            Part::Decoder => decode_graph(config, LatentSize::of(config, size, size)?, Decoder::Light)?.weights(),
         })
     }
 }
