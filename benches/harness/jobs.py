@@ -119,13 +119,19 @@ class Program:
         self.path, self.device = Path(path).resolve(), device
 
     def bench(self, arguments, limit, dtype="f32", within=0.6):
-        """What `bench --json` writes. It begins nothing new after a part of the limit, so that it is killed only if it hangs."""
+        """What `bench --json` writes. It begins nothing new after a part of the limit, so that it is killed only if it hangs.
+        Where something was wrong, what was measured all the same has the reason at `failed`."""
         if limit < 1:
             raise Failed("no time left")
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "bench.json"
             command = [self.path, "bench", *arguments, "--device", self.device, *storage(dtype), "--json", file]
-            execute([*command, "--within", f"{within * limit:.1f}"], limit)
+            try:
+                execute([*command, "--within", f"{within * limit:.1f}"], limit)
+            except Failed as failed:
+                if not file.is_file():
+                    raise
+                return json.loads(file.read_text()) | {"failed": str(failed)}
             return json.loads(file.read_text())
 
     def plan(self, arguments, limit):

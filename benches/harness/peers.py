@@ -132,8 +132,9 @@ def timed(section, dtypes, names=("unet", "decoder", "text")):
 def webgpu(section, kind):
     """onnxruntime's WebGPU provider on the same adapter."""
     jobs = timed(section, ("f32",) if kind == "software" else ("f16",))
-    # The bar of a software driver first.
-    jobs.sort(key=lambda r: (r["network"], r["size"]) != ("unet", 256))
+    # What a bar speaks of first.
+    size = 256 if kind == "software" else 512
+    jobs.sort(key=lambda r: (r["network"], r["size"], r["batch"]) != ("unet", size, 1))
     networks(section, "onnxruntime-webgpu", [SCRIPTS / "webgpu.py"], jobs)
 
 

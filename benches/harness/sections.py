@@ -23,7 +23,10 @@ class Section:
         """The result of `run`; none if it failed, which is written down."""
         try:
             say(f"{self.budget.spent():5.0f} s  {what}")
-            return run(self.budget.left())
+            measured = run(self.budget.left())
+            if isinstance(measured, dict) and "failed" in measured:
+                self.leave_out(f"part of {what}", measured["failed"])
+            return measured
         except Failed as failed:
             self.leave_out(what, str(failed))
             return None
@@ -132,18 +135,18 @@ def networks(section, jobs):
         measured = section.attempt(what, part)
         if measured:
             plan = measured["plan"]
-            timed_row(section, preset, network, size, batch, dtype, plan["whole_us"],
-                      sum_us=plan["sum_us"], host_us=plan["host_us"])
+            timed_row(section, preset, network, size, batch, dtype, plan["whole_us"], sum_us=plan["sum_us"],
+                      host_us=plan["host_us"], runs=plan["runs"], min_us=plan["whole_min_us"], p90_us=plan["whole_p90_us"])
 
 
 def of_job(preset, size, batch):
     return [*(["--preset", preset] if preset else []), "--size", size, "--guidance", 1 if batch == 1 else 3]
 
 
-def timed_row(section, preset, network, size, batch, dtype, whole_us, sum_us=None, host_us=None):
+def timed_row(section, preset, network, size, batch, dtype, whole_us, host_us=None, **others):
     """A network that was timed, with what its plan says of it."""
     row = {"preset": preset or "mini", "network": network, "size": size, "batch": batch, "dtype": dtype,
-           "whole_us": whole_us, "sum_us": sum_us, "host_us": host_us}
+           "whole_us": whole_us, "host_us": host_us, **others}
     arguments = [network, *of_job(preset, size, batch)]
     planned = section.attempt("  its plan", lambda left: section.program.plan(arguments, max(left, 10)))
     if planned:

@@ -42,17 +42,18 @@ def facts(record):
     said = [f"`{record['command']}`, {record['seconds']:.0f} s."]
     said += [f"{key}: {machine[key]}." for key in ("driver", "processor", "commit", "clocks", "clock") if machine.get(key)]
     names = {"flops_per_second": "f32", "half_flops_per_second": "f16", "matrix_flops_per_second": "matrix units"}
-    for dtype, peak in list(peaks.items())[:1]:
+    for dtype, peak in peaks.items():
         rates = [f"{peak[key] / 1e9:.0f} GFLOP/s ({name})" for key, name in names.items() if peak.get(key)]
-        said.append(f"Measured peaks: copies {peak['copy_bytes_per_second'] / 1e9:.1f} GB/s, multiply-adds {', '.join(rates)}.")
+        copies = number(peak["copy_bytes_per_second"], 1, 1e9)
+        said.append(f"Peaks beside what ran in {dtype}: copies {copies} GB/s, multiply-adds {', '.join(rates)}.")
     return "\n".join(said)
 
 
 def networks(record):
-    heads = ["network", "size", "batch", "floats", "ms", "host's part, ms", "dispatches (at least)", "MiB moved (at least)",
+    heads = ["network", "size", "batch", "floats", "ms", "runs", "host's part, ms", "dispatches (at least)", "MiB moved (at least)",
              "weights, MiB", "activations, MiB"]
     row = lambda r: [
-        f"{r['preset']} {r['network']}", r["size"], r["batch"], r["dtype"], ms(r["whole_us"]), ms(r["host_us"]),
+        f"{r['preset']} {r['network']}", r["size"], r["batch"], r["dtype"], ms(r["whole_us"]), r.get("runs", ""), ms(r["host_us"]),
         f"{r.get('steps', '')} ({r.get('fewest_steps', '')})",
         f"{mib(r.get('bytes_moved'))} ({mib(r.get('fewest_bytes_moved'))})", mib(r.get("weight_bytes")),
         mib(r.get("activation_bytes"))]
@@ -93,20 +94,25 @@ def peers(record):
 def kernels(rows):
     heads = ["kernel", "shape", "us", "GFLOP/s", "GB/s", "% of the limit", "bound by", "variant"]
     row = lambda r: [
-        r["kernel"], r["shape"], f"{r['median_us']:.1f}", f"{r['flops_per_second'] / 1e9:.1f}",
-        f"{r['bytes_per_second'] / 1e9:.2f}", *limit(r), r.get("variant") or ""]
+        r["kernel"], r["shape"], number(r["median_us"], 1), number(r["flops_per_second"], 1, 1e9),
+        number(r["bytes_per_second"], 2, 1e9), *limit(r), r.get("variant") or ""]
     note = ("caches: more bytes a second than in the measured copies, so that these are no limit; of embedding's bytes most, "
             "those of its table, are not read.")
     return rows and table(heads, map(row, rows)) + (f"\n\n{note}" if any(map(cached, rows)) else "")
 
 
+def number(value, digits, unit=1):
+    """With so many digits; nothing for what the program could not give a number."""
+    return "" if value is None else f"{value / unit:.{digits}f}"
+
+
 def cached(row):
-    return row["bound"] == "memory" and row["part_of_limit"] > 1
+    return row["bound"] == "memory" and (row["part_of_limit"] or 0) > 1
 
 
 def limit(row):
     """The part of the limit, and which one."""
-    return ("", "caches") if cached(row) else (f"{100 * row['part_of_limit']:.1f}", row["bound"])
+    return ("", "caches") if cached(row) else (number(row["part_of_limit"], 1, 0.01), row["bound"])
 
 
 def left_out(record):

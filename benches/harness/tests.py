@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from unittest import mock
 
 from . import peers, record, sections, table
-from .jobs import Budget, Failed, attempt, execute, json_lines, storage
+from .jobs import Budget, Failed, Program, attempt, execute, json_lines, storage
 
 
 def runs(process):
@@ -65,6 +65,18 @@ class Jobs(unittest.TestCase):
             self.assertLessEqual(within, 0.6, "what was begun last has to end before it is killed")
 
 
+    def test_what_was_measured_before_something_failed_is_kept(self):
+        script = "#!/bin/sh\nfor last; do case $before in --json) echo '{\"shapes\": [1]}' >$last;; esac; before=$last; done\n"
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "program"
+            path.write_text(script + "echo error: one is wrong >&2; exit 1\n")
+            path.chmod(0o755)
+            section = sections.Section(Program(path, "cpu"), Budget(100), {"left_out": []})
+            with mock.patch("builtins.print"):
+                got = section.attempt("kernels", lambda left: section.program.bench(["add"], 20))
+        self.assertEqual(got["shapes"], [1])
+        self.assertEqual(section.record["left_out"], [{"what": "part of kernels", "why": "one is wrong"}])
+
     def test_weights_of_8_bits_are_asked_for_everywhere(self):
         self.assertEqual(storage("f16"), ["--dtype", "f16", "--weights-dtype", "floats"])
         self.assertEqual(storage("f16 with int8 weights"), ["--dtype", "f16", "--weights-dtype", "int8"])
@@ -113,6 +125,21 @@ print(json.dumps({"versions": {"onnxruntime": "1.2", "torch": "3.4"}, "networks"
         self.assertEqual([call.args[0][1] for call in program.bench.call_args_list], ["decoder"])
         self.assertIn("no time left", got["left_out"][-1]["why"])
 
+    def test_a_gpu_is_compared_where_the_bars_are_first(self):
+        rows = [{"preset": sections.FULL, "network": "unet", "size": size, "batch": batch, "dtype": "f16", "whole_us": 1e6}
+                for size, batch in ((256, 1), (512, 2), (512, 1))]
+        section = sections.Section(None, Budget(100), {"networks": rows, "peers": [], "left_out": [], "kernels": {}})
+        said = []
+
+        def answer(command, left, env=None):
+            said.append([str(word) for word in command[2:]])
+            return [{"job": "unet:512:1:f16", "peer": "p", "seconds": 2.0}], None
+        with mock.patch.object(peers, "json_lines", answer), mock.patch("builtins.print"):
+            peers.run(section, SimpleNamespace(quick=False, peers=Path("/no-such-peers")), "discrete GPU")
+        self.assertEqual([words[0] for words in said], ["unet:512:1:f16", "eager", "compiled"])
+        self.assertEqual([(row["what"], row["ratio"]) for row in section.record["peers"]],
+                         3 * [("unet at 512, batch 1, f16", 0.5)])
+
     def test_what_peers_miss_is_said_once(self):
         no_module = (("no_such_module", "json"), True, "Python has no no_such_module")
         for modules, parity, why in (no_module, (("json",), False, "parity")):
@@ -140,6 +167,10 @@ class Records(unittest.TestCase):
         self.assertIn("| p | add | 2000.00 | 1000.00 | 0.50 |", text)
         self.assertIn("| add | c=4 | 1.0 | 1.0 | 1.00 | 50.0 | memory |  |", text)
         self.assertNotIn("caches", text)
+        nothing = self.whole()
+        nothing["kernels"]["f32"][0].update(part_of_limit=None, flops_per_second=None)
+        self.assertEqual(record.problems(nothing), [])
+        self.assertIn("| add | c=4 | 1.0 |  | 1.00 |  | memory |  |", table.markdown(nothing))
         quick = self.whole()
         quick["kernels"]["f32"][0]["part_of_limit"] = 2.5
         self.assertIn("| add | c=4 | 1.0 | 1.0 | 1.00 |  | caches |  |", table.markdown(quick))

@@ -14,7 +14,8 @@ from twin import Job, checked, median_of, one_line
 
 
 def measure(job, how, device):
-    want = job.model.to(device)(*(x.to(device) for x in job.inputs))
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        want = job.model.to(device)(*(x.to(device) for x in job.inputs))
     model, inputs = job.converted(device, last=True)
     run = torch.compile(model, mode="max-autotune") if how == "compiled" else model
 

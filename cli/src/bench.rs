@@ -137,15 +137,17 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
             return Err("the CPU has no variants to choose from: --tune wants a GPU".into());
         };
         let device = tune::Device { gpu, storage, timer, effort };
-        let measured = tune::run(device, &problems(args)?)?;
-        return write_json(args, machine, json!({ "tuned": measured }));
+        let measured = tune::run(device, &problems(args)?, &time_left)?;
+        let failed = measured["failed"].as_array().map_or(0, Vec::len);
+        write_json(args, machine, json!({ "tuned": measured }))?;
+        return if failed == 0 { Ok(()) } else { Err(format!("{failed} variants failed, see the notes").into()) };
     }
     if let Some(network) = args.plan {
         let device = match (&gpu, target) {
             (Some(gpu), Target::Gpu(_, storage)) => Device::Gpu(Arc::clone(gpu), storage),
             _ => Device::Cpu(args.weights_dtype.into()),
         };
-        let runs = if args.quick { 1 } else { 7 };
+        let runs = if args.quick { 1 } else { 20 };
         let subject = plan::Subject { network, networks: &args.networks, guidance: args.guidance, runs };
         let measured = plan::run(subject, &device, &time_left)?;
         return write_json(args, machine, json!({ "plan": measured }));
@@ -203,7 +205,12 @@ fn kernels(
                     note(&format!("left out: {} {}: {error}", family.name, sample::text(case.kernel.as_ref())));
                     continue;
                 }
-                Err(error) => return Err(error),
+                // Without a device there is nothing to go on with; else it is what is wrong with this shape.
+                Err(error) if matches!(target, Target::Gpu(gpu, _) if gpu.wait().is_err()) => return Err(error),
+                Err(error) => {
+                    wrong.push(format!("{} {}: {error}", family.name, sample::text(case.kernel.as_ref())));
+                    continue;
+                }
             };
             let row = Row::new(&case, &measured, &all.peaks, target);
             result(&row.line())?;

@@ -2,11 +2,11 @@
 
 use super::Effort;
 use crate::Failure;
-use mobilediffusion_kernels::runner::{self, Target, judge, stored, target_tolerance};
+use mobilediffusion_kernels::runner::{self, RunError, Target, judge, stored, target_tolerance};
 use mobilediffusion_kernels::variant::{Machine, choose};
 use mobilediffusion_kernels::{Access, Case, DType, Operand, Storage, Variant, WeightType, sample};
 use mobilediffusion_runtime::{AdapterKind, Bound, Buffer, Dispatch, Gpu, Role, RuntimeError, Timer};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Seed of the operands.
 pub(super) const SEED: u64 = 1;
@@ -56,6 +56,7 @@ pub(crate) fn shape(
             allowed.relative *= 2.0;
             let verdict = judge(kernel, &got, &wide, allowed);
             let wrong = verdict.failure.map(|failure| format!("{kernel:?} against the CPU form: {failure}"));
+            warm_up((gpu, timer), &dispatches, effort)?;
             (timer.time_in_turn(gpu, &dispatches, runs)?, wrong)
         }
         _ => {
@@ -76,15 +77,33 @@ pub(crate) fn shape(
 
 /// Whether a shape failed only because the device has no room for it.
 pub(crate) fn is_too_large(error: &(dyn std::error::Error + 'static)) -> bool {
-    matches!(
-        error.downcast_ref::<RuntimeError>(),
-        Some(RuntimeError::TooLarge { .. } | RuntimeError::OutOfMemory { .. })
-    )
+    let too_large = |error: &RuntimeError| {
+        matches!(error, RuntimeError::TooLarge { .. } | RuntimeError::OutOfMemory { .. })
+    };
+    let of_a_run = || match error.downcast_ref::<RunError>() {
+        Some(RunError::Runtime(error)) => too_large(error),
+        _ => false,
+    };
+    error.downcast_ref::<RuntimeError>().is_some_and(too_large) || of_a_run()
 }
 
 /// How many runs of about `one` second each the effort allows: at least three, so that there is a median.
 pub(super) fn runs(one: f64, effort: Effort) -> usize {
     ((effort.per_shape.as_secs_f64() / one.max(1e-9)) as usize).clamp(3, effort.runs)
+}
+
+/// Has hardware work for a while before it is timed: clocks of a device that was idle are low.
+pub(super) fn warm_up(
+    (gpu, timer): (&Gpu, &Timer),
+    dispatches: &[Dispatch],
+    effort: Effort,
+) -> Result<(), RuntimeError> {
+    const LONG: Duration = Duration::from_millis(100);
+    let start = Instant::now();
+    while !effort.software && start.elapsed() < LONG.min(effort.per_shape / 2) {
+        timer.time_in_turn(gpu, dispatches, 32)?;
+    }
+    Ok(())
 }
 
 /// A kernel's outputs on a device.

@@ -1,6 +1,6 @@
 //! What a device can do at best, measured on it: copies, and multiply-adds.
 
-use super::Effort;
+use super::{Effort, measure};
 use crate::Failure;
 use crate::terminal::note;
 use mobilediffusion_kernels::runner::Target;
@@ -186,7 +186,9 @@ fn gpu_flops(gpu: &Gpu, timer: &Timer, effort: Effort, vectors: &str) -> Result<
         gpu.pipeline("multiply-adds", &format!("{vectors}{MULTIPLY_ADDS}"), &[Binding::Uniform, Binding::Write])?;
     let bound = [Bound::whole(&scale), Bound::whole(&sums)];
     let dispatch = gpu.dispatch("multiply-adds", &pipeline, &bound, [groups, 1, 1])?;
-    let seconds = timer.time(gpu, &[&dispatch], 6)?;
+    let dispatch = [dispatch];
+    measure::warm_up((gpu, timer), &dispatch, effort)?;
+    let seconds = timer.time_in_turn(gpu, &dispatch, 6)?;
     let shortest = seconds.into_iter().filter(|seconds| *seconds > 0.0).fold(f64::INFINITY, f64::min);
     Ok(f64::from(invocations) * FLOPS_EACH / shortest)
 }
@@ -209,7 +211,9 @@ fn gpu_matrix_flops(gpu: &Gpu, unit: MatrixUnit, timer: &Timer, effort: Effort) 
     let pipeline = gpu.pipeline("matrix products", &(sizes + MATRIX_PRODUCTS), &[Binding::Read, Binding::Write])?;
     let bound = [Bound::whole(&factors), Bound::whole(&sums)];
     let dispatch = gpu.dispatch("matrix products", &pipeline, &bound, [groups, 1, 1])?;
-    let seconds = timer.time(gpu, &[&dispatch], 6)?;
+    let dispatch = [dispatch];
+    measure::warm_up((gpu, timer), &dispatch, effort)?;
+    let seconds = timer.time_in_turn(gpu, &dispatch, 6)?;
     let shortest = seconds.into_iter().filter(|seconds| *seconds > 0.0).fold(f64::INFINITY, f64::min);
     Ok(f64::from(groups) * 4.0 * 8.0 * 256.0 * 2.0 * f64::from(edge).powi(3) / shortest)
 }

@@ -44,13 +44,14 @@ pub(super) fn of_plan(recording: &Recording) -> Result<Vec<Case>, Failure> {
     Ok(cases)
 }
 
-/// Times the variants of the problems that have several; gives the numbers for a file.
-pub(super) fn run(device: Device<'_>, cases: &[Case]) -> Result<Value, Failure> {
+/// Times the variants of the problems that have several, as long as there is time; gives the numbers for a file. What
+/// computes something wrong, or does not run, costs itself: it is said, and the others are kept.
+pub(super) fn run(device: Device<'_>, cases: &[Case], time_left: &dyn Fn() -> bool) -> Result<Value, Failure> {
     let Device { gpu, storage, effort, .. } = device;
     let (mut tuning, ignored) = Tuning::read(gpu);
     ignored.iter().for_each(|why| note(&format!("note: {why}")));
     let estimate = Machine { tuned: Default::default(), ..Machine::of(gpu, storage) };
-    let (mut rows, mut left_out) = (Vec::new(), 0);
+    let (mut rows, mut left_out, mut failed) = (Vec::new(), 0, Vec::new());
     for case in cases {
         let kernel = case.kernel.as_ref();
         let mut variants = runnable(kernel, gpu.caps(), storage);
@@ -58,80 +59,109 @@ pub(super) fn run(device: Device<'_>, cases: &[Case]) -> Result<Value, Failure> 
         if variants.len() < 2 {
             continue;
         }
-        if kernel.cost().flops > effort.most_flops {
+        if kernel.cost().flops > effort.most_flops || !time_left() {
             left_out += 1;
             continue;
         }
-        let mut times = match times((device, &estimate), case, &variants) {
-            Err(error) if measure::is_too_large(error.as_ref()) => {
-                left_out += 1;
-                continue;
-            }
-            times => times?,
-        };
+        let (mut times, wrong) = times((device, &estimate), case, &variants)?;
+        let (name, shape) = (kernel.name(), sample::text(kernel));
+        for (variant, why) in wrong {
+            note(&format!("note: {name} {}: {why}", variant.name));
+            failed.push(json!({"kernel": name, "shape": shape, "variant": variant.name, "why": why}));
+        }
         times.sort_by(|a, b| a.1.total_cmp(&b.1));
-        let (estimated, (best, _)) = (choose(kernel, &estimate), times[0]);
-        tuning.note(gpu.adapter(), (kernel, storage), &best);
+        let Some((best, _)) = times.first() else { continue };
+        let estimated = choose(kernel, &estimate);
+        tuning.note(gpu.adapter(), (kernel, storage), best);
         let each = times.iter().map(|(variant, seconds)| format!("{} {:.1}", variant.name, seconds * 1e6));
         let each = each.collect::<Vec<_>>().join(", ");
-        let (name, shape) = (kernel.name(), sample::text(kernel));
         result(&format!("{name:18} {:10} (estimated {}; us: {each}) {shape}", best.name, estimated.name))?;
+        let best = best.name;
         let times = times.iter().map(|(variant, seconds)| (variant.name.to_owned(), json!(seconds * 1e6)));
         let times = times.collect::<serde_json::Map<_, _>>();
-        rows.push(json!({"kernel": name, "shape": shape, "estimated": estimated.name, "best": best.name, "us": times}));
+        rows.push(json!({"kernel": name, "shape": shape, "estimated": estimated.name, "best": best, "us": times}));
     }
     if left_out > 0 {
-        note(&format!("{left_out} shapes were left out: too long or too large for this device"));
+        note(&format!("{left_out} shapes were left out: too long for this device, or the time was up"));
     }
     tuning.write(gpu)?;
     note(&format!("kept the fastest variants of {} problems for sessions on this adapter", rows.len()));
-    Ok(json!(rows))
+    Ok(json!({"problems": rows, "failed": failed}))
 }
 
-/// The median seconds of each variant, all of which have to compute the same; without those that could take a device too
-/// long. The first is the one that is estimated to be the fastest.
+/// Variants with the median seconds of each.
+type Times = Vec<(Variant, f64)>;
+
+/// Variants with what was wrong with each.
+type Wrong = Vec<(Variant, String)>;
+
+/// The median seconds of each variant, all of which have to compute the same as the first that runs; without those that could
+/// take a device too long. The first is the one that is estimated to be the fastest.
 fn times(
     (device, estimate): (Device<'_>, &Machine),
     case: &Case,
     variants: &[Variant],
-) -> Result<Vec<(Variant, f64)>, Failure> {
-    let Device { gpu, storage, timer, effort } = device;
-    let kernel = case.kernel.as_ref();
-    let inputs = stored(kernel, storage, sample::inputs(case, measure::SEED));
-    let (mut first, mut all): (Option<Vec<Vec<f64>>>, _) = (None, Vec::new());
-    let mut longest = None;
+) -> Result<(Times, Wrong), Failure> {
+    let Device { gpu, storage, .. } = device;
+    let inputs = stored(case.kernel.as_ref(), storage, sample::inputs(case, measure::SEED));
+    let (mut first, mut all, mut wrong) = (None, Vec::new(), Vec::new());
+    let mut longest = f64::INFINITY;
     for variant in variants {
         let expected = variant.estimate(estimate);
-        if longest.is_some_and(|longest| expected > longest) {
+        if expected > longest {
             continue;
         }
-        let (dispatches, written) = measure::prepare((gpu, storage), case, variant, &inputs)?;
-        let start = Instant::now();
-        gpu.submit(dispatches.first())?;
-        gpu.wait()?;
-        let one = start.elapsed().as_secs_f64();
-        if !effort.software {
-            longest.get_or_insert(expected * LONGEST / one);
-        }
-        let runs = measure::runs(one, effort);
-        let got = measure::read((gpu, storage), &written)?;
-        let wide = |((operand, _), values): (&(_, _), &Vec<f32>)| check::widen(operand, values);
-        match &first {
-            None => first = Some(written.iter().zip(&got).map(wide).collect()),
-            Some(first) => {
-                // Both may be off by the tolerance, in opposite directions.
-                let coarser = if variants[0].rounds { &variants[0] } else { variant };
-                let mut allowed = variant_tolerance(case, storage, coarser);
-                allowed.absolute *= 2.0;
-                allowed.relative *= 2.0;
-                if let Some(why) = judge(kernel, &got, first, allowed).failure {
-                    return Err(format!("{kernel:?}: {} and {} differ: {why}", variants[0].name, variant.name).into());
+        match time(device, case, variant, &inputs, &mut first) {
+            Ok((one, median)) => {
+                if all.is_empty() && !device.effort.software {
+                    longest = expected * LONGEST / one;
                 }
+                all.push((*variant, median));
+            }
+            // Without a device there is nothing to go on with.
+            Err(error) if gpu.wait().is_err() => return Err(error),
+            Err(error) => wrong.push((*variant, error.to_string())),
+        }
+    }
+    Ok((all, wrong))
+}
+
+/// What the first variant of a problem computed.
+type First = Option<(Variant, Vec<Vec<f64>>)>;
+
+/// Seconds of a variant's first run, and the median of those to follow, if it computes what the first one did.
+fn time(
+    device: Device<'_>,
+    case: &Case,
+    variant: &Variant,
+    inputs: &[Vec<f32>],
+    first: &mut First,
+) -> Result<(f64, f64), Failure> {
+    let Device { gpu, storage, timer, effort } = device;
+    let kernel = case.kernel.as_ref();
+    let (dispatches, written) = measure::prepare((gpu, storage), case, variant, inputs)?;
+    let start = Instant::now();
+    gpu.submit(dispatches.first())?;
+    gpu.wait()?;
+    let one = start.elapsed().as_secs_f64();
+    let got = measure::read((gpu, storage), &written)?;
+    let wide = |((operand, _), values): (&(_, _), &Vec<f32>)| check::widen(operand, values);
+    match first {
+        None => *first = Some((*variant, written.iter().zip(&got).map(wide).collect())),
+        Some((other, expected)) => {
+            let other: &Variant = other;
+            // Both may be off by the tolerance, in opposite directions.
+            let coarser = if other.rounds { other } else { variant };
+            let mut allowed = variant_tolerance(case, storage, coarser);
+            allowed.absolute *= 2.0;
+            allowed.relative *= 2.0;
+            if let Some(why) = judge(kernel, &got, expected, allowed).failure {
+                return Err(format!("it and {} differ: {why}", other.name).into());
             }
         }
-        let mut seconds = timer.time_in_turn(gpu, &dispatches, runs)?;
-        seconds.sort_by(f64::total_cmp);
-        all.push((*variant, seconds[seconds.len() / 2]));
     }
-    Ok(all)
+    measure::warm_up((gpu, timer), &dispatches, effort)?;
+    let mut seconds = timer.time_in_turn(gpu, &dispatches, measure::runs(one, effort))?;
+    seconds.sort_by(f64::total_cmp);
+    Ok((one, seconds[seconds.len() / 2]))
 }
