@@ -44,7 +44,8 @@ def load_concepts() -> dict:
 
 def captions(concept: dict, style: str, templates: list[str]) -> list[str]:
     """All captions of one concept in one style."""
-    article = lambda name: "an" if name[0] in "aeio" else "a"
+    # A unicorn begins with the sound of you.
+    article = lambda name: "an" if name[0] in "aeiou" and not name.startswith("uni") else "a"
     return [t.format(name=n, article=article(n), style=style) for n in concept["names"] for t in templates]
 
 

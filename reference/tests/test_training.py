@@ -133,6 +133,24 @@ def test_a_stage_goes_on_where_it_stopped(run):
 
 
 @needs_tokenizer
+def test_pairs_that_go_on_are_others(run, monkeypatch):
+    for stage in ("vae", "base"):
+        run(stage, "--steps", "1")
+    monkeypatch.setitem(PLANS, "cpu", dataclasses.replace(TOY, pairs=0))
+    assert not run("pairs").exists(), "there are none to draw"
+    monkeypatch.setitem(PLANS, "cpu", dataclasses.replace(TOY, pairs=16))
+    run("pairs", "--steps", "2")
+    noise, ids, latent = ufogen.load_pairs(run("pairs", "--steps", "4"), "cpu")
+    assert len(noise) == len(ids) == len(latent) == 16
+    assert len({tuple(one.flatten().tolist()) for one in noise}) == 16, "the same noise again"
+
+
+def test_a_plan_of_another_prediction_is_refused():
+    with pytest.raises(ValueError, match="prediction_type: expected v_prediction.*found epsilon"):
+        dataclasses.replace(TOY, unet=dataclasses.replace(TOY.unet, prediction_type="epsilon"))
+
+
+@needs_tokenizer
 @pytest.mark.parametrize("arguments", [("--loss", "diffusion"), ("--loss", "distill"), ("--loss", "ema"), ("--lora", "2")])
 def test_ufogen_variants(run, monkeypatch, arguments):
     # As in the paper: no trajectories, the discriminator from the first step.

@@ -61,7 +61,9 @@ class Run:
 
     @property
     def progress(self) -> float:
-        """0 at the start, 1 at the end."""
+        """0 at the start, 1 at the end, and at once where there is nothing to do."""
+        if self.limit_seconds <= 0 or self.limit_steps <= 0:
+            return 1.0
         return min(1.0, max(self.seconds / self.limit_seconds, self.step / self.limit_steps))
 
     def cosine(self, first: float, last: float, warmup: int = 50) -> float:
@@ -92,7 +94,7 @@ class Run:
         """Modules and optimisers by name; anything else as it is."""
         state = {k: v.state_dict() if hasattr(v, "state_dict") else v for k, v in state.items()}
         part = self.folder / "checkpoint.part"
-        torch.save(state | {"step": self.step, "seconds": self.seconds}, part)
+        torch.save(state | {"step": self.step, "seconds": self.seconds, "random": random_state()}, part)
         part.rename(self.folder / "checkpoint.pt")  # never a half-written checkpoint
 
     def resume(self, **state) -> bool:
@@ -104,7 +106,20 @@ class Run:
         for key, value in state.items():
             value.load_state_dict(saved[key])
         self.step, self.seconds_before = saved["step"], saved["seconds"]
+        set_random_state(saved.get("random", []))
         return True
+
+
+def random_state() -> list[torch.Tensor]:
+    """Where the generators are, the CPU's first: a run that goes on must not draw its first numbers again."""
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])]
+
+
+def set_random_state(states: list[torch.Tensor]) -> None:
+    if states:
+        torch.set_rng_state(states[0])
+    for device, state in enumerate(states[1 : 1 + torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(state, device)
 
 
 @contextmanager

@@ -39,6 +39,11 @@ class Plan:
     guidance: float = 2.0
     about: str = field(default="", compare=False)
 
+    def __post_init__(self):
+        found = self.unet.prediction_type
+        if found != "v_prediction":
+            raise ValueError(f"unet.prediction_type: expected v_prediction, which every stage trains, found {found}")
+
     @property
     def latent(self) -> int:
         """Side of the latent; the VAE halves three times."""

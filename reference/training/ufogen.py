@@ -42,13 +42,18 @@ def discriminator_from(unet):
 def draw_pairs(options) -> None:
     """(noise, token ids, latent) of the base model's guided DDIM on training captions, for the stage `ufogen`."""
     plan, batch = options.plan, options.stage.batch
+    if plan.pairs == 0:
+        return  # As in the paper: the stage `ufogen` takes noise and pictures.
     data, schedule = diffusion.Captioned(options), Schedule()
     teacher, text = diffusion.load(options.out / "base", options.device)
     run = Run(options.out / "pairs", options.stage.minutes, min(options.stage.steps, -(-plan.pairs // batch)), ["pairs"])
-    parts = {name: torch.empty(0) for name in ("noise", "ids", "latent")}
-    if (run.folder / "checkpoint.pt").exists():
-        run.resume()
-        parts = {name: load_checkpoint(run.folder)[name] for name in parts}
+    parts = {name: [] for name in ("noise", "ids", "latent")}
+    if run.resume():
+        saved = load_checkpoint(run.folder)
+        parts = {name: [saved[name]] for name in parts}
+    whole = lambda: {name: torch.cat(all) for name, all in parts.items()}
+    # All of them are written each time.
+    every = max(10, run.limit_steps // 10)
     while run.progress < 1:
         x0, ids = data.batch(batch, dropout=0.0)
         noise = torch.randn_like(x0)
@@ -56,11 +61,12 @@ def draw_pairs(options) -> None:
             context, empty = text(ids), text(data.empty).expand(len(ids), -1, -1)
             latent = ddim(teacher, schedule, noise, context, empty, plan.teacher_steps, plan.guidance).float()
         for name, new in (("noise", noise), ("ids", ids), ("latent", latent)):
-            parts[name] = torch.cat([parts[name].to(new.dtype), new.cpu()])
-        run.log(every=10, pairs=len(parts["ids"]))
-        if run.step % 10 == 0:
-            run.save(**parts)
-    run.save(**parts)
+            parts[name].append(new.cpu())
+        run.log(every=10, pairs=sum(map(len, parts["ids"])))
+        if run.step % every == 0:
+            run.save(**whole())
+    if parts["ids"]:
+        run.save(**whole())
 
 
 def load_pairs(folder, device):
