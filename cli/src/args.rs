@@ -58,10 +58,10 @@ pub(crate) struct Generate {
     /// Fresh noise between DDIM's steps, from 0 to 1 [default: none]
     #[arg(long, value_name = "E", allow_negative_numbers = true, help_heading = "Settings")]
     pub(crate) eta: Option<f64>,
-    /// Width in pixels, a multiple of 32 [default: the model's]
+    /// Width in pixels, a multiple of 32, or of 64 for sd15 [default: the model's]
     #[arg(long, value_name = "PIXELS", help_heading = "Settings")]
     pub(crate) width: Option<usize>,
-    /// Height in pixels, a multiple of 32 [default: the model's]
+    /// Height in pixels, a multiple of 32, or of 64 for sd15 [default: the model's]
     #[arg(long, value_name = "PIXELS", help_heading = "Settings")]
     pub(crate) height: Option<usize>,
     /// Width and height in one
@@ -175,7 +175,7 @@ pub(crate) struct Networks {
     /// A built-in architecture
     #[arg(long, value_name = "NAME", value_parser = presets())]
     pub(crate) preset: Option<String>,
-    /// Width and height in pixels, a multiple of 32 [default: the model's]
+    /// Width and height in pixels, a multiple of 32, or of 64 for sd15 [default: the model's]
     #[arg(long, value_name = "PIXELS", visible_alias = "resolution")]
     pub(crate) size: Option<usize>,
 }

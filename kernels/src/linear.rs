@@ -17,7 +17,7 @@ use crate::tile::{self, TILE, Tile};
 use crate::variant::Variant;
 use serde::{Deserialize, Serialize};
 
-/// Rows of a block of an input of `k` features that is made ready in scratch memory: 4 MiB, enough that packing the
+/// Rows of a block of an input of `k` features that is made ready in scratch memory: 4 MiB, enough that reading the
 /// weights again for the next block does not matter.
 pub(crate) fn rows_per_block(k: usize) -> usize {
     ((1 << 20) / k).max(TILE)

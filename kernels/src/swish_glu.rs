@@ -3,8 +3,8 @@
 //!
 //! `x [rows, k]`, `w [2 * cols, k]`, `bias [2 * cols]`, `y [rows, cols]`; value rows first, gate rows second;
 //! `source` says what happens to `x` on the way in. On the GPU a workgroup stages one tile of `x` and two of `w`, so
-//! that `x` is read once for both halves; on the CPU blocks of rows go through one matrix product each, then the halves
-//! are multiplied.
+//! that `x` is read once for both halves; on the CPU panels of both halves are multiplied one after the other, and
+//! together at once; where they are no whole panels, blocks of rows.
 
 use crate::cpu::{Threads, activate_all, wide};
 use crate::draw::Draw;

@@ -21,7 +21,9 @@ mod json;
 
 pub use config::ModelConfig;
 pub use error::ModelError;
-pub use mobilediffusion_kernels::WeightType;
+pub use mobilediffusion_graph::{Device, GraphError, PlanSummary};
+pub use mobilediffusion_kernels::{Storage, WeightType};
+pub use mobilediffusion_runtime::{AdapterKind, AdapterSummary, RuntimeError, Select, adapters};
 pub use picture::{Mask, Picture};
 pub use pipeline::{
     Counters, DeviceChoice, Floats, Flow, Init, Model, OnPicture, OnProgress, Options, Phase, Pipeline, Progress,

@@ -77,9 +77,8 @@ pub(crate) fn shape(
 
 /// Whether a shape failed only because the device has no room for it.
 pub(crate) fn is_too_large(error: &(dyn std::error::Error + 'static)) -> bool {
-    let too_large = |error: &RuntimeError| {
-        matches!(error, RuntimeError::TooLarge { .. } | RuntimeError::OutOfMemory { .. })
-    };
+    let too_large =
+        |error: &RuntimeError| matches!(error, RuntimeError::TooLarge { .. } | RuntimeError::OutOfMemory { .. });
     let of_a_run = || match error.downcast_ref::<RunError>() {
         Some(RunError::Runtime(error)) => too_large(error),
         _ => false,

@@ -22,7 +22,7 @@ pub(super) fn run(conv: &Conv2d, x: &Rows<'_>, w: &[f32], epilogue: &Epilogue<'_
         return pointwise(conv, x, w, epilogue, y);
     }
     // Both limits are in values of the patch matrix, measured: 2 MiB a thread stays in its L2 cache and is enough
-    // work for weights that are smaller; packing larger ones pays only for the 16 MiB all threads share.
+    // work for weights that are smaller; reading larger ones again pays only for the 16 MiB all threads share.
     const OWN: usize = 1 << 19;
     const SHARED: usize = 1 << 22;
     if conv.co * conv.patch_len() > OWN {
@@ -93,7 +93,7 @@ fn gather(conv: &Conv2d, x: Lines<'_>, first: usize, patches: &mut [f32]) {
     }
 }
 
-/// Blocks of `block` pixels after each other, all threads on each: the weights are packed once a block.
+/// Blocks of `block` pixels after each other, all threads on each: the weights are read once a block.
 fn in_turn(conv: &Conv2d, block: usize, x: &Rows<'_>, w: Panels<'_>, epilogue: &Epilogue<'_>, y: &mut [f32]) {
     let len = conv.patch_len();
     let mut patches = vec![0.0; block.min(conv.pixels()) * len];

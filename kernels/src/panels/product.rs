@@ -4,30 +4,35 @@ use super::tile::{ROWS, STRETCH, Strip};
 use super::{Left, PANEL, Panel, Panels, Values, grain};
 use crate::cpu::{Epilogue, Threads, wide};
 use rayon::prelude::*;
+use std::marker::PhantomData;
 use std::ops::Range;
 
 /// The elements of a product, whose blocks of columns threads write.
 #[derive(Debug)]
-pub(super) struct Shared {
+pub(super) struct Shared<'a> {
     first: *mut f32,
     len: usize,
+    borrowed: PhantomData<&'a mut [f32]>,
 }
 
 #[expect(unsafe_code, reason = "blocks of columns interleave in memory, so they are no slices of their own")]
-// SAFETY: whoever calls `piece` is the only one to write these elements while the piece is there.
-unsafe impl Sync for Shared {}
+// SAFETY: whoever calls `piece` is the only one to have these elements while the piece is there.
+unsafe impl Sync for Shared<'_> {}
 
-impl Shared {
-    pub(super) fn new(values: &mut [f32]) -> Self {
-        Self { first: values.as_mut_ptr(), len: values.len() }
+impl<'a> Shared<'a> {
+    pub(super) fn new(values: &'a mut [f32]) -> Self {
+        Self { first: values.as_mut_ptr(), len: values.len(), borrowed: PhantomData }
     }
 
+    /// Some of the elements.
+    ///
+    /// # Safety
+    /// No other piece with any of them may be there at the same time, on whatever thread.
     #[expect(unsafe_code, clippy::mut_from_ref, reason = "as above: tasks write pieces that do not overlap")]
     #[inline(always)]
-    pub(super) fn piece(&self, at: usize, len: usize) -> &mut [f32] {
+    pub(super) unsafe fn piece(&self, at: usize, len: usize) -> &mut [f32] {
         assert!(at + len <= self.len, "elements {at}..{} of {}", at + len, self.len);
-        // SAFETY: inside of the slice, which is borrowed for as long as this is there. `multiply` hands every task other
-        // rows or columns, and a task holds one piece at a time.
+        // SAFETY: inside of the slice, which is borrowed for as long as this is there, and nobody else has them.
         unsafe { std::slice::from_raw_parts_mut(self.first.add(at), len) }
     }
 }
@@ -54,7 +59,10 @@ pub(crate) fn multiply(
                 #[inline(always)]
                 || {
                     for i in rows.clone() {
-                        let y = y.piece(i * weights.cols + panel * PANEL, values.cols);
+                        let at = i * weights.cols + panel * PANEL;
+                        #[expect(unsafe_code, reason = "columns of a row that belong to this task")]
+                        // SAFETY: a task has its rows and panels to itself, and one piece at a time.
+                        let y = unsafe { y.piece(at, values.cols) };
                         epilogue.row(y, weights.cols, row + i, panel * PANEL);
                     }
                 },
@@ -101,7 +109,10 @@ pub(crate) fn multiply_gated(
                 #[inline(always)]
                 || {
                     for (i, halves) in rows.clone().zip(a.chunks_exact(PANEL).zip(g.chunks_exact(PANEL))) {
-                        gate(y.piece(i * cols + panel * PANEL, PANEL), halves, panel * PANEL);
+                        #[expect(unsafe_code, reason = "columns of a row that belong to this task")]
+                        // SAFETY: a task has its rows and panels to itself, and one piece at a time.
+                        let y = unsafe { y.piece(i * cols + panel * PANEL, PANEL) };
+                        gate(y, halves, panel * PANEL);
                     }
                 },
             );
@@ -144,7 +155,7 @@ fn in_tasks(
 
 /// These rows of a product at the columns of a panel of `k`: where the result is, and how far apart its rows are.
 fn block(
-    (y, at, y_stride): (&Shared, usize, usize),
+    (y, at, y_stride): (&Shared<'_>, usize, usize),
     left: Left<'_>,
     rows: Range<usize>,
     (Panel { values, width, cols }, k): (Panel<'_>, usize),

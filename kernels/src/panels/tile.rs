@@ -29,7 +29,7 @@ pub(super) struct Strip<'a> {
     /// What will be read after this panel, as much as the panel at most: fetched into the caches meanwhile.
     pub(super) next: &'a [f32],
     /// Where the result is, from `at` on with rows `y_stride` apart; of the panel's columns `cols` are there.
-    pub(super) y: &'a Shared,
+    pub(super) y: &'a Shared<'a>,
     pub(super) at: usize,
     pub(super) y_stride: usize,
     pub(super) cols: usize,
@@ -104,7 +104,10 @@ impl Strip<'_> {
         let sums = sums::<S, M, V>(simd, left, panel, next);
         let there = (V * S::F32_LANES).min(self.cols.saturating_sub(col));
         for i in 0..M {
-            let y = self.y.piece(self.at + (row + i) * self.y_stride + col, there);
+            let at = self.at + (row + i) * self.y_stride + col;
+            #[expect(unsafe_code, reason = "columns of a row that belong to whoever runs this strip")]
+            // SAFETY: whoever makes a strip has its rows and columns to itself, and this is the only piece of them.
+            let y = unsafe { self.y.piece(at, there) };
             if there == V * S::F32_LANES {
                 for (y, sum) in S::as_mut_simd_f32s(y).0.iter_mut().zip(sums[i]) {
                     *y = if self.accumulate { simd.add_f32s(*y, sum) } else { sum };

@@ -4,7 +4,7 @@ use super::Picture;
 use crate::error::ModelError;
 use image::{DynamicImage, ImageDecoder, ImageReader, Limits, RgbaImage};
 use std::fs::File;
-use std::io::{self, BufReader, BufWriter};
+use std::io::{self, BufRead, BufReader, BufWriter, Cursor, Seek, Write};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -13,6 +13,9 @@ const MOST: u64 = 1 << 26;
 
 /// Most bytes a decoder may take beside its result.
 const DECODER_BYTES: u64 = 512 << 20;
+
+/// What a picture without a file is called in errors.
+const UNNAMED: &str = "the picture";
 
 fn unreadable(path: &Path, message: impl ToString) -> ModelError {
     ModelError::Picture { path: path.to_owned(), message: message.to_string() }
@@ -25,8 +28,21 @@ impl Picture {
     /// # Errors
     /// If the file cannot be read, is of another kind or corrupt, or has more than 8192 x 8192 pixels.
     pub fn open(path: &Path) -> Result<Self, ModelError> {
-        let file = File::open(path).map(BufReader::new).map(ImageReader::new);
-        let reader = file.and_then(ImageReader::with_guessed_format);
+        let file = File::open(path).map_err(|source| ModelError::Io { path: path.to_owned(), source })?;
+        Self::read(BufReader::new(file), path)
+    }
+
+    /// [`open`](Self::open) of a file's bytes, for where there is no file.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn decode(bytes: &[u8]) -> Result<Self, ModelError> {
+        Self::read(Cursor::new(bytes), Path::new(UNNAMED))
+    }
+
+    /// `path` is for errors only.
+    fn read(from: impl BufRead + Seek, path: &Path) -> Result<Self, ModelError> {
+        let reader = ImageReader::new(from).with_guessed_format();
         let mut reader = reader.map_err(|source| ModelError::Io { path: path.to_owned(), source })?;
         if reader.format().is_none() {
             return Err(unreadable(path, "expected a PNG, JPEG, GIF or WebP file"));
@@ -67,10 +83,10 @@ impl Picture {
         Self::check_place(path)?;
         // Of this call alone: others may be writing the same file.
         static CALLS: AtomicU64 = AtomicU64::new(0);
-        let mut name = path.file_name().unwrap_or_default().to_owned();
-        name.push(format!(".{}-{}.part", std::process::id(), CALLS.fetch_add(1, Ordering::Relaxed)));
-        let partial = path.with_file_name(name);
-        let written = self.encode(&partial, text).and_then(|()| std::fs::rename(&partial, path));
+        let call = CALLS.fetch_add(1, Ordering::Relaxed);
+        let partial = path.with_file_name(format!(".{}-{call}.part", std::process::id()));
+        let file = File::create(&partial).map(BufWriter::new);
+        let written = file.and_then(|file| self.encode(file, text)).and_then(|()| std::fs::rename(&partial, path));
         written.map_err(|source| {
             // The first error is the one to report; a leftover that cannot be removed either adds nothing to it.
             let _ = std::fs::remove_file(&partial);
@@ -78,9 +94,20 @@ impl Picture {
         })
     }
 
-    fn encode(&self, path: &Path, text: &[(&str, String)]) -> io::Result<()> {
+    /// The bytes that [`save_png`](Self::save_png) writes, for where they go elsewhere.
+    ///
+    /// # Errors
+    /// If a key of a text is none that PNG knows.
+    pub fn to_png(&self, text: &[(&str, String)]) -> Result<Vec<u8>, ModelError> {
+        let mut bytes = Vec::new();
+        let refused = |source| ModelError::Output { path: UNNAMED.into(), source };
+        self.encode(&mut bytes, text).map_err(refused)?;
+        Ok(bytes)
+    }
+
+    fn encode(&self, to: impl Write, text: &[(&str, String)]) -> io::Result<()> {
         let side = |pixels: usize| u32::try_from(pixels).map_err(io::Error::other);
-        let mut encoder = png::Encoder::new(BufWriter::new(File::create(path)?), side(self.width)?, side(self.height)?);
+        let mut encoder = png::Encoder::new(to, side(self.width)?, side(self.height)?);
         encoder.set_color(png::ColorType::Rgba);
         encoder.set_depth(png::BitDepth::Eight);
         for (key, value) in text {
@@ -147,6 +174,14 @@ mod tests {
         let texts = [("Description", "\u{1f34e} a\0b \u{5d0}".to_owned()), ("Seed", "7".to_owned())];
         picture.save_png(&path, &texts).expect("the folder can be written to");
         assert_eq!(Picture::open(&path).expect("it reads"), picture);
+        let bytes = fs::read(&path).expect("it reads");
+        assert_eq!(picture.to_png(&texts).expect("it is encoded"), bytes, "the same without a file");
+        assert_eq!(Picture::decode(&bytes).expect("it reads"), picture);
+        let line = Picture::decode(&bytes[..40]).expect_err("most is missing").to_string();
+        assert!(line.starts_with("the picture: "), "{line}");
+        // A name as long as file systems take.
+        let long = folder.path().join("x".repeat(251) + ".png");
+        picture.save_png(&long, &texts).expect("nothing is added to the name");
         let found = Picture::texts(&path).expect("it reads");
         assert_eq!(found[0], ("Description".into(), "\u{1f34e} a\u{fffd}b \u{5d0}".into()));
         assert_eq!(found[1], ("Seed".into(), "7".into()));
