@@ -117,9 +117,10 @@ pub enum GraphError {
 
 impl GraphError {
     /// Adds what the whole plan needs, where a device has no room for a part of it.
-    pub(crate) fn with_needs(self, needs: &PlanSummary) -> Self {
+    pub(crate) fn with_needs(self, needs: impl FnOnce() -> PlanSummary) -> Self {
         match self {
             Self::Device { node, source: source @ RuntimeError::OutOfMemory { .. } } => {
+                let needs = needs();
                 let (activations, weights) = (needs.activation_bytes, needs.weight_bytes);
                 let node = format!("{node}, of {activations} bytes of activations and {weights} of weights in all");
                 Self::Device { node, source }
@@ -152,7 +153,7 @@ mod tests {
             lower_bound_in_place_bytes: 128,
             weight_bytes: 1000,
         };
-        let text = GraphError::at("arena 1")(source).with_needs(&needs).to_string();
+        let text = GraphError::at("arena 1")(source).with_needs(|| needs).to_string();
         assert_eq!(
             text,
             "`arena 1, of 128 bytes of activations and 1000 of weights in all`: out of device memory: `arena 1` needs 64 bytes"

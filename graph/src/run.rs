@@ -47,7 +47,7 @@ impl Memory {
                 GpuMemory::new((gpu, storage), recording, weights, sharing, go_on).map(Self::Gpu)
             }
         };
-        made.map_err(|error| error.with_needs(&recording.summary(storage)))
+        made.map_err(|error| error.with_needs(|| recording.summary(storage)))
     }
 
     pub(crate) fn write(&mut self, recording: &Recording, tensor: usize, values: &[f32]) -> Result<(), GraphError> {

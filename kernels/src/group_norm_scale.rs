@@ -49,8 +49,9 @@ impl GroupNormScale {
         self.c / self.groups
     }
 
-    /// Mean and reciprocal deviation of a group from the moments of one image, where `value` reads an element of them.
-    fn merged(&self, group: usize, eps: f32, value: impl Fn(usize) -> f64) -> (f64, f64) {
+    /// Mean and reciprocal deviation of a group from the moments of one image.
+    fn merged(&self, group: usize, eps: f32, moments: &[f32]) -> (f64, f64) {
+        let value = |at: usize| f64::from(moments[at]);
         let of_tile = |tile: usize| {
             let count = TILE.min(self.positions - tile * TILE) as f64;
             let channels = group * self.per_group()..(group + 1) * self.per_group();
@@ -113,16 +114,37 @@ impl Kernel for GroupNormScale {
 
     fn reference(&self, inputs: &[&[f64]]) -> Vec<Vec<f64>> {
         let &[stats, moments, weight, bias] = inputs else { panic!("group_norm_scale reads four operands") };
-        let mut norm = vec![0.0; self.n * 2 * self.c];
-        for image in 0..self.n {
-            for c in 0..self.c {
-                let group = c / self.per_group();
-                let (mean, rstd) = match self.eps {
-                    None => (stats[2 * (image * self.groups + group)], stats[2 * (image * self.groups + group) + 1]),
-                    Some(eps) => self.merged(group, eps, |at| moments[image * self.tiles() * 2 * self.c + at]),
+        let &Self { n, positions, c, groups, eps } = self;
+        let (width, tiles) = (c / groups, positions.div_ceil(TILE));
+        let mut norm = vec![0.0; n * 2 * c];
+        for image in 0..n {
+            for channel in 0..c {
+                let group = channel / width;
+                let given = 2 * (image * groups + group);
+                let (mean, rstd) = match eps {
+                    None => (stats[given], stats[given + 1]),
+                    Some(eps) => {
+                        let (mut count, mut sum, mut squares) = (0.0, 0.0, 0.0);
+                        for tile in 0..tiles {
+                            let rows = TILE.min(positions - tile * TILE) as f64;
+                            for other in group * width..(group + 1) * width {
+                                count += rows;
+                                sum += rows * moments[(image * tiles + tile) * 2 * c + other];
+                            }
+                        }
+                        let mean = sum / count;
+                        for tile in 0..tiles {
+                            let rows = TILE.min(positions - tile * TILE) as f64;
+                            for other in group * width..(group + 1) * width {
+                                let at = (image * tiles + tile) * 2 * c + other;
+                                squares += rows * (moments[at + c] + (moments[at] - mean) * (moments[at] - mean));
+                            }
+                        }
+                        (mean, 1.0 / (squares / count + f64::from(eps)).sqrt())
+                    }
                 };
-                norm[image * 2 * self.c + c] = rstd * weight[c];
-                norm[(image * 2 + 1) * self.c + c] = bias[c] - mean * rstd * weight[c];
+                norm[image * 2 * c + channel] = rstd * weight[channel];
+                norm[(image * 2 + 1) * c + channel] = bias[channel] - mean * rstd * weight[channel];
             }
         }
         vec![norm]
@@ -140,10 +162,7 @@ impl Kernel for GroupNormScale {
                 let given = 2 * (image * self.groups + group);
                 let (mean, rstd) = match self.eps {
                     None => (f64::from(stats[given]), f64::from(stats[given + 1])),
-                    Some(eps) => {
-                        let of_image = &moments[image * self.tiles() * 2 * self.c..];
-                        self.merged(group, eps, |at| f64::from(of_image[at]))
-                    }
+                    Some(eps) => self.merged(group, eps, &moments[image * self.tiles() * 2 * self.c..]),
                 };
                 let affine = weight[group * per_group..].iter().zip(&bias[group * per_group..]);
                 for ((scale, offset), (weight, bias)) in scales.iter_mut().zip(offsets).zip(affine) {

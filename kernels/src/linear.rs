@@ -237,7 +237,7 @@ fn cases() -> Vec<Case> {
         Case::new(Linear { moments: true, activation: Activation::Silu, ..full(193, 16, 6) }),
         Case::new(Linear { moments: true, ..reading(full(128, 20, 67), 8, channels(2, Activation::Silu)) }),
         // More rows than a block of the CPU form.
-        Case::new(reading(plain(257, 4097, 3), 0, Norm::Rows)),
+        Case::new(reading(full(257, 4097, 3), 0, Norm::Rows)),
     ]);
     cases
 }

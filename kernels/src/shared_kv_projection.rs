@@ -152,6 +152,8 @@ fn cases() -> Vec<Case> {
         Case::new(reading(plain(9, 64, 5, 5), 0, Norm::Rows)).integers(),
         Case::new(SharedKvProjection { source: Source { wide: true, ..Source::default() }, ..plain(9, 17, 66, 5) }),
         Case::new(reading(plain(12, 19, 5, 6), 7, Norm::Channels { images: 2, activation: Activation::Silu })),
+        // More rows than a block of the CPU form.
+        Case::new(reading(plain(257, 4097, 3, 2), 0, Norm::Rows)),
     ]
 }
 

@@ -107,12 +107,12 @@ pub fn text_graph(config: &ModelConfig, batch: usize) -> Result<Graph, GraphErro
 pub fn denoise_graph(config: &ModelConfig, shape: &Shape) -> Result<Graph, GraphError> {
     let mut g = Graph::new();
     let (n, tokens) = (shape.batch(), config.text_encoder.max_position_embeddings);
-    let config_of_unet = config.unet_of(shape.sampler);
-    let map = [n, shape.latent.height, shape.latent.width, config_of_unet.in_channels()];
+    let unet_config = config.unet_of(shape.sampler);
+    let map = [n, shape.latent.height, shape.latent.width, unet_config.in_channels()];
     let latent = g.input_of_every_run("latent", map, DType::F32);
     let timestep = g.input("timestep", [n], DType::F32);
-    let context = g.input("context", [n, tokens, config_of_unet.cross_attention_dim()], DType::Elem);
-    let prediction = unet(&mut g, config_of_unet, &latent, &timestep, &context)?;
+    let context = g.input("context", [n, tokens, unet_config.cross_attention_dim()], DType::Elem);
+    let prediction = unet(&mut g, unet_config, &latent, &timestep, &context)?;
     let kind = config.scheduler.prediction_type;
     let coefficients = match shape.sampler {
         Sampler::Ddim => g.input("coefficients", [8], DType::F32),
