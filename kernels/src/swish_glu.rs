@@ -204,7 +204,7 @@ fn cases() -> Vec<Case> {
         Case::new(reading(glu(66, 21, 63), 0, Norm::Rows)).fill("x", Fill::Normal(3.0, 1.0)),
         Case::new(reading(glu(513, 6, 7), 0, Norm::Rows)),
         // More rows than a block of the CPU form, where the halves are whole panels: several of them.
-        Case::new(reading(glu(257, 4097, 128), 0, Norm::Rows)),
+        Case::new(reading(glu(257, 4097, 128), 0, Norm::Rows)).fill("w", Fill::Normal(0.0, 0.1)),
         Case::new(reading(glu(12, 19, 5), 7, Norm::Channels { images: 2, activation: Activation::Silu })),
     ]
 }
