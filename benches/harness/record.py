@@ -28,8 +28,8 @@ SCHEMA = {
     "peers": [{"peer": TEXT, "what": TEXT, "seconds": NUMBER, "ours_seconds": NUMBER, "ratio": NUMBER}],
     "left_out": [{"what": TEXT, "why": TEXT}],
 }
-KERNEL = {"kernel": TEXT, "shape": TEXT, "median_us": MAYBE, "flops_per_second": MAYBE, "bytes_per_second": MAYBE,
-          "part_of_limit": MAYBE, "bound": TEXT}
+KERNEL = {"kernel": TEXT, "shape": TEXT, "median_us": NUMBER, "flops_per_second": NUMBER, "bytes_per_second": NUMBER,
+          "part_of_limit": NUMBER, "bound": TEXT}
 PEAKS = {"copy_bytes_per_second": NUMBER, "flops_per_second": NUMBER}
 
 

@@ -63,7 +63,13 @@ pub(super) fn run(device: Device<'_>, cases: &[Case], time_left: &dyn Fn() -> bo
             left_out += 1;
             continue;
         }
-        let (mut times, wrong) = times((device, &estimate), case, &variants)?;
+        let (mut times, wrong) = match times((device, &estimate), case, &variants) {
+            Err(error) if measure::is_too_large(error.as_ref()) => {
+                left_out += 1;
+                continue;
+            }
+            times => times?,
+        };
         let (name, shape) = (kernel.name(), sample::text(kernel));
         for (variant, why) in wrong {
             note(&format!("note: {name} {}: {why}", variant.name));
@@ -82,7 +88,7 @@ pub(super) fn run(device: Device<'_>, cases: &[Case], time_left: &dyn Fn() -> bo
         rows.push(json!({"kernel": name, "shape": shape, "estimated": estimated.name, "best": best, "us": times}));
     }
     if left_out > 0 {
-        note(&format!("{left_out} shapes were left out: too long for this device, or the time was up"));
+        note(&format!("{left_out} shapes were left out: too long or too large for this device, or the time was up"));
     }
     tuning.write(gpu)?;
     note(&format!("kept the fastest variants of {} problems for sessions on this adapter", rows.len()));
@@ -118,8 +124,8 @@ fn times(
                 }
                 all.push((*variant, median));
             }
-            // Without a device there is nothing to go on with.
-            Err(error) if gpu.wait().is_err() => return Err(error),
+            // Without room for the problem, or without a device, there is nothing to go on with.
+            Err(error) if measure::is_too_large(error.as_ref()) || gpu.wait().is_err() => return Err(error),
             Err(error) => wrong.push((*variant, error.to_string())),
         }
     }
