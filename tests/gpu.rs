@@ -1,5 +1,6 @@
 //! Tests that need a device: run on every adapter of this machine, and reported as ignored where there is none.
 
+use crate::say;
 pub use libtest_mimic::Failed;
 use libtest_mimic::{Arguments, Trial};
 use mobilediffusion_kernels::runner;
@@ -7,6 +8,10 @@ pub use mobilediffusion_kernels::runner::storages;
 use mobilediffusion_kernels::{Case, Storage};
 use mobilediffusion_runtime::{Gpu, Select, adapters};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Tests that take longer than this say so.
+const LONG: Duration = Duration::from_secs(5);
 
 /// A name, and what to run on a device.
 pub type Test = (String, Box<dyn Fn(Arc<Gpu>) -> Result<(), Failed> + Send>);
@@ -27,8 +32,8 @@ pub fn main(tests: impl Fn(Option<&Gpu>) -> Vec<Test>) {
         let gpu = Arc::new(gpu);
         for (name, test) in tests(Some(&gpu)) {
             let gpu = Arc::clone(&gpu);
-            trials
-                .push(Trial::test(format!("{name} on adapter {}", adapter.index), move || test(Arc::new(fresh(&gpu)))));
+            let name = format!("{name} on adapter {}", adapter.index);
+            trials.push(Trial::test(name.clone(), move || timed(&name, || test(Arc::new(fresh(&gpu))))));
         }
     }
     if found.is_empty() {
@@ -36,6 +41,17 @@ pub fn main(tests: impl Fn(Option<&Gpu>) -> Vec<Test>) {
         trials.extend(tests(None).into_iter().map(ignored));
     }
     libtest_mimic::run(&arguments, trials).exit();
+}
+
+/// Runs a test, and says how long it took if that was long: where the time of a whole run goes.
+fn timed<T>(name: &str, test: impl FnOnce() -> T) -> T {
+    let start = Instant::now();
+    let result = test();
+    let took = start.elapsed();
+    if took > LONG {
+        say(&format!("{name} took {:.1} s", took.as_secs_f64()));
+    }
+    result
 }
 
 /// Rounds inputs to what the device will hold, so that the reference sees the same numbers.
