@@ -92,10 +92,6 @@ impl Kernel for Activate {
         let offer = OnStore { write, main: "x", operands: Vec::new() };
         if self.scale == 1.0 { vec![offer] } else { Vec::new() }
     }
-
-    fn params_json(&self) -> serde_json::Value {
-        serde_json::json!(self)
-    }
 }
 
 fn cases() -> Vec<Case> {

@@ -76,10 +76,6 @@ impl Kernel for Add {
         let offer = |main, other| OnStore { write: Write::Added, main, operands: vec![("residual", other)] };
         vec![offer("a", "b"), offer("b", "a")]
     }
-
-    fn params_json(&self) -> serde_json::Value {
-        serde_json::json!(self)
-    }
 }
 
 fn cases() -> Vec<Case> {

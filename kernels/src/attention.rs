@@ -214,10 +214,6 @@ impl Kernel for Attention {
         let (&[q, k, v], [y]) = (inputs, outputs) else { panic!("attention has four operands") };
         cpu::run(self, q, k, if self.shared { k } else { v }, y);
     }
-
-    fn params_json(&self) -> serde_json::Value {
-        serde_json::json!(self)
-    }
 }
 
 #[cfg(test)]

@@ -75,10 +75,6 @@ impl Kernel for Cast {
     fn on_load(&self) -> Option<OnLoad> {
         Some(OnLoad { read: Read::Wide, main: Some("x"), operands: Vec::new(), rest: None })
     }
-
-    fn params_json(&self) -> serde_json::Value {
-        serde_json::json!(self)
-    }
 }
 
 fn cases() -> Vec<Case> {

@@ -195,10 +195,6 @@ impl Kernel for ChannelMoments {
         let offer = OnStore { write, main: "x", operands: Vec::new() };
         if self.source == Source::default() { vec![offer] } else { Vec::new() }
     }
-
-    fn params_json(&self) -> serde_json::Value {
-        serde_json::json!(self)
-    }
 }
 
 fn cases() -> Vec<Case> {

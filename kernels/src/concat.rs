@@ -112,10 +112,6 @@ impl Kernel for Concat {
         let (read, operands) = (Read::Joined { channels: self.b_channels }, vec![("x2", From::Operand("b"))]);
         Some(OnLoad { read, main: Some("a"), operands, rest: None })
     }
-
-    fn params_json(&self) -> serde_json::Value {
-        serde_json::json!(self)
-    }
 }
 
 fn cases() -> Vec<Case> {

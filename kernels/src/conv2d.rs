@@ -305,10 +305,6 @@ impl Kernel for Conv2d {
         };
         Some(Box::new(changed))
     }
-
-    fn params_json(&self) -> serde_json::Value {
-        serde_json::json!(self)
-    }
 }
 
 /// The sum over the taps and channels of one output element, from the definition: the input is upsampled, then padded.

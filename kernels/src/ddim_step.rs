@@ -123,10 +123,6 @@ impl Kernel for DdimStep {
             twin.copy_from_slice(y);
         }
     }
-
-    fn params_json(&self) -> serde_json::Value {
-        serde_json::json!(self)
-    }
 }
 
 fn case(kernel: DdimStep) -> Case {

@@ -192,10 +192,6 @@ impl Kernel for DepthwiseConv2d {
         let fits = measures && !self.moments && tiles_fit(self.n, oh * ow);
         fits.then(|| Box::new(Self { moments: true, ..self.clone() }) as Box<dyn Kernel>)
     }
-
-    fn params_json(&self) -> serde_json::Value {
-        serde_json::json!(self)
-    }
 }
 
 fn cases() -> Vec<Case> {

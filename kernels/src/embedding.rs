@@ -118,10 +118,6 @@ impl Kernel for Embedding {
             y.iter_mut().zip(token).zip(position).for_each(|((y, t), p)| *y = t + p);
         }
     }
-
-    fn params_json(&self) -> serde_json::Value {
-        serde_json::json!(self)
-    }
 }
 
 fn cases() -> Vec<Case> {

@@ -105,10 +105,6 @@ impl Kernel for GroupNorm {
         let source = (operand == "x").then(|| self.source.reading(self.c, read))??;
         Some(Box::new(Self { source, ..self.clone() }))
     }
-
-    fn params_json(&self) -> serde_json::Value {
-        serde_json::json!(self)
-    }
 }
 
 fn cases() -> Vec<Case> {

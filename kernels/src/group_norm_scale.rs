@@ -179,10 +179,6 @@ impl Kernel for GroupNormScale {
             _ => None,
         }
     }
-
-    fn params_json(&self) -> serde_json::Value {
-        serde_json::json!(self)
-    }
 }
 
 fn cases() -> Vec<Case> {

@@ -172,10 +172,6 @@ impl Kernel for GroupNormStats {
         let operands = vec![("moments", From::Rest)];
         Some(OnLoad { read: Read::Merged { eps }, main: None, operands, rest: Some(rest) })
     }
-
-    fn params_json(&self) -> serde_json::Value {
-        serde_json::json!(self)
-    }
 }
 
 fn cases() -> Vec<Case> {

@@ -170,8 +170,20 @@ impl Tolerance {
     }
 }
 
+/// Writes the sizes of a problem as JSON. Every kernel that implements [`serde::Serialize`] implements this trait.
+pub trait ParamsJson {
+    /// Returns the sizes as the JSON object that a case file holds under `params`.
+    fn params_json(&self) -> serde_json::Value;
+}
+
+impl<K: serde::Serialize> ParamsJson for K {
+    fn params_json(&self) -> serde_json::Value {
+        serde_json::to_value(self).expect("sizes are numbers, switches and names")
+    }
+}
+
 /// One problem of one kernel. Object-safe: the graph, the tests and the benches hold `Box<dyn Kernel>`.
-pub trait Kernel: fmt::Debug + Send + Sync {
+pub trait Kernel: ParamsJson + fmt::Debug + Send + Sync {
     /// The one name: of the file pair, the shader's label, the test, the bench and the errors.
     fn name(&self) -> &'static str;
 
@@ -235,9 +247,6 @@ pub trait Kernel: fmt::Debug + Send + Sync {
     fn writing(&self, _write: &Write) -> Option<Box<dyn Kernel>> {
         None
     }
-
-    /// The sizes, as they stand in a case file.
-    fn params_json(&self) -> serde_json::Value;
 }
 
 /// Storage buffers of a dispatch that every device has.

@@ -96,10 +96,6 @@ impl Kernel for Rgba8 {
             }
         });
     }
-
-    fn params_json(&self) -> serde_json::Value {
-        serde_json::json!(self)
-    }
 }
 
 fn cases() -> Vec<Case> {

@@ -134,10 +134,6 @@ impl Kernel for LayerNorm {
         let rest = Box::new(LayerNormStats { rows: self.rows, c: self.c, eps: self.eps });
         Some(OnLoad { read: Read::Normalised(Norm::Rows), main: Some("x"), operands, rest: Some(rest) })
     }
-
-    fn params_json(&self) -> serde_json::Value {
-        serde_json::json!(self)
-    }
 }
 
 /// Cases of what is computed for every row of a length, by a kernel that `of` makes of their number and length.

@@ -92,10 +92,6 @@ impl Kernel for LayerNormStats {
             );
         });
     }
-
-    fn params_json(&self) -> serde_json::Value {
-        serde_json::json!(self)
-    }
 }
 
 fn of_rows(rows: usize, c: usize) -> LayerNormStats {

@@ -60,7 +60,7 @@ pub use group_norm::GroupNorm;
 pub use group_norm_scale::GroupNormScale;
 pub use group_norm_stats::GroupNormStats;
 pub use kernel::{
-    Access, Activation, Case, Cost, DType, Family, Fill, Kernel, Layout, Operand, Param, Program, Stage, Tolerance,
+    Access, Activation, Case, Cost, DType, Family, Fill, Kernel, Layout, Operand, Param, ParamsJson, Program, Stage, Tolerance,
 };
 pub use latent_to_rgba8::Rgba8;
 pub use layer_norm::LayerNorm;

@@ -192,10 +192,6 @@ impl Kernel for Linear {
         };
         Some(Box::new(changed))
     }
-
-    fn params_json(&self) -> serde_json::Value {
-        serde_json::json!(self)
-    }
 }
 
 fn cases() -> Vec<Case> {

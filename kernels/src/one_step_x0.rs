@@ -104,10 +104,6 @@ impl Kernel for OneStepX0 {
         }
         y.iter_mut().zip(noise).for_each(|(y, noise)| *y = a_next * *y + s_next * noise);
     }
-
-    fn params_json(&self) -> serde_json::Value {
-        serde_json::json!(self)
-    }
 }
 
 fn case(kernel: OneStepX0) -> Case {

@@ -130,10 +130,6 @@ impl Kernel for SharedKvProjection {
         let source = (operand == "x").then(|| self.source.reading(self.k, read))??;
         Some(Box::new(Self { source, ..self.clone() }))
     }
-
-    fn params_json(&self) -> serde_json::Value {
-        serde_json::json!(self)
-    }
 }
 
 fn cases() -> Vec<Case> {

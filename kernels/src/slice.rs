@@ -101,10 +101,6 @@ impl Kernel for Slice {
             }
         });
     }
-
-    fn params_json(&self) -> serde_json::Value {
-        serde_json::json!(self)
-    }
 }
 
 fn cases() -> Vec<Case> {

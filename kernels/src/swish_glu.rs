@@ -164,10 +164,6 @@ impl Kernel for SwishGlu {
         let source = (operand == "x").then(|| self.source.reading(self.k, read))??;
         Some(Box::new(Self { source, ..self.clone() }))
     }
-
-    fn params_json(&self) -> serde_json::Value {
-        serde_json::json!(self)
-    }
 }
 
 /// `(a + bias) * gate(g + bias)` of one row.

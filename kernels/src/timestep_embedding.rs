@@ -105,10 +105,6 @@ impl Kernel for TimestepEmbedding {
             }
         }
     }
-
-    fn params_json(&self) -> serde_json::Value {
-        serde_json::json!(self)
-    }
 }
 
 fn case(n: usize, dim: usize) -> Case {

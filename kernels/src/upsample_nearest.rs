@@ -99,10 +99,6 @@ impl Kernel for UpsampleNearest {
     fn on_load(&self) -> Option<OnLoad> {
         Some(OnLoad { read: Read::Upsampled, main: Some("x"), operands: Vec::new(), rest: None })
     }
-
-    fn params_json(&self) -> serde_json::Value {
-        serde_json::json!(self)
-    }
 }
 
 fn cases() -> Vec<Case> {

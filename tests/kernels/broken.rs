@@ -1,7 +1,7 @@
 //! Kernels with a mistake, which the comparison has to find on every device.
 
 use mobilediffusion_kernels::runner::{self, RunError, Target};
-use mobilediffusion_kernels::{Add, Case, Cost, Kernel, Operand, Program, Storage, Tolerance, Variant};
+use mobilediffusion_kernels::{Add, Case, Cost, Kernel, Operand, ParamsJson, Program, Storage, Tolerance, Variant};
 use mobilediffusion_runtime::Gpu;
 use mobilediffusion_tests::gpu::Test;
 
@@ -10,6 +10,12 @@ use mobilediffusion_tests::gpu::Test;
 struct Broken {
     right: Add,
     wgsl: &'static str,
+}
+
+impl ParamsJson for Broken {
+    fn params_json(&self) -> serde_json::Value {
+        self.right.params_json()
+    }
 }
 
 impl Kernel for Broken {
@@ -39,10 +45,6 @@ impl Kernel for Broken {
 
     fn cpu(&self, inputs: &[&[f32]], outputs: &mut [&mut [f32]]) {
         self.right.cpu(inputs, outputs);
-    }
-
-    fn params_json(&self) -> serde_json::Value {
-        self.right.params_json()
     }
 }
 

@@ -5,7 +5,7 @@
 //! A lane of a subgroup keeps what it needs: `EDGE * EDGE / SUBGROUP` neighbours in a row of the sums, that row of the left
 //! factor, and of the right one where it lies, for kernels multiply by it before anybody writes there again.
 
-use mobilediffusion_kernels::{Cost, Kernel, Operand, Program, Stage, Storage, Tolerance, Variant, wgsl};
+use mobilediffusion_kernels::{Cost, Kernel, Operand, ParamsJson, Program, Stage, Storage, Tolerance, Variant, wgsl};
 use std::fmt::Write;
 
 /// A kernel whose shaders multiply matrices by the stand-in.
@@ -146,6 +146,12 @@ fn keep_in_ARRAY(sum: Sum, at: u32, stride: u32) {
 }
 ";
 
+impl ParamsJson for StandIn<'_> {
+    fn params_json(&self) -> serde_json::Value {
+        self.real.params_json()
+    }
+}
+
 impl Kernel for StandIn<'_> {
     fn name(&self) -> &'static str {
         self.real.name()
@@ -178,9 +184,5 @@ impl Kernel for StandIn<'_> {
 
     fn cpu(&self, inputs: &[&[f32]], outputs: &mut [&mut [f32]]) {
         self.real.cpu(inputs, outputs);
-    }
-
-    fn params_json(&self) -> serde_json::Value {
-        self.real.params_json()
     }
 }
