@@ -7,7 +7,7 @@
 //! it needs every time.
 
 use crate::graph::{Graph, Node, Origin, TensorInfo};
-use mobilediffusion_kernels::fold::{From, OnLoad, OnStore, Read, Write};
+use mobilediffusion_kernels::fold::{EpilogueOffer, EpilogueOp, OperandSource, PrologueOffer, PrologueOp};
 use mobilediffusion_kernels::kernel::{MAX_BUFFERS, elements};
 use mobilediffusion_kernels::{Access, Kernel};
 use std::fmt;
@@ -37,19 +37,19 @@ impl Fusion {
     pub const NONE: Self =
         Self { epilogues: false, upsampling: false, concats: false, norms: false, casts: false, moments: false };
 
-    fn reads(&self, read: &Read) -> bool {
-        match read {
-            Read::Joined { .. } => self.concats,
-            Read::Upsampled => self.upsampling,
-            Read::Wide => self.casts,
-            Read::Normalised(_) | Read::Merged { .. } => self.norms,
+    fn prologue(&self, op: &PrologueOp) -> bool {
+        match op {
+            PrologueOp::Concat { .. } => self.concats,
+            PrologueOp::Upsample => self.upsampling,
+            PrologueOp::CastF32 => self.casts,
+            PrologueOp::Normalise(_) | PrologueOp::MergeMoments { .. } => self.norms,
         }
     }
 
-    fn writes(&self, write: &Write) -> bool {
-        match write {
-            Write::Activated(_) | Write::Added => self.epilogues,
-            Write::Measured { .. } => self.moments,
+    fn epilogue(&self, op: &EpilogueOp) -> bool {
+        match op {
+            EpilogueOp::Activate(_) | EpilogueOp::AddResidual => self.epilogues,
+            EpilogueOp::Moments { .. } => self.moments,
         }
     }
 }
@@ -165,27 +165,27 @@ impl Pass<'_> {
     fn fold_back(&mut self, slot: usize) {
         let Some(node) = &self.nodes[slot] else { return };
         let path = node.path.clone();
-        let offers = node.kernel.on_store();
-        let made = offers.iter().find_map(|offer| Some((self.stored(slot, offer)?, offer.write)));
-        let Some(((from, fused), write)) = made else { return };
+        let offers = node.kernel.epilogue_offers();
+        let made = offers.iter().find_map(|offer| Some((self.stored(slot, offer)?, offer.op)));
+        let Some(((from, fused), op)) = made else { return };
         // Where the step's output takes the place of the producer's, the producer also waits for what the step reads.
-        let (empty, at) = if write.beside().is_some() { (slot, from) } else { (from, slot) };
+        let (empty, at) = if op.extra_output().is_some() { (slot, from) } else { (from, slot) };
         self.nodes[empty] = None;
         self.nodes[at] = Some(fused);
         self.fused.iter_mut().filter(|f| f.step == empty).for_each(|f| f.step = at);
-        self.fused.push(Fused { step: at, what: write.name(), path });
+        self.fused.push(Fused { step: at, what: op.name(), path });
     }
 
     /// The slot of the producer, and the producer with the step folded in.
-    fn stored(&self, slot: usize, offer: &OnStore) -> Option<(usize, Node)> {
+    fn stored(&self, slot: usize, offer: &EpilogueOffer) -> Option<(usize, Node)> {
         let node = self.nodes[slot].as_ref()?;
         let (main, written) = (held(node, offer.main)?, output(node)?);
         let Origin::Step(from) = self.graph.tensors[main].origin else { return None };
         let producer = self.nodes[from].as_ref()?;
-        if self.masks[main] != self.masks[written] || !self.fusion.writes(&offer.write) {
+        if self.masks[main] != self.masks[written] || !self.fusion.epilogue(&offer.op) {
             return None;
         }
-        let name = match offer.write.beside() {
+        let name = match offer.op.extra_output() {
             Some(name) => name,
             None if self.readers(main).len() == 1 && !self.is_output(main) => output_name(producer)?,
             None => return None,
@@ -194,25 +194,26 @@ impl Pass<'_> {
         for (name, own) in &offer.operands {
             others.push((name, held(node, own)?));
         }
-        Some((from, self.with_kernel(producer, producer.kernel.writing(&offer.write)?, &others)?))
+        Some((from, self.with_kernel(producer, producer.kernel.with_epilogue(&offer.op)?, &others)?))
     }
 
     /// Folds the step in `slot` into all that read what it writes, if all of them can; none if not.
     fn fold_forward(&mut self, slot: usize) -> Option<()> {
         let node = self.nodes[slot].as_ref()?;
-        let OnLoad { read, main, operands, rest } = node.kernel.on_load().filter(|o| self.fusion.reads(&o.read))?;
+        let PrologueOffer { op, main, operands, remainder } =
+            node.kernel.prologue_offer().filter(|o| self.fusion.prologue(&o.op))?;
         let (path, written) = (node.path.clone(), output(node)?);
         let main = main.and_then(|main| held(node, main));
-        let rest = match rest {
+        let remainder = match remainder {
             None => None,
-            Some(kernel) => Some(self.rest(slot, kernel)?),
+            Some(kernel) => Some(self.remainder(slot, kernel)?),
         };
         let node = self.nodes[slot].as_ref()?;
         let mut others = Vec::new();
         for (name, from) in operands {
             let tensor = match from {
-                From::Operand(own) => held(node, own)?,
-                From::Rest => output(rest.as_ref()?)?,
+                OperandSource::Folded(own) => held(node, own)?,
+                OperandSource::Remainder => output(remainder.as_ref()?)?,
             };
             others.push((name, tensor));
         }
@@ -225,19 +226,19 @@ impl Pass<'_> {
         for (consumer, operand) in readers {
             let old = self.nodes[consumer].as_ref()?;
             let others = others.iter().copied().chain(main.map(|main| (operand, main))).collect::<Vec<_>>();
-            consumers.push((consumer, self.with_kernel(old, old.kernel.reading(operand, &read)?, &others)?));
+            consumers.push((consumer, self.with_kernel(old, old.kernel.with_prologue(operand, &op)?, &others)?));
         }
         for (consumer, fused) in consumers {
             self.nodes[consumer] = Some(fused);
-            self.fused.push(Fused { step: consumer, what: read.name(), path: path.clone() });
+            self.fused.push(Fused { step: consumer, what: op.name(), path: path.clone() });
         }
-        self.nodes[slot] = rest;
+        self.nodes[slot] = remainder;
         Some(())
     }
 
     /// What is left of the step in `slot`, writing a new tensor. If the fold is not made after all, nobody reads that,
     /// and it goes with the others that nobody writes.
-    fn rest(&mut self, slot: usize, kernel: Box<dyn Kernel>) -> Option<Node> {
+    fn remainder(&mut self, slot: usize, kernel: Box<dyn Kernel>) -> Option<Node> {
         let node = self.nodes[slot].as_ref()?;
         let written = kernel.operands().into_iter().find(|operand| operand.access == Access::Write)?;
         let (name, mask) = (node.path.clone(), self.masks[output(node)?]);

@@ -314,15 +314,15 @@ impl Graph {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mobilediffusion_kernels::{Linear, Source};
+    use mobilediffusion_kernels::{Linear, Prologue};
 
     #[test]
     fn what_a_kernel_refuses_is_no_step() {
         let mut graph = Graph::new();
         let x = graph.input("x", [1, 4], DType::Elem);
         // All four channels from a second tensor.
-        let source = Source { joined: 4, ..Source::default() };
-        let linear = Linear { rows: 1, k: 4, cols: 4, source, ..Linear::default() };
+        let prologue = Prologue { joined: 4, ..Prologue::default() };
+        let linear = Linear { rows: 1, k: 4, cols: 4, prologue, ..Linear::default() };
         let refused = graph.step("proj", linear, &[Some(&x)]).expect_err("nothing is left of `x`");
         assert!(matches!(refused, GraphError::Refused { kernel: "linear", .. }), "{refused}");
         let empty = graph.input("empty", [0, 4], DType::Elem);

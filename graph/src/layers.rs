@@ -45,13 +45,13 @@ pub struct Conv<'a> {
     /// Added last.
     pub residual: Option<&'a Tensor>,
     /// Whether the output is f32 however the plan stores floats; a residual is added as those are.
-    pub wide: bool,
+    pub f32_output: bool,
 }
 
 impl Conv<'_> {
     /// A convolution that keeps the size.
     pub fn to(channels: usize) -> Self {
-        Self { channels, stride: 1, upsample: 1, pad_start: 1, shift: None, residual: None, wide: false }
+        Self { channels, stride: 1, upsample: 1, pad_start: 1, shift: None, residual: None, f32_output: false }
     }
 }
 

@@ -135,7 +135,7 @@ impl Graph {
             upsample: 1,
             bias: true,
             shift: layer.shift.is_some(),
-            wide: layer.wide,
+            f32_output: layer.f32_output,
             ..Default::default()
         };
         let (oh, ow) = kernel.out_size();

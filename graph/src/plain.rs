@@ -4,7 +4,7 @@ use crate::error::GraphError;
 use crate::graph::Origin;
 use crate::record::Recording;
 use crate::weights::Weights;
-use mobilediffusion_kernels::check::widen;
+use mobilediffusion_kernels::check::to_f64;
 use mobilediffusion_kernels::{Access, DType};
 
 /// Every tensor for itself, as f32 holds it.
@@ -37,9 +37,9 @@ impl<'a> Plain<'a> {
             };
             let info = &recording.tensors[tensor];
             inputs.push(match &info.origin {
-                Origin::Weight(rows) => widen(operand, &self.weights.values(&info.name, rows, operand.dtype)?),
-                Origin::Constant(values) => widen(operand, values),
-                Origin::Input(_) | Origin::Step(_) => widen(operand, &self.values[tensor]),
+                Origin::Weight(rows) => to_f64(operand, &self.weights.values(&info.name, rows, operand.dtype)?),
+                Origin::Constant(values) => to_f64(operand, values),
+                Origin::Input(_) | Origin::Step(_) => to_f64(operand, &self.values[tensor]),
             });
         }
         let outputs = node.kernel.reference(&inputs.iter().map(Vec::as_slice).collect::<Vec<_>>());

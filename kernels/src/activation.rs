@@ -4,7 +4,7 @@
 
 use crate::cpu::{activate, rows_per_task};
 use crate::draw::Draw;
-use crate::fold::{OnStore, Write};
+use crate::fold::{EpilogueOffer, EpilogueOp};
 use crate::kernel::{
     Activation, Case, Cost, Family, Fill, Kernel, Operand, Param, Program, Tolerance, folded_grid, parse,
 };
@@ -87,9 +87,9 @@ impl Kernel for Activate {
         });
     }
 
-    fn on_store(&self) -> Vec<OnStore> {
-        let write = Write::Activated(self.activation);
-        let offer = OnStore { write, main: "x", operands: Vec::new() };
+    fn epilogue_offers(&self) -> Vec<EpilogueOffer> {
+        let op = EpilogueOp::Activate(self.activation);
+        let offer = EpilogueOffer { op, main: "x", operands: Vec::new() };
         if self.scale == 1.0 { vec![offer] } else { Vec::new() }
     }
 }

@@ -4,7 +4,7 @@
 
 use crate::cpu::rows_per_task;
 use crate::draw::Draw;
-use crate::fold::{OnStore, Write};
+use crate::fold::{EpilogueOffer, EpilogueOp};
 use crate::kernel::{Case, Cost, Family, Kernel, Operand, Param, Program, Tolerance, folded_grid, parse};
 use crate::variant::Variant;
 use rayon::prelude::*;
@@ -72,8 +72,9 @@ impl Kernel for Add {
         });
     }
 
-    fn on_store(&self) -> Vec<OnStore> {
-        let offer = |main, other| OnStore { write: Write::Added, main, operands: vec![("residual", other)] };
+    fn epilogue_offers(&self) -> Vec<EpilogueOffer> {
+        let offer =
+            |main, other| EpilogueOffer { op: EpilogueOp::AddResidual, main, operands: vec![("residual", other)] };
         vec![offer("a", "b"), offer("b", "a")]
     }
 }

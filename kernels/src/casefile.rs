@@ -199,9 +199,9 @@ impl CaseFile {
     }
 
     /// What the kernel should write, as the comparison takes it.
-    pub fn wide_expected(&self) -> Vec<Vec<f64>> {
+    pub fn expected_f64(&self) -> Vec<Vec<f64>> {
         let (_, written) = runner::split(self.case.kernel.as_ref());
-        written.iter().zip(&self.expected).map(|(operand, values)| check::widen(operand, values)).collect()
+        written.iter().zip(&self.expected).map(|(operand, values)| check::to_f64(operand, values)).collect()
     }
 }
 

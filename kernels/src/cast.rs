@@ -5,7 +5,7 @@
 
 use crate::cpu::rows_per_task;
 use crate::draw::Draw;
-use crate::fold::{OnLoad, Read};
+use crate::fold::{PrologueOffer, PrologueOp};
 use crate::kernel::{Case, Cost, DType, Family, Fill, Kernel, Operand, Param, Program, Tolerance, folded_grid, parse};
 use crate::variant::Variant;
 use rayon::prelude::*;
@@ -72,8 +72,8 @@ impl Kernel for Cast {
         y.par_chunks_mut(len).zip(x.par_chunks(len)).for_each(|(y, x)| y.copy_from_slice(x));
     }
 
-    fn on_load(&self) -> Option<OnLoad> {
-        Some(OnLoad { read: Read::Wide, main: Some("x"), operands: Vec::new(), rest: None })
+    fn prologue_offer(&self) -> Option<PrologueOffer> {
+        Some(PrologueOffer { op: PrologueOp::CastF32, main: Some("x"), operands: Vec::new(), remainder: None })
     }
 }
 

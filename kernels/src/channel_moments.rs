@@ -2,15 +2,15 @@
 //! statistics, which `group_norm_scale` merges. Split like this, a large map keeps a GPU busy, and a convolution can
 //! write the moments of its own output on the way out; the bits do not depend on the order in which tiles are done.
 //!
-//! `x [n, positions, c]`, or of two tensors side by side (`source`); `moments [n * tiles, 2, c]` in f32 with `tiles =
+//! `x [n, positions, c]`, or of two tensors side by side (`prologue`); `moments [n * tiles, 2, c]` in f32 with `tiles =
 //! positions / 64`, rounded up. On the GPU a workgroup takes 64 channels of a tile (`shaders/common/tile_moments.wgsl`);
 //! on the CPU a task takes a tile.
 
-use crate::cpu::{Threads, wide};
+use crate::cpu::{Threads, with_simd};
 use crate::draw::Draw;
-use crate::fold::{OnStore, Read, Write};
+use crate::fold::{EpilogueOffer, EpilogueOp, PrologueOp};
 use crate::kernel::{Case, Cost, DType, Family, Fill, Kernel, Operand, Param, Program, Tolerance, elements, parse};
-use crate::source::{Norm, Rows, Source};
+use crate::prologue::{Norm, Prologue, Rows};
 use crate::tile::{TILE, WHOLE};
 use crate::variant::Variant;
 use rayon::prelude::*;
@@ -27,8 +27,8 @@ pub struct ChannelMoments {
     /// Channels.
     pub c: usize,
     /// How `x` is read: of one tensor or two, not normalised.
-    #[serde(default)]
-    pub source: Source,
+    #[serde(default, rename = "source")]
+    pub prologue: Prologue,
 }
 
 /// The line of the list.
@@ -53,8 +53,8 @@ pub(crate) fn tiles_fit(n: usize, positions: usize) -> bool {
 
 /// The moments of a map on the CPU.
 pub(crate) fn write_all(n: usize, positions: usize, c: usize, x: &[f32], moments: &mut [f32]) {
-    let source = Source::default();
-    write_read(n, positions, &source.rows(n * positions, c, x, &[&[] as &[f32]; 5]), moments);
+    let prologue = Prologue::default();
+    write_read(n, positions, &prologue.rows(n * positions, c, x, &[&[] as &[f32]; 5]), moments);
 }
 
 /// The moments of a map that is read like that.
@@ -78,7 +78,7 @@ fn write_read(n: usize, positions: usize, x: &Rows<'_>, moments: &mut [f32]) {
 
 /// The moments of some tiles, `rows` and `moments` from the first of them on; the last one may be cut short.
 pub(crate) fn write_tiles(c: usize, rows: &[f32], moments: &mut [f32]) {
-    wide(
+    with_simd(
         #[inline(always)]
         || {
             for (rows, moments) in rows.chunks(TILE * c).zip(moments.chunks_exact_mut(2 * c)) {
@@ -134,15 +134,15 @@ impl Kernel for ChannelMoments {
     }
 
     fn refusal(&self) -> Option<&'static str> {
-        match self.source.norm {
-            Norm::None => self.source.refusal(self.n * self.positions, self.c),
+        match self.prologue.norm {
+            Norm::None => self.prologue.refusal(self.n * self.positions, self.c),
             _ => Some("`norm` must be `none`"),
         }
     }
 
     fn operands(&self) -> Vec<Operand> {
-        let [x2, ..] = self.source.operands(&[self.n, self.positions], self.c);
-        let x = self.source.x(&[self.n, self.positions], self.c);
+        let [x2, ..] = self.prologue.operands(&[self.n, self.positions], self.c);
+        let x = self.prologue.x(&[self.n, self.positions], self.c);
         vec![x, x2, operand(self.n, self.positions, self.c)]
     }
 
@@ -151,12 +151,12 @@ impl Kernel for ChannelMoments {
         let c4 = self.c.div_ceil(4);
         Program {
             wgsl: include_str!("../../shaders/channel_moments.wgsl"),
-            constants: [&self.source.constants()[..], &WHOLE.constants()].concat(),
+            constants: [&self.prologue.constants()[..], &WHOLE.constants()].concat(),
             params: vec![
                 Param::size("tiles", self.n * tiles),
                 Param::size("tiles_per_image", tiles),
                 Param::size("c4", c4),
-                Param::size("first4", self.source.first(self.c).div_ceil(4)),
+                Param::size("first4", self.prologue.first(self.c).div_ceil(4)),
                 Param::size("positions", self.positions),
             ],
             grid: WHOLE.grid(self.n * tiles * TILE, self.c),
@@ -174,32 +174,36 @@ impl Kernel for ChannelMoments {
 
     fn reference(&self, inputs: &[&[f64]]) -> Vec<Vec<f64>> {
         let &[x, x2] = inputs else { panic!("channel_moments reads two operands") };
-        let x = self.source.reference(self.c, x, &[x2, &[], &[], &[], &[]]);
+        let x = self.prologue.reference(self.c, x, &[x2, &[], &[], &[], &[]]);
         vec![reference(self.n, self.positions, self.c, &x)]
     }
 
     fn cpu(&self, inputs: &[&[f32]], outputs: &mut [&mut [f32]]) {
         let (&[x, x2], [moments]) = (inputs, outputs) else { panic!("channel_moments has three operands") };
-        let x = self.source.rows(self.n * self.positions, self.c, x, &[x2, &[], &[], &[], &[]]);
+        let x = self.prologue.rows(self.n * self.positions, self.c, x, &[x2, &[], &[], &[], &[]]);
         write_read(self.n, self.positions, &x, moments);
     }
 
-    fn reading(&self, operand: &str, read: &Read) -> Option<Box<dyn Kernel>> {
-        let joins = operand == "x" && matches!(read, Read::Joined { .. });
-        let source = joins.then(|| self.source.reading(self.c, read))??;
-        Some(Box::new(Self { source, ..self.clone() }))
+    fn with_prologue(&self, operand: &str, op: &PrologueOp) -> Option<Box<dyn Kernel>> {
+        let joins = operand == "x" && matches!(op, PrologueOp::Concat { .. });
+        let prologue = joins.then(|| self.prologue.with(self.c, op))??;
+        Some(Box::new(Self { prologue, ..self.clone() }))
     }
 
-    fn on_store(&self) -> Vec<OnStore> {
-        let write = Write::Measured { images: self.n };
-        let offer = OnStore { write, main: "x", operands: Vec::new() };
-        if self.source == Source::default() { vec![offer] } else { Vec::new() }
+    fn epilogue_offers(&self) -> Vec<EpilogueOffer> {
+        let op = EpilogueOp::Moments { images: self.n };
+        let offer = EpilogueOffer { op, main: "x", operands: Vec::new() };
+        if self.prologue == Prologue::default() { vec![offer] } else { Vec::new() }
     }
 }
 
 fn cases() -> Vec<Case> {
-    let moments =
-        |n, positions, c, joined| ChannelMoments { n, positions, c, source: Source { joined, ..Source::default() } };
+    let moments = |n, positions, c, joined| ChannelMoments {
+        n,
+        positions,
+        c,
+        prologue: Prologue { joined, ..Prologue::default() },
+    };
     vec![
         Case::new(moments(1, 1, 1, 0)),
         // A tile less one position, a tile, one more; the same of the 64 channels of a workgroup.
@@ -210,7 +214,10 @@ fn cases() -> Vec<Case> {
         Case::new(moments(1, 257, 6, 0)),
         Case::new(moments(2, 70, 23, 7)),
         Case::new(moments(1, 20, 132, 64)),
-        Case::new(ChannelMoments { source: Source { wide: true, ..Source::default() }, ..moments(2, 70, 9, 0) }),
+        Case::new(ChannelMoments {
+            prologue: Prologue { f32_input: true, ..Prologue::default() },
+            ..moments(2, 70, 9, 0)
+        }),
         // Far from zero and constant: what sums of squares do not survive.
         Case::new(moments(1, 100, 9, 0)).fill("x", Fill::Normal(1000.0, 1.0)),
         Case::new(moments(1, 100, 9, 0)).fill("x", Fill::Constant(-1000.1)),
@@ -224,8 +231,8 @@ fn cases() -> Vec<Case> {
 fn model_shapes() -> Vec<Case> {
     let moments = |size: usize, c| Case::new(ChannelMoments { n: 1, positions: size * size, c, ..Default::default() });
     let joined = |size: usize, c, joined| {
-        let source = Source { joined, ..Source::default() };
-        Case::new(ChannelMoments { n: 1, positions: size * size, c, source })
+        let prologue = Prologue { joined, ..Prologue::default() };
+        Case::new(ChannelMoments { n: 1, positions: size * size, c, prologue })
     };
     let maps = [(64, 320), (16, 1024), (64, 256), (256, 128), (512, 128), (512, 64)];
     let mut all: Vec<Case> = maps.into_iter().map(|(size, c)| moments(size, c)).collect();
@@ -236,6 +243,6 @@ fn model_shapes() -> Vec<Case> {
 fn random(draw: &mut Draw<'_>) -> Case {
     let (n, positions, c) = (draw.of(&[1, 2]), draw.size(TILE), draw.channels());
     let mean = draw.of(&[0.0, 300.0]);
-    let kernel = ChannelMoments { n, positions, c, source: Source::random(draw, c, &[Norm::None]) };
+    let kernel = ChannelMoments { n, positions, c, prologue: Prologue::random(draw, c, &[Norm::None]) };
     Case::new(kernel).fill("x", Fill::Normal(mean, 1.0))
 }

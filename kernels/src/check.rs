@@ -63,7 +63,7 @@ pub fn inputs(case: &Case, seed: u64) -> Vec<Vec<f32>> {
 }
 
 /// The same values as the reference takes them.
-pub fn widen(operand: &Operand, values: &[f32]) -> Vec<f64> {
+pub fn to_f64(operand: &Operand, values: &[f32]) -> Vec<f64> {
     let value = |v: &f32| if operand.dtype == DType::U32 { f64::from(v.to_bits()) } else { f64::from(*v) };
     values.iter().map(value).collect()
 }
@@ -71,7 +71,7 @@ pub fn widen(operand: &Operand, values: &[f32]) -> Vec<f64> {
 /// What the reference says to a case: the written operands in order.
 pub fn expected(case: &Case, inputs: &[Vec<f32>]) -> Vec<Vec<f64>> {
     let operands = case.kernel.operands();
-    let wide: Vec<Vec<f64>> = operands.iter().zip(inputs).map(|(o, values)| widen(o, values)).collect();
+    let wide: Vec<Vec<f64>> = operands.iter().zip(inputs).map(|(o, values)| to_f64(o, values)).collect();
     case.kernel.reference(&wide.iter().map(Vec::as_slice).collect::<Vec<_>>())
 }
 

@@ -5,7 +5,7 @@
 
 use crate::cpu::rows_per_task;
 use crate::draw::Draw;
-use crate::fold::{From, OnLoad, Read};
+use crate::fold::{OperandSource, PrologueOffer, PrologueOp};
 use crate::kernel::{Case, Cost, Family, Kernel, Operand, Param, Program, Tolerance, folded_grid, parse};
 use crate::variant::Variant;
 use rayon::prelude::*;
@@ -108,9 +108,10 @@ impl Kernel for Concat {
             });
     }
 
-    fn on_load(&self) -> Option<OnLoad> {
-        let (read, operands) = (Read::Joined { channels: self.b_channels }, vec![("x2", From::Operand("b"))]);
-        Some(OnLoad { read, main: Some("a"), operands, rest: None })
+    fn prologue_offer(&self) -> Option<PrologueOffer> {
+        let (op, operands) =
+            (PrologueOp::Concat { channels: self.b_channels }, vec![("x2", OperandSource::Folded("b"))]);
+        Some(PrologueOffer { op, main: Some("a"), operands, remainder: None })
     }
 }
 

@@ -1,7 +1,7 @@
 //! `y = residual + activation(conv(x, w) + bias + shift)`: every dense convolution, 3x3 or 1x1.
 //!
 //! `x [n, h, w, ci]`, `w [co, ci, kh, kw]` packed to `[co, kh, kw, ci]`, `bias [co]`, `shift [n, co]` (the time embedding),
-//! `residual` and `y [n, oh, ow, co]`, f32 if `wide`; `upsample` 2 reads `x` as if every pixel stood for 2x2, and `source`
+//! `residual` and `y [n, oh, ow, co]`, f32 if `f32_output`; `upsample` 2 reads `x` as if every pixel stood for 2x2, and `prologue`
 //! says what else happens to it on the way in; the zeros around it are put there after that. On the GPU an implicit matrix
 //! product (`shaders/common/product.wgsl`): a row is an output pixel, k runs over taps and channels. On the CPU there are
 //! three ways: where it pays, Winograd's algorithm saves more than half of the multiplications (`winograd`); to few
@@ -17,11 +17,11 @@ pub(crate) use winograd::transformed_weights;
 
 use crate::channel_moments::{self, tiles_fit};
 use crate::cpu::Epilogue;
-use crate::fold::{Read, Write};
+use crate::fold::{EpilogueOp, PrologueOp};
 use crate::kernel::{
     Activation, Cost, DType, Family, Kernel, Layout, Operand, Param, Program, Stage, Tolerance, parse, too_many,
 };
-use crate::source::{Norm, Source};
+use crate::prologue::{Norm, Prologue};
 use crate::tile::{self, Tile};
 use crate::variant::Variant;
 use serde::{Deserialize, Serialize};
@@ -63,14 +63,14 @@ pub struct Conv2d {
     #[serde(default)]
     pub residual: bool,
     /// How `x` is read.
-    #[serde(default)]
-    pub source: Source,
+    #[serde(default, rename = "source")]
+    pub prologue: Prologue,
     /// Whether the moments of the output's channels are written too; of several images each has a multiple of 64 pixels.
     #[serde(default)]
     pub moments: bool,
     /// Whether `y` is f32 however the plan stores floats: what a sampler divides.
-    #[serde(default)]
-    pub wide: bool,
+    #[serde(default, rename = "wide")]
+    pub f32_output: bool,
 }
 
 /// The line of the list.
@@ -129,11 +129,11 @@ impl Conv2d {
             ("HAS_RESIDUAL", self.residual.into()),
             ("IN_PLACE", 0),
             ("HAS_MOMENTS", self.moments.into()),
-            ("Y_F32", self.wide.into()),
-            ("Y_STORED", (!self.wide).into()),
+            ("Y_F32", self.f32_output.into()),
+            ("Y_STORED", (!self.f32_output).into()),
             ("ACTIVATION", self.activation.code()),
         ];
-        constants.extend(self.source.constants());
+        constants.extend(self.prologue.constants());
         constants.extend(tile.constants());
         let mut params = vec![
             Param::size("rows", self.pixels()),
@@ -146,7 +146,7 @@ impl Conv2d {
             Param::size("cols4", self.co.div_ceil(4)),
             Param::size("pad_start", self.pad_start),
         ];
-        params.extend(self.source.params(self.n * self.h * self.w, self.ci));
+        params.extend(self.prologue.params(self.n * self.h * self.w, self.ci));
         let wgsl = include_str!("../../shaders/conv2d.wgsl");
         Program { wgsl, constants, params, grid: tile.grid(self.pixels(), self.co) }
     }
@@ -170,7 +170,7 @@ impl Kernel for Conv2d {
         if !known || !fits(self.h) || !fits(self.w) {
             return Some("`kernel` must be 1 or 3 and fit the padded `x`, `stride` 1 or more, `upsample` 1 or 2");
         }
-        match self.source.norm {
+        match self.prologue.norm {
             Norm::Rows => Some("`norm` must be `none` or `channels`"),
             Norm::Channels { images, .. } if images != self.n => Some("`images` must be `n`"),
             _ if self.moments && !tiles_fit(self.n, self.pixels() / self.n.max(1)) => {
@@ -178,16 +178,16 @@ impl Kernel for Conv2d {
             }
             _ => {
                 let rows = self.n * self.h * self.w;
-                self.source.refusal(rows, self.ci).or_else(|| too_many(&self.operands()))
+                self.prologue.refusal(rows, self.ci).or_else(|| too_many(&self.operands()))
             }
         }
     }
 
     fn operands(&self) -> Vec<Operand> {
         let (oh, ow) = self.out_size();
-        let [x2, .., norm] = self.source.operands(&[self.n, self.h, self.w], self.ci);
+        let [x2, .., norm] = self.prologue.operands(&[self.n, self.h, self.w], self.ci);
         vec![
-            self.source.x(&[self.n, self.h, self.w], self.ci),
+            self.prologue.x(&[self.n, self.h, self.w], self.ci),
             Operand::weight("w", [self.co, self.ci, self.kernel, self.kernel])
                 .layout(Layout::Taps)
                 .host(self.host_layout()),
@@ -196,13 +196,17 @@ impl Kernel for Conv2d {
             Operand::read("residual", [self.n, oh, ow, self.co]).optional(self.residual),
             x2,
             norm,
-            Operand::write("y", [self.n, oh, ow, self.co]).dtype(if self.wide { DType::F32 } else { DType::Elem }),
+            Operand::write("y", [self.n, oh, ow, self.co]).dtype(if self.f32_output {
+                DType::F32
+            } else {
+                DType::Elem
+            }),
             channel_moments::operand(self.n, oh * ow, self.co).optional(self.moments),
         ]
     }
 
     fn variants(&self) -> Vec<Variant> {
-        tile::variants(tile::SINGLE, [self.pixels(), self.patch_len(), self.co], &self.source, self.moments)
+        tile::variants(tile::SINGLE, [self.pixels(), self.patch_len(), self.co], &self.prologue, self.moments)
     }
 
     fn program(&self, variant: &Variant) -> Program {
@@ -220,7 +224,7 @@ impl Kernel for Conv2d {
 
     fn residual_in_place(&self) -> bool {
         // What is read there is stored as what is written.
-        self.residual && !self.wide
+        self.residual && !self.f32_output
     }
 
     fn tolerance(&self) -> Tolerance {
@@ -229,7 +233,7 @@ impl Kernel for Conv2d {
 
     fn reference(&self, inputs: &[&[f64]]) -> Vec<Vec<f64>> {
         let &[x, w, bias, shift, residual, x2, norm] = inputs else { panic!("conv2d reads seven operands") };
-        let x = self.source.reference(self.ci, x, &[x2, &[], &[], &[], norm]);
+        let x = self.prologue.reference(self.ci, x, &[x2, &[], &[], &[], norm]);
         let (oh, ow) = self.out_size();
         let mut y = Vec::with_capacity(self.pixels() * self.co);
         for image in 0..self.n {
@@ -260,7 +264,7 @@ impl Kernel for Conv2d {
         };
         let rows_per_image = self.pixels() / self.n;
         let epilogue = Epilogue { bias, shift, rows_per_image, activation: self.activation, residual };
-        let x = self.source.rows(self.n * self.h * self.w, self.ci, x, &[x2, &[], &[], &[], norm]);
+        let x = self.prologue.rows(self.n * self.h * self.w, self.ci, x, &[x2, &[], &[], &[], norm]);
         if winograd::suits(self) {
             return winograd::run(self, winograd::block(self), &x, w, &epilogue, (y, moments));
         }
@@ -274,33 +278,35 @@ impl Kernel for Conv2d {
         }
     }
 
-    fn reading(&self, operand: &str, read: &Read) -> Option<Box<dyn Kernel>> {
+    fn with_prologue(&self, operand: &str, op: &PrologueOp) -> Option<Box<dyn Kernel>> {
         if operand != "x" {
             return None;
         }
         let even = self.h.is_multiple_of(2) && self.w.is_multiple_of(2);
-        let changed = match read {
-            Read::Upsampled if self.upsample == 1 && even && self.source.joined == 0 => {
+        let changed = match op {
+            PrologueOp::Upsample if self.upsample == 1 && even && self.prologue.joined == 0 => {
                 Self { h: self.h / 2, w: self.w / 2, upsample: 2, ..self.clone() }
             }
-            Read::Normalised(Norm::Rows) => return None,
+            PrologueOp::Normalise(Norm::Rows) => return None,
             // A value is read under nine taps and for every tile of columns: a norm in here would be computed dozens of
             // times. What is written once instead is the largest map there is where channels become fewer.
-            Read::Normalised(_) if self.kernel > 1 && self.ci <= self.co => return None,
-            read => Self { source: self.source.reading(self.ci, read)?, ..self.clone() },
+            PrologueOp::Normalise(_) if self.kernel > 1 && self.ci <= self.co => return None,
+            op => Self { prologue: self.prologue.with(self.ci, op)?, ..self.clone() },
         };
         Some(Box::new(changed))
     }
 
-    fn writing(&self, write: &Write) -> Option<Box<dyn Kernel>> {
-        let changed = match *write {
-            Write::Activated(activation) if self.activation == Activation::None && !self.residual && !self.moments => {
+    fn with_epilogue(&self, op: &EpilogueOp) -> Option<Box<dyn Kernel>> {
+        let changed = match *op {
+            EpilogueOp::Activate(activation)
+                if self.activation == Activation::None && !self.residual && !self.moments =>
+            {
                 Self { activation, ..self.clone() }
             }
-            Write::Measured { images } if !self.moments && tiles_fit(images, self.pixels() / images) => {
+            EpilogueOp::Moments { images } if !self.moments && tiles_fit(images, self.pixels() / images) => {
                 Self { moments: true, ..self.clone() }
             }
-            Write::Added if !self.residual && !self.moments => Self { residual: true, ..self.clone() },
+            EpilogueOp::AddResidual if !self.residual && !self.moments => Self { residual: true, ..self.clone() },
             _ => return None,
         };
         Some(Box::new(changed))

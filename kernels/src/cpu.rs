@@ -18,7 +18,7 @@ pub enum Threads {
 
 /// Runs a loop compiled for the widest vectors this processor has. What the closure calls has to be inlined into it.
 #[inline(always)]
-pub(crate) fn wide<R>(run: impl FnOnce() -> R) -> R {
+pub(crate) fn with_simd<R>(run: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(run)
 }
 

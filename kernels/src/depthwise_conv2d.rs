@@ -1,7 +1,7 @@
 //! `y = conv(x, w) + bias + shift` for every channel on its own: the 3x3 of the separable residual blocks.
 //!
 //! `x [n, h, w, c]`, `y [n, oh, ow, c]`, `w [c, 1, 3, 3]` packed to `[3, 3, c]`, `bias [c]`, `shift [n, c]` (the time
-//! embedding); one row and column of zeros around; `x` may be of two tensors side by side (`source`). With `moments` those
+//! embedding); one row and column of zeros around; `x` may be of two tensors side by side (`prologue`). With `moments` those
 //! of the output's channels are written too, for the GroupNorm that follows. On the GPU a workgroup takes 64 channels of
 //! 64 pixels, each invocation four side by side; on the CPU a task has a line of the image.
 
@@ -9,9 +9,9 @@ mod line;
 
 use crate::channel_moments::{self, tiles_fit};
 use crate::draw::Draw;
-use crate::fold::{Read, Write};
+use crate::fold::{EpilogueOp, PrologueOp};
 use crate::kernel::{Case, Cost, Family, Fill, Kernel, Layout, Operand, Param, Program, Tolerance, parse};
-use crate::source::{Norm, Source};
+use crate::prologue::{Norm, Prologue};
 use crate::tile::WHOLE;
 use crate::variant::Variant;
 use line::Line;
@@ -40,8 +40,8 @@ pub struct DepthwiseConv2d {
     #[serde(default)]
     pub shift: bool,
     /// How `x` is read: of one tensor or two, not normalised.
-    #[serde(default)]
-    pub source: Source,
+    #[serde(default, rename = "source")]
+    pub prologue: Prologue,
     /// Whether the moments of the output's channels are written too; of several images each has a multiple of 64 pixels.
     #[serde(default)]
     pub moments: bool,
@@ -79,20 +79,20 @@ impl Kernel for DepthwiseConv2d {
             return Some("`stride`, `h` and `w` must be 1 or more");
         }
         let (oh, ow) = self.out_size();
-        match self.source.norm {
+        match self.prologue.norm {
             Norm::None if self.moments && !tiles_fit(self.n, oh * ow) => {
                 Some("`moments` of several images want a multiple of 64 pixels each")
             }
-            Norm::None => self.source.refusal(self.n * self.h * self.w, self.c),
+            Norm::None => self.prologue.refusal(self.n * self.h * self.w, self.c),
             _ => Some("`norm` must be `none`"),
         }
     }
 
     fn operands(&self) -> Vec<Operand> {
         let (oh, ow) = self.out_size();
-        let [x2, ..] = self.source.operands(&[self.n, self.h, self.w], self.c);
+        let [x2, ..] = self.prologue.operands(&[self.n, self.h, self.w], self.c);
         vec![
-            self.source.x(&[self.n, self.h, self.w], self.c),
+            self.prologue.x(&[self.n, self.h, self.w], self.c),
             Operand::read("w", [self.c, 1, 3, 3]).layout(Layout::DepthwiseTaps),
             Operand::read("bias", [self.c]).optional(self.bias),
             Operand::read("shift", [self.n, self.c]).optional(self.shift),
@@ -112,7 +112,7 @@ impl Kernel for DepthwiseConv2d {
             ("HAS_SHIFT", self.shift.into()),
             ("HAS_MOMENTS", self.moments.into()),
         ];
-        constants.extend(self.source.constants());
+        constants.extend(self.prologue.constants());
         constants.extend(WHOLE.constants());
         let mut params = vec![
             Param::size("n", self.n),
@@ -123,7 +123,7 @@ impl Kernel for DepthwiseConv2d {
             Param::size("c4", self.c.div_ceil(4)),
             Param::size("stride", self.stride),
         ];
-        params.extend(self.source.params(self.n * self.h * self.w, self.c));
+        params.extend(self.prologue.params(self.n * self.h * self.w, self.c));
         let wgsl = include_str!("../../shaders/depthwise_conv2d.wgsl");
         Program { wgsl, constants, params, grid: WHOLE.grid(self.n * oh * ow, self.c) }
     }
@@ -139,7 +139,7 @@ impl Kernel for DepthwiseConv2d {
 
     fn reference(&self, inputs: &[&[f64]]) -> Vec<Vec<f64>> {
         let &[x, w, bias, shift, x2] = inputs else { panic!("depthwise_conv2d reads five operands") };
-        let x = self.source.reference(self.c, x, &[x2, &[], &[], &[], &[]]);
+        let x = self.prologue.reference(self.c, x, &[x2, &[], &[], &[], &[]]);
         let inside = |at: usize, tap: usize, size: usize| at + tap >= 1 && at + tap - 1 < size;
         let at = |image: usize, y: usize, x: usize, c: usize| ((image * self.h + y) * self.w + x) * self.c + c;
         let (oh, ow) = self.out_size();
@@ -169,7 +169,7 @@ impl Kernel for DepthwiseConv2d {
         let (&[x, w, bias, shift, x2], [y, moments]) = (inputs, outputs) else {
             panic!("depthwise_conv2d has seven operands")
         };
-        let (first, (oh, ow)) = (self.source.first(self.c), self.out_size());
+        let (first, (oh, ow)) = (self.prologue.first(self.c), self.out_size());
         let x = [(first, x), (self.c - first, x2)];
         y.par_chunks_mut(ow * self.c).enumerate().for_each(|(index, y)| {
             let added = [bias, shift.get(index / oh * self.c..).unwrap_or_default()];
@@ -180,14 +180,14 @@ impl Kernel for DepthwiseConv2d {
         }
     }
 
-    fn reading(&self, operand: &str, read: &Read) -> Option<Box<dyn Kernel>> {
-        let joins = operand == "x" && matches!(read, Read::Joined { .. });
-        let source = joins.then(|| self.source.reading(self.c, read))??;
-        Some(Box::new(Self { source, ..self.clone() }))
+    fn with_prologue(&self, operand: &str, op: &PrologueOp) -> Option<Box<dyn Kernel>> {
+        let joins = operand == "x" && matches!(op, PrologueOp::Concat { .. });
+        let prologue = joins.then(|| self.prologue.with(self.c, op))??;
+        Some(Box::new(Self { prologue, ..self.clone() }))
     }
 
-    fn writing(&self, write: &Write) -> Option<Box<dyn Kernel>> {
-        let measures = matches!(write, Write::Measured { images } if *images == self.n);
+    fn with_epilogue(&self, op: &EpilogueOp) -> Option<Box<dyn Kernel>> {
+        let measures = matches!(op, EpilogueOp::Moments { images } if *images == self.n);
         let (oh, ow) = self.out_size();
         let fits = measures && !self.moments && tiles_fit(self.n, oh * ow);
         fits.then(|| Box::new(Self { moments: true, ..self.clone() }) as Box<dyn Kernel>)
@@ -196,7 +196,7 @@ impl Kernel for DepthwiseConv2d {
 
 fn cases() -> Vec<Case> {
     let plain = |n, h, w, c| DepthwiseConv2d { n, h, w, c, stride: 1, ..Default::default() };
-    let joined = |conv, joined| DepthwiseConv2d { source: Source { joined, ..Source::default() }, ..conv };
+    let joined = |conv, joined| DepthwiseConv2d { prologue: Prologue { joined, ..Prologue::default() }, ..conv };
     let full = |n, h, w, c| DepthwiseConv2d { bias: true, shift: true, ..plain(n, h, w, c) };
     vec![
         Case::new(plain(1, 1, 1, 1)),
@@ -211,7 +211,10 @@ fn cases() -> Vec<Case> {
         // From two tensors; with the moments of what it writes.
         Case::new(joined(full(2, 9, 5, 23), 7)).integers(),
         Case::new(joined(full(1, 20, 3, 132), 64)),
-        Case::new(DepthwiseConv2d { source: Source { wide: true, ..Source::default() }, ..full(2, 5, 7, 10) }),
+        Case::new(DepthwiseConv2d {
+            prologue: Prologue { f32_input: true, ..Prologue::default() },
+            ..full(2, 5, 7, 10)
+        }),
         Case::new(DepthwiseConv2d { moments: true, ..full(1, 7, 9, 65) }),
         Case::new(DepthwiseConv2d { moments: true, ..full(2, 16, 8, 6) }).fill("shift", Fill::Normal(30.0, 1.0)),
         Case::new(DepthwiseConv2d { moments: true, ..joined(full(1, 13, 10, 20), 8) }),
@@ -228,8 +231,8 @@ fn model_shapes() -> Vec<Case> {
     // The separable blocks as they run: down, the first and the other middle ones, up.
     let shapes = [(32, 320, 0), (16, 640, 0), (16, 1024, 0), (32, 1664, 640), (32, 960, 320)];
     let block = |(size, c, joined)| {
-        let source = Source { joined, ..Source::default() };
-        DepthwiseConv2d { n: 1, h: size, w: size, c, stride: 1, bias: true, shift: true, source, moments: true }
+        let prologue = Prologue { joined, ..Prologue::default() };
+        DepthwiseConv2d { n: 1, h: size, w: size, c, stride: 1, bias: true, shift: true, prologue, moments: true }
     };
     shapes.into_iter().map(|shape| Case::new(block(shape))).collect()
 }
@@ -237,7 +240,7 @@ fn model_shapes() -> Vec<Case> {
 fn random(draw: &mut Draw<'_>) -> Case {
     let (n, h, w) = (draw.of(&[1, 2]), draw.size(4), draw.size(16));
     let (c, stride, bias, shift) = (draw.channels(), draw.of(&[1, 2]), draw.flip(), draw.flip());
-    let (source, moments) = (Source::random(draw, c, &[Norm::None]), n == 1 && draw.flip());
-    let case = Case::new(DepthwiseConv2d { n, h, w, c, stride, bias, shift, source, moments });
+    let (prologue, moments) = (Prologue::random(draw, c, &[Norm::None]), n == 1 && draw.flip());
+    let case = Case::new(DepthwiseConv2d { n, h, w, c, stride, bias, shift, prologue, moments });
     if !moments && draw.flip() { case.integers() } else { case }
 }

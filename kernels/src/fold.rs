@@ -1,106 +1,114 @@
-//! What steps offer each other: a kernel that says here what it does can be left out of a plan where a neighbour does
-//! the same on its way in or out. The graph's fusion pass knows these offers and no kernel.
+//! Offers that the fusion pass of the graph uses: what a kernel can do for its neighbours, so that a step can be dropped.
 //!
-//! Operands are matched by name. `x2`, `stats`, `norm_weight`, `norm_bias` and `norm` are those of a
-//! [`Source`](crate::Source); `residual` and `moments` are what a producer adds or writes besides.
+//! A step can be folded in two directions. A *prologue operation* moves it into the kernels that read its output: each
+//! consumer then does the work as it loads its input ([`PrologueOffer`]). An *epilogue operation* moves it into the kernel
+//! that writes its input: the producer then does the work before it stores its output ([`EpilogueOffer`]). A kernel makes
+//! offers in [`Kernel::prologue_offer`] and [`Kernel::epilogue_offers`]. Its neighbour accepts in
+//! [`Kernel::with_prologue`] or [`Kernel::with_epilogue`], which return the changed kernel. The fusion pass matches offers
+//! and knows no kernel by name.
+//!
+//! Operands are matched by name. A [`Prologue`](crate::Prologue) adds the operands `x2`, `stats`, `norm_weight`,
+//! `norm_bias` and `norm`; an epilogue adds `residual` or `moments`.
 
 use crate::kernel::{Activation, Kernel};
-use crate::source::Norm;
+use crate::prologue::Norm;
 
-/// What a consumer does as it reads, instead of the step that wrote what it read.
+/// One operation that a consumer does as it loads its input, in place of the step that produced the input.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Read {
-    /// Reads two tensors side by side, the second of so many channels.
-    Joined {
+pub enum PrologueOp {
+    /// Reads two tensors as one, joined along the channels.
+    Concat {
         /// Channels of the second tensor.
         channels: usize,
     },
-    /// Reads every pixel as if it stood for two by two.
-    Upsampled,
-    /// Normalises with given statistics.
-    Normalised(Norm),
-    /// Reads f32, where it would read floats as the plan stores them.
-    Wide,
-    /// Merges moments to mean and reciprocal deviation.
-    Merged {
-        /// Added to the variance.
+    /// Reads every pixel as a block of two by two pixels: nearest-neighbour upsampling.
+    Upsample,
+    /// Normalises with statistics that are given.
+    Normalise(Norm),
+    /// Reads f32 where the kernel would read the plan's float type.
+    CastF32,
+    /// Merges the moments of tiles into mean and reciprocal standard deviation.
+    MergeMoments {
+        /// Constant added to the variance.
         eps: f32,
     },
 }
 
-impl Read {
-    /// What it is called in a plan.
+impl PrologueOp {
+    /// Returns the name that plans print for the operation.
     pub fn name(&self) -> &'static str {
         match self {
-            Self::Joined { .. } => "concat",
-            Self::Upsampled => "upsample",
-            Self::Normalised(Norm::Rows) => "layer norm",
-            Self::Normalised(_) => "group norm",
-            Self::Wide => "cast",
-            Self::Merged { .. } => "statistics",
+            Self::Concat { .. } => "concat",
+            Self::Upsample => "upsample",
+            Self::Normalise(Norm::Rows) => "layer norm",
+            Self::Normalise(_) => "group norm",
+            Self::CastF32 => "cast",
+            Self::MergeMoments { .. } => "statistics",
         }
     }
 }
 
-/// Where an operand of a fused step comes from.
+/// Where an operand that a consumer gains by a fold comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum From {
-    /// This operand of the step that is folded in.
-    Operand(&'static str),
-    /// What is left of that step writes it.
-    Rest,
+pub enum OperandSource {
+    /// The operand of this name of the folded step.
+    Folded(&'static str),
+    /// The output of the step that remains, see [`PrologueOffer::remainder`].
+    Remainder,
 }
 
-/// A step as something its consumers can do as they read.
+/// Offer of a step to be done by its consumers as they load.
 #[derive(Debug)]
-pub struct OnLoad {
-    /// What they do.
-    pub read: Read,
-    /// The operand that takes the place of the step's output, if one does.
+pub struct PrologueOffer {
+    /// Operation that the consumers take over.
+    pub op: PrologueOp,
+    /// Operand of the step that consumers read in place of its output. `None` if the output has no such replacement.
     pub main: Option<&'static str>,
-    /// Operands they get besides, by the consumer's name.
-    pub operands: Vec<(&'static str, From)>,
-    /// What is left of the step: a kernel with some of its operands, and one output.
-    pub rest: Option<Box<dyn Kernel>>,
+    /// Operands that each consumer gains, by the consumer's name for them.
+    pub operands: Vec<(&'static str, OperandSource)>,
+    /// Part of the step that stays a step of its own: a kernel that reads some of the step's operands and has one output.
+    pub remainder: Option<Box<dyn Kernel>>,
 }
 
-/// What a producer does as it writes, instead of the step that read what it wrote.
+/// One operation that a producer does before it stores its output, in place of the step that read the output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Write {
+pub enum EpilogueOp {
     /// Applies an activation.
-    Activated(Activation),
-    /// Adds a tensor like its output, operand `residual`.
-    Added,
-    /// Also writes the `moments` of its output's channels, see `channel_moments`.
-    Measured {
-        /// Images of the output.
+    Activate(Activation),
+    /// Adds a tensor of the output's shape, operand `residual`.
+    AddResidual,
+    /// Writes the moments of the output's channels to the further output `moments`, see
+    /// [`ChannelMoments`](crate::ChannelMoments).
+    Moments {
+        /// Number of images in the output.
         images: usize,
     },
 }
 
-impl Write {
-    /// What it is called in a plan.
+impl EpilogueOp {
+    /// Returns the name that plans print for the operation.
     pub fn name(&self) -> &'static str {
         match self {
-            Self::Activated(_) => "activation",
-            Self::Added => "residual",
-            Self::Measured { .. } => "moments",
+            Self::Activate(_) => "activation",
+            Self::AddResidual => "residual",
+            Self::Moments { .. } => "moments",
         }
     }
 
-    /// The producer's operand that takes the step's output, if the producer's own output stays beside it.
-    pub fn beside(&self) -> Option<&'static str> {
-        matches!(self, Self::Measured { .. }).then_some("moments")
+    /// Returns the name of the further output that the operation adds to the producer. `None` if the folded step's output
+    /// replaces the producer's own.
+    pub fn extra_output(&self) -> Option<&'static str> {
+        matches!(self, Self::Moments { .. }).then_some("moments")
     }
 }
 
-/// A step as something the producer of its operand `main` can do as it writes.
+/// Offer of a step to be done by the producer of one of its operands before that stores.
 #[derive(Debug)]
-pub struct OnStore {
-    /// What the producer does.
-    pub write: Write,
-    /// The operand that the producer writes.
+pub struct EpilogueOffer {
+    /// Operation that the producer takes over.
+    pub op: EpilogueOp,
+    /// Operand of the step that the producer writes.
     pub main: &'static str,
-    /// Operands the producer gets besides, by the producer's name.
+    /// Operands that the producer gains: the producer's name first, the folded step's name second.
     pub operands: Vec<(&'static str, &'static str)>,
 }

@@ -1,16 +1,16 @@
 //! `y = activation(x * scale + offset)` with the scales and offsets of `group_norm_scale`: a GroupNorm as a step of its own,
 //! where consumers do not apply it while they read.
 //!
-//! `x` and `y [rows, c]`, `norm [images, 2, c]` in f32; the last channels may come from `x2`, see [`Source`]. On the GPU an
+//! `x` and `y [rows, c]`, `norm [images, 2, c]` in f32; the last channels may come from `x2`, see [`Prologue`]. On the GPU an
 //! invocation takes one vec4; on the CPU a task takes some rows.
 
 use crate::cpu::Threads;
 use crate::draw::Draw;
-use crate::fold::{From, OnLoad, Read};
+use crate::fold::{OperandSource, PrologueOffer, PrologueOp};
 use crate::kernel::{
     Activation, Case, Cost, Family, Fill, Kernel, Operand, Param, Program, Tolerance, folded_grid, parse,
 };
-use crate::source::{Norm, Source};
+use crate::prologue::{Norm, Prologue};
 use crate::variant::Variant;
 use serde::{Deserialize, Serialize};
 
@@ -26,7 +26,8 @@ pub struct GroupNorm {
     /// Channels.
     pub c: usize,
     /// How `x` is read: with a norm of channels.
-    pub source: Source,
+    #[serde(rename = "source")]
+    pub prologue: Prologue,
 }
 
 /// The line of the list.
@@ -43,7 +44,7 @@ impl GroupNorm {
     /// The normalisation of `images` of `positions` pixels each.
     pub fn new(images: usize, positions: usize, c: usize, activation: Activation) -> Self {
         let norm = Norm::Channels { images, activation };
-        Self { rows: images * positions, c, source: Source { norm, ..Source::default() } }
+        Self { rows: images * positions, c, prologue: Prologue { norm, ..Prologue::default() } }
     }
 }
 
@@ -53,24 +54,24 @@ impl Kernel for GroupNorm {
     }
 
     fn refusal(&self) -> Option<&'static str> {
-        match self.source.norm {
-            Norm::Channels { .. } => self.source.refusal(self.rows, self.c),
+        match self.prologue.norm {
+            Norm::Channels { .. } => self.prologue.refusal(self.rows, self.c),
             Norm::None | Norm::Rows => Some("`norm` must be `channels`"),
         }
     }
 
     fn operands(&self) -> Vec<Operand> {
-        let [x2, .., norm] = self.source.operands(&[self.rows], self.c);
-        vec![self.source.x(&[self.rows], self.c), x2, norm, Operand::write("y", [self.rows, self.c])]
+        let [x2, .., norm] = self.prologue.operands(&[self.rows], self.c);
+        vec![self.prologue.x(&[self.rows], self.c), x2, norm, Operand::write("y", [self.rows, self.c])]
     }
 
     fn program(&self, _: &Variant) -> Program {
         let c4 = self.c.div_ceil(4);
         let mut params = vec![Param::size("rows", self.rows), Param::size("c4", c4)];
-        params.extend(self.source.params(self.rows, self.c));
+        params.extend(self.prologue.params(self.rows, self.c));
         Program {
             wgsl: include_str!("../../shaders/group_norm.wgsl"),
-            constants: self.source.constants().to_vec(),
+            constants: self.prologue.constants().to_vec(),
             params,
             grid: folded_grid((self.rows * c4).div_ceil(THREADS)),
         }
@@ -87,29 +88,32 @@ impl Kernel for GroupNorm {
 
     fn reference(&self, inputs: &[&[f64]]) -> Vec<Vec<f64>> {
         let &[x, x2, norm] = inputs else { panic!("group_norm reads three operands") };
-        vec![self.source.reference(self.c, x, &[x2, &[], &[], &[], norm])]
+        vec![self.prologue.reference(self.c, x, &[x2, &[], &[], &[], norm])]
     }
 
     fn cpu(&self, inputs: &[&[f32]], outputs: &mut [&mut [f32]]) {
         let (&[x, x2, norm], [y]) = (inputs, outputs) else { panic!("group_norm has four operands") };
-        self.source.rows(self.rows, self.c, x, &[x2, &[], &[], &[], norm]).make_ready(0, y, Threads::All);
+        self.prologue.rows(self.rows, self.c, x, &[x2, &[], &[], &[], norm]).make_ready(0, y, Threads::All);
     }
 
-    fn on_load(&self) -> Option<OnLoad> {
-        let (read, operands) = (Read::Normalised(self.source.norm), vec![("norm", From::Operand("norm"))]);
-        let plain = self.source.joined == 0 && !self.source.wide;
-        plain.then(|| OnLoad { read, main: Some("x"), operands, rest: None })
+    fn prologue_offer(&self) -> Option<PrologueOffer> {
+        let (op, operands) = (PrologueOp::Normalise(self.prologue.norm), vec![("norm", OperandSource::Folded("norm"))]);
+        let plain = self.prologue.joined == 0 && !self.prologue.f32_input;
+        plain.then(|| PrologueOffer { op, main: Some("x"), operands, remainder: None })
     }
 
-    fn reading(&self, operand: &str, read: &Read) -> Option<Box<dyn Kernel>> {
-        let source = (operand == "x").then(|| self.source.reading(self.c, read))??;
-        Some(Box::new(Self { source, ..self.clone() }))
+    fn with_prologue(&self, operand: &str, op: &PrologueOp) -> Option<Box<dyn Kernel>> {
+        let prologue = (operand == "x").then(|| self.prologue.with(self.c, op))??;
+        Some(Box::new(Self { prologue, ..self.clone() }))
     }
 }
 
 fn cases() -> Vec<Case> {
     let norm = |n, positions, c| GroupNorm::new(n, positions, c, Activation::None);
-    let reading = |norm: GroupNorm, joined, wide| GroupNorm { source: Source { joined, wide, ..norm.source }, ..norm };
+    let reading = |norm: GroupNorm, joined, f32_input| GroupNorm {
+        prologue: Prologue { joined, f32_input, ..norm.prologue },
+        ..norm
+    };
     let mut cases = vec![
         Case::new(norm(1, 1, 1)),
         Case::new(norm(2, 7, 5)),
@@ -142,6 +146,6 @@ fn model_shapes() -> Vec<Case> {
 fn random(draw: &mut Draw<'_>) -> Case {
     let (images, positions, c) = (draw.of(&[1, 2]), draw.size(THREADS), draw.channels());
     let activation = draw.of(&Activation::ALL);
-    let source = Source::random(draw, c, &[Norm::Channels { images, activation }]);
-    Case::new(GroupNorm { rows: images * positions, c, source })
+    let prologue = Prologue::random(draw, c, &[Norm::Channels { images, activation }]);
+    Case::new(GroupNorm { rows: images * positions, c, prologue })
 }

@@ -6,7 +6,7 @@
 //! group of an image; on the CPU a task does.
 
 use crate::draw::Draw;
-use crate::fold::Read;
+use crate::fold::PrologueOp;
 use crate::kernel::{Case, Cost, DType, Family, Fill, Kernel, Operand, Param, Program, Tolerance, folded_grid, parse};
 use crate::tile::TILE;
 use crate::variant::Variant;
@@ -173,9 +173,11 @@ impl Kernel for GroupNormScale {
         });
     }
 
-    fn reading(&self, operand: &str, read: &Read) -> Option<Box<dyn Kernel>> {
-        match *read {
-            Read::Merged { eps } if operand == "stats" => Some(Box::new(Self { eps: Some(eps), ..self.clone() })),
+    fn with_prologue(&self, operand: &str, op: &PrologueOp) -> Option<Box<dyn Kernel>> {
+        match *op {
+            PrologueOp::MergeMoments { eps } if operand == "stats" => {
+                Some(Box::new(Self { eps: Some(eps), ..self.clone() }))
+            }
             _ => None,
         }
     }

@@ -6,11 +6,11 @@
 
 use crate::channel_moments::ChannelMoments;
 use crate::draw::Draw;
-use crate::fold::{From, OnLoad, Read};
+use crate::fold::{OperandSource, PrologueOffer, PrologueOp};
 use crate::kernel::{
     Case, Cost, DType, Family, Fill, Kernel, Operand, Param, Program, Tolerance, elements, folded_grid, parse,
 };
-use crate::source::Source;
+use crate::prologue::Prologue;
 use crate::variant::Variant;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -166,11 +166,11 @@ impl Kernel for GroupNormStats {
         }
     }
 
-    fn on_load(&self) -> Option<OnLoad> {
+    fn prologue_offer(&self) -> Option<PrologueOffer> {
         let &Self { n, positions, c, eps, .. } = self;
-        let rest = Box::new(ChannelMoments { n, positions, c, source: Source::default() });
-        let operands = vec![("moments", From::Rest)];
-        Some(OnLoad { read: Read::Merged { eps }, main: None, operands, rest: Some(rest) })
+        let rest = Box::new(ChannelMoments { n, positions, c, prologue: Prologue::default() });
+        let operands = vec![("moments", OperandSource::Remainder)];
+        Some(PrologueOffer { op: PrologueOp::MergeMoments { eps }, main: None, operands, remainder: Some(rest) })
     }
 }
 

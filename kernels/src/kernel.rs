@@ -6,7 +6,7 @@
 //! benches, docs and the CPU device walk the list of families and know no kernel by name.
 
 pub use crate::family::{Case, Family, Fill, parse};
-use crate::fold::{OnLoad, OnStore, Read, Write};
+use crate::fold::{EpilogueOffer, EpilogueOp, PrologueOffer, PrologueOp};
 pub use crate::layout::Layout;
 pub use crate::operand::{Access, DType, Operand};
 use crate::storage::Storage;
@@ -229,22 +229,22 @@ pub trait Kernel: ParamsJson + fmt::Debug + Send + Sync {
     fn cpu(&self, inputs: &[&[f32]], outputs: &mut [&mut [f32]]);
 
     /// What consumers could do as they read, so that this step need not be, or not all of it.
-    fn on_load(&self) -> Option<OnLoad> {
+    fn prologue_offer(&self) -> Option<PrologueOffer> {
         None
     }
 
     /// The same problem where `operand` is read like that: its sizes may change, its meaning does not.
-    fn reading(&self, _operand: &str, _read: &Read) -> Option<Box<dyn Kernel>> {
+    fn with_prologue(&self, _operand: &str, _op: &PrologueOp) -> Option<Box<dyn Kernel>> {
         None
     }
 
     /// What producers of an operand could do as they write, so that this step need not be.
-    fn on_store(&self) -> Vec<OnStore> {
+    fn epilogue_offers(&self) -> Vec<EpilogueOffer> {
         Vec::new()
     }
 
     /// The same problem whose output is written like that.
-    fn writing(&self, _write: &Write) -> Option<Box<dyn Kernel>> {
+    fn with_epilogue(&self, _op: &EpilogueOp) -> Option<Box<dyn Kernel>> {
         None
     }
 }

@@ -4,12 +4,12 @@
 //! corrects what the first lost to rounding far from zero. On the GPU a workgroup takes one row; on the CPU a task takes
 //! some rows.
 
-use crate::cpu::{rows_per_task, wide};
+use crate::cpu::{rows_per_task, with_simd};
 use crate::draw::Draw;
-use crate::fold::{From, OnLoad, Read};
+use crate::fold::{OperandSource, PrologueOffer, PrologueOp};
 use crate::kernel::{Case, Cost, Family, Fill, Kernel, Operand, Param, Program, Tolerance, folded_grid, parse};
 use crate::layer_norm_stats::LayerNormStats;
-use crate::source::Norm;
+use crate::prologue::Norm;
 use crate::variant::Variant;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -114,7 +114,7 @@ impl Kernel for LayerNorm {
         let (&[x, weight, bias], [y]) = (inputs, outputs) else { panic!("layer_norm has four operands") };
         let block = rows_per_task(self.c) * self.c;
         y.par_chunks_mut(block).zip(x.par_chunks(block)).for_each(|(y, x)| {
-            wide(
+            with_simd(
                 #[inline(always)]
                 || {
                     for (y, x) in y.chunks_exact_mut(self.c).zip(x.chunks_exact(self.c)) {
@@ -128,11 +128,14 @@ impl Kernel for LayerNorm {
         });
     }
 
-    fn on_load(&self) -> Option<OnLoad> {
-        let operands =
-            vec![("stats", From::Rest), ("norm_weight", From::Operand("weight")), ("norm_bias", From::Operand("bias"))];
+    fn prologue_offer(&self) -> Option<PrologueOffer> {
+        let operands = vec![
+            ("stats", OperandSource::Remainder),
+            ("norm_weight", OperandSource::Folded("weight")),
+            ("norm_bias", OperandSource::Folded("bias")),
+        ];
         let rest = Box::new(LayerNormStats { rows: self.rows, c: self.c, eps: self.eps });
-        Some(OnLoad { read: Read::Normalised(Norm::Rows), main: Some("x"), operands, rest: Some(rest) })
+        Some(PrologueOffer { op: PrologueOp::Normalise(Norm::Rows), main: Some("x"), operands, remainder: Some(rest) })
     }
 }
 

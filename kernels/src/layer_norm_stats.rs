@@ -3,7 +3,7 @@
 //! `x [rows, c]`, `stats [rows, 2]` in f32; the variance is the biased one. The sums are those of `layer_norm`. On the
 //! GPU a workgroup takes one row (`shaders/common/row_moments.wgsl`); on the CPU a task takes some rows.
 
-use crate::cpu::{rows_per_task, wide};
+use crate::cpu::{rows_per_task, with_simd};
 use crate::draw::Draw;
 use crate::kernel::{Case, Cost, DType, Family, Fill, Kernel, Operand, Param, Program, Tolerance, folded_grid, parse};
 use crate::layer_norm::{row_cases, row_moments, row_shapes};
@@ -81,7 +81,7 @@ impl Kernel for LayerNormStats {
         let (&[x], [stats]) = (inputs, outputs) else { panic!("layer_norm_stats has two operands") };
         let rows = rows_per_task(self.c);
         stats.par_chunks_mut(2 * rows).zip(x.par_chunks(rows * self.c)).for_each(|(stats, x)| {
-            wide(
+            with_simd(
                 #[inline(always)]
                 || {
                     for (stats, x) in stats.chunks_exact_mut(2).zip(x.chunks_exact(self.c)) {

@@ -38,9 +38,9 @@ mod linear;
 mod one_step_x0;
 mod operand;
 mod prediction;
+mod prologue;
 mod shared_kv_projection;
 mod slice;
-mod source;
 mod swish_glu;
 mod tile;
 mod timestep_embedding;
@@ -60,7 +60,8 @@ pub use group_norm::GroupNorm;
 pub use group_norm_scale::GroupNormScale;
 pub use group_norm_stats::GroupNormStats;
 pub use kernel::{
-    Access, Activation, Case, Cost, DType, Family, Fill, Kernel, Layout, Operand, Param, ParamsJson, Program, Stage, Tolerance,
+    Access, Activation, Case, Cost, DType, Family, Fill, Kernel, Layout, Operand, Param, ParamsJson, Program, Stage,
+    Tolerance,
 };
 pub use latent_to_rgba8::Rgba8;
 pub use layer_norm::LayerNorm;
@@ -68,9 +69,9 @@ pub use layer_norm_stats::LayerNormStats;
 pub use linear::Linear;
 pub use one_step_x0::OneStepX0;
 pub use prediction::Prediction;
+pub use prologue::{Norm, Prologue};
 pub use shared_kv_projection::SharedKvProjection;
 pub use slice::Slice;
-pub use source::{Norm, Source};
 pub use storage::{FloatType, Storage, WeightType};
 pub use swish_glu::SwishGlu;
 pub use timestep_embedding::TimestepEmbedding;

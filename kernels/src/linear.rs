@@ -1,18 +1,18 @@
 //! `y = residual + activation(x wᵀ + bias)`: every fully connected layer and every 1x1 convolution.
 //!
-//! `x [rows, k]`, `w [cols, k]` (PyTorch's orientation), `bias [cols]`, `residual` and `y [rows, cols]`; `source` says what
+//! `x [rows, k]`, `w [cols, k]` (PyTorch's orientation), `bias [cols]`, `residual` and `y [rows, cols]`; `prologue` says what
 //! happens to `x` on the way in. On the GPU a workgroup computes a tile, see `tile.rs` and `shaders/common/gemm.wgsl`; on the
-//! CPU it is one product with panels, or one for each block of rows that `source` makes ready.
+//! CPU it is one product with panels, or one for each block of rows that `prologue` makes ready.
 
 use crate::channel_moments::{self, tiles_fit};
 use crate::cpu::{Epilogue, Threads};
 use crate::draw::Draw;
-use crate::fold::{Read, Write};
+use crate::fold::{EpilogueOp, PrologueOp};
 use crate::kernel::{
     Activation, Case, Cost, Family, Fill, Kernel, Layout, Operand, Param, Program, Stage, Tolerance, parse, too_many,
 };
 use crate::panels::{Left, Panels, multiply};
-use crate::source::{Norm, Source};
+use crate::prologue::{Norm, Prologue};
 use crate::tile::{self, TILE, Tile};
 use crate::variant::Variant;
 use serde::{Deserialize, Serialize};
@@ -43,8 +43,8 @@ pub struct Linear {
     #[serde(default)]
     pub residual: bool,
     /// How `x` is read.
-    #[serde(default)]
-    pub source: Source,
+    #[serde(default, rename = "source")]
+    pub prologue: Prologue,
     /// Whether the moments of the output's channels are written too; the rows are then one image, or images of a
     /// multiple of 64 rows.
     #[serde(default)]
@@ -71,7 +71,7 @@ impl Linear {
             ("Y_STORED", 1),
             ("ACTIVATION", self.activation.code()),
         ]);
-        constants.extend(self.source.constants());
+        constants.extend(self.prologue.constants());
         constants.extend(tile.constants());
         let mut params = vec![
             Param::size("rows", self.rows),
@@ -79,7 +79,7 @@ impl Linear {
             Param::size("k4", self.k.div_ceil(4)),
             Param::size("cols4", self.cols.div_ceil(4)),
         ];
-        params.extend(self.source.params(self.rows, self.k));
+        params.extend(self.prologue.params(self.rows, self.k));
         let wgsl = include_str!("../../shaders/linear.wgsl");
         Program { wgsl, constants, params, grid: tile.grid(self.rows, self.cols) }
     }
@@ -91,24 +91,24 @@ impl Kernel for Linear {
     }
 
     fn refusal(&self) -> Option<&'static str> {
-        self.source.refusal(self.rows, self.k).or_else(|| too_many(&self.operands()))
+        self.prologue.refusal(self.rows, self.k).or_else(|| too_many(&self.operands()))
     }
 
     fn operands(&self) -> Vec<Operand> {
         let mut operands = vec![
-            self.source.x(&[self.rows], self.k),
+            self.prologue.x(&[self.rows], self.k),
             Operand::weight("w", [self.cols, self.k]).host(Layout::Panels),
             Operand::read("bias", [self.cols]).optional(self.bias),
             Operand::read("residual", [self.rows, self.cols]).optional(self.residual),
         ];
-        operands.extend(self.source.operands(&[self.rows], self.k));
+        operands.extend(self.prologue.operands(&[self.rows], self.k));
         operands.push(Operand::write("y", [self.rows, self.cols]));
         operands.push(channel_moments::operand(1, self.rows, self.cols).optional(self.moments));
         operands
     }
 
     fn variants(&self) -> Vec<Variant> {
-        tile::variants(tile::SINGLE, [self.rows, self.k, self.cols], &self.source, self.moments)
+        tile::variants(tile::SINGLE, [self.rows, self.k, self.cols], &self.prologue, self.moments)
     }
 
     fn program(&self, variant: &Variant) -> Program {
@@ -134,7 +134,7 @@ impl Kernel for Linear {
 
     fn reference(&self, inputs: &[&[f64]]) -> Vec<Vec<f64>> {
         let &[x, w, bias, residual, ref rest @ ..] = inputs else { panic!("linear reads nine operands") };
-        let x = self.source.reference(self.k, x, rest);
+        let x = self.prologue.reference(self.k, x, rest);
         let mut y = vec![0.0; self.rows * self.cols];
         for row in 0..self.rows {
             for col in 0..self.cols {
@@ -162,9 +162,9 @@ impl Kernel for Linear {
         };
         let w = Panels::new(w, self.cols, self.k);
         let epilogue = Epilogue { bias, shift: &[], rows_per_image: self.rows, activation: self.activation, residual };
-        let source = self.source.rows(self.rows, self.k, x, rest);
-        let block = if source.plain().is_some() { self.rows } else { rows_per_block(self.k) };
-        source.in_blocks(block, |first, x| {
+        let prologue = self.prologue.rows(self.rows, self.k, x, rest);
+        let block = if prologue.plain().is_some() { self.rows } else { rows_per_block(self.k) };
+        prologue.in_blocks(block, |first, x| {
             let rows = x.len() / self.k;
             let y = &mut y[first * self.cols..][..rows * self.cols];
             multiply(y, Left::new(x, rows, self.k), w, Some((&epilogue, first)), Threads::All);
@@ -174,20 +174,22 @@ impl Kernel for Linear {
         }
     }
 
-    fn reading(&self, operand: &str, read: &Read) -> Option<Box<dyn Kernel>> {
-        let source = (operand == "x").then(|| self.source.reading(self.k, read))??;
-        Some(Box::new(Self { source, ..self.clone() }))
+    fn with_prologue(&self, operand: &str, op: &PrologueOp) -> Option<Box<dyn Kernel>> {
+        let prologue = (operand == "x").then(|| self.prologue.with(self.k, op))??;
+        Some(Box::new(Self { prologue, ..self.clone() }))
     }
 
-    fn writing(&self, write: &Write) -> Option<Box<dyn Kernel>> {
-        let changed = match *write {
-            Write::Activated(activation) if self.activation == Activation::None && !self.residual && !self.moments => {
+    fn with_epilogue(&self, op: &EpilogueOp) -> Option<Box<dyn Kernel>> {
+        let changed = match *op {
+            EpilogueOp::Activate(activation)
+                if self.activation == Activation::None && !self.residual && !self.moments =>
+            {
                 Self { activation, ..self.clone() }
             }
-            Write::Measured { images } if !self.moments && tiles_fit(images, self.rows / images) => {
+            EpilogueOp::Moments { images } if !self.moments && tiles_fit(images, self.rows / images) => {
                 Self { moments: true, ..self.clone() }
             }
-            Write::Added if !self.residual && !self.moments => Self { residual: true, ..self.clone() },
+            EpilogueOp::AddResidual if !self.residual && !self.moments => Self { residual: true, ..self.clone() },
             _ => return None,
         };
         Some(Box::new(changed))
@@ -210,7 +212,7 @@ fn cases() -> Vec<Case> {
         cases.push(Case::new(Linear { activation, ..full(9, 20, 12) }).fill("bias", Fill::Normal(-1.0, 4.0)));
     }
     let reading =
-        |linear: Linear, joined, norm| Linear { source: Source { joined, norm, ..Source::default() }, ..linear };
+        |linear: Linear, joined, norm| Linear { prologue: Prologue { joined, norm, ..Prologue::default() }, ..linear };
     let channels = |images, activation| Norm::Channels { images, activation };
     cases.extend([
         // Rows of two tensors: the second of any width, the border of the two within a step of k and at its end.
@@ -223,9 +225,9 @@ fn cases() -> Vec<Case> {
         Case::new(reading(plain(130, 40, 9), 0, channels(2, Activation::None))).integers(),
         Case::new(reading(full(12, 21, 64), 9, channels(1, Activation::Relu))),
         // f32 beside what is stored like all floats.
-        Case::new(Linear { source: Source { wide: true, ..Source::default() }, ..full(67, 21, 64) }),
+        Case::new(Linear { prologue: Prologue { f32_input: true, ..Prologue::default() }, ..full(67, 21, 64) }),
         Case::new(Linear {
-            source: Source { joined: 9, wide: true, norm: channels(1, Activation::Silu) },
+            prologue: Prologue { joined: 9, f32_input: true, norm: channels(1, Activation::Silu) },
             ..full(12, 21, 64)
         }),
         // With the moments of what it writes: tiles of columns and rows that are not full.
@@ -247,12 +249,15 @@ fn model_shapes() -> Vec<Case> {
         Case::new(Linear { cols: 6144, bias: true, activation: Activation::Silu, ..plain.clone() }),
         Case::new(Linear { k: 6144, bias: true, residual: true, ..plain.clone() }),
         // mid_block: queries of a LayerNorm; pwconv1 of a GroupNorm.
-        Case::new(Linear { source: Source { norm: Norm::Rows, ..Source::default() }, ..plain.clone() }),
+        Case::new(Linear { prologue: Prologue { norm: Norm::Rows, ..Prologue::default() }, ..plain.clone() }),
         Case::new(Linear {
             cols: 6144,
             bias: true,
             activation: Activation::Silu,
-            source: Source { norm: Norm::Channels { images: 1, activation: Activation::None }, ..Source::default() },
+            prologue: Prologue {
+                norm: Norm::Channels { images: 1, activation: Activation::None },
+                ..Prologue::default()
+            },
             ..plain.clone()
         }),
         // up_blocks.0: the shortcut of 1664 channels at 32x32, of one tensor and of two; keys of the text; a time projection.
@@ -262,7 +267,7 @@ fn model_shapes() -> Vec<Case> {
             k: 1664,
             cols: 640,
             bias: true,
-            source: Source { joined: 640, ..Source::default() },
+            prologue: Prologue { joined: 640, ..Prologue::default() },
             ..plain.clone()
         }),
         Case::new(Linear { rows: 77, k: 768, ..plain.clone() }),
@@ -274,9 +279,9 @@ fn random(draw: &mut Draw<'_>) -> Case {
     let (rows, k, cols, bias) = (draw.size(TILE), draw.size(16), draw.size(TILE), draw.flip());
     let (activation, residual) = (draw.of(&Activation::ALL), draw.flip());
     let norms = [Norm::None, Norm::Rows, Norm::Channels { images: 1, activation: Activation::Silu }];
-    let source = Source::random(draw, k, &norms);
-    let moments = source.norm != Norm::Rows && draw.flip();
-    let exact = activation == Activation::None && source.norm == Norm::None && !moments;
-    let case = Case::new(Linear { rows, k, cols, bias, activation, residual, source, moments });
+    let prologue = Prologue::random(draw, k, &norms);
+    let moments = prologue.norm != Norm::Rows && draw.flip();
+    let exact = activation == Activation::None && prologue.norm == Norm::None && !moments;
+    let case = Case::new(Linear { rows, k, cols, bias, activation, residual, prologue, moments });
     if exact && draw.flip() { case.integers() } else { case }
 }

@@ -156,7 +156,7 @@ pub fn judge(kernel: &dyn Kernel, outputs: &[Vec<f32>], expected: &[Vec<f64>], t
     for ((operand, got), want) in written.iter().zip(outputs).zip(expected) {
         let tolerance = if operand.dtype == DType::U32 { Tolerance::EXACT } else { tolerance };
         let agreement =
-            check::compare(&check::widen(operand, got), want, &operand.shape, tolerance).unwrap_or_else(|mismatch| {
+            check::compare(&check::to_f64(operand, got), want, &operand.shape, tolerance).unwrap_or_else(|mismatch| {
                 verdict.failure.get_or_insert(format!("`{}`: {mismatch}", operand.name));
                 match mismatch {
                     Mismatch::Values { agreement, .. } => agreement,
@@ -210,7 +210,7 @@ pub fn check_file(target: Target<'_>, file: &CaseFile) -> Result<Verdict, RunErr
     let (case, storage) = (&file.case, target.storage());
     let kernel = case.kernel.as_ref();
     let tolerance = stored_tolerance(kernel, file.tolerance.unwrap_or_else(|| kernel.tolerance()), storage);
-    let mut expected = file.wide_expected();
+    let mut expected = file.expected_f64();
     let rounded = stored(kernel, storage, file.inputs.clone());
     if rounded != file.inputs {
         let moved = check::expected(case, &rounded).into_iter().zip(check::expected(case, &file.inputs));

@@ -1,17 +1,17 @@
 //! `q = x w_qᵀ` and `kv = x w_kvᵀ`: the queries and the one tensor that is keys and values of a self-attention, from one
 //! read of the input.
 //!
-//! `x [rows, k]`, `w_q [q_cols, k]`, `w_kv [kv_cols, k]`, `q [rows, q_cols]`, `kv [rows, kv_cols]`; `source` says what
+//! `x [rows, k]`, `w_q [q_cols, k]`, `w_kv [kv_cols, k]`, `q [rows, q_cols]`, `kv [rows, kv_cols]`; `prologue` says what
 //! happens to `x` on the way in. On the GPU a workgroup stages one tile of `x` and two of weights
 //! (`shaders/common/gemm.wgsl`); on the CPU both products take the same block of rows.
 
 use crate::cpu::Threads;
 use crate::draw::Draw;
-use crate::fold::Read;
+use crate::fold::PrologueOp;
 use crate::kernel::{Activation, Case, Cost, Family, Fill, Kernel, Layout, Operand, Param, Program, Tolerance, parse};
 use crate::linear::rows_per_block;
 use crate::panels::{Left, Panels, multiply};
-use crate::source::{Norm, Source};
+use crate::prologue::{Norm, Prologue};
 use crate::tile::{self, TILE};
 use crate::variant::Variant;
 use serde::{Deserialize, Serialize};
@@ -29,8 +29,8 @@ pub struct SharedKvProjection {
     /// Features of keys and values.
     pub kv_cols: usize,
     /// How `x` is read.
-    #[serde(default)]
-    pub source: Source,
+    #[serde(default, rename = "source")]
+    pub prologue: Prologue,
 }
 
 /// The line of the list.
@@ -49,23 +49,23 @@ impl Kernel for SharedKvProjection {
     }
 
     fn refusal(&self) -> Option<&'static str> {
-        self.source.refusal(self.rows, self.k)
+        self.prologue.refusal(self.rows, self.k)
     }
 
     fn operands(&self) -> Vec<Operand> {
         let mut operands = vec![
-            self.source.x(&[self.rows], self.k),
+            self.prologue.x(&[self.rows], self.k),
             Operand::weight("w_q", [self.q_cols, self.k]).host(Layout::Panels),
             Operand::weight("w_kv", [self.kv_cols, self.k]).host(Layout::Panels),
         ];
-        operands.extend(self.source.operands(&[self.rows], self.k));
+        operands.extend(self.prologue.operands(&[self.rows], self.k));
         operands.push(Operand::write("q", [self.rows, self.q_cols]));
         operands.push(Operand::write("kv", [self.rows, self.kv_cols]));
         operands
     }
 
     fn variants(&self) -> Vec<Variant> {
-        tile::variants(tile::PAIR, [self.rows, self.k, self.q_cols.max(self.kv_cols)], &self.source, false)
+        tile::variants(tile::PAIR, [self.rows, self.k, self.q_cols.max(self.kv_cols)], &self.prologue, false)
     }
 
     fn program(&self, variant: &Variant) -> Program {
@@ -76,10 +76,10 @@ impl Kernel for SharedKvProjection {
             Param::size("kv_cols", self.kv_cols),
             Param::size("k4", self.k.div_ceil(4)),
         ];
-        params.extend(self.source.params(self.rows, self.k));
+        params.extend(self.prologue.params(self.rows, self.k));
         Program {
             wgsl: include_str!("../../shaders/shared_kv_projection.wgsl"),
-            constants: [&self.source.constants()[..], &tile.constants()].concat(),
+            constants: [&self.prologue.constants()[..], &tile.constants()].concat(),
             params,
             grid: tile.grid(self.rows, self.q_cols.max(self.kv_cols)),
         }
@@ -95,7 +95,7 @@ impl Kernel for SharedKvProjection {
 
     fn reference(&self, inputs: &[&[f64]]) -> Vec<Vec<f64>> {
         let &[x, w_q, w_kv, ref rest @ ..] = inputs else { panic!("shared_kv_projection reads eight operands") };
-        let x = self.source.reference(self.k, x, rest);
+        let x = self.prologue.reference(self.k, x, rest);
         let project = |w: &[f64], cols: usize| {
             let mut y = Vec::with_capacity(self.rows * cols);
             for row in 0..self.rows {
@@ -113,9 +113,9 @@ impl Kernel for SharedKvProjection {
             panic!("shared_kv_projection has ten operands")
         };
         let k = self.k;
-        let source = self.source.rows(self.rows, k, x, rest);
-        let block = if source.plain().is_some() { self.rows } else { rows_per_block(k) };
-        source.in_blocks(block, |first, x| {
+        let prologue = self.prologue.rows(self.rows, k, x, rest);
+        let block = if prologue.plain().is_some() { self.rows } else { rows_per_block(k) };
+        prologue.in_blocks(block, |first, x| {
             let rows = x.len() / k;
             let project = |y: &mut [f32], w, cols: usize| {
                 let y = &mut y[first * cols..][..rows * cols];
@@ -126,16 +126,18 @@ impl Kernel for SharedKvProjection {
         });
     }
 
-    fn reading(&self, operand: &str, read: &Read) -> Option<Box<dyn Kernel>> {
-        let source = (operand == "x").then(|| self.source.reading(self.k, read))??;
-        Some(Box::new(Self { source, ..self.clone() }))
+    fn with_prologue(&self, operand: &str, op: &PrologueOp) -> Option<Box<dyn Kernel>> {
+        let prologue = (operand == "x").then(|| self.prologue.with(self.k, op))??;
+        Some(Box::new(Self { prologue, ..self.clone() }))
     }
 }
 
 fn cases() -> Vec<Case> {
     let plain = |rows, k, q_cols, kv_cols| SharedKvProjection { rows, k, q_cols, kv_cols, ..Default::default() };
-    let reading =
-        |kernel, joined, norm| SharedKvProjection { source: Source { joined, norm, ..Source::default() }, ..kernel };
+    let reading = |kernel, joined, norm| SharedKvProjection {
+        prologue: Prologue { joined, norm, ..Prologue::default() },
+        ..kernel
+    };
     vec![
         Case::new(plain(1, 1, 1, 1)),
         Case::new(plain(63, 17, 65, 65)),
@@ -146,7 +148,10 @@ fn cases() -> Vec<Case> {
         Case::new(plain(67, 29, 131, 66)).integers(),
         Case::new(reading(plain(66, 21, 63, 63), 0, Norm::Rows)).fill("x", Fill::Normal(3.0, 1.0)),
         Case::new(reading(plain(9, 64, 5, 5), 0, Norm::Rows)).integers(),
-        Case::new(SharedKvProjection { source: Source { wide: true, ..Source::default() }, ..plain(9, 17, 66, 5) }),
+        Case::new(SharedKvProjection {
+            prologue: Prologue { f32_input: true, ..Prologue::default() },
+            ..plain(9, 17, 66, 5)
+        }),
         Case::new(reading(plain(12, 19, 5, 6), 7, Norm::Channels { images: 2, activation: Activation::Silu })),
         // More rows than a block of the CPU form.
         Case::new(reading(plain(257, 4097, 3, 2), 0, Norm::Rows)),
@@ -155,13 +160,13 @@ fn cases() -> Vec<Case> {
 
 fn model_shapes() -> Vec<Case> {
     // The self-attention of the middle.
-    let source = Source { norm: Norm::Rows, ..Source::default() };
-    vec![Case::new(SharedKvProjection { rows: 256, k: 1024, q_cols: 1024, kv_cols: 1024, source })]
+    let prologue = Prologue { norm: Norm::Rows, ..Prologue::default() };
+    vec![Case::new(SharedKvProjection { rows: 256, k: 1024, q_cols: 1024, kv_cols: 1024, prologue })]
 }
 
 fn random(draw: &mut Draw<'_>) -> Case {
     let (rows, k) = (draw.size(TILE), draw.size(16));
     let (q_cols, kv_cols) = (draw.size(TILE), draw.size(TILE));
     let norms = [Norm::None, Norm::Rows, Norm::Channels { images: 1, activation: Activation::Silu }];
-    Case::new(SharedKvProjection { rows, k, q_cols, kv_cols, source: Source::random(draw, k, &norms) })
+    Case::new(SharedKvProjection { rows, k, q_cols, kv_cols, prologue: Prologue::random(draw, k, &norms) })
 }

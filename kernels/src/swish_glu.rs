@@ -2,17 +2,17 @@
 //! silu in the paper's networks, by gelu in Stable Diffusion's.
 //!
 //! `x [rows, k]`, `w [2 * cols, k]`, `bias [2 * cols]`, `y [rows, cols]`; value rows first, gate rows second;
-//! `source` says what happens to `x` on the way in. On the GPU a workgroup stages one tile of `x` and two of `w`, so
+//! `prologue` says what happens to `x` on the way in. On the GPU a workgroup stages one tile of `x` and two of `w`, so
 //! that `x` is read once for both halves; on the CPU panels of both halves are multiplied one after the other, and
 //! together at once; where they are no whole panels, blocks of rows.
 
-use crate::cpu::{Threads, activate_all, wide};
+use crate::cpu::{Threads, activate_all, with_simd};
 use crate::draw::Draw;
-use crate::fold::Read;
+use crate::fold::PrologueOp;
 use crate::kernel::{Activation, Case, Cost, Family, Fill, Kernel, Layout, Operand, Param, Program, Tolerance, parse};
 use crate::linear::rows_per_block;
 use crate::panels::{Left, PANEL, Panels, multiply, multiply_gated};
-use crate::source::{Norm, Source};
+use crate::prologue::{Norm, Prologue};
 use crate::tile::{self, TILE};
 use crate::variant::Variant;
 use serde::{Deserialize, Serialize};
@@ -31,8 +31,8 @@ pub struct SwishGlu {
     #[serde(default = "silu")]
     pub gate: Activation,
     /// How `x` is read.
-    #[serde(default)]
-    pub source: Source,
+    #[serde(default, rename = "source")]
+    pub prologue: Prologue,
 }
 
 fn silu() -> Activation {
@@ -55,22 +55,22 @@ impl Kernel for SwishGlu {
     }
 
     fn refusal(&self) -> Option<&'static str> {
-        self.source.refusal(self.rows, self.k)
+        self.prologue.refusal(self.rows, self.k)
     }
 
     fn operands(&self) -> Vec<Operand> {
         let mut operands = vec![
-            self.source.x(&[self.rows], self.k),
+            self.prologue.x(&[self.rows], self.k),
             Operand::weight("w", [2 * self.cols, self.k]).host(Layout::Panels),
             Operand::read("bias", [2 * self.cols]),
         ];
-        operands.extend(self.source.operands(&[self.rows], self.k));
+        operands.extend(self.prologue.operands(&[self.rows], self.k));
         operands.push(Operand::write("y", [self.rows, self.cols]));
         operands
     }
 
     fn variants(&self) -> Vec<Variant> {
-        tile::variants(tile::PAIR, [self.rows, self.k, self.cols], &self.source, false)
+        tile::variants(tile::PAIR, [self.rows, self.k, self.cols], &self.prologue, false)
     }
 
     fn program(&self, variant: &Variant) -> Program {
@@ -81,10 +81,10 @@ impl Kernel for SwishGlu {
             Param::size("k4", self.k.div_ceil(4)),
             Param::size("cols4", self.cols.div_ceil(4)),
         ];
-        params.extend(self.source.params(self.rows, self.k));
+        params.extend(self.prologue.params(self.rows, self.k));
         Program {
             wgsl: include_str!("../../shaders/swish_glu.wgsl"),
-            constants: [&[("GATE", self.gate.code())], &self.source.constants()[..], &tile.constants()].concat(),
+            constants: [&[("GATE", self.gate.code())], &self.prologue.constants()[..], &tile.constants()].concat(),
             params,
             grid: tile.grid(self.rows, self.cols),
         }
@@ -102,7 +102,7 @@ impl Kernel for SwishGlu {
 
     fn reference(&self, inputs: &[&[f64]]) -> Vec<Vec<f64>> {
         let &[x, w, bias, ref rest @ ..] = inputs else { panic!("swish_glu reads eight operands") };
-        let x = self.source.reference(self.k, x, rest);
+        let x = self.prologue.reference(self.k, x, rest);
         let project = |row: usize, col: usize| {
             let mut sum = bias[col];
             for k in 0..self.k {
@@ -127,10 +127,10 @@ impl Kernel for SwishGlu {
         let (k, cols) = (self.k, self.cols);
         let w = Panels::new(w, 2 * cols, k);
         let bias = bias.split_at(cols);
-        let source = self.source.rows(self.rows, k, x, rest);
+        let prologue = self.prologue.rows(self.rows, k, x, rest);
         if cols.is_multiple_of(PANEL) {
-            let block = if source.plain().is_some() { self.rows } else { rows_per_block(k) };
-            return source.in_blocks(block, |first, x| {
+            let block = if prologue.plain().is_some() { self.rows } else { rows_per_block(k) };
+            return prologue.in_blocks(block, |first, x| {
                 let rows = x.len() / k;
                 let y = &mut y[first * cols..][..rows * cols];
                 multiply_gated(
@@ -145,11 +145,11 @@ impl Kernel for SwishGlu {
             });
         }
         let mut both = vec![0.0; BLOCK.min(self.rows) * 2 * cols];
-        source.in_blocks(BLOCK, |first, x| {
+        prologue.in_blocks(BLOCK, |first, x| {
             let rows = x.len() / k;
             let y = &mut y[first * cols..][..rows * cols];
             multiply(&mut both, Left::new(x, rows, k), w, None, Threads::All);
-            wide(
+            with_simd(
                 #[inline(always)]
                 || {
                     for (y, both) in y.chunks_exact_mut(cols).zip(both.chunks_exact(2 * cols)) {
@@ -160,9 +160,9 @@ impl Kernel for SwishGlu {
         });
     }
 
-    fn reading(&self, operand: &str, read: &Read) -> Option<Box<dyn Kernel>> {
-        let source = (operand == "x").then(|| self.source.reading(self.k, read))??;
-        Some(Box::new(Self { source, ..self.clone() }))
+    fn with_prologue(&self, operand: &str, op: &PrologueOp) -> Option<Box<dyn Kernel>> {
+        let prologue = (operand == "x").then(|| self.prologue.with(self.k, op))??;
+        Some(Box::new(Self { prologue, ..self.clone() }))
     }
 }
 
@@ -176,10 +176,10 @@ fn gate(gate: Activation, y: &mut [f32], (a, g): (&[f32], &[f32]), (bias_a, bias
 }
 
 fn cases() -> Vec<Case> {
-    let glu = |rows, k, cols| SwishGlu { rows, k, cols, gate: Activation::Silu, source: Source::default() };
+    let glu = |rows, k, cols| SwishGlu { rows, k, cols, gate: Activation::Silu, prologue: Prologue::default() };
     let gated = |gate| Case::new(SwishGlu { gate, ..glu(9, 12, 66) });
     let reading =
-        |glu: SwishGlu, joined, norm| SwishGlu { source: Source { joined, norm, ..Source::default() }, ..glu };
+        |glu: SwishGlu, joined, norm| SwishGlu { prologue: Prologue { joined, norm, ..Prologue::default() }, ..glu };
     vec![
         Case::new(glu(1, 1, 1)),
         Case::new(glu(63, 17, 65)),
@@ -191,7 +191,7 @@ fn cases() -> Vec<Case> {
         // Whole numbers: a wrong row or column would be far off. Large negative gates close without NaN.
         Case::new(glu(67, 29, 131)).fill("x", Fill::Integers).fill("w", Fill::Integers).fill("bias", Fill::Integers),
         Case::new(glu(7, 9, 13)).fill("bias", Fill::Constant(-150.0)),
-        Case::new(SwishGlu { source: Source { wide: true, ..Source::default() }, ..glu(9, 17, 66) }),
+        Case::new(SwishGlu { prologue: Prologue { f32_input: true, ..Prologue::default() }, ..glu(9, 17, 66) }),
         gated(Activation::Gelu),
         gated(Activation::QuickGelu),
         gated(Activation::None).integers(),
@@ -208,8 +208,8 @@ fn cases() -> Vec<Case> {
 fn model_shapes() -> Vec<Case> {
     // The feed-forwards at 16x16 and at 32x32.
     let shapes = [(256, 1024, 3072), (1024, 640, 1920)];
-    let source = Source { norm: Norm::Rows, ..Source::default() };
-    let glu = |(rows, k, cols)| SwishGlu { rows, k, cols, gate: Activation::Silu, source: source.clone() };
+    let prologue = Prologue { norm: Norm::Rows, ..Prologue::default() };
+    let glu = |(rows, k, cols)| SwishGlu { rows, k, cols, gate: Activation::Silu, prologue: prologue.clone() };
     shapes.into_iter().map(|shape| Case::new(glu(shape))).collect()
 }
 
@@ -217,5 +217,5 @@ fn random(draw: &mut Draw<'_>) -> Case {
     let gate = draw.of(&[Activation::Silu, Activation::Gelu]);
     let (rows, k, cols) = (draw.size(TILE), draw.size(16), draw.size(TILE));
     let norms = [Norm::None, Norm::Rows, Norm::Channels { images: 1, activation: Activation::None }];
-    Case::new(SwishGlu { rows, k, cols, gate, source: Source::random(draw, k, &norms) })
+    Case::new(SwishGlu { rows, k, cols, gate, prologue: Prologue::random(draw, k, &norms) })
 }

@@ -7,7 +7,7 @@
 //! units multiply.
 
 use crate::kernel::{DType, Operand, Program, Stage, elements, folded_grid};
-use crate::source::{Norm, Source};
+use crate::prologue::{Norm, Prologue};
 use crate::variant::{MatrixUnit, Needs, Variant};
 
 /// Positions that the moments of a map are taken over, see `channel_moments`, and rows and columns of the tile of
@@ -70,12 +70,12 @@ struct Matrix {
     /// Subgroups that share a sum.
     split: u32,
     /// Whether they are loaded through pointers to vec4s, which Vulkan has and Metal has not.
-    wide: bool,
+    vec4_loads: bool,
 }
 
 /// NVIDIA's matrices, Apple's, and those of Mesa's driver, whose subgroups have the width of a CPU's vectors.
-const NVIDIA: Matrix = Matrix { edge: 16, subgroup: 32, strips: 2, across: 2, split: 1, wide: true };
-const APPLE: Matrix = Matrix { edge: 8, wide: false, ..NVIDIA };
+const NVIDIA: Matrix = Matrix { edge: 16, subgroup: 32, strips: 2, across: 2, split: 1, vec4_loads: true };
+const APPLE: Matrix = Matrix { edge: 8, vec4_loads: false, ..NVIDIA };
 const MESA: Matrix = Matrix { edge: 8, subgroup: 8, ..NVIDIA };
 
 const M16: Tile = Tile { staged: Some(8), matrix: Some(NVIDIA), ..WHOLE };
@@ -90,7 +90,7 @@ const M8: Tile = Tile { matrix: Some(APPLE), ..M16 };
 const M8_SPLIT: Tile = Tile { matrix: Some(Matrix { across: 1, split: 4, ..APPLE }), ..M16 };
 const M8_CPU: Tile = Tile { matrix: Some(MESA), ..M16 };
 /// The forms that no other tile runs on Mesa's driver: scalar pointers, subgroups in one column, four strips, shared sums.
-const M8_CPU_NARROW: Tile = Tile { matrix: Some(Matrix { across: 1, wide: false, ..MESA }), ..M16 };
+const M8_CPU_NARROW: Tile = Tile { matrix: Some(Matrix { across: 1, vec4_loads: false, ..MESA }), ..M16 };
 const M8_CPU_TALL: Tile = Tile { matrix: Some(Matrix { strips: 4, ..MESA }), ..M16 };
 const M8_CPU_SPLIT: Tile = Tile { matrix: Some(Matrix { across: 1, split: 4, ..MESA }), ..M16 };
 
@@ -206,7 +206,7 @@ impl Tile {
     fn scratch(&self) -> usize {
         if let Some(matrix) = &self.matrix {
             let threads = self.threads.iter().product();
-            return if matrix.wide { (self.batch(matrix) * matrix.split as usize).max(threads) } else { threads };
+            return if matrix.vec4_loads { (self.batch(matrix) * matrix.split as usize).max(threads) } else { threads };
         }
         let [row_stride, col_quads] = self.strides();
         let staged = self.staged.map_or(0, |step4| step4 * (row_stride + 4 * col_quads + 1));
@@ -255,8 +255,8 @@ impl Tile {
                 ("STRIPS", matrix.strips),
                 ("TALL", (matrix.strips == 4).into()),
                 ("SUBGROUPS_X", matrix.across),
-                ("WIDE", matrix.wide.into()),
-                ("NARROW", (!matrix.wide).into()),
+                ("WIDE", matrix.vec4_loads.into()),
+                ("NARROW", (!matrix.vec4_loads).into()),
                 ("BATCH", size(self.batch(matrix))),
             ]);
         }
@@ -268,7 +268,7 @@ impl Tile {
         let Some(matrix) = &self.matrix else { return Needs::PORTABLE };
         let size = |size: usize| u32::try_from(size).expect("a tile is small");
         let step = (self.rows() + self.cols()) * (self.staged.unwrap_or(0) + 2) * 8;
-        let sums = if matrix.wide { 0 } else { self.batch(matrix) * matrix.split as usize * 16 };
+        let sums = if matrix.vec4_loads { 0 } else { self.batch(matrix) * matrix.split as usize * 16 };
         Needs {
             invocations: size(self.threads.iter().product()),
             workgroup_bytes: size(step + sums + self.scratch() * 16),
@@ -276,29 +276,29 @@ impl Tile {
         }
     }
 
-    fn variant(&self, [rows, k, cols]: [usize; 3], source: &Source) -> Variant {
+    fn variant(&self, [rows, k, cols]: [usize; 3], prologue: &Prologue) -> Variant {
         let mut groups = rows.div_ceil(self.rows()) * (self.products * cols).div_ceil(self.cols());
         let mut work = (self.rows() * self.cols()) as f64 / self.rate;
         if let Share::Part(parts) = self.share {
             groups *= parts as usize;
             work *= 1.0 / f64::from(parts) + DISPATCH / k as f64;
         }
-        let rounds = self.matrix.is_some() && source.norm != Norm::None;
+        let rounds = self.matrix.is_some() && prologue.norm != Norm::None;
         Variant { name: self.name, needs: self.needs(), groups, work, rounds }
     }
 }
 
 /// The variants of a product of `rows` x `k` by `k` x `cols`. Moments are those of whole tiles of 64 rows, and matrix units
 /// would round what is read as f32 on purpose.
-pub(crate) fn variants(tiles: &[Tile], sizes: [usize; 3], source: &Source, moments: bool) -> Vec<Variant> {
+pub(crate) fn variants(tiles: &[Tile], sizes: [usize; 3], prologue: &Prologue, moments: bool) -> Vec<Variant> {
     let [rows, _, cols] = sizes;
     let few = |tile: &Tile| match tile.share {
         Share::Part(parts) => 4 * elements(&sums(parts, [rows, cols]).device_shape()) <= MOST_SUMS,
         _ => true,
     };
     let fit = tiles.iter().filter(|tile| !moments || tile.rows().is_multiple_of(TILE));
-    let fit = fit.filter(|tile| tile.matrix.is_none() || !source.wide).filter(|tile| few(tile));
-    fit.map(|tile| tile.variant(sizes, source)).collect()
+    let fit = fit.filter(|tile| tile.matrix.is_none() || !prologue.f32_input).filter(|tile| few(tile));
+    fit.map(|tile| tile.variant(sizes, prologue)).collect()
 }
 
 /// What parts leave for the end.

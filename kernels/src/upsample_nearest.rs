@@ -3,7 +3,7 @@
 //! `x [n, h, w, c]`, `y [n, 2h, 2w, c]`. On the GPU one invocation writes four channels of a pixel.
 
 use crate::draw::Draw;
-use crate::fold::{OnLoad, Read};
+use crate::fold::{PrologueOffer, PrologueOp};
 use crate::kernel::{Case, Cost, Family, Kernel, Operand, Param, Program, Tolerance, elements, folded_grid, parse};
 use crate::variant::Variant;
 use rayon::prelude::*;
@@ -96,8 +96,8 @@ impl Kernel for UpsampleNearest {
         });
     }
 
-    fn on_load(&self) -> Option<OnLoad> {
-        Some(OnLoad { read: Read::Upsampled, main: Some("x"), operands: Vec::new(), rest: None })
+    fn prologue_offer(&self) -> Option<PrologueOffer> {
+        Some(PrologueOffer { op: PrologueOp::Upsample, main: Some("x"), operands: Vec::new(), remainder: None })
     }
 }
 

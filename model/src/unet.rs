@@ -103,7 +103,7 @@ fn conv_in(g: &mut Graph, latent: &Tensor, width: usize) -> Result<Tensor, Graph
 /// (specification, section 4.2).
 fn conv_out(g: &mut Graph, x: &Tensor, norm: Norm, channels: usize) -> Result<Tensor, GraphError> {
     let x = g.group_norm(x, "conv_norm_out", norm, Activation::Silu)?;
-    let y = g.conv2d(&x, "conv_out", Conv { wide: true, ..Conv::to(channels) })?;
+    let y = g.conv2d(&x, "conv_out", Conv { f32_output: true, ..Conv::to(channels) })?;
     g.tap("conv_out", &y);
     Ok(y)
 }

@@ -48,7 +48,7 @@ pub(crate) fn shape(
             let wide: Vec<Vec<f64>> = written
                 .iter()
                 .zip(&outputs)
-                .map(|((operand, _), values)| mobilediffusion_kernels::check::widen(operand, values))
+                .map(|((operand, _), values)| mobilediffusion_kernels::check::to_f64(operand, values))
                 .collect();
             // Both forms may be off by the tolerance, in opposite directions.
             let mut allowed = target_tolerance(case, target);

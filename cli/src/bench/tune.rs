@@ -151,7 +151,7 @@ fn time(
     gpu.wait()?;
     let one = start.elapsed().as_secs_f64();
     let got = measure::read((gpu, storage), &written)?;
-    let wide = |((operand, _), values): (&(_, _), &Vec<f32>)| check::widen(operand, values);
+    let wide = |((operand, _), values): (&(_, _), &Vec<f32>)| check::to_f64(operand, values);
     match first {
         None => *first = Some((*variant, written.iter().zip(&got).map(wide).collect())),
         Some((other, expected)) => {

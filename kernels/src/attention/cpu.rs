@@ -2,7 +2,7 @@
 //! with them.
 
 use super::{Attention, Phi};
-use crate::cpu::{activate, exp, wide};
+use crate::cpu::{activate, exp, with_simd};
 use crate::kernel::Activation;
 use crate::panels::{self, Aligned, Left, Panels};
 use rayon::prelude::*;
@@ -73,7 +73,7 @@ fn attend(
         let at = head * head_dim;
         let queries = Left::new(&q[at..], rows, channels);
         panels::multiply_strided(scores, keys, queries, of_head(&packed.keys, image * heads + head, keys, head_dim));
-        wide(
+        with_simd(
             #[inline(always)]
             || {
                 for (row, scores) in scores.chunks_exact_mut(keys).enumerate() {

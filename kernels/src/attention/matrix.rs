@@ -15,7 +15,7 @@ pub(super) struct Tile {
     name: &'static str,
     unit: MatrixUnit,
     /// Whether matrices are loaded through pointers to vec4s, which Vulkan has and Metal has not.
-    wide: bool,
+    vec4_loads: bool,
     /// Multiplications in a given time, beside those of the form without matrices. No measurement.
     rate: f64,
 }
@@ -23,10 +23,10 @@ pub(super) struct Tile {
 /// Of NVIDIA's matrices, of Apple's, and of Mesa's driver, whose subgroups have the width of a CPU's vectors: by both kinds
 /// of pointers, for nothing else runs the scalar ones without an Apple device.
 const TILES: &[Tile] = &[
-    Tile { name: "m16", unit: MatrixUnit { edge: 16, subgroup: 32 }, wide: true, rate: 4.0 },
-    Tile { name: "m8", unit: MatrixUnit { edge: 8, subgroup: 32 }, wide: false, rate: 1.5 },
-    Tile { name: "m8/8", unit: MatrixUnit { edge: 8, subgroup: 8 }, wide: true, rate: 0.8 },
-    Tile { name: "m8/8 narrow", unit: MatrixUnit { edge: 8, subgroup: 8 }, wide: false, rate: 0.7 },
+    Tile { name: "m16", unit: MatrixUnit { edge: 16, subgroup: 32 }, vec4_loads: true, rate: 4.0 },
+    Tile { name: "m8", unit: MatrixUnit { edge: 8, subgroup: 32 }, vec4_loads: false, rate: 1.5 },
+    Tile { name: "m8/8", unit: MatrixUnit { edge: 8, subgroup: 8 }, vec4_loads: true, rate: 0.8 },
+    Tile { name: "m8/8 narrow", unit: MatrixUnit { edge: 8, subgroup: 8 }, vec4_loads: false, rate: 0.7 },
 ];
 
 impl Tile {
@@ -67,8 +67,8 @@ impl Tile {
             ("EDGE_8", (self.unit.edge == 8).into()),
             ("EDGE_16", (self.unit.edge == 16).into()),
             ("SUBGROUP", self.unit.subgroup),
-            ("WIDE", self.wide.into()),
-            ("NARROW", (!self.wide).into()),
+            ("WIDE", self.vec4_loads.into()),
+            ("NARROW", (!self.vec4_loads).into()),
             ("MATRICES", size(self.matrices(attention.head_dim))),
             ("QUERIES", size(self.queries())),
             ("HEAD4", size(attention.head_dim.div_ceil(4))),

@@ -3,7 +3,7 @@
 use super::{Conv2d, winograd};
 use crate::draw::Draw;
 use crate::kernel::{Activation, Case, Fill};
-use crate::source::{Norm, Source};
+use crate::prologue::{Norm, Prologue};
 use crate::tile::TILE;
 
 /// A 3x3 convolution of stride 1 that keeps the size, without bias.
@@ -45,7 +45,8 @@ pub(super) fn cases() -> Vec<Case> {
     for activation in Activation::ALL {
         cases.push(Case::new(Conv2d { activation, ..full(1, 4, 6, 5, 6) }).fill("bias", Fill::Normal(-1.0, 4.0)));
     }
-    let reading = |conv: Conv2d, joined, norm| Conv2d { source: Source { joined, norm, ..Source::default() }, ..conv };
+    let reading =
+        |conv: Conv2d, joined, norm| Conv2d { prologue: Prologue { joined, norm, ..Prologue::default() }, ..conv };
     let shifted = |n, h, w, ci, co| Conv2d { residual: false, ..full(n, h, w, ci, co) };
     let channels = |images, activation| Norm::Channels { images, activation };
     cases.extend([
@@ -57,12 +58,16 @@ pub(super) fn cases() -> Vec<Case> {
         Case::new(reading(Conv2d { stride: 2, ..full(2, 9, 5, 10, 4) }, 6, channels(2, Activation::None))).integers(),
         Case::new(reading(pointwise(full(2, 5, 7, 11, 13)), 3, channels(2, Activation::Silu))),
         // f32 beside what is stored like all floats.
-        Case::new(Conv2d { source: Source { joined: 5, wide: true, ..Source::default() }, ..full(2, 5, 7, 9, 5) }),
-        Case::new(Conv2d { source: Source { wide: true, ..Source::default() }, ..full(1, 9, 7, 8, 70) }).integers(),
+        Case::new(Conv2d {
+            prologue: Prologue { joined: 5, f32_input: true, ..Prologue::default() },
+            ..full(2, 5, 7, 9, 5)
+        }),
+        Case::new(Conv2d { prologue: Prologue { f32_input: true, ..Prologue::default() }, ..full(1, 9, 7, 8, 70) })
+            .integers(),
         // f32 at the other end too, by every CPU form and with moments of what is not rounded.
-        Case::new(Conv2d { wide: true, ..full(2, 5, 7, 9, 5) }),
-        Case::new(Conv2d { wide: true, ..shifted(1, 13, 11, 40, 6) }).fill("bias", Fill::Normal(3.0, 1.0)),
-        Case::new(Conv2d { wide: true, moments: true, ..shifted(1, 9, 15, 32, 66) }),
+        Case::new(Conv2d { f32_output: true, ..full(2, 5, 7, 9, 5) }),
+        Case::new(Conv2d { f32_output: true, ..shifted(1, 13, 11, 40, 6) }).fill("bias", Fill::Normal(3.0, 1.0)),
+        Case::new(Conv2d { f32_output: true, moments: true, ..shifted(1, 9, 15, 32, 66) }),
         Case::new(reading(full(1, 40, 23, 16, 3), 8, channels(1, Activation::Silu))),
         Case::new(reading(full(2, 23, 17, 64, 40), 24, channels(2, Activation::Silu)))
             .fill("norm", Fill::Normal(3.0, 1.0)),
@@ -85,33 +90,33 @@ pub(super) fn cases() -> Vec<Case> {
 
 pub(super) fn model_shapes() -> Vec<Case> {
     let with_bias = |size, ci, co| Conv2d { bias: true, ..plain(1, size, size, ci, co) };
-    let normalised = |joined| Source {
+    let normalised = |joined| Prologue {
         joined,
         norm: Norm::Channels { images: 1, activation: Activation::Silu },
-        ..Source::default()
+        ..Prologue::default()
     };
-    let wide = Source { wide: true, ..Source::default() };
+    let f32_input = Prologue { f32_input: true, ..Prologue::default() };
     let upsampled = |size, c| Conv2d { upsample: 2, ..with_bias(size, c, c) };
     vec![
         // UNet: conv_in; a residual block's two halves; the widest; the samplers; conv_out.
-        Case::new(Conv2d { source: wide.clone(), ..with_bias(64, 8, 320) }),
+        Case::new(Conv2d { prologue: f32_input.clone(), ..with_bias(64, 8, 320) }),
         Case::new(Conv2d { shift: true, ..with_bias(64, 320, 320) }),
         Case::new(Conv2d { residual: true, ..with_bias(64, 320, 320) }),
         Case::new(Conv2d { shift: true, ..with_bias(64, 960, 320) }),
         // The same as they run: normalised, and of a concatenation.
-        Case::new(Conv2d { residual: true, source: normalised(0), ..with_bias(64, 320, 320) }),
-        Case::new(Conv2d { shift: true, source: normalised(320), ..with_bias(64, 960, 320) }),
+        Case::new(Conv2d { residual: true, prologue: normalised(0), ..with_bias(64, 320, 320) }),
+        Case::new(Conv2d { shift: true, prologue: normalised(320), ..with_bias(64, 960, 320) }),
         Case::new(Conv2d { stride: 2, ..with_bias(64, 320, 320) }),
         Case::new(Conv2d { stride: 2, ..with_bias(32, 640, 640) }),
         Case::new(upsampled(16, 1024)),
         Case::new(upsampled(32, 640)),
-        Case::new(Conv2d { wide: true, ..with_bias(64, 320, 8) }),
+        Case::new(Conv2d { f32_output: true, ..with_bias(64, 320, 8) }),
         // Decoder: one residual block of each width; the samplers; conv_out.
         Case::new(Conv2d { residual: true, ..with_bias(64, 256, 256) }),
         Case::new(Conv2d { residual: true, ..with_bias(128, 256, 256) }),
         Case::new(Conv2d { residual: true, ..with_bias(256, 128, 128) }),
         Case::new(Conv2d { residual: true, ..with_bias(512, 64, 64) }),
-        Case::new(Conv2d { residual: true, source: normalised(0), ..with_bias(512, 64, 64) }),
+        Case::new(Conv2d { residual: true, prologue: normalised(0), ..with_bias(512, 64, 64) }),
         Case::new(upsampled(64, 256)),
         Case::new(upsampled(128, 256)),
         Case::new(upsampled(256, 128)),
@@ -136,12 +141,12 @@ pub(super) fn random(draw: &mut Draw<'_>) -> Case {
         shift: draw.flip(),
         activation: draw.of(&Activation::ALL),
         residual,
-        source: Source::random(draw, ci, &norms),
+        prologue: Prologue::random(draw, ci, &norms),
         moments: n == 1 && !residual && draw.flip(),
-        wide: draw.flip(),
+        f32_output: draw.flip(),
         ..plain(n, draw.size(4).max(least), draw.size(8).max(least), ci, draw.size(TILE))
     };
-    let plain = conv.activation == Activation::None && conv.source.norm == Norm::None && !conv.moments;
+    let plain = conv.activation == Activation::None && conv.prologue.norm == Norm::None && !conv.moments;
     let exact = plain && winograd::is_exact(&conv) && draw.flip();
     if exact { Case::new(conv).integers() } else { Case::new(conv) }
 }

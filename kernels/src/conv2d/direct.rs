@@ -5,7 +5,7 @@ use super::Conv2d;
 use crate::cpu::{Epilogue, Threads, rows_per_task};
 use crate::linear::rows_per_block;
 use crate::panels::{Left, Panels, multiply};
-use crate::source::Rows;
+use crate::prologue::Rows;
 use rayon::prelude::*;
 
 /// Lines of the input, counted through all images, from `first` on.
@@ -140,13 +140,13 @@ mod tests {
     use super::*;
     use crate::conv2d::cases::plain;
     use crate::kernel::{Activation, Kernel};
-    use crate::source::{Norm, Source};
+    use crate::prologue::{Norm, Prologue};
 
     #[test]
     fn every_way_to_cut_into_blocks_gives_the_same() {
         let norm = Norm::Channels { images: 2, activation: Activation::Relu };
-        for source in [Source::default(), Source { joined: 1, norm, wide: false }] {
-            let conv = Conv2d { bias: true, shift: true, residual: true, stride: 2, source, ..plain(2, 9, 7, 5, 6) };
+        for prologue in [Prologue::default(), Prologue { joined: 1, norm, f32_input: false }] {
+            let conv = Conv2d { bias: true, shift: true, residual: true, stride: 2, prologue, ..plain(2, 9, 7, 5, 6) };
             let whole = |len: usize| (0..len).map(|i| ((i * 7919) % 9) as f32 - 4.0).collect::<Vec<f32>>();
             let inputs: Vec<Vec<f32>> =
                 conv.operands().iter().map(|o| o.host.pack(&o.shape, whole(o.host_len()))).collect();
@@ -155,7 +155,7 @@ mod tests {
             conv.cpu(&inputs[..7], &mut [&mut want, &mut []]);
             let &[x, w, bias, shift, residual, x2, norm, ..] = &inputs[..] else { panic!("seven operands are read") };
             let w = Panels::new(w, conv.co, conv.patch_len());
-            let x = conv.source.rows(2 * 9 * 7, conv.ci, x, &[x2, &[], &[], &[], norm]);
+            let x = conv.prologue.rows(2 * 9 * 7, conv.ci, x, &[x2, &[], &[], &[], norm]);
             let rows_per_image = conv.pixels() / conv.n;
             let epilogue = Epilogue { bias, shift, rows_per_image, activation: Activation::None, residual };
             for block in [1, 7, conv.pixels(), 1000] {

@@ -5,9 +5,9 @@
 //! few outputs only: the pieces are `9 * co` values a pixel.
 
 use super::Conv2d;
-use crate::cpu::{Epilogue, Threads, wide};
+use crate::cpu::{Epilogue, Threads, with_simd};
 use crate::panels::{Left, Panels, STEP, multiply};
-use crate::source::Rows;
+use crate::prologue::Rows;
 use rayon::prelude::*;
 
 /// Most output lines of a task, which computes the pieces of two lines more.
@@ -30,7 +30,7 @@ pub(super) fn run(conv: &Conv2d, x: &Rows<'_>, w: &[f32], epilogue: &Epilogue<'_
             for (i, y) in y.chunks_exact_mut(ow * conv.co).enumerate() {
                 let oy = task * lines + i;
                 pieces.make(conv, x, w, (image, oy));
-                wide(
+                with_simd(
                     #[inline(always)]
                     || {
                         pieces.add_up(conv, oy, y);

@@ -13,10 +13,10 @@ pub(crate) use weights::transformed_weights;
 
 use super::Conv2d;
 use crate::channel_moments;
-use crate::cpu::{Epilogue, Threads, wide};
+use crate::cpu::{Epilogue, Threads, with_simd};
 use crate::kernel::Layout;
 use crate::panels::{self, Left, PANEL, STEP};
-use crate::source::Rows;
+use crate::prologue::Rows;
 use crate::tile::TILE;
 use rayon::prelude::*;
 use std::sync::{Mutex, PoisonError};
@@ -225,7 +225,7 @@ impl Job<'_> {
             pulp::Arch::new().dispatch(Outputs::<N, M> { products, stride, tiles, per_row, y, ow, co });
             let lines = &mut task.y[finished * line..done * line];
             let row = (task.image * oh + M * task.first + finished) * ow;
-            wide(
+            with_simd(
                 #[inline(always)]
                 || self.epilogue.apply(lines, co, row),
             );
@@ -322,7 +322,7 @@ mod tests {
     use crate::conv2d::direct::side_by_side;
     use crate::kernel::{Activation, Fill, Kernel, Tolerance};
     use crate::panels::Panels;
-    use crate::source::{Norm, Source};
+    use crate::prologue::{Norm, Prologue};
 
     #[test]
     fn every_block_gives_what_the_definition_gives() {
@@ -336,7 +336,7 @@ mod tests {
             let norm = if moments { Norm::Channels { images: n, activation: Activation::Relu } } else { Norm::None };
             let conv = Conv2d {
                 moments,
-                source: Source { norm, ..Source::default() },
+                prologue: Prologue { norm, ..Prologue::default() },
                 bias: true,
                 shift: true,
                 activation: Activation::Relu,
@@ -362,7 +362,7 @@ mod tests {
             let mut want = vec![f32::NAN; n * oh * ow * co];
             let panels = Layout::Panels.pack(&[co, ci, 3, 3], w.clone());
             let w = layout(&conv).expect("it suits").pack(&[co, ci, 3, 3], w);
-            let x = conv.source.rows(n * h * conv.w, ci, &x, &[&[], &[], &[], &[], &scale]);
+            let x = conv.prologue.rows(n * h * conv.w, ci, &x, &[&[], &[], &[], &[], &scale]);
             side_by_side(&conv, 16, &x, Panels::new(&panels, co, 9 * ci), &epilogue, &mut want);
             let moments_len = if moments { conv.operands().last().expect("it writes them").host_len() } else { 0 };
             for block in [1, 3, 7, 20, 1000] {

@@ -5,7 +5,7 @@
 //! the values that the weights stand for, so the sums are bit for bit those of floats.
 
 use super::{Aligned, PANEL, STEP, pack_panel};
-use crate::cpu::wide;
+use crate::cpu::with_simd;
 use crate::storage::int8::{quantised, scale};
 use rayon::prelude::*;
 use std::cell::RefCell;
@@ -58,7 +58,7 @@ impl<'a> Int8<'a> {
             floats.make_room(self.scales.len() * part.len());
             let floats = &mut floats[..self.scales.len() * part.len()];
             let grains = self.scales.chunks_exact(grain).zip(self.weights.chunks_exact(grain * depth));
-            wide(
+            with_simd(
                 #[inline(always)]
                 || {
                     for (to, (scales, weights)) in floats.chunks_exact_mut(grain * part.len()).zip(grains) {

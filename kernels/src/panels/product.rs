@@ -2,7 +2,7 @@
 
 use super::tile::{ROWS, STRETCH, Strip};
 use super::{Left, PANEL, Panel, Panels, Values, grain};
-use crate::cpu::{Epilogue, Threads, wide};
+use crate::cpu::{Epilogue, Threads, with_simd};
 use rayon::prelude::*;
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -55,7 +55,7 @@ pub(crate) fn multiply(
             let at = rows.start * weights.cols + panel * PANEL;
             block((&y, at, weights.cols), left, rows.clone(), (values, weights.k));
             let Some((epilogue, row)) = epilogue else { continue };
-            wide(
+            with_simd(
                 #[inline(always)]
                 || {
                     for i in rows.clone() {
@@ -105,7 +105,7 @@ pub(crate) fn multiply_gated(
                 let values = weights.panel(panel, next);
                 block((&Shared::new(y), 0, PANEL), left, rows.clone(), (values, weights.k));
             }
-            wide(
+            with_simd(
                 #[inline(always)]
                 || {
                     for (i, halves) in rows.clone().zip(a.chunks_exact(PANEL).zip(g.chunks_exact(PANEL))) {

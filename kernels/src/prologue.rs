@@ -6,9 +6,9 @@
 //! GroupNorm, see `group_norm_scale`), then activated. On the GPU that is `shaders/common/source.wgsl`; on the CPU blocks
 //! of rows are made ready in scratch memory.
 
-use crate::cpu::{Threads, activate_all, rows_per_task, wide};
+use crate::cpu::{Threads, activate_all, rows_per_task, with_simd};
 use crate::draw::Draw;
-use crate::fold::Read;
+use crate::fold::PrologueOp;
 use crate::kernel::{Activation, DType, Operand, Param};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -16,13 +16,14 @@ use serde::{Deserialize, Serialize};
 /// What happens to the input as it is read.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Source {
+pub struct Prologue {
     /// Channels that come from `x2`, behind those of `x`, which then are a multiple of four; 0 without `x2`.
     pub joined: usize,
     /// Applied to the channels of both; `Rows` to those of `x` alone, without `x2`.
     pub norm: Norm,
     /// Whether `x` is f32 however the plan stores floats: a sampler's state, on its way into a network.
-    pub wide: bool,
+    #[serde(rename = "wide")]
+    pub f32_input: bool,
 }
 
 /// A normalisation with given statistics.
@@ -43,15 +44,15 @@ pub enum Norm {
     },
 }
 
-/// Operands a source may add, in order.
+/// Operands a prologue may add, in order.
 pub(crate) const OPERANDS: usize = 5;
 
-impl Source {
-    /// A random source of an input of `channels` channels.
+impl Prologue {
+    /// A random prologue of an input of `channels` channels.
     pub(crate) fn random(draw: &mut Draw<'_>, channels: usize, norms: &[Norm]) -> Self {
         let norm = draw.of(norms);
         let joined = if channels > 4 && norm != Norm::Rows && draw.flip() { channels - 4 } else { 0 };
-        Self { joined, norm, wide: draw.flip() }
+        Self { joined, norm, f32_input: draw.flip() }
     }
 
     /// Why an input of `channels` channels in `rows` rows cannot be read like this, if so.
@@ -86,7 +87,7 @@ impl Source {
 
     /// `x`; `lead` is the input's shape without its channels.
     pub(crate) fn x(&self, lead: &[usize], channels: usize) -> Operand {
-        let dtype = if self.wide { DType::F32 } else { DType::Elem };
+        let dtype = if self.f32_input { DType::F32 } else { DType::Elem };
         Operand::read("x", [lead, &[self.first(channels)]].concat()).dtype(dtype)
     }
 
@@ -110,10 +111,10 @@ impl Source {
             Norm::None | Norm::Rows => (false, Activation::None),
         };
         [
-            ("X_F32", self.wide.into()),
-            ("X_STORED", (!self.wide).into()),
-            ("UNTOUCHED", (!self.wide && self.norm == Norm::None).into()),
-            ("TOUCHED", (self.wide || self.norm != Norm::None).into()),
+            ("X_F32", self.f32_input.into()),
+            ("X_STORED", (!self.f32_input).into()),
+            ("UNTOUCHED", (!self.f32_input && self.norm == Norm::None).into()),
+            ("TOUCHED", (self.f32_input || self.norm != Norm::None).into()),
             ("HAS_X2", (self.joined > 0).into()),
             ("NORM_ROWS", (self.norm == Norm::Rows).into()),
             ("NORM_CHANNELS", by_channel.into()),
@@ -130,23 +131,23 @@ impl Source {
         [Param::size("first4", first4), Param::size("positions", rows / self.images())]
     }
 
-    /// This source with one more thing done, if it can be.
-    pub(crate) fn reading(&self, channels: usize, read: &Read) -> Option<Self> {
-        match *read {
-            Read::Joined { channels: joined } => {
+    /// This prologue with one more thing done, if it can be.
+    pub(crate) fn with(&self, channels: usize, op: &PrologueOp) -> Option<Self> {
+        match *op {
+            PrologueOp::Concat { channels: joined } => {
                 let fits = self.joined == 0 && self.norm != Norm::Rows && (channels - joined).is_multiple_of(4);
                 fits.then(|| Self { joined, ..self.clone() })
             }
-            Read::Normalised(norm) => self.is_plain().then(|| Self { norm, ..self.clone() }),
-            Read::Wide => (!self.wide).then(|| Self { wide: true, ..self.clone() }),
-            Read::Upsampled | Read::Merged { .. } => None,
+            PrologueOp::Normalise(norm) => self.is_plain().then(|| Self { norm, ..self.clone() }),
+            PrologueOp::CastF32 => (!self.f32_input).then(|| Self { f32_input: true, ..self.clone() }),
+            PrologueOp::Upsample | PrologueOp::MergeMoments { .. } => None,
         }
     }
 
     /// The whole input in f64, as the steps that are folded in would make it. `rest` are the operands of
     /// [`operands`](Self::operands).
     pub(crate) fn reference(&self, channels: usize, x: &[f64], rest: &[&[f64]]) -> Vec<f64> {
-        let &[x2, stats, weight, bias, norm] = rest else { panic!("a source has five operands") };
+        let &[x2, stats, weight, bias, norm] = rest else { panic!("a prologue has five operands") };
         let first = self.first(channels);
         let rows = x.len() / first;
         let mut all = Vec::with_capacity(rows * channels);
@@ -169,15 +170,15 @@ impl Source {
 
     /// The operands, ready to be read row by row on the CPU.
     pub(crate) fn rows<'a>(&'a self, rows: usize, channels: usize, x: &'a [f32], rest: &[&'a [f32]]) -> Rows<'a> {
-        let &[x2, stats, weight, bias, norm] = rest else { panic!("a source has five operands") };
-        Rows { source: self, channels, per_image: rows / self.images(), x, x2, stats, weight, bias, norm }
+        let &[x2, stats, weight, bias, norm] = rest else { panic!("a prologue has five operands") };
+        Rows { prologue: self, channels, per_image: rows / self.images(), x, x2, stats, weight, bias, norm }
     }
 }
 
 /// The rows of an input on the CPU.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rows<'a> {
-    source: &'a Source,
+    prologue: &'a Prologue,
     channels: usize,
     per_image: usize,
     x: &'a [f32],
@@ -191,12 +192,12 @@ pub(crate) struct Rows<'a> {
 impl<'a> Rows<'a> {
     /// The rows as they lie in memory, if nothing happens to them.
     pub(crate) fn plain(&self) -> Option<&'a [f32]> {
-        self.source.is_plain().then_some(self.x)
+        self.prologue.is_plain().then_some(self.x)
     }
 
     #[inline(always)]
     fn read(&self, first: usize, out: &mut [f32]) {
-        let (own, joined) = (self.source.first(self.channels), self.source.joined);
+        let (own, joined) = (self.prologue.first(self.channels), self.prologue.joined);
         for (i, out) in out.chunks_exact_mut(self.channels).enumerate() {
             let row = first + i;
             let (left, right) = out.split_at_mut(own);
@@ -208,7 +209,7 @@ impl<'a> Rows<'a> {
     /// Writes the channels of a row from `at` on, which lie in `x`.
     #[inline(always)]
     fn read_part(&self, row: usize, at: usize, x: &[f32], out: &mut [f32]) {
-        match self.source.norm {
+        match self.prologue.norm {
             Norm::None => out.copy_from_slice(x),
             Norm::Rows => {
                 let (mean, rstd) = (self.stats[2 * row], self.stats[2 * row + 1]);
@@ -229,7 +230,7 @@ impl<'a> Rows<'a> {
     pub(crate) fn make_ready(&self, first: usize, out: &mut [f32], threads: Threads) {
         let task = rows_per_task(self.channels);
         match threads {
-            Threads::One => wide(
+            Threads::One => with_simd(
                 #[inline(always)]
                 || self.read(first, out),
             ),
@@ -247,7 +248,7 @@ impl<'a> Rows<'a> {
         if let Some(x) = self.plain() {
             return x.chunks(len).enumerate().for_each(|(i, x)| then(i * block, x));
         }
-        let rows = self.x.len() / self.source.first(self.channels);
+        let rows = self.x.len() / self.prologue.first(self.channels);
         let mut scratch = vec![0.0; len.min(rows * self.channels)];
         for first in (0..rows).step_by(block) {
             let ready = &mut scratch[..block.min(rows - first) * self.channels];
