@@ -1,38 +1,42 @@
-//! What was measured: the fastest variant of a kernel for a problem, by adapter, in a file of the user's cache folder.
+//! Measured tuning: the fastest variant of a kernel for a problem, for each adapter, in a file of the user's cache folder.
 //!
-//! [`choose`](crate::variant::choose) takes what stands there before its own estimate. A file that is not right, and what
-//! was measured on another adapter or driver, or of a variant that is no more, is as good as nothing.
+//! [`choose`](crate::variant::choose) prefers a measured variant to its own estimate. The file carries a hash of the
+//! kernels' variants and WGSL. A file that does not parse, or that was written with other kernels, counts as empty. Entries
+//! of other adapters, other drivers and variants that no longer exist are not used.
 
-use crate::kernel::Kernel;
-use crate::storage::Storage;
+use crate::kernel::{Kernel, Program};
+use crate::storage::{FloatType, Storage, WeightType};
 use crate::variant::Variant;
+use crate::{FAMILIES, wgsl};
 use mobilediffusion_runtime::{AdapterSummary, Gpu, RuntimeError};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::OnceLock;
 
-/// Its name in the folder.
+/// Name of the file in the cache folder.
 const FILE: &str = "variants.json";
 
-/// Names of variants by problem, of one adapter.
+/// Names of the fastest variants on one adapter, by problem.
 pub type Measured = BTreeMap<String, String>;
 
-/// What was measured on all adapters of a machine.
+/// Measurements of all adapters of a machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Tuning {
-    /// Version of this crate: another one's shaders may be slower or faster.
-    version: String,
+    /// Hash of the kernels that were measured: others may be slower or faster.
+    kernels: String,
     adapters: BTreeMap<String, Measured>,
 }
 
 impl Default for Tuning {
     fn default() -> Self {
-        Self { version: env!("CARGO_PKG_VERSION").to_owned(), adapters: BTreeMap::new() }
+        Self { kernels: kernels_hash().to_owned(), adapters: BTreeMap::new() }
     }
 }
 
 impl Tuning {
-    /// What is kept for a device's machine. If what is kept is not right, it is nothing, with a line that says why.
+    /// Reads the file of a device's cache folder. A file that is missing or not valid gives an empty table; for one that is
+    /// not valid, the second value is a line that says why.
     pub fn read(gpu: &Gpu) -> (Self, Option<String>) {
         match gpu.kept(FILE).map(|text| Self::parse(&text)) {
             None => (Self::default(), None),
@@ -41,27 +45,31 @@ impl Tuning {
         }
     }
 
-    /// The text of a file.
+    /// Parses the text of a file.
     ///
     /// # Errors
-    /// A line that says what is wrong.
+    /// Returns a line that says what is wrong: the text is not such a table, or it was written with other kernels.
     pub fn parse(text: &[u8]) -> Result<Self, String> {
         let found: Self = serde_json::from_slice(text).map_err(|error| error.to_string())?;
-        let expected = env!("CARGO_PKG_VERSION");
-        let Self { version, .. } = &found;
-        if version == expected { Ok(found) } else { Err(format!("expected version {expected}, found {version}")) }
+        let expected = kernels_hash();
+        let Self { kernels, .. } = &found;
+        if kernels == expected {
+            Ok(found)
+        } else {
+            Err(format!("it was measured with other kernels, expected hash {expected}, found {kernels}"))
+        }
     }
 
-    /// Keeps it for the sessions to come, beside what others have noted there since it was read.
+    /// Writes the table to the file. Entries that other processes wrote since this table was read are kept.
     ///
     /// # Errors
-    /// If there is no cache folder, or it cannot be written to.
+    /// If there is no cache folder, or the file cannot be written.
     pub fn write(&self, gpu: &Gpu) -> Result<(), RuntimeError> {
         let text = serde_json::to_string_pretty(&Self::read(gpu).0.with(self)).expect("names are strings") + "\n";
         gpu.keep(FILE, text.as_bytes())
     }
 
-    /// Both, and of what both know what the other one says.
+    /// Returns the union of both tables. Where both know a problem, the entry of `other` holds.
     fn with(mut self, other: &Self) -> Self {
         for (adapter, measured) in &other.adapters {
             let known = self.adapters.entry(adapter.clone()).or_default();
@@ -70,13 +78,13 @@ impl Tuning {
         self
     }
 
-    /// Notes which variant was the fastest.
+    /// Records `variant` as the fastest one of a problem on an adapter.
     pub fn note(&mut self, adapter: &AdapterSummary, (kernel, storage): (&dyn Kernel, Storage), variant: &Variant) {
         let measured = self.adapters.entry(key(adapter)).or_default();
         measured.insert(problem(kernel, storage), variant.name.to_owned());
     }
 
-    /// What was measured on this adapter, with this driver.
+    /// Returns the measurements that were made on this adapter with this driver.
     pub fn of(&self, adapter: &AdapterSummary) -> Measured {
         self.adapters.get(&key(adapter)).cloned().unwrap_or_default()
     }
@@ -86,9 +94,73 @@ fn key(adapter: &AdapterSummary) -> String {
     format!("{}, {}, {}", adapter.name, adapter.backend, adapter.driver)
 }
 
-/// A problem with the storage it is solved in, by its sizes.
+/// Key of a problem: the kernel's name, the storage and the sizes.
 pub(crate) fn problem(kernel: &dyn Kernel, storage: Storage) -> String {
     format!("{} {storage} {}", kernel.name(), kernel.params_json())
+}
+
+/// Hash of all that decides how fast a variant is: the variants of every kernel at the model's shapes with their WGSL and
+/// constants, the shared WGSL, and the preludes of the storage types.
+fn kernels_hash() -> &'static str {
+    static HASH: OnceLock<String> = OnceLock::new();
+    HASH.get_or_init(|| {
+        let mut hash = Fnv::default();
+        wgsl::COMMON.iter().for_each(|(name, text)| hash.text(name).text(text));
+        for floats in [FloatType::F32, FloatType::F16, FloatType::F16Packed] {
+            for weights in [WeightType::Floats, WeightType::Int8] {
+                hash.text(&Storage { floats, weights }.prelude());
+            }
+        }
+        let cases = FAMILIES.iter().flat_map(|family| (family.model_shapes)());
+        let programs = cases.flat_map(|case| {
+            let stages = |variant: Variant| {
+                let stages = case.kernel.stages(&variant).into_iter();
+                stages.map(|stage| (variant.name, stage.program)).collect::<Vec<_>>()
+            };
+            case.kernel.variants().into_iter().flat_map(stages).collect::<Vec<_>>()
+        });
+        hash.programs(programs);
+        format!("{:016x}", hash.0)
+    })
+}
+
+/// The hash function FNV-1a with 64 bits. Unlike the standard library's hashers it is specified, so that its value does
+/// not depend on the build.
+struct Fnv(u64);
+
+impl Default for Fnv {
+    fn default() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl Fnv {
+    fn bytes(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+
+    /// Adds a text and a byte that no UTF-8 text contains, so that texts cannot run into each other.
+    fn text(&mut self, text: &str) -> &mut Self {
+        self.bytes(text.as_bytes());
+        self.bytes(&[0xff]);
+        self
+    }
+
+    /// Adds variants by name, with their constants. A WGSL body that several of them share is added once.
+    fn programs(&mut self, programs: impl IntoIterator<Item = (&'static str, Program)>) {
+        let mut bodies = BTreeSet::new();
+        for (variant, program) in programs {
+            self.text(variant);
+            for (name, value) in &program.constants {
+                self.text(name).bytes(&value.to_le_bytes());
+            }
+            if bodies.insert(program.wgsl) {
+                self.text(program.wgsl);
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -158,9 +230,39 @@ mod tests {
         let text = serde_json::to_vec(&tuning).expect("names are strings");
         assert_eq!(Tuning::parse(&text), Ok(tuning));
         assert!(Tuning::parse(&text[..text.len() - 1]).is_err(), "cut short");
-        assert!(Tuning::parse(b"{}").is_err(), "no version");
-        let other = String::from_utf8(text).expect("JSON").replace(env!("CARGO_PKG_VERSION"), "0.0.7");
-        let why = Tuning::parse(other.as_bytes()).expect_err("another version");
-        assert!(why.contains("0.0.7"), "{why}");
+        assert!(Tuning::parse(b"{}").is_err(), "no hash");
+    }
+
+    #[test]
+    fn entries_of_other_kernels_are_not_used() {
+        let (tuning, _) = table();
+        let old = Tuning { kernels: "0123456789abcdef".to_owned(), ..tuning };
+        let text = serde_json::to_vec(&old).expect("names are strings");
+        let why = Tuning::parse(&text).expect_err("other kernels");
+        assert!(why.contains("0123456789abcdef") && why.contains(kernels_hash()), "{why}");
+    }
+
+    #[test]
+    fn names_constants_and_wgsl_change_the_hash() {
+        let program = linear(64).program(&choose(&linear(64), &Machine::PORTABLE));
+        let hash = |name, program: &Program| {
+            let mut hash = Fnv::default();
+            hash.programs([(name, program.clone())]);
+            hash.0
+        };
+        let same = hash("64x64", &program);
+        assert_eq!(hash("64x64", &program), same);
+        assert_ne!(hash("64x32", &program), same, "another name");
+        assert_ne!(hash("64x64", &Program { wgsl: "", ..program.clone() }), same, "another shader");
+        let mut changed = program.clone();
+        changed.constants[0].1 ^= 1;
+        assert_ne!(hash("64x64", &changed), same, "another constant");
+    }
+
+    #[test]
+    fn the_hash_function_is_the_one_that_is_specified() {
+        let mut hash = Fnv::default();
+        hash.bytes(b"foobar");
+        assert_eq!(hash.0, 0x8594_4171_f739_67e8, "test vector of the authors of FNV");
     }
 }
