@@ -9,7 +9,7 @@ use crate::kernel::Activation;
 
 /// Threads a matrix product may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Threads {
+pub(crate) enum Threads {
     /// The calling thread: inside a loop that is already parallel.
     One,
     /// All of rayon's pool.
@@ -24,7 +24,7 @@ pub(crate) fn with_simd<R>(run: impl FnOnce() -> R) -> R {
 
 /// `activation(u)` in f32.
 #[inline(always)]
-pub fn activate(activation: Activation, u: f32) -> f32 {
+pub(crate) fn activate(activation: Activation, u: f32) -> f32 {
     match activation {
         Activation::None => u,
         // Not `max`, which makes zero of a NaN.
@@ -49,7 +49,7 @@ pub fn activate(activation: Activation, u: f32) -> f32 {
 /// `x = n ln 2 + r` with `|r| <= ln 2 / 2`; `e^r` by a polynomial of degree six, `2^n` through the exponent bits.
 /// Adding `1.5 * 2^23` rounds to the nearest whole number and leaves `n` in the low bits of the sum.
 #[inline(always)]
-pub fn exp(x: f32) -> f32 {
+pub(crate) fn exp(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0;
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
@@ -85,7 +85,7 @@ fn erfc(z: f32) -> f32 {
 
 /// Applies `activation` in place.
 #[inline(always)]
-pub fn activate_all(activation: Activation, row: &mut [f32]) {
+pub(crate) fn activate_all(activation: Activation, row: &mut [f32]) {
     match activation {
         Activation::None => {}
         Activation::Relu => row.iter_mut().for_each(|u| *u = activate(Activation::Relu, *u)),
@@ -97,7 +97,7 @@ pub fn activate_all(activation: Activation, row: &mut [f32]) {
 
 /// What a matrix product adds on its way out: `y = residual + activation(y + bias + shift)`.
 #[derive(Clone, Copy, Debug)]
-pub struct Epilogue<'a> {
+pub(crate) struct Epilogue<'a> {
     /// One value per column, or empty.
     pub bias: &'a [f32],
     /// One row per image, or empty.
@@ -129,7 +129,7 @@ impl Epilogue<'_> {
 
     /// Finishes rows `first_row..` of an output of `cols` columns.
     #[inline(always)]
-    pub fn apply(&self, y: &mut [f32], cols: usize, first_row: usize) {
+    pub(crate) fn apply(&self, y: &mut [f32], cols: usize, first_row: usize) {
         for (i, row) in y.chunks_exact_mut(cols).enumerate() {
             self.row(row, cols, first_row + i, 0);
         }
@@ -137,7 +137,7 @@ impl Epilogue<'_> {
 }
 
 /// Rows of `cols` elements that make a task long enough to be worth handing to another thread (about 64 KiB).
-pub fn rows_per_task(cols: usize) -> usize {
+pub(crate) fn rows_per_task(cols: usize) -> usize {
     (16_384 / cols.max(1)).max(1)
 }
 

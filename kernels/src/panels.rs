@@ -18,10 +18,10 @@ pub(crate) use product::{multiply, multiply_gated, multiply_part, multiply_strid
 pub(crate) use tile::ROWS;
 
 /// Columns of a panel: four vectors of AVX-512, a width that divides almost every width of the model.
-pub const PANEL: usize = 64;
+pub(crate) const PANEL: usize = 64;
 
 /// The width of the last panel is a multiple of this.
-pub const STEP: usize = 16;
+pub(crate) const STEP: usize = 16;
 
 /// Columns of a grain of a panel of `width`: all of them with vectors of 16, which keep as many sums in registers, else one
 /// step.

@@ -3,7 +3,7 @@
 use crate::kernel::Activation;
 
 /// `activation(u)` in f64.
-pub fn activate(activation: Activation, u: f64) -> f64 {
+pub(crate) fn activate(activation: Activation, u: f64) -> f64 {
     match activation {
         Activation::None => u,
         Activation::Relu => {
