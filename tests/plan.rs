@@ -4,7 +4,7 @@ mod plan_graphs;
 
 use mobilediffusion_graph::plan::{Lifetime, Sharing, lower_bound, pack};
 use mobilediffusion_graph::{Against, Conv, Device, Graph, GraphError, Linear, Recording, Session, Weights, compare};
-use mobilediffusion_kernels::{Access, Activation, DType, Storage, WeightType};
+use mobilediffusion_kernels::{Access, Activation, DType, Storage, WeightType, names};
 use mobilediffusion_model::ModelConfig;
 use mobilediffusion_model::config::Sampler;
 use mobilediffusion_model::networks::{Decoder, Shape, decode_graph, denoise_graph, text_graph};
@@ -143,7 +143,7 @@ fn tensors_that_are_apart_for_two_reasons_stay_apart() {
     let plan = recording.arenas(Storage::F16, Sharing::Planned, usize::MAX / 8).expect("there is no limit");
     for (step, node) in recording.nodes.iter().enumerate() {
         let held = node.kernel.operands().into_iter().zip(&node.operands);
-        let held = held.filter(|(operand, _)| !(plan.in_place[step] && operand.name == "residual"));
+        let held = held.filter(|(operand, _)| !(plan.in_place[step] && operand.name == names::RESIDUAL));
         let arenas = held.filter_map(|(operand, tensor)| Some((operand.access, plan.places[(*tensor)?]?.0)));
         let (read, written): (Vec<_>, Vec<_>) = arenas.partition(|(access, _)| *access == Access::Read);
         let both = read.iter().any(|(_, arena)| written.iter().any(|(_, other)| arena == other));

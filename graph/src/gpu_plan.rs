@@ -5,7 +5,7 @@ use crate::graph::{Origin, TensorInfo};
 use crate::plan::{ARENA_ALIGNMENT, Arenas, Join, Lifetime, Sharing, arenas, lower_bound, lower_bound_in_place};
 use crate::record::Recording;
 use mobilediffusion_kernels::kernel::elements;
-use mobilediffusion_kernels::{Access, Storage};
+use mobilediffusion_kernels::{Access, Storage, names};
 
 /// A recording's memory on a GPU.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -91,7 +91,8 @@ impl Recording {
             let of = |wanted: &dyn Fn(&mobilediffusion_kernels::Operand) -> bool| {
                 operands.iter().zip(&node.operands).find(|(operand, _)| wanted(operand)).and_then(|(_, tensor)| *tensor)
             };
-            let residual = of(&|operand| operand.name == "residual").filter(|_| node.kernel.residual_in_place())?;
+            let residual =
+                of(&|operand| operand.name == names::RESIDUAL).filter(|_| node.kernel.residual_in_place())?;
             let output = of(&|operand| operand.access == Access::Write)?;
             let Origin::Step(writer) = self.tensors[residual].origin else { return None };
             let is_kept = self.masks[writer] != self.masks[step] || self.outputs.iter().any(|(_, t)| *t == residual);

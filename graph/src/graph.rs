@@ -280,7 +280,7 @@ impl Graph {
         match (self.tensors[tensor.id].dtype, operand.dtype) {
             (_, expected) if self.tensors[tensor.id].is_of(expected) => Ok(tensor.id),
             (DType::F32, DType::Elem) => {
-                let is_cast = |node: &&Node| node.kernel.name() == "cast" && node.operands[0] == Some(tensor.id);
+                let is_cast = |node: &&Node| node.kernel.name() == Cast::NAME && node.operands[0] == Some(tensor.id);
                 if let Some(cast) = self.nodes.iter().find(is_cast) {
                     return Ok(cast.operands[1].expect("a cast writes"));
                 }

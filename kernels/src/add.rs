@@ -6,6 +6,7 @@ use crate::cpu::rows_per_task;
 use crate::draw::Draw;
 use crate::fold::{EpilogueOffer, EpilogueOp};
 use crate::kernel::{Case, Cost, Family, Kernel, Operand, Param, Program, Tolerance, folded_grid, parse};
+use crate::names;
 use crate::variant::Variant;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -74,7 +75,7 @@ impl Kernel for Add {
 
     fn epilogue_offers(&self) -> Vec<EpilogueOffer> {
         let offer =
-            |main, other| EpilogueOffer { op: EpilogueOp::AddResidual, main, operands: vec![("residual", other)] };
+            |main, other| EpilogueOffer { op: EpilogueOp::AddResidual, main, operands: vec![(names::RESIDUAL, other)] };
         vec![offer("a", "b"), offer("b", "a")]
     }
 }

@@ -11,6 +11,7 @@ mod cpu;
 mod matrix;
 
 use crate::kernel::{Cost, Family, Kernel, Operand, Param, Program, Tolerance, parse};
+use crate::names;
 use crate::variant::Variant;
 use serde::{Deserialize, Serialize};
 
@@ -46,9 +47,14 @@ pub struct Attention {
     pub shared: bool,
 }
 
+impl Attention {
+    /// Name of the kernel.
+    pub const NAME: &'static str = "attention";
+}
+
 /// The line of the list.
 pub(crate) const FAMILY: Family = Family {
-    name: "attention",
+    name: Attention::NAME,
     summary: "`phi(q kᵀ / sqrt(d)) v` with relu or softmax, fused",
     cases: cases::cases,
     model_shapes: cases::model_shapes,
@@ -80,7 +86,7 @@ impl Tiling {
         let count = |size: usize| u32::try_from(size).expect("a tile is small");
         let head4 = head_dim.div_ceil(4);
         vec![
-            ("MATRIX", 0),
+            (names::MATRIX, 0),
             ("PLAIN", 1),
             ("QUERIES", count(self.queries)),
             ("LANES", count(self.lanes)),

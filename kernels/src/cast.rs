@@ -24,9 +24,14 @@ pub struct Cast {
     pub c: usize,
 }
 
+impl Cast {
+    /// Name of the kernel.
+    pub const NAME: &'static str = "cast";
+}
+
 /// The line of the list.
 pub(crate) const FAMILY: Family = Family {
-    name: "cast",
+    name: Cast::NAME,
     summary: "f32 as the plan stores floats",
     cases,
     model_shapes,

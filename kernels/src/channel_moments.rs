@@ -10,6 +10,7 @@ use crate::cpu::{Threads, with_simd};
 use crate::draw::Draw;
 use crate::fold::{EpilogueOffer, EpilogueOp, PrologueOp};
 use crate::kernel::{Case, Cost, DType, Family, Fill, Kernel, Operand, Param, Program, Tolerance, elements, parse};
+use crate::names;
 use crate::prologue::{Norm, Prologue, Rows};
 use crate::tile::{TILE, WHOLE};
 use crate::variant::Variant;
@@ -43,7 +44,7 @@ pub(crate) const FAMILY: Family = Family {
 
 /// The operand that holds the moments of `n` images: whoever writes a map can write it besides.
 pub(crate) fn operand(n: usize, positions: usize, c: usize) -> Operand {
-    Operand::write("moments", [n * positions.div_ceil(TILE), 2, c]).dtype(DType::F32)
+    Operand::write(names::MOMENTS, [n * positions.div_ceil(TILE), 2, c]).dtype(DType::F32)
 }
 
 /// Whether tiles of 64 rows, counted through all images, are tiles of one image each.
@@ -185,7 +186,7 @@ impl Kernel for ChannelMoments {
     }
 
     fn with_prologue(&self, operand: &str, op: &PrologueOp) -> Option<Box<dyn Kernel>> {
-        let joins = operand == "x" && matches!(op, PrologueOp::Concat { .. });
+        let joins = operand == names::X && matches!(op, PrologueOp::Concat { .. });
         let prologue = joins.then(|| self.prologue.with(self.c, op))??;
         Some(Box::new(Self { prologue, ..self.clone() }))
     }

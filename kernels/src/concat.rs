@@ -7,6 +7,7 @@ use crate::cpu::rows_per_task;
 use crate::draw::Draw;
 use crate::fold::{OperandSource, PrologueOffer, PrologueOp};
 use crate::kernel::{Case, Cost, Family, Kernel, Operand, Param, Program, Tolerance, folded_grid, parse};
+use crate::names;
 use crate::variant::Variant;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -110,7 +111,7 @@ impl Kernel for Concat {
 
     fn prologue_offer(&self) -> Option<PrologueOffer> {
         let (op, operands) =
-            (PrologueOp::Concat { channels: self.b_channels }, vec![("x2", OperandSource::Folded("b"))]);
+            (PrologueOp::Concat { channels: self.b_channels }, vec![(names::X2, OperandSource::Folded("b"))]);
         Some(PrologueOffer { op, main: Some("a"), operands, remainder: None })
     }
 }

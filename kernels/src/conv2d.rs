@@ -21,6 +21,7 @@ use crate::fold::{EpilogueOp, PrologueOp};
 use crate::kernel::{
     Activation, Cost, DType, Family, Kernel, Layout, Operand, Param, Program, Stage, Tolerance, parse, too_many,
 };
+use crate::names;
 use crate::prologue::{Norm, Prologue};
 use crate::tile::{self, Tile};
 use crate::variant::Variant;
@@ -126,8 +127,8 @@ impl Conv2d {
             ("HAS_SHIFT", self.shift.into()),
             ("SHIFT_IMAGE", (self.shift && self.n == 1).into()),
             ("SHIFT_IMAGES", (self.shift && self.n > 1).into()),
-            ("HAS_RESIDUAL", self.residual.into()),
-            ("IN_PLACE", 0),
+            (names::HAS_RESIDUAL, self.residual.into()),
+            (names::IN_PLACE, 0),
             ("HAS_MOMENTS", self.moments.into()),
             ("Y_F32", self.f32_output.into()),
             ("Y_STORED", (!self.f32_output).into()),
@@ -191,12 +192,12 @@ impl Kernel for Conv2d {
             Operand::weight("w", [self.co, self.ci, self.kernel, self.kernel])
                 .layout(Layout::Taps)
                 .host(self.host_layout()),
-            Operand::read("bias", [self.co]).optional(self.bias),
-            Operand::read("shift", [self.n, self.co]).optional(self.shift),
-            Operand::read("residual", [self.n, oh, ow, self.co]).optional(self.residual),
+            Operand::read(names::BIAS, [self.co]).optional(self.bias),
+            Operand::read(names::SHIFT, [self.n, self.co]).optional(self.shift),
+            Operand::read(names::RESIDUAL, [self.n, oh, ow, self.co]).optional(self.residual),
             x2,
             norm,
-            Operand::write("y", [self.n, oh, ow, self.co]).dtype(if self.f32_output {
+            Operand::write(names::Y, [self.n, oh, ow, self.co]).dtype(if self.f32_output {
                 DType::F32
             } else {
                 DType::Elem
@@ -279,7 +280,7 @@ impl Kernel for Conv2d {
     }
 
     fn with_prologue(&self, operand: &str, op: &PrologueOp) -> Option<Box<dyn Kernel>> {
-        if operand != "x" {
+        if operand != names::X {
             return None;
         }
         let even = self.h.is_multiple_of(2) && self.w.is_multiple_of(2);

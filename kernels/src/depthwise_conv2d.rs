@@ -11,6 +11,7 @@ use crate::channel_moments::{self, tiles_fit};
 use crate::draw::Draw;
 use crate::fold::{EpilogueOp, PrologueOp};
 use crate::kernel::{Case, Cost, Family, Fill, Kernel, Layout, Operand, Param, Program, Tolerance, parse};
+use crate::names;
 use crate::prologue::{Norm, Prologue};
 use crate::tile::WHOLE;
 use crate::variant::Variant;
@@ -181,7 +182,7 @@ impl Kernel for DepthwiseConv2d {
     }
 
     fn with_prologue(&self, operand: &str, op: &PrologueOp) -> Option<Box<dyn Kernel>> {
-        let joins = operand == "x" && matches!(op, PrologueOp::Concat { .. });
+        let joins = operand == names::X && matches!(op, PrologueOp::Concat { .. });
         let prologue = joins.then(|| self.prologue.with(self.c, op))??;
         Some(Box::new(Self { prologue, ..self.clone() }))
     }

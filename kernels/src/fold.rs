@@ -11,6 +11,7 @@
 //! `norm_bias` and `norm`; an epilogue adds `residual` or `moments`.
 
 use crate::kernel::{Activation, Kernel};
+use crate::names;
 use crate::prologue::Norm;
 
 /// One operation that a consumer does as it loads its input, in place of the step that produced the input.
@@ -98,7 +99,7 @@ impl EpilogueOp {
     /// Returns the name of the further output that the operation adds to the producer. `None` if the folded step's output
     /// replaces the producer's own.
     pub fn extra_output(&self) -> Option<&'static str> {
-        matches!(self, Self::Moments { .. }).then_some("moments")
+        matches!(self, Self::Moments { .. }).then_some(names::MOMENTS)
     }
 }
 

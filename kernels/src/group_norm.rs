@@ -10,6 +10,7 @@ use crate::fold::{OperandSource, PrologueOffer, PrologueOp};
 use crate::kernel::{
     Activation, Case, Cost, Family, Fill, Kernel, Operand, Param, Program, Tolerance, folded_grid, parse,
 };
+use crate::names;
 use crate::prologue::{Norm, Prologue};
 use crate::variant::Variant;
 use serde::{Deserialize, Serialize};
@@ -97,13 +98,14 @@ impl Kernel for GroupNorm {
     }
 
     fn prologue_offer(&self) -> Option<PrologueOffer> {
-        let (op, operands) = (PrologueOp::Normalise(self.prologue.norm), vec![("norm", OperandSource::Folded("norm"))]);
+        let (op, operands) =
+            (PrologueOp::Normalise(self.prologue.norm), vec![(names::NORM, OperandSource::Folded("norm"))]);
         let plain = self.prologue.joined == 0 && !self.prologue.f32_input;
         plain.then(|| PrologueOffer { op, main: Some("x"), operands, remainder: None })
     }
 
     fn with_prologue(&self, operand: &str, op: &PrologueOp) -> Option<Box<dyn Kernel>> {
-        let prologue = (operand == "x").then(|| self.prologue.with(self.c, op))??;
+        let prologue = (operand == names::X).then(|| self.prologue.with(self.c, op))??;
         Some(Box::new(Self { prologue, ..self.clone() }))
     }
 }

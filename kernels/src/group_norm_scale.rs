@@ -8,6 +8,7 @@
 use crate::draw::Draw;
 use crate::fold::PrologueOp;
 use crate::kernel::{Case, Cost, DType, Family, Fill, Kernel, Operand, Param, Program, Tolerance, folded_grid, parse};
+use crate::names;
 use crate::tile::TILE;
 use crate::variant::Variant;
 use rayon::prelude::*;
@@ -79,8 +80,8 @@ impl Kernel for GroupNormScale {
         let merges = self.eps.is_some();
         let moments = [self.n * self.tiles(), 2, self.c];
         vec![
-            Operand::read("stats", [self.n, self.groups, 2]).dtype(DType::F32).optional(!merges),
-            Operand::read("moments", moments).dtype(DType::F32).optional(merges),
+            Operand::read(names::STATS, [self.n, self.groups, 2]).dtype(DType::F32).optional(!merges),
+            Operand::read(names::MOMENTS, moments).dtype(DType::F32).optional(merges),
             Operand::read("weight", [self.c]),
             Operand::read("bias", [self.c]),
             Operand::write("norm", [self.n, 2, self.c]).dtype(DType::F32),
@@ -175,7 +176,7 @@ impl Kernel for GroupNormScale {
 
     fn with_prologue(&self, operand: &str, op: &PrologueOp) -> Option<Box<dyn Kernel>> {
         match *op {
-            PrologueOp::MergeMoments { eps } if operand == "stats" => {
+            PrologueOp::MergeMoments { eps } if operand == names::STATS => {
                 Some(Box::new(Self { eps: Some(eps), ..self.clone() }))
             }
             _ => None,

@@ -10,6 +10,7 @@ use crate::fold::{OperandSource, PrologueOffer, PrologueOp};
 use crate::kernel::{
     Case, Cost, DType, Family, Fill, Kernel, Operand, Param, Program, Tolerance, elements, folded_grid, parse,
 };
+use crate::names;
 use crate::prologue::Prologue;
 use crate::variant::Variant;
 use rayon::prelude::*;
@@ -169,7 +170,7 @@ impl Kernel for GroupNormStats {
     fn prologue_offer(&self) -> Option<PrologueOffer> {
         let &Self { n, positions, c, eps, .. } = self;
         let rest = Box::new(ChannelMoments { n, positions, c, prologue: Prologue::default() });
-        let operands = vec![("moments", OperandSource::Remainder)];
+        let operands = vec![(names::MOMENTS, OperandSource::Remainder)];
         Some(PrologueOffer { op: PrologueOp::MergeMoments { eps }, main: None, operands, remainder: Some(rest) })
     }
 }

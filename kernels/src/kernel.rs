@@ -8,6 +8,7 @@
 pub use crate::family::{Case, Family, Fill, parse};
 use crate::fold::{EpilogueOffer, EpilogueOp, PrologueOffer, PrologueOp};
 pub use crate::layout::Layout;
+use crate::names;
 pub use crate::operand::{Access, DType, Operand};
 use crate::storage::Storage;
 use crate::variant::Variant;
@@ -104,14 +105,14 @@ impl Stage {
     pub fn read_in_place(&mut self) {
         for (name, value) in &mut self.program.constants {
             match *name {
-                "HAS_RESIDUAL" => *value = 0,
-                "IN_PLACE" => *value = 1,
+                names::HAS_RESIDUAL => *value = 0,
+                names::IN_PLACE => *value = 1,
                 _ => {}
             }
         }
         self.operands
             .iter_mut()
-            .filter(|operand| operand.name == "residual")
+            .filter(|operand| operand.name == names::RESIDUAL)
             .for_each(|operand| operand.present = false);
     }
 }

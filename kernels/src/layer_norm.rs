@@ -9,6 +9,7 @@ use crate::draw::Draw;
 use crate::fold::{OperandSource, PrologueOffer, PrologueOp};
 use crate::kernel::{Case, Cost, Family, Fill, Kernel, Operand, Param, Program, Tolerance, folded_grid, parse};
 use crate::layer_norm_stats::LayerNormStats;
+use crate::names;
 use crate::prologue::Norm;
 use crate::variant::Variant;
 use rayon::prelude::*;
@@ -130,9 +131,9 @@ impl Kernel for LayerNorm {
 
     fn prologue_offer(&self) -> Option<PrologueOffer> {
         let operands = vec![
-            ("stats", OperandSource::Remainder),
-            ("norm_weight", OperandSource::Folded("weight")),
-            ("norm_bias", OperandSource::Folded("bias")),
+            (names::STATS, OperandSource::Remainder),
+            (names::NORM_WEIGHT, OperandSource::Folded("weight")),
+            (names::NORM_BIAS, OperandSource::Folded("bias")),
         ];
         let rest = Box::new(LayerNormStats { rows: self.rows, c: self.c, eps: self.eps });
         Some(PrologueOffer { op: PrologueOp::Normalise(Norm::Rows), main: Some("x"), operands, remainder: Some(rest) })

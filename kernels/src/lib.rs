@@ -7,6 +7,7 @@ pub mod cpu;
 pub mod draw;
 pub mod fold;
 pub mod kernel;
+pub mod names;
 pub mod panels;
 pub mod reference;
 pub mod runner;

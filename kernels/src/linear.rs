@@ -11,6 +11,7 @@ use crate::fold::{EpilogueOp, PrologueOp};
 use crate::kernel::{
     Activation, Case, Cost, Family, Fill, Kernel, Layout, Operand, Param, Program, Stage, Tolerance, parse, too_many,
 };
+use crate::names;
 use crate::panels::{Left, Panels, multiply};
 use crate::prologue::{Norm, Prologue};
 use crate::tile::{self, TILE, Tile};
@@ -63,9 +64,9 @@ pub(crate) const FAMILY: Family = Family {
 
 impl Linear {
     fn program_of(&self, tile: &Tile) -> Program {
-        let mut constants = vec![("HAS_BIAS", self.bias.into()), ("HAS_RESIDUAL", self.residual.into())];
+        let mut constants = vec![("HAS_BIAS", self.bias.into()), (names::HAS_RESIDUAL, self.residual.into())];
         constants.extend([
-            ("IN_PLACE", 0),
+            (names::IN_PLACE, 0),
             ("HAS_MOMENTS", self.moments.into()),
             ("Y_F32", 0),
             ("Y_STORED", 1),
@@ -98,11 +99,11 @@ impl Kernel for Linear {
         let mut operands = vec![
             self.prologue.x(&[self.rows], self.k),
             Operand::weight("w", [self.cols, self.k]).host(Layout::Panels),
-            Operand::read("bias", [self.cols]).optional(self.bias),
-            Operand::read("residual", [self.rows, self.cols]).optional(self.residual),
+            Operand::read(names::BIAS, [self.cols]).optional(self.bias),
+            Operand::read(names::RESIDUAL, [self.rows, self.cols]).optional(self.residual),
         ];
         operands.extend(self.prologue.operands(&[self.rows], self.k));
-        operands.push(Operand::write("y", [self.rows, self.cols]));
+        operands.push(Operand::write(names::Y, [self.rows, self.cols]));
         operands.push(channel_moments::operand(1, self.rows, self.cols).optional(self.moments));
         operands
     }
@@ -175,7 +176,7 @@ impl Kernel for Linear {
     }
 
     fn with_prologue(&self, operand: &str, op: &PrologueOp) -> Option<Box<dyn Kernel>> {
-        let prologue = (operand == "x").then(|| self.prologue.with(self.k, op))??;
+        let prologue = (operand == names::X).then(|| self.prologue.with(self.k, op))??;
         Some(Box::new(Self { prologue, ..self.clone() }))
     }
 

@@ -10,6 +10,7 @@ use crate::cpu::{Threads, activate_all, rows_per_task, with_simd};
 use crate::draw::Draw;
 use crate::fold::PrologueOp;
 use crate::kernel::{Activation, DType, Operand, Param};
+use crate::names;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -88,7 +89,7 @@ impl Prologue {
     /// `x`; `lead` is the input's shape without its channels.
     pub(crate) fn x(&self, lead: &[usize], channels: usize) -> Operand {
         let dtype = if self.f32_input { DType::F32 } else { DType::Elem };
-        Operand::read("x", [lead, &[self.first(channels)]].concat()).dtype(dtype)
+        Operand::read(names::X, [lead, &[self.first(channels)]].concat()).dtype(dtype)
     }
 
     /// `x2`, `stats`, `norm_weight`, `norm_bias` and `norm`; `lead` is the input's shape without its channels.
@@ -96,11 +97,11 @@ impl Prologue {
         let rows = lead.iter().product();
         let (by_row, by_channel) = (self.norm == Norm::Rows, matches!(self.norm, Norm::Channels { .. }));
         [
-            Operand::read("x2", [lead, &[self.joined]].concat()).optional(self.joined > 0),
-            Operand::read("stats", [rows, 2]).dtype(DType::F32).optional(by_row),
-            Operand::read("norm_weight", [channels]).optional(by_row),
-            Operand::read("norm_bias", [channels]).optional(by_row),
-            Operand::read("norm", [self.images(), 2, channels]).dtype(DType::F32).optional(by_channel),
+            Operand::read(names::X2, [lead, &[self.joined]].concat()).optional(self.joined > 0),
+            Operand::read(names::STATS, [rows, 2]).dtype(DType::F32).optional(by_row),
+            Operand::read(names::NORM_WEIGHT, [channels]).optional(by_row),
+            Operand::read(names::NORM_BIAS, [channels]).optional(by_row),
+            Operand::read(names::NORM, [self.images(), 2, channels]).dtype(DType::F32).optional(by_channel),
         ]
     }
 

@@ -10,6 +10,7 @@ use crate::draw::Draw;
 use crate::fold::PrologueOp;
 use crate::kernel::{Activation, Case, Cost, Family, Fill, Kernel, Layout, Operand, Param, Program, Tolerance, parse};
 use crate::linear::rows_per_block;
+use crate::names;
 use crate::panels::{Left, Panels, multiply};
 use crate::prologue::{Norm, Prologue};
 use crate::tile::{self, TILE};
@@ -127,7 +128,7 @@ impl Kernel for SharedKvProjection {
     }
 
     fn with_prologue(&self, operand: &str, op: &PrologueOp) -> Option<Box<dyn Kernel>> {
-        let prologue = (operand == "x").then(|| self.prologue.with(self.k, op))??;
+        let prologue = (operand == names::X).then(|| self.prologue.with(self.k, op))??;
         Some(Box::new(Self { prologue, ..self.clone() }))
     }
 }

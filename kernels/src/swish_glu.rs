@@ -11,6 +11,7 @@ use crate::draw::Draw;
 use crate::fold::PrologueOp;
 use crate::kernel::{Activation, Case, Cost, Family, Fill, Kernel, Layout, Operand, Param, Program, Tolerance, parse};
 use crate::linear::rows_per_block;
+use crate::names;
 use crate::panels::{Left, PANEL, Panels, multiply, multiply_gated};
 use crate::prologue::{Norm, Prologue};
 use crate::tile::{self, TILE};
@@ -161,7 +162,7 @@ impl Kernel for SwishGlu {
     }
 
     fn with_prologue(&self, operand: &str, op: &PrologueOp) -> Option<Box<dyn Kernel>> {
-        let prologue = (operand == "x").then(|| self.prologue.with(self.k, op))??;
+        let prologue = (operand == names::X).then(|| self.prologue.with(self.k, op))??;
         Some(Box::new(Self { prologue, ..self.clone() }))
     }
 }

@@ -7,6 +7,7 @@
 //! units multiply.
 
 use crate::kernel::{DType, Operand, Program, Stage, elements, folded_grid};
+use crate::names;
 use crate::prologue::{Norm, Prologue};
 use crate::variant::{MatrixUnit, Needs, Variant};
 
@@ -51,7 +52,7 @@ enum Share {
 const DISPATCH: f64 = 256.0;
 
 /// Operands of a product that its end binds; the others are its start's.
-const AT_END: [&str; 5] = ["bias", "shift", "residual", "y", "moments"];
+const AT_END: [&str; 5] = [names::BIAS, names::SHIFT, names::RESIDUAL, names::Y, names::MOMENTS];
 
 /// Most bytes of sums that parts leave in memory: more of them come of products that have tiles enough.
 const MOST_SUMS: usize = 32 << 20;
@@ -231,7 +232,7 @@ impl Tile {
             ("MET", (!product).into()),
             ("PARTS", parts),
             ("IN_PARTS", (parts > 1).into()),
-            ("MATRIX", (product && self.matrix.is_some()).into()),
+            (names::MATRIX, (product && self.matrix.is_some()).into()),
             ("PLAIN", (product && self.matrix.is_none()).into()),
             ("ROWS_EACH", size(self.each[0])),
             ("QUADS_EACH", size(self.each[1])),
@@ -303,7 +304,7 @@ pub(crate) fn variants(tiles: &[Tile], sizes: [usize; 3], prologue: &Prologue, m
 
 /// What parts leave for the end.
 fn sums(parts: u32, [rows, cols]: [usize; 2]) -> Operand {
-    Operand::write("parts", [parts as usize, rows, cols]).dtype(DType::F32)
+    Operand::write(names::PARTS, [parts as usize, rows, cols]).dtype(DType::F32)
 }
 
 /// The dispatches of a product of `rows` x `cols` by a tile, with these operands and the program of a tile.

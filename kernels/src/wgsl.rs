@@ -1,6 +1,7 @@
 //! From a [`Program`] to the text of a module: storage prelude, constants, imports, body.
 
 use crate::kernel::Program;
+use crate::names;
 use crate::storage::Storage;
 use mobilediffusion_runtime::shader::{self, Compose};
 
@@ -32,7 +33,7 @@ pub const COMMON: &[(&str, &str)] = &[
 /// # Errors
 /// If the body imports what does not exist.
 pub fn compose(program: &Program, storage: Storage) -> Result<String, shader::UnknownImport> {
-    let by_matrices = program.constants.contains(&("MATRIX", 1));
+    let by_matrices = program.constants.contains(&(names::MATRIX, 1));
     let prelude = if by_matrices { "enable wgpu_cooperative_matrix;\n" } else { "" }.to_owned() + &storage.prelude();
     shader::compose(&Compose { prelude: &prelude, constants: &program.constants, body: program.wgsl, common: COMMON })
 }

@@ -1,4 +1,4 @@
-// Four values of a row of `x`, or of `x` and `x2` side by side, normalised as they are read: kernels/src/source.rs.
+// Four values of a row of `x`, or of `x` and `x2` side by side, normalised as they are read: kernels/src/prologue.rs.
 //
 // Whoever reads many of them first fetches what lies in memory, then makes values of it: loads that wait for nothing but
 // each other follow each other, and all are under way at once. The module that imports this declares the operands that are

@@ -5,7 +5,9 @@
 //! A lane of a subgroup keeps what it needs: `EDGE * EDGE / SUBGROUP` neighbours in a row of the sums, that row of the left
 //! factor, and of the right one where it lies, for kernels multiply by it before anybody writes there again.
 
-use mobilediffusion_kernels::{Cost, Kernel, Operand, ParamsJson, Program, Stage, Storage, Tolerance, Variant, wgsl};
+use mobilediffusion_kernels::{
+    Cost, Kernel, Operand, ParamsJson, Program, Stage, Storage, Tolerance, Variant, names, wgsl,
+};
 use std::fmt::Write;
 
 /// A kernel whose shaders multiply matrices by the stand-in.
@@ -18,7 +20,7 @@ pub(crate) struct StandIn<'a> {
 impl StandIn<'_> {
     /// The same program without matrix units, if it uses any.
     fn without_units(&self, program: Program) -> Program {
-        let Some(matrix) = program.constants.iter().position(|constant| *constant == ("MATRIX", 1)) else {
+        let Some(matrix) = program.constants.iter().position(|constant| *constant == (names::MATRIX, 1)) else {
             return program;
         };
         let composed = |program: &Program| wgsl::compose(program, self.storage).expect("it composes");

@@ -1,6 +1,7 @@
 //! Attention by matrix units, `shaders/common/attention_matrix.wgsl`: its tiles, for each kind of unit.
 
 use super::{Attention, Phi};
+use crate::names;
 use crate::variant::{MatrixUnit, Needs, Variant};
 
 /// Matrices of sums that a subgroup holds at most: heads of 128 channels on NVIDIA, of 64 on Apple.
@@ -61,7 +62,7 @@ impl Tile {
     pub(super) fn constants(&self, attention: &Attention) -> Vec<(&'static str, u32)> {
         let size = |size: usize| u32::try_from(size).expect("a tile is small");
         vec![
-            ("MATRIX", 1),
+            (names::MATRIX, 1),
             ("PLAIN", 0),
             ("EDGE", self.unit.edge),
             ("EDGE_8", (self.unit.edge == 8).into()),

@@ -5,6 +5,7 @@ use crate::config::ModelConfig;
 use crate::error::ModelError;
 use crate::networks::{Shape, denoise_graph};
 use mobilediffusion_graph::{Graph, Recording};
+use mobilediffusion_kernels::Attention;
 use mobilediffusion_kernels::kernel::elements;
 use std::collections::BTreeSet;
 use std::fmt;
@@ -30,7 +31,7 @@ impl Row {
     /// Counts the graph of a UNet.
     pub fn counted(name: &str, graph: Graph) -> Self {
         let layers = |end: &str| {
-            graph.nodes().iter().filter(|n| n.kernel.name() == "attention" && n.path.ends_with(end)).count()
+            graph.nodes().iter().filter(|n| n.kernel.name() == Attention::NAME && n.path.ends_with(end)).count()
         };
         let block = |path: &str| {
             let (level, rest) = path.split_once("resnets.")?;
