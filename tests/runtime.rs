@@ -53,7 +53,7 @@ impl Count {
     }
 
     fn read(&self, gpu: &Gpu) -> Result<Vec<u32>, RuntimeError> {
-        Ok(words(&gpu.download(&self.x, &self.staging, self.x.bytes())?))
+        Ok(words(&gpu.download(&self.x, &self.staging)?))
     }
 }
 
@@ -90,10 +90,10 @@ fn large_uploads_arrive_whole(gpu: &Arc<Gpu>) {
     let buffer = gpu.buffer("x", 4 * values.len() as u64, Role::Storage).expect("there is room");
     gpu.upload(&buffer, bytemuck::cast_slice(&values)).expect("the upload succeeds");
     let staging = gpu.buffer("staging", buffer.bytes(), Role::Staging).expect("there is room");
-    let back = gpu.download(&buffer, &staging, buffer.bytes()).expect("the download succeeds");
+    let back = gpu.download(&buffer, &staging).expect("the download succeeds");
     assert!(bytemuck::cast_slice::<u8, u32>(&back) == values, "the values come back");
     gpu.poison(&buffer).expect("it is poisoned");
-    let back = gpu.download(&buffer, &staging, buffer.bytes()).expect("the download succeeds");
+    let back = gpu.download(&buffer, &staging).expect("the download succeeds");
     assert!(words(&back).iter().all(|word| *word == POISON), "every word is poison");
     assert!(f32::from_bits(POISON).is_nan(), "poison is no number");
 }
@@ -102,7 +102,7 @@ fn a_download_arrives_while_others_wait(gpu: &Arc<Gpu>) {
     let count = Count::new(gpu, 64, 1).expect("there is room");
     gpu.upload(&count.x, &[0; 256]).expect("it fits");
     gpu.submit([&count.there, &count.back]).expect("the list runs");
-    let start = || gpu.start_download(Bound::whole(&count.x), &count.staging).expect("it starts");
+    let start = || gpu.start_download(&count.x, &count.staging).expect("it starts");
     drop(start());
     let download = start();
     let bytes = std::thread::scope(|scope| {
@@ -116,8 +116,7 @@ fn a_download_arrives_while_others_wait(gpu: &Arc<Gpu>) {
 fn a_copy_does_not_leave_its_part(gpu: &Arc<Gpu>) {
     let buffer = |label, bytes| gpu.buffer(label, bytes, Role::Storage).expect("there is room");
     let (from, to) = (buffer("from", 64), buffer("to", 64));
-    let part = Bound { bytes: 16, ..Bound::whole(&to) };
-    let refused = gpu.copy_part(Bound::whole(&from), part).expect_err("64 bytes are more than 16");
+    let refused = gpu.copy(&from, Bound::prefix(&to, 16)).expect_err("64 bytes are more than 16");
     assert!(matches!(refused, RuntimeError::TooLarge { bytes: 64, allowed: 16, .. }), "{refused}");
 }
 
@@ -130,15 +129,22 @@ fn what_does_not_fit_is_refused_with_both_numbers(gpu: &Arc<Gpu>) {
     }
     let small = gpu.buffer("small", 8, Role::Storage).expect("there is room");
     let error = gpu.upload(&small, &[0; 12]).expect_err("twelve bytes do not fit into eight");
-    assert_eq!(error.to_string(), "`small` needs 12 bytes, the buffer is 8", "both numbers are there");
+    assert_eq!(error.to_string(), "`small`: 12 bytes exceed the destination of 8 bytes", "both numbers are there");
     let pipeline = gpu.pipeline("count", COUNT, &BINDINGS).expect("the shader is right");
     let grid = [1, caps.max_groups + 1, 1];
     let error = gpu.dispatch("tall", &pipeline, &[], grid).expect_err("the grid is too large").to_string();
-    let words = format!("`tall` needs {} workgroups on an axis, the adapter allows {}", grid[1], caps.max_groups);
+    let words = format!(
+        "`tall` needs {} workgroups along one axis, but the adapter allows at most {}",
+        grid[1], caps.max_groups
+    );
     assert_eq!(error, words, "both numbers are there");
     let many = vec![Binding::Read; caps.max_storage_buffers as usize + 1];
     let error = gpu.pipeline("wide", COUNT, &many).expect_err("there are too many bindings").to_string();
-    let words = format!("`wide` needs {} storage buffers, the adapter allows {}", many.len(), caps.max_storage_buffers);
+    let words = format!(
+        "`wide` needs {} storage buffers, but the adapter allows at most {}",
+        many.len(),
+        caps.max_storage_buffers
+    );
     assert_eq!(error, words, "both numbers are there");
     let crowded = COUNT.replace("size(64)", "size(64, 64)");
     let error = gpu.pipeline("crowded", &crowded, &BINDINGS).expect_err("there are 4096 invocations").to_string();
@@ -151,11 +157,11 @@ fn a_binding_that_does_not_fit_is_an_error(gpu: &Arc<Gpu>) {
     let buffer = gpu.buffer("only one", 16, Role::Storage).expect("there is room");
     let error = gpu.dispatch("count", &pipeline, &[Bound::whole(&buffer)], [1, 1, 1]);
     assert!(matches!(error, Err(RuntimeError::Validation { ref what, .. }) if what == "count"), "{error:?}");
-    let none = [Bound::whole(&buffer), Bound { bytes: 0, ..Bound::whole(&buffer) }, Bound::whole(&buffer)];
+    let none = [Bound::whole(&buffer), Bound::prefix(&buffer, 0), Bound::whole(&buffer)];
     let error = gpu.dispatch("count", &pipeline, &none, [1, 1, 1]).expect_err("it would be all of it").to_string();
-    assert!(error.ends_with("no byte of `only one` is bound"), "{error}");
+    assert!(error.ends_with("the range of `only one` that is bound is empty"), "{error}");
     let staging = gpu.buffer("staging", 8, Role::Staging).expect("there is room");
-    let error = gpu.download(&buffer, &staging, 16);
+    let error = gpu.download(&buffer, &staging);
     let both =
         matches!(error, Err(RuntimeError::TooLarge { ref what, bytes: 16, allowed: 8, .. }) if what == "staging");
     assert!(both, "{error:?}");
@@ -175,7 +181,7 @@ fn times_are_taken(gpu: &Arc<Gpu>) {
     let Count { x, staging, there, back } = count;
     let seconds = timer.time_in_turn(gpu, &[there, back], 5).expect("they are timed");
     assert_eq!(seconds.len(), 5, "one for each pass");
-    let last = words(&gpu.download(&x, &staging, 4).expect("it arrives"));
+    let last = words(&gpu.download(Bound::prefix(&x, 4), &staging).expect("it arrives"));
     assert_eq!(last, [40_000], "each adds ten thousand, and four of them had come back");
 }
 

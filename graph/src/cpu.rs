@@ -90,7 +90,7 @@ impl CpuMemory {
                 return Err(GraphError::Stopped { done, total });
             }
         }
-        let refused = |_| RuntimeError::OutOfMemory { what: "arena".to_owned(), bytes: bytes as u64 };
+        let refused = |_| RuntimeError::OutOfMemory { what: "arena".to_owned(), bytes: Some(bytes as u64) };
         let arena = Aligned::zeros(bytes / 4).map_err(refused).map_err(GraphError::at("arena"))?;
         Ok(Self { arena, placed, steps })
     }

@@ -142,7 +142,7 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_says_how_much_the_plan_needs() {
-        let source = RuntimeError::OutOfMemory { what: "arena 1".into(), bytes: 64 };
+        let source = RuntimeError::OutOfMemory { what: "arena 1".into(), bytes: Some(64) };
         let needs = PlanSummary {
             steps: 1,
             tensors: 3,

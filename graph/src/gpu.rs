@@ -276,7 +276,7 @@ impl GpuMemory {
 
     pub(crate) fn write(&self, tensor: usize, info: &TensorInfo, values: &[f32]) -> Result<(), GraphError> {
         let bytes = self.storage.encode(info.dtype, &info.shape, values);
-        self.gpu.upload_to(self.whole(tensor, info), &bytes).map_err(GraphError::at(&info.name))
+        self.gpu.upload(self.whole(tensor, info), &bytes).map_err(GraphError::at(&info.name))
     }
 
     /// [`read`](Self::read) of an output, and whoever polls it is free until it has arrived.
@@ -291,11 +291,11 @@ impl GpuMemory {
     pub(crate) fn read(&self, tensor: usize, info: &TensorInfo) -> Result<Vec<f32>, GraphError> {
         let (from, at) = (self.whole(tensor, info), || GraphError::at(&info.name));
         let data = if from.bytes <= self.staging.bytes() {
-            self.gpu.download_from(from, &self.staging)
+            self.gpu.download(from, &self.staging)
         } else {
             // No output: somebody looks into the middle of a plan.
             let staging = self.gpu.buffer("staging", from.bytes, Role::Staging).map_err(at())?;
-            self.gpu.download_from(from, &staging)
+            self.gpu.download(from, &staging)
         };
         let data = data.map_err(at())?;
         Ok(self.storage.decode(info.dtype, &info.shape, &data))
@@ -312,7 +312,7 @@ impl GpuMemory {
 
     /// Copies an output to an input; the plan keeps the two in different arenas.
     pub(crate) fn copy(&self, from: usize, to: usize, info: &TensorInfo) -> Result<(), GraphError> {
-        self.gpu.copy_part(self.whole(from, info), self.whole(to, info)).map_err(GraphError::at(&info.name))
+        self.gpu.copy(self.whole(from, info), self.whole(to, info)).map_err(GraphError::at(&info.name))
     }
 }
 

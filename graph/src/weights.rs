@@ -224,7 +224,7 @@ impl Weights {
             WeightType::Floats => self.rounding,
         };
         let len = elements(&host.packed_shape(&shape));
-        let refused = |_| RuntimeError::OutOfMemory { what: name.to_owned(), bytes: 4 * len as u64 };
+        let refused = |_| RuntimeError::OutOfMemory { what: name.to_owned(), bytes: Some(4 * len as u64) };
         let mut all = Aligned::zeros(len).map_err(refused).map_err(GraphError::at(name))?;
         let mut at = 0;
         for part in parts(&shape, host) {
@@ -259,7 +259,7 @@ impl Weights {
             let bytes = storage.encode(dtype, &packed_shape(part.len()), &values);
             let offset = bytes_of(part.start);
             let to = Bound { buffer: &buffer, offset, bytes: buffer.bytes() - offset };
-            gpu.upload_to(to, &bytes).map_err(GraphError::at(name))?;
+            gpu.upload(to, &bytes).map_err(GraphError::at(name))?;
         }
         Ok(Resident::Device(buffer))
     }

@@ -274,7 +274,7 @@ pub fn run_variant(
             if operand.present {
                 let packed = operand.layout.pack(&operand.shape, values);
                 let encoded = storage.encode(operand.dtype, &shape, &packed);
-                gpu.upload_to(Bound { bytes: bytes as u64, ..inside(&buffer, bytes) }, &encoded)?;
+                gpu.upload(Bound { bytes: bytes as u64, ..inside(&buffer, bytes) }, &encoded)?;
             }
         }
         buffers.push((buffer, bytes));
@@ -291,12 +291,12 @@ pub fn run_variant(
             continue;
         }
         let staging = gpu.buffer("staging", buffer.bytes(), Role::Staging)?;
-        let all = gpu.download(buffer, &staging, buffer.bytes())?;
+        let all = gpu.download(buffer, &staging)?;
         outputs.push(unfenced(kernel, operand, storage, &all, *bytes)?);
     }
     if let Some(shared) = shared {
         let staging = gpu.buffer("staging", shared.bytes(), Role::Staging)?;
-        let all = gpu.download(&shared, &staging, shared.bytes())?;
+        let all = gpu.download(&shared, &staging)?;
         if !fences_stand(&all, all.len() - 2 * FENCE_BYTES) {
             return Err(RunError::Outside { kernel: format!("{kernel:?} {storage}"), operand: "shared" });
         }

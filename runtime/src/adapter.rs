@@ -1,23 +1,23 @@
-//! What this machine has to compute on, as plain data, and the rule that chooses.
+//! The adapters of the machine as plain data, and the rule that selects one.
 
 use crate::error::RuntimeError;
 use std::fmt;
 use std::sync::LazyLock;
 
-/// What we use where an adapter has it.
+/// Optional features of wgpu that are requested where the adapter offers them.
 pub(crate) const FEATURES: wgpu::Features = wgpu::Features::SHADER_F16
     .union(wgpu::Features::TIMESTAMP_QUERY)
     .union(wgpu::Features::PIPELINE_CACHE)
     .union(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX);
 
-/// A type of numbers that matrix units know.
+/// Element type of a matrix operand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MatrixType {
     /// 16-bit floats.
     F16,
     /// 32-bit floats.
     F32,
-    /// 32-bit integers, with or without a sign.
+    /// 32-bit integers, signed or unsigned.
     Integer,
 }
 
@@ -31,23 +31,24 @@ impl fmt::Display for MatrixType {
     }
 }
 
-/// A product of matrices that a subgroup computes in one operation: `m x k` times `k x n`, added to `m x n`.
+/// Shape and types of a matrix multiply-accumulate that a subgroup computes in one operation: an `m x k` matrix times a
+/// `k x n` matrix, added to an `m x n` matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MatrixShape {
-    /// Rows of the left factor and of the sums.
+    /// Number of rows of the left factor and of the accumulator.
     pub m: u32,
-    /// Columns of the right factor and of the sums.
+    /// Number of columns of the right factor and of the accumulator.
     pub n: u32,
-    /// Columns of the left factor, rows of the right one.
+    /// Number of columns of the left factor, which is the number of rows of the right factor.
     pub k: u32,
-    /// Type of both factors.
+    /// Element type of both factors.
     pub input: MatrixType,
-    /// Type of the sums.
+    /// Element type of the accumulator.
     pub sum: MatrixType,
 }
 
 impl MatrixShape {
-    /// That of square matrices.
+    /// Returns the shape in which `m`, `n` and `k` all equal `edge`.
     pub fn square(edge: u32, input: MatrixType, sum: MatrixType) -> Self {
         Self { m: edge, n: edge, k: edge, input, sum }
     }
@@ -69,37 +70,40 @@ impl fmt::Display for MatrixShape {
     }
 }
 
-/// What of an adapter matters to us, as plain data.
+/// Capabilities and limits of an adapter, as far as kernels and planning depend on them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Caps {
-    /// Native 16-bit floats in shaders and storage.
+    /// Whether shaders can compute with and store native 16-bit floats (`enable f16`).
     pub shader_f16: bool,
-    /// Timestamps at the edges of a pass.
+    /// Whether timestamps can be written at the beginning and end of a pass.
     pub timestamps: bool,
-    /// Compiled pipelines can be kept in a file.
+    /// Whether the driver can export compiled pipelines, so that they can be kept in a file.
     pub pipeline_cache: bool,
-    /// Invocations of a subgroup, if all have as many.
+    /// Number of invocations in a subgroup, if all subgroups have the same known size. It is determined only for
+    /// adapters with matrix units and is `None` for all others.
     pub subgroup_size: Option<u32>,
-    /// Products of matrices that a subgroup computes in one operation: wgpu's "cooperative matrices".
+    /// Matrix products that a subgroup computes in one operation (wgpu's "cooperative matrices"). On an open
+    /// device with a known subgroup size, square products of f16 with an f32 accumulator are listed only if a trial
+    /// product came out right.
     pub matrices: Vec<MatrixShape>,
-    /// Largest range of a buffer that can be bound, in bytes.
+    /// Largest range of a buffer that can be bound as storage, in bytes.
     pub max_binding_bytes: u64,
     /// Largest buffer, in bytes.
     pub max_buffer_bytes: u64,
-    /// Workgroup memory, in bytes.
+    /// Largest workgroup memory of a shader, in bytes.
     pub max_workgroup_bytes: u32,
-    /// Invocations in a workgroup.
+    /// Largest number of invocations in a workgroup.
     pub max_invocations: u32,
-    /// Workgroups along an axis of a grid.
+    /// Largest number of workgroups along one axis of a grid.
     pub max_groups: u32,
-    /// Storage buffers a shader may bind.
+    /// Largest number of storage buffers that a shader can bind.
     pub max_storage_buffers: u32,
-    /// Alignment of a uniform binding's offset, in bytes.
+    /// Required alignment of the offset of a uniform binding, in bytes.
     pub uniform_alignment: u32,
 }
 
 impl Caps {
-    /// What every device of WebGPU has.
+    /// Capabilities that every WebGPU device has: the default limits and no optional feature.
     pub const PORTABLE: Self = Self {
         shader_f16: false,
         timestamps: false,
@@ -139,8 +143,8 @@ impl Caps {
             return caps;
         }
         let subgroup_size = match (info.backend, info.subgroup_min_size, info.subgroup_max_size) {
-            // wgpu tells the range of all of Metal's GPUs, and of some that are not Apple's that they have matrices. Apple's
-            // have them, and subgroups of 32.
+            // On Metal, wgpu reports one range of subgroup sizes for all GPUs, and reports matrix units for some GPUs
+            // that are not Apple's. Only Apple's are known to have matrix units, with subgroups of 32.
             (wgpu::Backend::Metal, ..) => info.name.starts_with("Apple").then_some(32),
             (_, least, most) => (least == most).then_some(least),
         };
@@ -149,16 +153,16 @@ impl Caps {
     }
 }
 
-/// What stands behind an adapter.
+/// Kind of hardware or software behind an adapter. The order is the order of preference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum AdapterKind {
-    /// A GPU with its own memory.
+    /// A GPU with memory of its own.
     Discrete,
-    /// A GPU that shares the host's memory.
+    /// A GPU that shares the memory of the host.
     Integrated,
-    /// A GPU passed through to a virtual machine, or one the driver does not describe.
+    /// A GPU passed through to a virtual machine, or one that the driver does not describe.
     Other,
-    /// A driver that computes on the CPU: right, but slow.
+    /// A driver that computes on the CPU: correct but slow.
     Software,
 }
 
@@ -173,20 +177,20 @@ impl fmt::Display for AdapterKind {
     }
 }
 
-/// An adapter found on this machine.
+/// Description of an adapter of this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AdapterSummary {
-    /// Position in the list, usable as a name.
+    /// Position in the list of [`adapters`]. [`Select::Named`] accepts it as a name.
     pub index: usize,
-    /// The driver's name for it.
+    /// Name of the adapter, as the driver reports it.
     pub name: String,
-    /// Vulkan, Metal or Dx12.
+    /// Name of the graphics API, for instance `vulkan`, `metal` or `dx12`.
     pub backend: String,
     /// Name and version of the driver.
     pub driver: String,
-    /// What stands behind it.
+    /// Kind of the adapter.
     pub kind: AdapterKind,
-    /// What it can do.
+    /// Capabilities and limits of the adapter.
     pub caps: Caps,
 }
 
@@ -196,35 +200,39 @@ impl fmt::Display for AdapterSummary {
     }
 }
 
-/// Which adapter is wanted.
+/// Choice of an adapter.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Select {
-    /// Hardware before software, discrete before integrated.
+    /// The first adapter in the order discrete GPU, integrated GPU, other GPU, software driver.
     #[default]
     Best,
-    /// Like `Best`, but never a software driver.
+    /// The first adapter in the order of [`Best`](Self::Best) that is no software driver.
     Hardware,
-    /// By position in the list, or by a part of name or driver, whatever the case of the letters.
+    /// The adapter at this position of the list, or else the best one whose name or driver contains this text. Case is
+    /// ignored.
     Named(String),
-    /// The adapter of this name, backend and driver: at its place in the list or, if that changed, wherever it stands now.
+    /// The adapter with the name, backend and driver of this summary. If several match, the one with the same index is
+    /// preferred.
     Same(AdapterSummary),
 }
 
 impl Select {
-    /// The index of the adapter this choice takes, by a pure rule over the list.
+    /// Returns the index of the adapter that this choice takes from a list.
     ///
     /// # Errors
-    /// If none fits: the error lists what there is.
+    /// [`RuntimeError::NoAdapter`] if none fits; the error lists all adapters that were found.
     pub fn choose(&self, found: &[AdapterSummary]) -> Result<usize, RuntimeError> {
         Ok(self.candidates(found)?[0])
     }
 
-    /// The same, and after it what does instead where it gives no device: a GPU may be listed twice, by a driver that
-    /// works and by one that does not. Whoever means a certain one gets no other.
+    /// Returns the indices of the adapters to try, in order of preference. The first is the one that
+    /// [`choose`](Self::choose) returns; the others are for the case that it cannot be opened, since a GPU may be
+    /// listed twice, by a driver that works and by one that does not. A choice of a specific adapter has no
+    /// alternatives.
     ///
     /// # Errors
-    /// As [`choose`](Self::choose).
-    pub fn candidates(&self, found: &[AdapterSummary]) -> Result<Vec<usize>, RuntimeError> {
+    /// [`RuntimeError::NoAdapter`] if none fits.
+    pub(crate) fn candidates(&self, found: &[AdapterSummary]) -> Result<Vec<usize>, RuntimeError> {
         let all = |fits: &dyn Fn(&AdapterSummary) -> bool| {
             let mut fitting: Vec<&AdapterSummary> = found.iter().filter(|a| fits(a)).collect();
             fitting.sort_by_key(|a| (a.kind, a.index));
@@ -238,14 +246,14 @@ impl Select {
                 let index = name.parse::<usize>().ok();
                 let name = name.to_lowercase();
                 let says = |text: &str| text.to_lowercase().contains(&name);
-                // A number that is no position may be a part of a name: 4090.
+                // A number that is no index may be a part of a name, such as 4090.
                 let meant = best(&|a| index == Some(a.index)).or_else(|| best(&|a| says(&a.name) || says(&a.driver)));
                 meant.into_iter().collect()
             }
             Self::Same(same) => {
                 let fits =
                     |a: &AdapterSummary| (&a.name, &a.backend, &a.driver) == (&same.name, &same.backend, &same.driver);
-                // Of two cards of one make, the one that is meant.
+                // Identical cards are told apart by their index.
                 best(&|a| fits(a) && a.index == same.index).or_else(|| best(&fits)).into_iter().collect()
             }
         };
@@ -267,6 +275,7 @@ impl Select {
     }
 }
 
+/// Describes an adapter that is at position `index` of the list.
 pub(crate) fn summary(index: usize, adapter: &wgpu::Adapter) -> AdapterSummary {
     let info = adapter.get_info();
     AdapterSummary {
@@ -284,16 +293,18 @@ pub(crate) fn summary(index: usize, adapter: &wgpu::Adapter) -> AdapterSummary {
     }
 }
 
-/// One for the process: what lies on another device is then known as such and refused. Two instances would count their
-/// resources alike, and mistake one for another.
+/// The one wgpu instance of the process. Two instances would number their resources alike, so that a resource of one
+/// could be mistaken for a resource of the other. Within one instance, a resource of another device is recognised and
+/// refused.
 static INSTANCE: LazyLock<wgpu::Instance> =
     LazyLock::new(|| wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle()));
 
+/// Lists the adapters of all of wgpu's primary backends.
 pub(crate) async fn enumerate() -> Vec<wgpu::Adapter> {
     INSTANCE.enumerate_adapters(wgpu::Backends::PRIMARY).await
 }
 
-/// Every adapter of this machine.
+/// Lists all adapters of this machine.
 pub async fn adapters() -> Vec<AdapterSummary> {
     enumerate().await.iter().enumerate().map(|(index, adapter)| summary(index, adapter)).collect()
 }
@@ -323,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn what_gives_no_device_is_followed_by_the_next_unless_it_was_meant() {
+    fn only_a_general_choice_has_alternatives() {
         assert_eq!(Select::Best.candidates(&machine()), Ok(vec![2, 1, 0]));
         assert_eq!(Select::Hardware.candidates(&machine()), Ok(vec![2, 1]));
         assert_eq!(Select::Named("e".into()).candidates(&machine()), Ok(vec![2]));
@@ -339,16 +350,20 @@ mod tests {
     }
 
     #[test]
-    fn the_same_adapter_is_found_again_beside_its_twin() {
+    fn an_adapter_is_found_again_beside_its_twin() {
         let twins = [adapter(0, "GeForce", AdapterKind::Discrete), adapter(1, "GeForce", AdapterKind::Discrete)];
         assert_eq!(Select::Same(twins[1].clone()).choose(&twins), Ok(1));
-        assert_eq!(Select::Same(machine()[0].clone()).choose(&machine()), Ok(0), "worse than others, but meant");
+        assert_eq!(
+            Select::Same(machine()[0].clone()).choose(&machine()),
+            Ok(0),
+            "a specific adapter is taken even if others are better"
+        );
         let moved = AdapterSummary { index: 7, ..machine()[1].clone() };
         assert_eq!(Select::Same(moved).choose(&machine()), Ok(1));
     }
 
     #[test]
-    fn what_was_found_is_listed() {
+    fn an_error_lists_the_adapters_that_were_found() {
         let error = Select::Named("Radeon".into()).choose(&machine()).expect_err("there is no Radeon").to_string();
         assert!(error.contains("Radeon") && error.contains("[1] Iris"), "{error}");
         let none = Select::Hardware.choose(&[]).expect_err("there is nothing").to_string();

@@ -1,4 +1,4 @@
-//! Buffers: made with a label, filled in bounded chunks, read back through a staging buffer that is made once.
+//! Device buffers, uploads in chunks of bounded size, copies, and read-back through staging buffers.
 
 use crate::device::{Gpu, Incidents};
 use crate::error::RuntimeError;
@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-/// A buffer on the device.
+/// A labelled buffer on the device. Clones refer to the same memory.
 #[derive(Clone, Debug)]
 pub struct Buffer {
     pub(crate) raw: wgpu::Buffer,
@@ -18,45 +18,47 @@ pub struct Buffer {
 }
 
 impl Buffer {
-    /// Its size in bytes.
+    /// Returns the size in bytes, a multiple of four.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// What it holds, for people.
+    /// Returns the label, which names the buffer in error messages.
     pub fn label(&self) -> &str {
         &self.label
     }
 }
 
-/// What a buffer is for.
+/// Purpose of a buffer, which decides how it can be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// A tensor: bound whole as storage, copied to and from.
+    /// A storage buffer that is bound as a whole. It can be copied from and to, and is at most as large as a binding.
     Storage,
-    /// Tensors side by side: parts of it are bound, so that the whole may be larger than a binding.
+    /// A storage buffer that is bound in parts, such as an arena of several tensors. It can be copied from and to, and
+    /// may be larger than a binding.
     Arena,
-    /// Parameters of kernels.
+    /// A uniform buffer with the parameters of kernels. It can be copied to.
     Uniform,
-    /// The way back to the host.
+    /// A buffer that the host can map, for reading data back. It can be copied to.
     Staging,
-    /// What a timer's timestamps are resolved to.
+    /// A buffer that timestamp queries are resolved to. It can be copied from.
     Timestamps,
 }
 
-/// What outputs hold before a kernel runs: a NaN with a pattern of its own, as one f32 and as two f16, so that an element
-/// nobody wrote is found.
+/// Bit pattern that tests fill outputs with before a kernel runs, so that unwritten elements are found. It is a NaN
+/// both as one f32 and as two f16.
 pub const POISON: u32 = 0x7FC1_7FC1;
 
-/// Bytes uploaded between two waits, of all buffers. wgpu keeps a staging copy of everything written until the next submission is
-/// done, so this bounds the host's extra memory.
+/// Number of bytes that are uploaded, to all buffers together, between two waits. wgpu keeps a staging copy of all
+/// written data until the next submission is done, so this bounds the extra memory on the host.
 const UPLOAD_CHUNK: usize = 8 << 20;
 
 impl Gpu {
-    /// Makes a buffer of at least four bytes; its content is zero.
+    /// Creates a buffer filled with zeros. The size is rounded up to a multiple of four bytes, and to at least four.
     ///
     /// # Errors
-    /// If it is beyond the adapter's limits, or there is no memory for it.
+    /// [`RuntimeError::TooLarge`] if the size exceeds a limit of the adapter, [`RuntimeError::OutOfMemory`] if the
+    /// memory cannot be allocated, or [`RuntimeError::Lost`].
     pub fn buffer(&self, label: &str, bytes: u64, role: Role) -> Result<Buffer, RuntimeError> {
         let bytes = bytes.max(4).next_multiple_of(4);
         let caps = self.caps();
@@ -74,38 +76,36 @@ impl Gpu {
             Role::Staging => Usage::MAP_READ | Usage::COPY_DST,
             Role::Timestamps => Usage::QUERY_RESOLVE | Usage::COPY_SRC,
         };
-        // What is read brings the count of passes along.
+        // Every read-back carries the device's count of passes behind the data.
         let size = if role == Role::Staging { bytes + Tally::BYTES } else { bytes };
         let descriptor = wgpu::BufferDescriptor { label: Some(label), size, usage, mapped_at_creation: false };
-        let raw = self.scoped(label, bytes, || self.device.create_buffer(&descriptor))?;
+        let raw = self.scoped(label, Some(bytes), || self.device.create_buffer(&descriptor))?;
         self.buffers_made.fetch_add(1, Ordering::Relaxed);
         Ok(Buffer { raw, label: label.to_owned(), bytes })
     }
 
-    /// Writes `data` to the start of a buffer. `data` is a multiple of four bytes.
+    /// Writes `data` to the start of a buffer or of a part of one. The offset of the part and the length of `data` must
+    /// be multiples of four bytes; `data` may be shorter than the destination.
+    ///
+    /// Large uploads are split into chunks, with waits for the device in between, to bound the extra memory on the
+    /// host.
     ///
     /// # Errors
-    /// If it does not fit, or the device is lost.
-    pub fn upload(&self, buffer: &Buffer, data: &[u8]) -> Result<(), RuntimeError> {
-        self.upload_to(Bound::whole(buffer), data)
-    }
-
-    /// Like [`upload`](Self::upload), to the start of a part of a buffer.
-    ///
-    /// # Errors
-    /// As [`upload`](Self::upload).
-    pub fn upload_to(&self, to: Bound<'_>, data: &[u8]) -> Result<(), RuntimeError> {
+    /// [`RuntimeError::TooLarge`] if the data does not fit, [`RuntimeError::Validation`] if it is misaligned or outside
+    /// the buffer, or an error of the device.
+    pub fn upload<'a>(&self, to: impl Into<Bound<'a>>, data: &[u8]) -> Result<(), RuntimeError> {
+        let to = to.into();
         if data.len() as u64 > to.bytes {
             let (what, bytes, allowed) = (to.buffer.label.clone(), data.len() as u64, to.bytes);
-            return Err(RuntimeError::TooLarge { what, bytes, limit: "buffer", allowed });
+            return Err(RuntimeError::TooLarge { what, bytes, limit: "destination", allowed });
         }
         self.upload_chunks(to, data.chunks(UPLOAD_CHUNK))
     }
 
-    /// Fills a buffer with [`POISON`], so that whatever nobody writes afterwards is found.
+    /// Fills a buffer with [`POISON`], so that elements which are not written afterwards can be found.
     ///
     /// # Errors
-    /// If the device is lost.
+    /// If the device is lost or has not enough memory.
     pub fn poison(&self, buffer: &Buffer) -> Result<(), RuntimeError> {
         let bytes = usize::try_from(buffer.bytes).expect("the buffer is in memory");
         let chunk = POISON.to_le_bytes().repeat(bytes.min(UPLOAD_CHUNK) / 4);
@@ -113,17 +113,17 @@ impl Gpu {
         self.upload_chunks(Bound::whole(buffer), lens.map(|len| &chunk[..len]))
     }
 
-    /// Writes chunks behind each other.
+    /// Writes chunks one behind the other, from the offset of `to`.
     fn upload_chunks<'a>(&self, to: Bound<'_>, chunks: impl Iterator<Item = &'a [u8]>) -> Result<(), RuntimeError> {
         let (buffer, mut offset) = (to.buffer, to.offset);
         for chunk in chunks {
             let bytes = chunk.len() as u64;
-            self.scoped(&buffer.label, bytes, || self.queue.write_buffer(&buffer.raw, offset, chunk))?;
-            // Many small buffers add up just as one large one does.
+            self.scoped(&buffer.label, Some(bytes), || self.queue.write_buffer(&buffer.raw, offset, chunk))?;
+            // Counted across buffers, since many small uploads add up to a large one.
             let pending = self.pending_upload.fetch_add(bytes, Ordering::Relaxed) + bytes;
             if pending >= UPLOAD_CHUNK as u64 {
                 self.pending_upload.store(0, Ordering::Relaxed);
-                self.scoped(&buffer.label, 0, || self.queue.submit([]))?;
+                self.scoped(&buffer.label, None, || self.queue.submit([]))?;
                 self.wait()?;
             }
             offset += bytes;
@@ -131,39 +131,41 @@ impl Gpu {
         Ok(())
     }
 
-    /// Copies the first `bytes` of one buffer to another on the device.
+    /// Copies a buffer, or a part of one, to the start of another buffer or of a part of it. The copy happens on the
+    /// device and is not waited for. Offsets must be multiples of four bytes; the size is rounded up to a multiple of
+    /// four.
     ///
     /// # Errors
-    /// If either is too short, or the device is lost.
-    pub fn copy(&self, from: &Buffer, to: &Buffer, bytes: u64) -> Result<(), RuntimeError> {
-        self.copy_part(Bound { bytes, ..Bound::whole(from) }, Bound::whole(to))
-    }
-
-    /// Copies a part of one buffer to the start of a part of another, on the device.
-    ///
-    /// # Errors
-    /// As [`copy`](Self::copy).
-    pub fn copy_part(&self, from: Bound<'_>, to: Bound<'_>) -> Result<(), RuntimeError> {
+    /// [`RuntimeError::TooLarge`] if the source is larger than the destination, [`RuntimeError::Validation`] if a part
+    /// is misaligned or outside its buffer or both lie in one buffer, or an error of the device.
+    pub fn copy<'a, 'b>(&self, from: impl Into<Bound<'a>>, to: impl Into<Bound<'b>>) -> Result<(), RuntimeError> {
+        let (from, to) = (from.into(), to.into());
         let bytes = copied_bytes(from, to)?;
-        self.scoped(&to.buffer.label, 0, || {
+        self.scoped(&to.buffer.label, None, || {
             let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
             encoder.copy_buffer_to_buffer(&from.buffer.raw, from.offset, &to.buffer.raw, to.offset, bytes);
             self.queue.submit([encoder.finish()]);
         })
     }
 
-    /// Sends a part of a buffer on its way to the host, through `staging`, behind everything submitted before. It has
-    /// arrived when the device has been waited for; a browser does that by itself.
+    /// Starts to read a buffer, or a part of one, back to the host through `staging`, after everything submitted
+    /// before.
+    ///
+    /// The data arrives while the device is waited for, for instance with [`wait`](Self::wait) or
+    /// [`finished`](Self::finished); a browser needs no wait. `staging` is in use until the [`Download`] is dropped or
+    /// its bytes are taken.
     ///
     /// # Errors
-    /// If a buffer is too short, or the device is lost.
-    pub fn start_download(&self, from: Bound<'_>, staging: &Buffer) -> Result<Download, RuntimeError> {
+    /// [`RuntimeError::TooLarge`] if `staging` is too small, [`RuntimeError::Validation`] if the part is misaligned or
+    /// outside its buffer, or an error of the device.
+    pub fn start_download<'a>(&self, from: impl Into<Bound<'a>>, staging: &Buffer) -> Result<Download, RuntimeError> {
+        let from = from.into();
         let expected = self.start_reading(from, staging)?;
         let (send, mapped) = oneshot::channel();
         let range = 0..from.bytes.next_multiple_of(4) + Tally::BYTES;
-        self.scoped(&staging.label, 0, || {
+        self.scoped(&staging.label, None, || {
             staging.raw.map_async(wgpu::MapMode::Read, range.clone(), move |result| {
-                // The receiver is gone only if nobody wants the bytes any more.
+                // The receiver is gone if the download was dropped; then the result is not needed.
                 let _ = send.send(result);
             });
         })?;
@@ -171,12 +173,13 @@ impl Gpu {
         Ok(Download { staging, range, bytes: from.bytes, expected, mapped, incidents })
     }
 
-    /// Copies a part of a buffer, and behind it the count of passes; what that has to be. A pass of its own makes it another
-    /// count than that of the copy before, which stays where a copy fails.
+    /// Copies a part of a buffer to `staging`, with the device's count of passes behind it, and returns the value that
+    /// the count must have. The copy is preceded by a pass of its own, so that its count differs from the count of the
+    /// copy before, which is what remains in `staging` if this copy fails.
     fn start_reading(&self, from: Bound<'_>, staging: &Buffer) -> Result<u32, RuntimeError> {
         let bytes = copied_bytes(from, Bound::whole(staging))?;
         let mut passes = self.tally.passes();
-        self.scoped(&staging.label, 0, || {
+        self.scoped(&staging.label, None, || {
             let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
             self.tally.count(&mut encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default()));
             encoder.copy_buffer_to_buffer(&from.buffer.raw, from.offset, &staging.raw, 0, bytes);
@@ -187,57 +190,54 @@ impl Gpu {
         Ok(*passes)
     }
 
-    /// Reads the first `bytes` of a buffer through `staging`, waiting for everything submitted before.
+    /// Reads a buffer, or a part of one, back to the host through `staging`, and blocks until everything submitted
+    /// before is done.
     ///
     /// # Errors
-    /// If a buffer is too short, or the device is lost.
-    pub fn download(&self, buffer: &Buffer, staging: &Buffer, bytes: u64) -> Result<Vec<u8>, RuntimeError> {
-        self.download_from(Bound { bytes, ..Bound::whole(buffer) }, staging)
-    }
-
-    /// Like [`download`](Self::download), of a part of a buffer.
-    ///
-    /// # Errors
-    /// As [`download`](Self::download).
-    pub fn download_from(&self, from: Bound<'_>, staging: &Buffer) -> Result<Vec<u8>, RuntimeError> {
+    /// The errors of [`start_download`](Self::start_download), [`wait`](Self::wait) and [`Download::bytes`].
+    pub fn download<'a>(&self, from: impl Into<Bound<'a>>, staging: &Buffer) -> Result<Vec<u8>, RuntimeError> {
         let download = self.start_download(from, staging)?;
         self.wait()?;
-        // Ready, except when another thread that waits is just about to say so.
+        // The result is ready, unless another thread that polls the device is just about to deliver it.
         pollster::block_on(download.bytes())
     }
 }
 
-/// Bytes that a copy moves: whole words.
+/// Returns the number of bytes that a copy moves, which is rounded up to whole words.
+///
+/// # Errors
+/// If they do not fit into `to`.
 fn copied_bytes(from: Bound<'_>, to: Bound<'_>) -> Result<u64, RuntimeError> {
     let bytes = from.bytes.next_multiple_of(4);
     if bytes > to.bytes.next_multiple_of(4) {
         let (what, allowed) = (to.buffer.label.clone(), to.bytes);
-        return Err(RuntimeError::TooLarge { what, bytes, limit: "buffer", allowed });
+        return Err(RuntimeError::TooLarge { what, bytes, limit: "destination", allowed });
     }
     Ok(bytes)
 }
 
-/// Bytes on their way from the device to the host.
+/// A read-back in progress, made by [`Gpu::start_download`]. Dropping it cancels the read-back.
 #[derive(Debug)]
 pub struct Download {
     staging: Buffer,
     range: Range<u64>,
     bytes: u64,
-    /// The count of passes that has to come along.
+    /// Value that the count of passes behind the data must have.
     expected: u32,
     mapped: oneshot::Receiver<Result<(), wgpu::BufferAsyncError>>,
     incidents: Arc<Incidents>,
 }
 
 impl Download {
-    /// The bytes, once they have arrived.
+    /// Returns the bytes as soon as they have arrived. The future completes only if the device is waited for.
     ///
     /// # Errors
-    /// If the device was lost on the way, or did not carry out all that was submitted before.
+    /// [`RuntimeError::Lost`] if the device was lost meanwhile or skipped a pass that was submitted before, or
+    /// [`RuntimeError::Validation`] if the staging buffer cannot be mapped.
     pub async fn bytes(mut self) -> Result<Vec<u8>, RuntimeError> {
         match (&mut self.mapped).await {
             Ok(mapped) => self.take(mapped),
-            Err(_) => Err(self.refused("the read-back did not finish".to_owned())),
+            Err(_) => Err(self.refused("the read-back ended without a result".to_owned())),
         }
     }
 
@@ -245,20 +245,21 @@ impl Download {
         mapped.map_err(|error| self.refused(error.to_string()))?;
         let view = self.staging.raw.get_mapped_range(self.range.clone());
         let view = view.map_err(|error| self.refused(error.to_string()))?;
-        let (_, passes) = view.split_last_chunk().expect("the count is in the range");
+        let (_, passes) = view.split_last_chunk().expect("the range holds the count");
         if u32::from_le_bytes(*passes) != self.expected {
-            return Err(self.incidents.lose("it did not carry out all that was submitted".to_owned()));
+            return Err(self.incidents.lose("the driver skipped a pass that was submitted".to_owned()));
         }
         Ok(view[..usize::try_from(self.bytes).expect("the buffer is in memory")].to_vec())
     }
 
+    /// Returns the loss of the device if it is lost, otherwise a validation error with this message.
     fn refused(&self, message: String) -> RuntimeError {
         let what = self.staging.label.clone();
         self.incidents.loss().unwrap_or(RuntimeError::Validation { what, message })
     }
 }
 
-/// The staging buffer is free again, whether the bytes were taken or not.
+/// Unmaps the staging buffer, so that it can be used again whether the bytes were taken or not.
 impl Drop for Download {
     fn drop(&mut self) {
         self.staging.raw.unmap();

@@ -1,4 +1,4 @@
-//! The one device that is opened on an adapter, and how what goes wrong on it becomes an error.
+//! The open device: opening, re-opening, waiting, and the translation of failures into errors.
 
 use crate::adapter::{self, AdapterSummary, Caps, Select};
 use crate::error::RuntimeError;
@@ -8,34 +8,38 @@ use crate::pipeline_file::PipelineFile;
 use crate::tally::Tally;
 use crate::vulkan;
 use futures_channel::oneshot;
+use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// What went wrong behind our back: errors outside of any scope, and the loss of the device.
+/// Failures that wgpu reports by callback: errors outside of any error scope, and the loss of the device.
 #[derive(Debug, Default)]
 pub(crate) struct Incidents {
+    /// Reason of the loss, once the device is lost.
     lost: Mutex<Option<String>>,
+    /// Messages of errors outside of any scope that have not been returned yet.
     uncaptured: Mutex<Vec<String>>,
 }
 
-/// What a mutex holds, even if a thread panicked over it.
+/// Locks a mutex, even if a thread panicked while it held the lock.
 pub(crate) fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// How often the device was asked for something that costs: a replayed plan must not move these.
+/// Numbers of expensive operations on a device. Replaying dispatches does not change them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// Buffers made.
+    /// Number of buffers created.
     pub buffers: u64,
-    /// Pipelines compiled.
+    /// Number of pipelines compiled.
     pub pipelines: u64,
 }
 
-/// An open device. Cheap to share by `Arc`; every fallible call gives a [`RuntimeError`] and never panics.
+/// An open device. It can be shared between threads in an `Arc`. Failures on the device are returned as a
+/// [`RuntimeError`], also where wgpu reports them by a panic.
 #[derive(Debug)]
 pub struct Gpu {
     pub(crate) device: wgpu::Device,
@@ -46,7 +50,7 @@ pub struct Gpu {
     pub(crate) is_robust: bool,
     pub(crate) cache_folder: Option<PathBuf>,
     pub(crate) buffers_made: AtomicU64,
-    /// Bytes written since the last wait for uploads.
+    /// Number of bytes written since the last wait for uploads.
     pub(crate) pending_upload: AtomicU64,
     pub(crate) pipelines_made: AtomicU64,
     pub(crate) adapter: AdapterSummary,
@@ -54,25 +58,31 @@ pub struct Gpu {
     pub(crate) tally: Tally,
 }
 
-/// Bytes of a block of memory that small buffers share.
+/// Size in bytes of the memory blocks that small buffers share.
 const BLOCK: u64 = 4 << 20;
 
 impl Gpu {
-    /// Opens the chosen adapter with all the limits it offers, and with those features of ours that it has. Shaders are
-    /// trusted to stay within their arrays and bindings, not to divide by zero and to end, which is for modules that are
-    /// known and tested to do so: checks keep compilers from unrolling loops and cost every access.
+    /// Opens a device on the chosen adapter, with all limits of the adapter and the optional features that this crate
+    /// uses. If [`Select::Best`] or [`Select::Hardware`] is asked for and an adapter cannot be opened, the next best is
+    /// tried.
+    ///
+    /// Shaders run without runtime checks on this device, since the checks keep compilers from unrolling loops and slow
+    /// down every memory access. Every shader must therefore honour the contract stated at
+    /// [`pipeline`](Self::pipeline).
     ///
     /// # Errors
-    /// If no adapter fits, or the driver gives no device.
+    /// [`RuntimeError::NoAdapter`] if no adapter fits, or [`RuntimeError::NoDevice`] if none could be opened, with the
+    /// reason of the best one.
     pub async fn open(select: &Select) -> Result<Self, RuntimeError> {
         Self::open_either(select, false).await
     }
 
-    /// The same, but shaders are watched as they run: an index beyond its array is one within, a division by zero gives
-    /// something, and every loop ends.
+    /// Opens a device as [`open`](Self::open) does, but with runtime checks in all shaders: an out-of-bounds access
+    /// stays within its array or binding or has no effect, an integer division by zero has a defined result, and every
+    /// loop ends. Loads and stores of cooperative matrices are not checked.
     ///
     /// # Errors
-    /// As [`open`](Self::open).
+    /// The errors of [`open`](Self::open).
     pub async fn open_checked(select: &Select) -> Result<Self, RuntimeError> {
         Self::open_either(select, true).await
     }
@@ -84,7 +94,7 @@ impl Gpu {
         for index in select.candidates(&found)? {
             match Self::open_on(&all[index], found[index].clone(), shader_checks).await {
                 Ok(opened) => return Ok(opened),
-                // What the best adapter says is what whoever wanted it reads.
+                // The best adapter's error is the one worth reporting.
                 Err(error) => refused = refused.or(Some(error)),
             }
         }
@@ -96,8 +106,8 @@ impl Gpu {
             label: Some("mobilediffusion"),
             required_features: raw.features() & adapter::FEATURES,
             required_limits: raw.limits(),
-            // Weights and arenas are large: blocks for several of them would stay half empty. What does not fit into the
-            // smallest block that there is gets memory of its own.
+            // Weights and arenas are large, and blocks shared by several of them would stay half empty. A buffer that
+            // does not fit into a block of the smallest size gets an allocation of its own.
             memory_hints: wgpu::MemoryHints::Manual { suballocated_device_memory_block_size: BLOCK..BLOCK },
             experimental_features: experimental_features(),
             ..Default::default()
@@ -128,11 +138,11 @@ impl Gpu {
         Ok(opened.keep_working_matrices())
     }
 
-    /// A new device on the same adapter, for one that was lost: with the same file of pipelines and the same word on
-    /// checks, and nothing else.
+    /// Opens a new device on the same adapter, to replace one that was lost. The new device has the same setting for
+    /// shader checks and the same cache folder. Buffers, pipelines and dispatches are not carried over.
     ///
     /// # Errors
-    /// If the adapter is gone, or the driver gives no device.
+    /// [`RuntimeError::NoAdapter`] if the adapter is gone, or [`RuntimeError::NoDevice`] if it cannot be opened.
     pub async fn recreate(&self) -> Result<Self, RuntimeError> {
         let fresh = Self::open_either(&Select::Same(self.adapter.clone()), self.shader_checks).await?;
         Ok(match &self.cache_folder {
@@ -141,23 +151,24 @@ impl Gpu {
         })
     }
 
-    /// The adapter this device was opened on.
+    /// Returns the adapter on which this device was opened.
     pub fn adapter(&self) -> &AdapterSummary {
         &self.adapter
     }
 
-    /// What this device can do.
+    /// Returns the capabilities and limits of this device.
     pub fn caps(&self) -> &Caps {
         &self.adapter.caps
     }
 
-    /// Whether the driver may be watching every access to a buffer. On Vulkan it does so on a device with checks alone;
-    /// elsewhere that is its own affair.
+    /// Returns whether the driver may check the bounds of every buffer access (robust buffer access). On Vulkan a
+    /// device from [`open`](Self::open) has these checks switched off, unless that failed; on other backends they are
+    /// up to the driver, and this is always true.
     pub fn is_robust(&self) -> bool {
         self.is_robust
     }
 
-    /// What was made on this device so far.
+    /// Returns how many buffers and pipelines were made on this device so far.
     pub fn counters(&self) -> Counters {
         Counters {
             buffers: self.buffers_made.load(Ordering::Relaxed),
@@ -165,13 +176,13 @@ impl Gpu {
         }
     }
 
-    /// Gives the device up, as a driver's reset would: every later call reports it as lost.
+    /// Destroys the device, as a reset by the driver would. Every later call returns [`RuntimeError::Lost`].
     pub fn destroy(&self) {
         self.device.destroy();
         *locked(&self.incidents.lost) = Some("destroyed on request".to_owned());
     }
 
-    /// An error if the device was lost or complained outside of a scope since the last look.
+    /// Returns an error if the device is lost, or if an error outside of any scope was reported since the last call.
     pub(crate) fn incident(&self, what: &str) -> Result<(), RuntimeError> {
         if let Some(loss) = self.incidents.loss() {
             return Err(loss);
@@ -182,19 +193,25 @@ impl Gpu {
         }
     }
 
-    /// Runs `create` so that what it provokes on the device comes back as an error that names `what`. Scopes belong to
-    /// the thread that opens them: threads do not see each other's errors, nor wait for each other.
-    pub(crate) fn scoped<T>(&self, what: &str, bytes: u64, create: impl FnOnce() -> T) -> Result<T, RuntimeError> {
+    /// Runs `create` and returns errors that it provokes on the device, with the name `what` and, if memory runs out,
+    /// the size in bytes. Error scopes belong to the thread that opens them, so threads neither see each other's errors
+    /// nor wait for each other.
+    pub(crate) fn scoped<T>(
+        &self,
+        what: &str,
+        bytes: Option<u64>,
+        create: impl FnOnce() -> T,
+    ) -> Result<T, RuntimeError> {
         self.incident(what)?;
         let memory = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
         let internal = self.device.push_error_scope(wgpu::ErrorFilter::Internal);
         let validation = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
         let made = catch_unwind(AssertUnwindSafe(create));
-        // Scopes are popped in reverse; natively the futures are ready at once.
+        // Scopes are popped in reverse order. On native platforms the futures are ready at once.
         let refused = pollster::block_on(validation.pop());
         let failed = pollster::block_on(internal.pop());
         let starved = pollster::block_on(memory.pop());
-        let made = made.map_err(|_| self.gave_up(what))?;
+        let made = made.map_err(|panic| self.gave_up(what, &*panic))?;
         if starved.is_some() {
             return Err(RuntimeError::OutOfMemory { what: what.to_owned(), bytes });
         }
@@ -205,23 +222,24 @@ impl Gpu {
         Ok(made)
     }
 
-    /// Where wgpu panics there is no device to go on with: the panic becomes the loss that every later call reports.
-    fn gave_up(&self, what: &str) -> RuntimeError {
-        self.incidents.lose(format!("the driver gave up at `{what}`"))
+    /// Turns a panic of wgpu into the loss of the device, since nothing can be relied on after it.
+    fn gave_up(&self, what: &str, panic: &(dyn Any + Send)) -> RuntimeError {
+        self.incidents.lose(format!("wgpu panicked at `{what}`: {}", panic_message(panic)))
     }
 
-    /// Waits until everything submitted so far is done.
+    /// Blocks until everything submitted so far is done.
     ///
     /// # Errors
-    /// If the device is lost, complained about a submission, or does not finish in ten minutes.
+    /// [`RuntimeError::Lost`] if the device is lost or does not finish within ten minutes, or
+    /// [`RuntimeError::Validation`] if it reported an error about a submission.
     pub fn wait(&self) -> Result<(), RuntimeError> {
         self.wait_until(None)
     }
 
-    /// Waits until a submission, and whatever was submitted before it, is done.
+    /// Blocks until a submission, and everything submitted before it, is done.
     ///
     /// # Errors
-    /// As [`wait`](Self::wait).
+    /// The errors of [`wait`](Self::wait).
     pub fn wait_for(&self, submission: &Submission) -> Result<(), RuntimeError> {
         self.wait_until(Some(submission))
     }
@@ -233,33 +251,37 @@ impl Gpu {
             self.incident("a submission")?;
             let submission_index = last.map(|submission| submission.0.clone());
             let slice = wgpu::PollType::Wait { submission_index, timeout: Some(Duration::from_secs(5)) };
-            // `Device::poll` panics when the driver reports a loss; that panic is an error like any other.
+            // `Device::poll` panics when the driver reports a loss.
             match catch_unwind(AssertUnwindSafe(|| self.device.poll(slice))) {
                 Ok(Ok(_)) => return self.incident("a submission"),
                 Ok(Err(_)) if start.elapsed() < LIMIT => {}
-                // Nobody waits a second time for a device that hangs.
+                // The device is marked as lost, so that later calls do not wait for it again.
                 Ok(Err(_)) => {
-                    return Err(self.incidents.lose(format!("it did not finish within {} s", LIMIT.as_secs())));
+                    return Err(self
+                        .incidents
+                        .lose(format!("it did not finish its work within {} s", LIMIT.as_secs())));
                 }
-                Err(_) => return Err(self.gave_up("a submission")),
+                Err(panic) => return Err(self.gave_up("a submission", &*panic)),
             }
         }
     }
 }
 
 impl Gpu {
-    /// Resolves when everything submitted so far is done. A thread waits for it, so that no executor has to.
+    /// Resolves when everything submitted so far is done. A thread of its own waits for the device, so that the
+    /// executor is not blocked.
     ///
     /// # Errors
-    /// As [`wait`](Self::wait), and if there is no thread to be had.
+    /// The errors of [`wait`](Self::wait), or [`RuntimeError::Thread`] if no thread can be started.
     pub async fn finished(self: &Arc<Self>) -> Result<(), RuntimeError> {
         self.done(None).await
     }
 
-    /// Resolves when a submission, and whatever was submitted before it, is done.
+    /// Resolves when a submission, and everything submitted before it, is done. A thread of its own waits for the
+    /// device, so that the executor is not blocked.
     ///
     /// # Errors
-    /// As [`finished`](Self::finished).
+    /// The errors of [`finished`](Self::finished).
     pub async fn finished_for(self: &Arc<Self>, submission: &Submission) -> Result<(), RuntimeError> {
         self.done(Some(submission.clone())).await
     }
@@ -268,24 +290,25 @@ impl Gpu {
         let (send, done) = oneshot::channel();
         let gpu = Arc::clone(self);
         let wait = move || {
-            // The receiver is gone only if nobody wants to know any more.
+            // The receiver is gone if the future was dropped; then the result is not needed.
             let _ = send.send(gpu.wait_until(last.as_ref()));
         };
-        let refused = |message: String| RuntimeError::Validation { what: "a waiting thread".to_owned(), message };
-        std::thread::Builder::new().name("gpu".to_owned()).spawn(wait).map_err(|error| refused(error.to_string()))?;
-        done.await.unwrap_or_else(|_| Err(refused("it ended early".to_owned())))
+        let failed = |reason: String| RuntimeError::Thread { reason };
+        std::thread::Builder::new().name("gpu".to_owned()).spawn(wait).map_err(|error| failed(error.to_string()))?;
+        done.await.unwrap_or_else(|_| Err(failed("it ended before the device finished".to_owned())))
     }
 }
 
-/// Leave to ask for cooperative matrices, the one feature of ours that wgpu calls experimental.
-#[expect(unsafe_code, reason = "wgpu has no other way to its cooperative matrices")]
+/// Returns the permission to request cooperative matrices, the only requested feature that wgpu calls experimental.
+#[expect(unsafe_code, reason = "wgpu offers cooperative matrices in no other way")]
 fn experimental_features() -> wgpu::ExperimentalFeatures {
-    // SAFETY: wgpu warns that such a feature, used wrongly, may be undefined behaviour: it does not check that a matrix
-    // lies within its array, nor that a whole subgroup takes part. Our modules load and store matrices in workgroup
-    // memory, at places that are sizes of the tile, or in a buffer made for them, in control flow that naga finds uniform.
-    // tests/kernels.rs runs each of them on Mesa's driver between fences, tests/shaders.rs counts their memory, and
-    // `keep_working_matrices` looks at a product on every device that is opened (wgpu #8805: what naga says to drivers
-    // about memory that matrices share is not all that Vulkan asks for).
+    // SAFETY: wgpu warns that wrong use of such a feature may be undefined behaviour: it checks neither that a matrix
+    // lies within its array nor that a whole subgroup takes part. The shader contract of `Gpu::pipeline` makes the
+    // caller responsible for both. The shaders of this project load and store matrices in workgroup memory, at offsets
+    // that are multiples of tile sizes, or in a buffer made for them, in control flow that naga finds uniform.
+    // tests/kernels.rs runs each of them on Mesa's driver between fences, tests/shaders.rs adds up their memory, and
+    // `keep_working_matrices` tries out a product on every device that is opened (wgpu #8805: naga does not tell
+    // drivers all that Vulkan requires about memory that matrices share).
     unsafe { wgpu::ExperimentalFeatures::enabled() }
 }
 
@@ -297,22 +320,46 @@ impl Incidents {
             .on_uncaptured_error(Arc::new(move |error: wgpu::Error| locked(&sink.uncaptured).push(error.to_string())));
         let sink = Arc::clone(&incidents);
         device.set_device_lost_callback(move |reason, message| {
-            *locked(&sink.lost) = Some(one_line(&format!("{reason:?} {message}")));
+            let mut lost = locked(&sink.lost);
+            match one_line(&message) {
+                // wgpu gives no message if the device was destroyed by the application.
+                message if message.is_empty() => drop(lost.get_or_insert(format!("{reason:?}, without a message"))),
+                message => *lost = Some(message),
+            }
         });
         incidents
     }
 
-    /// Makes it lost, for this reason if there was none before.
+    /// Marks the device as lost, for this reason unless it was lost before, and returns the loss as an error.
     pub(crate) fn lose(&self, reason: String) -> RuntimeError {
         RuntimeError::Lost { reason: locked(&self.lost).get_or_insert(reason).clone() }
     }
 
-    /// The loss of the device as an error, if it is lost.
+    /// Returns the loss of the device as an error, if it is lost.
     pub(crate) fn loss(&self) -> Option<RuntimeError> {
         locked(&self.lost).clone().map(|reason| RuntimeError::Lost { reason })
     }
 }
 
+/// Returns the message of a caught panic on one line.
+fn panic_message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    text.map_or_else(|| "without a message".to_owned(), one_line)
+}
+
+/// Replaces every run of white space by one space.
 fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::panic_message;
+
+    #[test]
+    fn messages_of_panics_are_kept_on_one_line() {
+        assert_eq!(panic_message(&"two\n  lines"), "two lines");
+        assert_eq!(panic_message(&format!("number {}", 1)), "number 1");
+        assert_eq!(panic_message(&1_u32), "without a message");
+    }
 }

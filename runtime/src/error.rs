@@ -1,77 +1,113 @@
-//! What can go wrong on a device, as values.
+//! The error type of the crate.
 
-/// An error of the runtime. It knows adapters, buffers and shaders by label, and no tensor.
+/// An error of the runtime. Adapters, buffers, pipelines and dispatches are named by their labels.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RuntimeError {
-    /// No adapter fits the request.
+    /// No adapter matches the request.
     #[error("no GPU adapter fits `{wanted}`; found: {found}")]
     NoAdapter {
-        /// The request.
+        /// Requested adapter: `any`, `hardware`, or the name or index that was given.
         wanted: String,
-        /// Every adapter there is, or `none`.
+        /// All adapters of the machine with their indices, or `none`.
         found: String,
     },
-    /// The adapter is there but gave no device.
-    #[error("adapter `{adapter}` gave no device: {reason}")]
+    /// The adapter exists, but no device could be opened on it.
+    #[error("cannot open a device on adapter `{adapter}`: {reason}")]
     NoDevice {
         /// Name of the adapter.
         adapter: String,
-        /// The driver's words.
+        /// Error message of wgpu, on one line.
         reason: String,
     },
-    /// The device is gone; everything on it has to be made again on a new one.
+    /// The device is lost. Its buffers, pipelines and dispatches are unusable and must be made again on a new device,
+    /// see [`Gpu::recreate`](crate::Gpu::recreate).
     #[error("the device was lost: {reason}")]
     Lost {
-        /// The driver's words.
+        /// Message of the driver or of wgpu. If they report none, a description of what the runtime observed: a panic
+        /// inside wgpu, work that did not finish in time, a skipped pass, or a call of
+        /// [`Gpu::destroy`](crate::Gpu::destroy).
         reason: String,
     },
-    /// The device has no room.
-    #[error("out of device memory: `{what}` needs {bytes} bytes")]
+    /// The device has not enough free memory.
+    #[error("out of device memory: `{what}` {}", needs(*.bytes))]
     OutOfMemory {
-        /// Label of what was to be made.
+        /// Label of the object that was being made, or of the operation.
         what: String,
-        /// Its size, 0 where it has none of its own.
-        bytes: u64,
+        /// Size of the object in bytes; `None` if its size is not known, as for a pipeline.
+        bytes: Option<u64>,
     },
-    /// Larger than the adapter allows.
-    #[error("`{what}` needs {bytes} bytes, the {limit} is {allowed}")]
+    /// An object or a transfer is larger than a limit.
+    #[error("`{what}`: {bytes} bytes exceed the {limit} of {allowed} bytes")]
     TooLarge {
-        /// Label of what was to be made.
+        /// Label of the buffer.
         what: String,
-        /// Its size.
+        /// Requested size in bytes.
         bytes: u64,
-        /// Name of the limit.
+        /// Name of the limit, for instance `adapter's largest buffer`.
         limit: &'static str,
-        /// The limit.
+        /// The limit in bytes.
         allowed: u64,
     },
-    /// More than the adapter allows.
-    #[error("`{what}` needs {count} {unit}, the adapter allows {allowed}")]
+    /// A count is higher than the adapter allows.
+    #[error("`{what}` needs {count} {unit}, but the adapter allows at most {allowed}")]
     TooMany {
-        /// Label of what was to be made or run.
+        /// Label of the pipeline or dispatch.
         what: String,
-        /// How many it needs.
+        /// Requested number.
         count: u64,
-        /// What of.
+        /// Unit of the number in the plural, for instance `storage buffers`.
         unit: &'static str,
-        /// The limit.
+        /// Highest number that is allowed.
         allowed: u64,
     },
-    /// The device refused a call: a bug in a shader or in the caller.
-    #[error("the device refused `{what}`: {message}")]
+    /// A call was refused, by wgpu or by the runtime. This is a bug in a shader or in the caller.
+    #[error("`{what}` was refused: {message}")]
     Validation {
-        /// Label of what was to be made or run.
+        /// Label of the object that was being made, or of the operation.
         what: String,
-        /// wgpu's words, with the shader's lines where there are any.
+        /// Reason, usually wgpu's message. For a shader it quotes the offending lines.
         message: String,
     },
-    /// The file of compiled pipelines cannot be written.
-    #[error("{path}: {reason}")]
-    Unwritten {
-        /// The file.
-        path: String,
-        /// The system's words.
+    /// The thread that waits for the device on behalf of a future could not be started, or ended early.
+    #[error("the thread that waits for the device failed: {reason}")]
+    Thread {
+        /// Message of the operating system, or a description of what happened.
         reason: String,
     },
+    /// A file of the cache folder cannot be written.
+    #[error("cannot write `{path}`: {reason}")]
+    Unwritten {
+        /// Path of the file.
+        path: String,
+        /// Message of the operating system, or `there is no cache folder`.
+        reason: String,
+    },
+}
+
+fn needs(bytes: Option<u64>) -> String {
+    bytes.map_or_else(|| "does not fit".to_owned(), |bytes| format!("needs {bytes} bytes"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::RuntimeError;
+
+    #[test]
+    fn out_of_memory_names_a_size_only_if_it_is_known() {
+        let text = |bytes| RuntimeError::OutOfMemory { what: "x".to_owned(), bytes }.to_string();
+        assert_eq!(text(Some(64)), "out of device memory: `x` needs 64 bytes");
+        assert_eq!(text(None), "out of device memory: `x` does not fit");
+    }
+
+    #[test]
+    fn sizes_and_limits_have_units() {
+        let too_large =
+            |limit| RuntimeError::TooLarge { what: "x".to_owned(), bytes: 12, limit, allowed: 8 }.to_string();
+        assert_eq!(too_large("destination"), "`x`: 12 bytes exceed the destination of 8 bytes");
+        assert_eq!(
+            too_large("adapter's largest buffer"),
+            "`x`: 12 bytes exceed the adapter's largest buffer of 8 bytes"
+        );
+    }
 }

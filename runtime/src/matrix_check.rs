@@ -1,11 +1,13 @@
-//! Whether matrix units compute what they say: wgpu's support for them is an experiment, and a product that a driver knows
-//! by name alone may come out as zeros. Looked at once for each device, on a product of whole numbers.
+//! A trial of the matrix units of every device that is opened. wgpu's support for cooperative matrices is experimental,
+//! and a driver may list a product that it does not implement, so that the result is all zeros. The trial multiplies
+//! matrices of small integers and compares the result exactly.
 
 use crate::adapter::{MatrixShape, MatrixType};
 use crate::{Binding, Bound, Gpu, Role, RuntimeError};
 use std::sync::atomic::Ordering;
 
-/// What follows the sizes: factors that invocations make in workgroup memory, as kernels do, `w` by its columns.
+/// Body of the trial shader, which follows the constants. Invocations fill both factors in workgroup memory, as the
+/// kernels do; `w` is stored by columns.
 const PRODUCT: &str = "
 @group(0) @binding(0) var<storage, read_write> products: array<f32>;
 var<workgroup> x: array<f16, EDGE * EDGE>;
@@ -25,7 +27,7 @@ fn main(@builtin(local_invocation_index) thread: u32) {
 ";
 
 impl Gpu {
-    /// Forgets the matrix units that do not multiply: what would use them runs without.
+    /// Removes matrix shapes whose trial product is wrong from the capabilities, so that no kernel uses them.
     pub(crate) fn keep_working_matrices(mut self) -> Self {
         let Some(subgroup) = self.caps().subgroup_size else { return self };
         let mut matrices = self.caps().matrices.clone();
@@ -34,11 +36,12 @@ impl Gpu {
             !known || self.product(shape.m, subgroup).is_ok_and(|found| is_product(shape.m, &found))
         });
         self.adapter.caps.matrices = matrices;
-        // Nothing of that is there any more.
+        // The buffers and pipelines of the trial are not counted.
         [&self.buffers_made, &self.pipelines_made].iter().for_each(|made| made.store(0, Ordering::Relaxed));
         self
     }
 
+    /// Computes the trial product of `edge` x `edge` matrices on the device.
     fn product(&self, edge: u32, subgroup: u32) -> Result<Vec<f32>, RuntimeError> {
         let sizes = format!(
             "enable f16;\nenable wgpu_cooperative_matrix;\nconst EDGE = {edge}u;\nconst SUBGROUP = {subgroup}u;\n\
@@ -47,16 +50,16 @@ impl Gpu {
         );
         let bytes = 4 * u64::from(edge * edge);
         let products = self.buffer("products", bytes, Role::Storage)?;
-        let staging = self.buffer("products on their way", bytes, Role::Staging)?;
-        let pipeline = self.pipeline("a product of matrices", &(sizes + PRODUCT), &[Binding::Write])?;
-        let dispatch = self.dispatch("a product of matrices", &pipeline, &[Bound::whole(&products)], [1, 1, 1])?;
+        let staging = self.buffer("products staging", bytes, Role::Staging)?;
+        let pipeline = self.pipeline("matrix trial", &(sizes + PRODUCT), &[Binding::Write])?;
+        let dispatch = self.dispatch("matrix trial", &pipeline, &[Bound::whole(&products)], [1, 1, 1])?;
         self.submit([&dispatch])?;
-        let found = self.download(&products, &staging, bytes)?;
+        let found = self.download(&products, &staging)?;
         Ok(found.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
     }
 }
 
-/// Whether these are the products of the shader's numbers.
+/// Returns whether `found` is the product of the factors that the trial shader makes.
 fn is_product(edge: u32, found: &[f32]) -> bool {
     let x = |row: u32, k: u32| f64::from((3 * row + k) % 5) - 2.0;
     let w = |col: u32, k: u32| f64::from((col + 2 * k) % 7) - 3.0;
@@ -78,12 +81,15 @@ mod tests {
                 |of: &dyn Fn(u32, u32) -> f32| (0..edge * edge).map(|at| of(at / edge, at % edge)).collect::<Vec<_>>();
             let right = all(&|row, col| (0..edge).map(|k| x(row, k) * w(col, k)).sum());
             assert!(is_product(edge, &right));
-            assert!(!is_product(edge, &right[1..]), "one is missing");
+            assert!(!is_product(edge, &right[1..]), "one element is missing");
             assert!(!is_product(edge, &vec![0.0; right.len()]), "nothing was multiplied");
-            assert!(!is_product(edge, &all(&|row, col| right[(col * edge + row) as usize])), "rows for columns");
+            assert!(
+                !is_product(edge, &all(&|row, col| right[(col * edge + row) as usize])),
+                "the product is transposed"
+            );
             assert!(
                 !is_product(edge, &all(&|row, col| (0..edge).map(|k| x(row, k) * w(k, col)).sum())),
-                "w by its rows"
+                "w is read by rows"
             );
         }
     }

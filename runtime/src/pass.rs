@@ -1,4 +1,4 @@
-//! A list of dispatches, bound once and replayed in one compute pass.
+//! Dispatches: pipelines with bound operands, which are made once and replayed in compute passes.
 
 use crate::buffer::Buffer;
 use crate::device::Gpu;
@@ -6,21 +6,28 @@ use crate::error::RuntimeError;
 use crate::pipeline::{Binding, Pipeline};
 use std::sync::Arc;
 
-/// A range of a buffer at a binding of group 0.
+/// A byte range of a buffer, to be bound, copied, written or read.
 #[derive(Clone, Copy, Debug)]
 pub struct Bound<'a> {
-    /// The buffer.
+    /// Buffer that the range belongs to.
     pub buffer: &'a Buffer,
-    /// First byte; a multiple of the alignment in `Caps` for a uniform.
+    /// First byte. It must be a multiple of [`Caps::uniform_alignment`](crate::Caps::uniform_alignment) in a uniform
+    /// binding, of wgpu's `min_storage_buffer_offset_alignment` (at most 256) in a storage binding, and of four in a
+    /// transfer.
     pub offset: u64,
-    /// Bytes that are bound.
+    /// Length in bytes.
     pub bytes: u64,
 }
 
 impl<'a> Bound<'a> {
-    /// The whole buffer.
+    /// Returns the range of a whole buffer. `&Buffer` converts into it, too.
     pub fn whole(buffer: &'a Buffer) -> Self {
-        Self { buffer, offset: 0, bytes: buffer.bytes() }
+        Self::prefix(buffer, buffer.bytes())
+    }
+
+    /// Returns the range of the first `bytes` of a buffer.
+    pub fn prefix(buffer: &'a Buffer, bytes: u64) -> Self {
+        Self { buffer, offset: 0, bytes }
     }
 
     fn entry(&self, binding: u32) -> wgpu::BindGroupEntry<'a> {
@@ -35,7 +42,14 @@ impl<'a> Bound<'a> {
     }
 }
 
-/// One kernel with its operands, ready to run: one dispatch, or several that always follow each other.
+impl<'a> From<&'a Buffer> for Bound<'a> {
+    fn from(buffer: &'a Buffer) -> Self {
+        Self::whole(buffer)
+    }
+}
+
+/// A pipeline with its operands and its grid, ready to be submitted any number of times. It may be chained to further
+/// dispatches that always follow it, see [`then`](Self::then).
 #[derive(Debug)]
 pub struct Dispatch {
     pipeline: Arc<Pipeline>,
@@ -45,7 +59,7 @@ pub struct Dispatch {
 }
 
 impl Dispatch {
-    /// The same, with another one after it.
+    /// Appends another dispatch, or chain of dispatches, which then always runs after this one.
     pub fn then(mut self, next: Self) -> Self {
         self.next = Some(Box::new(match self.next.take() {
             Some(own) => own.then(next),
@@ -54,7 +68,7 @@ impl Dispatch {
         self
     }
 
-    /// Appends itself to a pass.
+    /// Records the dispatch, and those chained to it, into a pass.
     pub(crate) fn record(&self, pass: &mut wgpu::ComputePass<'_>) {
         pass.set_pipeline(&self.pipeline.raw);
         pass.set_bind_group(0, &self.bind_group, &[]);
@@ -66,15 +80,21 @@ impl Dispatch {
     }
 }
 
-/// What was submitted together, see [`Gpu::start`].
+/// Handle of a submission made by [`Gpu::start`], which can be waited for with [`Gpu::wait_for`] or
+/// [`Gpu::finished_for`].
 #[derive(Clone, Debug)]
 pub struct Submission(pub(crate) wgpu::SubmissionIndex);
 
 impl Gpu {
-    /// Binds `operands`, in binding order, to a pipeline.
+    /// Binds `operands` to bindings 0, 1, … of group 0 of a pipeline, and fixes the grid: the number of workgroups
+    /// along x, y and z. An operand at a [`Binding::Absent`] is ignored.
+    ///
+    /// The pipeline's shader must honour the contract stated at [`pipeline`](Self::pipeline) with these operands and
+    /// this grid; the runtime does not check that.
     ///
     /// # Errors
-    /// If an operand does not fit its binding, or the grid has more workgroups on an axis than the adapter allows.
+    /// [`RuntimeError::TooMany`] if the grid has more workgroups along an axis than the adapter allows,
+    /// [`RuntimeError::Validation`] if an operand does not fit its binding or is empty, or an error of the device.
     pub fn dispatch(
         &self,
         label: &str,
@@ -84,38 +104,41 @@ impl Gpu {
     ) -> Result<Dispatch, RuntimeError> {
         let (most, allowed) = (grid.into_iter().max().unwrap_or(0), self.caps().max_groups);
         if most > allowed {
-            let (what, unit) = (label.to_owned(), "workgroups on an axis");
+            let (what, unit) = (label.to_owned(), "workgroups along one axis");
             return Err(RuntimeError::TooMany { what, count: most.into(), unit, allowed: allowed.into() });
         }
         let present = operands.iter().enumerate().filter(|(i, _)| pipeline.bindings.get(*i) != Some(&Binding::Absent));
         let present: Vec<_> = present.collect();
         if let Some((_, empty)) = present.iter().find(|(_, bound)| bound.bytes == 0) {
-            // To wgpu it would be everything up to the end of the buffer.
-            let message = format!("no byte of `{}` is bound", empty.buffer.label());
+            // wgpu would take a size of zero for everything up to the end of the buffer.
+            let message = format!("the range of `{}` that is bound is empty", empty.buffer.label());
             return Err(RuntimeError::Validation { what: label.to_owned(), message });
         }
         let entries: Vec<_> = present.into_iter().map(|(i, bound)| bound.entry(i as u32)).collect();
         let layout = &pipeline.layout;
         let descriptor = wgpu::BindGroupDescriptor { label: Some(label), layout, entries: &entries };
-        let bind_group = self.scoped(label, 0, || self.device.create_bind_group(&descriptor))?;
+        let bind_group = self.scoped(label, None, || self.device.create_bind_group(&descriptor))?;
         Ok(Dispatch { pipeline: Arc::clone(pipeline), bind_group, grid, next: None })
     }
 
-    /// Submits dispatches in order, in one compute pass, and returns without waiting for them.
+    /// Submits dispatches in order, in one compute pass, and returns without waiting for them. Each dispatch sees what
+    /// the ones before it wrote.
     ///
     /// # Errors
-    /// If the device is lost or refuses the submission.
+    /// If the device is lost or refuses the submission. Errors that occur later on the device are returned by later
+    /// calls.
     pub fn submit<'a>(&self, dispatches: impl IntoIterator<Item = &'a Dispatch>) -> Result<(), RuntimeError> {
         self.start(dispatches).map(drop)
     }
 
-    /// The same, to be waited for by itself.
+    /// Submits dispatches as [`submit`](Self::submit) does, and returns a handle with which this submission can be
+    /// waited for.
     ///
     /// # Errors
-    /// As [`submit`](Self::submit).
+    /// The errors of [`submit`](Self::submit).
     pub fn start<'a>(&self, dispatches: impl IntoIterator<Item = &'a Dispatch>) -> Result<Submission, RuntimeError> {
         let mut passes = self.tally.passes();
-        let submitted = self.scoped("a compute pass", 0, || {
+        let submitted = self.scoped("a compute pass", None, || {
             let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
             {
                 let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());

@@ -1,4 +1,4 @@
-//! Pipelines: compiled once per module text, shared by everything that runs on the device.
+//! Compute pipelines, compiled once for each module text and shared by everything that runs on the device.
 
 use crate::device::{Gpu, locked};
 use crate::error::RuntimeError;
@@ -6,20 +6,20 @@ use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
-/// What a module expects at a binding of group 0, in order.
+/// Kind of a binding of group 0, as a shader declares it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Binding {
     /// A uniform buffer.
     Uniform,
-    /// A storage buffer that is only read.
+    /// A storage buffer with `read` access.
     Read,
-    /// A storage buffer that is written.
+    /// A storage buffer with `read_write` access.
     Write,
-    /// Nothing: the module does not declare it. What is bound there is ignored.
+    /// No binding: the shader does not declare this number. An operand given for it is ignored.
     Absent,
 }
 
-/// A compiled kernel.
+/// A compiled compute shader, made by [`Gpu::pipeline`].
 #[derive(Debug)]
 pub struct Pipeline {
     pub(crate) raw: wgpu::ComputePipeline,
@@ -27,27 +27,49 @@ pub struct Pipeline {
     pub(crate) bindings: Vec<Binding>,
 }
 
-/// What tells pipelines apart: the text, which holds source and constants, and the bindings. The entry point is always
+/// Key of a pipeline: the module's text, which includes the constants, and the bindings. The entry point is always
 /// `main`.
 type Key = (String, Vec<Binding>);
 
-/// Where a pipeline will be, once somebody has compiled it.
-type Place = Arc<Mutex<Option<Arc<Pipeline>>>>;
+/// Slot of a pipeline, which is empty until a thread has compiled it.
+type Slot = Arc<Mutex<Option<Arc<Pipeline>>>>;
 
-/// Compiled kernels. The list is locked only to look up a place; a place is locked while its pipeline is compiled, so
-/// that threads which want different ones do not wait for each other, and none is compiled twice.
+/// All compiled pipelines of a device. The map is locked only to look up a slot, and a slot is locked while its
+/// pipeline is compiled. So threads that want different pipelines do not wait for each other, and no pipeline is
+/// compiled twice.
 #[derive(Debug, Default)]
-pub(crate) struct Pipelines(Mutex<HashMap<Key, Place>>);
+pub(crate) struct Pipelines(Mutex<HashMap<Key, Slot>>);
 
 impl Gpu {
-    /// The pipeline of a module whose entry point is `main`, compiled on first use. Any number of threads may call this
-    /// at a time, and it pays: compiling is most of the work of making a session.
+    /// Returns the pipeline of a WGSL module, which is compiled on the first call and cached. `bindings` lists the
+    /// bindings of group 0 in order; the entry point is `main`.
     ///
-    /// The module is validated in any case; it is watched as it runs on a device that was opened by
-    /// [`open_checked`](Self::open_checked).
+    /// Threads can compile different pipelines at the same time. This pays off, since compiling is most of the work of
+    /// preparing a network.
+    ///
+    /// # Shader contract
+    /// The module is always parsed and validated. On a device from [`open`](Self::open), however, it is compiled
+    /// without runtime checks, and on Vulkan the driver's own checks (robust buffer access) are off as well. This
+    /// method is not an `unsafe fn`, because this crate trusts every shader it is given: the caller vouches for the
+    /// following, for every [`Dispatch`](crate::Dispatch) made from the pipeline, with its grid, its operands and the
+    /// data in them.
+    ///
+    /// * Every index lies within its array, vector or matrix, and within the range of the buffer that is bound.
+    /// * No integer division or remainder has a divisor of zero.
+    /// * Every loop ends.
+    /// * Loads and stores of cooperative matrices lie within their arrays, and all invocations of a subgroup execute
+    ///   them together. wgpu does not check this on any device.
+    /// * Workgroup memory is written before it is read. It is not initialised to zero on any device.
+    ///
+    /// A shader that breaks one of the first four rules has undefined behaviour: it may read or overwrite other memory,
+    /// return wrong results or hang the device. Breaking the last rule makes results indeterminate. Shaders from an
+    /// untrusted source belong on a device from [`open_checked`](Self::open_checked), which enforces the first three
+    /// rules, and must not use cooperative matrices.
     ///
     /// # Errors
-    /// If the module is refused: the error holds wgpu's message with the lines of the shader.
+    /// [`RuntimeError::TooMany`] if there are more storage buffers than the adapter allows,
+    /// [`RuntimeError::Validation`] with wgpu's message and the offending lines if the module is refused, or an error
+    /// of the device.
     pub fn pipeline(&self, label: &str, wgsl: &str, bindings: &[Binding]) -> Result<Arc<Pipeline>, RuntimeError> {
         let is_storage = |binding: &&Binding| matches!(binding, Binding::Read | Binding::Write);
         let (storage, allowed) = (bindings.iter().filter(is_storage).count(), self.caps().max_storage_buffers);
@@ -56,14 +78,14 @@ impl Gpu {
             return Err(RuntimeError::TooMany { what, count: storage as u64, unit, allowed: allowed.into() });
         }
         let key = (wgsl.to_owned(), bindings.to_owned());
-        let place = Arc::clone(locked(&self.pipelines.0).entry(key).or_default());
-        let mut place = locked(&place);
-        if let Some(pipeline) = &*place {
+        let slot = Arc::clone(locked(&self.pipelines.0).entry(key).or_default());
+        let mut slot = locked(&slot);
+        if let Some(pipeline) = &*slot {
             return Ok(Arc::clone(pipeline));
         }
-        let made = Arc::new(self.scoped(label, 0, || self.compile(label, wgsl, bindings))?);
+        let made = Arc::new(self.scoped(label, None, || self.compile(label, wgsl, bindings))?);
         self.pipelines_made.fetch_add(1, Ordering::Relaxed);
-        Ok(Arc::clone(place.insert(made)))
+        Ok(Arc::clone(slot.insert(made)))
     }
 
     fn compile(&self, label: &str, wgsl: &str, bindings: &[Binding]) -> Pipeline {
@@ -84,7 +106,7 @@ impl Gpu {
             layout: Some(&pipeline_layout),
             module: &module,
             entry_point: Some("main"),
-            // Every kernel writes its workgroup memory before it reads it.
+            // Part of the shader contract: workgroup memory is written before it is read.
             compilation_options: wgpu::PipelineCompilationOptions {
                 constants: &[],
                 zero_initialize_workgroup_memory: false,
@@ -94,19 +116,22 @@ impl Gpu {
         Pipeline { raw, layout, bindings: bindings.to_vec() }
     }
 
-    #[expect(unsafe_code, reason = "wgpu's checks keep drivers from unrolling loops, and cost every access")]
+    /// Compiles a module with runtime checks or without, as the device was opened.
+    #[expect(unsafe_code, reason = "wgpu's checks keep drivers from unrolling loops, and slow down every access")]
     fn module(&self, descriptor: wgpu::ShaderModuleDescriptor<'_>) -> wgpu::ShaderModule {
         if self.shader_checks {
             return self.device.create_shader_module(descriptor);
         }
-        // SAFETY: without checks, and on Vulkan without the driver's, no index may lie beyond its array or binding, no
-        // divisor be zero, no loop endless. Our modules bound every access by sizes that the graph made both the grid and
-        // the bindings of, and every loop by a constant or such a size. tests/kernels.rs runs each of them with checks and
-        // without, between fences, with the same results; tests/shaders.rs has naga validate every variant of every case.
+        // SAFETY: the module must keep to the shader contract of `Gpu::pipeline`, for which its caller vouches. The
+        // shaders of this project bound every access by the sizes from which the graph derives both the grid and the
+        // bindings, and every loop by a constant or such a size. tests/kernels.rs runs each of them with checks and
+        // without, between fences, with the same results; tests/shaders.rs validates every variant of every case with
+        // naga.
         unsafe { self.device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) }
     }
 }
 
+/// Returns the layout of a binding; `None` if it is absent.
 fn layout_entry(binding: u32, kind: Binding) -> Option<wgpu::BindGroupLayoutEntry> {
     let ty = match kind {
         Binding::Uniform => wgpu::BufferBindingType::Uniform,

@@ -1,8 +1,9 @@
-//! What is kept from one run of the program to the next in files of the user's cache folder: compiled pipelines, and what
-//! others ask to be kept beside them.
+//! Files in the cache folder that are kept from one run of the program to the next: compiled pipelines, and data of
+//! other crates.
 //!
-//! The name of a file of pipelines says which adapter, driver and version of this crate wrote it, its checksum that it is
-//! whole, and a header of wgpu's inside that it fits the device. Any other file is as good as none.
+//! The name of a pipeline file identifies the adapter, the driver and the version of this crate. A checksum ensures
+//! that the file is intact, and a header that wgpu writes and checks ensures that it fits the device. A file that fails
+//! a check is ignored.
 
 use crate::device::Gpu;
 use crate::error::RuntimeError;
@@ -10,22 +11,22 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-/// What a file begins with; a checksum of four bytes and wgpu's data follow.
+/// First bytes of a pipeline file. A checksum of four bytes and wgpu's data follow.
 const MAGIC: [u8; 8] = *b"mdpipes1";
 
-/// The cache the driver fills while it compiles, and where it is kept.
+/// A pipeline cache, which the driver fills while it compiles, and the file in which it is kept.
 #[derive(Debug)]
 pub(crate) struct PipelineFile {
     path: PathBuf,
     pub(crate) raw: wgpu::PipelineCache,
-    /// Pipelines that had been compiled when the file was last known to hold them.
+    /// Value of [`Counters::pipelines`](crate::Counters::pipelines) when the file was last known to be up to date.
     saved: AtomicU64,
-    /// The checksum of what is in the file.
+    /// Checksum of the data in the file.
     written: AtomicU32,
 }
 
 impl PipelineFile {
-    /// Absent where the device has no such cache.
+    /// Opens the cache of a device from its file in `folder`. Returns `None` if the device has no pipeline cache.
     fn open(gpu: &Gpu, folder: &Path) -> Option<Self> {
         if !gpu.caps().pipeline_cache {
             return None;
@@ -39,19 +40,19 @@ impl PipelineFile {
     }
 }
 
-/// Writes a file that appears whole or not at all: beside its place, then it is renamed.
-/// What is there and is no file, as a terminal, is written to.
+/// Writes a file atomically: the data goes to a temporary file in the same folder, which is then renamed to `path`. If
+/// `path` exists and is no regular file, such as a terminal, the data is written to it directly.
 ///
 /// # Errors
-/// If it cannot be written.
+/// If the file cannot be written, for instance because its folder does not exist.
 pub fn write_whole(path: &Path, data: &[u8]) -> std::io::Result<()> {
     if std::fs::metadata(path).is_ok_and(|there| !there.is_file()) {
         return std::fs::write(path, data);
     }
-    // The folder of a bare name is an empty path.
+    // The parent of a bare file name is an empty path.
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut beside = tempfile::Builder::new();
-    // What any new file has, where a temporary one would be its owner's alone.
+    // A new file's usual permissions; a temporary file would be readable by its owner only.
     #[cfg(unix)]
     beside.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
     let mut file = beside.tempfile_in(folder)?;
@@ -60,6 +61,7 @@ pub fn write_whole(path: &Path, data: &[u8]) -> std::io::Result<()> {
     Ok(())
 }
 
+/// Writes a file atomically, after creating its folder if necessary.
 fn write(path: &Path, data: &[u8]) -> Result<(), RuntimeError> {
     let unwritten =
         |error: std::io::Error| RuntimeError::Unwritten { path: path.display().to_string(), reason: error.to_string() };
@@ -68,15 +70,20 @@ fn write(path: &Path, data: &[u8]) -> Result<(), RuntimeError> {
 }
 
 impl Gpu {
-    /// The same device, which takes up what was compiled on it before from a file in `folder`, and keeps there what it
-    /// compiles from now on. Where the driver knows no such thing, and where the file is not right, all is compiled.
+    /// Uses `folder` as the cache folder of this device: pipelines that were compiled in an earlier run are loaded from
+    /// a file there, and [`save_pipelines`](Self::save_pipelines) writes new ones to it. If the driver does not support
+    /// this, or the file is missing or damaged, all pipelines are compiled from source.
+    ///
+    /// The driver trusts the contents of the file beyond a checksum and a header, so only trusted users should be able
+    /// to write to `folder`.
     pub fn with_pipeline_cache(mut self, folder: &Path) -> Self {
         self.cache_folder = Some(folder.to_owned());
         self.pipeline_file = PipelineFile::open(&self, folder);
         self
     }
 
-    /// The same with a folder of the user's own, where the system has one for what programs can do without.
+    /// Uses the folder `mobilediffusion` in the user's cache directory as the cache folder, see
+    /// [`with_pipeline_cache`](Self::with_pipeline_cache). Without a cache directory, this changes nothing.
     pub fn with_user_cache(self) -> Self {
         match dirs::cache_dir() {
             Some(folder) => self.with_pipeline_cache(&folder.join("mobilediffusion")),
@@ -84,19 +91,20 @@ impl Gpu {
         }
     }
 
-    /// Writes what was compiled since the last time to the file of [`with_pipeline_cache`](Self::with_pipeline_cache);
-    /// without one, and if nothing new was, it does nothing. The file appears whole or not at all.
+    /// Writes the compiled pipelines to the file in the cache folder, atomically. Does nothing if there is no cache
+    /// folder, the driver does not support it, or nothing new was compiled.
     ///
     /// # Errors
-    /// If it cannot be written, which costs nothing but time in the next run, or the device is lost.
+    /// [`RuntimeError::Unwritten`] if the file cannot be written, which only means that the next run compiles again, or
+    /// an error of the device.
     pub fn save_pipelines(&self) -> Result<(), RuntimeError> {
         let Some(file) = &self.pipeline_file else { return Ok(()) };
         let made = self.counters().pipelines;
         if file.saved.load(Ordering::Relaxed) == made {
             return Ok(());
         }
-        let Some(data) = self.scoped("the compiled pipelines", 0, || file.raw.get_data())? else { return Ok(()) };
-        // What came out of the file as it is need not be written again.
+        let Some(data) = self.scoped("the compiled pipelines", None, || file.raw.get_data())? else { return Ok(()) };
+        // Data that is unchanged since it was read from the file is not written again.
         let checksum = crc32fast::hash(&data);
         if file.written.load(Ordering::Relaxed) != checksum || !file.path.exists() {
             write(&file.path, &sealed(&data))?;
@@ -106,15 +114,15 @@ impl Gpu {
         Ok(())
     }
 
-    /// A file that was kept in the folder of [`with_pipeline_cache`](Self::with_pipeline_cache); none without either.
+    /// Reads a file of the cache folder. Returns `None` if there is no cache folder or no such file.
     pub fn kept(&self, name: &str) -> Option<Vec<u8>> {
         std::fs::read(self.cache_folder.as_ref()?.join(name)).ok()
     }
 
-    /// Keeps a file there; it appears whole or not at all.
+    /// Writes a file to the cache folder, atomically.
     ///
     /// # Errors
-    /// If there is no such folder, or it cannot be written to.
+    /// [`RuntimeError::Unwritten`] if there is no cache folder, or the file cannot be written.
     pub fn keep(&self, name: &str, data: &[u8]) -> Result<(), RuntimeError> {
         let nowhere =
             || RuntimeError::Unwritten { path: name.to_owned(), reason: "there is no cache folder".to_owned() };
@@ -122,26 +130,30 @@ impl Gpu {
     }
 }
 
+/// Creates a pipeline cache, filled with `data` if there is any.
 #[expect(unsafe_code, reason = "the driver trusts the bytes it is given")]
 fn make(gpu: &Gpu, data: Option<&[u8]>) -> Result<wgpu::PipelineCache, RuntimeError> {
     let descriptor = wgpu::PipelineCacheDescriptor { label: Some("compiled pipelines"), data, fallback: true };
-    // SAFETY: the bytes must come from `PipelineCache::get_data`. Only `save_pipelines` writes files of this name and
-    // beginning, into a folder of the user's own; the checksum finds damage, and wgpu's header another device.
-    gpu.scoped("the compiled pipelines", 0, || unsafe { gpu.device.create_pipeline_cache(&descriptor) })
+    // SAFETY: the bytes must come from `PipelineCache::get_data`. Only `save_pipelines` writes files of this name with
+    // this first bytes, into a folder of the user's own. The checksum detects damage, and wgpu's header detects another
+    // device.
+    gpu.scoped("the compiled pipelines", None, || unsafe { gpu.device.create_pipeline_cache(&descriptor) })
 }
 
-/// One name for every adapter, driver and version of this crate; none where wgpu keeps no pipelines.
+/// Returns a file name that is specific to the adapter, the driver and the version of this crate. Returns `None` if
+/// wgpu has no pipeline cache on this backend.
 fn file_name(info: &wgpu::AdapterInfo) -> Option<String> {
     let adapter = wgpu::util::pipeline_cache_key(info)?;
     let parts = [&info.name, &info.driver, &info.driver_info, env!("CARGO_PKG_VERSION")];
     Some(format!("{adapter}_{:08x}", crc32fast::hash(parts.join("\n").as_bytes())))
 }
 
+/// Returns the contents of a pipeline file: the first bytes, the checksum and the data.
 fn sealed(data: &[u8]) -> Vec<u8> {
     [&MAGIC[..], &crc32fast::hash(data).to_le_bytes(), data].concat()
 }
 
-/// The data of a whole file.
+/// Returns the data of a pipeline file, or `None` if the file is not intact.
 fn unsealed(file: &[u8]) -> Option<&[u8]> {
     let (checksum, data) = file.strip_prefix(&MAGIC)?.split_first_chunk()?;
     (u32::from_le_bytes(*checksum) == crc32fast::hash(data)).then_some(data)

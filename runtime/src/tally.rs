@@ -1,8 +1,9 @@
-//! A count of compute passes that the device keeps itself, so that what it did not carry out is seen.
+//! A counter of compute passes in device memory, which reveals passes that the device did not carry out.
 //!
-//! wgpu 30 takes a command buffer that failed on Metal for one that is done: memory ran out, a time limit passed, the app
-//! went into the background. What is read then is what lay there before, such as the picture before this one. So every pass
-//! ends by adding one to a counter, and whatever is read brings the counter along.
+//! wgpu 30 treats a command buffer that failed on Metal as done. This happens if memory runs out, a time limit passes
+//! or the application goes into the background. A read-back then returns what was in the buffer before, such as the
+//! previous picture. Therefore every pass ends by incrementing a counter on the device, and every read-back carries the
+//! counter along, so that the host can compare it with its own count.
 
 use crate::device::{Gpu, locked};
 use std::sync::{Mutex, MutexGuard};
@@ -15,7 +16,7 @@ fn main() {
 }
 ";
 
-/// The device's count and the host's.
+/// The count of passes on the device and on the host.
 #[derive(Debug)]
 pub(crate) struct Tally {
     add_one: wgpu::ComputePipeline,
@@ -25,7 +26,7 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
-    /// Bytes of the counter.
+    /// Size of the counter in bytes.
     pub(crate) const BYTES: u64 = 4;
 
     pub(crate) fn new(device: &wgpu::Device) -> Self {
@@ -49,26 +50,28 @@ impl Tally {
         Self { add_one, bind_group, counter, passes: Mutex::new(0) }
     }
 
-    /// The host's count. Whoever submits a pass holds it, so that both counts go through the same order.
+    /// Locks the host's count. The lock is held while a pass is submitted, so that both counts change in the same
+    /// order.
     pub(crate) fn passes(&self) -> MutexGuard<'_, u32> {
         locked(&self.passes)
     }
 
-    /// Ends a pass.
+    /// Records the increment that ends a pass.
     pub(crate) fn count(&self, pass: &mut wgpu::ComputePass<'_>) {
         pass.set_pipeline(&self.add_one);
         pass.set_bind_group(0, &self.bind_group, &[]);
         pass.dispatch_workgroups(1, 1, 1);
     }
 
-    /// Copies the device's count.
+    /// Records a copy of the device's count to a buffer.
     pub(crate) fn copy(&self, encoder: &mut wgpu::CommandEncoder, to: &wgpu::Buffer, offset: u64) {
         encoder.copy_buffer_to_buffer(&self.counter, 0, to, offset, Self::BYTES);
     }
 }
 
 impl Gpu {
-    /// For tests: behaves as if a pass had been submitted that the driver gave up without a word.
+    /// Increments the host's count of passes only, as if the driver had skipped a submitted pass. This is meant for
+    /// tests of error handling: the next read-back returns [`RuntimeError::Lost`](crate::RuntimeError::Lost).
     pub fn forget_a_pass(&self) {
         let mut passes = self.tally.passes();
         *passes = passes.wrapping_add(1);

@@ -1,24 +1,25 @@
-//! How long dispatches take on the device: timestamps at the edges of a pass, or a wall clock where there are none.
+//! Execution times of dispatches, measured with timestamp queries or, where the device has none, with a wall clock.
 
 use crate::buffer::{Buffer, Role};
 use crate::device::Gpu;
 use crate::error::RuntimeError;
-use crate::pass::Dispatch;
+use crate::pass::{Bound, Dispatch};
 use std::time::Instant;
 
-/// Passes that are timed in one submission, at most.
+/// Largest number of passes that are timed in one submission.
 const PASSES: u32 = 32;
 
-/// Seconds that several passes in one submission may take: far below the two after which Windows gives a device up.
+/// Seconds that several passes in one submission may take together. This is far below the two seconds after which
+/// Windows resets a device.
 const TOGETHER: f64 = 0.25;
 
-/// Bytes of a timestamp.
+/// Size of a timestamp in bytes.
 const STAMP: u64 = 8;
 
-/// Makes what timing needs once, and times whatever it is given.
+/// A stopwatch for dispatches. It holds the queries and buffers that timing needs, and can be used any number of times.
 #[derive(Debug)]
 pub struct Timer {
-    /// Absent where the device has no timestamps.
+    /// `None` if the device has no timestamps; a wall clock is used then.
     queries: Option<Queries>,
 }
 
@@ -27,38 +28,39 @@ struct Queries {
     set: wgpu::QuerySet,
     resolved: Buffer,
     staging: Buffer,
-    /// Seconds a timestamp counts.
+    /// Seconds per tick of the timestamp counter.
     tick: f64,
 }
 
 impl Timer {
-    /// A timer for this device.
+    /// Creates a timer for a device.
     ///
     /// # Errors
-    /// If the device has no room for it or is lost.
+    /// If the device has not enough memory or is lost.
     pub fn new(gpu: &Gpu) -> Result<Self, RuntimeError> {
         if !gpu.caps().timestamps {
             return Ok(Self { queries: None });
         }
         let (ty, count) = (wgpu::QueryType::Timestamp, 2 * PASSES);
         let descriptor = wgpu::QuerySetDescriptor { label: Some("timestamps"), ty, count };
-        let set = gpu.scoped("timestamps", 0, || gpu.device.create_query_set(&descriptor))?;
+        let set = gpu.scoped("timestamps", None, || gpu.device.create_query_set(&descriptor))?;
         let bytes = u64::from(count) * STAMP;
         let resolved = gpu.buffer("timestamps", bytes, Role::Timestamps)?;
-        let staging = gpu.buffer("timestamps on their way", bytes, Role::Staging)?;
+        let staging = gpu.buffer("timestamps staging", bytes, Role::Staging)?;
         let tick = f64::from(gpu.queue.get_timestamp_period()) * 1e-9;
         Ok(Self { queries: Some(Queries { set, resolved, staging, tick }) })
     }
 
-    /// What the times are taken with, for people.
+    /// Returns a description of the clock for people: `timestamps of the device` or `wall clock`.
     pub fn clock(&self) -> &'static str {
         if self.queries.is_some() { "timestamps of the device" } else { "wall clock" }
     }
 
-    /// Runs the dispatches in order, each in a pass of its own and many of them in one submission; the seconds of each.
+    /// Runs the dispatches in order, each once and in a pass of its own, and returns the seconds of each. With
+    /// timestamps, up to 32 passes share a submission.
     ///
     /// # Errors
-    /// As [`time`](Self::time).
+    /// If the device is lost or refuses the submission.
     pub fn time_each(&self, gpu: &Gpu, dispatches: &[&Dispatch]) -> Result<Vec<f64>, RuntimeError> {
         let Some(queries) = &self.queries else {
             let alone = dispatches.iter().map(|dispatch| self.time(gpu, &[*dispatch], 1));
@@ -68,8 +70,8 @@ impl Timer {
         Ok(dispatches.chunks(PASSES as usize).map(part).collect::<Result<Vec<_>, _>>()?.concat())
     }
 
-    /// Runs the dispatches in order, in one pass, `repeats` times; the seconds of every pass. A wall clock counts the
-    /// way to the device and back, too.
+    /// Runs all dispatches in order in one pass, `repeats` times, and returns the seconds of every pass. Times of a
+    /// wall clock include the submission and the wait for the device.
     ///
     /// # Errors
     /// If the device is lost or refuses the submission.
@@ -77,16 +79,20 @@ impl Timer {
         self.time_passes(gpu, &[dispatches], repeats)
     }
 
-    /// Runs one of the dispatches after the other, each in a pass of its own, `repeats` passes in all; the seconds of every
+    /// Cycles through the dispatches, one in each pass, for `repeats` passes in total, and returns the seconds of every
     /// pass.
     ///
     /// # Errors
-    /// As [`time`](Self::time).
+    /// If the device is lost or refuses the submission.
+    ///
+    /// # Panics
+    /// If `dispatches` is empty and `repeats` is not zero.
     pub fn time_in_turn(&self, gpu: &Gpu, dispatches: &[Dispatch], repeats: usize) -> Result<Vec<f64>, RuntimeError> {
         let alone: Vec<[&Dispatch; 1]> = dispatches.iter().map(|dispatch| [dispatch]).collect();
         self.time_passes(gpu, &alone.iter().map(<[_; 1]>::as_slice).collect::<Vec<_>>(), repeats)
     }
 
+    /// Cycles through the passes, `repeats` of them in total, and returns the seconds of each.
     fn time_passes(&self, gpu: &Gpu, passes: &[&[&Dispatch]], repeats: usize) -> Result<Vec<f64>, RuntimeError> {
         let nth = |n: usize| passes[n % passes.len()];
         let Some(queries) = &self.queries else {
@@ -100,7 +106,7 @@ impl Timer {
         };
         let mut seconds: Vec<f64> = Vec::with_capacity(repeats);
         while seconds.len() < repeats {
-            // The first alone: it says how many of its kind go together.
+            // The first pass runs alone. Its time decides how many passes share a submission.
             let most = seconds.first().map_or(1, |first| (TOGETHER / first).clamp(1.0, f64::from(PASSES)) as usize);
             let next = seconds.len()..repeats.min(seconds.len() + most);
             seconds.extend(queries.time(gpu, &next.map(nth).collect::<Vec<_>>())?);
@@ -110,10 +116,10 @@ impl Timer {
 }
 
 impl Queries {
-    /// The seconds of each pass; at most [`PASSES`].
+    /// Runs at most [`PASSES`] passes in one submission and returns the seconds of each.
     fn time(&self, gpu: &Gpu, passes: &[&[&Dispatch]]) -> Result<Vec<f64>, RuntimeError> {
         let stamps = 2 * u32::try_from(passes.len()).expect("a few passes");
-        gpu.scoped("a timed pass", 0, || {
+        gpu.scoped("a timed pass", None, || {
             let mut encoder = gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
             for (pass, dispatches) in (0..).zip(passes) {
                 let timestamp_writes = Some(wgpu::ComputePassTimestampWrites {
@@ -128,10 +134,10 @@ impl Queries {
             encoder.resolve_query_set(&self.set, 0..stamps, &self.resolved.raw, 0);
             gpu.queue.submit([encoder.finish()]);
         })?;
-        let bytes = gpu.download(&self.resolved, &self.staging, u64::from(stamps) * STAMP)?;
+        let bytes = gpu.download(Bound::prefix(&self.resolved, u64::from(stamps) * STAMP), &self.staging)?;
         let stamps: Vec<u64> =
             bytes.chunks_exact(8).map(|b| u64::from_le_bytes(b.try_into().expect("chunks of eight bytes"))).collect();
-        // A counter that went backwards, which some drivers' do when the device sleeps, counts as no time at all.
+        // Counters of some drivers go backwards when the device sleeps; such a pass is reported as zero seconds.
         Ok(stamps.chunks_exact(2).map(|edge| edge[1].saturating_sub(edge[0]) as f64 * self.tick).collect())
     }
 }

@@ -1,24 +1,26 @@
-//! A Vulkan device whose driver does not watch every access to a buffer. wgpu asks for that on each device it opens, for
-//! modules that it was told to trust too, and it is dear: compilers split a load of a vec4 into four that are checked.
+//! A Vulkan device without robust buffer access. wgpu enables robust buffer access on every device it opens, even for
+//! modules that are compiled without checks. It is expensive: compilers split the load of a vec4 into four checked
+//! loads.
 
 use ash::{ext::robustness2, vk};
 use wgpu::hal::api::Vulkan;
 
-/// The family of queues that wgpu takes on every device.
+/// Index of the queue family that wgpu uses on every device.
 const FAMILY: u32 = 0;
 
-/// Opens the adapter as [`wgpu::Adapter::request_device`] does, but for `robustBufferAccess` and what `VK_EXT_robustness2`
-/// adds to it. None if the adapter is not Vulkan's or anything fails: wgpu's own way then says what.
-#[expect(unsafe_code, reason = "wgpu knows no other word against robust access than a device made by hand")]
+/// Opens the adapter as [`wgpu::Adapter::request_device`] does, but without `robustBufferAccess` and the features of
+/// `VK_EXT_robustness2`. Returns `None` if the adapter does not use Vulkan or anything fails; opening it through wgpu
+/// then reports the reason.
+#[expect(unsafe_code, reason = "robust access can be left out only on a device that is created by hand")]
 pub(crate) fn open(
     adapter: &wgpu::Adapter,
     descriptor: &wgpu::DeviceDescriptor<'_>,
 ) -> Option<(wgpu::Device, wgpu::Queue)> {
-    // SAFETY: nothing that the adapter holds is destroyed here.
+    // SAFETY: nothing that the adapter owns is destroyed here.
     let hal = unsafe { adapter.as_hal::<Vulkan>() }?;
     let (features, limits) = (descriptor.required_features, &descriptor.required_limits);
     let extensions = hal.required_device_extensions(features);
-    // The features of an extension that is not among these are not asked for.
+    // wgpu requests the features of an extension only if the extension is in this list.
     let plain: Vec<_> = extensions.iter().copied().filter(|name| *name != robustness2::NAME).collect();
     let mut enabled = hal.physical_device_features(&plain, features);
     let core = enabled.get_core().robust_buffer_access(false);
@@ -27,13 +29,13 @@ pub(crate) fn open(
     let info = vk::DeviceCreateInfo::default().queue_create_infos(&queues).enabled_extension_names(&names);
     let info = enabled.add_to_device_create(info).enabled_features(&core);
     let instance = hal.shared_instance().raw_instance();
-    // SAFETY: all that `info` points to outlives the call. It asks for what wgpu itself would ask for on this adapter, and
-    // for less: nothing depends on the two features that are left out.
+    // SAFETY: everything that `info` points to outlives the call. It requests what wgpu itself would request on this
+    // adapter, less the two robustness features, on which nothing depends.
     let raw = unsafe { instance.create_device(hal.raw_physical_device(), &info, None) }.ok()?;
-    // SAFETY: the device was made from this adapter, just now, with these extensions and this family of queues, and is
-    // given away with nobody else holding it. It has the features that wgpu expects but for robust access, on which only
-    // modules with wgpu's checks rely: `Gpu::module` makes none of those on a device that was opened here, and wgpu's own
-    // have none.
+    // SAFETY: the device was just created from this adapter, with these extensions and this queue family, and nobody
+    // else holds it. It has all features that wgpu expects except robust access. Only modules with wgpu's checks rely
+    // on that: `Gpu::module` creates none of them on a device that was opened here, and wgpu's internal modules have no
+    // checks.
     let opened =
         unsafe { hal.device_from_raw(raw, None, &extensions, features, limits, &descriptor.memory_hints, FAMILY, 0) };
     // SAFETY: the device is this adapter's, opened with the features and limits of the same descriptor.

@@ -116,7 +116,7 @@ pub(super) fn read((gpu, storage): (&Gpu, Storage), written: &[(Operand, Buffer)
         }
         let staging = gpu.buffer("staging", buffer.bytes(), Role::Staging)?;
         let bytes = storage.tensor_bytes(operand.dtype, &operand.shape);
-        let bytes = gpu.download(buffer, &staging, (bytes.next_multiple_of(4)) as u64)?;
+        let bytes = gpu.download(Bound::prefix(buffer, bytes.next_multiple_of(4) as u64), &staging)?;
         Ok(storage.decode(operand.dtype, &operand.shape, &bytes))
     };
     written.iter().map(one).collect()
@@ -168,7 +168,7 @@ pub(super) fn prepare(
         let mut of_copy = buffers.clone();
         for at in weights.iter().filter(|_| copy > 0) {
             let own = gpu.buffer(buffers[*at].label(), buffers[*at].bytes(), Role::Storage)?;
-            gpu.copy(&buffers[*at], &own, own.bytes())?;
+            gpu.copy(&buffers[*at], &own)?;
             of_copy[*at] = own;
         }
         let bound: Vec<Bound<'_>> = of_copy.iter().map(Bound::whole).collect();

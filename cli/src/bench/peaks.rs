@@ -169,7 +169,7 @@ fn gpu_copy(gpu: &Gpu, effort: Effort) -> Result<f64, RuntimeError> {
     let to = gpu.buffer("copied to", bytes, Role::Storage)?;
     let copies = if effort.software { 1 } else { COPIES };
     let seconds = best(5, || {
-        (0..copies).try_for_each(|_| gpu.copy(&from, &to, bytes))?;
+        (0..copies).try_for_each(|_| gpu.copy(&from, &to))?;
         gpu.wait()
     })?;
     Ok(2.0 * bytes as f64 * f64::from(copies) / seconds)
