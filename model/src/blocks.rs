@@ -1,14 +1,16 @@
-//! Blocks that the networks share.
+//! Graph blocks that the UNets and the VAEs share.
 
 use mobilediffusion_graph::{Conv, Graph, GraphError, Linear, Tensor};
 use mobilediffusion_kernels::Activation;
 
-/// Groups and epsilon of a group normalisation.
+/// Number of groups and epsilon of a group normalisation.
 pub(crate) type Norm = (usize, f32);
 
-/// A residual block (specification, section 1.3):
-/// `y = shortcut(x) + conv2(silu(norm2(conv1(silu(norm1(x))) + time)))`, where the shortcut is a 1x1 convolution if the
-/// number of channels changes. `time` is `silu` of the time embedding, `[n, d]`; the decoder has none.
+/// Adds the residual block of Stable Diffusion (docs/model.md, section 1.3):
+/// `y = shortcut(x) + conv2(silu(norm2(conv1(silu(norm1(x))) + time)))`.
+///
+/// `x` is `[n, h, w, c]`, the result `[n, h, w, channels]`; the shortcut is a 1x1 convolution if the number of
+/// channels changes. `time` is `silu` of the time embedding, `[n, d]`; the VAEs pass none.
 pub(crate) fn residual_block(
     g: &mut Graph,
     name: &str,
@@ -29,12 +31,13 @@ pub(crate) fn residual_block(
     })
 }
 
-/// The time embedding as one value per image and channel.
+/// Projects the time embedding `[n, d]` to one value per image and channel, `[n, channels]`.
 pub(crate) fn time_projection(g: &mut Graph, time: &Tensor, channels: usize) -> Result<Tensor, GraphError> {
     g.linear(time, "time_emb_proj", Linear { cols: channels, bias: true, ..Linear::default() })
 }
 
-/// `x` itself, or a 1x1 convolution of it where the channels change.
+/// Returns the shortcut of a residual block: `x` itself, or a 1x1 convolution of it where the number of channels
+/// changes.
 pub(crate) fn shortcut(g: &mut Graph, x: &Tensor, channels: usize) -> Result<Tensor, GraphError> {
     if x.channels() == channels {
         return Ok(x.clone());
@@ -43,7 +46,7 @@ pub(crate) fn shortcut(g: &mut Graph, x: &Tensor, channels: usize) -> Result<Ten
     g.linear(x, "conv_shortcut", layer)
 }
 
-/// A 3x3 convolution that doubles or halves the size, under its own name.
+/// Adds the 3x3 convolution of a downsampler or upsampler, named `name.conv`.
 pub(crate) fn resample(g: &mut Graph, name: &str, x: &Tensor, layer: Conv<'_>) -> Result<Tensor, GraphError> {
     g.scope(name, |g| {
         let y = g.conv2d(x, "conv", layer)?;

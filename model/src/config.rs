@@ -1,10 +1,19 @@
-//! The configuration files of a model's parts, as they lie beside the weights, and the built-in presets.
+//! Configuration files of a model's parts, as they lie beside the weights, and the built-in presets.
 //!
-//! A model is a directory: `model.json` (name and defaults), `unet/config.json`, `decoder/config.json`,
-//! `text_encoder/config.json` and `scheduler/config.json`, and `vae/config.json` where there is a full VAE (a model
-//! without `decoder` decodes with it). A one-step model may bring the UNet it was made of along, for DDIM:
-//! `unet_base/config.json`. Unknown keys are refused, so that a misspelt key never
-//! silently becomes a default; only the text encoder's file, which transformers writes, may hold more than is read.
+//! A model is a directory:
+//!
+//! | file | contents |
+//! |---|---|
+//! | `model.json` | name and defaults |
+//! | `unet/config.json` | the UNet |
+//! | `unet_base/config.json` | optional: the base UNet of a one-step model, which DDIM uses |
+//! | `decoder/config.json` | the light decoder; optional where there is a full VAE |
+//! | `vae/config.json` | the full VAE; optional where there is a light decoder |
+//! | `text_encoder/config.json` | the text encoder |
+//! | `scheduler/config.json` | the noise schedule |
+//!
+//! Unknown keys are errors, so that a misspelt key never silently becomes a default. The one exception is the text
+//! encoder's file: transformers writes it, and it may hold more keys than are read.
 
 mod unet;
 mod vae;
@@ -25,38 +34,40 @@ use serde_json::Value;
 use std::path::Path;
 use std::sync::LazyLock;
 
-/// Pixels per latent element in each direction: the decoder doubles three times.
+/// Pixels per latent element in each direction: the decoder doubles the size three times.
 pub const PIXELS_PER_LATENT: usize = 8;
-/// The sides of pictures are multiples of this, or of more: see [`ModelConfig::size_multiple`].
+/// Smallest multiple, in pixels, that picture sides have with any UNet. A UNet may need a larger one, see
+/// [`ModelConfig::size_multiple`].
 pub const SIZE_MULTIPLE: usize = 4 * PIXELS_PER_LATENT;
-/// Longest side of a picture in pixels.
+/// Longest side of a picture, in pixels.
 pub const MOST_PIXELS: usize = 8192;
 
-/// Everything that is fixed before weights are read.
+/// Configuration of a whole model: everything that is fixed before weights are read.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelConfig {
-    /// `model.json`
+    /// Contents of `model.json`.
     #[serde(rename = "model")]
     pub defaults: Defaults,
-    /// `unet/config.json`
+    /// Contents of `unet/config.json`.
     pub unet: UnetConfig,
-    /// `unet_base/config.json`, if a one-step model brings the UNet along that it was made of.
+    /// Contents of `unet_base/config.json`: the UNet that a one-step model was fine-tuned from, if the model brings
+    /// it along. DDIM uses it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unet_base: Option<UnetConfig>,
-    /// `decoder/config.json`, unless pictures are decoded by the full VAE.
+    /// Contents of `decoder/config.json`; `None` where the full VAE decodes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub decoder: Option<DecoderConfig>,
-    /// `vae/config.json`, if there is a full VAE.
+    /// Contents of `vae/config.json`, if there is a full VAE.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vae: Option<VaeConfig>,
-    /// `text_encoder/config.json`
+    /// Contents of `text_encoder/config.json`.
     pub text_encoder: TextEncoderConfig,
-    /// `scheduler/config.json`
+    /// Contents of `scheduler/config.json`.
     pub scheduler: SchedulerConfig,
 }
 
-/// `model.json`: what the model is called and how a picture is made unless asked otherwise.
+/// Contents of `model.json`: the model's name, and how it makes a picture unless a request says otherwise.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Defaults {
@@ -64,47 +75,48 @@ pub struct Defaults {
     pub name: String,
     /// Width and height of a picture, in pixels.
     pub image_size: usize,
-    /// How a picture is sampled.
+    /// Sampler that the model is made for.
     pub sampler: Sampler,
-    /// Steps of the sampler.
+    /// Number of sampler steps.
     pub steps: usize,
-    /// Weight of the text against the empty prompt; 1 is without guidance.
+    /// Guidance scale: weight of the prompt against the empty prompt. 1 means no guidance, and is the only value for
+    /// [`Sampler::OneStep`].
     pub guidance: f32,
     /// One sentence about the model.
     #[serde(default)]
     pub description: String,
 }
 
-/// How the networks are walked from noise to a latent.
+/// Sampler that leads from noise to a clean latent (docs/model.md, section 4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Sampler {
-    /// DDIM, tens of steps, with guidance.
+    /// DDIM: tens of steps, with guidance.
     Ddim,
-    /// UFOGen's: one step, or up to four with fresh noise between them; without guidance.
+    /// UFOGen's sampler: one step, or up to four with fresh noise between them. It uses no guidance.
     OneStep,
 }
 
-/// `decoder/config.json`: the light decoder.
+/// Contents of `decoder/config.json`: the light decoder (docs/model.md, section 2.2).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DecoderConfig {
-    /// `LightDecoder`
+    /// Class name, always `LightDecoder`.
     #[serde(rename = "_class_name", default = "DecoderConfig::class_name")]
     pub class_name: String,
-    /// Channels of the latent.
+    /// Number of channels of the latent.
     pub latent_channels: usize,
-    /// Colours: 3.
+    /// Number of colour channels, always 3.
     pub out_channels: usize,
-    /// Widths from the picture to the latent.
+    /// Widths of the four levels, from the picture to the latent.
     pub block_out_channels: Vec<usize>,
-    /// Residual blocks of each block, from the latent to the picture.
+    /// Number of residual blocks of each level, from the latent to the picture.
     pub layers_per_up_block: Vec<usize>,
-    /// Groups of every group norm.
+    /// Number of groups of every group normalisation.
     pub norm_num_groups: usize,
-    /// Epsilon of the group norms.
+    /// Epsilon of every group normalisation.
     pub norm_eps: f32,
-    /// By what the encoder's latents were multiplied to have unit deviation; the decoder divides by it.
+    /// Factor that gives the encoder's latents unit standard deviation. The decoder divides by it.
     pub scaling_factor: f32,
 }
 
@@ -116,45 +128,47 @@ impl DecoderConfig {
     }
 }
 
-/// `text_encoder/config.json`: transformers' `CLIPTextConfig`. Keys that only training or transformers itself needs
-/// (`architectures`, `bos_token_id`, `torch_dtype` and so on) are accepted and ignored.
+/// Contents of `text_encoder/config.json`, in the keys of transformers' `CLIPTextConfig` (docs/model.md, section 3).
+///
+/// Keys that only training or transformers itself needs (`architectures`, `bos_token_id`, `torch_dtype` and so on)
+/// are accepted and ignored.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TextEncoderConfig {
-    /// Rows of the token embedding.
+    /// Number of rows of the token embedding.
     pub vocab_size: usize,
     /// Width of a token.
     pub hidden_size: usize,
     /// Inner width of the feed-forward layers.
     pub intermediate_size: usize,
-    /// Transformer layers.
+    /// Number of transformer layers.
     pub num_hidden_layers: usize,
-    /// Attention heads.
+    /// Number of attention heads.
     pub num_attention_heads: usize,
-    /// Tokens of an encoded text, marks included.
+    /// Number of tokens of an encoded text, begin and end marks included.
     pub max_position_embeddings: usize,
-    /// `quick_gelu` or `gelu`
+    /// Activation of the feed-forward layers: `quick_gelu` or `gelu`.
     pub hidden_act: Activation,
-    /// Epsilon of the layer norms.
+    /// Epsilon of every layer normalisation.
     pub layer_norm_eps: f32,
 }
 
-/// `scheduler/config.json`: the noise schedule.
+/// Contents of `scheduler/config.json`: the noise schedule (docs/model.md, section 4).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SchedulerConfig {
-    /// Steps of training: timesteps run from 0 to one less.
+    /// Number of training steps; timesteps run from 0 to `num_train_timesteps - 1`.
     pub num_train_timesteps: usize,
-    /// First beta.
+    /// First beta, between 0 and 1.
     pub beta_start: f64,
-    /// Last beta.
+    /// Last beta, at least `beta_start` and below 1.
     pub beta_end: f64,
-    /// `scaled_linear`: the roots of the betas are evenly spaced.
+    /// Spacing of the betas, always `scaled_linear`: their square roots are evenly spaced.
     pub beta_schedule: String,
-    /// What the network predicts; the same as in the UNet's file.
+    /// Quantity that the UNet predicts. It must agree with the UNet's own file.
     pub prediction_type: Prediction,
 }
 
-/// The files of a model's directory.
+/// File names within a model's directory.
 mod file {
     pub(super) const MODEL: &str = "model.json";
     pub(super) const UNET: &str = "unet/config.json";
@@ -165,7 +179,7 @@ mod file {
     pub(super) const SCHEDULER: &str = "scheduler/config.json";
 }
 
-/// The checkpoint that comes with the sources.
+/// Configuration files of the checkpoint that comes with the sources.
 const MINI: [(&str, &str); 7] = [
     (file::MODEL, include_str!("../checkpoints/mini/model.json")),
     (file::UNET, include_str!("../checkpoints/mini/unet/config.json")),
@@ -176,10 +190,10 @@ const MINI: [(&str, &str); 7] = [
     (file::SCHEDULER, include_str!("../checkpoints/mini/scheduler/config.json")),
 ];
 
-/// The full-size model of the paper.
+/// Full-size model of the paper.
 static MOBILEDIFFUSION: LazyLock<Value> = LazyLock::new(|| built_in(include_str!("../presets/mobilediffusion.json")));
 
-/// What the alternatives change in its UNet.
+/// Changes to the full-size UNet that make the alternatives (docs/model.md, section 1.8).
 static ALTERNATIVES: LazyLock<Value> = LazyLock::new(|| built_in(include_str!("../presets/alternatives.json")));
 
 /// Stable Diffusion 1.5.
@@ -193,12 +207,14 @@ impl ModelConfig {
     /// Names of the built-in presets.
     pub const PRESETS: &[&str] = &["mobilediffusion", "alt-1", "alt-2", "alt-4", "alt-7", "sd15", "mini"];
 
-    /// Reads and validates the files of a model's directory. Either of `decoder/config.json` and `vae/config.json` may
-    /// be missing, and `unet_base/config.json` where there is no such folder.
+    /// Reads and validates the files of a model's directory.
+    ///
+    /// One of `decoder/config.json` and `vae/config.json` may be missing, and `unet_base/config.json` where there is
+    /// no folder `unet_base`.
     ///
     /// # Errors
-    /// [`ModelError::Io`] if a file cannot be read, [`ModelError::Json`] if it does not parse, else
-    /// [`ModelError::Config`] as [`Self::validate`].
+    /// [`ModelError::Io`] if a file cannot be read, [`ModelError::Json`] if a file does not parse, and
+    /// [`ModelError::Config`] in the cases of [`Self::validate`].
     pub fn load(dir: &Path) -> Result<Self, ModelError> {
         Self::from_files(dir, &|file| {
             let path = dir.join(file);
@@ -212,13 +228,13 @@ impl ModelConfig {
         })
     }
 
-    /// Parses and validates the contents of files, of which those that may be missing may be none; `dir` is for errors only.
+    /// Parses and validates the files whose contents `text_of` returns. `dir` only names them in errors.
     fn from_files(dir: &Path, text_of: TextOf<'_>) -> Result<Self, ModelError> {
         fn optional<T: DeserializeOwned>(dir: &Path, file: &str, text_of: TextOf<'_>) -> Result<Option<T>, ModelError> {
             text_of(file)?.map(|text| parse(&dir.join(file), &text)).transpose()
         }
         fn needed<T: DeserializeOwned>(dir: &Path, file: &str, text_of: TextOf<'_>) -> Result<T, ModelError> {
-            // Nothing parses as nothing: an error that names the file.
+            // An absent file parses like an empty one, which gives an error that names it.
             parse(&dir.join(file), &text_of(file)?.unwrap_or_default())
         }
         let config = Self {
@@ -234,9 +250,12 @@ impl ModelConfig {
         Ok(config)
     }
 
-    /// A built-in model: `mobilediffusion` is the full-size one of the paper, as deployed (512 pixels, one step); `alt-*`
-    /// are the specification's other readings of the paper (section 1.8); `sd15` is Stable Diffusion 1.5, the paper's
-    /// baseline; `mini` is that of the checkpoint in `model/checkpoints/mini`.
+    /// Returns a built-in configuration:
+    ///
+    /// * `mobilediffusion`: the paper's full-size model as deployed, 512x512 pixels in one step;
+    /// * `alt-1`, `alt-2`, `alt-4`, `alt-7`: other readings of the paper (docs/model.md, section 1.8);
+    /// * `sd15`: Stable Diffusion 1.5, the paper's baseline;
+    /// * `mini`: the checkpoint in `model/checkpoints/mini`.
     ///
     /// # Errors
     /// [`ModelError::Config`] if there is no such preset.
@@ -269,8 +288,10 @@ impl ModelConfig {
         }
     }
 
-    /// The UNet that a sampler walks: in a one-step model, DDIM's is the one that it was made of, if that has settings of
-    /// its own.
+    /// Returns the UNet that a sampler evaluates.
+    ///
+    /// With DDIM, a one-step model uses its base UNet ([`unet_base`](Self::unet_base)) if it has one. Otherwise the
+    /// model has a single UNet.
     pub fn unet_of(&self, sampler: Sampler) -> &UnetConfig {
         match (self.defaults.sampler, sampler, &self.unet_base) {
             (Sampler::OneStep, Sampler::Ddim, Some(base)) => base,
@@ -278,14 +299,16 @@ impl ModelConfig {
         }
     }
 
-    /// Pixels that the sides of a picture are multiples of: the UNets halve the latent.
+    /// Returns the number of pixels that the sides of a picture must be a multiple of, because the UNets halve the
+    /// latent several times.
     pub fn size_multiple(&self) -> usize {
         let halvings = |unet: &UnetConfig| PIXELS_PER_LATENT * unet.latent_multiple();
         std::iter::once(&self.unet).chain(&self.unet_base).map(halvings).fold(SIZE_MULTIPLE, usize::max)
     }
 }
 
-/// Gives the contents of a file of a model's directory, none if it is not there and need not be.
+/// Function that returns the contents of a file of a model's directory, or `None` for an optional file that does not
+/// exist.
 type TextOf<'a> = &'a dyn Fn(&str) -> Result<Option<String>, ModelError>;
 
 #[cfg(test)]

@@ -1,15 +1,18 @@
-//! The decoders (specification, section 2): from a latent to a picture. The light one has no middle block.
+//! Decoders from a latent to a picture (docs/model.md, section 2).
 
 use crate::blocks::{Norm, resample, residual_block};
 use crate::config::DecoderConfig;
 use mobilediffusion_graph::{Conv, Graph, GraphError, Linear, Tensor};
 use mobilediffusion_kernels::Activation;
 
-/// Adds the light decoder to a graph. `latent [n, h, w, latent_channels]` as the UNet knows it (it is divided by
-/// `scaling_factor` here); gives the picture `[n, 8h, 8w, 3]`, in [-1, 1] up to what the network oversteps.
+/// Adds the light decoder to a graph and returns the picture, `[n, 8h, 8w, 3]`.
+///
+/// `latent` is `[n, h, w, latent_channels]` in the UNet's scale; the graph divides it by `scaling_factor`. Values of
+/// the picture are in [-1, 1], except where the network overshoots. The light decoder has no middle block
+/// (docs/model.md, section 2.2).
 ///
 /// # Errors
-/// If the configuration and the latent do not fit; the error names the block.
+/// [`GraphError`] if the configuration does not fit the latent; the error names the block.
 pub fn decoder(g: &mut Graph, config: &DecoderConfig, latent: &Tensor) -> Result<Tensor, GraphError> {
     let levels = Levels {
         widths: &config.block_out_channels,
@@ -21,19 +24,22 @@ pub fn decoder(g: &mut Graph, config: &DecoderConfig, latent: &Tensor) -> Result
     levels.decode(g, latent, |_, x| Ok(x))
 }
 
-/// What a decoder is made of.
+/// Levels of a decoder, the part that the light decoder and the full VAE share.
 pub(crate) struct Levels<'a> {
-    /// From the picture to the latent.
+    /// Widths from the picture to the latent.
     pub widths: &'a [usize],
-    /// Residual blocks of each level, from the latent to the picture.
+    /// Number of residual blocks of each level, from the latent to the picture.
     pub layers: Vec<usize>,
+    /// Group normalisation of every block.
     pub norm: Norm,
+    /// Factor that the latent is divided by.
     pub scaling_factor: f32,
+    /// Number of channels of the picture.
     pub colours: usize,
 }
 
 impl Levels<'_> {
-    /// A decoder with a middle between its first convolution and the levels.
+    /// Adds a decoder to a graph, with `middle` between its first convolution and its levels.
     pub(crate) fn decode(
         &self,
         g: &mut Graph,

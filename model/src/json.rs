@@ -1,20 +1,20 @@
-//! Reading JSON files, with errors that name the file and the key.
+//! Reading of JSON files, with errors that name the file and the key.
 
 use crate::error::ModelError;
 use serde::de::DeserializeOwned;
 use std::path::Path;
 
-/// Reads a file of JSON.
+/// Reads and parses a JSON file.
 pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Result<T, ModelError> {
     parse(path, &read_text(path)?)
 }
 
-/// Reads a file of text.
+/// Reads a text file.
 pub(crate) fn read_text(path: &Path) -> Result<String, ModelError> {
     std::fs::read_to_string(path).map_err(|source| ModelError::Io { path: path.to_owned(), source })
 }
 
-/// Parses JSON; `path` is for errors only.
+/// Parses JSON. `path` only names the file in errors.
 pub(crate) fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T, ModelError> {
     let json = |key: String, message: String| ModelError::Json { path: path.to_owned(), key, message };
     let mut deserializer = serde_json::Deserializer::from_str(text);

@@ -1,14 +1,16 @@
-//! CLIP's text tower (specification, section 3): from token ids to a context for the UNet.
+//! CLIP's text tower (docs/model.md, section 3): from token ids to the context of the UNet.
 
 use crate::config::TextEncoderConfig;
 use mobilediffusion_graph::{Attend, Graph, GraphError, Linear, Tensor};
 use mobilediffusion_kernels::Phi;
 
-/// Adds the text encoder to a graph. `ids [n, l]`; gives `[n, l, hidden_size]`, the last hidden state after the final
-/// norm. Attention is softmax and causal; nothing is masked for padding, as in Stable Diffusion.
+/// Adds the text encoder to a graph and returns the context, `[n, l, hidden_size]`: the last hidden state after the
+/// final norm.
+///
+/// `ids` is `[n, l]`. Attention is causal, with softmax. Padding is not masked, as in Stable Diffusion.
 ///
 /// # Errors
-/// If the configuration does not fit; the error names the layer.
+/// [`GraphError`] if the configuration does not fit the ids; the error names the layer.
 pub fn text_encoder(g: &mut Graph, config: &TextEncoderConfig, ids: &Tensor) -> Result<Tensor, GraphError> {
     g.scope("text_model", |g| {
         let tables = (config.vocab_size, config.max_position_embeddings, config.hidden_size);
@@ -24,6 +26,7 @@ pub fn text_encoder(g: &mut Graph, config: &TextEncoderConfig, ids: &Tensor) -> 
     })
 }
 
+/// Adds one transformer layer.
 fn encoder_layer(g: &mut Graph, config: &TextEncoderConfig, x: &Tensor) -> Result<Tensor, GraphError> {
     let d = config.hidden_size;
     let project = Linear { cols: d, bias: true, ..Linear::default() };

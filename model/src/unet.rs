@@ -1,4 +1,4 @@
-//! The UNets: what noise is in a latent, given a timestep and a text.
+//! UNets: networks that predict the noise in a latent from a timestep and a text (docs/model.md, section 1).
 
 mod mobile_diffusion;
 mod stable_diffusion;
@@ -10,12 +10,13 @@ use mobilediffusion_graph::{Conv, Graph, GraphError, Linear, Tensor};
 use mobilediffusion_kernels::Activation;
 use transformer::Transformer;
 
-/// Adds the UNet to a graph. `latent [n, h, w, in_channels]` with `h` and `w` multiples of
-/// [`UnetConfig::latent_multiple`], `timestep [n]`, `context [n, keys, cross_attention_dim]`; gives the prediction
-/// `[n, h, w, out_channels]`.
+/// Adds the UNet to a graph and returns its prediction, `[n, h, w, out_channels]`.
+///
+/// `latent` is `[n, h, w, in_channels]` with `h` and `w` multiples of [`UnetConfig::latent_multiple`], `timestep` is
+/// `[n]`, and `context` is `[n, keys, cross_attention_dim]`.
 ///
 /// # Errors
-/// If the configuration and the inputs do not fit; the error names the block.
+/// [`GraphError`] if the configuration does not fit the inputs; the error names the block.
 pub fn unet(
     g: &mut Graph,
     config: &UnetConfig,
@@ -29,23 +30,23 @@ pub fn unet(
     }
 }
 
-/// What tells one UNet from another between its first convolution and its last.
+/// Parts of a UNet between its first and its last convolution, which differ from one kind of UNet to the other.
 trait Net {
-    /// Levels before the middle. What the way up is joined with is kept.
+    /// Adds the levels before the middle. Pushes the outputs that the way up concatenates onto `skips`.
     fn down(&self, g: &mut Graph, x: Tensor, skips: &mut Vec<Tensor>) -> Result<Tensor, GraphError>;
 
-    /// The lowest level.
+    /// Adds the innermost level.
     fn middle(&self, g: &mut Graph, x: Tensor) -> Result<Tensor, GraphError>;
 
-    /// Layers and width of every level after the middle, the outermost last.
+    /// Returns the number of layers and the width of every level after the middle, the outermost last.
     fn levels_up(&self) -> Vec<(usize, usize)>;
 
-    /// A layer of a level after the middle, on what came before joined with a skip.
+    /// Adds a layer of a level after the middle. `joined` is the previous output concatenated with a skip.
     fn layer_up(&self, g: &mut Graph, level: usize, layer: usize, joined: &Tensor) -> Result<Tensor, GraphError>;
 }
 
-/// The walk down, through the middle and up again; `first` and `last` are the channels behind the first convolution and
-/// the last.
+/// Adds a whole UNet: down, middle, up. `first` is the width of the first convolution, `last` the number of channels
+/// of the prediction.
 fn walk(
     g: &mut Graph,
     net: &impl Net,
@@ -61,7 +62,7 @@ fn walk(
     conv_out(g, &x, norm, last)
 }
 
-/// Levels up, each layer with a skip, the latest skip first.
+/// Adds the levels on the way up; every layer consumes a skip, the latest first.
 fn up(g: &mut Graph, net: &impl Net, mut x: Tensor, mut skips: Vec<Tensor>) -> Result<Tensor, GraphError> {
     let levels = net.levels_up();
     for (level, &(layers, width)) in levels.iter().enumerate() {
@@ -80,7 +81,7 @@ fn up(g: &mut Graph, net: &impl Net, mut x: Tensor, mut skips: Vec<Tensor>) -> R
     Ok(x)
 }
 
-/// `silu` of the time embedding, as every block wants it: sinusoids, then two layers.
+/// Adds `silu` of the time embedding, the form that every block reads: sinusoids, then two linear layers.
 fn time_embedding(g: &mut Graph, timestep: &Tensor, (waves, width): (usize, usize)) -> Result<Tensor, GraphError> {
     g.scope("time_embedding", |g| {
         let e = g.timestep_embedding(timestep, waves)?;
@@ -92,15 +93,15 @@ fn time_embedding(g: &mut Graph, timestep: &Tensor, (waves, width): (usize, usiz
     })
 }
 
-/// The convolution at the beginning.
+/// Adds the first convolution.
 fn conv_in(g: &mut Graph, latent: &Tensor, width: usize) -> Result<Tensor, GraphError> {
     let x = g.conv2d(latent, "conv_in", Conv::to(width))?;
     g.tap("conv_in", &x);
     Ok(x)
 }
 
-/// Norm and convolution at the end, to f32: the sampler's division by `a` amplifies a rounding 14.6 times at step 999
-/// (specification, section 4.2).
+/// Adds the last norm and convolution. The result is f32: at step 999 the sampler's division by `a` multiplies a
+/// rounding error by 14.6 (docs/model.md, section 4.2).
 fn conv_out(g: &mut Graph, x: &Tensor, norm: Norm, channels: usize) -> Result<Tensor, GraphError> {
     let x = g.group_norm(x, "conv_norm_out", norm, Activation::Silu)?;
     let y = g.conv2d(&x, "conv_out", Conv { f32_output: true, ..Conv::to(channels) })?;

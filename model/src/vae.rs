@@ -1,4 +1,5 @@
-//! The full VAE (specification, section 2.1): from a picture to a latent, and back with the decoder it was trained with.
+//! Full VAE (docs/model.md, section 2.1): the encoder from a picture to a latent, and the decoder it was trained
+//! with.
 
 use crate::blocks::{Norm, resample, residual_block};
 use crate::config::VaeConfig;
@@ -6,15 +7,18 @@ use crate::decoder::Levels;
 use mobilediffusion_graph::{Attend, Conv, Graph, GraphError, Linear, Tensor};
 use mobilediffusion_kernels::{Activation, Phi};
 
+/// Returns the group normalisation of every block.
 fn norm(config: &VaeConfig) -> Norm {
     (config.norm_num_groups, VaeConfig::NORM_EPS)
 }
 
-/// Adds the encoder to a graph. `image [n, 8h, 8w, 3]` in [-1, 1]; gives the moments of the unscaled latent,
-/// `[n, h, w, 2 * latent_channels]`: means, then logarithms of variances.
+/// Adds the encoder to a graph and returns the moments of the unscaled latent, `[n, h, w, 2 * latent_channels]`:
+/// means, then logarithms of variances.
+///
+/// `image` is `[n, 8h, 8w, 3]` in [-1, 1].
 ///
 /// # Errors
-/// If the configuration and the image do not fit; the error names the block.
+/// [`GraphError`] if the configuration does not fit the image; the error names the block.
 pub fn encoder(g: &mut Graph, config: &VaeConfig, image: &Tensor) -> Result<Tensor, GraphError> {
     let moments = 2 * config.latent_channels;
     let y = g.scope("encoder", |g| {
@@ -45,18 +49,20 @@ pub fn encoder(g: &mut Graph, config: &VaeConfig, image: &Tensor) -> Result<Tens
     Ok(y)
 }
 
-/// The latent the UNet works on, `[n, h, w, latent_channels]`: `scaling_factor` times the means among the moments.
+/// Adds the selection of the UNet's latent `[n, h, w, latent_channels]`: the means of the encoder's `moments` times
+/// `scaling_factor`.
 ///
 /// # Errors
-/// If `moments` are not those of this configuration.
+/// [`GraphError`] if `moments` do not have the channels of this configuration.
 pub fn latent(g: &mut Graph, config: &VaeConfig, moments: &Tensor) -> Result<Tensor, GraphError> {
     g.slice(moments, (0, config.latent_channels), config.scaling_factor)
 }
 
-/// Adds the full decoder to a graph: as [`decoder`](crate::decoder::decoder), with a middle block.
+/// Adds the full decoder to a graph and returns the picture, `[n, 8h, 8w, 3]`. `latent` is in the UNet's scale, as
+/// for the light [`decoder`](crate::decoder::decoder); the full decoder has a middle block as well.
 ///
 /// # Errors
-/// If the configuration and the latent do not fit; the error names the block.
+/// [`GraphError`] if the configuration does not fit the latent; the error names the block.
 pub fn decoder(g: &mut Graph, config: &VaeConfig, latent: &Tensor) -> Result<Tensor, GraphError> {
     let levels = Levels {
         widths: &config.block_out_channels,
@@ -68,7 +74,7 @@ pub fn decoder(g: &mut Graph, config: &VaeConfig, latent: &Tensor) -> Result<Ten
     levels.decode(g, latent, |g, x| middle(g, config, &x))
 }
 
-/// Residual block, attention, residual block, at the latent's size.
+/// Adds the middle block at the latent's size: residual block, attention, residual block.
 fn middle(g: &mut Graph, config: &VaeConfig, x: &Tensor) -> Result<Tensor, GraphError> {
     g.scope("mid_block", |g| {
         let width = x.channels();
@@ -78,7 +84,7 @@ fn middle(g: &mut Graph, config: &VaeConfig, x: &Tensor) -> Result<Tensor, Graph
     })
 }
 
-/// Softmax attention of every position to every other, in one head as wide as the map.
+/// Adds softmax attention between all positions, in one head as wide as the map.
 fn attention(g: &mut Graph, config: &VaeConfig, x: &Tensor) -> Result<Tensor, GraphError> {
     let (n, d) = (x.shape()[0], x.channels());
     let project = Linear { cols: d, bias: true, ..Linear::default() };

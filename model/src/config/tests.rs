@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 const PRESET: &str = include_str!("../../presets/mobilediffusion.json");
 
-/// The parts of a preset, and the files they are in a model's directory.
+/// Parts of a preset with the files that hold them in a model's directory.
 const PARTS: [(&str, &str); 6] = [
     ("model", file::MODEL),
     ("unet", file::UNET),
@@ -15,7 +15,7 @@ const PARTS: [(&str, &str); 6] = [
     ("scheduler", file::SCHEDULER),
 ];
 
-/// The preset with one value replaced, parsed and validated. `pointer` is a JSON pointer.
+/// Parses and validates the preset with one value replaced. `pointer` is a JSON pointer.
 fn changed(pointer: &str, value: Value) -> Result<(), ModelError> {
     let mut preset: Value = serde_json::from_str(PRESET).unwrap();
     *preset.pointer_mut(pointer).unwrap_or_else(|| panic!("{pointer} is a key of the preset")) = value;
@@ -203,7 +203,7 @@ fn a_model_needs_one_of_the_two_decoders() {
     assert!(error.ends_with("expected a decoder here, or a VAE beside it, found neither"), "{error}");
 }
 
-/// Stable Diffusion's preset with a key of its UNet set.
+/// Parses and validates Stable Diffusion's preset with one key of its UNet set.
 fn sd15_with(key: &str, value: Value) -> Result<(), ModelError> {
     let mut preset = SD15.clone();
     preset["unet"][key] = value;

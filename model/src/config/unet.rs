@@ -1,4 +1,4 @@
-//! `unet/config.json`: MobileDiffusion's UNet with the switches of its alternatives, or Stable Diffusion's.
+//! `unet/config.json`: MobileDiffusion's UNet with the switches of its alternatives, or Stable Diffusion's UNet.
 
 mod mobile_diffusion;
 mod stable_diffusion;
@@ -13,13 +13,13 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 use std::path::Path;
 
-/// A UNet, of the kind that `_class_name` says.
+/// Configuration of a UNet; the key `_class_name` tells which kind.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(untagged)]
 pub enum UnetConfig {
-    /// `MobileDiffusionUNet`, also where there is no `_class_name`: three levels, a deep middle.
+    /// MobileDiffusion's UNet with three levels and a deep middle module: `MobileDiffusionUNet`, or no `_class_name`.
     MobileDiffusion(MobileDiffusion),
-    /// `UNet2DConditionModel`, diffusers': as many levels as widths.
+    /// Stable Diffusion's UNet with as many levels as widths: diffusers' `UNet2DConditionModel`.
     StableDiffusion(StableDiffusion),
 }
 
@@ -41,7 +41,7 @@ impl<'de> Deserialize<'de> for UnetConfig {
 }
 
 impl UnetConfig {
-    /// Channels of the latent.
+    /// Returns the number of channels of the latent.
     pub fn in_channels(&self) -> usize {
         match self {
             Self::MobileDiffusion(config) => config.in_channels,
@@ -49,7 +49,7 @@ impl UnetConfig {
         }
     }
 
-    /// Channels of the prediction.
+    /// Returns the number of channels of the prediction.
     pub fn out_channels(&self) -> usize {
         match self {
             Self::MobileDiffusion(config) => config.out_channels,
@@ -57,7 +57,7 @@ impl UnetConfig {
         }
     }
 
-    /// Width of the text's tokens.
+    /// Returns the width of the text's tokens.
     pub fn cross_attention_dim(&self) -> usize {
         match self {
             Self::MobileDiffusion(config) => config.cross_attention_dim,
@@ -65,7 +65,7 @@ impl UnetConfig {
         }
     }
 
-    /// What the network predicts; none where only the scheduler's file says it.
+    /// Returns the quantity that the network predicts, or `None` where only the scheduler's file says it.
     pub fn prediction_type(&self) -> Option<Prediction> {
         match self {
             Self::MobileDiffusion(config) => Some(config.prediction_type),
@@ -73,7 +73,8 @@ impl UnetConfig {
         }
     }
 
-    /// Height and width of a latent are multiples of this: the UNet halves them once less often than it has levels.
+    /// Returns the number that the height and width of a latent must be a multiple of: 2 to the power of the
+    /// halvings.
     pub fn latent_multiple(&self) -> usize {
         match self {
             Self::MobileDiffusion(_) => 4,
@@ -81,11 +82,11 @@ impl UnetConfig {
         }
     }
 
-    /// Refuses what [`ModelConfig::validate`](super::ModelConfig::validate) would refuse in this file alone; `path` is
-    /// for errors only.
+    /// Validates this file by itself, without the agreement of the parts that
+    /// [`ModelConfig::validate`](super::ModelConfig::validate) checks too. `path` only names the file in errors.
     ///
     /// # Errors
-    /// [`ModelError::Config`]
+    /// [`ModelError::Config`] if a value is impossible or not supported.
     pub fn validate(&self, path: &Path) -> Result<(), ModelError> {
         match self {
             Self::MobileDiffusion(config) => config.validate(path),
@@ -94,18 +95,18 @@ impl UnetConfig {
     }
 }
 
-/// What the gates of the feed-forward layers go through.
+/// Kind of the gated feed-forward layers: the activation that their gates pass through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FeedForward {
-    /// silu
+    /// Gated by silu.
     SwiGlu,
-    /// gelu
+    /// Gated by gelu.
     GeGlu,
 }
 
 impl FeedForward {
-    /// The gate's activation.
+    /// Returns the gate's activation.
     pub fn gate(self) -> Activation {
         match self {
             Self::SwiGlu => Activation::Silu,

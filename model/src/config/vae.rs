@@ -6,64 +6,64 @@ use crate::error::ModelError;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
-/// The full VAE (specification, section 2.1). Other keys than these are refused.
+/// Configuration of the full VAE (docs/model.md, section 2.1). Unknown keys are errors.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VaeConfig {
-    /// `AutoencoderKL`
+    /// Class name, always `AutoencoderKL`.
     #[serde(rename = "_class_name", default = "VaeConfig::class_name")]
     pub class_name: String,
-    /// Colours of the picture that is encoded: 3.
+    /// Number of colour channels that the encoder reads, always 3.
     pub in_channels: usize,
-    /// Colours of the picture that is decoded: 3.
+    /// Number of colour channels that the decoder writes, always 3.
     pub out_channels: usize,
-    /// Channels of the latent.
+    /// Number of channels of the latent.
     pub latent_channels: usize,
-    /// Widths from the picture to the latent.
+    /// Widths of the four levels, from the picture to the latent.
     pub block_out_channels: Vec<usize>,
-    /// Residual blocks of each block of the encoder; the decoder's blocks have one more.
+    /// Number of residual blocks of each level of the encoder. Levels of the decoder have one more.
     pub layers_per_block: usize,
-    /// Groups of every group norm.
+    /// Number of groups of every group normalisation.
     pub norm_num_groups: usize,
-    /// What latents are multiplied by to have unit deviation; the decoder divides by it.
+    /// Factor that gives the encoder's latents unit standard deviation. The decoder divides by it.
     pub scaling_factor: f32,
-    /// `silu`
+    /// Activation, always `silu`.
     #[serde(default = "VaeConfig::act_fn")]
     pub act_fn: String,
-    /// `DownEncoderBlock2D` for every level.
+    /// Kind of each level of the encoder, always `DownEncoderBlock2D`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub down_block_types: Option<Vec<String>>,
-    /// `UpDecoderBlock2D` for every level.
+    /// Kind of each level of the decoder, always `UpDecoderBlock2D`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub up_block_types: Option<Vec<String>>,
-    /// Whether the blocks between the levels attend: true.
+    /// Whether the middle blocks have attention, always true.
     #[serde(default = "yes")]
     pub mid_block_add_attention: bool,
-    /// Whether the encoder ends in `quant_conv`: true.
+    /// Whether the encoder ends with `quant_conv`, always true.
     #[serde(default = "yes")]
     pub use_quant_conv: bool,
-    /// Whether the decoder begins with `post_quant_conv`: true.
+    /// Whether the decoder begins with `post_quant_conv`, always true.
     #[serde(default = "yes")]
     pub use_post_quant_conv: bool,
-    /// Absent: latents are scaled, not shifted.
+    /// Shift of the latents, absent or 0: they are scaled only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shift_factor: Option<f32>,
-    /// Absent, as `shift_factor`.
+    /// Mean of each latent channel, always absent: latents are scaled only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub latents_mean: Option<Vec<f32>>,
-    /// Absent, as `shift_factor`.
+    /// Standard deviation of each latent channel, always absent: latents are scaled only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub latents_std: Option<Vec<f32>>,
-    /// For diffusers alone.
+    /// Picture size of the training. It is not used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sample_size: Option<usize>,
-    /// For diffusers alone.
+    /// Whether diffusers computes in f32. It is not used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub force_upcast: Option<bool>,
-    /// For diffusers alone.
+    /// Version of diffusers that wrote the file. It is not used.
     #[serde(rename = "_diffusers_version", default, skip_serializing_if = "Option::is_none")]
     pub diffusers_version: Option<String>,
-    /// For diffusers alone.
+    /// Name that diffusers loaded the network from. It is not used.
     #[serde(rename = "_name_or_path", default, skip_serializing_if = "Option::is_none")]
     pub name_or_path: Option<String>,
 }
@@ -75,7 +75,7 @@ fn yes() -> bool {
 impl VaeConfig {
     const CLASS_NAME: &str = "AutoencoderKL";
 
-    /// Epsilon of every group norm: fixed in diffusers.
+    /// Epsilon of every group normalisation; fixed in diffusers.
     pub const NORM_EPS: f32 = 1e-6;
 
     fn class_name() -> String {
@@ -86,11 +86,11 @@ impl VaeConfig {
         "silu".to_owned()
     }
 
-    /// Refuses what [`ModelConfig::validate`](super::ModelConfig::validate) would refuse in this file alone; `path` is
-    /// for errors only.
+    /// Validates this file by itself, without the agreement of the parts that
+    /// [`ModelConfig::validate`](super::ModelConfig::validate) checks too. `path` only names the file in errors.
     ///
     /// # Errors
-    /// [`ModelError::Config`]
+    /// [`ModelError::Config`] if a value is impossible or not supported.
     pub fn validate(&self, path: &Path) -> Result<(), ModelError> {
         let check = Check::new(path);
         check.equal("_class_name", self.class_name.as_str(), Self::CLASS_NAME)?;
@@ -105,7 +105,7 @@ impl VaeConfig {
         self.validate_kinds(&check)
     }
 
-    /// The switches of diffusers of which there is one position here.
+    /// Checks the switches of diffusers that have a single value here.
     fn validate_kinds(&self, check: &Check) -> Result<(), ModelError> {
         check.equal("act_fn", self.act_fn.as_str(), "silu")?;
         for (key, types, expected) in [

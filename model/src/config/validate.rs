@@ -1,4 +1,5 @@
-//! What the networks can be built from: every impossible or unsupported value is refused by name.
+//! Validation: refuses every value from which no network can be built, or that the kernels do not support, by file
+//! and key.
 
 use super::{
     DecoderConfig, Defaults, MOST_PIXELS, ModelConfig, PIXELS_PER_LATENT, Sampler, SchedulerConfig, TextEncoderConfig,
@@ -11,23 +12,24 @@ use std::fmt::{Debug, Display};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
-/// Widths and factors: far above any network, far below where their products would overflow.
+/// Range of widths and factors: far above any network's, far below values whose products would overflow.
 pub(super) const WIDTH: RangeInclusive<usize> = 1..=65_536;
-/// Numbers of layers: twice those of any network.
+/// Range of numbers of layers, up to about twice those of any network.
 pub(super) const LAYERS: RangeInclusive<usize> = 1..=64;
-/// Widest attention head the kernels hold.
+/// Widest attention head that the kernels support.
 const WIDEST_HEAD: usize = 512;
 
 impl ModelConfig {
-    /// Refuses values that no network can be built from, that the kernels do not support or that disagree between
-    /// parts.
+    /// Checks that networks can be built from this configuration, that the kernels support them, and that the parts
+    /// agree.
     ///
     /// # Errors
-    /// [`ModelError::Config`] naming the file, the key, what would be accepted and what stands there.
+    /// [`ModelError::Config`] with the file, the key, the accepted values and the value that was found.
     pub fn validate(&self) -> Result<(), ModelError> {
         self.validate_in(Path::new(""))
     }
 
+    /// Implements [`validate`](Self::validate) for a model in `dir`, which only names the files in errors.
     pub(super) fn validate_in(&self, dir: &Path) -> Result<(), ModelError> {
         let [decoder, vae, text_encoder] = [file::DECODER, file::VAE, file::TEXT_ENCODER].map(|file| dir.join(file));
         let base = self.unet_base.as_ref().map(|base| (base, dir.join(file::UNET_BASE)));
@@ -51,7 +53,7 @@ impl ModelConfig {
         )
     }
 
-    /// A UNet beside the other parts.
+    /// Checks that a UNet agrees with the other parts.
     fn validate_unet(&self, unet: &UnetConfig, check: &Check) -> Result<(), ModelError> {
         check.agree("in_channels", unet.in_channels(), self.unet.in_channels(), "the one-step UNet's")?;
         check.agree("out_channels", unet.out_channels(), unet.in_channels(), "its in_channels")?;
@@ -63,7 +65,7 @@ impl ModelConfig {
         check.that(own == schedule, "prediction_type", expected, format!("{own:?}"))
     }
 
-    /// The parts that make and read latents are made for the same ones.
+    /// Checks that the parts that write and read latents agree on them.
     fn validate_latent(&self, decoder: &Check, vae: &Check) -> Result<(), ModelError> {
         let channels = self.unet.in_channels();
         for (check, found) in [
@@ -84,7 +86,8 @@ impl ModelConfig {
 }
 
 impl Defaults {
-    /// `train_steps` are the scheduler's, `multiple` pixels the UNet's; `path` is for errors only.
+    /// Checks `model.json`. `train_steps` is the scheduler's number of training steps, `multiple` the number of
+    /// pixels that sides are a multiple of; `path` only names the file in errors.
     fn validate(&self, path: &Path, train_steps: usize, multiple: usize) -> Result<(), ModelError> {
         let check = Check::new(path);
         let size = self.image_size;
@@ -103,10 +106,11 @@ impl Defaults {
 }
 
 impl DecoderConfig {
-    /// Refuses what [`ModelConfig::validate`] would refuse in this file alone; `path` is for errors only.
+    /// Validates this file by itself, without the agreement of the parts that [`ModelConfig::validate`] checks too.
+    /// `path` only names the file in errors.
     ///
     /// # Errors
-    /// [`ModelError::Config`]
+    /// [`ModelError::Config`] if a value is impossible or not supported.
     pub fn validate(&self, path: &Path) -> Result<(), ModelError> {
         let check = Check::new(path);
         check.equal("_class_name", self.class_name.as_str(), Self::CLASS_NAME)?;
@@ -121,10 +125,11 @@ impl DecoderConfig {
 }
 
 impl TextEncoderConfig {
-    /// Refuses what [`ModelConfig::validate`] would refuse in this file alone; `path` is for errors only.
+    /// Validates this file by itself, without the agreement of the parts that [`ModelConfig::validate`] checks too.
+    /// `path` only names the file in errors.
     ///
     /// # Errors
-    /// [`ModelError::Config`]
+    /// [`ModelError::Config`] if a value is impossible or not supported.
     pub fn validate(&self, path: &Path) -> Result<(), ModelError> {
         let check = Check::new(path);
         check.within("vocab_size", self.vocab_size, 1..=1 << 20)?;
@@ -132,7 +137,7 @@ impl TextEncoderConfig {
         check.within("intermediate_size", self.intermediate_size, WIDTH)?;
         check.within("num_hidden_layers", self.num_hidden_layers, LAYERS)?;
         check.within("num_attention_heads", self.num_attention_heads, WIDTH)?;
-        // The begin and the end mark need a place each.
+        // The begin and end marks need a position each.
         check.within("max_position_embeddings", self.max_position_embeddings, 2..=4_096)?;
         check.multiple("hidden_size", self.hidden_size, self.num_attention_heads)?;
         check.head("hidden_size / num_attention_heads", self.hidden_size / self.num_attention_heads)?;
@@ -143,10 +148,11 @@ impl TextEncoderConfig {
 }
 
 impl SchedulerConfig {
-    /// Refuses what [`ModelConfig::validate`] would refuse in this file alone; `path` is for errors only.
+    /// Validates this file by itself, without the agreement of the parts that [`ModelConfig::validate`] checks too.
+    /// `path` only names the file in errors.
     ///
     /// # Errors
-    /// [`ModelError::Config`]
+    /// [`ModelError::Config`] if a value is impossible or not supported.
     pub fn validate(&self, path: &Path) -> Result<(), ModelError> {
         let check = Check::new(path);
         check.within("num_train_timesteps", self.num_train_timesteps, 2..=100_000)?;
@@ -157,16 +163,18 @@ impl SchedulerConfig {
     }
 }
 
-/// The tests of one file.
+/// Checks of one file's values; every failed check names the file.
 pub(super) struct Check {
     path: PathBuf,
 }
 
 impl Check {
+    /// Starts the checks of the file `path`.
     pub(super) fn new(path: &Path) -> Self {
         Self { path: path.to_owned() }
     }
 
+    /// Requires a condition; the other checks build on this one.
     pub(super) fn that(
         &self,
         holds: bool,
@@ -181,23 +189,27 @@ impl Check {
         Err(ModelError::Config { path: self.path.clone(), key: key.to_owned(), expected, found })
     }
 
+    /// Requires a fixed value.
     pub(super) fn equal<T: PartialEq + Debug>(&self, key: &str, found: T, expected: T) -> Result<(), ModelError> {
         self.that(found == expected, key, format!("{expected:?}"), format!("{found:?}"))
     }
 
+    /// Requires the value of another part, named by `whose`.
     pub(super) fn agree(&self, key: &str, found: usize, expected: usize, whose: &str) -> Result<(), ModelError> {
         self.that(found == expected, key, format!("{expected}, {whose}"), found)
     }
 
+    /// Requires a number within a range.
     pub(super) fn within(&self, key: &str, found: usize, range: RangeInclusive<usize>) -> Result<(), ModelError> {
         self.that(range.contains(&found), key, format!("{} to {}", range.start(), range.end()), found)
     }
 
+    /// Requires a multiple of `of`.
     pub(super) fn multiple(&self, key: &str, found: usize, of: usize) -> Result<(), ModelError> {
         self.that(found.is_multiple_of(of), key, format!("a multiple of {of}"), found)
     }
 
-    /// A list of `len` values, each within `range`.
+    /// Requires a list of `len` values, each within `range`.
     pub(super) fn list(
         &self,
         key: &str,
@@ -210,28 +222,30 @@ impl Check {
         self.that(fits, key, expected, format!("{found:?}"))
     }
 
-    /// The width of an attention head: whole vectors of four, and no wider than the kernels hold.
+    /// Requires the width of an attention head: whole vectors of four, no wider than the kernels support.
     pub(super) fn head(&self, key: &str, found: usize) -> Result<(), ModelError> {
         let fits = found > 0 && found <= WIDEST_HEAD && found.is_multiple_of(4);
         self.that(fits, key, format!("a multiple of 4 up to {WIDEST_HEAD}"), found)
     }
 
+    /// Requires a positive epsilon.
     pub(super) fn epsilon(&self, key: &str, found: f32) -> Result<(), ModelError> {
         self.that(found.is_finite() && found > 0.0, key, "a positive number", found)
     }
-    /// The widths of a VAE's levels, each of which is normed in groups.
+    /// Requires `levels` widths of a VAE that `groups` groups divide.
     pub(super) fn widths(&self, widths: &[usize], levels: usize, groups: usize) -> Result<(), ModelError> {
         self.within("norm_num_groups", groups, WIDTH)?;
         self.list("block_out_channels", widths, levels, WIDTH)?;
         widths.iter().try_for_each(|width| self.divides("norm_num_groups", groups, "normed width", *width))
     }
 
-    /// Whether a key divides a width.
+    /// Requires a divisor of a width, named by `what`.
     pub(super) fn divides(&self, key: &str, found: usize, what: &str, width: usize) -> Result<(), ModelError> {
         let fits = width.is_multiple_of(found);
         self.that(fits, key, format!("a divisor of the {what} {width}"), found)
     }
 
+    /// Requires a positive scaling factor.
     pub(super) fn scaling_factor(&self, found: f32) -> Result<(), ModelError> {
         self.that(found.is_finite() && found > 0.0, "scaling_factor", "a positive number", found)
     }

@@ -1,4 +1,4 @@
-//! MobileDiffusion's UNet (specification, section 1) and its alternatives.
+//! MobileDiffusion's UNet (docs/model.md, section 1) and its alternatives (section 1.8).
 
 use super::transformer::Heads;
 use super::{Net, Transformer, time_embedding};
@@ -33,7 +33,7 @@ pub(super) fn unet(
     super::walk(g, &net, latent, (config.block_out_channels[0], config.out_channels), net.norm)
 }
 
-/// What every block of one UNet sees.
+/// Configuration and tensors that all blocks of one UNet share.
 struct MobileDiffusionNet<'a> {
     config: &'a MobileDiffusion,
     norm: Norm,
@@ -42,7 +42,8 @@ struct MobileDiffusionNet<'a> {
 }
 
 impl Net for MobileDiffusionNet<'_> {
-    /// The output of every layer and of all but the last downsampler is kept for the way up.
+    /// Adds the two levels on the way down. The outputs of every layer and of the first downsampler become skips; the
+    /// innermost downsampler leads into the middle module only.
     fn down(&self, g: &mut Graph, mut x: Tensor, skips: &mut Vec<Tensor>) -> Result<Tensor, GraphError> {
         let levels = self.config.layers_down.len();
         for (level, &layers) in self.config.layers_down.iter().enumerate() {
@@ -67,7 +68,7 @@ impl Net for MobileDiffusionNet<'_> {
         Ok(x)
     }
 
-    /// Separable blocks and transformers at the lowest resolution, then back up one level.
+    /// Adds the separable blocks and transformers at the lowest resolution, then the upsampler.
     fn middle(&self, g: &mut Graph, mut x: Tensor) -> Result<Tensor, GraphError> {
         let width = *self.config.block_out_channels.last().expect("a validated configuration has levels");
         for (layer, &depth) in self.config.transformer_depth_mid.iter().enumerate() {
@@ -81,6 +82,8 @@ impl Net for MobileDiffusionNet<'_> {
         self.config.layers_up.iter().copied().zip(widths.copied()).collect()
     }
 
+    /// Adds `resnets.layer`, followed by `attentions.layer` if `depth` is not zero. The outermost level keeps full
+    /// convolutions.
     fn layer_up(&self, g: &mut Graph, level: usize, layer: usize, joined: &Tensor) -> Result<Tensor, GraphError> {
         let from_outermost = self.config.layers_up.len() - 1 - level;
         let width = self.config.block_out_channels[from_outermost];
@@ -112,7 +115,7 @@ impl MobileDiffusionNet<'_> {
         }
     }
 
-    /// A separable block (specification, sections 1.4 and 1.8): one or two units, and the shortcut around them.
+    /// Adds a separable block (docs/model.md, sections 1.4 and 1.8): one or two units, and the shortcut around them.
     fn separable_block(&self, g: &mut Graph, name: &str, x: &Tensor, width: usize) -> Result<Tensor, GraphError> {
         g.scope(name, |g| {
             let shift = time_projection(g, &self.time, x.channels())?;
@@ -129,7 +132,8 @@ impl MobileDiffusionNet<'_> {
         })
     }
 
-    /// `residual + pwconv2(silu(pwconv1(norm(dwconv(x) + shift))))`, or with a gate instead of the silu.
+    /// Adds one unit, `residual + pwconv2(silu(pwconv1(norm(dwconv(x) + shift))))`, with a gate in place of the silu
+    /// for [`SepKind::Glu`].
     fn unit(
         &self,
         g: &mut Graph,
@@ -152,7 +156,7 @@ impl MobileDiffusionNet<'_> {
     }
 }
 
-/// Halves the size by a depthwise and a pointwise convolution.
+/// Adds a downsampler of a depthwise and a pointwise convolution.
 fn separable_downsampler(g: &mut Graph, x: &Tensor) -> Result<Tensor, GraphError> {
     g.scope("downsamplers.0", |g| {
         let h = g.depthwise_conv2d(x, "depthwise", 2, None)?;

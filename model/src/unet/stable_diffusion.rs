@@ -1,4 +1,4 @@
-//! Stable Diffusion's UNet as diffusers names it: the same residual blocks and transformers on every level.
+//! Stable Diffusion's UNet with diffusers' names: the same residual blocks and transformers on every level.
 
 use super::transformer::Heads;
 use super::{Net, Transformer, time_embedding};
@@ -33,7 +33,7 @@ pub(super) fn unet(
     super::walk(g, &net, latent, (config.block_out_channels[0], config.out_channels), net.norm)
 }
 
-/// What every block of one UNet sees.
+/// Configuration and tensors that all blocks of one UNet share.
 struct StableDiffusionNet<'a> {
     config: &'a StableDiffusion,
     norm: Norm,
@@ -42,7 +42,7 @@ struct StableDiffusionNet<'a> {
 }
 
 impl Net for StableDiffusionNet<'_> {
-    /// The output of every layer and of every downsampler is kept for the way up.
+    /// Adds the levels on the way down. The outputs of every layer and of every downsampler become skips.
     fn down(&self, g: &mut Graph, mut x: Tensor, skips: &mut Vec<Tensor>) -> Result<Tensor, GraphError> {
         let widths = &self.config.block_out_channels;
         for (level, &width) in widths.iter().enumerate() {
@@ -61,7 +61,7 @@ impl Net for StableDiffusionNet<'_> {
         Ok(x)
     }
 
-    /// Two residual blocks with a transformer between them.
+    /// Adds two residual blocks with a transformer between them.
     fn middle(&self, g: &mut Graph, x: Tensor) -> Result<Tensor, GraphError> {
         let width = x.channels();
         let x = self.layer(g, 0, &x, width, true)?;
@@ -73,6 +73,7 @@ impl Net for StableDiffusionNet<'_> {
         self.config.block_out_channels.iter().rev().map(|&width| (layers, width)).collect()
     }
 
+    /// Adds `resnets.layer`, followed by `attentions.layer` if the level attends.
     fn layer_up(&self, g: &mut Graph, level: usize, layer: usize, joined: &Tensor) -> Result<Tensor, GraphError> {
         let level = self.config.block_out_channels.len() - 1 - level;
         self.layer(g, layer, joined, self.config.block_out_channels[level], self.config.attends(level))

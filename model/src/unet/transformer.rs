@@ -1,39 +1,42 @@
-//! Stacks of transformer layers on the pixels of a map (specification, section 1.5).
+//! Stacks of transformer layers on feature maps (docs/model.md, section 1.5).
 
 use crate::blocks::Norm;
 use mobilediffusion_graph::{Attend, Glu, Graph, GraphError, Linear, Tensor};
 use mobilediffusion_kernels::{Activation, Phi};
 
-/// Into how many heads a width is divided.
+/// Division of a width into attention heads.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Heads {
-    /// As many as there are heads of this width.
+    /// As many heads as fit, each of this width.
     Wide(usize),
-    /// This many.
+    /// This many heads.
     Many(usize),
 }
 
-/// What every transformer layer of one UNet has in common.
+/// Settings that all transformer layers of one UNet share.
 #[derive(Debug)]
 pub(super) struct Transformer<'a> {
-    /// The text, `[n, keys, d]`.
+    /// Text, `[n, keys, d]`.
     pub context: &'a Tensor,
-    /// Of the group norm in front of a stack.
+    /// Group normalisation before a stack.
     pub norm: Norm,
-    /// Epsilon of the layer norms.
+    /// Epsilon of the layer normalisations.
     pub layer_norm_eps: f32,
+    /// Division of the width into heads.
     pub heads: Heads,
+    /// Function that turns attention scores into weights.
     pub phi: Phi,
     /// Whether self-attention uses its keys as values too.
     pub shared: bool,
-    /// Inner width of the feed-forward, in widths of the map.
+    /// Inner width of the feed-forward layers, as a multiple of the map's width.
     pub ff_mult: usize,
-    /// What the feed-forward's gates go through.
+    /// Activation that the gates of the feed-forward layers pass through.
     pub gate: Activation,
 }
 
 impl Transformer<'_> {
-    /// A stack of `depth` layers on `x [n, h, w, d]`, between a norm and two 1x1 convolutions, added to `x`.
+    /// Adds a stack of `depth` layers on `x [n, h, w, d]`: a norm and a 1x1 convolution before the layers, a 1x1
+    /// convolution after them, and a residual around all.
     pub(super) fn stack(
         &self,
         g: &mut Graph,
@@ -55,7 +58,8 @@ impl Transformer<'_> {
         Ok(y)
     }
 
-    /// Self-attention where there is some, cross-attention to the text, and the gated feed-forward.
+    /// Adds one layer: self-attention if `attends_itself`, cross-attention to the text, and the gated feed-forward
+    /// layers.
     fn layer(&self, g: &mut Graph, h: &Tensor, attends_itself: bool) -> Result<Tensor, GraphError> {
         let d = h.channels();
         let mut h = h.clone();
@@ -74,7 +78,8 @@ impl Transformer<'_> {
         Ok(y)
     }
 
-    /// `h + to_out(attention(to_q n, to_k source, to_v source))`; with shared keys and values one projection, `to_kv`.
+    /// Adds `h + to_out(attention(to_q n, to_k source, to_v source))`. With `shared`, one projection `to_kv` gives
+    /// keys and values.
     fn attention(
         &self,
         g: &mut Graph,

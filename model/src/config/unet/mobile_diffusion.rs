@@ -1,4 +1,4 @@
-//! MobileDiffusion's UNet.
+//! Configuration of MobileDiffusion's UNet.
 
 use super::FeedForward;
 use crate::config::validate::{Check, LAYERS, WIDTH};
@@ -8,129 +8,130 @@ use mobilediffusion_kernels::{Phi, Prediction};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
-/// The UNet of three levels (specification, section 1.1) and its alternatives (section 1.8).
+/// MobileDiffusion's UNet of three levels (docs/model.md, section 1.1) and its alternatives (section 1.8).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MobileDiffusion {
-    /// `MobileDiffusionUNet`
+    /// Class name, always `MobileDiffusionUNet`.
     #[serde(rename = "_class_name", default = "MobileDiffusion::class_name")]
     pub class_name: String,
-    /// Latent height and width it was trained for; other sizes work too.
+    /// Latent height and width of the training. Other sizes work too.
     pub sample_size: usize,
-    /// Channels of the latent.
+    /// Number of channels of the latent.
     pub in_channels: usize,
-    /// Channels of the prediction.
+    /// Number of channels of the prediction.
     pub out_channels: usize,
     /// Widths of the three levels, outermost first.
     pub block_out_channels: Vec<usize>,
-    /// Residual blocks in each of the two levels down.
+    /// Number of residual blocks in each of the two levels on the way down.
     pub layers_down: Vec<usize>,
-    /// Residual blocks of the middle module.
+    /// Number of residual blocks in the middle module.
     pub layers_mid: usize,
-    /// Residual blocks in each of the two levels up, innermost first.
+    /// Number of residual blocks in each of the two levels on the way up, innermost first.
     pub layers_up: Vec<usize>,
-    /// Transformer layers in each stack of a level down.
+    /// Number of transformer layers in each stack of a level on the way down.
     pub transformer_depth_down: Vec<usize>,
-    /// Transformer layers in each stack of the middle.
+    /// Number of transformer layers in each stack of the middle module.
     pub transformer_depth_mid: Vec<usize>,
-    /// Transformer layers in each stack of a level up.
+    /// Number of transformer layers in each stack of a level on the way up.
     pub transformer_depth_up: Vec<usize>,
-    /// Where the transformer layers attend to the picture itself as well as to the text.
+    /// Places where the transformer layers have self-attention besides cross-attention.
     pub self_attention: SelfAttention,
     /// Width of the text's tokens.
     pub cross_attention_dim: usize,
     /// Width of an attention head.
     pub attention_head_dim: usize,
-    /// What turns attention scores into weights.
+    /// Function that turns attention scores into weights: softmax or relu.
     pub attention_phi: Phi,
-    /// Scale of the relu weights: `1/num_keys`.
+    /// Scale of the relu weights, always `1/num_keys`.
     pub attention_phi_scale: String,
     /// Whether self-attention uses its keys as values too (`attn1.to_kv`).
     pub share_kv_self_attention: bool,
-    /// Inner width of the feed-forward layer, in widths of the level.
+    /// Inner width of the feed-forward layers, as a multiple of the level's width.
     pub ff_mult: usize,
-    /// What the gates of the feed-forward layers go through.
+    /// Activation that the gates of the feed-forward layers pass through.
     pub ff_activation: FeedForward,
-    /// How a separable block is built.
+    /// Kind of the separable blocks.
     pub sep_kind: SepKind,
-    /// Kernel size of the depthwise convolution: 3.
+    /// Kernel size of the depthwise convolutions, always 3.
     pub sep_kernel: usize,
-    /// Hidden width of the separable block, in widths of what `sep_width_of` names.
+    /// Hidden width of a separable block, as a multiple of the width that `sep_width_of` names.
     pub sep_expansion: usize,
-    /// What the hidden width of a separable block counts in.
+    /// Width that `sep_expansion` multiplies.
     pub sep_width_of: SepWidth,
-    /// Samplers that are separable too; none in the paper's reading.
+    /// Samplers that are separable too; none in the chosen reading of the paper.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sep_samplers: Vec<SepSampler>,
     /// Width of the time embedding.
     pub time_embed_dim: usize,
-    /// Number of waves of the timestep, cosines and sines together.
+    /// Number of sinusoids of the timestep, cosines and sines together.
     pub time_proj_dim: usize,
-    /// Whether cosines come first: true.
+    /// Whether cosines come before sines, always true.
     pub flip_sin_to_cos: bool,
-    /// Shift of the waves' frequencies: 0.
+    /// Shift of the sinusoids' frequencies, always 0.
     pub freq_shift: usize,
-    /// Groups of every group norm.
+    /// Number of groups of every group normalisation.
     pub norm_num_groups: usize,
-    /// Epsilon of the residual blocks' group norms and of the last one.
+    /// Epsilon of the group normalisations in residual blocks and before the last convolution.
     pub norm_eps: f32,
-    /// Epsilon of the group norm in front of a transformer stack.
+    /// Epsilon of the group normalisation before a transformer stack.
     pub transformer_norm_eps: f32,
-    /// Epsilon of the layer norms.
+    /// Epsilon of the layer normalisations.
     pub layer_norm_eps: f32,
-    /// What the network predicts.
+    /// Quantity that the network predicts.
     pub prediction_type: Prediction,
 }
 
-/// The UNet's places with self-attention.
+/// Places of a UNet that may have self-attention.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SelfAttention {
-    /// The second level down.
+    /// Whether the second level on the way down has self-attention.
     pub down1: bool,
-    /// The middle module.
+    /// Stacks of the middle module that have self-attention.
     pub mid: MiddleSelfAttention,
-    /// The first level up.
+    /// Whether the first level on the way up has self-attention.
     pub up0: bool,
 }
 
-/// Which stacks of the middle attend to the picture itself.
+/// Stacks of the middle module that have self-attention.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum MiddleSelfAttention {
-    /// All, or none.
+    /// All stacks, or none.
     All(bool),
-    /// One value for every layer.
+    /// One value for each stack.
     Each(Vec<bool>),
 }
 
-/// How a separable block is built.
+/// Kind of a separable block (docs/model.md, sections 1.4 and 1.8).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SepKind {
-    /// Depthwise, norm, and two pointwise convolutions with silu between them.
+    /// Depthwise convolution, norm, and two pointwise convolutions with silu between them.
     Convnext,
-    /// The same with a gate between the pointwise ones, as in the feed-forward layers.
+    /// Depthwise convolution, norm, and two pointwise convolutions with a gate between them, as in the feed-forward
+    /// layers.
     Glu,
-    /// Two units of the first kind in a row.
+    /// Two units of the kind [`Convnext`](Self::Convnext) in a row, inside one residual.
     Convnext2,
 }
 
-/// What a hidden width counts in.
+/// Width that the hidden width of a separable block is a multiple of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SepWidth {
-    /// Output widths.
+    /// Output width.
     Out,
-    /// Input widths.
+    /// Input width.
     In,
 }
 
-/// A sampler that may be separable.
+/// Sampler that may be separable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SepSampler {
-    /// The one that ends the second level down.
+    /// Downsampler at the end of the second level on the way down.
     Down1,
 }
 
@@ -141,7 +142,7 @@ impl MobileDiffusion {
         Self::CLASS_NAME.to_owned()
     }
 
-    /// Whether stack `layer` of the middle attends to the picture itself.
+    /// Whether stack `layer` of the middle module has self-attention.
     pub fn mid_attends_itself(&self, layer: usize) -> bool {
         match &self.self_attention.mid {
             MiddleSelfAttention::All(attends) => *attends,
@@ -149,7 +150,7 @@ impl MobileDiffusion {
         }
     }
 
-    /// Hidden width of a separable unit from `cin` to `cout` channels.
+    /// Returns the hidden width of a separable unit from `cin` to `cout` channels.
     pub fn sep_hidden(&self, cin: usize, cout: usize) -> usize {
         let width = match self.sep_width_of {
             SepWidth::Out => cout,
@@ -183,7 +184,7 @@ impl MobileDiffusion {
         self.validate_widths(&check)
     }
 
-    /// The switches: only what the kernels implement.
+    /// Checks the switches: only values that the kernels implement pass.
     fn validate_kinds(&self, check: &Check) -> Result<(), ModelError> {
         check.equal("_class_name", self.class_name.as_str(), Self::CLASS_NAME)?;
         check.equal("attention_phi_scale", self.attention_phi_scale.as_str(), "1/num_keys")?;
@@ -192,12 +193,13 @@ impl MobileDiffusion {
         check.equal("freq_shift", self.freq_shift, 0)
     }
 
-    /// Numbers of blocks and transformer layers.
+    /// Checks the numbers of blocks and transformer layers.
     fn validate_layers(&self, check: &Check) -> Result<(), ModelError> {
         check.list("block_out_channels", &self.block_out_channels, 3, WIDTH)?;
         check.list("layers_down", &self.layers_down, 2, LAYERS)?;
         check.within("layers_mid", self.layers_mid, LAYERS)?;
-        // Each level up consumes the skips of one level down and one more, of the convolution in front of it.
+        // A level on the way up consumes the skips of one level down and one more: the output of the convolution
+        // before it.
         let up = [self.layers_down[1] + 1, self.layers_down[0] + 1];
         check.that(self.layers_up == up, "layers_up", format!("{up:?}"), format!("{:?}", self.layers_up))?;
         check.list("transformer_depth_down", &self.transformer_depth_down, 2, 0..=*LAYERS.end())?;
@@ -212,10 +214,10 @@ impl MobileDiffusion {
         check.equal("transformer_depth_up[1]", self.transformer_depth_up[1], 0)
     }
 
-    /// Widths that norms group and attention splits.
+    /// Checks the widths that norms split into groups and attention into heads.
     fn validate_widths(&self, check: &Check) -> Result<(), ModelError> {
         let &[c0, c1, c2] = self.block_out_channels.as_slice() else { return Ok(()) };
-        // Besides the levels' own widths, norms see the concatenations with the skips.
+        // Norms see the widths of the levels, and those of their concatenations with skips.
         let mut normed = vec![c0, c1, c2, c2 + c1, c1 + c0, c0 + c0];
         if self.layers_down[1] > 1 {
             normed.push(c1 + c1);

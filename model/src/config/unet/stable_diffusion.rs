@@ -1,4 +1,4 @@
-//! Stable Diffusion's UNet in diffusers' keys: the paper's baseline.
+//! Configuration of Stable Diffusion's UNet, the paper's baseline, in diffusers' keys.
 
 use crate::config::validate::{Check, LAYERS, WIDTH};
 use crate::error::ModelError;
@@ -6,57 +6,58 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::path::Path;
 
-/// diffusers' `UNet2DConditionModel` as Stable Diffusion 1 uses it: softmax attention, `geglu`, 1x1 convolutions around
-/// the transformers, keys and values of their own.
+/// Stable Diffusion 1's UNet, in the keys of diffusers' `UNet2DConditionModel`: softmax attention, `geglu`
+/// feed-forward layers, 1x1 convolutions around the transformers, separate keys and values.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StableDiffusion {
-    /// `UNet2DConditionModel`
+    /// Class name, always `UNet2DConditionModel`.
     #[serde(rename = "_class_name")]
     pub class_name: String,
-    /// For diffusers alone.
+    /// Version of diffusers that wrote the file. It is not used.
     #[serde(rename = "_diffusers_version", default, skip_serializing_if = "Option::is_none")]
     pub diffusers_version: Option<String>,
-    /// For diffusers alone.
+    /// Name that diffusers loaded the network from. It is not used.
     #[serde(rename = "_name_or_path", default, skip_serializing_if = "Option::is_none")]
     pub name_or_path: Option<String>,
-    /// Latent height and width it was trained for; other sizes work too.
+    /// Latent height and width of the training. Other sizes work too.
     pub sample_size: usize,
-    /// Channels of the latent.
+    /// Number of channels of the latent.
     pub in_channels: usize,
-    /// Channels of the prediction.
+    /// Number of channels of the prediction.
     pub out_channels: usize,
-    /// Whether latents are moved from [0, 1] to [-1, 1] first: false.
+    /// Whether latents are first moved from [0, 1] to [-1, 1], always false.
     pub center_input_sample: bool,
-    /// Whether cosines come first: true.
+    /// Whether cosines come before sines, always true.
     pub flip_sin_to_cos: bool,
-    /// Shift of the waves' frequencies: 0.
+    /// Shift of the sinusoids' frequencies, always 0.
     pub freq_shift: usize,
-    /// `CrossAttnDownBlock2D` or `DownBlock2D` for each level, outermost first.
+    /// Kind of each level on the way down, outermost first: `CrossAttnDownBlock2D` or `DownBlock2D`.
     pub down_block_types: Vec<String>,
-    /// The same levels on the way up, innermost first: `UpBlock2D` or `CrossAttnUpBlock2D`.
+    /// Kind of each level on the way up, innermost first: `UpBlock2D` or `CrossAttnUpBlock2D`. Must mirror
+    /// `down_block_types`.
     pub up_block_types: Vec<String>,
     /// Widths of the levels, outermost first.
     pub block_out_channels: Vec<usize>,
-    /// Residual blocks of each level down; levels up have one more.
+    /// Number of residual blocks of each level on the way down. Levels on the way up have one more.
     pub layers_per_block: usize,
-    /// Padding of the halvings: 1.
+    /// Padding of the downsamplers, always 1.
     pub downsample_padding: usize,
-    /// What the middle's residuals are divided by: 1.
+    /// Divisor of the middle block's residuals, always 1.
     pub mid_block_scale_factor: f32,
-    /// `silu`
+    /// Activation, always `silu`.
     pub act_fn: String,
-    /// Groups of every group norm.
+    /// Number of groups of every group normalisation.
     pub norm_num_groups: usize,
-    /// Epsilon of the residual blocks' group norms and of the last one.
+    /// Epsilon of the group normalisations in residual blocks and before the last convolution.
     pub norm_eps: f32,
     /// Width of the text's tokens.
     pub cross_attention_dim: usize,
-    /// Heads of every attention layer, in spite of its name.
+    /// Number of heads of every attention layer. The name is diffusers' and misleading.
     pub attention_head_dim: usize,
 }
 
-/// What diffusers' newer versions write beside, at the only value that is implemented here.
+/// Returns the further keys that newer versions of diffusers write, with the only values that are implemented here.
 fn defaults() -> Value {
     json!({
         "addition_embed_type": null, "addition_embed_type_num_heads": 64, "addition_time_embed_dim": null,
@@ -73,7 +74,7 @@ fn defaults() -> Value {
     })
 }
 
-/// Takes the keys out that only say that nothing is special.
+/// Removes the keys of [`defaults`] that have their implemented value.
 pub(super) fn drop_defaults(config: &mut Value) {
     let defaults = defaults();
     if let Some(map) = config.as_object_mut() {
@@ -84,24 +85,24 @@ pub(super) fn drop_defaults(config: &mut Value) {
 impl StableDiffusion {
     pub(super) const CLASS_NAME: &str = "UNet2DConditionModel";
 
-    /// Inner width of the feed-forward layers, in widths of the level: fixed in diffusers.
+    /// Inner width of the feed-forward layers, as a multiple of the level's width; fixed in diffusers.
     pub const FF_MULT: usize = 4;
-    /// Epsilon of the group norm in front of a transformer: fixed in diffusers.
+    /// Epsilon of the group normalisation before a transformer stack; fixed in diffusers.
     pub const TRANSFORMER_NORM_EPS: f32 = 1e-6;
-    /// Epsilon of the layer norms: fixed in diffusers.
+    /// Epsilon of the layer normalisations; fixed in diffusers.
     pub const LAYER_NORM_EPS: f32 = 1e-5;
 
-    /// Number of waves of the timestep.
+    /// Returns the number of sinusoids of the timestep.
     pub fn time_proj_dim(&self) -> usize {
         self.block_out_channels[0]
     }
 
-    /// Width of the time embedding.
+    /// Returns the width of the time embedding.
     pub fn time_embed_dim(&self) -> usize {
         4 * self.block_out_channels[0]
     }
 
-    /// Whether the blocks of a level, counted from the outermost, end in transformers.
+    /// Whether the residual blocks of a level, counted from the outermost, are followed by transformers.
     pub fn attends(&self, level: usize) -> bool {
         self.down_block_types[level] == "CrossAttnDownBlock2D"
     }
@@ -141,15 +142,16 @@ impl StableDiffusion {
         check.that(known && kinds.len() == widths.len(), "down_block_types", expected, format!("{kinds:?}"))?;
         let up: Vec<String> = kinds.iter().rev().map(|kind| kind.replace("Down", "Up")).collect();
         check.equal("up_block_types", &self.up_block_types, &up)?;
-        // A level up begins with what comes from below it, then goes on with its own, each joined with a skip of its
-        // own width; the last skip of a level comes from the level above it.
+        // The first layer of a level on the way up continues from the level below, the others from their own level.
+        // Each is joined with a skip of the level's own width, except the last one: its skip comes from the level
+        // above.
         for (level, &width) in widths.iter().enumerate() {
             let below = widths.get(level + 1).copied().unwrap_or(width);
             let above = widths[level.saturating_sub(1)];
             for normed in [width, width + width, below + width, width + above] {
                 check.divides("norm_num_groups", self.norm_num_groups, "normed width", normed)?;
             }
-            // The middle attends at the innermost width, whatever its level does.
+            // The middle block attends at the innermost width, whatever the kind of the innermost level.
             if self.attends(level) || level + 1 == widths.len() {
                 check.divides("attention_head_dim", self.attention_head_dim, "width", width)?;
                 check.head("block_out_channels / attention_head_dim", width / self.attention_head_dim)?;
