@@ -1,12 +1,14 @@
-//! All of the facade in one small application: progress, several pictures, another size without loading again, a picture
-//! drawn from a picture, stopping, a second pipeline over the same weights, and a device that is lost. `app [FOLDER]`.
+//! A small application that uses the whole pipeline: progress, several pictures, another size without loading again,
+//! a picture drawn from a picture, stopping, a second pipeline over the same weights, and recovery of a lost device.
+//!
+//!     cargo run --release -p mobilediffusion-model --example app -- [FOLDER]
 #![expect(clippy::print_stderr, reason = "an application talks to whoever started it")]
 
 use mobilediffusion_model::{Flow, Init, ModelError, Options, Phase, Picture, Pipeline, Progress, Request, Source};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// Stands for a progress bar and a cancel button.
+/// Prints progress; stands for a progress bar with a cancel button.
 fn hear(progress: &Progress) -> Flow {
     if progress.phase == Phase::Denoise {
         eprintln!("picture {}: step {} of {}", progress.picture, progress.step, progress.total);
@@ -14,7 +16,8 @@ fn hear(progress: &Progress) -> Flow {
     Flow::Continue
 }
 
-/// Draws, and opens the device once more if it was lost meanwhile: a driver was updated, a laptop slept.
+/// Draws, and opens the device once more if it was lost meanwhile, for example because a driver was updated or a
+/// laptop slept.
 fn draw(pipeline: &mut Pipeline, request: &Request) -> Result<Vec<Picture>, ModelError> {
     match pipeline.generate(request, &mut hear) {
         Err(ModelError::DeviceLost { .. }) => {
@@ -35,15 +38,15 @@ fn main() -> Result<(), ModelError> {
     for (seed, apple) in (request.seed..).zip(&apples) {
         apple.save_png(&folder.join(format!("apple-{seed}.png")), &[("Seed", seed.to_string())])?;
     }
-    // Another shape makes its plans once; the weights stay.
+    // Another shape makes new plans once; the weights stay on the device.
     let wide = Request { width: Some(128), steps: Some(10), negative: "leaf".into(), ..Request::new("red apple") };
     Picture::sheet(&draw(&mut pipeline, &wide)?).save_png(&folder.join("wide.png"), &[])?;
 
-    // What is asked to stop ends with an error of its own, and the pipeline goes on.
+    // A stopped request ends with an error of its own, and the pipeline can be used again.
     let stopped = pipeline.generate(&request, &mut |_| Flow::Stop);
     assert!(matches!(stopped, Err(ModelError::Stopped)), "it was told to stop");
 
-    // A second pipeline on another thread, over the same device and weights.
+    // A second pipeline draws on another thread, over the same device and weights.
     let mut second = Pipeline::over(Arc::clone(pipeline.model()));
     let suns = std::thread::spawn(move || draw(&mut second, &Request::new("sun")));
     suns.join().expect("the thread does not panic")?[0].save_png(&folder.join("sun.png"), &[])?;

@@ -1,4 +1,6 @@
-//! The sixteen prompts of the bundled checkpoint's sheet, seed 0, none drawn twice: `contact_sheet OUT.png`.
+//! Draws the sixteen prompts of the bundled checkpoint's contact sheet with seed 0, each once.
+//!
+//!     cargo run --release -p mobilediffusion-model --example contact_sheet -- OUT.png
 
 mod sheet;
 
@@ -6,8 +8,9 @@ use mobilediffusion_model::{Flow, ModelError, Options, Picture, Pipeline, Reques
 use sheet::PROMPTS;
 use std::path::PathBuf;
 
+/// Number of pictures in a row.
 const COLUMNS: usize = 8;
-/// Every pixel becomes a square of this edge, so that small pictures can be looked at.
+/// Edge of the square that each pixel becomes, so that small pictures can be looked at.
 const ZOOM: usize = 2;
 
 fn main() -> Result<(), ModelError> {
@@ -20,7 +23,7 @@ fn main() -> Result<(), ModelError> {
     side_by_side(&pictures).save_png(&path, &[("Prompts", PROMPTS.join("; ")), ("Seed", "0".to_owned())])
 }
 
-/// Pictures of one size, side by side and zoomed.
+/// Arranges pictures of one size side by side and enlarges them.
 fn side_by_side(pictures: &[Picture]) -> Picture {
     let (cell_width, cell_height) = (pictures[0].width * ZOOM, pictures[0].height * ZOOM);
     let (width, height) = (COLUMNS * cell_width, pictures.len().div_ceil(COLUMNS) * cell_height);

@@ -1,7 +1,9 @@
-//! How far weights in 8 bits move the pictures of the contact sheet, seed 0, one step: `int8 [ADAPTER]`, on the CPU if none
-//! is named.
+//! Measures how far int8 weights move the pictures of the contact sheet (seed 0, one step).
 //!
-//! Prints the PSNR of each against the same picture in f32 on the same device, then the worst and the median.
+//!     cargo run --release -p mobilediffusion-model --example int8 -- [ADAPTER]
+//!
+//! Runs on the CPU unless an adapter is named. Prints the PSNR of each picture against the same picture with f32
+//! weights on the same device, then the worst and the median.
 
 mod sheet;
 
@@ -12,6 +14,7 @@ use sheet::PROMPTS;
 use std::error::Error;
 use std::io::Write;
 
+/// Draws the sheet and returns the pictures and the number of bytes of the weights.
 fn draw(device: &DeviceChoice, weights: WeightType) -> Result<(Vec<Picture>, u64), ModelError> {
     let options = Options { device: device.clone(), floats: Floats::F32, weights, ..Options::default() };
     let mut pipeline = Pipeline::load(Source::bundled()?, options)?;
@@ -22,7 +25,7 @@ fn draw(device: &DeviceChoice, weights: WeightType) -> Result<(Vec<Picture>, u64
     Ok((pictures, pipeline.counters().weight_bytes))
 }
 
-/// Decibels; infinite for equal pictures.
+/// Returns the PSNR in decibels; infinite for equal pictures.
 fn psnr(a: &Picture, b: &Picture) -> f64 {
     let squares = a.rgba.iter().zip(&b.rgba).map(|(a, b)| f64::from(a.abs_diff(*b)).powi(2));
     // Alpha is the same everywhere and does not count.

@@ -1,8 +1,9 @@
-//! How near the runtime is to another implementation, block by block:
-//! `parity FOLDER [CASE] [--device cpu|gpu|NAME] [--dtype f32|f16]`.
+//! Compares the runtime with another implementation, block by block.
 //!
-//! `FOLDER` holds `config.json`, the weights and `CASE` (`golden.safetensors` unless said): what
-//! `reference/full_size.py` writes. Prints one line an output, its relative L2 last.
+//!     cargo run --release -p mobilediffusion-model --example parity -- FOLDER [CASE] [--device cpu|gpu|NAME] [--dtype f32|f16]
+//!
+//! `FOLDER` holds `config.json`, the weights and `CASE` (default `golden.safetensors`), as `reference/full_size.py`
+//! writes them. Prints one line per output; the last value of a line is its relative L2 distance.
 
 use mobilediffusion_graph::Device;
 use mobilediffusion_kernels::Storage;
@@ -13,6 +14,7 @@ use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 
+/// Opens the device of the command line.
 fn device(name: &str, dtype: &str) -> Result<Device, Box<dyn Error>> {
     let select = match name {
         "cpu" if dtype == "f32" => return Ok(Device::CPU),

@@ -1,4 +1,4 @@
-//! From a prompt to a PNG with the bundled checkpoint: what an application has to write.
+//! Draws a prompt with the bundled checkpoint and writes a PNG file: the least code that an application needs.
 
 use mobilediffusion_model::{Flow, ModelError, Options, Pipeline, Request, Source};
 use std::path::Path;

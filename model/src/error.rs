@@ -1,154 +1,156 @@
-//! What can go wrong between a sentence and a picture: files, configurations, weights, requests, memory and devices.
+//! Errors of the model crate: files, configurations, weights, requests, memory and devices.
 //!
-//! Every error carries its data, and its `Display` is one lower-case line: what, where, expected, found.
+//! Every error carries its data. Its `Display` is one lower-case line with the place, what was expected, and what was
+//! found.
 
 use mobilediffusion_graph::GraphError;
 use mobilediffusion_runtime::RuntimeError;
 use std::fmt;
 use std::path::PathBuf;
 
-/// Everything the model crate refuses.
+/// Error of any operation of this crate.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ModelError {
     /// A file cannot be read.
     #[error("cannot read {}: {source}", path.display())]
     Io {
-        /// The file or directory.
+        /// File or directory.
         path: PathBuf,
-        /// What the operating system said.
+        /// Error of the operating system.
         source: std::io::Error,
     },
-    /// A file is not the JSON it should be: syntax, a missing or unknown key, a value of the wrong type.
+    /// A file is not the expected JSON: wrong syntax, a missing or unknown key, or a value of the wrong type.
     #[error("{}: at {key}: {message}", path.display())]
     Json {
-        /// The file.
+        /// File.
         path: PathBuf,
-        /// Path of the key, `.` for the whole file.
+        /// Path of the key; `.` stands for the whole file.
         key: String,
-        /// What the parser expected and found.
+        /// Parser's message.
         message: String,
     },
     /// A configuration holds an impossible or unsupported value.
     #[error("{}: {key}: expected {expected}, found {found}", path.display())]
     Config {
-        /// The file.
+        /// File.
         path: PathBuf,
-        /// The key.
+        /// Key.
         key: String,
-        /// What would be accepted.
+        /// Accepted values.
         expected: String,
-        /// What stands there.
+        /// Value in the file.
         found: String,
     },
-    /// The tensors of a checkpoint are not those the network needs. Holds every problem; the line shows the first few.
+    /// The tensors of a checkpoint are not those that the network needs. The error holds every problem, its line
+    /// shows the first few.
     #[error("{}: {}", path.display(), summary(problems))]
     Weights {
-        /// The checkpoint's directory.
+        /// Directory of the checkpoint.
         path: PathBuf,
-        /// All problems found, never empty.
+        /// All problems; never empty.
         problems: Vec<WeightProblem>,
     },
     /// A file is not a valid safetensors file, or an index does not fit its shards.
     #[error("{}: not a valid safetensors checkpoint: {message}", path.display())]
     Safetensors {
-        /// The file.
+        /// File.
         path: PathBuf,
-        /// What is wrong with it.
+        /// Description of the defect.
         message: String,
     },
     /// The tokenizer cannot be built or cannot encode a text.
     #[error("tokenizer: {message}")]
     Tokenizer {
-        /// What is wrong.
+        /// Description of the failure.
         message: String,
     },
     /// A sampler setting is out of range.
     #[error("sampler: {key}: expected {expected}, found {found}")]
     Sampler {
-        /// The setting: `steps`, `eta` or `first timestep`.
+        /// Setting: `steps`, `eta` or `first timestep`.
         key: &'static str,
-        /// What would be accepted.
+        /// Accepted values.
         expected: String,
-        /// What was asked for.
+        /// Value that was asked for.
         found: String,
     },
-    /// A picture size does not survive the network's halvings.
+    /// A picture side is not a multiple that the network can halve.
     #[error("picture size: {key}: expected a positive multiple of {multiple}, found {found}")]
     Size {
         /// `width` or `height`.
         key: &'static str,
-        /// Pixels that a side is a multiple of.
+        /// Number of pixels that a side must be a multiple of.
         multiple: usize,
-        /// Pixels asked for.
+        /// Number of pixels that was asked for.
         found: usize,
     },
-    /// The model lacks a part that is asked for.
+    /// The model lacks a part that is needed.
     #[error("this model has no `{part}`: expected a folder {part} with config.json and model.safetensors")]
     NoPart {
-        /// The folder.
+        /// Folder of the part.
         part: &'static str,
     },
-    /// A request does not make sense.
+    /// A request holds an invalid value.
     #[error("{key}: expected {expected}, found {found}")]
     Request {
-        /// What of it, named as on the command line.
+        /// Name of the value, spelt as on the command line.
         key: &'static str,
-        /// What would be accepted.
+        /// Accepted values.
         expected: String,
-        /// What was asked for.
+        /// Value that was asked for.
         found: String,
     },
     /// A picture file cannot be used.
     #[error("{}: {message}", path.display())]
     Picture {
-        /// The file.
+        /// File.
         path: PathBuf,
-        /// What is wrong with it.
+        /// Description of the defect.
         message: String,
     },
-    /// The model cannot begin from a picture.
+    /// The model has no VAE encoder, so it cannot begin from a picture.
     #[error(
         "this model has no encoder to begin from a picture: expected a folder vae with config.json and model.safetensors"
     )]
     NoEncoder,
-    /// There is no room for the weights and plans of a request.
+    /// The weights and plans of a request do not fit into memory.
     #[error("out of memory: {width}x{height} pixels need {} {what}, {}; {advice}", mib(*needed), there(*available))]
     Memory {
-        /// Width asked for, in pixels.
+        /// Width that was asked for, in pixels.
         width: usize,
-        /// Height asked for, in pixels.
+        /// Height that was asked for, in pixels.
         height: usize,
-        /// In which form.
+        /// Use of the bytes: `for weights and plans`, or `in one buffer`.
         what: &'static str,
-        /// Bytes that are needed.
+        /// Number of bytes that are needed.
         needed: u64,
-        /// Bytes there are, none where the device does not say.
+        /// Number of bytes that may be used; `None` where the device does not report it.
         available: Option<u64>,
-        /// What would fit.
+        /// Description of pictures and storage types that would fit.
         advice: String,
     },
     /// A file cannot be written.
     #[error("cannot write {}: {source}", path.display())]
     Output {
-        /// The file.
+        /// File.
         path: PathBuf,
-        /// What the operating system said.
+        /// Error of the operating system.
         source: std::io::Error,
     },
-    /// The networks gave NaN or infinity: no picture can be made of it.
+    /// The networks computed a NaN or an infinity, so there is no picture.
     #[error("{what} is not finite: the weights or the device are at fault")]
     NotFinite {
-        /// What was looked at.
+        /// Tensor that was checked.
         what: &'static str,
     },
-    /// The networks gave a picture of one colour, as they do when something is wrong with the weights or the device.
+    /// The networks drew a picture of one colour, which is a sign of wrong weights or a faulty device.
     #[error("the picture is of one colour: the weights or the device are at fault")]
     Flat,
-    /// The device is gone. [`Pipeline::recover`](crate::Pipeline::recover) opens it again.
+    /// The device was lost. [`Pipeline::recover`](crate::Pipeline::recover) opens it again.
     #[error("the device was lost: {reason}")]
     DeviceLost {
-        /// The driver's words.
+        /// Driver's message.
         reason: String,
     },
     /// The caller asked to stop.
@@ -182,7 +184,7 @@ impl From<GraphError> for ModelError {
 }
 
 impl ModelError {
-    /// Whether a device had no room.
+    /// Whether a device had too little memory for an allocation.
     pub(crate) fn is_out_of_memory(&self) -> bool {
         let source = match self {
             Self::Graph(GraphError::Device { source, .. }) | Self::Device(source) => source,
@@ -192,40 +194,41 @@ impl ModelError {
     }
 }
 
-/// Bytes for people.
+/// Formats a number of bytes for people.
 pub(crate) fn mib(bytes: u64) -> String {
     format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
 }
 
+/// Formats the bytes that may be used.
 fn there(available: Option<u64>) -> String {
     available.map_or("the device has less".to_owned(), |bytes| format!("there are {}", mib(bytes)))
 }
 
-/// One way in which a tensor of a checkpoint is not what the network needs.
+/// Difference between a tensor of a checkpoint and what the network needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum WeightProblem {
-    /// The tensor is not there.
+    /// The tensor is missing.
     Missing {
         /// Name of the tensor.
         name: String,
-        /// The shape it should have, where the reader knew it.
+        /// Shape that the network needs, if the reader knows it.
         shape: Option<Vec<usize>>,
     },
     /// The tensor has another shape.
     Shape {
         /// Name of the tensor.
         name: String,
-        /// The shape the network needs.
+        /// Shape that the network needs.
         expected: Vec<usize>,
-        /// The shape in the file.
+        /// Shape in the file.
         found: Vec<usize>,
     },
-    /// The tensor is of a type that is not read.
+    /// The tensor has a type that is not supported.
     DType {
         /// Name of the tensor.
         name: String,
-        /// The type in the file, as safetensors spells it.
+        /// Type in the file, as safetensors spells it.
         found: String,
     },
     /// The network has no such tensor.
@@ -253,9 +256,10 @@ impl fmt::Display for WeightProblem {
     }
 }
 
-/// How many problems a line names.
+/// Largest number of problems that an error's line names.
 const SHOWN: usize = 5;
 
+/// Formats the number of problems and the first few of them.
 fn summary(problems: &[WeightProblem]) -> String {
     let plural = if problems.len() == 1 { "" } else { "s" };
     let mut line = format!("{} problem{plural} with the weights: ", problems.len());

@@ -1,7 +1,8 @@
-//! Golden files: what another implementation says that a network gives, block by block, and how near ours is.
+//! Comparison of a network with golden files: the outputs of another implementation, block by block.
 //!
-//! A folder holds `config.json`, the weights, and cases: safetensors files of float32 tensors, channels last, named
-//! `input.NAME`, `output.BLOCK` for blocks, and `output`. The configuration and the inputs say which network it is.
+//! A golden folder holds `config.json`, the weights, and cases. A case is a safetensors file of float32 tensors in
+//! channels-last order: `input.NAME`, `output.BLOCK` for each block, and `output`. The configuration and the names of
+//! the inputs tell which network it is. `reference/README.md` describes how they are written.
 
 use crate::config::{DecoderConfig, TextEncoderConfig, UnetConfig, VaeConfig};
 use crate::decoder::decoder;
@@ -17,20 +18,23 @@ use safetensors::SafeTensors;
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 
-/// How far one output is from the golden one.
+/// Distance of one output from its golden values.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Agreement {
-    /// `output`, or `output.` and the block's name.
+    /// Name of the tensor: `output`, or `output.` and the block's name.
     pub output: String,
-    /// Root of the summed squares of the differences, in that of the golden values.
+    /// L2 norm of the difference, divided by the L2 norm of the golden values.
     pub relative_l2: f64,
 }
 
-/// Runs the network of `folder` with `weights` (a folder, too) on a case and compares every output of the case.
+/// Runs the network of `folder` on a case and compares every output of the case.
+///
+/// `case` is a file name within `folder`; `weights` is the folder of the weights, often `folder` itself.
 ///
 /// # Errors
-/// [`ModelError::Io`], [`ModelError::Json`] and [`ModelError::Safetensors`] if a file does not read,
-/// [`ModelError::Weights`] if the weights are not the network's, [`ModelError::Graph`] if the case does not fit it.
+/// [`ModelError::Io`], [`ModelError::Json`] and [`ModelError::Safetensors`] if a file cannot be read,
+/// [`ModelError::Weights`] if the weights are not the network's, and [`ModelError::Graph`] if the case does not fit
+/// the network.
 pub fn compare(folder: &Path, case: &str, weights: &Path, device: Device) -> Result<Vec<Agreement>, ModelError> {
     let case = Case::open(&folder.join(case))?;
     let config = folder.join("config.json");
@@ -49,7 +53,7 @@ pub fn compare(folder: &Path, case: &str, weights: &Path, device: Device) -> Res
     let source: Box<dyn WeightSource> = Box::new(checkpoint);
     let mut session = Session::new(Recording::new(g), &mut Weights::new(device, Box::new(source)), &mut |_, _| true)?;
     for name in case.names("input.")? {
-        // Integers keep their bits.
+        // Token ids are integers; `values` passes their bits on unchanged.
         session.write(&name, &case.values(&format!("input.{name}"))?.1)?;
     }
     session.run(&mut |_, _| true)?;
@@ -58,7 +62,8 @@ pub fn compare(folder: &Path, case: &str, weights: &Path, device: Device) -> Res
         let block = name.strip_prefix('.').unwrap_or("output");
         let (_, mut want) = case.values(&format!("output{name}"))?;
         if block == "time_embedding" {
-            // Every block begins with the swish of the embedding, so that is what the graph computes.
+            // Every block begins with the silu of the embedding, so the graph computes that and not the embedding
+            // itself.
             want.iter_mut().for_each(|v| *v /= 1.0 + (-*v).exp());
         }
         let relative_l2 = relative_l2(&session.read(block)?, &want);
@@ -67,7 +72,7 @@ pub fn compare(folder: &Path, case: &str, weights: &Path, device: Device) -> Res
     Ok(all)
 }
 
-/// Root of the summed squares of the differences, in that of what was wanted; infinite for other lengths.
+/// Returns the relative L2 distance, or infinity if the lengths differ.
 fn relative_l2(got: &[f32], want: &[f32]) -> f64 {
     if got.len() != want.len() {
         return f64::INFINITY;
@@ -78,7 +83,7 @@ fn relative_l2(got: &[f32], want: &[f32]) -> f64 {
     if difference == 0.0 { 0.0 } else { (difference / size).sqrt() }
 }
 
-/// The tensors of one evaluation.
+/// Tensors of one evaluation of a network.
 struct Case {
     path: PathBuf,
     bytes: Vec<u8>,
@@ -98,7 +103,7 @@ impl Case {
         ModelError::Safetensors { path: self.path.clone(), message }
     }
 
-    /// What follows `prefix` in the names that begin with it, sorted.
+    /// Returns the remainders of the names that begin with `prefix`, sorted.
     fn names(&self, prefix: &str) -> Result<Vec<String>, ModelError> {
         let tensors = self.tensors()?;
         let mut names: Vec<String> =
@@ -107,7 +112,7 @@ impl Case {
         Ok(names)
     }
 
-    /// Shape and values of a tensor of four-byte elements.
+    /// Returns the shape and the values of a tensor with four-byte elements.
     fn values(&self, name: &str) -> Result<(Vec<usize>, Vec<f32>), ModelError> {
         let tensors = self.tensors()?;
         let tensor = tensors.tensor(name).map_err(|error| self.wrong(format!("{name}: {error}")))?;
@@ -118,8 +123,8 @@ impl Case {
         }
     }
 
-    /// Adds the network that `config` and the inputs name. Gives its output, and the weights of the checkpoint that it
-    /// does not take: those of the other half of a VAE.
+    /// Adds the network that `config` and the inputs name. Returns its output, and the weights of the checkpoint that
+    /// it does not use: those of the other half of a VAE.
     fn build(&self, g: &mut Graph, config: &Path) -> Result<(mobilediffusion_graph::Tensor, Vec<Weight>), ModelError> {
         let input = |g: &mut Graph, name: &str, dtype: DType| {
             Ok::<_, ModelError>(g.input(name, self.values(&format!("input.{name}"))?.0, dtype))
@@ -148,6 +153,7 @@ impl Case {
         Ok((y, Vec::new()))
     }
 
+    /// Adds the encoder or the decoder of a VAE. Returns its output and the weights of the other half.
     fn build_vae(
         &self,
         g: &mut Graph,
@@ -171,10 +177,10 @@ impl Case {
     }
 }
 
-/// Name and shape.
+/// Name and shape of a weight.
 type Weight = (String, Vec<usize>);
 
-/// What every configuration file says of itself.
+/// Class name that a configuration file states.
 #[derive(Deserialize)]
 struct Kind {
     #[serde(rename = "_class_name", default)]

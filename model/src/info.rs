@@ -1,4 +1,4 @@
-//! Parameters and multiply-accumulates per block, counted from the graphs that run.
+//! Parameters and multiply-accumulates of each block, counted from the graphs that run.
 
 pub mod paper;
 
@@ -9,23 +9,23 @@ use mobilediffusion_graph::{Graph, Recording};
 use mobilediffusion_kernels::kernel::elements;
 use std::fmt;
 
-/// A block of a network.
+/// Counts of one block of a network.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Row {
-    /// Its path.
+    /// Path of the block, as in the names of its weights.
     pub block: String,
-    /// Parameters.
+    /// Number of parameters.
     pub params: u64,
-    /// Multiply-accumulates of one run for one image.
+    /// Number of multiply-accumulates of one run for one image.
     pub macs: u64,
 }
 
-/// A network.
+/// Counts of one network.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Part {
-    /// `text encoder`, `unet`, `decoder`, `vae encoder` or `vae decoder`.
+    /// Name of the network: `text encoder`, `unet`, `decoder`, `vae encoder` or `vae decoder`.
     pub name: &'static str,
-    /// Its blocks in the order they run.
+    /// Blocks in the order in which they run.
     pub rows: Vec<Row>,
 }
 
@@ -47,18 +47,19 @@ impl Part {
         Self { name, rows }
     }
 
-    /// Parameters of all blocks.
+    /// Returns the number of parameters of all blocks.
     pub fn params(&self) -> u64 {
         self.rows.iter().map(|row| row.params).sum()
     }
 
-    /// Multiply-accumulates of all blocks.
+    /// Returns the number of multiply-accumulates of all blocks.
     pub fn macs(&self) -> u64 {
         self.rows.iter().map(|row| row.macs).sum()
     }
 }
 
-/// The block a path belongs to: up to the last number among its first four parts, or its first part.
+/// Returns the block that a path belongs to: the path up to the last number among its first four parts, or its first
+/// part if there is no number.
 fn block_of(path: &str) -> String {
     let prefix = ["decoder.", "encoder."].into_iter().find(|prefix| path.starts_with(prefix)).unwrap_or_default();
     let rest = &path[prefix.len()..];
@@ -68,17 +69,17 @@ fn block_of(path: &str) -> String {
     format!("{prefix}{}", parts[..numbered.map_or(unnumbered, |last| last + 1)].join("."))
 }
 
-/// The networks of a model.
+/// Counts of all networks of a model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Info {
-    /// Text encoder, UNet, light decoder and full VAE, those of them that the model has.
+    /// Text encoder, UNet, light decoder and full VAE, as far as the model has them.
     pub parts: Vec<Part>,
 }
 
-/// Counts a model for pictures of `image_size` pixels square, one image, one evaluation of the UNet.
+/// Counts a model for one square picture of `image_size` pixels a side and one evaluation of the UNet.
 ///
 /// # Errors
-/// If the size or the configuration do not fit.
+/// [`ModelError`] if the model cannot draw this size or the configuration is not valid.
 pub fn summary(config: &ModelConfig, image_size: usize) -> Result<Info, ModelError> {
     let shape = Shape::of(config, image_size, image_size, config.defaults.sampler)?;
     let mut parts =
@@ -93,7 +94,7 @@ pub fn summary(config: &ModelConfig, image_size: usize) -> Result<Info, ModelErr
     Ok(Info { parts })
 }
 
-/// `1234567` as `1,234,567`.
+/// Formats `1234567` as `1,234,567`.
 pub fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();

@@ -1,4 +1,4 @@
-//! The graphs of a whole model: what is built, in one place, for the pipeline, for `info` and for tests.
+//! Graphs of a whole model, built in one place for the pipeline, for [`info`](crate::info) and for tests.
 
 use crate::config::{MOST_PIXELS, ModelConfig, PIXELS_PER_LATENT, Sampler};
 use crate::decoder::decoder;
@@ -9,20 +9,21 @@ use crate::vae;
 use mobilediffusion_graph::{Graph, GraphError};
 use mobilediffusion_kernels::DType;
 
-/// Rows and columns of a latent.
+/// Height and width of a latent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct LatentSize {
-    /// Rows.
+    /// Number of rows.
     pub height: usize,
-    /// Columns.
+    /// Number of columns.
     pub width: usize,
 }
 
 impl LatentSize {
-    /// The latent of a picture of `width` x `height` pixels.
+    /// Returns the latent size of a picture of `width` x `height` pixels.
     ///
     /// # Errors
-    /// If a side is beyond [`MOST_PIXELS`], zero or no multiple of [`ModelConfig::size_multiple`].
+    /// [`ModelError::Request`] if a side is above [`MOST_PIXELS`], and [`ModelError::Size`] if it is zero or not a
+    /// multiple of [`ModelConfig::size_multiple`].
     pub fn of(config: &ModelConfig, width: usize, height: usize) -> Result<Self, ModelError> {
         let multiple = config.size_multiple();
         for (key, found) in [("width", width), ("height", height)] {
@@ -34,7 +35,7 @@ impl LatentSize {
         Ok(Self { height: height / PIXELS_PER_LATENT, width: width / PIXELS_PER_LATENT })
     }
 
-    /// Refuses a side that no network is made for, whatever its multiple.
+    /// Checks a picture side against [`MOST_PIXELS`] only.
     pub(crate) fn check_side(key: &'static str, side: usize) -> Result<(), ModelError> {
         if side <= MOST_PIXELS {
             return Ok(());
@@ -43,54 +44,54 @@ impl LatentSize {
         Err(ModelError::Request { key, expected, found })
     }
 
-    /// Width and height of the picture.
+    /// Returns the width and the height of the picture, in pixels.
     pub fn pixels(self) -> (usize, usize) {
         (PIXELS_PER_LATENT * self.width, PIXELS_PER_LATENT * self.height)
     }
 }
 
-/// What shapes an evaluation of the UNet and the step of the sampler behind it.
+/// Everything that shapes the graph of one UNet evaluation and the sampler's step after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Shape {
-    /// Rows and columns of the latent.
+    /// Size of the latent.
     pub latent: LatentSize,
-    /// Which sampler.
+    /// Sampler.
     pub sampler: Sampler,
-    /// Whether every evaluation is a pair, without and with the text.
+    /// Whether every evaluation is a pair: without the prompt, then with it.
     pub guided: bool,
-    /// Whether a step takes fresh noise: one of several one-step ones, or of DDIM's with an eta.
+    /// Whether a step adds fresh noise: with several one-step evaluations, or with DDIM and a positive eta.
     pub takes_noise: bool,
 }
 
 impl Shape {
-    /// The shape for a picture of `width` x `height` pixels, without guidance and fresh noise.
+    /// Returns the shape for a picture of `width` x `height` pixels, without guidance and fresh noise.
     ///
     /// # Errors
-    /// As [`LatentSize::of`].
+    /// Fails in the cases of [`LatentSize::of`].
     pub fn of(config: &ModelConfig, width: usize, height: usize, sampler: Sampler) -> Result<Self, ModelError> {
         Ok(Self { latent: LatentSize::of(config, width, height)?, sampler, guided: false, takes_noise: false })
     }
 
-    /// The shape for a picture of `size` x `size` pixels as the model draws by itself.
+    /// Returns the shape for a picture of `size` x `size` pixels with the model's own sampler settings.
     ///
     /// # Errors
-    /// As [`LatentSize::of`].
+    /// Fails in the cases of [`LatentSize::of`].
     pub fn own(config: &ModelConfig, size: usize) -> Result<Self, ModelError> {
         let own = &config.defaults;
         let takes_noise = own.sampler == Sampler::OneStep && own.steps > 1;
         Ok(Self { guided: own.guidance != 1.0, takes_noise, ..Self::of(config, size, size, own.sampler)? })
     }
 
-    /// Images in a batch of the UNet.
+    /// Returns the number of images in a batch of the UNet: two with guidance.
     pub fn batch(&self) -> usize {
         if self.guided { 2 } else { 1 }
     }
 }
 
-/// Token ids to `context`. Inputs: `ids [batch, tokens]`.
+/// Builds the text encoder's graph. Input: `ids [batch, tokens]`; output: `context [batch, tokens, d]`.
 ///
 /// # Errors
-/// If the configuration does not fit.
+/// [`GraphError`] if the configuration is not valid.
 pub fn text_graph(config: &ModelConfig, batch: usize) -> Result<Graph, GraphError> {
     let mut g = Graph::new();
     let ids = g.input("ids", [batch, config.text_encoder.max_position_embeddings], DType::U32);
@@ -99,11 +100,13 @@ pub fn text_graph(config: &ModelConfig, batch: usize) -> Result<Graph, GraphErro
     Ok(g)
 }
 
-/// One step of the sampler: the [UNet it walks](ModelConfig::unet_of), then the step. Inputs: `latent`, `timestep`,
-/// `context`, `coefficients` and, if the shape [takes noise](Shape::takes_noise), `noise` of one image; output: `next`.
+/// Builds the graph of one sampler step: the [UNet of the sampler](ModelConfig::unet_of), then the step.
+///
+/// Inputs: `latent`, `timestep`, `context`, `coefficients` and, if the shape [takes noise](Shape::takes_noise),
+/// `noise` of one image; output: `next`.
 ///
 /// # Errors
-/// If the configuration does not fit.
+/// [`GraphError`] if the configuration does not fit the shape.
 pub fn denoise_graph(config: &ModelConfig, shape: &Shape) -> Result<Graph, GraphError> {
     let mut g = Graph::new();
     let (n, tokens) = (shape.batch(), config.text_encoder.max_position_embeddings);
@@ -128,22 +131,22 @@ pub fn denoise_graph(config: &ModelConfig, shape: &Shape) -> Result<Graph, Graph
     Ok(g)
 }
 
-/// Which network makes pictures of latents.
+/// Network that decodes latents to pictures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decoder {
-    /// The light one, folder `decoder`.
+    /// Light decoder, in the folder `decoder`.
     Light,
-    /// The full VAE's, folder `vae`.
+    /// Decoder of the full VAE, in the folder `vae`.
     Full,
 }
 
 impl Decoder {
-    /// The one a model decodes with unless asked otherwise: the light one if there is one.
+    /// Returns the decoder that a model uses: the light one if it has one.
     pub fn of(config: &ModelConfig) -> Self {
         if config.decoder.is_some() { Self::Light } else { Self::Full }
     }
 
-    /// The folder of its weights.
+    /// Returns the folder of the decoder's weights.
     pub fn folder(self) -> &'static str {
         match self {
             Self::Light => "decoder",
@@ -152,15 +155,17 @@ impl Decoder {
     }
 }
 
-/// The part of a model that may be missing.
+/// Returns a part of a model that may be missing.
 fn part<'a, T>(part: &'a Option<T>, name: &'static str) -> Result<&'a T, ModelError> {
     part.as_ref().ok_or(ModelError::NoPart { part: name })
 }
 
-/// A decoder and the way to pixels. Inputs: `latent` of one image; output: `pixels [1, h, w]`, rgba8.
+/// Builds a decoder's graph with the conversion to pixels. Input: `latent` of one image; output: `pixels [1, h, w]`,
+/// rgba8.
 ///
 /// # Errors
-/// If the model has no such decoder, or the configuration does not fit.
+/// [`ModelError::NoPart`] if the model has no such decoder, [`ModelError::Graph`] if the configuration does not fit
+/// the size.
 pub fn decode_graph(config: &ModelConfig, size: LatentSize, which: Decoder) -> Result<Graph, ModelError> {
     let mut g = Graph::new();
     let map = [1, size.height, size.width, config.unet.in_channels()];
@@ -174,22 +179,24 @@ pub fn decode_graph(config: &ModelConfig, size: LatentSize, which: Decoder) -> R
     Ok(g)
 }
 
-/// Weights of the folder `vae`, encoder and decoder, with their shapes.
+/// Returns the names and shapes of the weights in the folder `vae`: encoder and decoder.
 ///
 /// # Errors
-/// If the model has no full VAE, or the configuration does not fit.
+/// [`ModelError::NoPart`] if the model has no full VAE, [`ModelError::Graph`] if the configuration is not valid.
 pub fn vae_weights(config: &ModelConfig) -> Result<Vec<(String, Vec<usize>)>, ModelError> {
-    // They do not depend on the size.
+    // Names and shapes do not depend on the size.
     let size = LatentSize::of(config, config.size_multiple(), config.size_multiple())?;
     let mut weights = encode_graph(config, size)?.weights();
     weights.extend(decode_graph(config, size, Decoder::Full)?.weights());
     Ok(weights)
 }
 
-/// The VAE's encoder. Inputs: `image [1, 8h, 8w, 3]` in [-1, 1]; output: `latent [1, h, w, c]`, the scaled mean.
+/// Builds the graph of the VAE's encoder. Input: `image [1, 8h, 8w, 3]` in [-1, 1]; output: `latent [1, h, w, c]`,
+/// the scaled mean.
 ///
 /// # Errors
-/// If the model has no full VAE, or the configuration does not fit.
+/// [`ModelError::NoPart`] if the model has no full VAE, [`ModelError::Graph`] if the configuration does not fit the
+/// size.
 pub fn encode_graph(config: &ModelConfig, size: LatentSize) -> Result<Graph, ModelError> {
     let config = part(&config.vae, "vae")?;
     let mut g = Graph::new();
@@ -208,7 +215,7 @@ mod tests {
     use mobilediffusion_graph::Recording;
     use mobilediffusion_kernels::Phi;
 
-    /// Shape of the output of this name.
+    /// Returns the shape of the output of this name.
     fn output(graph: Graph, name: &str) -> Vec<usize> {
         let recording = Recording::new(graph);
         let (_, tensor) = recording.outputs.iter().find(|(output, _)| output == name).expect("the graph has it");

@@ -1,21 +1,22 @@
 //! Standard normal noise that is the same on every machine: Philox4x32-10 and Box-Muller.
 //!
-//! Philox (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011) turns a key and a counter into four
-//! random words without any state, so any part of the sequence can be computed by itself. The transform to normal
-//! values runs in f64 with `libm`'s logarithm, sine and cosine, whose bits do not depend on the platform.
+//! Philox (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011) maps a key and a counter to four
+//! random words without any state. The transform to normal values runs in f64 with `libm`'s logarithm, sine and
+//! cosine, whose bits do not depend on the platform.
 
 use std::f64::consts::TAU;
 
 /// Multipliers of a round.
 const M: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
-/// What the key grows by after each round: the golden ratio and the square root of three, minus one.
+/// Increments of the key after each round: the golden ratio and the square root of three, minus one.
 const W: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
+/// Number of rounds.
 const ROUNDS: usize = 10;
 
-/// Values that one counter gives.
+/// Number of values that one counter gives.
 pub const BLOCK: usize = 4;
 
-/// Four random words for a key and a counter.
+/// Returns four random words for a key and a counter.
 pub fn philox4x32([mut k0, mut k1]: [u32; 2], [mut c0, mut c1, mut c2, mut c3]: [u32; 4]) -> [u32; 4] {
     for _ in 0..ROUNDS {
         let (high0, low0) = wide_product(M[0], c0);
@@ -26,22 +27,22 @@ pub fn philox4x32([mut k0, mut k1]: [u32; 2], [mut c0, mut c1, mut c2, mut c3]: 
     [c0, c1, c2, c3]
 }
 
-/// High and low word of a product.
+/// Returns the high and the low word of a product.
 fn wide_product(a: u32, b: u32) -> (u32, u32) {
     let product = u64::from(a) * u64::from(b);
     ((product >> 32) as u32, product as u32)
 }
 
-/// Two independent standard normal values from two words (Box-Muller).
+/// Returns two independent standard normal values from two random words (Box-Muller).
 fn normal_pair(w0: u32, w1: u32) -> [f32; 2] {
-    // The half keeps u away from 0, where the logarithm ends.
+    // The half keeps `u` away from 0, where the logarithm is infinite.
     let unit = |word: u32| (f64::from(word) + 0.5) * (-32.0_f64).exp2();
     let radius = (-2.0 * libm::log(unit(w0))).sqrt();
     let angle = TAU * unit(w1);
     [(radius * libm::cos(angle)) as f32, (radius * libm::sin(angle)) as f32]
 }
 
-/// A reproducible sequence of standard normal values.
+/// Reproducible sequence of standard normal values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Noise {
     key: [u32; 2],
@@ -49,12 +50,12 @@ pub struct Noise {
 }
 
 impl Noise {
-    /// The sequence of a seed: stream 0, from which the initial latent is drawn.
+    /// Returns stream 0 of a seed, from which the initial latent is drawn.
     pub fn new(seed: u64) -> Self {
         Self { key: [seed as u32, (seed >> 32) as u32], stream: 0 }
     }
 
-    /// Another sequence of the same seed: `k` for the k-th fresh noise of a sampler that adds some between its steps.
+    /// Returns stream `k` of the same seed: the fresh noise that a sampler adds after its step `k`, counted from 1.
     pub fn stream(self, k: u32) -> Self {
         Self { stream: k, ..self }
     }
@@ -69,7 +70,7 @@ impl Noise {
         }
     }
 
-    /// The first `len` values: a latent `[h, w, c]`, filled in this order.
+    /// Returns the first `len` values, in the order of a latent `[h, w, c]`.
     pub fn latent(&self, len: usize) -> Vec<f32> {
         let mut values = vec![0.0; len];
         self.fill(0, &mut values);

@@ -1,50 +1,51 @@
-//! Pictures in memory: what the pipeline takes and gives.
+//! Pictures in memory, the pipeline's input and output.
 
 mod file;
 
 use image::imageops::FilterType;
 use image::{DynamicImage, RgbaImage};
 
-/// Pixels.
+/// Picture of 8-bit RGBA pixels.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Picture {
-    /// Pixels of a row.
+    /// Width in pixels.
     pub width: usize,
-    /// Rows.
+    /// Height in pixels.
     pub height: usize,
-    /// Red, green, blue and alpha of every pixel, row by row.
+    /// Red, green, blue and alpha of every pixel, row by row: `4 * width * height` bytes.
     pub rgba: Vec<u8>,
 }
 
-/// How much of every pixel is drawn anew: 0 for none of it, 255 for all.
+/// Mask that says how much of every pixel is drawn anew: 0 keeps the pixel, 255 replaces it, values between mix both.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mask {
-    /// Pixels of a row.
+    /// Width in pixels.
     pub width: usize,
-    /// Rows.
+    /// Height in pixels.
     pub height: usize,
-    /// One value a pixel, row by row.
+    /// One value per pixel, row by row: `width * height` bytes.
     pub values: Vec<u8>,
 }
 
 impl Mask {
-    /// The mask a picture is: white is drawn anew, black is kept, grey is mixed.
+    /// Converts a picture to a mask by its brightness: white is drawn anew, black is kept, grey is mixed.
     pub fn of(picture: &Picture) -> Self {
-        // Luma with the weights of ITU-R BT.709, in 1/65536: they sum up to one, so that white is 255.
+        // Luma with the weights of ITU-R BT.709 in 1/65536. The weights sum to one, so that white becomes 255.
         let luma = |p: &[u8]| (13_933 * u32::from(p[0]) + 46_871 * u32::from(p[1]) + 4_732 * u32::from(p[2])) >> 16;
         let values = picture.rgba.chunks_exact(4).map(|pixel| luma(pixel) as u8).collect();
         Self { width: picture.width, height: picture.height, values }
     }
 }
 
-/// A difference of this much over a whole picture is none that anybody sees.
+/// Largest difference over a whole picture that nobody can see.
 const FLAT: u8 = 2;
 
 impl Picture {
-    /// Scales and crops to `width` x `height`, both at least 1: no side is left empty, the middle is kept.
+    /// Crops and scales the picture to fill `width` x `height` pixels, both at least 1. The middle of the picture is
+    /// kept.
     ///
     /// # Panics
-    /// If there are not as many pixels as the picture says.
+    /// If `rgba` does not have `4 * width * height` bytes.
     #[must_use]
     pub fn fill(self, width: usize, height: usize) -> Self {
         if (self.width, self.height) == (width, height) {
@@ -53,7 +54,8 @@ impl Picture {
         let side = |pixels: usize| u32::try_from(pixels).unwrap_or(u32::MAX);
         let image = RgbaImage::from_raw(side(self.width), side(self.height), self.rgba);
         let image = DynamicImage::from(image.expect("a picture has as many pixels as it says"));
-        // Cropped first: scaled whole, a thin picture would become as long as it is thin.
+        // The picture is cropped before it is scaled: scaled whole, a thin picture would become as long as it is
+        // thin.
         let (w, h) = (self.width as u64, self.height as u64);
         let part = |whole: u64, other: u64, [along, across]: [usize; 2]| {
             let kept = (u128::from(other) * along as u128 / across as u128).clamp(1, u128::from(whole));
@@ -66,10 +68,10 @@ impl Picture {
         Self { width, height, rgba: filled.into_rgba8().into_raw() }
     }
 
-    /// Pictures of one size in rows, as square as they come, on white.
+    /// Arranges pictures of one size in rows on a nearly square white sheet.
     ///
     /// # Panics
-    /// If there is none, or one of another size.
+    /// If there are no pictures, or if their sizes differ.
     pub fn sheet(pictures: &[Self]) -> Self {
         let first = pictures.first().expect("a sheet needs a picture");
         let size = (first.width, first.height);
@@ -88,7 +90,7 @@ impl Picture {
         Self { width, height, rgba }
     }
 
-    /// Whether there is nothing to see: every channel is the same everywhere.
+    /// Whether the picture has one colour only: every channel is constant, up to invisible differences.
     pub fn is_flat(&self) -> bool {
         (0..3).all(|channel| {
             let values = || self.rgba.iter().skip(channel).step_by(4);

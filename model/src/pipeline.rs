@@ -1,8 +1,8 @@
-//! The facade: from a prompt to pictures.
+//! The pipeline: from a prompt to pictures.
 //!
-//! A [`Model`] is an open device with one set of weights. A [`Pipeline`] draws with it: it makes plans for what a
-//! [`Request`] needs, keeps them, and replays them for the next request of the same shape without making or compiling
-//! anything.
+//! A [`Model`] is an open device with one set of weights. A [`Pipeline`] draws with a model: it makes the plans that
+//! a [`Request`] needs, keeps them, and replays them for later requests of the same shape without allocating or
+//! compiling anything.
 
 mod memory;
 mod options;
@@ -29,60 +29,62 @@ use plans::{Key, Plans};
 use source::Part;
 use std::sync::Arc;
 
-/// Draws pictures with a model. Can be sent to another thread; several may share a model.
+/// Draws pictures with a model. A pipeline can be sent to another thread, and several pipelines may share one model.
 #[derive(Debug)]
 pub struct Pipeline {
     model: Arc<Model>,
     plans: Plans,
-    /// The device that the plans lie on.
+    /// Generation of the device that the plans were made on.
     generation: u64,
 }
 
-/// What was made so far: a request that was prepared moves none of these.
+/// Numbers of objects and bytes that exist so far. A request whose plans are ready changes none of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// Buffers on the device, by all pipelines of the model; 0 on the CPU device.
+    /// Number of buffers created on the device by all pipelines of the model; 0 on the CPU device.
     pub buffers: u64,
-    /// Compiled kernels, by all pipelines of the model; 0 on the CPU device.
+    /// Number of kernels compiled by all pipelines of the model; 0 on the CPU device.
     pub kernels: u64,
-    /// Plans of this pipeline that are ready.
+    /// Number of plans that this pipeline keeps ready.
     pub plans: usize,
-    /// Bytes of these plans on their device.
+    /// Number of bytes of this pipeline's plans on the device.
     pub plan_bytes: u64,
-    /// Bytes of weights, of all pipelines of the model.
+    /// Number of bytes of weights on the device, shared by all pipelines of the model.
     pub weight_bytes: u64,
 }
 
 impl Pipeline {
-    /// Checks names and shapes of the weights that every picture takes, and opens the device. Weights and plans are made by the first request
-    /// that needs them, or by [`prepare`](Self::prepare).
+    /// Checks the weights that every picture needs (names, shapes, finite values), and opens the device.
+    ///
+    /// Weights are brought to the device and plans are made by the first request that needs them, or by
+    /// [`prepare`](Self::prepare).
     ///
     /// # Errors
-    /// If the configuration, the weights or the device do not do.
+    /// [`ModelError`] if the configuration or the weights are not valid, or the device cannot be opened.
     pub fn load(source: Source, options: Options) -> Result<Self, ModelError> {
         Ok(Self::over(Arc::new(Model::load(source, options)?)))
     }
 
-    /// Another pipeline over a model that is already there.
+    /// Returns another pipeline over a model that is already loaded.
     pub fn over(model: Arc<Model>) -> Self {
         let generation = model.generation();
         Self { model, plans: Plans::default(), generation }
     }
 
-    /// The model, for further pipelines over it.
+    /// Returns the model, for further pipelines over it.
     pub fn model(&self) -> &Arc<Model> {
         &self.model
     }
 
-    /// What a request comes to with the model's own settings.
+    /// Returns the settings that a request amounts to, with the model's own values where the request has none.
     ///
     /// # Errors
-    /// If it does not make sense.
+    /// [`ModelError`] if a value of the request is not valid; the error names it.
     pub fn settings(&self, request: &Request) -> Result<Settings, ModelError> {
         self.model.settings(request)
     }
 
-    /// What was made so far.
+    /// Returns the numbers of objects and bytes that exist so far.
     pub fn counters(&self) -> Counters {
         let (buffers, kernels) = match self.model.device() {
             Device::Cpu(_) => (0, 0),
@@ -92,10 +94,10 @@ impl Pipeline {
         Counters { buffers, kernels, plans: self.plans.len(), plan_bytes: self.plans.bytes(), weight_bytes }
     }
 
-    /// The plans of a request as numbers, as its device stores floats.
+    /// Returns the sizes of a request's plans, by network, for the storage types of the device.
     ///
     /// # Errors
-    /// If the request does not make sense.
+    /// [`ModelError`] if a value of the request is not valid.
     pub fn summaries(&self, request: &Request) -> Result<Vec<(&'static str, PlanSummary)>, ModelError> {
         let shape = self.settings(request)?.shape(self.model.config())?;
         let storage = self.model.storage();
@@ -106,30 +108,36 @@ impl Pipeline {
         keys(request, shape).into_iter().map(summary).collect()
     }
 
-    /// Makes everything ready that a request needs.
+    /// Loads the weights and makes the plans that a request needs, so that drawing starts at once.
     ///
     /// # Errors
-    /// If the request does not make sense or does not fit into memory, a weight is refused, the device fails, or the
-    /// caller said stop.
+    /// [`ModelError`] if a value of the request is not valid, the request does not fit into memory, weights are not
+    /// valid, the device fails, or the caller asked to stop.
     pub fn prepare(&mut self, request: &Request, on_progress: OnProgress<'_>) -> Result<(), ModelError> {
         let shape = self.settings(request)?.shape(self.model.config())?;
         self.ready(request, shape, on_progress)
     }
 
-    /// Draws the pictures of a request.
+    /// Draws the pictures of a request and returns them.
+    ///
+    /// `on_progress` is called at least once between two chunks of work and can stop the request.
     ///
     /// # Errors
-    /// As [`prepare`](Self::prepare), and if a result is not finite or of one colour.
+    /// Fails in the cases of [`prepare`](Self::prepare), and with [`ModelError::NotFinite`] or [`ModelError::Flat`]
+    /// if a result is not a picture.
     pub fn generate(&mut self, request: &Request, on_progress: OnProgress<'_>) -> Result<Vec<Picture>, ModelError> {
         pollster::block_on(self.generate_async(request, on_progress))
     }
 
-    /// [`generate`](Self::generate) for where nobody may wait for the device. Weights are read and kernels compiled before it
-    /// first yields: [`prepare`](Self::prepare) on another thread beforehand, where a first picture must not hold one up. The
-    /// CPU device computes whenever it is polled: there a thread of its own is for it.
+    /// Draws the pictures of a request without blocking on the device: [`generate`](Self::generate) for an async
+    /// executor.
+    ///
+    /// Weights are read and kernels compiled before the first yield. Where this must not hold up the executor, call
+    /// [`prepare`](Self::prepare) on another thread first. The CPU device computes inside `poll`, so it needs a
+    /// thread of its own.
     ///
     /// # Errors
-    /// As [`generate`](Self::generate).
+    /// Fails in the cases of [`generate`](Self::generate).
     pub async fn generate_async(
         &mut self,
         request: &Request,
@@ -144,10 +152,11 @@ impl Pipeline {
         Ok(pictures)
     }
 
-    /// [`generate`](Self::generate), but hands over each picture once it is drawn and keeps none.
+    /// Draws the pictures of a request and passes each to `on_picture` as soon as it is drawn, without keeping any.
     ///
     /// # Errors
-    /// As [`generate`](Self::generate), and if `on_picture` said stop. What was handed over before is whole.
+    /// Fails in the cases of [`generate`](Self::generate), and with [`ModelError::Stopped`] if `on_picture` asked to
+    /// stop. Pictures that were passed on before the error are complete.
     pub fn generate_each(
         &mut self,
         request: &Request,
@@ -157,10 +166,12 @@ impl Pipeline {
         pollster::block_on(self.generate_each_async(request, on_progress, on_picture))
     }
 
-    /// [`generate_each`](Self::generate_each) for where nobody may wait, as [`generate_async`](Self::generate_async).
+    /// Draws the pictures of a request one by one without blocking on the device:
+    /// [`generate_each`](Self::generate_each) for an async executor, with the notes of
+    /// [`generate_async`](Self::generate_async).
     ///
     /// # Errors
-    /// As [`generate_each`](Self::generate_each).
+    /// Fails in the cases of [`generate_each`](Self::generate_each).
     pub async fn generate_each_async(
         &mut self,
         request: &Request,
@@ -172,19 +183,21 @@ impl Pipeline {
         run::Run::new(&self.model, &mut self.plans, request, &settings, on_progress)?.pictures(on_picture).await
     }
 
-    /// Opens the device again after it was lost, with the same weights from the same place; if another pipeline of the
-    /// model has done so, joins it. The next request makes its plans anew.
+    /// Opens the device again after it was lost, with weights from the same source. The next request makes its plans
+    /// anew.
+    ///
+    /// If another pipeline of the same model has already opened the device again, this pipeline uses that one.
     ///
     /// # Errors
-    /// If the device cannot be opened, or the weights are not there any more.
+    /// [`ModelError`] if the device cannot be opened or the weights are no longer available.
     pub fn recover(&mut self) -> Result<(), ModelError> {
         pollster::block_on(self.recover_async())
     }
 
-    /// [`recover`](Self::recover) for where nobody may wait.
+    /// Opens a lost device again without blocking: [`recover`](Self::recover) for an async executor.
     ///
     /// # Errors
-    /// As [`recover`](Self::recover).
+    /// Fails in the cases of [`recover`](Self::recover).
     pub async fn recover_async(&mut self) -> Result<(), ModelError> {
         self.plans.clear();
         self.model.reopen(self.generation).await?;
@@ -192,7 +205,7 @@ impl Pipeline {
         Ok(())
     }
 
-    /// Brings weights and makes plans, what of them is not there yet.
+    /// Loads the weights and makes the plans of a request that are still missing.
     fn ready(&mut self, request: &Request, shape: Shape, on_progress: OnProgress<'_>) -> Result<(), ModelError> {
         if self.model.generation() != self.generation {
             self.plans.clear();
@@ -215,7 +228,8 @@ impl Pipeline {
             let needs: Vec<(Key, Need)> = missing.iter().map(|(key, need, _)| (*key, *need)).collect();
             let needed = make_room(&self.model, &mut self.plans, &ask, &needs)?;
             match make(&self.model, &mut self.plans, missing, on_progress) {
-                // A device that does not say how much memory it has is asked again with less on it, as long as there is less.
+                // A device that does not report its memory is tried again with fewer plans and weights on it, until
+                // none are left to free.
                 Err(error) if error.is_out_of_memory() && give_back(&self.model, &mut self.plans, &keys) => {}
                 Err(error) if error.is_out_of_memory() => return Err(ask.too_much(needed, None)),
                 made => return made,
@@ -224,21 +238,21 @@ impl Pipeline {
     }
 }
 
-/// The plans of a request.
+/// Returns the keys of a request's plans.
 fn keys(request: &Request, shape: Shape) -> Vec<Key> {
     let encode = request.init.is_some().then_some(Key::Encode(shape.latent));
     [Key::Text, Key::Denoise(shape), Key::Decode(shape.latent)].into_iter().chain(encode).collect()
 }
 
-/// Gives back the longest unused plan, or weights of a network that no plan takes any more, unless it is one of `needed`;
-/// false if there is none. Of weights that others draw with, too, none would be freed.
+/// Frees the least recently used plan, or else weights that no needed plan uses, and returns whether there was
+/// anything to free. Weights that other pipelines share are kept: removing them here would free nothing.
 fn give_back(model: &Arc<Model>, plans: &mut Plans, needed: &[Key]) -> bool {
     let parts: Vec<Part> = needed.iter().map(|key| key.part()).collect();
     plans.evict(needed) || Arc::strong_count(model) == 1 && model.release(&parts)
 }
 
-/// Gives plans and weights back until there is room for what is missing, by the model's own limits and by what the machine
-/// has; then all takes so many bytes.
+/// Frees plans and weights until the missing plans fit into the limits of [`Options`] and the machine's memory.
+/// Returns the number of bytes that everything takes then.
 fn make_room(model: &Arc<Model>, plans: &mut Plans, ask: &Ask<'_>, needs: &[(Key, Need)]) -> Result<u64, ModelError> {
     ask.check_buffers(&needs.iter().map(|(_, need)| *need).collect::<Vec<_>>())?;
     let most_plans = model.options().plans.max(ask.keys.len());
@@ -261,13 +275,14 @@ fn make_room(model: &Arc<Model>, plans: &mut Plans, ask: &Ask<'_>, needs: &[(Key
     }
 }
 
-/// Bytes of all weights and plans that are there, and of what is missing.
+/// Returns the number of bytes of all weights and plans that exist or are missing.
 fn taken(model: &Model, plans: &Plans, missing: &[(Key, Need)]) -> u64 {
     let weights = |key: Key, need: Need| need.weights.saturating_sub(model.resident(key.part()));
     let missing: u64 = missing.iter().map(|(key, need)| weights(*key, *need) + need.plan).sum();
     plans.bytes() + model.resident_bytes() + missing
 }
 
+/// Loads the missing weights and makes the missing plans.
 fn make(
     model: &Model,
     plans: &mut Plans,
@@ -281,7 +296,7 @@ fn make(
     let steps = |(_, _, recording): &(Key, Need, Recording)| recording.nodes.len();
     let total: usize = missing.iter().map(steps).sum();
     for (at, (key, need, recording)) in missing.iter().enumerate() {
-        // Weights are counted in shares of the steps that take them.
+        // A network's weights count as much as the steps that use them.
         let (before, own) = (missing[..at].iter().map(steps).sum::<usize>(), recording.nodes.len());
         let mut go_on = |phase, done: usize, of: usize| tell(phase, before + own * done / of.max(1), total);
         model.bring((key.part(), need.weights), recording, &mut go_on)?;

@@ -1,56 +1,56 @@
-//! The noise schedule and the steps of the samplers, as plain coefficients.
+//! Noise schedule, and the steps of the samplers as plain coefficients (docs/model.md, section 4).
 //!
 //! At timestep `t` a latent is `x_t = a_t x0 + s_t noise`, with `a_t = sqrt(abar_t)` and `s_t = sqrt(1 - abar_t)`.
-//! Everything is computed in f64 and rounded once, when it becomes a coefficient.
+//! All values are computed in f64 and rounded once, when they become coefficients.
 
 use crate::config::SchedulerConfig;
 use crate::error::ModelError;
 use std::path::Path;
 
-/// Most steps of the one-step sampler: its networks were trained on four timesteps.
+/// Largest number of steps of the one-step sampler, as UFOGen's networks are trained for four timesteps.
 pub const MOST_ONE_STEP: usize = 4;
 
-/// `abar` of every training step, "scaled linear" as in Stable Diffusion.
+/// Values of `abar` at every training step, "scaled linear" as in Stable Diffusion.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Schedule {
     alpha_bar: Vec<f64>,
 }
 
-/// One step of DDIM: `x0 = (x - s_t e) / a_t`, then `x = a_prev x0 + direction e + sigma noise`.
+/// Coefficients of one DDIM step: `x0 = (x - s_t e) / a_t`, then `x = a_prev x0 + direction e + sigma noise`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct DdimStep {
-    /// Training step the network is asked about.
+    /// Training step at which the network is evaluated.
     pub timestep: usize,
-    /// `sqrt(abar_t)`: how much of the picture is in the latent.
+    /// `sqrt(abar_t)`: share of the picture in the latent.
     pub a_t: f32,
-    /// `sqrt(1 - abar_t)`: how much of the noise.
+    /// `sqrt(1 - abar_t)`: share of the noise in the latent.
     pub s_t: f32,
-    /// `sqrt(abar_prev)` of the timestep that comes next, nearer to the picture.
+    /// `sqrt(abar_prev)` of the following timestep, which is nearer to the picture.
     pub a_prev: f32,
-    /// `sqrt(1 - abar_prev - sigma²)`: what is kept of the predicted noise.
+    /// `sqrt(1 - abar_prev - sigma²)`: share of the predicted noise that is kept.
     pub direction: f32,
-    /// Fresh noise: `eta sqrt((1 - abar_prev) / (1 - abar_t)) sqrt(1 - abar_t / abar_prev)`.
+    /// Share of fresh noise: `eta sqrt((1 - abar_prev) / (1 - abar_t)) sqrt(1 - abar_t / abar_prev)`.
     pub sigma: f32,
 }
 
-/// One step of the one-step sampler: predict `x0` at the timestep, then `x = a_next x0 + s_next noise`. The last step
-/// has `a_next` 1 and `s_next` 0: its `x0` is the result.
+/// Coefficients of one step of the one-step sampler: predict `x0`, then `x = a_next x0 + s_next noise`. In the last
+/// step `a_next` is 1 and `s_next` is 0, so that `x0` is the result.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct OneStep {
-    /// Training step the network is asked about.
+    /// Training step at which the network is evaluated.
     pub timestep: usize,
-    /// `sqrt(abar_t)`
+    /// `sqrt(abar_t)`.
     pub a: f32,
-    /// `sqrt(1 - abar_t)`
+    /// `sqrt(1 - abar_t)`.
     pub s: f32,
-    /// `a` of the next step.
+    /// Value of `a` in the next step.
     pub a_next: f32,
-    /// `s` of the next step.
+    /// Value of `s` in the next step.
     pub s_next: f32,
 }
 
 impl Schedule {
-    /// The schedule of a configuration.
+    /// Builds the schedule of a configuration.
     ///
     /// # Errors
     /// [`ModelError::Config`] if the configuration is not valid.
@@ -69,22 +69,21 @@ impl Schedule {
         Ok(Self { alpha_bar })
     }
 
-    /// Steps of training: timesteps run from 0 to one less.
+    /// Returns the number of training steps.
     pub fn train_steps(&self) -> usize {
         self.alpha_bar.len()
     }
 
-    /// `abar` at a timestep, none beyond the schedule.
+    /// Returns `abar` at a timestep, or `None` beyond the schedule.
     pub fn alpha_bar(&self, timestep: usize) -> Option<f64> {
         self.alpha_bar.get(timestep).copied()
     }
 
-    /// The steps of DDIM, from noise to picture: "leading" spacing with an offset of 1. After the last step comes
-    /// `abar` of timestep 0. `eta` is the share of fresh noise: 0 for none, the default, 1 for DDPM's.
+    /// Returns the steps of DDIM, from noise to picture, with "leading" spacing and an offset of 1. After the last
+    /// step follows `abar` of timestep 0. `eta` is the share of fresh noise, from 0 for none to 1 for DDPM's.
     ///
     /// # Errors
-    /// [`ModelError::Sampler`] if `steps` is not within 1 to one below the steps of training, or `eta` not within 0
-    /// to 1.
+    /// [`ModelError::Sampler`] if `steps` is not within 1 to `train_steps - 1`, or `eta` not within 0 to 1.
     pub fn ddim(&self, steps: usize, eta: f64) -> Result<Vec<DdimStep>, ModelError> {
         check_steps(steps, self.train_steps() - 1)?;
         if !(0.0..=1.0).contains(&eta) {
@@ -94,6 +93,7 @@ impl Schedule {
         Ok((0..steps).rev().map(|k| self.ddim_step(stride * k + 1, stride, eta)).collect())
     }
 
+    /// Returns the step at one timestep.
     fn ddim_step(&self, timestep: usize, stride: usize, eta: f64) -> DdimStep {
         let now = self.alpha_bar[timestep];
         let previous = self.alpha_bar[timestep.saturating_sub(stride)];
@@ -108,7 +108,8 @@ impl Schedule {
         }
     }
 
-    /// The steps of the one-step sampler, evenly spaced from the last timestep down: 999, then (of four) 749, 499, 249.
+    /// Returns the steps of the one-step sampler, evenly spaced from the last timestep down: 999 for one step, and
+    /// 999, 749, 499 and 249 for four.
     ///
     /// # Errors
     /// [`ModelError::Sampler`] if `steps` is not within 1 to [`MOST_ONE_STEP`].
@@ -116,12 +117,12 @@ impl Schedule {
         self.one_step_from(steps, self.train_steps() - 1)
     }
 
-    /// The steps of the one-step sampler, evenly spaced from the timestep `first` down: for a latent that is partly
-    /// known.
+    /// Returns the steps of the one-step sampler, evenly spaced from the timestep `first` down, for a latent that is
+    /// partly known.
     ///
     /// # Errors
-    /// [`ModelError::Sampler`] if `steps` is not within 1 to [`MOST_ONE_STEP`] and `first + 1`, or `first` is beyond the
-    /// schedule.
+    /// [`ModelError::Sampler`] if `steps` is not within 1 to the smaller of [`MOST_ONE_STEP`] and `first + 1`, or if
+    /// `first` is beyond the schedule.
     pub fn one_step_from(&self, steps: usize, first: usize) -> Result<Vec<OneStep>, ModelError> {
         if first >= self.train_steps() {
             let expected = format!("below {}", self.train_steps());

@@ -1,29 +1,29 @@
-//! CLIP's byte-pair tokenizer: a text becomes the token ids the text encoder reads.
+//! CLIP's byte-pair tokenizer: converts a text to the token ids that the text encoder reads.
 //!
 //! The vocabulary is that of `openai/clip-vit-large-patch14`, built into the program.
 
 use crate::error::ModelError;
 use std::fmt;
 
-/// Begin mark, the first id of every encoding.
+/// Id of the begin mark, the first id of every encoding.
 pub const BOS: u32 = 49406;
-/// End mark, behind the last token and in all the room that is left.
+/// Id of the end mark, which follows the last token and fills the remaining positions.
 pub const EOS: u32 = 49407;
-/// Ids are below this: the least vocabulary a text encoder needs.
+/// Size of the vocabulary: every id is smaller, and a text encoder needs at least as many rows.
 pub const VOCABULARY: usize = 49408;
 
-/// An encoded text.
+/// Encoded text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Encoded {
-    /// Begin mark, tokens, end mark, more end marks: exactly as many ids as asked for.
+    /// Begin mark, tokens, end mark and further end marks: exactly as many ids as asked for.
     pub ids: Vec<u32>,
-    /// Tokens of the text among them, without marks.
+    /// Number of the text's tokens among the ids, without marks.
     pub kept: usize,
-    /// The end of the text that did not fit, as it was written: worth a warning.
+    /// End of the text that did not fit, as it was written; `None` if all of it fits.
     pub truncated: Option<String>,
 }
 
-/// CLIP's tokenizer: lower-cased byte pairs.
+/// CLIP's tokenizer for lower-cased byte pairs.
 pub struct Tokenizer(tokenizers::Tokenizer);
 
 impl fmt::Debug for Tokenizer {
@@ -33,21 +33,23 @@ impl fmt::Debug for Tokenizer {
 }
 
 impl Tokenizer {
-    /// The built-in tokenizer. Reads the vocabulary anew (tens of milliseconds), so keep it.
+    /// Builds the tokenizer from the built-in vocabulary. This takes tens of milliseconds, so keep the tokenizer.
     ///
     /// # Errors
-    /// [`ModelError::Tokenizer`] if the built-in vocabulary cannot be read: a defect of the build.
+    /// [`ModelError::Tokenizer`] if the built-in vocabulary cannot be read, which is a defect of the build.
     pub fn clip() -> Result<Self, ModelError> {
         let json = include_bytes!("../data/clip/tokenizer.json");
         let tokenizer = tokenizers::Tokenizer::from_bytes(json).map_err(failed)?;
         Ok(Self(tokenizer))
     }
 
-    /// Encodes `text` into exactly `max_len` ids (77 for CLIP): what does not fit between the two marks is cut off.
-    /// Marks written out in the text (`<|endoftext|>`) are dropped, so that a prompt cannot end itself early.
+    /// Encodes `text` into exactly `max_len` ids (77 for CLIP) and cuts off what does not fit between the two marks.
+    ///
+    /// Marks that are written out in the text (`<|endoftext|>`) are dropped, so that a prompt cannot end itself
+    /// early.
     ///
     /// # Errors
-    /// [`ModelError::Tokenizer`] if `max_len` has no room for the two marks, or if the text cannot be split.
+    /// [`ModelError::Tokenizer`] if `max_len` is below 2, or if the text cannot be tokenized.
     pub fn encode(&self, text: &str, max_len: usize) -> Result<Encoded, ModelError> {
         let Some(room) = max_len.checked_sub(2) else {
             return Err(ModelError::Tokenizer { message: format!("length: expected at least 2, found {max_len}") });

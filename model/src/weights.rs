@@ -1,7 +1,8 @@
-//! Weights: memory-mapped safetensors files, and seeded stand-ins of the same shapes.
+//! Weights: memory-mapped safetensors files, and seeded synthetic weights of the same shapes.
 //!
-//! Opening a checkpoint reads its headers only, and verifying it looks at every value once. A tensor is read from the
-//! file when it is loaded, and what was read is given back to the operating system: nothing stays in memory twice.
+//! Opening a checkpoint reads its headers only, and verifying it reads every value once. A tensor is read from the
+//! file when it is loaded, and its pages are then released to the operating system, so that nothing stays in memory
+//! twice.
 
 mod mapped;
 mod synthetic;
@@ -17,20 +18,20 @@ use std::error::Error;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-/// Where a network's weights come from.
+/// Source of a network's weights.
 pub trait WeightSource: Send + Sync {
-    /// The tensor `name` as f32, row by row as in the file, which must have this shape.
+    /// Returns the tensor `name` as f32, row by row as in the file. The tensor must have the given shape.
     ///
     /// # Errors
-    /// [`ModelError::Weights`] if it is missing, has another shape or an unreadable type.
+    /// [`ModelError::Weights`] if the tensor is missing, has another shape or an unsupported type.
     fn load(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, ModelError> {
         self.load_part(name, shape, 0..shape.iter().product())
     }
 
-    /// These of its values.
+    /// Returns the values `part` of the tensor `name`, counted in elements.
     ///
     /// # Errors
-    /// As [`load`](Self::load).
+    /// [`ModelError::Weights`] in the cases of [`load`](Self::load).
     fn load_part(&self, name: &str, shape: &[usize], part: Range<usize>) -> Result<Vec<f32>, ModelError>;
 }
 
@@ -49,7 +50,7 @@ impl WeightLoader for Box<dyn WeightSource> {
     }
 }
 
-/// Where a tensor lies.
+/// Place of a tensor in the files.
 #[derive(Debug)]
 struct Entry {
     shard: usize,
@@ -58,11 +59,13 @@ struct Entry {
     bytes: Range<usize>,
 }
 
-/// Names of the file of weights, transformers' first: diffusers has its own.
+/// Names of the file of weights: transformers' first, then diffusers'.
 const FILES: [&str; 2] = ["model.safetensors", "diffusion_pytorch_model.safetensors"];
 
-/// The weights of one part of the model: a directory with `model.safetensors`, or with `model.safetensors.index.json`
-/// and the shards it names. diffusers' `diffusion_pytorch_model` instead of `model` does as well.
+/// Weights of one part of the model.
+///
+/// A checkpoint is a directory with `model.safetensors`, or with `model.safetensors.index.json` and the shards that
+/// it names. diffusers' base name `diffusion_pytorch_model` is accepted in place of `model`.
 #[derive(Debug)]
 pub struct Checkpoint {
     path: PathBuf,
@@ -71,11 +74,13 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Maps the files of a part's directory and reads their headers. The files must not change while this lives.
+    /// Maps the files of a part's directory and reads their headers. The files must not change while the checkpoint
+    /// exists.
     ///
     /// # Errors
-    /// [`ModelError::Io`] if a file cannot be read, [`ModelError::Json`] if the index cannot be,
-    /// [`ModelError::Safetensors`] if a file is truncated or garbage, or if the index does not fit the shards.
+    /// [`ModelError::Io`] if a file cannot be read, [`ModelError::Json`] if the index does not parse, and
+    /// [`ModelError::Safetensors`] if a file is truncated or not a safetensors file, or if the index does not fit the
+    /// shards.
     pub fn open(path: &Path) -> Result<Self, ModelError> {
         let mut checkpoint = Self { path: path.to_owned(), shards: Vec::new(), tensors: BTreeMap::new() };
         let Some(index) = FILES.map(|file| path.join(format!("{file}.index.json"))).into_iter().find(|p| p.is_file())
@@ -95,11 +100,12 @@ impl Checkpoint {
         }
     }
 
+    /// Maps one file and adds its tensors.
     fn add_shard(&mut self, path: &Path) -> Result<(), ModelError> {
         let map = Mapped::open(path).map_err(|source| ModelError::Io { path: path.to_owned(), source })?;
         let (header, metadata) = SafeTensors::read_metadata(map.bytes()).map_err(|e| invalid(path, e.to_string()))?;
         for (name, info) in metadata.tensors() {
-            // Offsets count from behind the eight bytes of the header's length and the header.
+            // Offsets count from the end of the header, which follows the eight bytes of its length.
             let (start, end) = info.data_offsets;
             let bytes = header + 8 + start..header + 8 + end;
             if map.bytes().get(bytes.clone()).is_none() {
@@ -128,22 +134,22 @@ impl Checkpoint {
         &self.path
     }
 
-    /// All names, sorted.
+    /// Returns the names of all tensors, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
     }
 
-    /// Shape of a tensor, as in the file.
+    /// Returns the shape of a tensor as in the file.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
         self.tensors.get(name).map(|entry| entry.shape.as_slice())
     }
 
-    /// Stored type of a tensor.
+    /// Returns the stored type of a tensor.
     pub fn dtype(&self, name: &str) -> Option<Dtype> {
         self.tensors.get(name).map(|entry| entry.dtype)
     }
 
-    /// Widens some values of a tensor to f32, row by row as in the file.
+    /// Converts some values of a tensor to f32, row by row as in the file.
     fn widened(&self, name: &str, entry: &Entry, part: Range<usize>) -> Result<Vec<f32>, ModelError> {
         let size = size_of(entry.dtype).ok_or_else(|| self.problem(wrong_dtype(name, entry)))?;
         let start = entry.bytes.start;
@@ -151,11 +157,12 @@ impl Checkpoint {
         Ok(self.shards[entry.shard].read(bytes, |bytes| widen(entry.dtype, bytes)))
     }
 
-    /// Compares names, shapes and types with those a network needs, and looks for NaNs and infinities where these fit.
-    /// `position_ids` buffers of old files are ignored.
+    /// Compares names, shapes and types with those that a network needs. If they fit, also looks for NaNs and
+    /// infinities. `position_ids` buffers of old files are ignored.
     ///
     /// # Errors
-    /// [`ModelError::Weights`] with every missing, misshapen, unreadable and extra tensor, or all that are not finite.
+    /// [`ModelError::Weights`] with every missing, misshapen, unsupported and extra tensor, or else with every tensor
+    /// that is not finite.
     pub fn verify(&self, expected: &[(String, Vec<usize>)]) -> Result<(), ModelError> {
         let mut problems = Vec::new();
         for (name, shape) in expected {
@@ -180,7 +187,7 @@ impl Checkpoint {
     }
 
     fn is_finite(&self, entry: &Entry) -> bool {
-        // What is looked at is in memory until it is given back: not too much at a time.
+        // Pages that are read stay in memory until they are released, so a block must not be too large.
         const BLOCK: usize = 8 << 20;
         let mut starts = entry.bytes.clone().step_by(BLOCK);
         starts.all(|start| {
@@ -206,7 +213,7 @@ impl WeightSource for Checkpoint {
     }
 }
 
-/// The name of today: diffusers before 0.15 named the projections of a VAE's attention otherwise.
+/// Returns today's name of a tensor.
 fn modern(name: &str) -> String {
     let renamed = [("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0")];
     let parts = name.split_once(".mid_block.attentions.0.").and_then(|(module, rest)| {
@@ -217,6 +224,7 @@ fn modern(name: &str) -> String {
     parts.unwrap_or_else(|| name.to_owned())
 }
 
+/// Returns the problem of a tensor whose shape differs from the expected one.
 fn misshapen(name: &str, expected: &[usize], entry: &Entry) -> Option<WeightProblem> {
     (entry.shape != expected).then(|| WeightProblem::Shape {
         name: name.to_owned(),
@@ -229,14 +237,14 @@ fn wrong_dtype(name: &str, entry: &Entry) -> WeightProblem {
     WeightProblem::DType { name: name.to_owned(), found: entry.dtype.to_string() }
 }
 
-/// Tensor name -> file name of its shard.
+/// Reads an index: tensor names and the file names of their shards.
 fn read_index(path: &Path) -> Result<BTreeMap<String, String>, ModelError> {
     #[derive(serde::Deserialize)]
     struct Index {
         weight_map: BTreeMap<String, String>,
     }
     let index: Index = crate::json::read(path)?;
-    // A name that leads elsewhere could make us map any file of the machine.
+    // A path that leads elsewhere could make us map any file of the machine.
     match index.weight_map.values().find(|shard| Path::new(shard).file_name() != Some(shard.as_ref())) {
         Some(shard) => Err(invalid(path, format!("expected a plain file name for a shard, found {shard:?}"))),
         None => Ok(index.weight_map),

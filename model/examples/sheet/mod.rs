@@ -1,6 +1,6 @@
-//! What the examples that draw the contact sheet share.
+//! Prompts of the contact sheet, shared by the examples that draw it.
 
-/// The prompts of the sheet, in its order.
+/// Prompts in the order of the sheet.
 pub(crate) const PROMPTS: [&str; 16] = [
     "red apple",
     "sun",

@@ -1,5 +1,6 @@
-//! Table 1 of the paper: its numbers beside what is counted here. The paper's "GFLOPs" are multiply-accumulates, of one
-//! evaluation at a latent of 64x64 (512 pixels).
+//! Table 1 of the paper (arXiv 2311.16567): its numbers beside those of the graphs that run.
+//!
+//! The paper's "GFLOPs" are multiply-accumulates of one evaluation of the UNet at a latent of 64x64 (512x512 pixels).
 
 use crate::config::ModelConfig;
 use crate::error::ModelError;
@@ -10,20 +11,20 @@ use mobilediffusion_kernels::kernel::elements;
 use std::collections::BTreeSet;
 use std::fmt;
 
-/// What Table 1 says of a UNet; what is unknown stays empty.
+/// Row of the table. Numbers that are unknown are `None`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Row {
-    /// Whose numbers.
+    /// Name of the model; quoted numbers are marked as such.
     pub name: String,
-    /// Residual blocks.
+    /// Number of residual blocks.
     pub blocks: Option<usize>,
-    /// Layers of self-attention.
+    /// Number of self-attention layers.
     pub self_attention: Option<usize>,
-    /// Layers of cross-attention.
+    /// Number of cross-attention layers.
     pub cross_attention: Option<usize>,
-    /// Parameters in millions.
+    /// Number of parameters in millions.
     pub params: f64,
-    /// Multiply-accumulates in billions.
+    /// Number of multiply-accumulates in billions.
     pub macs: f64,
 }
 
@@ -50,19 +51,20 @@ impl Row {
         }
     }
 
+    /// Returns a row with the paper's numbers.
     fn quoted(name: &str, blocks: Option<usize>, (params, macs): (f64, f64)) -> Self {
         Self { name: format!("{name} (quoted)"), blocks, params, macs, ..Self::default() }
     }
 }
 
-/// The table: MobileDiffusion and Stable Diffusion 1.5, counted and quoted, then those that are quoted only.
+/// Rows of MobileDiffusion and Stable Diffusion 1.5, counted and quoted, followed by models that are quoted only.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Table(pub Vec<Row>);
 
-/// Counts the two presets and quotes the rest.
+/// Counts the presets `mobilediffusion` and `sd15`, and quotes the other rows.
 ///
 /// # Errors
-/// None that a caller can cause: the presets are built in.
+/// None in practice: the presets are built in and valid.
 pub fn table() -> Result<Table, ModelError> {
     let counted = |preset: &str| -> Result<Row, ModelError> {
         let config = ModelConfig::preset(preset)?;

@@ -1,4 +1,4 @@
-//! Pictures in files: PNG with its texts out, PNG, JPEG, GIF and WebP in.
+//! Picture files: reads PNG, JPEG, GIF and WebP, and writes PNG with texts.
 
 use super::Picture;
 use crate::error::ModelError;
@@ -8,13 +8,13 @@ use std::io::{self, BufRead, BufReader, BufWriter, Cursor, Seek, Write};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Most pixels of a file that is read: 8192 x 8192. A few bytes can claim to be any size.
+/// Largest number of pixels of a file that is read, 8192 x 8192: a few bytes can claim any size.
 const MOST: u64 = 1 << 26;
 
-/// Most bytes a decoder may take beside its result.
+/// Largest number of bytes that a decoder may use besides its result.
 const DECODER_BYTES: u64 = 512 << 20;
 
-/// What a picture without a file is called in errors.
+/// Name of a picture without a file in errors.
 const UNNAMED: &str = "the picture";
 
 fn unreadable(path: &Path, message: impl ToString) -> ModelError {
@@ -22,25 +22,28 @@ fn unreadable(path: &Path, message: impl ToString) -> ModelError {
 }
 
 impl Picture {
-    /// Reads a PNG, JPEG (CMYK too), GIF or WebP file, whatever its name: turned the way it was photographed, on white
-    /// where it is transparent. Of an animation the first frame is taken.
+    /// Reads a PNG, JPEG (also CMYK), GIF or WebP file, whatever the file's name.
+    ///
+    /// The picture is rotated as its metadata says, and transparent pixels are blended with white. Of an animation,
+    /// the first frame is read.
     ///
     /// # Errors
-    /// If the file cannot be read, is of another kind or corrupt, or has more than 8192 x 8192 pixels.
+    /// [`ModelError::Io`] if the file cannot be read, and [`ModelError::Picture`] if it has another format, is
+    /// corrupt, or has more than 8192 x 8192 pixels.
     pub fn open(path: &Path) -> Result<Self, ModelError> {
         let file = File::open(path).map_err(|source| ModelError::Io { path: path.to_owned(), source })?;
         Self::read(BufReader::new(file), path)
     }
 
-    /// [`open`](Self::open) of a file's bytes, for where there is no file.
+    /// Decodes a file's bytes in memory, like [`open`](Self::open).
     ///
     /// # Errors
-    /// As [`open`](Self::open).
+    /// [`ModelError::Picture`] in the cases of [`open`](Self::open).
     pub fn decode(bytes: &[u8]) -> Result<Self, ModelError> {
         Self::read(Cursor::new(bytes), Path::new(UNNAMED))
     }
 
-    /// `path` is for errors only.
+    /// Decodes a picture. `path` only names the file in errors.
     fn read(from: impl BufRead + Seek, path: &Path) -> Result<Self, ModelError> {
         let reader = ImageReader::new(from).with_guessed_format();
         let mut reader = reader.map_err(|source| ModelError::Io { path: path.to_owned(), source })?;
@@ -61,11 +64,13 @@ impl Picture {
         Ok(on_white(image.into_rgba8()))
     }
 
-    /// Refuses a place that a picture may not take. What is there is replaced and not written into, so it has to be a file,
-    /// or nothing: a link would lead nowhere afterwards, and a device would be gone.
+    /// Checks that a picture may be written to `path`: a regular file or nothing must be there.
+    ///
+    /// A file is replaced and not written into, so replacing a link would break it, and replacing a device would
+    /// remove it.
     ///
     /// # Errors
-    /// If there is something else.
+    /// [`ModelError::Output`] if `path` is a folder, link, pipe or device.
     pub fn check_place(path: &Path) -> Result<(), ModelError> {
         let refused = |why: &str| ModelError::Output { path: path.to_owned(), source: io::Error::other(why) };
         match path.symlink_metadata() {
@@ -75,10 +80,12 @@ impl Picture {
         }
     }
 
-    /// Writes a PNG with `text` chunks. The file appears whole or not at all: it is written beside `path` and renamed.
+    /// Writes a PNG file with `text` chunks of keys and values. The file appears whole or not at all: it is written
+    /// under another name and renamed.
     ///
     /// # Errors
-    /// If there is something that is no file, or the folder cannot be written to.
+    /// [`ModelError::Output`] in the cases of [`check_place`](Self::check_place), if PNG does not allow a key, or if
+    /// the folder cannot be written to.
     pub fn save_png(&self, path: &Path, text: &[(&str, String)]) -> Result<(), ModelError> {
         Self::check_place(path)?;
         // Of this call alone: others may be writing the same file.
@@ -94,10 +101,10 @@ impl Picture {
         })
     }
 
-    /// The bytes that [`save_png`](Self::save_png) writes, for where they go elsewhere.
+    /// Encodes the PNG file that [`save_png`](Self::save_png) writes, in memory.
     ///
     /// # Errors
-    /// If a key of a text is none that PNG knows.
+    /// [`ModelError::Output`] if PNG does not allow a key.
     pub fn to_png(&self, text: &[(&str, String)]) -> Result<Vec<u8>, ModelError> {
         let mut bytes = Vec::new();
         let refused = |source| ModelError::Output { path: UNNAMED.into(), source };
@@ -105,13 +112,14 @@ impl Picture {
         Ok(bytes)
     }
 
+    /// Encodes the picture and its texts as PNG.
     fn encode(&self, to: impl Write, text: &[(&str, String)]) -> io::Result<()> {
         let side = |pixels: usize| u32::try_from(pixels).map_err(io::Error::other);
         let mut encoder = png::Encoder::new(to, side(self.width)?, side(self.height)?);
         encoder.set_color(png::ColorType::Rgba);
         encoder.set_depth(png::BitDepth::Eight);
         for (key, value) in text {
-            // The format has no place for NUL in a text.
+            // PNG texts cannot hold NUL.
             let value = value.replace('\0', "\u{fffd}");
             encoder.add_itxt_chunk((*key).to_owned(), value).map_err(io::Error::other)?;
         }
@@ -120,10 +128,10 @@ impl Picture {
         writer.finish().map_err(io::Error::other)
     }
 
-    /// The texts of a PNG file that stand before its pixels: keys and values.
+    /// Reads the texts of a PNG file that precede its pixels, as keys and values.
     ///
     /// # Errors
-    /// If the file cannot be read or is no PNG.
+    /// [`ModelError::Io`] if the file cannot be read, and [`ModelError::Picture`] if it is not a PNG file.
     pub fn texts(path: &Path) -> Result<Vec<(String, String)>, ModelError> {
         let file = File::open(path).map_err(|source| ModelError::Io { path: path.to_owned(), source })?;
         let reader = png::Decoder::new(BufReader::new(file)).read_info().map_err(|error| unreadable(path, error))?;
@@ -142,7 +150,7 @@ impl Picture {
     }
 }
 
-/// Opaque pixels: what lies behind them is white, as paper is.
+/// Blends an image with white, which makes it opaque.
 fn on_white(image: RgbaImage) -> Picture {
     let (width, height) = (image.width() as usize, image.height() as usize);
     let mut rgba = image.into_raw();
@@ -179,7 +187,7 @@ mod tests {
         assert_eq!(Picture::decode(&bytes).expect("it reads"), picture);
         let line = Picture::decode(&bytes[..40]).expect_err("most is missing").to_string();
         assert!(line.starts_with("the picture: "), "{line}");
-        // A name as long as file systems take.
+        // The longest name that common file systems allow.
         let long = folder.path().join("x".repeat(251) + ".png");
         picture.save_png(&long, &texts).expect("nothing is added to the name");
         let found = Picture::texts(&path).expect("it reads");

@@ -1,4 +1,4 @@
-//! Whether a request fits into memory, decided before anything is made, and what would fit if it does not.
+//! Memory check: decides whether a request fits before anything is allocated, and finds what would fit otherwise.
 
 use super::plans::Key;
 use crate::config::{ModelConfig, PIXELS_PER_LATENT};
@@ -11,20 +11,20 @@ use mobilediffusion_runtime::AdapterKind;
 use std::sync::Arc;
 use sysinfo::{MemoryRefreshKind, RefreshKind, System};
 
-/// Bytes of one plan, or of all plans of a request.
+/// Number of bytes that one plan needs, or all plans of a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Need {
-    /// Of its weights, which plans of one network share.
+    /// Bytes of weights, which the plans of one network share.
     pub(super) weights: u64,
-    /// Of everything else.
+    /// Bytes of everything else.
     pub(super) plan: u64,
-    /// Of its largest operand; 0 on the CPU device, which has no limit to one.
+    /// Bytes of the largest operand; 0 on the CPU device, which does not limit operands.
     pub(super) largest: u64,
 }
 
 impl Need {
-    /// What a recording needs on a device: at least, a plan takes a few per cent more than its most crowded step, and stages
-    /// of a step may share some memory.
+    /// Returns a lower bound of what a recording needs on a device. A real plan takes a few per cent more than its
+    /// most crowded step, and the stages of a step may need memory of their own.
     pub(super) fn of(recording: &Recording, device: &Device) -> Self {
         let storage = device.storage();
         let lifetimes = recording.lifetimes(|tensor| storage.tensor_bytes(tensor.dtype, &tensor.shape));
@@ -40,23 +40,26 @@ impl Need {
         Self { weights: weights as u64, plan: plan as u64, largest: largest as u64 }
     }
 
+    /// Adds the needs of another plan.
     fn and(self, other: Self) -> Self {
         let largest = self.largest.max(other.largest);
         Self { weights: self.weights + other.weights, plan: self.plan + other.plan, largest }
     }
 
+    /// Returns the bytes of weights and plans together.
     pub(super) fn total(self) -> u64 {
         self.weights + self.plan
     }
 }
 
-/// Whether a device that stores like this would take fewer bytes with 16-bit floats, which only GPUs store, and with int8
-/// weights.
+/// Returns whether a device with this storage would need fewer bytes with 16-bit floats, which only GPUs support, and
+/// with int8 weights.
 fn could_store(storage: Storage, on_gpu: bool) -> (bool, bool) {
     (on_gpu && storage.floats == FloatType::F32, storage.weights == WeightType::Floats)
 }
 
-/// How the same could be stored in fewer bytes, what rounds least first, and how an offer says so.
+/// Returns the storages that need fewer bytes, the one with the smallest rounding error first, each with its
+/// description in an offer.
 fn smaller(storage: Storage, on_gpu: bool) -> Vec<(Storage, &'static str)> {
     let (halves, int8) = could_store(storage, on_gpu);
     let half = Storage { floats: FloatType::F16, ..storage };
@@ -68,7 +71,7 @@ fn smaller(storage: Storage, on_gpu: bool) -> Vec<(Storage, &'static str)> {
     all.into_iter().filter(|(could, ..)| *could).map(|(_, storage, how)| (storage, how)).collect()
 }
 
-/// What may help where nobody can say how much memory there is.
+/// Returns the advice where the amount of memory is unknown.
 fn may_fit(storage: Storage, on_gpu: bool) -> &'static str {
     match could_store(storage, on_gpu) {
         (true, true) => "a smaller picture, 16-bit floats or int8 weights may fit",
@@ -78,7 +81,7 @@ fn may_fit(storage: Storage, on_gpu: bool) -> &'static str {
     }
 }
 
-/// The same device where it stores tensors like this.
+/// Returns the same device with another storage.
 fn storing(device: &Device, storage: Storage) -> Device {
     match device {
         Device::Cpu(_) => Device::Cpu(storage.weights),
@@ -86,11 +89,12 @@ fn storing(device: &Device, storage: Storage) -> Device {
     }
 }
 
+/// Whether the device is a GPU.
 fn is_gpu(device: &Device) -> bool {
     matches!(device, Device::Gpu(..))
 }
 
-/// Most bytes a device takes in one buffer.
+/// Returns the size limit of one buffer in bytes, if the device has one.
 fn most_in_one(device: &Device) -> Option<u64> {
     match device {
         Device::Cpu(_) => None,
@@ -98,7 +102,8 @@ fn most_in_one(device: &Device) -> Option<u64> {
     }
 }
 
-/// Bytes the machine has free for a device; none where nobody can say: a GPU with memory of its own.
+/// Returns the number of bytes that are free for a device, or `None` where the system does not know: on a GPU with
+/// memory of its own.
 pub(super) fn free(device: &Device) -> Option<u64> {
     if let Device::Gpu(gpu, _) = device
         && matches!(gpu.adapter().kind, AdapterKind::Discrete | AdapterKind::Other)
@@ -112,7 +117,7 @@ pub(super) fn free(device: &Device) -> Option<u64> {
     Some(system.available_memory().min(allowed)).filter(|bytes| *bytes > 0)
 }
 
-/// A request as far as its memory goes.
+/// Request, as far as its memory is concerned.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Ask<'a> {
     pub(super) config: &'a ModelConfig,
@@ -122,7 +127,7 @@ pub(super) struct Ask<'a> {
 }
 
 impl Ask<'_> {
-    /// Refuses what no device memory would help: a buffer larger than the device takes.
+    /// Refuses a request that needs a larger buffer than the device supports, whatever its memory.
     pub(super) fn check_buffers(&self, needs: &[Need]) -> Result<(), ModelError> {
         let largest = needs.iter().map(|need| need.largest).max().unwrap_or(0);
         match most_in_one(self.device) {
@@ -131,11 +136,13 @@ impl Ask<'_> {
         }
     }
 
-    /// The error for a request that needs more than `available`; none where the device does not say how much there is.
+    /// Returns the error for a request that needs more than `available` bytes. `available` is `None` where the device
+    /// does not report its memory.
     pub(super) fn too_much(&self, needed: u64, available: Option<u64>) -> ModelError {
         self.refused("for weights and plans", needed, available, available)
     }
 
+    /// Returns the error with advice.
     fn refused(&self, what: &'static str, needed: u64, budget: Option<u64>, available: Option<u64>) -> ModelError {
         let (width, height) = self.latent.pixels();
         let advice = match available {
@@ -145,8 +152,8 @@ impl Ask<'_> {
         ModelError::Memory { width, height, what, needed, available, advice }
     }
 
-    /// The largest picture that fits as the device stores it now, then every other way to store it in which a larger one
-    /// fits than in those before, with the bytes it takes.
+    /// Describes the largest picture that fits with the current storage, then each other storage that allows a larger
+    /// picture than those before it, with the bytes it needs.
     fn advice(&self, budget: Option<u64>) -> String {
         let (mut offers, mut most_pixels) = (Vec::new(), 0);
         let storage = self.device.storage();
@@ -161,7 +168,8 @@ impl Ask<'_> {
         if offers.is_empty() { "no picture would fit".to_owned() } else { offers.join("; ") }
     }
 
-    /// Width, height and bytes of the largest picture of nearly the same form, and at most this size, that fits.
+    /// Returns width, height and bytes of the largest picture that fits, with nearly the same aspect ratio and at
+    /// most the size that was asked for.
     fn largest(&self, budget: Option<u64>) -> Option<(usize, usize, u64)> {
         let unit = self.config.size_multiple() / PIXELS_PER_LATENT;
         let longest = self.latent.width.max(self.latent.height) / unit;
@@ -183,7 +191,7 @@ impl Ask<'_> {
         best
     }
 
-    /// What all plans for another size would need, with their weights.
+    /// Returns what all plans for another size would need, weights included.
     fn need_of(&self, latent: LatentSize) -> Option<Need> {
         let need = |key: &Key| {
             let graph = key.of_size(latent).graph(self.config).ok()?;

@@ -1,4 +1,4 @@
-//! Where a model runs, how it stores its floats, and what it may use.
+//! Options: where a model runs, how it stores its floats, and how much memory it may use.
 
 use crate::error::ModelError;
 use mobilediffusion_graph::Device;
@@ -6,22 +6,22 @@ use mobilediffusion_kernels::{Storage, WeightType};
 use mobilediffusion_runtime::{AdapterKind, Gpu, RuntimeError, Select};
 use std::sync::Arc;
 
-/// Where a pipeline runs.
+/// Device that a pipeline runs on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum DeviceChoice {
-    /// A hardware GPU if there is one, else the CPU device.
+    /// Hardware GPU if there is one, else the CPU device.
     #[default]
     Auto,
-    /// The CPU device.
+    /// CPU device.
     Cpu,
-    /// The best GPU adapter, a software one if there is no other.
+    /// Best GPU adapter; a software adapter if there is no other.
     Gpu,
-    /// The adapter of this index, or whose name or driver contains this.
+    /// Adapter with this index, or with this text in its name or driver.
     Named(String),
 }
 
 impl DeviceChoice {
-    /// Which adapter that is; none for the CPU device.
+    /// Returns the rule that selects an adapter, or `None` for the CPU device.
     pub fn select(&self) -> Option<Select> {
         match self {
             Self::Cpu => None,
@@ -32,20 +32,20 @@ impl DeviceChoice {
     }
 }
 
-/// How a GPU stores weights and activations; sums are f32 either way.
+/// Type in which a GPU stores weights and activations. Sums are always f32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Floats {
-    /// 16 bits on a hardware GPU that computes with them, which is where matrix units are; else 32.
+    /// 16 bits on a hardware GPU that computes with 16-bit floats, as GPUs with matrix units do; else 32 bits.
     #[default]
     Auto,
     /// 32 bits.
     F32,
-    /// 16 bits: half the memory. The CPU device computes in f32 only and refuses it.
+    /// 16 bits, which takes half the memory. The CPU device computes in f32 only and refuses it.
     F16,
 }
 
 impl Floats {
-    /// How an adapter stores them, which computes with 16 bits or does not.
+    /// Returns the storage on an adapter. `shader_f16` says whether its shaders compute with 16-bit floats.
     pub fn stored(self, adapter: AdapterKind, shader_f16: bool) -> Storage {
         match (self, shader_f16) {
             (Self::F16, true) => Storage::F16,
@@ -56,20 +56,26 @@ impl Floats {
     }
 }
 
-/// What holds for everything a model draws. What a GPU's driver compiled, and the variants that were measured, are kept in
-/// the user's cache folder, in `mobilediffusion`.
+/// Options that hold for everything a model draws.
+///
+/// What a GPU's driver compiled, and the kernel variants that were measured, are kept in the folder `mobilediffusion`
+/// of the user's cache folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// Where.
+    /// Device to run on.
     pub device: DeviceChoice,
-    /// How floats are stored.
+    /// Type in which floats are stored.
     pub floats: Floats,
-    /// How matrices of weights are stored. In 8 bits they are made of what the files hold as they are loaded: files of 8-bit
-    /// weights are not read. The CPU device keeps in f32 what is no matrix of a product: weights of 3x3 convolutions.
+    /// Type in which matrices of weights are stored.
+    ///
+    /// Int8 weights are computed from the floats of the files while these are loaded; files of 8-bit weights are not
+    /// supported. The CPU device keeps the weights of 3x3 convolutions in f32.
     pub weights: WeightType,
-    /// Most bytes of the weights and of one pipeline's plans, none for what the machine has free.
+    /// Largest number of bytes for the weights and one pipeline's plans together; `None` for what the machine has
+    /// free.
     pub memory: Option<u64>,
-    /// Most plans that a pipeline keeps ready. A request needs up to four; a change of size needs two or three others.
+    /// Largest number of plans that a pipeline keeps ready. A request needs up to four; a change of size needs two or
+    /// three others.
     pub plans: usize,
 }
 
@@ -80,7 +86,7 @@ impl Default for Options {
 }
 
 impl Options {
-    /// Opens the chosen device and says in one line which and why.
+    /// Opens the chosen device and describes it, with the reason for the choice, in one line.
     pub(super) async fn open(&self) -> Result<(Device, String), ModelError> {
         let Some(select) = self.device.select() else { return self.cpu("as asked") };
         match Gpu::open(&select).await.map(Gpu::with_user_cache) {
@@ -98,15 +104,16 @@ impl Options {
         }
     }
 
+    /// Returns the CPU device and its description.
     fn cpu(&self, why: &str) -> Result<(Device, String), ModelError> {
         self.check_cpu()?;
         Ok((Device::Cpu(self.weights), format!("CPU, {} threads ({why})", rayon::current_num_threads())))
     }
 
-    /// Whether the CPU device stores floats like this: in f32 only.
+    /// Checks that the CPU device supports these options: it stores floats in f32 only.
     ///
     /// # Errors
-    /// If it does not.
+    /// [`ModelError::Request`] if [`floats`](Self::floats) is [`Floats::F16`].
     pub fn check_cpu(&self) -> Result<(), ModelError> {
         if self.floats == Floats::F16 {
             let (expected, found) = ("f32 on the CPU device".to_owned(), "f16".to_owned());

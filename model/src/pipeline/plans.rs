@@ -1,4 +1,4 @@
-//! The plans a pipeline keeps ready, by what shapes them, the longest unused one first to go.
+//! Plans that a pipeline keeps ready. The least recently used one is the first to be evicted.
 
 use super::source::Part;
 use crate::config::ModelConfig;
@@ -6,21 +6,21 @@ use crate::error::ModelError;
 use crate::networks::{Decoder, LatentSize, Shape, decode_graph, denoise_graph, encode_graph, text_graph};
 use mobilediffusion_graph::{Graph, Session};
 
-/// What shapes a plan.
+/// Everything that shapes a plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Key {
-    /// One prompt.
+    /// Text encoder, for one prompt.
     Text,
-    /// One evaluation and step.
+    /// UNet evaluation and sampler step.
     Denoise(Shape),
-    /// From a latent of this size.
+    /// Decoder, for a latent of this size.
     Decode(LatentSize),
-    /// To a latent of this size.
+    /// VAE encoder, for a latent of this size.
     Encode(LatentSize),
 }
 
 impl Key {
-    /// The same network for a latent of another size.
+    /// Returns the key of the same network for a latent of another size.
     pub(super) fn of_size(self, latent: LatentSize) -> Self {
         match self {
             Self::Text => Self::Text,
@@ -30,7 +30,7 @@ impl Key {
         }
     }
 
-    /// Whose weights it takes.
+    /// Returns the network whose weights the plan uses.
     pub(super) fn part(self) -> Part {
         match self {
             Self::Text => Part::Text,
@@ -40,7 +40,7 @@ impl Key {
         }
     }
 
-    /// Its graph.
+    /// Builds the graph.
     pub(super) fn graph(self, config: &ModelConfig) -> Result<Graph, ModelError> {
         Ok(match self {
             Self::Text => text_graph(config, 1)?,
@@ -51,51 +51,55 @@ impl Key {
     }
 }
 
-/// A plan with its memory on the device.
+/// Plan with its memory on the device.
 #[derive(Debug)]
 struct Plan {
     key: Key,
     session: Session,
 }
 
-/// The plans that are ready, the one used last at the end.
+/// Plans that are ready, the most recently used one last.
 #[derive(Debug, Default)]
 pub(super) struct Plans(Vec<Plan>);
 
 impl Plans {
+    /// Whether a plan is ready.
     pub(super) fn has(&self, key: Key) -> bool {
         self.0.iter().any(|plan| plan.key == key)
     }
 
-    /// Bytes of all plans.
+    /// Returns the number of bytes of all plans.
     pub(super) fn bytes(&self) -> u64 {
         self.0.iter().map(|plan| plan.session.bytes()).sum()
     }
 
+    /// Adds a plan as the most recently used one.
     pub(super) fn add(&mut self, key: Key, session: Session) {
         self.0.push(Plan { key, session });
     }
 
-    /// Marks these as used last, in this order.
+    /// Marks plans as the most recently used ones, in the order of `keys`.
     pub(super) fn touch(&mut self, keys: &[Key]) {
         self.0.sort_by_key(|plan| keys.iter().position(|key| *key == plan.key).map_or(0, |at| at + 1));
     }
 
-    /// Gives the memory of the longest unused plan back, unless it is one of `needed`; false if there is none.
+    /// Frees the least recently used plan that is not `needed`, and returns whether there was one.
     pub(super) fn evict(&mut self, needed: &[Key]) -> bool {
         let oldest = self.0.iter().position(|plan| !needed.contains(&plan.key));
         oldest.map(|at| self.0.remove(at)).is_some()
     }
 
+    /// Returns the number of plans.
     pub(super) fn len(&self) -> usize {
         self.0.len()
     }
 
+    /// Frees all plans.
     pub(super) fn clear(&mut self) {
         self.0.clear();
     }
 
-    /// The session of a plan that was made ready before.
+    /// Returns the session of a plan that is ready.
     pub(super) fn session(&mut self, key: Key) -> &mut Session {
         let plan = self.0.iter_mut().find(|plan| plan.key == key);
         &mut plan.expect("a request's plans are ready before it runs").session

@@ -1,14 +1,14 @@
-//! What a pipeline says while it works, and how it is told to stop.
+//! Progress of a pipeline, and the ways to stop it.
 
 use crate::picture::Picture;
 use std::fmt;
 
-/// What a pipeline is doing.
+/// Kind of work that a pipeline is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Phase {
     /// Reading weights and bringing them to the device.
     Load,
-    /// Making memory, and compiling and binding every step.
+    /// Allocating memory, compiling kernels and binding the steps of a plan.
     Compile,
     /// Encoding the prompts.
     Text,
@@ -33,34 +33,39 @@ impl fmt::Display for Phase {
     }
 }
 
-/// How far it is.
+/// Progress within a phase.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Progress {
-    /// What is being done.
+    /// Phase.
     pub phase: Phase,
-    /// Steps of it that are done: weights, dispatches, or evaluations of the UNet, the last of which a GPU may still be at.
+    /// Number of steps of the phase that are done. A step is a weight, a dispatch, or an evaluation of the UNet; a
+    /// GPU may still be computing the last evaluation that counts as done.
     pub step: usize,
-    /// Steps it has.
+    /// Number of steps of the phase.
     pub total: usize,
-    /// The picture of the request it is for, from 0.
+    /// Index of the picture within the request, from 0.
     pub picture: usize,
-    /// What the picture would be if the UNet were right at once, if previews are asked for and this step has one.
+    /// Preview of the picture, decoded from the UNet's current prediction; `None` unless the request asks for
+    /// previews and this step has one.
     pub preview: Option<Picture>,
 }
 
-/// What the caller wants.
+/// Answer of a callback: go on or stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flow {
     /// Go on.
     Continue,
-    /// Stop: the call ends with [`Stopped`](crate::ModelError::Stopped) before the next chunk of work, and the
-    /// pipeline can be used again.
+    /// Stop: the call ends with [`ModelError::Stopped`](crate::ModelError::Stopped) before the next chunk of work.
+    /// The pipeline can be used again.
     Stop,
 }
 
-/// Hears of progress, at least once between two chunks of work, and says whether to go on. It may ask the model anything;
-/// another pipeline of the same model it may not draw with, which would wait for the one that called it.
+/// Callback for progress, called at least once between two chunks of work, that decides whether to go on.
+///
+/// It may query the model. It must not draw with another pipeline of the same model: that pipeline would wait for the
+/// one that called it.
 pub type OnProgress<'a> = &'a mut (dyn FnMut(&Progress) -> Flow + Send);
 
-/// Is handed each picture of a request once it is drawn, with its number from 0, and says whether to go on.
+/// Callback that receives each picture of a request once it is drawn, with its index from 0, and decides whether to
+/// go on.
 pub type OnPicture<'a> = &'a mut (dyn FnMut(usize, Picture) -> Flow + Send);

@@ -1,4 +1,4 @@
-//! What is asked for, and what it comes to with the model's own settings.
+//! Requests, and the settings that they amount to with a model's own values.
 
 use crate::config::{ModelConfig, Sampler};
 use crate::error::ModelError;
@@ -6,7 +6,8 @@ use crate::networks::{LatentSize, Shape};
 use crate::picture::{Mask, Picture};
 use crate::schedule::{MOST_ONE_STEP, Schedule};
 
-/// Most pictures of a request, all of which are kept until the last one is drawn unless they are handed over one by one.
+/// Largest number of pictures in a request. [`Pipeline::generate`](crate::Pipeline::generate) keeps all of them until
+/// the last one is drawn.
 pub const MOST_PICTURES: usize = 1000;
 
 /// DDIM's evaluations where neither the request nor the model says how many (the paper measures with 50; 20 look alike).
@@ -15,39 +16,43 @@ const DDIM_STEPS: usize = 20;
 /// DDIM's guidance where neither the request nor the model says how strong (paper, section 4.1: about 3).
 const DDIM_GUIDANCE: f32 = 3.0;
 
-/// How much of the initial picture is drawn anew where the request does not say: its layout stays, its look changes.
+/// Default strength for an initial picture: its layout stays, its look changes.
 const STRENGTH: f32 = 0.6;
 
-/// Pictures to draw.
+/// Request for pictures. [`Request::new`] fills in a model's defaults; set fields to change them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Request {
-    /// What to draw. Any text; what does not fit into the model's tokens is left out, see [`Settings::truncated`].
+    /// Text to draw. Text that does not fit into the model's tokens is left out, see [`Settings::truncated`].
     pub prompt: String,
-    /// What not to draw, cut like the prompt. Needs guidance, so a one-step model samples by DDIM for it.
+    /// Negative prompt: text to avoid, cut like the prompt. It needs guidance, so a one-step model uses DDIM for it.
     pub negative: String,
-    /// Width in pixels, a multiple of [`ModelConfig::size_multiple`]; none for the model's own.
+    /// Width in pixels, a multiple of [`ModelConfig::size_multiple`]; `None` for the model's default.
     pub width: Option<usize>,
-    /// Height in pixels, a multiple of the same; none for the model's own.
+    /// Height in pixels, a multiple of [`ModelConfig::size_multiple`]; `None` for the model's default.
     pub height: Option<usize>,
-    /// Evaluations of the UNet; none for the sampler's own number. One-step models take 1 to 4, for more they sample by
-    /// DDIM, with guidance; what needs DDIM needs more.
+    /// Number of UNet evaluations; `None` for the sampler's default.
+    ///
+    /// A one-step model takes 1 to 4 steps. For more it uses DDIM with guidance, and whatever else needs DDIM needs
+    /// more than 4.
     pub steps: Option<usize>,
-    /// Strength of guidance, 1 for none; none for the sampler's own.
+    /// Guidance scale, 0 to 100, where 1 means no guidance; `None` for the sampler's default.
     pub guidance: Option<f32>,
-    /// Fresh noise between DDIM's steps, 0 for none to 1; none for none. A one-step model samples by DDIM for it.
+    /// Share of fresh noise between DDIM's steps, from 0 for none to 1; `None` means 0. A one-step model uses DDIM
+    /// for a positive value.
     pub eta: Option<f64>,
-    /// The first picture's seed; the following ones count up. The same seed gives the same bytes on the same device.
+    /// Seed of the first picture; later pictures count up. The same seed gives the same bytes on the same device.
     pub seed: u64,
-    /// Pictures. They are drawn one after another, so that each is what its seed gives alone, in the memory of one.
+    /// Number of pictures, 1 to [`MOST_PICTURES`]. They are drawn one after another in the memory of one, and each is
+    /// the picture that its seed gives alone.
     pub count: usize,
-    /// A picture to begin from.
+    /// Picture to begin from.
     pub init: Option<Init>,
-    /// Decode a preview after every so many evaluations.
+    /// Number of evaluations between two previews; `None` for no previews.
     pub preview_every: Option<usize>,
 }
 
 impl Request {
-    /// One picture of `prompt` as the model draws by itself, seed 0.
+    /// Returns a request for one picture of `prompt` with the model's defaults and seed 0.
     pub fn new(prompt: impl Into<String>) -> Self {
         Self {
             prompt: prompt.into(),
@@ -65,61 +70,62 @@ impl Request {
     }
 }
 
-/// A picture to begin from, of exactly the size that is drawn: see [`Picture::fill`].
+/// Initial picture, of exactly the size that is drawn; [`Picture::fill`] scales one.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Init {
-    /// The picture.
+    /// Picture to begin from.
     pub picture: Picture,
-    /// How much of it is drawn anew: 0 is only encoded and decoded, 1 is forgotten.
+    /// Share of the sampling that is done, 0 to 1: 0 only encodes and decodes the picture, 1 ignores it.
     pub strength: f32,
-    /// What is drawn anew; none for everything. The rest stays as it is, byte by byte.
+    /// Part of the picture to draw anew; `None` for all of it. The rest keeps its bytes.
     pub mask: Option<Mask>,
 }
 
 impl Init {
-    /// The whole picture is drawn anew to 0.6, so that its layout stays.
+    /// Returns an initial picture that is drawn anew with a strength of 0.6, so that its layout stays.
     pub fn new(picture: Picture) -> Self {
         Self { picture, strength: STRENGTH, mask: None }
     }
 
-    /// What the mask marks is drawn from nothing, the rest is kept.
+    /// Returns an initial picture of which the masked part is drawn from pure noise and the rest is kept.
     pub fn masked(picture: Picture, mask: Mask) -> Self {
         Self { picture, strength: 1.0, mask: Some(mask) }
     }
 }
 
-/// What a request comes to.
+/// Settings that a request amounts to with a model's own values.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
     /// Width in pixels.
     pub width: usize,
     /// Height in pixels.
     pub height: usize,
-    /// How the networks are walked.
+    /// Sampler.
     pub sampler: Sampler,
-    /// Evaluations of the UNet for the whole way from noise to a picture.
+    /// Number of UNet evaluations from pure noise to a picture. An initial picture with a strength below 1 needs
+    /// fewer with DDIM.
     pub steps: usize,
-    /// Strength of guidance, 1 for none.
+    /// Guidance scale; 1 means no guidance.
     pub guidance: f32,
-    /// Fresh noise between DDIM's steps.
+    /// Share of fresh noise between DDIM's steps.
     pub eta: f64,
-    /// What was left out of the prompt, none if it fits.
+    /// Part of the prompt that was left out; `None` if it fits.
     pub truncated: Option<Truncated>,
-    /// The same of what not to draw.
+    /// Part of the negative prompt that was left out; `None` if it fits.
     pub negative_truncated: Option<Truncated>,
 }
 
-/// Where a prompt was cut.
+/// Place where a prompt was cut.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Truncated {
-    /// The last words that were read.
+    /// Last words that the model reads.
     pub kept: String,
-    /// What was left out, as it was written.
+    /// Text that was left out, as it was written.
     pub left_out: String,
 }
 
 impl Truncated {
-    /// Of the prompt, what ends in `left_out`.
+    /// Describes the cut in a prompt that ends with `left_out`.
     pub(super) fn of(prompt: &str, left_out: String) -> Self {
         const WORDS: usize = 4;
         let read = prompt.strip_suffix(left_out.as_str()).unwrap_or(prompt).trim_end();
@@ -129,7 +135,7 @@ impl Truncated {
 }
 
 impl Settings {
-    /// What shapes the networks.
+    /// Returns the shape of the graphs.
     pub(super) fn shape(&self, config: &ModelConfig) -> Result<Shape, ModelError> {
         let takes_noise = match self.sampler {
             Sampler::Ddim => self.eta > 0.0,
@@ -145,20 +151,20 @@ fn refused(key: &'static str, expected: impl Into<String>, found: impl ToString)
 }
 
 impl Request {
-    /// Refuses what a pipeline of this configuration would refuse, before there is one: no weights are read for it and no
-    /// device is opened.
+    /// Checks the request against a configuration, without reading weights or opening a device.
     ///
     /// # Errors
-    /// If the configuration is not valid, or the request does not make sense: the error names what does not.
+    /// [`ModelError`] if the configuration is not valid or a pipeline would refuse the request; the error names the
+    /// value.
     pub fn check(&self, config: &ModelConfig) -> Result<(), ModelError> {
         config.validate()?;
         self.settings(config, &Schedule::new(&config.scheduler)?).map(drop)
     }
 
-    /// Refuses sides and a number of pictures that no model draws, before one is known.
+    /// Checks the sides and the number of pictures against the limits of all models, for use before a model is known.
     ///
     /// # Errors
-    /// If `width`, `height` or `count` is beyond its limit: the error names it.
+    /// [`ModelError::Request`] if `width`, `height` or `count` is above its limit.
     pub fn check_extent(&self) -> Result<(), ModelError> {
         for (key, side) in [("width", self.width), ("height", self.height)] {
             side.map_or(Ok(()), |side| LatentSize::check_side(key, side))?;
@@ -169,7 +175,7 @@ impl Request {
         Ok(())
     }
 
-    /// Settings of this request for a model, all but what was cut off the prompts.
+    /// Returns the settings of this request for a model, without the cuts in the prompts.
     pub(super) fn settings(&self, config: &ModelConfig, schedule: &Schedule) -> Result<Settings, ModelError> {
         self.check_extent()?;
         let own = config.defaults.image_size;
@@ -180,7 +186,7 @@ impl Request {
             Settings { width, height, sampler, steps, guidance, eta, truncated: None, negative_truncated: None };
         settings.shape(config)?;
         if sampler != config.defaults.sampler && steps <= MOST_ONE_STEP {
-            // So few of DDIM's steps leave noise, and nobody who asks a one-step model for them means that.
+            // So few DDIM steps leave noise in the picture, and a user of a one-step model hardly means them.
             let expected = format!("more than {MOST_ONE_STEP} with guidance, a negative prompt or an eta");
             return Err(refused("steps", expected, steps));
         }
@@ -192,8 +198,8 @@ impl Request {
         Ok(settings)
     }
 
-    /// Sampler, steps and guidance. A one-step model samples by DDIM if more steps are asked for than it takes,
-    /// guidance, or noise between the steps.
+    /// Returns sampler, number of steps and guidance. A one-step model uses DDIM for more steps than it takes, for
+    /// guidance, and for noise between the steps.
     fn sampling(&self, config: &ModelConfig) -> (Sampler, usize, f32) {
         let own = &config.defaults;
         let guided = self.guidance.is_some_and(|g| g != 1.0) || !self.negative.is_empty();
@@ -207,6 +213,7 @@ impl Request {
         }
     }
 
+    /// Checks the values that do not depend on the schedule.
     fn check_values(&self, settings: &Settings) -> Result<(), ModelError> {
         let guidance = settings.guidance;
         if !(0.0..=100.0).contains(&guidance) {

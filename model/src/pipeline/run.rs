@@ -1,4 +1,4 @@
-//! One request, from its prompts to its pictures, over plans that are ready.
+//! Execution of one request with plans that are ready, from its prompts to its pictures.
 
 use super::plans::{Key, Plans};
 use super::progress::{Flow, OnPicture, OnProgress, Phase, Progress};
@@ -11,34 +11,35 @@ use crate::networks::{LatentSize, Shape};
 use crate::noise::Noise;
 use crate::picture::{Mask, Picture};
 
-/// Says how far a phase is, for the picture that is drawn.
+/// Reports progress for the current picture.
 struct Voice<'a> {
     on_progress: OnProgress<'a>,
     picture: usize,
 }
 
 impl Voice<'_> {
+    /// Reports progress and returns whether to go on.
     fn say(&mut self, phase: Phase, (step, total): (usize, usize), preview: Option<Picture>) -> bool {
         let progress = Progress { phase, step, total, picture: self.picture, preview };
         (self.on_progress)(&progress) == Flow::Continue
     }
 
-    /// Like [`say`](Self::say), as an error where the caller wants to stop.
+    /// Reports progress, with an error if the caller asked to stop.
     fn tell(&mut self, phase: Phase, steps: (usize, usize), preview: Option<Picture>) -> Result<(), ModelError> {
         if self.say(phase, steps, preview) { Ok(()) } else { Err(ModelError::Stopped) }
     }
 }
 
-/// What of the initial picture the sampler needs.
+/// Encoded initial picture.
 struct Known {
-    /// Its latent.
+    /// Latent of the picture.
     latent: Vec<f32>,
-    /// Which elements of the latent are drawn anew; none for all.
+    /// Elements of the latent that are drawn anew; `None` for all.
     redrawn: Option<Vec<bool>>,
 }
 
 impl Known {
-    /// Puts what is kept into a latent: the known one, with as much noise as there is.
+    /// Replaces the elements of `drawn` that are kept by those of `known`, which has the right amount of noise.
     fn keep(&self, drawn: &mut [f32], known: &[f32]) {
         let Some(redrawn) = &self.redrawn else { return };
         for ((value, known), _) in drawn.iter_mut().zip(known).zip(redrawn).filter(|(_, redrawn)| !**redrawn) {
@@ -47,7 +48,7 @@ impl Known {
     }
 }
 
-/// A request on its way.
+/// Request in execution.
 pub(super) struct Run<'a> {
     model: &'a Model,
     plans: &'a mut Plans,
@@ -58,6 +59,7 @@ pub(super) struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
+    /// Starts a request.
     pub(super) fn new(
         model: &'a Model,
         plans: &'a mut Plans,
@@ -69,6 +71,7 @@ impl<'a> Run<'a> {
         Ok(Self { model, plans, request, settings, shape: settings.shape(model.config())?, voice })
     }
 
+    /// Draws all pictures.
     pub(super) async fn pictures(mut self, on_picture: OnPicture<'_>) -> Result<(), ModelError> {
         self.text().await?;
         let known = match &self.request.init {
@@ -81,7 +84,7 @@ impl<'a> Run<'a> {
             let latent = self.denoise(seed, known.as_ref()).await?;
             let mut drawn = self.decode(&latent, None).await?;
             self.paste(&mut drawn);
-            // What began from a picture of one colour may end as one.
+            // A picture that began from one of a single colour may have a single colour too.
             if drawn.is_flat() && self.request.init.is_none() {
                 return Err(ModelError::Flat);
             }
@@ -92,7 +95,7 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Encodes the prompts and hands them to the UNet: without guidance one, with guidance what not to draw before it.
+    /// Encodes the prompts and passes them to the UNet. With guidance, the negative prompt comes first.
     async fn text(&mut self) -> Result<(), ModelError> {
         let prompts = [self.request.negative.as_str(), self.request.prompt.as_str()];
         let prompts = if self.shape.guided { &prompts[..] } else { &prompts[1..] };
@@ -106,13 +109,14 @@ impl<'a> Run<'a> {
         Ok(self.plans.session(Key::Denoise(self.shape)).write("context", &context)?)
     }
 
+    /// Encodes the initial picture.
     async fn known(&mut self, init: &Init) -> Result<Known, ModelError> {
         let latent = self.encode(&init.picture).await?;
         let redrawn = init.mask.as_ref().map(|mask| redrawn(mask, latent.len()));
         Ok(Known { latent, redrawn })
     }
 
-    /// The latent of a picture.
+    /// Returns the latent of a picture.
     async fn encode(&mut self, picture: &Picture) -> Result<Vec<f32>, ModelError> {
         let key = Key::Encode(self.shape.latent);
         let pixels = picture.rgba.chunks_exact(4).flat_map(|pixel| &pixel[..3]);
@@ -122,7 +126,7 @@ impl<'a> Run<'a> {
         Ok(self.plans.session(key).read_async("latent").await?)
     }
 
-    /// Walks from noise, or from the known picture with noise, to a clean latent.
+    /// Samples a clean latent, from noise or from the known picture with noise.
     async fn denoise(&mut self, seed: u64, known: Option<&Known>) -> Result<Vec<f32>, ModelError> {
         let strength = self.request.init.as_ref().map_or(1.0, |init| init.strength);
         let steps = evaluations(self.model.schedule(), self.settings, strength)?;
@@ -158,8 +162,8 @@ impl<'a> Run<'a> {
         Ok(latent)
     }
 
-    /// Gives the UNet the latent: from the host, or where the last evaluation left it. With `needed`, the host gets to
-    /// know it too.
+    /// Passes the latent to the UNet, from the host or from where the last evaluation left it on the device. With
+    /// `needed`, also reads it back to the host.
     async fn place(&mut self, latent: &mut Vec<f32>, on_device: bool, needed: bool) -> Result<(), ModelError> {
         if on_device && needed {
             *latent = self.next().await?;
@@ -173,6 +177,7 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
+    /// Runs one evaluation of the UNet and the sampler's step.
     async fn evaluate(
         &mut self,
         step: &Evaluation,
@@ -189,20 +194,21 @@ impl<'a> Run<'a> {
         Ok(session.run_ahead(&mut |_, _| self.voice.say(Phase::Denoise, steps, None)).await?)
     }
 
-    /// The latent after an evaluation, one of the pair that guidance makes equal.
+    /// Returns the latent after an evaluation: one of the two equal halves that guidance makes.
     async fn next(&mut self) -> Result<Vec<f32>, ModelError> {
         let mut latent = self.plans.session(Key::Denoise(self.shape)).read_async("next").await?;
         latent.truncate(self.latent_len());
         Ok(latent)
     }
 
+    /// Returns the number of elements of a latent.
     fn latent_len(&self) -> usize {
         let LatentSize { height, width } = self.shape.latent;
         height * width * self.model.config().unet.in_channels()
     }
 
-    /// Pixels of a latent: of the picture, or of a preview after so many evaluations of so many, which says nothing of its own
-    /// progress.
+    /// Decodes a latent to pixels: the picture, or a preview after some of the evaluations. A preview reports the
+    /// progress of the evaluations, not its own.
     async fn decode(&mut self, latent: &[f32], preview: Option<(usize, usize)>) -> Result<Picture, ModelError> {
         let key = Key::Decode(self.shape.latent);
         self.plans.session(key).write("latent", latent)?;
@@ -215,7 +221,7 @@ impl<'a> Run<'a> {
         }
         let pixels = self.plans.session(key).read_async("pixels").await?;
         let rgba: Vec<u8> = pixels.into_iter().flat_map(|bits| bits.to_bits().to_le_bytes()).collect();
-        // The kernel writes transparent pixels where it was given none that is a number.
+        // The kernel writes transparent pixels where its input is not a number.
         if rgba.iter().skip(3).step_by(4).any(|alpha| *alpha != 255) {
             return Err(ModelError::NotFinite { what: "the decoder's picture" });
         }
@@ -223,7 +229,7 @@ impl<'a> Run<'a> {
         Ok(Picture { width, height, rgba })
     }
 
-    /// Runs a network, the `done`-th of `of` alike.
+    /// Runs a network, as number `done` of `of` equal runs.
     async fn run(&mut self, key: Key, phase: Phase, (done, of): (usize, usize)) -> Result<(), ModelError> {
         let steps = self.plans.session(key).recording().nodes.len();
         let voice = &mut self.voice;
@@ -232,7 +238,7 @@ impl<'a> Run<'a> {
         self.voice.tell(phase, ((done + 1) * steps, of * steps), None)
     }
 
-    /// Puts the initial picture back where the mask does not reach, byte by byte.
+    /// Copies the initial picture back, byte by byte, where the mask does not reach.
     fn paste(&self, drawn: &mut Picture) {
         let Some(Init { picture, mask: Some(mask), .. }) = &self.request.init else { return };
         let pixels = drawn.rgba.chunks_exact_mut(4).zip(picture.rgba.chunks_exact(4));
@@ -245,7 +251,8 @@ impl<'a> Run<'a> {
     }
 }
 
-/// Where sampling begins. A strength of 1 knows nothing of a picture, except where a mask keeps it.
+/// Returns the latent that sampling begins from. With a strength of 1 the initial picture matters only where a mask
+/// keeps it.
 fn beginning(known: Option<&Known>, first: Option<&Evaluation>, noise: &[f32], strength: f32) -> Vec<f32> {
     let (Some(known), Some(first)) = (known, first) else {
         return known.map_or_else(|| noise.to_vec(), |known| known.latent.clone());
@@ -259,7 +266,7 @@ fn beginning(known: Option<&Known>, first: Option<&Evaluation>, noise: &[f32], s
     latent
 }
 
-/// Which of `len` elements of a latent lie under a mask: those with any pixel that is drawn anew.
+/// Returns which of the `len` elements of a latent lie under a mask: those with any pixel that is drawn anew.
 fn redrawn(mask: &Mask, len: usize) -> Vec<bool> {
     let width = mask.width / PIXELS_PER_LATENT;
     let mut cells = vec![false; width * mask.height / PIXELS_PER_LATENT];

@@ -1,12 +1,12 @@
-//! The walk from noise to a picture as plain data: what every evaluation of the UNet is given, and how much noise is
-//! left after it.
+//! The sampler's walk from noise to a picture as plain data: the inputs of every UNet evaluation, and the noise level
+//! after it.
 
 use super::request::Settings;
 use crate::config::Sampler;
 use crate::error::ModelError;
 use crate::schedule::Schedule;
 
-/// A latent is `signal * picture + noise * noise`.
+/// Noise level of a latent, which is `signal * picture + noise * noise`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Level {
     pub(super) signal: f32,
@@ -14,33 +14,34 @@ pub(super) struct Level {
 }
 
 impl Level {
-    /// `picture` with as much of `noise` as belongs here.
+    /// Returns `picture` with the amount of `noise` of this level.
     pub(super) fn mix(self, picture: &[f32], noise: &[f32]) -> Vec<f32> {
         picture.iter().zip(noise).map(|(z, n)| self.signal * z + self.noise * n).collect()
     }
 }
 
-/// One evaluation of the UNet and the sampler's step.
+/// One evaluation of the UNet with the sampler's step.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Evaluation {
+    /// Training step at which the UNet is evaluated.
     pub(super) timestep: usize,
-    /// As the sampler's kernel takes them.
+    /// Coefficients for the sampler's kernel.
     pub(super) coefficients: Vec<f32>,
-    /// Where it begins.
+    /// Noise level before the step.
     pub(super) now: Level,
-    /// Where it ends.
+    /// Noise level after the step.
     pub(super) next: Level,
-    /// How much of the noise it saw is still there at its end; the rest of `next` is fresh.
+    /// Share of the predicted noise that remains after the step. The rest of the noise in `next` is fresh.
     pub(super) kept: f32,
-    /// How much of the fresh noise it adds.
+    /// Share of the fresh noise that the step adds.
     pub(super) added: f32,
-    /// The stream of fresh noise that goes into it.
+    /// Stream of the fresh noise that the step adds.
     pub(super) fresh: Option<u32>,
 }
 
 impl Evaluation {
-    /// The picture's latent that the step saw: from where it began, where it ended, and the noise it was given. DDIM
-    /// keeps the noise it predicts, so two latents of one line give the line's end.
+    /// Returns the clean latent that the step predicted, from the latents before and after it and the fresh noise.
+    /// DDIM keeps the noise that it predicts, so two latents of one line determine where the line ends.
     pub(super) fn predicted(&self, latent: &[f32], next: &[f32], fresh: Option<&[f32]>) -> Vec<f32> {
         let (from, kept) = (self.now, self.kept);
         let across = from.noise * self.next.signal - kept * from.signal;
@@ -49,7 +50,7 @@ impl Evaluation {
     }
 }
 
-/// The evaluations for a share of the way, counted from the picture: all for a strength of 1, none for 0.
+/// Returns the evaluations for a share of the walk, counted from the picture: all for a strength of 1, none for 0.
 pub(super) fn evaluations(
     schedule: &Schedule,
     settings: &Settings,
@@ -64,12 +65,12 @@ pub(super) fn evaluations(
     }
 }
 
-/// The stream of the noise that goes into a step: stream 0 is the noise at the beginning.
+/// Returns the stream of the noise that goes into a step. Stream 0 is the noise at the beginning.
 fn stream(index: usize) -> u32 {
     u32::try_from(index + 1).expect("there are fewer steps than timesteps")
 }
 
-/// The last of the steps, at least one.
+/// Returns the last DDIM steps, at least one.
 fn ddim(schedule: &Schedule, settings: &Settings, strength: f32) -> Result<Vec<Evaluation>, ModelError> {
     let steps = schedule.ddim(settings.steps, settings.eta)?;
     let used = ((settings.steps as f32 * strength).round() as usize).clamp(1, settings.steps);
@@ -85,7 +86,7 @@ fn ddim(schedule: &Schedule, settings: &Settings, strength: f32) -> Result<Vec<E
     Ok(steps.into_iter().enumerate().skip(settings.steps - used).map(evaluation).collect())
 }
 
-/// All of the steps, from a timestep nearer to the picture.
+/// Returns as many one-step evaluations as asked for, starting from a timestep nearer to the picture.
 fn one_step(schedule: &Schedule, steps: usize, strength: f32) -> Result<Vec<Evaluation>, ModelError> {
     let train = schedule.train_steps();
     let first = ((train as f32 * strength).round() as usize).clamp(steps, train) - 1;

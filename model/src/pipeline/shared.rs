@@ -1,4 +1,4 @@
-//! What pipelines share: an open device, and one set of weights on it.
+//! State that pipelines share: an open device and one set of weights on it.
 
 use super::options::Options;
 use super::progress::Phase;
@@ -13,7 +13,7 @@ use mobilediffusion_kernels::Storage;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// A model on a device. Any number of pipelines, on any threads, draw with it: its weights are there once.
+/// Model on a device. Any number of pipelines draw with it, on any threads, and its weights exist once.
 #[derive(Debug)]
 pub struct Model {
     source: Source,
@@ -23,23 +23,24 @@ pub struct Model {
     opened: Mutex<Opened>,
 }
 
-/// What is lost with the device.
+/// State that is lost together with the device.
 #[derive(Debug)]
 struct Opened {
     device: Device,
     line: String,
-    /// Counts the devices that were opened.
+    /// Number of times that the device was opened again.
     generation: u64,
-    /// The weights of every network, by folder. They are brought to the device when a plan first needs them. Each has a
-    /// lock of its own, so that whoever hears of its progress may ask the model for anything else.
+    /// Weights of every network, by folder. They are brought to the device when a plan first needs them. Each has a
+    /// lock of its own, so that a progress callback may ask the model for anything else.
     weights: HashMap<&'static str, Arc<Mutex<Weights>>>,
-    /// Bytes of those that are there, by network: two may share a folder.
+    /// Number of bytes on the device, by network; two networks may share a folder.
     bytes: HashMap<Part, u64>,
 }
 
 impl Opened {
+    /// Checks the files, then opens the device.
     async fn new(source: &Source, options: &Options, generation: u64) -> Result<Self, ModelError> {
-        // Files are looked at before the device is.
+        // Files are checked before a device is opened.
         let needed = source.needed().map(|part| source.part(part).map(|weights| (source.folder(part), weights)));
         let sources = needed.into_iter().collect::<Result<Vec<_>, _>>()?;
         let (device, line) = options.open().await?;
@@ -48,24 +49,29 @@ impl Opened {
     }
 }
 
-/// Is asked whether to go on, with the phase, the steps done and those there are.
+/// Callback for progress with the phase, the number of steps that are done and the total. It returns whether to go
+/// on.
 pub(super) type GoOn<'a> = &'a mut (dyn FnMut(Phase, usize, usize) -> bool + Send);
 
 impl Model {
-    /// Checks names and shapes of the weights that every picture takes, then opens the device. What only some take, the
-    /// VAE's encoder or the UNet of DDIM, is checked when a request first needs it.
+    /// Checks the weights that every picture needs (names, shapes, finite values), then opens the device.
+    ///
+    /// Weights that only some requests need, those of the VAE's encoder or of DDIM's UNet, are checked when a request
+    /// first needs them.
     ///
     /// # Errors
-    /// If the configuration, the weights or the device do not do.
+    /// [`ModelError`] if the configuration or the weights are not valid, or the device cannot be opened.
     pub fn load(source: Source, options: Options) -> Result<Self, ModelError> {
         pollster::block_on(Self::load_async(source, options))
     }
 
-    /// [`load`](Self::load) for where nobody may wait for the device. Files are read, every value of them once, before it first
-    /// yields: on another thread, where that must not hold one up.
+    /// Loads a model without blocking on the device: [`load`](Self::load) for an async executor.
+    ///
+    /// Files are read, every value of them once, before the first yield. Where this must not hold up the executor,
+    /// call it on another thread.
     ///
     /// # Errors
-    /// As [`load`](Self::load).
+    /// Fails in the cases of [`load`](Self::load).
     pub async fn load_async(source: Source, options: Options) -> Result<Self, ModelError> {
         source.config.validate()?;
         let schedule = Schedule::new(&source.config.scheduler)?;
@@ -74,15 +80,15 @@ impl Model {
         Ok(Self { source, options, schedule, tokenizer, opened })
     }
 
-    /// The configuration.
+    /// Returns the configuration.
     pub fn config(&self) -> &ModelConfig {
         &self.source.config
     }
 
-    /// What a request comes to.
+    /// Returns the settings that a request amounts to, with the model's own values where the request has none.
     ///
     /// # Errors
-    /// If it does not make sense.
+    /// [`ModelError`] if a value of the request is not valid; the error names it.
     pub fn settings(&self, request: &Request) -> Result<Settings, ModelError> {
         let settings = request.settings(self.config(), &self.schedule)?;
         let cut = |text: &str| {
@@ -93,22 +99,22 @@ impl Model {
         Ok(Settings { truncated, negative_truncated, ..settings })
     }
 
-    /// Which device is used and why, in one line.
+    /// Describes the device, and the reason for its choice, in one line.
     pub fn device_line(&self) -> String {
         self.opened().line.clone()
     }
 
-    /// How the device stores tensors.
+    /// Returns the types in which the device stores tensors.
     pub fn storage(&self) -> Storage {
         self.device().storage()
     }
 
-    /// The device.
+    /// Returns the device.
     pub fn device(&self) -> Device {
         self.opened().device.clone()
     }
 
-    /// Opens the device again if it is still the one of `generation`; the weights are read anew from where they came.
+    /// Opens the device again if it is still the one of `generation`. Weights are read again from their source.
     pub(super) async fn reopen(&self, generation: u64) -> Result<(), ModelError> {
         if self.generation() != generation {
             return Ok(());
@@ -121,34 +127,37 @@ impl Model {
         Ok(())
     }
 
+    /// Returns the number of times that the device was opened again.
     pub(super) fn generation(&self) -> u64 {
         self.opened().generation
     }
 
+    /// Returns the options.
     pub(super) fn options(&self) -> &Options {
         &self.options
     }
 
+    /// Returns the noise schedule.
     pub(super) fn schedule(&self) -> &Schedule {
         &self.schedule
     }
 
-    /// The ids of a text, as many as the text encoder reads.
+    /// Returns the token ids of a text, as many as the text encoder reads.
     pub(super) fn encode(&self, text: &str) -> Result<Encoded, ModelError> {
         self.tokenizer.encode(text, self.config().text_encoder.max_position_embeddings)
     }
 
-    /// Bytes of the weights of a network that are on the device.
+    /// Returns the number of bytes of a network's weights on the device.
     pub(super) fn resident(&self, part: Part) -> u64 {
         self.opened().bytes.get(&part).copied().unwrap_or(0)
     }
 
-    /// Bytes of all weights that are on the device.
+    /// Returns the number of bytes of all weights on the device.
     pub(super) fn resident_bytes(&self) -> u64 {
         self.opened().bytes.values().sum()
     }
 
-    /// Opens and checks the weights of a network that not every picture takes.
+    /// Opens and checks the weights of a network that not every picture needs.
     pub(super) fn check(&self, part: Part) -> Result<(), ModelError> {
         let folder = self.source.folder(part);
         if self.opened().weights.contains_key(folder) {
@@ -161,8 +170,8 @@ impl Model {
         Ok(())
     }
 
-    /// Gives the weights of a network back that is none of these; false if there are none. When it is needed again, they
-    /// are read anew.
+    /// Frees the weights of a network that is not `needed`, and returns whether there was one. They are read again
+    /// when a request needs them.
     pub(super) fn release(&self, needed: &[Part]) -> bool {
         let folders: Vec<&str> = needed.iter().map(|part| self.source.folder(*part)).collect();
         let mut opened = self.opened();
@@ -172,7 +181,7 @@ impl Model {
         opened.weights.remove(folder).is_some()
     }
 
-    /// Brings the weights of a recording, `bytes` of them, to the device.
+    /// Brings the weights of a recording to the device. `bytes` is their size.
     pub(super) fn bring(
         &self,
         (part, bytes): (Part, u64),
@@ -186,10 +195,10 @@ impl Model {
         let brought = held.bytes() - before;
         drop(held);
         let mut opened = self.opened();
-        // Not if the device was opened anew in the meantime.
+        // The device may have been opened again in the meantime; then these weights belong to the lost one.
         if opened.weights.get(self.source.folder(part)).is_some_and(|now| Arc::ptr_eq(now, &weights)) {
             let there = opened.bytes.entry(part).or_default();
-            // What came before somebody said stop stays, and takes room.
+            // Weights that arrived before the caller asked to stop remain and take memory.
             *there = if loaded.is_ok() { bytes } else { *there + brought };
         }
         Ok(loaded?)
@@ -201,24 +210,26 @@ impl Model {
         Ok(Session::new(recording, &mut lock(&weights), &mut |done, total| go_on(Phase::Compile, done, total))?)
     }
 
-    /// The weights of a network.
+    /// Returns the weights of a network.
     fn weights(&self, part: Part) -> Result<Arc<Mutex<Weights>>, ModelError> {
         self.check(part)?;
         let opened = self.opened();
         Ok(Arc::clone(opened.weights.get(self.source.folder(part)).expect("just checked")))
     }
 
+    /// Locks the state that is lost with the device.
     fn opened(&self) -> MutexGuard<'_, Opened> {
         lock(&self.opened)
     }
 }
 
-/// Weights that a device has none of yet.
+/// Returns weights of a device, none of which are loaded yet.
 fn on_device(device: &Device, source: impl WeightLoader + Send + 'static) -> Arc<Mutex<Weights>> {
     Arc::new(Mutex::new(Weights::new(device.clone(), Box::new(source))))
 }
 
+/// Locks a mutex, even if a thread panicked while holding it.
 fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Whoever panicked while holding it has left it whole: it is only ever replaced or added to.
+    // A thread that panicked has left the value whole: it is only ever replaced or added to.
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,4 +1,4 @@
-//! What is loaded: a configuration, and where its weights come from.
+//! Sources of models: a configuration, and the place its weights come from.
 
 use crate::config::{ModelConfig, Sampler};
 use crate::error::ModelError;
@@ -6,55 +6,55 @@ use crate::networks::{Decoder, LatentSize, Shape, decode_graph, denoise_graph, t
 use crate::weights::{Checkpoint, Synthetic, WeightSource};
 use std::path::{Path, PathBuf};
 
-/// Where weights come from.
+/// Place that weights come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum WeightsFrom {
-    /// A folder with `unet`, `text_encoder`, and `decoder` or `vae` in it. Its files are mapped: they must not change as long
-    /// as there is a model of them.
+    /// Folder with the subfolders `unet`, `text_encoder`, and `decoder` or `vae`. Its files are mapped and must not
+    /// change while a model uses them.
     Directory(PathBuf),
-    /// Made up from a seed: for measuring, not for looking at.
+    /// Seed of synthetic weights, for measurements. Their pictures have no meaning.
     Synthetic(u64),
 }
 
-/// A model: its configuration and its weights.
+/// Configuration and weights of a model.
 #[derive(Clone, Debug)]
 pub struct Source {
-    /// The networks.
+    /// Configuration of the networks.
     pub config: ModelConfig,
-    /// Their weights.
+    /// Place that their weights come from.
     pub weights: WeightsFrom,
 }
 
 impl Source {
-    /// The checkpoint that comes with the project: beside the executable in `checkpoints/mini`, or in the sources it
-    /// was built from.
+    /// Returns the checkpoint that comes with the project: `checkpoints/mini` beside the executable, or else in the
+    /// sources that the program was built from.
     ///
     /// # Errors
-    /// If it is in neither place, or does not read.
+    /// [`ModelError`] if the checkpoint is in neither place, or its configuration is not valid.
     pub fn bundled() -> Result<Self, ModelError> {
         let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join("checkpoints/mini")));
         let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("checkpoints/mini");
         Self::directory(&beside.filter(|path| path.is_dir()).unwrap_or(sources))
     }
 
-    /// A checkpoint in a folder.
+    /// Returns the checkpoint in a folder.
     ///
     /// # Errors
-    /// If its configuration is missing or does not make sense.
+    /// [`ModelError`] if its configuration is missing or not valid.
     pub fn directory(path: &Path) -> Result<Self, ModelError> {
         Ok(Self { config: ModelConfig::load(path)?, weights: WeightsFrom::Directory(path.to_owned()) })
     }
 
-    /// A preset with made-up weights.
+    /// Returns a preset with synthetic weights.
     ///
     /// # Errors
-    /// If there is no such preset.
+    /// [`ModelError::Config`] if there is no such preset.
     pub fn synthetic(preset: &str, seed: u64) -> Result<Self, ModelError> {
         Ok(Self { config: ModelConfig::preset(preset)?, weights: WeightsFrom::Synthetic(seed) })
     }
 
-    /// The folder of a network. A checkpoint whose own sampler is the one-step one may bring the UNet it was made from
-    /// along, in `unet_base`: that one is for DDIM.
+    /// Returns the folder of a network. DDIM on a one-step model uses `unet_base`, the UNet that the model was made
+    /// from.
     pub(super) fn folder(&self, part: Part) -> &'static str {
         match part {
             Part::Text => "text_encoder",
@@ -65,13 +65,13 @@ impl Source {
         }
     }
 
-    /// The networks that every picture takes.
+    /// Returns the networks that every picture needs.
     pub(super) fn needed(&self) -> [Part; 3] {
         [Part::Text, Part::Unet(self.config.defaults.sampler), Part::Decoder]
     }
 
-    /// The weights of a network, after checking that they are what its graph needs: names and shapes do not depend on the
-    /// size of the picture.
+    /// Opens the weights of a network and checks that they are what its graph needs. Names and shapes do not depend
+    /// on the size of the picture.
     pub(super) fn part(&self, part: Part) -> Result<Box<dyn WeightSource>, ModelError> {
         let weights = self.weights_of(part)?;
         let folder = self.folder(part);
@@ -92,14 +92,14 @@ impl Source {
         Ok(Box::new(checkpoint))
     }
 
-    /// Names and shapes in the folder of a network.
+    /// Returns the names and shapes in the folder of a network.
     fn weights_of(&self, part: Part) -> Result<Vec<(String, Vec<usize>)>, ModelError> {
         let config = &self.config;
         let size = config.defaults.image_size;
         Ok(match part {
             Part::Text => text_graph(config, 1)?.weights(),
             Part::Unet(sampler) => denoise_graph(config, &Shape::of(config, size, size, sampler)?)?.weights(),
-            // The VAE's file holds both halves, whichever is run.
+            // The VAE's file holds encoder and decoder, whichever is used.
             Part::Encoder if config.vae.is_none() => return Err(ModelError::NoEncoder),
             Part::Encoder => vae_weights(config)?,
             Part::Decoder if Decoder::of(config) == Decoder::Full => vae_weights(config)?,
@@ -108,21 +108,21 @@ impl Source {
     }
 }
 
-/// One of the networks.
+/// Network of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Part {
-    /// Token ids to the context.
+    /// Text encoder: token ids to context.
     Text,
-    /// The UNet for a sampler.
+    /// UNet of a sampler.
     Unet(Sampler),
-    /// Latent to pixels.
+    /// Decoder: latent to pixels.
     Decoder,
-    /// Pixels to latent.
+    /// VAE encoder: pixels to latent.
     Encoder,
 }
 
 impl Part {
-    /// What it is called.
+    /// Returns the name of the network for people.
     pub(super) fn title(self) -> &'static str {
         match self {
             Self::Text => "text encoder",

@@ -115,7 +115,7 @@ fn the_schedule_agrees_with_the_twin() {
     }
 }
 
-/// The linear stand-in for a network that the twin's trajectory was computed with.
+/// Linear stand-in for a network, the one that the PyTorch twin's trajectories were computed with.
 fn fake_eps(z: f64, timestep: usize) -> f64 {
     0.3 * z + 0.01 * (timestep as f64 / 1000.0)
 }
@@ -143,7 +143,7 @@ fn a_trajectory_agrees_with_the_twin() {
     }
 }
 
-/// The fresh noise that the twin's trajectories take after step `k`, counted from 1.
+/// Returns the fresh noise that the twin's trajectories add after step `k`, counted from 1.
 fn fresh(k: usize) -> Vec<f64> {
     Noise::new(5).stream(k as u32).latent(8).into_iter().map(f64::from).collect()
 }

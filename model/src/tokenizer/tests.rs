@@ -30,7 +30,7 @@ fn a_long_prompt_is_cut_and_says_what_was_cut() {
     assert!(encoded.ids[1..76].iter().all(|&id| id == 2368) && encoded.ids[76] == EOS, "{encoded:?}");
     assert_eq!(encoded.truncated.as_deref(), Some("Ende gut"));
 
-    // Exactly full, and cut inside of a character that takes several tokens.
+    // A text that fits exactly, and one that is cut inside a character of several tokens.
     assert_eq!(tokenizer.encode(&"cat ".repeat(75), 77).unwrap().truncated, None);
     let emoji = "🦩".repeat(100);
     let truncated = tokenizer.encode(&emoji, 77).unwrap().truncated.unwrap();
@@ -71,7 +71,7 @@ fn marks_in_the_text_are_dropped() {
     assert_eq!(plain, marked);
 }
 
-/// Beginnings and objects whose products make a hundred and more ordinary prompts.
+/// Beginnings of prompts; with [`STYLES`] they make more than a hundred ordinary ones.
 const SUBJECTS: [&str; 12] = [
     "a photo of a cat",
     "An Astronaut's horse",
@@ -86,6 +86,7 @@ const SUBJECTS: [&str; 12] = [
     "🐱 and 🐶 (friends)",
     "supercalifragilisticexpialidocious antidisestablishmentarianism",
 ];
+/// Ends of prompts.
 const STYLES: [&str; 10] = [
     "",
     ", trending on artstation",
@@ -128,7 +129,7 @@ fn it_gives_the_ids_of_the_reference_tokenizer() {
     for Case { text, ids } in &cases {
         let encoded = tokenizer.encode(text, ids.len()).unwrap();
         assert_eq!(&encoded.ids, ids, "{text:?}");
-        // Whether something is missing is seen in twice the room.
+        // Twice the room shows whether something is missing.
         let whole = tokenizer.encode(text, 20_000).unwrap();
         assert_eq!(encoded.truncated.is_some(), whole.kept > encoded.kept, "{text:?}");
     }

@@ -1,4 +1,4 @@
-//! Files in memory: mapped, read in parallel, and given back.
+//! Memory-mapped files that are read in parallel and whose pages are released after use.
 
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
@@ -9,10 +9,11 @@ use std::fs::File;
 use std::ops::Range;
 use std::path::Path;
 
-/// Values looked at or converted at a time: few enough to stay in the cache, enough to be worth a thread's while.
+/// Number of values that are converted or checked at a time: few enough to stay in the cache, enough to be worth a
+/// thread's while.
 const CHUNK: usize = 1 << 16;
 
-/// A file that is mapped into memory.
+/// File that is mapped into memory.
 #[derive(Debug)]
 pub(super) struct Mapped(Mmap);
 
@@ -20,23 +21,23 @@ impl Mapped {
     /// Maps a file.
     #[expect(unsafe_code, reason = "mapping a file is unsafe; weights are far too large to be read whole")]
     pub(super) fn open(path: &Path) -> std::io::Result<Self> {
-        // Of a pipe the system would wait for the other end, and a folder can be opened.
+        // Opening a pipe would block until something writes to it, and a folder can be opened but not mapped.
         if !path.metadata()?.is_file() {
             return Err(std::io::Error::other("expected a file, found a folder, pipe or device"));
         }
         let file = File::open(path)?;
-        // SAFETY: the map is private and never written to. That nobody truncates or rewrites the file meanwhile is what
-        // every user of a mapped file has to assume; `Checkpoint::open` says so. Its content is checked before use.
+        // SAFETY: the map is private and never written to. Every user of a mapped file has to assume that nobody
+        // truncates or rewrites it meanwhile; `Checkpoint::open` says so. Its content is checked before use.
         Ok(Self(unsafe { Mmap::map(&file) }?))
     }
 
-    /// All of it.
+    /// Returns the bytes of the whole file.
     pub(super) fn bytes(&self) -> &[u8] {
         &self.0
     }
 
-    /// What `read` makes of some bytes. Their pages are given back afterwards: the operating system still has them, but
-    /// they no longer count as this process's memory.
+    /// Returns the result of `read` for some bytes and then releases their pages: the operating system still caches
+    /// them, but they no longer count as this process's memory.
     pub(super) fn read<T>(&self, bytes: Range<usize>, read: impl FnOnce(&[u8]) -> T) -> T {
         let value = read(&self.0[bytes.clone()]);
         self.give_back(bytes);
@@ -46,11 +47,11 @@ impl Mapped {
     #[cfg(unix)]
     #[expect(unsafe_code, reason = "that a page may be dropped is unsafe to say; else a file would count twice")]
     fn give_back(&self, bytes: Range<usize>) {
-        // SAFETY: dropping pages loses what was written to them, and this map is read-only and of a file: whoever reads
-        // a dropped page again, in this thread or another, gets the file's content again.
+        // SAFETY: dropping pages loses what was written to them, and this map is a read-only map of a file: any
+        // thread that reads a dropped page again gets the file's content again.
         let advised =
             unsafe { self.0.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, bytes.start, bytes.len()) };
-        // A refusal costs memory and nothing else.
+        // If the system refuses, memory stays in use; nothing else changes.
         drop(advised);
     }
 
@@ -58,7 +59,7 @@ impl Mapped {
     fn give_back(&self, _: Range<usize>) {}
 }
 
-/// Bytes of a stored value; none of a type that is not read.
+/// Returns the number of bytes of a stored value, or `None` for an unsupported type.
 pub(super) fn size_of(dtype: Dtype) -> Option<usize> {
     match dtype {
         Dtype::F32 => Some(4),
@@ -71,9 +72,9 @@ fn words(bytes: &[u8]) -> impl Iterator<Item = u16> {
     bytes.as_chunks().0.iter().map(|&bytes| u16::from_le_bytes(bytes))
 }
 
-/// Whether no value is a NaN or an infinity: their exponents have every bit set. Of a type that is not read, no.
+/// Whether no value is a NaN or an infinity, whose exponents have every bit set. False for an unsupported type.
 pub(super) fn is_finite(dtype: Dtype, bytes: &[u8]) -> bool {
-    // A sum over a chunk instead of an early end: no branch, so it vectorises.
+    // A sum over a chunk has no branch, so it vectorises; an early exit would not.
     let spoilt = |bytes: &[u8], exponent: u16| words(bytes).map(|w| u32::from(w & exponent == exponent)).sum::<u32>();
     bytes.par_chunks(4 * CHUNK).all(|bytes| match dtype {
         Dtype::F32 => {
@@ -86,7 +87,7 @@ pub(super) fn is_finite(dtype: Dtype, bytes: &[u8]) -> bool {
     })
 }
 
-/// Little-endian floats of a type that is read as f32. The bytes need not be aligned.
+/// Converts little-endian floats of a supported type to f32. The bytes need not be aligned.
 pub(super) fn widen(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
     let size = size_of(dtype).unwrap_or(4);
     let mut values = vec![0.0_f32; bytes.len() / size];

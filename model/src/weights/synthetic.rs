@@ -1,17 +1,18 @@
-//! Made-up weights of the right shapes.
+//! Synthetic weights of the right shapes.
 
 use super::WeightSource;
 use crate::error::ModelError;
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Values made at a time: small enough to stay in the cache, large enough to be worth a thread's while.
+/// Number of values that are computed at a time: small enough to stay in the cache, large enough to be worth a
+/// thread's while.
 const CHUNK: usize = 1 << 16;
 
-/// Weights without a file: seeded, the same on every machine, for benches and tests of full-size networks.
+/// Source of seeded synthetic weights, the same on every machine, for benchmarks and tests of full-size networks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Synthetic {
-    /// Chooses the weights; every name gets its own sequence.
+    /// Seed of all tensors; each name has its own sequence.
     pub seed: u64,
 }
 
@@ -21,12 +22,15 @@ impl WeightSource for Synthetic {
     }
 }
 
-/// Weights that keep activations sane: gain 1 per fan-in (uniform in `±sqrt(3 / fan_in)`, fan-in the product of all
-/// sizes but the first), norms around 1, biases small. Deterministic by seed and name.
+/// Returns synthetic weights that keep activations in range.
+///
+/// The gain is 1 per fan-in: values are uniform in `±sqrt(3 / fan_in)`, where `fan_in` is the product of all sizes
+/// but the first. Norm scales are near 1 and biases are small. The values depend only on `seed`, `name` and `shape`.
 pub fn synthetic(name: &str, shape: &[usize], seed: u64) -> Vec<f32> {
     made_up(name, shape, seed, 0..shape.iter().product())
 }
 
+/// Returns the values `part` of a synthetic tensor.
 fn made_up(name: &str, shape: &[usize], seed: u64, part: Range<usize>) -> Vec<f32> {
     let key = name.bytes().fold(mix(seed), |hash, byte| mix(hash ^ u64::from(byte)));
     let normal = |mean: f32, deviation: f32| -> Vec<f32> {
@@ -43,12 +47,14 @@ fn made_up(name: &str, shape: &[usize], seed: u64, part: Range<usize>) -> Vec<f3
     uniform(key, part, (3.0 / fan_in.max(1) as f32).sqrt())
 }
 
-/// Whether this is the scale of a norm: `norm1.weight`, `conv_norm_out.weight`, `final_layer_norm.weight`.
+/// Whether a tensor is the scale of a norm, such as `norm1.weight`, `conv_norm_out.weight` or
+/// `final_layer_norm.weight`.
 fn is_norm(name: &str) -> bool {
     name.rsplit('.').nth(1).is_some_and(|module| module.contains("norm"))
 }
 
-/// Values uniform in `±bound`, each a hash of its index: independent of how threads share the work.
+/// Returns values uniform in `±bound`. Each is a hash of its index, so that they do not depend on how threads share
+/// the work.
 fn uniform(key: u64, part: Range<usize>, bound: f32) -> Vec<f32> {
     let (k0, k1) = (key as u32, (key >> 32) as u32);
     // lowbias32 (Chris Wellons), with half of the key mixed in between so that no two tensors share a sequence.

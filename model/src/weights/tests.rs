@@ -3,10 +3,10 @@ use half::{bf16, f16};
 use safetensors::tensor::{TensorView, serialize_to_file};
 use tempfile::TempDir;
 
-/// Longer than what one thread takes at a time.
+/// Number of values that one thread converts at a time.
 const CHUNK: usize = 1 << 16;
 
-/// Raw bytes of a tensor, with its type and shape.
+/// Type, shape and raw bytes of a tensor.
 type Raw = (Dtype, Vec<usize>, Vec<u8>);
 
 fn f32s(shape: &[usize], values: &[f32]) -> Raw {
