@@ -1,5 +1,5 @@
-//! Every kernel on every GPU adapter of this machine, in every storage type, against its reference: its own cases, and
-//! problems at random, and the vectors of ONNX. The comparison itself is tested in `kernels/src/check.rs`.
+//! Compares every kernel with its reference, on every GPU adapter of this machine and in every storage type: on its built-in
+//! cases, on random problems and on ONNX's test vectors. The comparison itself is tested in `kernels/src/check.rs`.
 
 #[path = "kernels/broken.rs"]
 mod broken;
@@ -20,15 +20,15 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-/// Problems at random of a kernel on an adapter, in any storage type: compiling shaders is what takes the time.
+/// Number of random problems of a kernel on an adapter, few because compiling shaders takes most of the time.
 const RANDOM: u32 = 12;
 
-/// Runs a case twice by each of some variants: the result is right, and the same to the last bit.
+/// Runs a case twice with each of some variants, and checks that the result is right and both runs agree to the last bit.
 fn passes(gpu: &Gpu, storage: Storage, case: &Case, seed: u64, variants: &[Variant]) -> Result<(), String> {
     passes_as(case.kernel.as_ref(), gpu, storage, case, seed, variants)
 }
 
-/// The same where `kernel` is what runs.
+/// Runs `kernel` in place of the case's own kernel, and checks the result as [`passes`] does.
 fn passes_as(
     kernel: &dyn Kernel,
     gpu: &Gpu,
@@ -55,9 +55,11 @@ fn passes_as(
     Ok(())
 }
 
-/// The variants of a numbered case, for compiling takes the time: in f32 all of them where the answer must be exact and
-/// two by turns elsewhere, in the other types one; on a software driver, which compiles for a second each, three and one by
-/// turns. A long case has the one that the device would take. Those by matrix units have tests of their own.
+/// Selects the variants to run a numbered case with. Compiling takes most of the time, so cases take turns at variants.
+///
+/// In f32 a case gets all variants if its answer must be exact, else two; in other types one. On a software driver, which
+/// compiles each for about a second, three in place of all and one in place of two. A long case gets the variant that the
+/// device would choose. Variants for matrix units have tests of their own.
 fn variants(gpu: &Gpu, storage: Storage, case: &Case, number: u64) -> Vec<Variant> {
     let mut all = variant::runnable(case.kernel.as_ref(), gpu.caps(), storage);
     all.retain(|variant| variant.needs.matrix.is_none());
@@ -70,26 +72,27 @@ fn variants(gpu: &Gpu, storage: Storage, case: &Case, number: u64) -> Vec<Varian
         Storage::F32 => 2,
         _ => 1,
     };
-    // From another one on each time, so that all have had their turn after a few cases.
+    // The first one moves on from case to case, so that every variant is run after a few cases.
     (0..count.min(all.len())).map(|i| all[(number as usize + i) % all.len()]).collect()
 }
 
-/// Whether a case has more workgroups than an axis of a grid, which is the same in every storage type and every time.
+/// Returns whether a case has more workgroups than fit on one axis of a grid. The variant and storage type make no difference.
 fn is_long(case: &Case) -> bool {
     let variant = variant::choose(case.kernel.as_ref(), &Machine::PORTABLE);
     case.kernel.program(&variant).grid.iter().product::<u32>() > 65_535
 }
 
-/// What a device need not look at: long cases in another type than f32, and any on SwiftShader, which needs a minute
-/// for the barriers of so many workgroups.
+/// Returns whether a case is skipped on a device: long cases in other types than f32, and all long cases on SwiftShader,
+/// which takes a minute for the barriers of so many workgroups.
 fn is_left_out(gpu: &Gpu, storage: Storage, case: &Case) -> bool {
     is_long(case) && (storage != Storage::F32 || gpu.adapter().name.contains("SwiftShader"))
 }
 
-/// How many cases take turns at a storage type; at f32 none, nor anywhere if the environment has EVERY_CASE. How a weight is
-/// read does not depend on how floats are: in 16 bits every third case looks after int8 weights. Software drivers compile a
-/// variant for a second or two, so there every second case looks after other types than f32, and a third of them after
-/// packed halves where there are true ones.
+/// Returns `n` if only every `n`th case runs in a storage type. The environment variable `EVERY_CASE` makes it 1 throughout.
+///
+/// In f32 every case runs. How a weight is read does not depend on how floats are stored, so with 16-bit floats only every
+/// third case runs with int8 weights. Software drivers compile a variant for a second or two: there every second case runs
+/// in types other than f32, and every third in packed f16 if the adapter has f16 proper.
 fn turns(gpu: &Gpu, storage: Storage) -> u64 {
     if std::env::var_os("EVERY_CASE").is_some() {
         return 1;
@@ -106,8 +109,10 @@ fn turns(gpu: &Gpu, storage: Storage) -> u64 {
     }
 }
 
-/// The cases of a family in one storage type. Packed, which every adapter has, shaders are watched as they run; in the
-/// other types they are trusted, as everywhere: between them every shader is held to the same results in both ways.
+/// Makes the test of a family's cases in one storage type.
+///
+/// In packed f16, which every adapter has, shaders are checked as they run; in the other types they are trusted. Together
+/// they show that every shader gives the right results either way.
 fn cases(family: &'static Family, storage: Storage) -> Test {
     let run = move |gpu: &Gpu| {
         let checked = (storage == Storage::F16_PACKED).then(|| gpu::checked(gpu));
@@ -120,36 +125,36 @@ fn cases(family: &'static Family, storage: Storage) -> Test {
             .collect();
         if failures.is_empty() { Ok(()) } else { Err(failures.join("\n").into()) }
     };
-    (format!("{} in {storage}", family.name), Box::new(move |gpu| run(&gpu)))
+    Test::new(format!("{} in {storage}", family.name), move |gpu| run(&gpu))
 }
 
-/// These storage types and, if the family reads matrices of weights, the same with int8 weights.
+/// Returns the storage types and, if the family reads weight matrices, each of them with int8 weights.
 fn with_int8(family: &Family, floats: &[Storage]) -> Vec<Storage> {
     let weights = (family.cases)().iter().any(|case| has_weights(case.kernel.as_ref()));
     let int8 = floats.iter().filter(|_| weights).map(|storage| storage.with_weights(WeightType::Int8));
     floats.iter().copied().chain(int8).collect()
 }
 
-/// Whose matrix units a test is about.
+/// Matrix units that a test uses.
 #[derive(Clone, Copy)]
 enum Units {
     /// The device's own.
     Own,
-    /// Those of other devices: what uses them runs by the stand-in.
+    /// Units of another device, replaced by the stand-in.
     StandIn(MatrixUnit),
 }
 
-/// What real GPUs have that is tested by the stand-in: NVIDIA's, and Apple's.
+/// Matrix units of real GPUs that are tested with the stand-in: NVIDIA's, then Apple's.
 const STAND_INS: [MatrixUnit; 2] = [MatrixUnit { edge: 16, subgroup: 32 }, MatrixUnit { edge: 8, subgroup: 32 }];
 
 impl Units {
-    /// The variants of a kernel that use such matrix units, which a device has only for floats in f16.
+    /// Returns the variants of a kernel that use these matrix units. They need floats in f16.
     fn variants(self, gpu: &Gpu, case: &Case) -> Vec<Variant> {
         let mut caps = gpu.caps().clone();
         if let Self::StandIn(unit) = self {
             caps.shader_f16 = true;
             caps.subgroup_size = Some(unit.subgroup);
-            // As much as such GPUs have. SwiftShader, which says it has 32 KiB, gives a workgroup what its shader declares.
+            // These GPUs have as much. SwiftShader claims 32 KiB, but gives a workgroup what its shader declares.
             caps.max_workgroup_bytes = if unit.edge == 16 { 48 << 10 } else { 32 << 10 };
             caps.matrices = vec![MatrixShape::square(unit.edge, MatrixType::F16, MatrixType::F32)];
         }
@@ -158,6 +163,7 @@ impl Units {
         all
     }
 
+    /// Runs a case with some variants, with the stand-in in place of matrix units that the device does not have.
     fn pass(self, gpu: &Gpu, storage: Storage, case: &Case, seed: u64, variants: &[Variant]) -> Result<(), String> {
         let real = case.kernel.as_ref();
         match self {
@@ -166,10 +172,12 @@ impl Units {
         }
     }
 
+    /// Returns the storage type to run in.
     fn storage(self) -> Storage {
         match self {
             Self::Own => Storage::F16,
-            // Tiles that lie in workgroup memory as they are stored do so in halves; the others, of scalars, cannot.
+            // The large tiles keep the stored type in workgroup memory, so halves will do. The others keep scalars, which
+            // packed halves are not.
             Self::StandIn(unit) if unit.edge == 16 => Storage::F16_PACKED,
             Self::StandIn(_) => Storage::F32,
         }
@@ -185,9 +193,11 @@ impl Units {
     }
 }
 
-/// The cases of a family by every variant that uses matrix units, with weights of both kinds; on a software driver, which
-/// compiles one for seconds, two thirds of them by turns, one third by the stand-in; and problems at random by one, where
-/// nothing is rounded on the way.
+/// Makes the test of a family's variants for matrix units, with float and int8 weights.
+///
+/// Every case runs with every such variant. On a software driver, which compiles each for seconds, two thirds of the cases
+/// run, and with the stand-in one third, each with one variant in turn. Random problems follow, each with one variant that
+/// does not round intermediate values.
 fn by_matrices(family: &'static Family, units: Units) -> Test {
     let run = move |gpu: &Gpu| {
         let by_turns = gpu.adapter().kind == AdapterKind::Software;
@@ -198,7 +208,7 @@ fn by_matrices(family: &'static Family, units: Units) -> Test {
         for (turn, (seed, case)) in numbered.enumerate() {
             let (mut storages, mut variants) = (storages.clone(), units.variants(gpu, &case));
             if by_turns && !variants.is_empty() {
-                // More slowly than variants, so that all meet all.
+                // Storage types change more slowly than variants, so that all combinations come up.
                 storages = vec![storages[turn / variants.len() % storages.len()]];
                 variants = vec![variants[turn % variants.len()]];
             }
@@ -207,8 +217,8 @@ fn by_matrices(family: &'static Family, units: Units) -> Test {
                 |storage| units.pass(gpu, storage, &case, seed, &variants).map_err(|why| format!("{storage}: {why}"));
             failures.extend(storages.into_iter().filter_map(|storage| run(storage).err()));
         }
-        // What few turns came to, except where a variant takes a minute to compile: none of those that only the stand-in runs is
-        // left out.
+        // Variants that few cases got to, except where one takes a minute to compile: a variant that only the stand-in can run
+        // runs at least twice.
         let least = if matches!(units, Units::Own) { 0 } else { 2 };
         for (seed, case) in (family.cases)().into_iter().enumerate().rev() {
             let mut missed = units.variants(gpu, &case);
@@ -224,7 +234,7 @@ fn by_matrices(family: &'static Family, units: Units) -> Test {
         }
         let problems = if by_turns { RANDOM / 3 } else { RANDOM };
         let random = random::problems(family, problems, |case, seed, draw| {
-            // Where factors are rounded, a row of a column or two does not say what that may cost.
+            // Where factors are rounded, sums of one or two terms say too little about how large the error may be.
             let mut variants = units.variants(gpu, case);
             variants.retain(|variant| !variant.rounds);
             let storage = draw.of(&storages);
@@ -232,12 +242,13 @@ fn by_matrices(family: &'static Family, units: Units) -> Test {
         });
         Ok(random?)
     };
-    (units.test_name(family), Box::new(move |gpu| run(&gpu)))
+    Test::new(units.test_name(family), move |gpu| run(&gpu))
 }
 
-/// Problems at random, each in a storage type and by a variant at random. Those by matrix units have tests of their own.
+/// Makes the test of random problems, each in a random storage type and with a random variant. Variants for matrix units have
+/// tests of their own.
 fn problems(family: &'static Family) -> Test {
-    let run = |gpu: &_| {
+    let run = |gpu: &Gpu| {
         let storages = with_int8(family, &storages(gpu));
         random::problems(family, RANDOM, |case, seed, draw| {
             let storage = draw.of(&storages);
@@ -246,10 +257,10 @@ fn problems(family: &'static Family) -> Test {
             passes(gpu, storage, case, seed, &[draw.of(&variants)]).map_err(|why| format!("{storage}: {why}"))
         })
     };
-    (format!("{} at random", family.name), Box::new(move |gpu| Ok(run(&gpu)?)))
+    Test::new(format!("{} at random", family.name), move |gpu| Ok(run(&gpu)?))
 }
 
-/// Every case file of `tests/data/onnx`.
+/// Makes the test of every case file in `tests/data/onnx`.
 fn onnx(storage: Storage) -> Test {
     let run = move |gpu: Arc<Gpu>| {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/onnx");
@@ -261,7 +272,7 @@ fn onnx(storage: Storage) -> Test {
         }
         if failures.is_empty() { Ok(()) } else { Err(failures.join("\n").into()) }
     };
-    (format!("ONNX's vectors in {}", storage), Box::new(run))
+    Test::new(format!("ONNX's vectors in {storage}"), run)
 }
 
 fn main() {
@@ -274,7 +285,7 @@ fn main() {
         let all_units = [Units::Own].into_iter().chain(STAND_INS.map(Units::StandIn));
         let has_matrices = |(family, units): &(&'static Family, Units)| {
             let Some(gpu) = gpu else { return false };
-            // Mesa's compiler for CPUs takes minutes over what the stand-in makes of a shader.
+            // llvmpipe takes minutes to compile a shader with the stand-in.
             let slow = matches!(units, Units::StandIn(_)) && gpu.adapter().name.contains("llvmpipe");
             !slow && (family.cases)().iter().any(|case| !units.variants(gpu, case).is_empty())
         };

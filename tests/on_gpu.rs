@@ -1,5 +1,5 @@
-//! What only a GPU can show, on every adapter: plans at the edges of what a device takes (sizes, memory that is shared,
-//! runs that are cut short), replays that make nothing, and pictures like the CPU's.
+//! Tests of plans and pictures that need a GPU, on every adapter: tensors at the limits of a device, shared weights, stopped
+//! runs, replays that create nothing, and pictures equal to the CPU's.
 
 #[path = "on_gpu/int8.rs"]
 mod int8;
@@ -21,10 +21,10 @@ use std::error::Error;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// A test on a device of its own: nobody else moves its counters, or misses it when it is gone.
+/// Test on a device of its own, so that it may look at the device's counters and destroy it.
 type Own = (&'static str, fn(Arc<Gpu>));
 
-/// Weights that count up, exact in f32 up to 2^24 and then some.
+/// Loader of weights that count from 0 to 8190 and start again, all exact in f32.
 struct Counted;
 
 impl WeightLoader for Counted {
@@ -38,7 +38,7 @@ fn session(gpu: &Arc<Gpu>, graph: Graph) -> Result<Session, GraphError> {
     Session::new(Recording::new(graph), &mut weights, &mut |_, _| true)
 }
 
-/// CLIP's table of tokens has 151.8 MB in f32; many drivers bind 128 MiB.
+/// CLIP's token table takes 151.8 MB in f32, and many drivers bind at most 128 MiB.
 fn a_table_beyond_the_largest_binding_is_read_in_two_parts(gpu: Arc<Gpu>) {
     let (vocab, c) = (49_408, 768);
     let ids = [0, 1, 43_689, 43_690, 43_691, 49_407, 60_000];
@@ -61,7 +61,7 @@ fn a_table_beyond_the_largest_binding_is_read_in_two_parts(gpu: Arc<Gpu>) {
     }
 }
 
-/// The decoder at 512x512 pixels has maps of exactly the least that WebGPU promises of a binding.
+/// The decoder's feature maps at 512x512 pixels have exactly the size of binding that WebGPU guarantees.
 fn a_tensor_of_exactly_128_mib_works(gpu: Arc<Gpu>) {
     let mut graph = Graph::new();
     let x = graph.input("x", [1, 512, 512, 128], DType::Elem);
@@ -116,10 +116,6 @@ fn plans_share_one_set_of_weights(gpu: Arc<Gpu>) {
 }
 
 fn a_long_run_is_stopped_between_two_submissions(gpu: Arc<Gpu>) {
-    // A hardware GPU takes so little work in one submission.
-    if gpu.adapter().kind != AdapterKind::Software {
-        return;
-    }
     let mut graph = Graph::new();
     let mut x = graph.input("x", [1, 1024, 1024], DType::Elem);
     for layer in ["a", "b", "c"] {
@@ -176,7 +172,7 @@ fn a_replay_makes_nothing(gpu: Arc<Gpu>) {
     say(&format!("{}: 300 steps of four numbers take {least:?}, waits included", gpu.adapter()));
 }
 
-/// Holds pictures of the bundled model to those of the CPU with such weights: PSNR of 35 dB at least.
+/// Asserts that pictures of the bundled model agree with the CPU's with the same kind of weights: PSNR of at least 35 dB.
 fn draws_like_the_cpu(gpu: &Gpu, prompts: &[&str], weights: WeightType) {
     let load = |device, weights| {
         let source = Source::bundled().expect("the checkpoint comes with the sources");
@@ -204,12 +200,12 @@ fn draws_like_the_cpu(gpu: &Gpu, prompts: &[&str], weights: WeightType) {
     ));
 }
 
-/// Whether pictures are drawn on the adapter: on hardware, and of software drivers, which take minutes, on one.
+/// Returns whether the adapter draws all pictures: hardware does, and one of the software drivers, which take minutes.
 fn draws(gpu: &Gpu) -> bool {
     devices().contains(&DeviceChoice::Named(gpu.adapter().index.to_string()))
 }
 
-/// All prompts, or a few where another software driver draws them all.
+/// Draws all prompts, or three where another software driver draws them all.
 fn gpu_and_cpu_draw_the_same(gpu: Arc<Gpu>) {
     let count = if draws(&gpu) { sheet::PROMPTS.len() } else { 3 };
     draws_like_the_cpu(&gpu, &sheet::PROMPTS[..count], WeightType::default());
@@ -219,7 +215,7 @@ fn weights_in_8_bits_draw_the_same(gpu: Arc<Gpu>) {
     draws_like_the_cpu(&gpu, &sheet::PROMPTS[..3], WeightType::Int8);
 }
 
-/// What `check --every-variant` does.
+/// Runs what `check --every-variant` runs.
 fn every_variant_is_judged(gpu: Arc<Gpu>) {
     let linear = mobilediffusion_kernels::Linear { rows: 300, k: 64, cols: 64, bias: true, ..Default::default() };
     let variants = runnable(&linear, gpu.caps(), Storage::F32);
@@ -232,7 +228,7 @@ fn every_variant_is_judged(gpu: Arc<Gpu>) {
     }
 }
 
-/// What `bench --tune` measured is taken by sessions; a file that is not right is told and as good as none.
+/// Sessions use the variants that `bench --tune` saved. A damaged file is reported and ignored.
 fn sessions_take_what_was_measured(gpu: Arc<Gpu>) {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let gpu = Arc::into_inner(gpu).expect("it is nobody else's").with_pipeline_cache(folder.path());
@@ -267,7 +263,6 @@ fn main() {
         ("a_tensor_of_exactly_128_mib_works", a_tensor_of_exactly_128_mib_works),
         ("a_tensor_beyond_the_largest_binding", a_tensor_beyond_the_largest_binding_is_refused_by_name),
         ("plans_share_one_set_of_weights", plans_share_one_set_of_weights),
-        ("a_long_run_is_stopped_between_two_submissions", a_long_run_is_stopped_between_two_submissions),
         ("a_lost_device_is_an_error_of_the_run", a_lost_device_is_an_error_of_the_run),
         ("a_replay_makes_nothing", a_replay_makes_nothing),
         ("sessions_take_what_was_measured", sessions_take_what_was_measured),
@@ -275,15 +270,22 @@ fn main() {
         ("gpu_and_cpu_draw_the_same", gpu_and_cpu_draw_the_same),
         ("a_gpu_computes_with_weights_rounded_to_8_bits", int8::a_gpu_computes_with_weights_rounded_to_8_bits),
     ];
+    const SOFTWARE: &[Own] =
+        &[("a_long_run_is_stopped_between_two_submissions", a_long_run_is_stopped_between_two_submissions)];
     const INT8: &[Own] = &[("weights_in_8_bits_draw_the_same", weights_in_8_bits_draw_the_same)];
-    let boxed = |own: &Own| -> Test {
+    let boxed = |own: &Own| {
         let (name, test) = *own;
-        let run = move |gpu| {
+        Test::new(name, move |gpu| {
             test(gpu);
             Ok(())
-        };
-        (name.to_owned(), Box::new(run))
+        })
     };
-    // What a picture of such weights adds to the networks does not depend on the driver.
-    gpu::main(|gpu| TESTS.iter().chain(INT8.iter().filter(|_| gpu.is_none_or(draws))).map(boxed).collect());
+    gpu::main(|gpu| {
+        let hardware = gpu.is_some_and(|gpu| gpu.adapter().kind != AdapterKind::Software);
+        // A hardware GPU takes the whole plan in one submission, so there is nothing between two of them.
+        let stopped = SOFTWARE.iter().map(|own| boxed(own).ignored_if(hardware));
+        // The networks with int8 weights are compared on every adapter; whole pictures on one software driver are enough.
+        let int8 = INT8.iter().filter(|_| gpu.is_none_or(draws)).map(boxed);
+        TESTS.iter().map(boxed).chain(stopped).chain(int8).collect()
+    });
 }

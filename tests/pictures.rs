@@ -1,4 +1,4 @@
-//! Drawing from a picture, and refusing what is no picture: on the CPU device and on every GPU adapter.
+//! Drawing from an initial picture and with a mask, and errors for invalid pictures, on the CPU device and every GPU adapter.
 
 use mobilediffusion_graph::{Recording, Session, WeightLoader, Weights};
 use mobilediffusion_model::config::{ModelConfig, VaeConfig};
@@ -16,7 +16,7 @@ use std::path::Path;
 const SEED: u64 = 3;
 const SIDE: usize = 64;
 
-/// The bundled architecture with a small VAE, and made-up weights: what is exact does not depend on them.
+/// The bundled architecture with a small VAE and synthetic weights. What these tests check exactly holds for any weights.
 fn with_encoder() -> Source {
     let mini = ModelConfig::preset("mini").expect("there is a preset");
     let vae: VaeConfig = serde_json::from_value(serde_json::json!({
@@ -38,14 +38,14 @@ fn draw(pipeline: &mut Pipeline, request: &Request) -> Picture {
     pipeline.generate(request, &mut |_| Flow::Continue).expect("the request draws").remove(0)
 }
 
-/// Waves of three colours.
+/// Draws a test picture of waves in three colours.
 fn waves(side: usize) -> Picture {
     let wave = |at: usize, length: f32| (127.5 + 127.5 * (at as f32 / length).sin()) as u8;
     let pixel = |at: usize| [wave(at % side, 5.0), wave(at / side, 7.0), wave(at, 11.0), 255];
     Picture { width: side, height: side, rgba: (0..side * side).flat_map(pixel).collect() }
 }
 
-/// What is drawn anew: a rectangle that cuts through cells of the latent, with an edge of grey.
+/// Makes a mask whose white rectangle cuts through cells of the latent and has a grey edge.
 fn mask(side: usize) -> Mask {
     let value = |at: usize| match (at % side, at / side) {
         (20..45, 12..50) => 255,
@@ -55,6 +55,7 @@ fn mask(side: usize) -> Mask {
     Mask { width: side, height: side, values: (0..side * side).map(value).collect() }
 }
 
+/// Loader of the pipeline's synthetic weights.
 struct Made;
 
 impl WeightLoader for Made {
@@ -63,7 +64,7 @@ impl WeightLoader for Made {
     }
 }
 
-/// The pixels of a picture that went through encoder and decoder by hand.
+/// Encodes and decodes a picture with sessions of its own, and returns the pixels.
 fn round_trip(pipeline: &Pipeline, picture: &Picture) -> Vec<u8> {
     let config = pipeline.model().config();
     let size = LatentSize::of(config, picture.width, picture.height).expect("the size is valid");
@@ -190,9 +191,7 @@ fn a_model_without_an_encoder_says_so() {
 #[test]
 fn the_bundled_encoder_keeps_what_it_sees() {
     let source = Source::bundled().expect("the checkpoint is in the repository");
-    if source.config.vae.is_none() {
-        return;
-    }
+    assert!(source.config.vae.is_some(), "the bundled checkpoint has an encoder");
     let mut pipeline = load(source, &DeviceChoice::Cpu);
     let apple = draw(&mut pipeline, &Request::new("red apple"));
     let init = Init { strength: 0.0, ..Init::new(apple.clone()) };
@@ -202,7 +201,7 @@ fn the_bundled_encoder_keeps_what_it_sees() {
     assert!(mean < 400.0, "an apple came back with a mean square error of {mean:.0}");
 }
 
-/// The bundled checkpoint with one tensor of its decoder replaced by `value` everywhere.
+/// Copies the bundled checkpoint to `folder`, with all elements of one tensor of the decoder set to `value`.
 fn spoiled(folder: &Path, name: &str, value: f32) -> Source {
     copy_all(&checkpoint(), folder);
     let path = folder.join("decoder/model.safetensors");
@@ -223,7 +222,7 @@ fn spoiled(folder: &Path, name: &str, value: f32) -> Source {
 }
 
 #[test]
-fn what_is_no_number_or_nothing_to_see_is_an_error() {
+fn a_picture_that_is_flat_or_not_finite_is_an_error() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     for device in devices() {
         let drawn = |value| {

@@ -1,4 +1,4 @@
-//! The runtime's promises on every adapter: what fails comes back as an error that names it, and the process goes on.
+//! Promises of the runtime, on every adapter: failures come back as errors that name what failed, and the process goes on.
 
 #[path = "runtime/losses.rs"]
 mod losses;
@@ -9,10 +9,10 @@ use mobilediffusion_runtime::{Binding, Bound, Buffer, Dispatch, Gpu, POISON, Rol
 use mobilediffusion_tests::gpu::{self, Test, fresh};
 use std::sync::Arc;
 
-/// A test, by the name of what it holds the runtime to.
+/// Test of one promise, with its name.
 type Promise = (&'static str, fn(&Arc<Gpu>));
 
-/// Adds one to every element, as often as it is told.
+/// Shader that adds one to every element, `times` times.
 const COUNT: &str = "
 struct Params { len: u32, times: u32 }
 @group(0) @binding(0) var<uniform> params: Params;
@@ -28,7 +28,7 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
 ";
 const BINDINGS: [Binding; 3] = [Binding::Uniform, Binding::Read, Binding::Write];
 
-/// Everything on a device that adding to `len` elements takes: there from `x` to `y`, and back.
+/// Buffers and dispatches that add to `len` elements: `there` writes from `x` to `y`, `back` from `y` to `x`.
 struct Count {
     x: Buffer,
     staging: Buffer,
@@ -69,7 +69,7 @@ fn add_two(gpu: &Gpu, values: &[u32]) -> Result<Vec<u32>, RuntimeError> {
     count.read(gpu)
 }
 
-/// The device computes what it should.
+/// Asserts that the device still computes correctly.
 #[track_caller]
 fn assert_works(gpu: &Gpu) {
     assert_eq!(add_two(gpu, &[1, 2]), Ok(vec![3, 4]), "the device adds two");
@@ -204,13 +204,12 @@ fn main() {
         ("an_adapter_that_is_not_there_is_named_with_what_is", an_adapter_that_is_not_there_is_named_with_what_is),
     ];
     let tests = [TESTS, pipelines::TESTS, losses::TESTS].concat();
-    let boxed = |promise: &Promise| -> Test {
+    let boxed = |promise: &Promise| {
         let (name, test) = *promise;
-        let run = move |gpu| {
+        Test::new(name, move |gpu| {
             test(&gpu);
             Ok(())
-        };
-        (name.to_owned(), Box::new(run))
+        })
     };
     gpu::main(|_| tests.iter().map(boxed).collect());
 }

@@ -1,11 +1,12 @@
-//! Rules of the repository that no compiler checks.
+//! Rules of the repository that no compiler checks: dependencies between crates, file lengths, lists that must agree, and the
+//! wording of doc comments.
 
 use mobilediffusion_kernels::{FAMILIES, wgsl};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The crates, each with those it may see.
+/// Crates, each with the crates that it may depend on.
 const ARROWS: &[(&str, &[&str])] = &[
     ("runtime", &[]),
     ("kernels", &["runtime"]),
@@ -16,6 +17,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("benches", &["runtime", "kernels", "graph", "model", "tests"]),
 ];
 
+/// Largest number of lines of a source file.
 const MAX_LINES: usize = 400;
 
 fn root() -> &'static Path {
@@ -26,7 +28,7 @@ fn read(path: &str) -> String {
     fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-/// Names of the files in a folder that end in `ending`, without it.
+/// Returns the names of the files in a folder that end in `ending`, without the ending.
 fn stems(folder: &str, ending: &str) -> BTreeSet<String> {
     let entries = fs::read_dir(root().join(folder)).unwrap_or_else(|error| panic!("{folder}: {error}"));
     let name = |entry: std::io::Result<fs::DirEntry>| {
@@ -35,14 +37,14 @@ fn stems(folder: &str, ending: &str) -> BTreeSet<String> {
     entries.map(name).filter_map(|name| name.strip_suffix(ending).map(str::to_owned)).collect()
 }
 
-/// Every text file of the project, with its path from the root.
+/// Reads every text file of the project. Returns its path from the root, with slashes, and its text.
 fn texts() -> Vec<(String, String)> {
     const FOLDERS: &[&str] = &[".ci", "docs", "reference", "shaders"];
     let mut found = Vec::new();
     let mut folders: Vec<PathBuf> =
         ARROWS.iter().map(|(name, _)| *name).chain(FOLDERS.iter().copied()).map(|name| root().join(name)).collect();
     let mut take = |path: &Path| {
-        // What is not UTF-8 is not text.
+        // Files that are not UTF-8, like pictures and weights, are skipped.
         if let Ok(text) = fs::read_to_string(path) {
             let name = path.strip_prefix(root()).expect("below the root").display().to_string();
             found.push((name.replace('\\', "/"), text));
@@ -88,7 +90,7 @@ fn dependencies_point_one_way() {
 }
 
 #[test]
-fn kernels_are_pairs_of_files_and_a_line() {
+fn every_kernel_has_a_source_a_shader_and_a_line_in_families() {
     let families: BTreeSet<String> = FAMILIES.iter().map(|family| family.name.to_owned()).collect();
     assert_eq!(families.len(), FAMILIES.len(), "two kernels share a name");
     let is_kernel = |name: &String| read(&format!("kernels/src/{name}.rs")).contains("const FAMILY: Family");
@@ -104,7 +106,7 @@ fn shared_shaders_are_listed_and_used() {
     let all = texts();
     for name in &listed {
         let import = format!("#import {name}");
-        // On a condition or not.
+        // The import may stand behind a condition, `@if(...)`.
         let imported = |line: &str| line.find("#import ").map_or("", |at| &line[at..]).trim_end().to_owned();
         let used =
             |(path, text): &&(String, String)| path.ends_with(".wgsl") && text.lines().any(|l| imported(l) == import);
@@ -113,7 +115,7 @@ fn shared_shaders_are_listed_and_used() {
 }
 
 #[test]
-fn files_are_short() {
+fn source_files_have_at_most_400_lines() {
     let all = texts();
     let long = |(path, text): &(String, String)| {
         let lines = text.lines().count();
@@ -121,6 +123,41 @@ fn files_are_short() {
     };
     let long: Vec<String> = all.iter().filter_map(long).collect();
     assert!(long.is_empty(), "more than {MAX_LINES} lines: {}", long.join(", "));
+}
+
+/// A doc comment is read on its own, in a list or a tooltip. One that begins like this leans on an item that is not there, or
+/// on a document that readers do not have.
+#[test]
+fn doc_comments_stand_alone() {
+    const CRATES: &[&str] = &["runtime", "kernels", "graph", "model", "cli"];
+    const OPENINGS: &[&str] = &["The same", "Those ", "That of", "Like ", "As ", "(specification"];
+    let doc = |line: &str| {
+        line.trim_start().strip_prefix("///").or_else(|| line.trim_start().strip_prefix("//!")).map(str::to_owned)
+    };
+    let mut offenders = Vec::new();
+    for (path, text) in texts() {
+        let of_a_crate = CRATES.iter().any(|name| path.starts_with(&format!("{name}/")));
+        if !of_a_crate || !path.ends_with(".rs") {
+            continue;
+        }
+        let mut before = false;
+        for (number, line) in (1..).zip(text.lines()) {
+            let comment = doc(line);
+            // Only the first line of a block begins a comment; a line within it may begin with any word.
+            if let Some(comment) = comment.as_deref().filter(|_| !before)
+                && OPENINGS.iter().any(|opening| comment.trim_start().starts_with(opening))
+            {
+                offenders.push(format!("{path}:{number}:{comment}"));
+            }
+            before = comment.is_some();
+        }
+    }
+    assert!(
+        offenders.is_empty(),
+        "{} doc comments begin with {OPENINGS:?}:\n{}",
+        offenders.len(),
+        offenders.join("\n")
+    );
 }
 
 #[test]

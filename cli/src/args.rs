@@ -1,4 +1,6 @@
-//! What can be said on the command line. Without an option, the model's own value holds: no number stands here.
+//! Command-line arguments of every command.
+//!
+//! Settings of a model have no default here: an option that is left out stands for the model's own value.
 
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -16,46 +18,47 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Draw a picture of a prompt
+    /// Draw a picture of what a prompt describes
     Generate(Box<Generate>),
-    /// Show what a picture was made of: prompt, seed, model and settings
+    /// Show the prompt, seed, model and settings that are stored in a picture's file
     Show(Show),
-    /// List the devices of this machine, and which one `auto` takes
+    /// List the GPUs of this machine and the CPU, and say which of them `--device auto` takes
     Devices,
     /// Count the parameters and multiply-accumulates of a model, block by block
     Info(Info),
-    /// Show what will run: dispatches, buffers and bytes
+    /// Show what a run will execute, without running it: dispatches, buffers and bytes
     Plan(Plan),
-    /// Compare kernels with their references, or with case files (docs/cases.md)
+    /// Check the results of kernels against their references, or against case files (docs/cases.md)
     Check(Check),
-    /// Time kernels at the model's shapes, next to what the device can do at best
+    /// Time kernels at the model's shapes and compare them with the device's measured peaks
     Bench(crate::bench::Args),
-    /// Write completions for a shell: `source <(mobilediffusion completions bash)`
+    /// Print a completion script for a shell: `source <(mobilediffusion completions bash)`
     Completions(Completions),
 }
 
 #[derive(Debug, Args)]
 #[command(after_help = GENERATE_EXAMPLES)]
 pub(crate) struct Generate {
-    /// What to draw, in a few words
+    /// What to draw, in a few words; text after the 75th token is ignored, with a warning
     pub(crate) prompt: String,
-    /// The PNG file to write; its folder has to exist. Several pictures get their seeds put behind the name
+    /// The PNG file to write, in a folder that exists. With --count, each file's name gets its seed: apple-7.png
     #[arg(short, long, value_name = "FILE")]
     pub(crate) output: PathBuf,
-    /// What not to draw
+    /// What the picture should not show. A one-step model samples by DDIM with guidance for it
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     pub(crate) negative: String,
 
-    /// The same seed, prompt, settings and device give the same picture
+    /// Seed of the noise: an equal seed, prompt, settings and device give an equal picture
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Settings")]
     pub(crate) seed: u64,
-    /// Evaluations of the UNet; 1 to 4 in one-step models, more sample by DDIM [default: the model's]
+    /// Number of evaluations of the UNet. A one-step model takes 1 to 4, and samples by DDIM with more [default: the
+    /// model's]
     #[arg(long, value_name = "N", help_heading = "Settings")]
     pub(crate) steps: Option<usize>,
-    /// Strength of guidance, 1 for none [default: the model's]
+    /// Scale of classifier-free guidance; 1 turns it off [default: the model's]
     #[arg(long, value_name = "G", allow_negative_numbers = true, help_heading = "Settings")]
     pub(crate) guidance: Option<f32>,
-    /// Fresh noise between DDIM's steps, from 0 to 1 [default: none]
+    /// Eta of DDIM, the share of fresh noise in every step, from 0 to 1 [default: 0]
     #[arg(long, value_name = "E", allow_negative_numbers = true, help_heading = "Settings")]
     pub(crate) eta: Option<f64>,
     /// Width in pixels, a multiple of 32, or of 64 for sd15 [default: the model's]
@@ -64,17 +67,18 @@ pub(crate) struct Generate {
     /// Height in pixels, a multiple of 32, or of 64 for sd15 [default: the model's]
     #[arg(long, value_name = "PIXELS", help_heading = "Settings")]
     pub(crate) height: Option<usize>,
-    /// Width and height in one
+    /// Width and height in pixels, for a square picture
     #[arg(long, value_name = "PIXELS", conflicts_with_all = ["width", "height"], help_heading = "Settings")]
     pub(crate) size: Option<usize>,
-    /// How many pictures, with seeds that count up
+    /// Number of pictures; each has the seed of the one before plus 1
     #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Settings")]
     pub(crate) count: usize,
 
-    /// Begin from this picture (PNG, JPEG, GIF or WebP; the first frame), scaled and cropped to the size that is drawn
+    /// Begin from this picture (PNG, JPEG, GIF or WebP; of an animation the first frame). It is scaled and cropped to the
+    /// size of the result
     #[arg(long, value_name = "FILE", help_heading = "Begin from a picture")]
     pub(crate) init: Option<PathBuf>,
-    /// How much of it is drawn anew, 0 to 1 [default: 0.6, with a mask 1]
+    /// How much of the initial picture is redrawn, from 0 (nothing) to 1 (everything) [default: 0.6, or 1 with --mask]
     #[arg(
         long,
         value_name = "S",
@@ -83,42 +87,43 @@ pub(crate) struct Generate {
         help_heading = "Begin from a picture"
     )]
     pub(crate) strength: Option<f32>,
-    /// Draw only where this picture is white and keep every pixel where it is black; as large as that of --init
+    /// Redraw only where this picture is white, and keep the pixels where it is black. Its size must be that of --init
     #[arg(long, value_name = "FILE", requires = "init", help_heading = "Begin from a picture")]
     pub(crate) mask: Option<PathBuf>,
 
-    /// All pictures on one sheet
+    /// Write all pictures of --count on one sheet, into one file
     #[arg(long, help_heading = "Output")]
     pub(crate) grid: bool,
-    /// Write what the picture looks like on the way into this folder
+    /// Write previews of the unfinished picture into this folder, as SEED-STEP.png
     #[arg(long, value_name = "DIR", help_heading = "Output")]
     pub(crate) preview: Option<PathBuf>,
-    /// After every so many steps
+    /// Write a preview after every N steps
     #[arg(long, value_name = "N", default_value_t = 1, requires = "preview", help_heading = "Output")]
     pub(crate) preview_every: usize,
-    /// Overwrite files that exist
+    /// Overwrite existing files
     #[arg(long, help_heading = "Output")]
     pub(crate) force: bool,
-    /// Say on standard output what was made, as JSON
+    /// Print the files, settings and times as JSON on standard output
     #[arg(long, help_heading = "Output")]
     pub(crate) json: bool,
 
     /// `auto` (hardware GPU, else the CPU), `gpu`, `cpu`, or an adapter's index or part of its name
     #[arg(long, default_value = "auto", value_parser = device, help_heading = "Device and model")]
     pub(crate) device: DeviceChoice,
-    /// How a GPU stores floats; f16 takes half the memory [default: f16 on hardware that computes with it, else f32]
+    /// How a GPU stores floating-point tensors; f16 takes half the memory of f32 [default: f16 on hardware GPUs with f16
+    /// arithmetic, else f32]
     #[arg(long, value_enum, help_heading = "Device and model")]
     pub(crate) dtype: Option<Floats>,
-    /// How matrices of weights are stored; int8 takes half the memory of f16 and loses a little
+    /// How weight matrices are stored. int8 takes half the memory of f16, and changes the picture a little
     #[arg(long, value_enum, default_value_t, help_heading = "Device and model")]
     pub(crate) weights_dtype: WeightsDtype,
-    /// Folder of a model [default: the one that comes with the project]
+    /// Folder of a model [default: the bundled model]
     #[arg(long, value_name = "DIR", conflicts_with = "preset", help_heading = "Device and model")]
     pub(crate) model: Option<PathBuf>,
-    /// A built-in architecture; it has no weights, so `--weights` has to give some
+    /// A built-in architecture instead of a model; requires --weights, because it has none
     #[arg(long, value_name = "NAME", requires = "weights", value_parser = presets(), help_heading = "Device and model")]
     pub(crate) preset: Option<String>,
-    /// Folder with other weights for the architecture; `random:SEED` makes some up, for measuring
+    /// Folder of the weights to load instead of the model's own; `random:SEED` generates random weights, for measurements
     #[arg(long, value_name = "DIR|random:SEED", value_parser = weights, help_heading = "Device and model")]
     pub(crate) weights: Option<WeightsFrom>,
 }
@@ -131,7 +136,7 @@ Examples:
   mobilediffusion show apple.png";
 
 impl Generate {
-    /// The model that is meant.
+    /// Returns the configuration and weights that `--model`, `--preset` and `--weights` select.
     pub(crate) fn source(&self) -> Result<Source, ModelError> {
         let config = match (&self.model, &self.preset) {
             (Some(folder), _) => ModelConfig::load(folder)?,
@@ -146,33 +151,32 @@ impl Generate {
     }
 }
 
-/// Which file.
+/// Arguments of `show`.
 #[derive(Debug, Args)]
 pub(crate) struct Show {
     /// A PNG file that `generate` wrote
     #[arg(value_name = "FILE")]
     pub(crate) file: PathBuf,
-    /// Say the same as JSON
+    /// Print the texts as JSON
     #[arg(long)]
     pub(crate) json: bool,
 }
 
-/// Whose completions.
+/// Arguments of `completions`.
 #[derive(Debug, Args)]
 pub(crate) struct Completions {
-    /// The shell
+    /// The shell that will read the script
     #[arg(value_enum)]
     pub(crate) shell: clap_complete::Shell,
 }
 
-/// Which networks, without their weights.
+/// Options that select a model's configuration and size; shared by `info`, `plan`, `check` and `bench`.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Networks {
-    /// Folder or configuration file of a model, or the name of a built-in architecture [default: the model that comes
-    /// with the project]
+    /// Folder or `model.json` of a model, or the name of a built-in architecture [default: the bundled model]
     #[arg(long, value_name = "DIR|FILE|NAME", conflicts_with = "preset")]
     pub(crate) model: Option<PathBuf>,
-    /// A built-in architecture
+    /// A built-in architecture instead of a model
     #[arg(long, value_name = "NAME", value_parser = presets())]
     pub(crate) preset: Option<String>,
     /// Width and height in pixels, a multiple of 32, or of 64 for sd15 [default: the model's]
@@ -181,13 +185,13 @@ pub(crate) struct Networks {
 }
 
 impl Networks {
-    /// The name of a built-in architecture, if one is meant; a folder of that name comes first.
+    /// Returns the name of the built-in architecture, if one was selected. An existing path of that name takes precedence.
     fn name(&self) -> Option<&str> {
         let named = self.model.as_ref().filter(|path| !path.exists()).and_then(|path| path.to_str());
         named.filter(|name| ModelConfig::PRESETS.contains(name)).or(self.preset.as_deref())
     }
 
-    /// The folder of the model, unless only an architecture is meant.
+    /// Returns the folder of the model, or `None` for a built-in architecture, which has no weights.
     pub(crate) fn folder(&self) -> Result<Option<PathBuf>, ModelError> {
         match (&self.model, self.name()) {
             (_, Some(_)) => Ok(None),
@@ -200,7 +204,7 @@ impl Networks {
         }
     }
 
-    /// The configuration that is meant.
+    /// Loads the selected configuration.
     pub(crate) fn config(&self) -> Result<ModelConfig, ModelError> {
         match (self.name(), self.folder()?) {
             (None, Some(folder)) => ModelConfig::load(&folder),
@@ -214,58 +218,60 @@ impl Networks {
 pub(crate) struct Info {
     #[command(flatten)]
     pub(crate) networks: Networks,
-    /// Show instead what storing matrices of weights like this does to each weight, and the bytes it takes
+    /// Show instead how far each weight is rounded when weight matrices are stored in this type, and the bytes it takes
     #[arg(long, value_enum)]
     pub(crate) weights_dtype: Option<WeightsDtype>,
-    /// How floats are stored, with --weights-dtype
+    /// With --weights-dtype: how all other floating-point weights are stored
     #[arg(long, value_enum, default_value_t, requires = "weights_dtype")]
     pub(crate) dtype: Floats,
-    /// Say the same as JSON, with --weights-dtype
+    /// With --weights-dtype: print the result as JSON
     #[arg(long, requires = "weights_dtype")]
     pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Plan {
-    /// Some of the networks [default: all]
+    /// Networks to show [default: all of the model]
     #[arg(value_enum, value_name = "NETWORK")]
     pub(crate) only: Vec<crate::graphs::Network>,
     #[command(flatten)]
     pub(crate) networks: Networks,
-    /// Strength of guidance: anything but 1 doubles the batch [default: the model's]
+    /// Scale of classifier-free guidance; any value but 1 doubles the UNet's batch [default: the model's]
     #[arg(long, value_name = "G", allow_negative_numbers = true)]
     pub(crate) guidance: Option<f32>,
-    /// How floats are stored in the table of tensors
+    /// How floating-point tensors are stored, in the table of tensors
     #[arg(long, value_enum, default_value_t)]
     pub(crate) dtype: Floats,
-    /// Show every step with its operands, too, and the variant of its kernel
+    /// Also list every step with its operands and the variant of its kernel
     #[arg(long)]
     pub(crate) list: bool,
-    /// With --list: variants that this GPU would run, `gpu` or an adapter's index or part of its name [default: those of any]
+    /// With --list: show the variants that this GPU runs: `gpu`, or an adapter's index or part of its name [default: the
+    /// variants that every GPU can run]
     #[arg(long, value_parser = device, requires = "list")]
     pub(crate) device: Option<DeviceChoice>,
-    /// Say the same as JSON
+    /// Print the plan as JSON
     #[arg(long)]
     pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Check {
-    /// Case files, or folders of them [default: the cases that come with the kernels]
+    /// Case files, or folders that hold case files [default: the kernels' built-in cases]
     #[arg(value_name = "FILE|DIR", conflicts_with = "plan")]
     pub(crate) paths: Vec<PathBuf>,
-    /// Of the cases that come with the kernels those of this one; can be given several times
+    /// Run only the built-in cases of this kernel; can be given several times
     #[arg(long = "kernel", value_name = "NAME", conflicts_with_all = ["paths", "plan"])]
     #[arg(value_parser = PossibleValuesParser::new(FAMILIES.iter().map(|family| family.name)))]
     pub(crate) kernels: Vec<String>,
-    /// Run each case by every variant that the GPU can run, not only by the one it would take
+    /// Run each case with every variant that the GPU can run, instead of only the one it would choose. Compiles for minutes,
+    /// on all threads
     #[arg(long, conflicts_with_all = ["paths", "plan"])]
     pub(crate) every_variant: bool,
-    /// Run the plan of a network step by step instead, and find the first step that computes something else than the CPU
-    /// does (on the CPU: than the kernels' references, slowly)
+    /// Run the plan of a network step by step instead, and find the first step whose result differs from the CPU device's.
+    /// With --device cpu: from the kernels' f64 references, which is slow
     #[arg(long, value_enum, value_name = "NETWORK")]
     pub(crate) plan: Option<crate::graphs::Network>,
-    /// With --plan: hold the device to the kernels' references, whatever it is
+    /// With --plan: compare with the kernels' f64 references on any device
     #[arg(long, requires = "plan")]
     pub(crate) references: bool,
     #[command(flatten)]
@@ -273,15 +279,15 @@ pub(crate) struct Check {
     /// `auto` (hardware GPU, else the CPU), `gpu`, `cpu`, or an adapter's index or part of its name
     #[arg(long, default_value = "auto", value_parser = device)]
     pub(crate) device: DeviceChoice,
-    /// How a GPU stores floats
+    /// How a GPU stores floating-point tensors
     #[arg(long, value_enum, default_value_t)]
     pub(crate) dtype: Floats,
-    /// How matrices of weights are stored
+    /// How weight matrices are stored
     #[arg(long, value_enum, default_value_t)]
     pub(crate) weights_dtype: WeightsDtype,
 }
 
-/// How floats are stored.
+/// Storage type of floating-point tensors, as `--dtype` names it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Floats {
     #[default]
@@ -289,13 +295,13 @@ pub(crate) enum Floats {
     F16,
 }
 
-/// How matrices of weights are stored.
+/// Storage type of weight matrices, as `--weights-dtype` names it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum WeightsDtype {
-    /// As all floats
+    /// In the type of all other floats
     #[default]
     Floats,
-    /// In 8 bits, with a scale for each output channel
+    /// In 8 bits, with one scale per output channel
     Int8,
 }
 
@@ -308,7 +314,7 @@ pub(crate) fn device(text: &str) -> Result<DeviceChoice, String> {
         "auto" => DeviceChoice::Auto,
         "cpu" => DeviceChoice::Cpu,
         "gpu" => DeviceChoice::Gpu,
-        "" => return Err("expected auto, gpu, cpu, or an adapter".into()),
+        "" => return Err("expected auto, gpu, cpu, or an adapter's index or part of its name".into()),
         name => DeviceChoice::Named(name.into()),
     })
 }

@@ -1,8 +1,8 @@
-//! `bench`: how fast each kernel is at the model's shapes, and what this device could do at best; or a whole plan, step by
-//! step; or whole pictures.
+//! `bench`: times each kernel at the model's shapes and compares it with the device's measured peaks; or times a network's
+//! plan step by step; or whole pictures.
 //!
-//! The reference in f64 is far too slow at these sizes: a GPU's result is checked against the CPU form, and the CPU form
-//! against the reference on the small cases of its family.
+//! The f64 references are too slow at these sizes. A GPU's result is checked against the CPU form instead, and the CPU
+//! form against the reference on the small built-in cases of its family.
 
 mod machine;
 mod measure;
@@ -29,45 +29,46 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// What can be said to `bench`.
+/// Arguments of `bench`.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Kernels by name [default: all]
+    /// Kernels to time [default: all]
     #[arg(value_name = "KERNEL", value_parser = clap::builder::PossibleValuesParser::new(FAMILIES.iter().map(|f| f.name)))]
     kernels: Vec<String>,
-    /// Time the plan of a network step by step instead, with totals of each kernel
+    /// Time the plan of a network step by step instead, and print totals for each kernel
     #[arg(long, value_enum, value_name = "NETWORK", conflicts_with = "kernels", num_args = 0..=1, default_missing_value = "unet")]
     plan: Option<Network>,
-    /// Time whole pictures instead, from the prompt to pixels: the first one and later ones, and the memory they take. A
-    /// built-in architecture draws with made-up weights
+    /// Time whole pictures instead, from prompt to pixels: the first one, later ones, and the memory they take. A built-in
+    /// architecture draws with random weights
     #[arg(long, conflicts_with_all = ["kernels", "plan"])]
     picture: bool,
-    /// Time every variant of kernels that have several, and keep the fastest for sessions on this adapter: at the model's
-    /// shapes or, with --plan, at those of a network
+    /// Time every variant of each kernel that has several, and save the fastest in the user's cache folder, where later
+    /// runs on this adapter find it. Uses the model's shapes or, with --plan, those of a network
     #[arg(long)]
     tune: bool,
     #[command(flatten)]
     networks: crate::args::Networks,
-    /// With --plan or --picture: strength of guidance, anything but 1 doubles the batch [default: the model's]
+    /// With --plan or --picture: scale of classifier-free guidance; any value but 1 doubles the UNet's batch [default: the
+    /// model's]
     #[arg(long, value_name = "G", allow_negative_numbers = true)]
     guidance: Option<f32>,
     /// `auto` (hardware GPU, else the CPU), `gpu`, `cpu`, or an adapter's index or part of its name
     #[arg(long, default_value = "auto", value_parser = device)]
     device: DeviceChoice,
-    /// How a GPU stores floats [default: f16 on hardware that computes with it, else f32, as `generate` does]
+    /// How a GPU stores floating-point tensors [default: f16 on hardware GPUs with f16 arithmetic, else f32]
     #[arg(long, value_enum)]
     dtype: Option<Floats>,
-    /// How matrices of weights are stored; kernels without any are the same either way
+    /// How weight matrices are stored; does not affect kernels without weights
     #[arg(long, value_enum, default_value_t)]
     weights_dtype: WeightsDtype,
-    /// Write the numbers to a file, too
+    /// Also write the numbers to this JSON file, replacing it if it exists
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// A few runs a shape instead of about a second, and no shape that alone takes longer than that
+    /// Time each shape with at most 10 runs or 0.1 s instead of 200 runs or 1 s, and leave out the largest shapes
     #[arg(long)]
     quick: bool,
-    /// Be done after about so many seconds: each shape is timed for its share of what is left, those beyond are left out,
-    /// and runs of a plan or pictures are fewer
+    /// Finish within about this many seconds: each shape gets an equal share of the time left, shapes are left out once it
+    /// is over, and plans and pictures are timed fewer times
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     within: Option<Duration>,
 }
@@ -77,18 +78,18 @@ fn seconds(text: &str) -> Result<Duration, String> {
     seconds.ok_or_else(|| "expected a number of seconds".to_owned())
 }
 
-/// How long measuring may take.
+/// Limits on the time that measuring may take.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Effort {
-    /// For the runs of one shape.
+    /// Time for the runs of one shape.
     per_shape: Duration,
-    /// Most runs of one shape.
+    /// Largest number of runs of one shape.
     runs: usize,
-    /// Shapes of more floating-point operations are left out.
+    /// Largest number of floating-point operations of a shape; larger shapes are left out.
     most_flops: u64,
-    /// Whether the peak of copies is measured on less, too.
+    /// Whether the peak of copies is measured on a smaller buffer.
     quick: bool,
-    /// Whether all peaks are.
+    /// Whether the adapter is a software driver, on which all peaks are measured on smaller problems.
     software: bool,
 }
 
@@ -104,7 +105,8 @@ impl Effort {
         Self { per_shape, runs: if quick { 10 } else { 200 }, most_flops, quick, software }
     }
 
-    /// The same for a shape that has so much time for everything: half of it goes to operands, the check and the first run.
+    /// Limits the runs of a shape to half of its share of the time. The other half goes to operands, the check and the first
+    /// run.
     fn within(self, share: Option<Duration>) -> Self {
         let per_shape = share.map_or(self.per_shape, |share| self.per_shape.min(share / 2));
         Self { per_shape, ..self }
@@ -134,13 +136,13 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     }
     if args.tune {
         let (Target::Gpu(gpu, storage), Some(timer)) = (target, &timer) else {
-            return Err("the CPU has no variants to choose from: --tune wants a GPU".into());
+            return Err("--tune: expected a GPU, found the CPU, on which kernels have no variants".into());
         };
         let device = tune::Device { gpu, storage, timer, effort };
         let measured = tune::run(device, &problems(args)?, &time_left)?;
         let failed = measured["failed"].as_array().map_or(0, Vec::len);
         write_json(args, machine, json!({ "tuned": measured }))?;
-        return if failed == 0 { Ok(()) } else { Err(format!("{failed} variants failed, see the notes").into()) };
+        return if failed == 0 { Ok(()) } else { Err(format!("{failed} variants failed, see the notes above").into()) };
     }
     if let Some(network) = args.plan {
         let device = match (&gpu, target) {
@@ -159,16 +161,19 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     if wrong.is_empty() { Ok(()) } else { Err(format!("wrong results: {}", wrong.join("; ")).into()) }
 }
 
-/// The kernels at the model's shapes, and how many of these were left out for what reason.
+/// Measurements of the kernels at the model's shapes, and the number of shapes left out for each reason.
 struct Kernels {
     peaks: Peaks,
     rows: Vec<Value>,
+    /// Shapes that the device has no memory for.
     no_room: usize,
+    /// Shapes of too many floating-point operations.
     too_long: usize,
+    /// Shapes not reached within the time limit.
     too_late: usize,
 }
 
-/// Checks the kernels and times them; what was wrong comes beside what was measured.
+/// Checks and times the kernels. Returns the measurements and a description of every wrong result.
 fn kernels(
     args: &Args,
     (target, timer): (Target<'_>, Option<&Timer>),
@@ -199,13 +204,13 @@ fn kernels(
             }
             let measured = match measure::shape(target, timer, &case, effort.within(share)) {
                 Ok(measured) => measured,
-                // What this device has no room for says nothing about the other shapes.
+                // Other shapes may still fit into the device's memory.
                 Err(error) if measure::is_too_large(error.as_ref()) => {
                     all.no_room += 1;
                     note(&format!("left out: {} {}: {error}", family.name, sample::text(case.kernel.as_ref())));
                     continue;
                 }
-                // Without a device there is nothing to go on with; else it is what is wrong with this shape.
+                // A lost device ends the run; any other error concerns this shape alone.
                 Err(error) if matches!(target, Target::Gpu(gpu, _) if gpu.wait().is_err()) => return Err(error),
                 Err(error) => {
                     wrong.push(format!("{} {}: {error}", family.name, sample::text(case.kernel.as_ref())));
@@ -222,12 +227,12 @@ fn kernels(
         note(&format!("{} shapes of more than {} MFLOP were left out", all.too_long, effort.most_flops / 1_000_000));
     }
     if all.too_late > 0 {
-        note(&format!("{} shapes were left out when the time was up", all.too_late));
+        note(&format!("{} shapes were left out because the time was up", all.too_late));
     }
     Ok((all, wrong))
 }
 
-/// The kernels that were named, or all.
+/// Returns the kernels named on the command line, or all.
 fn chosen(args: &Args) -> Vec<&'static Family> {
     match args.kernels.as_slice() {
         [] => FAMILIES.iter().collect(),
@@ -235,7 +240,7 @@ fn chosen(args: &Args) -> Vec<&'static Family> {
     }
 }
 
-/// What is tuned: a network's problems, or those of kernels.
+/// Returns the problems to tune: those of a network's plan, or the model's shapes of the chosen kernels.
 fn problems(args: &Args) -> Result<Vec<Case>, Failure> {
     let Some(network) = args.plan else { return Ok(tune::of_families(&chosen(args))) };
     tune::of_plan(&plan::record(network, &args.networks, args.guidance)?)
@@ -245,7 +250,7 @@ fn as_map(machine: Vec<(&'static str, String)>) -> serde_json::Map<String, Value
     machine.into_iter().map(|(name, text)| (name.to_owned(), Value::String(text))).collect()
 }
 
-/// Writes the numbers, with the machine and the storage they belong to, to the file that was asked for, if any.
+/// Writes the numbers, the machine and the storage types to the file of `--json`, if there is one.
 fn write_json(args: &Args, machine: Vec<(&'static str, String)>, mut all: Value) -> Result<(), Failure> {
     let Some(path) = &args.json else { return Ok(()) };
     all["machine"] = Value::Object(as_map(machine));
@@ -256,7 +261,7 @@ fn write_json(args: &Args, machine: Vec<(&'static str, String)>, mut all: Value)
     Ok(written.map_err(|error| format!("cannot write {}: {error}", path.display()))?)
 }
 
-/// Holds the CPU form to its reference on the family's small cases.
+/// Checks the CPU form against its reference on the family's built-in cases. Returns the first failure.
 fn check_cpu_form(family: &Family, weights: WeightType) -> Option<String> {
     let verdict = |(seed, case): (u64, Case)| match check_case(Target::Cpu(weights), &case, seed) {
         Ok(verdict) => verdict.failure.map(|failure| format!("{:?} {failure}", case.kernel)),
@@ -265,6 +270,7 @@ fn check_cpu_form(family: &Family, weights: WeightType) -> Option<String> {
     (1..).zip((family.cases)()).find_map(verdict)
 }
 
+/// Formats the heading of the table.
 fn heading() -> String {
     format!(
         "{:18} {:>11} {:>11} {:>11} {:>9} {:>8} {:>6} {:>6} {:8} {:10} shape",
@@ -272,25 +278,29 @@ fn heading() -> String {
     )
 }
 
-/// One line of the table.
+/// Row of the table: one shape of one kernel.
 #[derive(Debug)]
 struct Row {
     kernel: &'static str,
     shape: String,
     runs: usize,
-    /// Seconds.
+    /// Median of the runs, in seconds.
     median: f64,
+    /// Shortest run, in seconds.
     min: f64,
+    /// 90th percentile of the runs, in seconds.
     p90: f64,
-    /// A second.
+    /// Floating-point operations per second.
     flops: f64,
+    /// Bytes moved per second.
     bytes: f64,
-    /// Parts of the peaks. An algorithm that saves multiplications may be beyond 1.
+    /// `flops` in proportion to the measured peak. Algorithms that save multiplications may exceed 1.
     of_flops: f64,
+    /// `bytes` in proportion to the measured peak of copies.
     of_copy: f64,
-    /// Whether `of_flops` is a part of the matrix units' peak.
+    /// Whether `of_flops` refers to the peak of the matrix units.
     by_matrices: bool,
-    /// The kernel's variant; none on the CPU.
+    /// Name of the kernel's variant; `None` on the CPU.
     variant: Option<&'static str>,
 }
 
@@ -321,7 +331,7 @@ impl Row {
         }
     }
 
-    /// Which of the two peaks the kernel is nearer to.
+    /// Returns `compute` or `memory`, the peak that the kernel is closer to.
     fn bound(&self) -> &'static str {
         if self.of_flops > self.of_copy { "compute" } else { "memory" }
     }

@@ -1,16 +1,18 @@
-//! `check`: kernels against their references, or against case files from elsewhere; or a whole plan, step by step.
+//! `check`: compares kernels with their references or with case files; or a whole plan, step by step.
 
 use crate::Failure;
 use crate::args::{Check, Floats, WeightsDtype};
 use crate::graphs::{Network, borrowed, inputs};
-use crate::terminal::{note, one_line, result};
+use crate::terminal::{each_with_bar, note, one_line, result};
 use mobilediffusion_graph::{Against, Device, Weights, compare};
 use mobilediffusion_kernels::casefile::CaseFile;
 use mobilediffusion_kernels::runner::{RunError, Target, Verdict, check_case, check_file, check_variants, split};
-use mobilediffusion_kernels::{Case, FAMILIES, Family, FloatType, Kernel, Operand, Storage, Tolerance, Variant};
+use mobilediffusion_kernels::variant::runnable;
+use mobilediffusion_kernels::{Case, FAMILIES, Family, FloatType, Kernel, Operand, Storage, Tolerance, Variant, wgsl};
 use mobilediffusion_model::networks::Shape;
 use mobilediffusion_model::{DeviceChoice, ModelError, Options};
-use mobilediffusion_runtime::{Gpu, RuntimeError, Select};
+use mobilediffusion_runtime::{Binding, Gpu, RuntimeError, Select};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -33,9 +35,17 @@ pub(crate) fn run(args: &Check) -> Result<(), Failure> {
         let checked = gpu.as_ref().map(open_checked).transpose()?;
         let both = gpu.as_ref().zip(checked.as_ref());
         let wanted = |family: &&Family| args.kernels.is_empty() || args.kernels.iter().any(|name| name == family.name);
-        for (seed, case) in FAMILIES.iter().filter(wanted).flat_map(|family| (1..).zip((family.cases)())) {
-            for (variant, verdict) in verdicts(both, target, &case, seed, args.every_variant) {
-                tally.row(case.kernel.as_ref(), verdict, &variant)?;
+        let families: Vec<&Family> = FAMILIES.iter().filter(wanted).collect();
+        for (number, family) in (1..).zip(&families) {
+            let cases = (family.cases)();
+            if let Some((trusted, watched)) = both.filter(|_| args.every_variant) {
+                let title = format!("[{number}/{}] compiling {}", families.len(), family.name);
+                compile_variants(&title, [trusted, watched], target.storage(), &cases);
+            }
+            for (seed, case) in (1..).zip(cases) {
+                for (variant, verdict) in verdicts(both, target, &case, seed, args.every_variant) {
+                    tally.row(case.kernel.as_ref(), verdict, &variant)?;
+                }
             }
         }
     }
@@ -53,8 +63,27 @@ pub(crate) fn run(args: &Check) -> Result<(), Failure> {
     Ok(())
 }
 
-/// What came of a case, on a GPU by the variant it would take or by every one, each with its label: with shaders trusted
-/// and, if that is right, with shaders watched as they run, on the second of `both`.
+/// Compiles the pipelines of every variant of some cases on both devices, on all threads. The cases find them compiled when
+/// they run. An error is left to the case, which meets it again and reports it.
+fn compile_variants(title: &str, gpus: [&Gpu; 2], storage: Storage, cases: &[Case]) {
+    let mut modules: BTreeMap<String, (&'static str, Vec<Binding>)> = BTreeMap::new();
+    for kernel in cases.iter().map(|case| case.kernel.as_ref()) {
+        let variants = runnable(kernel, gpus[0].caps(), storage);
+        for stage in variants.iter().flat_map(|variant| kernel.stages(variant)) {
+            if let Ok(text) = wgsl::compose(&stage.program, storage) {
+                modules.entry(text).or_insert_with(|| (kernel.name(), stage.bindings()));
+            }
+        }
+    }
+    let work: Vec<_> = gpus.into_iter().flat_map(|gpu| modules.iter().map(move |module| (gpu, module))).collect();
+    each_with_bar(title, &work, |(gpu, (text, (name, bindings)))| {
+        let _ = gpu.pipeline(name, text, bindings);
+    });
+}
+
+/// Runs a case and returns the verdicts: on the CPU one; on a GPU one for the variant that it would choose or one for every
+/// variant, each with its label. Of `both` devices the first trusts shaders and the second checks them as they run. The
+/// second runs only if all verdicts of the first are good, and its verdicts are the ones returned.
 fn verdicts(
     both: Option<(&Gpu, &Gpu)>,
     target: Target<'_>,
@@ -77,12 +106,12 @@ fn verdicts(
     rows
 }
 
-/// What tells a variant from the kernel's others, if there are any.
+/// Returns the label of a variant, empty if the kernel has only one.
 fn label(variant: &Variant) -> String {
     if variant.name == Variant::ONLY.name { String::new() } else { format!("by {}: ", variant.name) }
 }
 
-/// Runs a network's plan step by step on the device and on what it is held to.
+/// Runs a network's plan step by step on the device, and compares it with the CPU device or the references.
 fn plan(args: &Check, network: Network, device: Device) -> Result<(), Failure> {
     let config = args.networks.config()?;
     let size = args.networks.size.unwrap_or(config.defaults.image_size);
@@ -106,13 +135,13 @@ fn plan(args: &Check, network: Network, device: Device) -> Result<(), Failure> {
     match compare(&recording, truth, &mut weights, &borrowed(&values), &mut |_, _| ())? {
         Some(divergence) => {
             result(&divergence.to_string())?;
-            Err(format!("step {} of {steps} computes something else", divergence.step).into())
+            Err(format!("step {} of {steps} differs", divergence.step).into())
         }
         None => Ok(result(&format!("all {steps} steps agree"))?),
     }
 }
 
-/// The GPU that is meant, or none for the CPU.
+/// Opens the selected GPU. Returns `None` for the CPU, also if `auto` finds no GPU or cannot open it.
 pub(crate) fn open(choice: &DeviceChoice) -> Result<Option<Gpu>, Failure> {
     let Some(select) = choice.select() else { return Ok(None) };
     match pollster::block_on(Gpu::open(&select)).map(Gpu::with_user_cache) {
@@ -126,12 +155,15 @@ pub(crate) fn open(choice: &DeviceChoice) -> Result<Option<Gpu>, Failure> {
     }
 }
 
-/// The same GPU again, with shaders watched as they run.
+/// Opens a GPU again, with shaders checked as they run.
 fn open_checked(gpu: &Gpu) -> Result<Gpu, RuntimeError> {
     pollster::block_on(Gpu::open_checked(&Select::Same(gpu.adapter().clone()))).map(Gpu::with_user_cache)
 }
 
-/// Where kernels run and how tensors are stored there; what the CPU does not store is refused in the words of `generate`.
+/// Returns where kernels run and how tensors are stored there.
+///
+/// # Errors
+/// If the CPU was to store floats in f16, with the message that `generate` has for it.
 pub(crate) fn target(gpu: Option<&Gpu>, floats: Floats, weights: WeightsDtype) -> Result<Target<'_>, ModelError> {
     let Some(gpu) = gpu else {
         Options { floats: floats.into(), ..Options::default() }.check_cpu()?;
@@ -141,40 +173,40 @@ pub(crate) fn target(gpu: Option<&Gpu>, floats: Floats, weights: WeightsDtype) -
 }
 
 impl Floats {
-    /// How a plan is made for them; both forms of f16 take the same bytes.
+    /// Returns the storage to plan with. Both forms of f16 take the same bytes, so one stands for both.
     pub(crate) fn planned(self) -> Storage {
         if self == Self::F32 { Storage::F32 } else { Storage::F16 }
     }
 
-    /// Its name on the command line.
+    /// Returns the type's name on the command line.
     pub(crate) fn name(self) -> &'static str {
         if self == Self::F32 { "f32" } else { "f16" }
     }
 
-    /// Those of a storage.
+    /// Returns the type of the floats in a storage.
     pub(crate) fn of(storage: Storage) -> Self {
         if storage.floats == FloatType::F32 { Self::F32 } else { Self::F16 }
     }
 
-    /// What this GPU stores if nobody says.
+    /// Returns the default type for a GPU.
     pub(crate) fn default_of(gpu: &Gpu) -> Self {
         Self::of(mobilediffusion_model::Floats::Auto.stored(gpu.adapter().kind, gpu.caps().shader_f16))
     }
 
-    /// How this GPU stores them: in f16 proper, if it can.
+    /// Returns how a GPU stores this type: f16 is packed in pairs where shaders cannot compute in f16.
     pub(crate) fn storage(self, gpu: &Gpu) -> Storage {
         mobilediffusion_model::Floats::from(self).stored(gpu.adapter().kind, gpu.caps().shader_f16)
     }
 }
 
 impl WeightsDtype {
-    /// Its name on the command line.
+    /// Returns the type's name on the command line.
     pub(crate) fn name(self) -> &'static str {
         if self == Self::Int8 { "int8" } else { "floats" }
     }
 }
 
-/// A file itself, or what a folder holds, by name.
+/// Returns the case files that a path stands for: a file itself, or the `.safetensors` files of a folder, sorted by name.
 fn case_files(path: &Path) -> Result<Vec<PathBuf>, Failure> {
     if !path.is_dir() {
         return Ok(vec![path.to_owned()]);
@@ -182,10 +214,10 @@ fn case_files(path: &Path) -> Result<Vec<PathBuf>, Failure> {
     let entries: Vec<PathBuf> = fs::read_dir(path)?.map(|entry| Ok(entry?.path())).collect::<Result<_, Failure>>()?;
     let mut files: Vec<_> = entries.into_iter().filter(|p| p.extension().is_some_and(|e| e == "safetensors")).collect();
     files.sort();
-    if files.is_empty() { Err("there is no .safetensors file in this folder".into()) } else { Ok(files) }
+    if files.is_empty() { Err("expected a folder with .safetensors files, found none in it".into()) } else { Ok(files) }
 }
 
-/// What was printed so far.
+/// Number of cases printed so far.
 #[derive(Default)]
 struct Tally {
     passed: usize,
@@ -193,6 +225,7 @@ struct Tally {
 }
 
 impl Tally {
+    /// Runs a case file and prints its row.
     fn file(&mut self, target: Target<'_>, path: &Path) -> Result<(), Failure> {
         match CaseFile::read(path) {
             Ok(file) => {
@@ -203,12 +236,13 @@ impl Tally {
         }
     }
 
+    /// Prints an error as the row of a case.
     fn error(&mut self, text: &str) -> Result<(), Failure> {
         self.failed += 1;
         Ok(result(&format!("ERROR  {}", one_line(text)))?)
     }
 
-    /// `label` tells it from others of the kernel.
+    /// Prints the row of a case. `label` distinguishes it from other rows of the kernel.
     fn row(&mut self, kernel: &dyn Kernel, verdict: Result<Verdict, RunError>, label: &str) -> Result<(), Failure> {
         let verdict = match verdict {
             Ok(verdict) => verdict,
@@ -234,12 +268,12 @@ impl Tally {
     }
 }
 
-/// `1.0e-7+2.0e-6r`: what is allowed of any value, and in proportion to it.
+/// Formats a tolerance, `1.0e-7+2.0e-6r`: the absolute part, and the part relative to the value.
 fn allowed(Tolerance { absolute, relative, .. }: Tolerance) -> String {
     if (absolute, relative) == (0.0, 0.0) { "exact".to_owned() } else { format!("{absolute:.1e}+{relative:.1e}r") }
 }
 
-/// `x[2, 3] w[4, 3] -> y[2, 4]`
+/// Formats the shapes of a kernel's operands: `x[2, 3] w[4, 3] -> y[2, 4]`.
 fn shapes(kernel: &dyn Kernel) -> String {
     let list = |operands: Vec<Operand>| {
         let present = operands.iter().filter(|o| o.present);

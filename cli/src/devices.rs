@@ -1,4 +1,4 @@
-//! `devices`: what this machine has.
+//! `devices`: lists the adapters of this machine and the CPU.
 
 use crate::Failure;
 use crate::terminal::result;
@@ -19,7 +19,7 @@ pub(crate) fn run() -> Result<(), Failure> {
     Ok(())
 }
 
-/// What an adapter is, what it can do, and its limits: a line each.
+/// Describes an adapter in three lines: name and driver, features, limits.
 fn lines(adapter: &AdapterSummary) -> String {
     let AdapterSummary { index, name, backend, driver, kind, caps } = adapter;
     let word = |has: bool, what: &str| if has { what.to_owned() } else { format!("no {what}") };

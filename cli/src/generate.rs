@@ -1,4 +1,4 @@
-//! `generate`: a prompt becomes files.
+//! `generate`: draws pictures of a prompt and writes them to files.
 
 use crate::Failure;
 use crate::args::{Floats, Generate, WeightsDtype};
@@ -35,12 +35,12 @@ pub(crate) fn run(args: &Generate) -> Result<(), Failure> {
     note(&format!("device: {device}"));
     note(&format!("model: {}, {}, seed {}", own.name, described(&settings), args.seed));
     if synthetic.is_some() {
-        note("note: the weights are synthetic, so the picture means nothing");
+        note("note: the weights are synthetic, so the picture is meaningless");
     }
     for (what, cut) in [("prompt", &settings.truncated), ("negative prompt", &settings.negative_truncated)] {
         let Some(cut) = cut else { continue };
         let (kept, left_out) = (shortened(&cut.kept), shortened(&cut.left_out));
-        note(&format!("warning: the {what} is too long, read up to {kept}, left out: {left_out}"));
+        note(&format!("warning: the {what} is too long: read up to {kept}, left out: {left_out}"));
     }
 
     let floats = Floats::of(pipeline.model().storage());
@@ -69,7 +69,7 @@ pub(crate) fn run(args: &Generate) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Draws the pictures and writes each once it is there, or all of them as one sheet.
+/// Draws the pictures, and writes each as soon as it is finished or all of them as one sheet.
 fn draw(
     args: &Generate,
     (pipeline, request): (&mut Pipeline, &Request),
@@ -88,7 +88,7 @@ fn draw(
     });
     clock.stop();
     match (drawn, previews.failure.or(unwritten)) {
-        // The stop was ours.
+        // The run was stopped because a file could not be written: that is the error to report.
         (Err(ModelError::Stopped), Some(failure)) => Err(failure),
         (drawn, _) => drawn.and_then(|()| outputs.finish(facts)),
     }
@@ -112,7 +112,7 @@ impl From<Floats> for mobilediffusion_model::Floats {
     }
 }
 
-/// What is asked for, without the picture to begin from.
+/// Builds the request from the arguments, without the initial picture.
 fn request(args: &Generate) -> Request {
     Request {
         negative: args.negative.clone(),
@@ -128,20 +128,20 @@ fn request(args: &Generate) -> Request {
     }
 }
 
-/// The picture to begin from, and its mask, in the size that is drawn.
+/// Reads the initial picture and its mask, scaled and cropped to the size of the result.
 fn init(args: &Generate, path: &Path, (width, height): (usize, usize)) -> Result<Init, Failure> {
     let size = |picture: &Picture| format!("{}x{}", picture.width, picture.height);
     let picture = Picture::open(path)?;
     let marks = args.mask.as_deref().map(|path| Ok::<_, ModelError>((path, Picture::open(path)?))).transpose()?;
     let (found, wanted) = (size(&picture), format!("{width}x{height}"));
     if let Some((path, marks)) = marks.as_ref().filter(|(_, marks)| size(marks) != found) {
-        let line = format!("{}: expected {found} pixels as --init has, found {}", path.display(), size(marks));
+        let line = format!("{}: expected {found} pixels, the size of --init, found {}", path.display(), size(marks));
         return Err(line.into());
     }
     if found != wanted {
         note(&format!("note: {} is scaled and cropped from {found} to {wanted} pixels", path.display()));
     }
-    // A side of zero is refused by the pipeline, with everything else that is wrong with a size.
+    // The pipeline refuses a side of zero later, together with all other invalid sizes.
     let fill = |picture: Picture| picture.fill(width.max(1), height.max(1));
     let mut init = match marks {
         None => Init::new(fill(picture)),
@@ -151,7 +151,7 @@ fn init(args: &Generate, path: &Path, (width, height): (usize, usize)) -> Result
     Ok(init)
 }
 
-/// Writes previews as they come.
+/// Writer of previews, called for every chunk of progress.
 struct Previews<'a> {
     args: &'a Generate,
     facts: &'a [(&'static str, String)],
@@ -159,6 +159,7 @@ struct Previews<'a> {
 }
 
 impl Previews<'_> {
+    /// Writes the preview that `progress` holds, if any. Stops the run if that fails.
     fn hear(&mut self, progress: &Progress) -> Flow {
         let (Some(folder), Some(preview)) = (&self.args.preview, &progress.preview) else { return Flow::Continue };
         let seed = self.args.seed.wrapping_add(progress.picture as u64);
@@ -178,13 +179,14 @@ impl Previews<'_> {
     }
 }
 
+/// Describes the settings in one line.
 fn described(settings: &Settings) -> String {
     let Settings { width, height, steps, guidance, .. } = settings;
     let plural = if *steps == 1 { "" } else { "s" };
     format!("{width}x{height} pixels, {steps} step{plural}, guidance {guidance}")
 }
 
-/// What goes into the files beside the pixels: all that a picture can be made again from, but its seed.
+/// Collects the texts to store in each file: everything needed to draw the picture again, except its seed.
 fn facts(
     args: &Generate,
     (model, device, floats): (&str, &str, &str),
@@ -218,7 +220,7 @@ fn facts(
     facts
 }
 
-/// `a`, `a and b`, or `a to z, 26 files`.
+/// Lists files for a message: `a`, `a and b`, or `a to z, 26 files`.
 fn listed(files: &[(PathBuf, u64)]) -> String {
     let names: Vec<String> = files.iter().map(|(path, _)| path.display().to_string()).collect();
     match names.as_slice() {
@@ -227,7 +229,7 @@ fn listed(files: &[(PathBuf, u64)]) -> String {
     }
 }
 
-/// The beginning of a text, and how long it is if that is not all.
+/// Quotes the beginning of a text, with its length if it is cut.
 fn shortened(text: &str) -> String {
     const SHOWN: usize = 60;
     let text = text.trim();

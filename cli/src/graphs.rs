@@ -1,4 +1,5 @@
-//! The networks of a model as recordings, with weights and inputs: what `plan`, `bench --plan` and `check --plan` share.
+//! Networks of a model as recordings, with weights and inputs. Shared by `plan`, `info`, `bench --plan` and
+//! `check --plan`.
 
 use crate::Failure;
 use crate::args::Networks;
@@ -28,14 +29,14 @@ pub(crate) enum Network {
 }
 
 impl Network {
-    /// Those a model has.
+    /// Returns the networks that a model has.
     pub(crate) fn of(config: &ModelConfig) -> Vec<Self> {
         let light = config.decoder.is_some().then_some(Self::Decoder);
         let full = config.vae.is_some().then_some([Self::VaeDecoder, Self::VaeEncoder]);
         [Self::Text, Self::Unet].into_iter().chain(light).chain(full.into_iter().flatten()).collect()
     }
 
-    /// What it is called in a listing.
+    /// Returns the network's name in listings.
     pub(crate) fn title(self) -> &'static str {
         match self {
             Self::Text => "text encoder",
@@ -46,6 +47,7 @@ impl Network {
         }
     }
 
+    /// Returns the name of the subfolder that holds the network's weights.
     fn folder(self) -> &'static str {
         match self {
             Self::Text => "text_encoder",
@@ -55,7 +57,7 @@ impl Network {
         }
     }
 
-    /// Its steps.
+    /// Records the network's steps at a shape.
     pub(crate) fn record(self, config: &ModelConfig, shape: &Shape) -> Result<Recording, Failure> {
         Ok(Recording::new(match self {
             // A pipeline encodes one prompt after the other.
@@ -67,16 +69,17 @@ impl Network {
         }))
     }
 
-    /// Its weights: the model's, or some made up for an architecture without any.
+    /// Opens the network's weights: the model's, or synthetic ones for an architecture that has none.
     pub(crate) fn weights(self, networks: &Networks) -> Result<Box<dyn WeightLoader + Send>, Failure> {
         let Some(folder) = networks.folder()? else { return Ok(Box::new(MadeUp)) };
         let checkpoint = Checkpoint::open(&folder.join(self.folder()))?;
-        // CLIP checkpoints come with and without the prefix.
+        // Some CLIP checkpoints name their tensors with this prefix, some without.
         let checkpoint = if self == Self::Text { checkpoint.with_optional_prefix("text_model.") } else { checkpoint };
         Ok(Box::new(Box::new(checkpoint) as Box<dyn WeightSource>))
     }
 }
 
+/// Loader of synthetic weights.
 struct MadeUp;
 
 impl WeightLoader for MadeUp {
@@ -85,7 +88,7 @@ impl WeightLoader for MadeUp {
     }
 }
 
-/// Values for every input of a recording: noise, the token ids from 1 on, and a step in the middle of a schedule.
+/// Makes values for every input of a recording: token ids 1, 2, 3, ...; timestep 500; coefficients 0.5; noise elsewhere.
 pub(crate) fn inputs(recording: &Recording) -> Vec<(String, Vec<f32>)> {
     let inputs = recording.tensors.iter().filter(|tensor| matches!(tensor.origin, Origin::Input(_)));
     let values = |tensor: &mobilediffusion_graph::TensorInfo| {
@@ -93,7 +96,7 @@ pub(crate) fn inputs(recording: &Recording) -> Vec<(String, Vec<f32>)> {
         match (tensor.name.as_str(), tensor.dtype) {
             (_, DType::U32) => (1..).map(f32::from_bits).take(len).collect(),
             ("timestep", _) => vec![500.0; len],
-            // No step of a sampler lets a coefficient be zero; equal ones keep every sampler's numbers near one.
+            // No sampler sets a coefficient to zero, so neither does this; equal ones keep values near one in each of them.
             ("coefficients", _) => vec![0.5; len],
             _ => Noise::new(1).latent(len),
         }
@@ -101,7 +104,7 @@ pub(crate) fn inputs(recording: &Recording) -> Vec<(String, Vec<f32>)> {
     inputs.map(|tensor| (tensor.name.clone(), values(tensor))).collect()
 }
 
-/// The same, as sessions take them.
+/// Borrows named inputs in the form that sessions take.
 pub(crate) fn borrowed(inputs: &[(String, Vec<f32>)]) -> Vec<(&str, &[f32])> {
     inputs.iter().map(|(name, values)| (name.as_str(), values.as_slice())).collect()
 }

@@ -1,4 +1,4 @@
-//! A sentence becomes a picture: the command line. Parses, calls the model crate, and prints.
+//! Command-line program of MobileDiffusion: parses arguments, calls the library crates and prints results.
 
 mod args;
 mod bench;
@@ -17,13 +17,13 @@ use clap::{CommandFactory, Parser};
 use std::error::Error;
 use std::process::ExitCode;
 
-/// What a command may fail with: one line, shown as it is.
+/// Error of a command, printed as one line.
 type Failure = Box<dyn Error + Send + Sync>;
 
 fn main() -> ExitCode {
     quiet_mesa();
     let command = Cli::parse().command;
-    // What computes on the CPU would start these itself, and panic where the system gives none.
+    // CPU kernels would start rayon's threads on first use, and panic where the system refuses them.
     if let Err(error) = rayon::ThreadPoolBuilder::new().build_global() {
         terminal::note(&format!("error: cannot start threads: {error}"));
         return ExitCode::FAILURE;
@@ -48,14 +48,15 @@ fn main() -> ExitCode {
     }
 }
 
+/// Prints a completion script for a shell.
 fn completions(shell: clap_complete::Shell) -> Result<(), Failure> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), env!("CARGO_PKG_NAME"), &mut script);
     Ok(terminal::result(String::from_utf8(script)?.trim_end())?)
 }
 
-/// Keeps Mesa's device-selection layer out of the way: on machines without a desktop it writes an `error:` line of its
-/// own to standard error whenever adapters are listed, and we choose the adapter ourselves.
+/// Turns off Mesa's device-selection layer. On machines without a desktop session it writes an `error:` line to standard
+/// error whenever adapters are listed, and this program chooses its adapter by itself.
 #[expect(unsafe_code, reason = "changing the environment is unsafe while other threads may read it")]
 fn quiet_mesa() {
     // SAFETY: called first in `main`, before any other thread exists.

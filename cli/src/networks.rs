@@ -1,4 +1,4 @@
-//! `info`: what a model is made of, and what is left of its weights in fewer bits.
+//! `info`: parameters and multiply-accumulates of a model, or the rounding errors of weights stored in fewer bits.
 
 use crate::Failure;
 use crate::args::{Info, Networks};
@@ -17,10 +17,10 @@ pub(crate) fn info(args: &Info) -> Result<(), Failure> {
     }
 }
 
-/// Says what storing its weights like this does to each network of a model.
+/// Prints the rounding error of every weight of a model when weights are stored as `storage`.
 fn losses(args: &Info, storage: Storage) -> Result<(), Failure> {
     let config = args.networks.config()?;
-    // Weights do not depend on the size.
+    // Weights do not depend on the size of the picture, so any valid one will do.
     let size = config.defaults.image_size;
     let shape = Shape::of(&config, size, size, Sampler::OneStep)?;
     let mut all = Vec::new();
@@ -39,7 +39,7 @@ fn losses(args: &Info, storage: Storage) -> Result<(), Failure> {
         let moved = each.iter().filter(|weight| weight.moved_squares > 0.0);
         moved.map(|weight| line(&format!("  {}", weight.name), weight)).try_for_each(|line| result(&line))?;
         let total = Rounding::of_all("", each);
-        result(&format!("{}\n", line("  total, with those that keep their values", &total)))?;
+        result(&format!("{}\n", line("  total, with the weights that are stored exactly", &total)))?;
     }
     let total = Rounding::of_all("", all.iter().flat_map(|(_, each)| each));
     Ok(result(&line("all", &total))?)
@@ -60,7 +60,7 @@ fn as_json(title: &str, each: &[Rounding]) -> Value {
         "weights": weights})
 }
 
-/// Counts parameters and multiply-accumulates.
+/// Prints the parameters and multiply-accumulates of a model, and the paper's Table 1 beside them.
 fn parts(args: &Networks) -> Result<(), Failure> {
     let config = args.config()?;
     let size = args.size.unwrap_or(config.defaults.image_size);

@@ -1,4 +1,4 @@
-//! Where pictures go: names, what must not be overwritten, and the files themselves.
+//! Output files of `generate`: their names, the checks before any work is done, and writing them.
 
 use crate::args::Generate;
 use mobilediffusion_model::{ModelError, Picture};
@@ -6,14 +6,14 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf, is_separator};
 
-/// The files of a run, all of which can be written.
+/// Output files of one run, checked to be writable.
 #[derive(Debug)]
 pub(crate) struct Outputs {
-    /// Path and the seed of its picture, or the first seed of a sheet.
+    /// Path of each file with the seed of its picture; for a sheet, the first seed.
     files: Vec<(PathBuf, u64)>,
-    /// Those that were written.
+    /// Number of files written so far.
     written: usize,
-    /// The pictures of a sheet, if that is what is wanted, until all are there.
+    /// Pictures collected for a sheet; `None` if every picture gets its own file.
     sheet: Option<Vec<Picture>>,
 }
 
@@ -22,7 +22,7 @@ fn refuse(path: &Path, why: impl Into<String>) -> ModelError {
 }
 
 impl Outputs {
-    /// Names the files, and refuses what could not be written in the end before any work is done for it.
+    /// Names the files and checks that each can be written, so that no work is done for a file that cannot.
     pub(crate) fn new(args: &Generate) -> Result<Self, ModelError> {
         let files: Vec<(PathBuf, u64)> = match args.count {
             0 | 1 => vec![(args.output.clone(), args.seed)],
@@ -40,13 +40,13 @@ impl Outputs {
         Ok(Self { files, written: 0, sheet: args.grid.then(Vec::new) })
     }
 
-    /// Makes the folder for previews, once it is known that there is something to draw.
+    /// Creates the folder for previews. Called once the request is known to be valid.
     pub(crate) fn make_folder(args: &Generate) -> Result<(), ModelError> {
         let Some(folder) = &args.preview else { return Ok(()) };
         fs::create_dir_all(folder).map_err(|error| refuse(folder, error.to_string()))
     }
 
-    /// Writes a picture with `facts` in its file, or keeps it for the sheet.
+    /// Writes a picture with `facts` as text in its file, or keeps it for the sheet.
     pub(crate) fn take(&mut self, picture: Picture, facts: &[(&'static str, String)]) -> Result<(), ModelError> {
         match &mut self.sheet {
             Some(pictures) => {
@@ -57,7 +57,7 @@ impl Outputs {
         }
     }
 
-    /// Writes the sheet, once all pictures are there.
+    /// Writes the sheet, if there is one. Called after the last picture.
     pub(crate) fn finish(&mut self, facts: &[(&'static str, String)]) -> Result<(), ModelError> {
         let Some(pictures) = self.sheet.take() else { return Ok(()) };
         let mut facts = facts.to_vec();
@@ -73,13 +73,13 @@ impl Outputs {
         Ok(())
     }
 
-    /// The files that were written, with their seeds.
+    /// Returns the files written so far, with their seeds.
     pub(crate) fn written(&self) -> &[(PathBuf, u64)] {
         &self.files[..self.written]
     }
 }
 
-/// `apple.png` becomes `apple-7.png`.
+/// Returns `path` with the seed before its extension: `apple.png` becomes `apple-7.png`.
 fn numbered(path: &Path, seed: u64) -> (PathBuf, u64) {
     let mut name = path.file_stem().unwrap_or_default().to_owned();
     name.push(format!("-{seed}"));
@@ -90,19 +90,20 @@ fn numbered(path: &Path, seed: u64) -> (PathBuf, u64) {
     (path.with_file_name(name), seed)
 }
 
-/// Whether nothing stands in the way of a file.
+/// Checks that a file can be created at `path`, or overwritten if `force` is set.
 pub(crate) fn check_file(path: &Path, force: bool) -> Result<(), ModelError> {
     Picture::check_place(path)?;
     if !force && path.exists() {
-        return Err(refuse(path, "it is there already, `--force` overwrites it"));
+        return Err(refuse(path, "it is there already; `--force` overwrites it"));
     }
     Ok(())
 }
 
+/// Checks that `path` names a PNG file in a folder that can be written to.
 fn check(path: &Path, force: bool) -> Result<(), ModelError> {
     let ends_open = path.as_os_str().as_encoded_bytes().last().is_some_and(|end| is_separator(char::from(*end)));
     let Some(name) = path.file_name().filter(|_| !ends_open) else {
-        return Err(refuse(path, "it does not name a file"));
+        return Err(refuse(path, "expected the name of a file, found a folder"));
     };
     if !path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("png")) {
         return Err(refuse(path, "expected a name that ends in .png"));
@@ -113,7 +114,7 @@ fn check(path: &Path, force: bool) -> Result<(), ModelError> {
         _ => Path::new("."),
     };
     if !folder.is_dir() {
-        return Err(refuse(path, format!("there is no folder {}", folder.display())));
+        return Err(refuse(path, format!("the folder {} does not exist", folder.display())));
     }
     let mut probe = name.to_owned();
     probe.push(format!(".{}.probe", std::process::id()));

@@ -1,4 +1,4 @@
-//! `plan`: what will run, in which memory, and what was folded into the steps.
+//! `plan`: the steps of each network, the placement of its tensors in memory, and what was fused into the steps.
 
 use crate::Failure;
 use crate::args::Plan;
@@ -14,6 +14,7 @@ use mobilediffusion_model::networks::Shape;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
+/// Storage types whose sizes are shown, with their labels.
 const STORAGES: [(&str, Storage); 4] = [
     ("f32", Storage::F32),
     ("f16", Storage::F16),
@@ -64,20 +65,21 @@ pub(crate) fn run(args: &Plan) -> Result<(), Failure> {
     Ok(())
 }
 
-/// What variants are chosen for.
+/// Returns the GPU that variants are chosen for; without `--device` a portable one.
 fn machine(args: &Plan) -> Result<Machine, Failure> {
     let Some(choice) = &args.device else { return Ok(Machine::PORTABLE) };
     match open(choice)? {
         Some(gpu) => Ok(Machine::of(&gpu, args.dtype.storage(&gpu))),
-        None => Err("--device: expected a GPU, found the CPU, where kernels have no variants".into()),
+        None => Err("--device: expected a GPU, found the CPU, on which kernels have no variants".into()),
     }
 }
 
+/// Returns the size of a single arena in proportion to its lower bound.
 fn arena_ratio(summary: &PlanSummary) -> f64 {
     summary.arena_bytes as f64 / summary.lower_bound_bytes.max(1) as f64
 }
 
-/// How often each thing was folded into a step.
+/// Counts how often each kind of operation was fused into a step.
 fn folded(recording: &Recording) -> BTreeMap<&'static str, usize> {
     let mut counts = BTreeMap::new();
     for what in (0..recording.nodes.len()).flat_map(|step| recording.folded(step)) {
@@ -86,7 +88,7 @@ fn folded(recording: &Recording) -> BTreeMap<&'static str, usize> {
     counts
 }
 
-/// A tensor that is placed.
+/// Tensor with its lifetime and its place in an arena.
 struct Placed<'a> {
     info: &'a TensorInfo,
     steps: (usize, usize),
@@ -95,7 +97,7 @@ struct Placed<'a> {
     offset: usize,
 }
 
-/// Where every tensor lies in the arenas of a GPU.
+/// Returns the place of every tensor in the arenas of a GPU.
 fn placed(recording: &Recording, storage: Storage) -> Vec<Placed<'_>> {
     let bytes_of = |t: &TensorInfo| storage.tensor_bytes(t.dtype, &t.shape);
     let plan = recording.arenas(storage, Sharing::Planned, usize::MAX / 8).unwrap_or_default();

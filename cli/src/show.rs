@@ -1,4 +1,4 @@
-//! `show`: what a picture was made of.
+//! `show`: prints the texts that `generate` stored in a picture's file.
 
 use crate::Failure;
 use crate::args::Show;
@@ -13,7 +13,11 @@ pub(crate) fn run(args: &Show) -> Result<(), Failure> {
         return Ok(result(&serde_json::to_string_pretty(&all)?)?);
     }
     if texts.is_empty() {
-        return Err(format!("{}: there are no texts in it", args.file.display()).into());
+        return Err(format!(
+            "{}: expected a file that `generate` wrote, found a picture without texts",
+            args.file.display()
+        )
+        .into());
     }
     for (key, value) in texts {
         result(&format!("{}: {}", printable(&key), printable(&value)))?;

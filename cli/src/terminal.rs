@@ -1,13 +1,14 @@
-//! Everything this program says goes through here: results to stdout, everything else to stderr.
+//! Output of the program: results go to standard output, everything else to standard error.
 
 use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use mobilediffusion_model::{Phase, Progress};
+use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
-/// A result. A reader that went away (`| head`) is not an error of ours.
+/// Prints a line of a result on standard output. A closed pipe (`| head`) is not an error.
 pub(crate) fn result(text: &str) -> io::Result<()> {
     match writeln!(io::stdout().lock(), "{text}") {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -15,23 +16,36 @@ pub(crate) fn result(text: &str) -> io::Result<()> {
     }
 }
 
-/// A line for the person at the terminal. If nobody can read it, there is nobody to tell.
+/// Prints a line for the user on standard error. Failures are ignored: there is nowhere left to report them.
 pub(crate) fn note(line: &str) {
     let _ = writeln!(io::stderr().lock(), "{line}");
 }
 
-/// Errors are one line, whatever a driver put into them.
+/// Joins the lines of a text into one. Messages from drivers may have several, and errors are printed as one.
 pub(crate) fn one_line(text: &str) -> String {
     text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ")
 }
 
-/// A text with its control characters spelled out: it may come from anywhere, and a terminal obeys some of them.
+/// Escapes the control characters of a text from an untrusted source, so that a terminal does not act on them.
 pub(crate) fn printable(text: &str) -> String {
     let spelled = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
     text.chars().map(spelled).collect()
 }
 
-/// A bar on stderr (hidden where that is no terminal), and the time each phase took.
+/// Runs `work` on every item on all threads, with a bar on standard error that counts the items done. The bar is hidden if
+/// that is no terminal, and removed at the end.
+pub(crate) fn each_with_bar<T: Sync>(title: &str, items: &[T], work: impl Fn(&T) + Sync) {
+    let template = "{msg} {bar:32} {pos}/{len}, {eta} left";
+    let style = ProgressStyle::with_template(template).expect("the template is valid");
+    let bar = ProgressBar::new(items.len() as u64).with_style(style).with_message(title.to_owned());
+    items.par_iter().for_each(|item| {
+        work(item);
+        bar.inc(1);
+    });
+    bar.finish_and_clear();
+}
+
+/// Progress bar on standard error, hidden if that is no terminal, and a stopwatch for each phase.
 #[derive(Debug)]
 pub(crate) struct Clock {
     bar: ProgressBar,
@@ -40,23 +54,24 @@ pub(crate) struct Clock {
 }
 
 impl Clock {
+    /// Starts the clock.
     pub(crate) fn start() -> Self {
         let template = "{msg:8} {bar:32} {pos}/{len}  {per_sec}, {eta} left";
-        let style = ProgressStyle::with_template(template).expect("the template is right");
+        let style = ProgressStyle::with_template(template).expect("the template is valid");
         let style = style.with_key("per_sec", |state: &ProgressState, w: &mut dyn fmt::Write| {
-            // A writer that fails is a terminal that is gone.
+            // Writing fails only if the terminal is gone.
             let _ = write!(w, "{:.1}/s", state.per_sec());
         });
         let bar = ProgressBar::no_length().with_style(style);
         Self { bar, last: Instant::now(), spent: Vec::new() }
     }
 
-    /// Shows `progress`; the time since the last one belongs to its phase.
+    /// Shows `progress`, and adds the time since the last call to its phase.
     pub(crate) fn tick(&mut self, progress: &Progress) {
         self.charge(progress.phase);
         let title = progress.phase.to_string();
         if self.bar.message() != title {
-            // Rate and remaining time are those of the phase.
+            // Rate and remaining time are counted anew in each phase.
             self.bar.reset();
             self.bar.set_message(title);
         }
@@ -64,11 +79,12 @@ impl Clock {
         self.bar.set_position(progress.step as u64);
     }
 
-    /// Takes the bar away.
+    /// Removes the bar.
     pub(crate) fn stop(&self) {
         self.bar.finish_and_clear();
     }
 
+    /// Adds the time since the last call to `phase`.
     fn charge(&mut self, phase: Phase) {
         let passed = self.last.elapsed();
         self.last += passed;
@@ -78,12 +94,12 @@ impl Clock {
         }
     }
 
-    /// Seconds of every phase.
+    /// Returns the seconds spent in each phase, by name.
     pub(crate) fn seconds(&self) -> BTreeMap<String, f64> {
         self.spent.iter().map(|(phase, spent)| (phase.to_string(), spent.as_secs_f64())).collect()
     }
 
-    /// `load 0.41 s, encode 0.02 s, ...`
+    /// Formats the time spent in each phase: `load 0.41 s, encode 0.02 s, ...`.
     pub(crate) fn times(&self) -> String {
         let part = |(phase, spent): &(Phase, Duration)| format!("{phase} {:.2} s", spent.as_secs_f64());
         self.spent.iter().map(part).collect::<Vec<_>>().join(", ")

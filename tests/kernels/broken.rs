@@ -1,11 +1,11 @@
-//! Kernels with a mistake, which the comparison has to find on every device.
+//! Kernels with a deliberate mistake, which the comparison has to find on every device.
 
 use mobilediffusion_kernels::runner::{self, RunError, Target};
 use mobilediffusion_kernels::{Add, Case, Cost, Kernel, Operand, ParamsJson, Program, Storage, Tolerance, Variant};
 use mobilediffusion_runtime::Gpu;
 use mobilediffusion_tests::gpu::Test;
 
-/// An addition whose shader does something else.
+/// Kernel `add` with a shader that is wrong.
 #[derive(Clone, Debug)]
 struct Broken {
     right: Add,
@@ -48,7 +48,7 @@ impl Kernel for Broken {
     }
 }
 
-/// The shader of `add` with another last line.
+/// Source of the shader of `add`, with the given last line.
 macro_rules! shader {
     ($line:literal) => {
         concat!(
@@ -69,6 +69,7 @@ macro_rules! shader {
     };
 }
 
+/// Runs the kernel with a shader, and returns the failure that the comparison found.
 fn check(gpu: &Gpu, storage: Storage, wgsl: &'static str) -> Result<Option<String>, RunError> {
     // Rows of six elements: each ends with two of padding.
     let kernel = Broken { right: Add { rows: 5, c: 6 }, wgsl };
@@ -76,7 +77,7 @@ fn check(gpu: &Gpu, storage: Storage, wgsl: &'static str) -> Result<Option<Strin
     Ok(verdict.failure)
 }
 
-/// What the runner says to each mistake.
+/// Makes the test that the runner finds every kind of mistake.
 pub(crate) fn test() -> Test {
     let run = |gpu: std::sync::Arc<Gpu>| {
         for storage in runner::storages(&gpu) {
@@ -95,5 +96,5 @@ pub(crate) fn test() -> Test {
         }
         Ok(())
     };
-    ("mistakes are found".to_owned(), Box::new(run))
+    Test::new("mistakes are found", run)
 }

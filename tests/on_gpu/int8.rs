@@ -1,4 +1,4 @@
-//! Weights in 8 bits: a GPU computes with exactly what is left of them.
+//! Int8 weights on a GPU: the results are those of the rounded weights, computed on the CPU.
 
 use crate::say;
 use mobilediffusion_graph::{Device, Graph, GraphError, Recording, Session, Weights};
@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 const INT8: Storage = Storage::F32.with_weights(WeightType::Int8);
 
-/// A network of the bundled checkpoint with its inputs.
+/// Network of the bundled checkpoint with its inputs.
 struct Network {
     folder: &'static str,
     graph: fn(&ModelConfig) -> Result<Graph, GraphError>,
@@ -41,7 +41,7 @@ fn latent_to_picture(config: &ModelConfig) -> Result<Graph, GraphError> {
     Ok(g)
 }
 
-/// The only output of a network.
+/// Runs a network on a device and returns its only output.
 fn output(network: &Network, source: &Source, device: &Device) -> Vec<f32> {
     let WeightsFrom::Directory(path) = &source.weights else { panic!("the bundled checkpoint is a folder") };
     let checkpoint = Checkpoint::open(&path.join(network.folder)).expect("the checkpoint opens");
@@ -81,7 +81,7 @@ pub(crate) fn a_gpu_computes_with_weights_rounded_to_8_bits(gpu: Arc<Gpu>) {
         let got = output(&network, &source, &device);
         let [rounded, exact] =
             [Device::Cpu(WeightType::Int8), Device::CPU].map(|device| output(&network, &source, &device));
-        // The bound for the same weights on two devices: tests/model.rs.
+        // tests/model.rs has the same bound for equal weights on two devices.
         let (apart, lost) = (relative_l2(&got, &rounded), relative_l2(&rounded, &exact));
         assert!(apart <= 1e-4, "{}: relative L2 {apart:.2e} from the CPU on rounded weights", network.folder);
         assert!(lost > 10.0 * apart, "{}: relative L2 {lost:.2e}: nothing was rounded", network.folder);

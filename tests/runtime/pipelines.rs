@@ -1,4 +1,4 @@
-//! Compiling: once, by many threads, and from a file.
+//! Compiling pipelines: once each, from many threads, and from a file.
 
 use super::{BINDINGS, COUNT, Promise, assert_works, fresh, words};
 use mobilediffusion_runtime::{Bound, Gpu, Role, RuntimeError, Select, adapters};
@@ -31,7 +31,7 @@ fn a_wrong_shader_is_an_error_with_its_lines(gpu: &Arc<Gpu>) {
     assert_works(gpu);
 }
 
-/// Takes an element that there is not.
+/// Shader that divides by `times` and reads elements beyond the end of arrays.
 const BEYOND: &str = "
 struct Params { len: u32, times: u32 }
 @group(0) @binding(0) var<uniform> params: Params;
@@ -45,7 +45,7 @@ fn main() {
 }
 ";
 
-/// An index beyond its array is the last one, and a division by zero changes nothing: wgpu's promises, where they hold.
+/// On a checked device an index beyond an array is clamped and a division by zero returns the dividend, as wgpu promises.
 fn shaders_are_watched_where_they_should_be(gpu: &Arc<Gpu>) {
     let gpu = checked(gpu);
     let again = pollster::block_on(gpu.recreate()).expect("the adapter opens again");
@@ -65,7 +65,7 @@ fn shaders_are_watched_where_they_should_be(gpu: &Arc<Gpu>) {
     }
 }
 
-/// On Vulkan drivers do not check what wgpu was told to trust, on a device that was opened in place of another neither.
+/// On Vulkan the driver checks nothing on a device that trusts shaders, nor on one opened again in its place.
 fn drivers_trust_shaders_too(gpu: &Arc<Gpu>) {
     let again = pollster::block_on(gpu.recreate()).expect("the adapter opens again");
     for gpu in [&**gpu, &again] {
@@ -74,7 +74,7 @@ fn drivers_trust_shaders_too(gpu: &Arc<Gpu>) {
     }
 }
 
-/// The same shader with another number in it.
+/// Returns the shader with `number` in its text, to be compiled as a pipeline of its own.
 fn variant(number: u32) -> String {
     COUNT.replace("times; i++", &format!("times + {number}u - {number}u; i++"))
 }
@@ -87,7 +87,7 @@ fn threads_compile_side_by_side(gpu: &Arc<Gpu>) {
             let (gpu, wrong) = (&gpu, &wrong);
             scope.spawn(move || {
                 for number in 0..4 {
-                    // Every thread in another order, so that they meet.
+                    // Every thread has another order, so that several ask for the same pipeline at a time.
                     let text = variant((number + thread) % 4);
                     gpu.pipeline("right", &text, &BINDINGS).expect("no thread sees another's error");
                     let error = gpu.pipeline("wrong", wrong, &BINDINGS).expect_err("the name is unknown");
@@ -117,7 +117,7 @@ fn pipelines_are_kept_in_a_file(gpu: &Arc<Gpu>) {
         return assert!(kept.is_empty(), "the driver keeps no pipelines");
     }
     assert_eq!(kept.len(), 1, "one file, and nothing half written beside it");
-    // A second device takes it up, and a re-created one does so by itself.
+    // A second device reads the file, and so does a device that is created in its place.
     let second = fresh(gpu).with_pipeline_cache(&folder);
     assert_works(&second);
     second.destroy();
@@ -127,7 +127,7 @@ fn pipelines_are_kept_in_a_file(gpu: &Arc<Gpu>) {
     third.save_pipelines().expect("it is saved");
     assert_eq!(files(&folder), kept, "the same file again");
     third.save_pipelines().expect("there is nothing new");
-    // A file where the folder should be.
+    // The cache folder is a file, so nothing can be saved.
     let nowhere = fresh(gpu).with_pipeline_cache(&kept[0]);
     assert_works(&nowhere);
     for attempt in ["the first", "the second"] {
@@ -145,14 +145,16 @@ fn a_file_that_is_not_right_is_as_good_as_none(gpu: &Arc<Gpu>) {
         gpu.save_pipelines().expect("it is saved");
     };
     works();
-    let Some(file) = files(folder).pop() else { return };
+    let Some(file) = files(folder).pop() else {
+        return assert!(!gpu.caps().pipeline_cache, "the driver gives out pipelines, but none were saved");
+    };
     let right = fs::read(&file).expect("it reads");
     for wrong in [&right[..right.len() / 2], &[&right[..], &[0]].concat(), b"", b"not a file of pipelines at all"] {
         fs::write(&file, wrong).expect("it writes");
         works();
-        assert_eq!(fs::read(&file).expect("it reads").len(), right.len(), "a right one takes its place");
+        assert_eq!(fs::read(&file).expect("it reads").len(), right.len(), "a valid file takes its place");
     }
-    // Another adapter's, under this one's name.
+    // Another adapter's file, under this one's name.
     for other in pollster::block_on(adapters()).into_iter().filter(|other| other.name != gpu.adapter().name) {
         let elsewhere = tempfile::tempdir().expect("a temporary folder");
         let other = pollster::block_on(Gpu::open(&Select::Same(other))).expect("a listed adapter opens");

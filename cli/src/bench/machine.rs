@@ -1,11 +1,11 @@
-//! What the numbers belong to: device, driver, commit, day.
+//! Description of what a measurement was made on: device, driver, storage types, clock, commit and date.
 
 use mobilediffusion_kernels::runner::Target;
 use mobilediffusion_runtime::Timer;
 use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Names and texts of the header's lines.
+/// Returns the lines of a measurement's header as pairs of name and text.
 pub(crate) fn describe(target: Target<'_>, timer: Option<&Timer>) -> Vec<(&'static str, String)> {
     let mut lines = match target {
         Target::Cpu(_) => {
@@ -25,14 +25,14 @@ pub(crate) fn describe(target: Target<'_>, timer: Option<&Timer>) -> Vec<(&'stat
     lines
 }
 
-/// The processor's name, where the system tells it in a file.
+/// Reads the processor's name from `/proc/cpuinfo`, where there is one.
 fn cpu_name() -> Option<String> {
     let info = std::fs::read_to_string("/proc/cpuinfo").ok()?;
     let line = info.lines().find(|line| line.starts_with("model name"))?;
     Some(line.split_once(':')?.1.trim().to_owned())
 }
 
-/// The commit this was built from if the build says so, else the one of the folder we are in.
+/// Returns the commit of the build if `MOBILEDIFFUSION_COMMIT` named one, else that of the current folder's repository.
 fn commit() -> Option<String> {
     if let Some(built) = option_env!("MOBILEDIFFUSION_COMMIT") {
         return Some(built.to_owned());
@@ -43,10 +43,10 @@ fn commit() -> Option<String> {
     (output.status.success() && !text.is_empty()).then(|| format!("{text} (of the current folder)"))
 }
 
-/// The day, in UTC. Counts years from March, so that a leap day is the last of its year.
+/// Formats a time as a date in UTC, `2024-02-29`. Years are counted from March, so that a leap day ends its year.
 fn date(now: SystemTime) -> String {
     let days = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() / 86_400);
-    // Days from the first of March of the year 0, in cycles of 400 years.
+    // Days since 1 March of the year 0, in cycles of 400 years.
     let days = days + 719_468;
     let (cycle, day) = (days / 146_097, days % 146_097);
     let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
@@ -63,7 +63,7 @@ mod tests {
     use std::time::Duration;
 
     #[test]
-    fn days_are_counted_right() {
+    fn dates_around_leap_days_and_year_ends_are_right() {
         let at = |day: u64| date(UNIX_EPOCH + Duration::from_secs(day * 86_400 + 86_399));
         assert_eq!(at(0), "1970-01-01");
         assert_eq!(at(11_016), "2000-02-29");

@@ -1,4 +1,4 @@
-//! One shape of one kernel: checked once, warmed up, then timed.
+//! Measures one shape of one kernel: checks the result once, warms the device up, then times it.
 
 use super::Effort;
 use crate::Failure;
@@ -8,17 +8,17 @@ use mobilediffusion_kernels::{Access, Case, DType, Operand, Storage, Variant, We
 use mobilediffusion_runtime::{AdapterKind, Bound, Buffer, Dispatch, Gpu, Role, RuntimeError, Timer};
 use std::time::{Duration, Instant};
 
-/// Seed of the operands.
+/// Seed of the operands' values.
 pub(super) const SEED: u64 = 1;
 
-/// The runs of a shape.
+/// Measurement of one shape.
 #[derive(Debug)]
 pub(crate) struct Measured {
-    /// Seconds of every run, ascending.
+    /// Time of every run in seconds, ascending.
     pub(crate) seconds: Vec<f64>,
-    /// What was wrong with the result.
+    /// Description of the error if the result was wrong.
     pub(crate) wrong: Option<String>,
-    /// The kernel's variant; none on the CPU.
+    /// Variant of the kernel; `None` on the CPU.
     pub(crate) variant: Option<Variant>,
 }
 
@@ -38,7 +38,7 @@ pub(crate) fn shape(
             let variant = choose(kernel, &Machine::of(gpu, storage));
             taken = Some(variant);
             let (dispatches, written) = prepare((gpu, storage), case, &variant, &inputs)?;
-            // The first run warms up, too.
+            // The first run also tells how many runs there is time for.
             let one = Instant::now();
             gpu.submit(dispatches.first())?;
             gpu.wait()?;
@@ -50,7 +50,7 @@ pub(crate) fn shape(
                 .zip(&outputs)
                 .map(|((operand, _), values)| mobilediffusion_kernels::check::to_f64(operand, values))
                 .collect();
-            // Both forms may be off by the tolerance, in opposite directions.
+            // Each of the two forms may be off by the tolerance, in opposite directions.
             let mut allowed = target_tolerance(case, target);
             allowed.absolute *= 2.0;
             allowed.relative *= 2.0;
@@ -75,7 +75,7 @@ pub(crate) fn shape(
     Ok(Measured { seconds, wrong, variant: taken })
 }
 
-/// Whether a shape failed only because the device has no room for it.
+/// Returns whether a shape failed only because the device has no memory for it.
 pub(crate) fn is_too_large(error: &(dyn std::error::Error + 'static)) -> bool {
     let too_large =
         |error: &RuntimeError| matches!(error, RuntimeError::TooLarge { .. } | RuntimeError::OutOfMemory { .. });
@@ -86,12 +86,12 @@ pub(crate) fn is_too_large(error: &(dyn std::error::Error + 'static)) -> bool {
     error.downcast_ref::<RuntimeError>().is_some_and(too_large) || of_a_run()
 }
 
-/// How many runs of about `one` second each the effort allows: at least three, so that there is a median.
+/// Returns the number of runs that the effort allows if one takes `one` seconds: at least three, for a median.
 pub(super) fn runs(one: f64, effort: Effort) -> usize {
     ((effort.per_shape.as_secs_f64() / one.max(1e-9)) as usize).clamp(3, effort.runs)
 }
 
-/// Has hardware work for a while before it is timed: clocks of a device that was idle are low.
+/// Runs the dispatches for up to 0.1 s before timing, because an idle GPU has lowered its clocks. Skipped on software.
 pub(super) fn warm_up(
     (gpu, timer): (&Gpu, &Timer),
     dispatches: &[Dispatch],
@@ -105,10 +105,10 @@ pub(super) fn warm_up(
     Ok(())
 }
 
-/// A kernel's outputs on a device.
+/// Output operands of a kernel with their buffers.
 pub(super) type Written = Vec<(Operand, Buffer)>;
 
-/// What was written, dense; nothing where an operand is left out.
+/// Downloads the outputs as dense values; an operand that is left out gives none.
 pub(super) fn read((gpu, storage): (&Gpu, Storage), written: &[(Operand, Buffer)]) -> Result<Vec<Vec<f32>>, Failure> {
     let one = |(operand, buffer): &(Operand, Buffer)| {
         if !operand.present {
@@ -122,20 +122,23 @@ pub(super) fn read((gpu, storage): (&Gpu, Storage), written: &[(Operand, Buffer)
     written.iter().map(one).collect()
 }
 
-/// Bytes of weights that runs in turn read, more than caches hold, and most copies of them, of which some are small.
+/// Bytes of weights that a round of runs reads, more than caches hold.
 const COLD_BYTES: u64 = 96 << 20;
+/// Largest number of copies of the weights, where they are small.
 const COPIES: u64 = 32;
 
-/// How many copies of so many bytes of weights there are.
+/// Returns how many copies are made of so many bytes of weights.
 fn copies(gpu: &Gpu, bytes: u64) -> u64 {
-    // A driver that computes on the CPU has other worries than caches.
+    // On a software driver cold weights make little difference, and copies take memory.
     let most = if gpu.adapter().kind == AdapterKind::Software { 2 } else { COPIES };
     COLD_BYTES.checked_div(bytes).map_or(1, |copies| (copies + 1).clamp(1, most))
 }
 
-/// The shader of a variant bound to operands on the device, once for each copy of its weights, and what it writes. In a
-/// network weights come from memory, for the others passed by since they were read the last time; activations do not, for
-/// the step before wrote them.
+/// Uploads the operands of a variant, and returns its dispatch once for each copy of its weights, and its outputs.
+///
+/// The dispatches take turns, so that each run reads its weights from memory. In a network weights come from memory too,
+/// because all other weights were read since their last use. Activations are not copied: the step before has just written
+/// them.
 pub(super) fn prepare(
     (gpu, storage): (&Gpu, Storage),
     case: &Case,

@@ -1,4 +1,4 @@
-//! What a device can do at best, measured on it: copies, and multiply-adds.
+//! Peak rates of a device, measured on it: copies in bytes per second, multiply-adds in operations per second.
 
 use super::{Effort, measure};
 use crate::Failure;
@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 use std::fmt;
 use std::time::Instant;
 
-/// Multiply-adds and nothing else: eight independent chains of vectors, so that no addition waits for the one before. An
-/// alias `V` for the vectors stands in front.
+/// Shader of multiply-adds in eight independent chains of vectors, so that no addition waits for the one before. Expects
+/// an alias `V` of the vector type before it.
 const MULTIPLY_ADDS: &str = "
 @group(0) @binding(0) var<uniform> factor: vec4<f32>;
 @group(0) @binding(1) var<storage, read_write> sums: array<vec4<f32>>;
@@ -32,10 +32,11 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
 }
 ";
 
-/// Floating-point operations of one invocation: two for each of four lanes of eight chains.
+/// Floating-point operations of one invocation: two for each of four lanes of eight chains, 512 times.
 const FLOPS_EACH: f64 = 2.0 * 4.0 * 8.0 * 512.0;
 
-/// What follows the sizes: products of matrices that stay in registers, eight chains of them in each of four subgroups.
+/// Shader of matrix products that stay in registers: eight chains in each of four subgroups. Expects the constants and
+/// aliases of `gpu_matrix_flops` before it.
 const MATRIX_PRODUCTS: &str = "
 @group(0) @binding(0) var<storage, read> factors: array<f16>;
 @group(0) @binding(1) var<storage, read_write> sums: array<f32>;
@@ -56,7 +57,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         e = coopMultiplyAdd(x1, w0, e); f = coopMultiplyAdd(x1, w1, f);
         g = coopMultiplyAdd(x1, w2, g); h = coopMultiplyAdd(x1, w3, h);
     }
-    // Metal adds no matrices but by multiplying, so that each chain is stored; in few places, for nobody reads them.
+    // Metal has no addition of matrices, so the chains are stored one by one; in few places, since nobody reads them.
     let place = 8u * (4u * (group.x % PLACES) + thread / SUBGROUP) * EDGE * EDGE;
     coopStoreT(a, &sums[place], EDGE); coopStoreT(b, &sums[place + EDGE * EDGE], EDGE);
     coopStoreT(c, &sums[place + 2 * EDGE * EDGE], EDGE); coopStoreT(d, &sums[place + 3 * EDGE * EDGE], EDGE);
@@ -65,17 +66,18 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
 }
 ";
 
-/// The best of some runs.
+/// Peak rates of a device, each the best of several runs.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Peaks {
-    /// Bytes a second, read and written ones.
+    /// Bytes per second of a copy, bytes read and bytes written together.
     pub(crate) copy: f64,
-    /// Floating-point operations a second, in f32.
+    /// Floating-point operations per second in f32.
     pub(crate) flops: f64,
-    /// Floating-point operations a second of matrix units, factors in f16 and sums in f32, if kernels use them.
+    /// Floating-point operations per second of the matrix units, with factors in f16 and sums in f32; `None` if kernels do not
+    /// use them.
     pub(crate) matrix_flops: Option<f64>,
-    /// Floating-point operations a second in f16, where shaders can compute in it. Kernels store in f16 at most and add up
-    /// in f32, so that nothing is a part of this peak.
+    /// Floating-point operations per second in f16, where shaders can compute in it. No kernel is compared with this peak:
+    /// kernels store in f16 but add up in f32.
     pub(crate) half_flops: Option<f64>,
 }
 
@@ -91,7 +93,7 @@ impl fmt::Display for Peaks {
 }
 
 impl Peaks {
-    /// Measures them all.
+    /// Measures all peaks of a device.
     pub(crate) fn measure(target: Target<'_>, timer: Option<&Timer>, effort: Effort) -> Result<Self, Failure> {
         match (target, timer) {
             (Target::Gpu(gpu, _), Some(timer)) => {
@@ -110,14 +112,14 @@ impl Peaks {
         }
     }
 
-    /// The numbers for a file.
+    /// Returns the peaks as JSON.
     pub(crate) fn json(&self) -> Value {
         json!({ "copy_bytes_per_second": self.copy, "flops_per_second": self.flops,
             "half_flops_per_second": self.half_flops, "matrix_flops_per_second": self.matrix_flops })
     }
 }
 
-/// The shortest of some runs, in seconds, after one to warm up.
+/// Returns the shortest of `runs` runs in seconds, after one to warm up.
 fn best<E>(runs: usize, mut run: impl FnMut() -> Result<(), E>) -> Result<f64, E> {
     run()?;
     let mut shortest = f64::INFINITY;
@@ -129,7 +131,7 @@ fn best<E>(runs: usize, mut run: impl FnMut() -> Result<(), E>) -> Result<f64, E
     Ok(shortest)
 }
 
-/// Larger than the caches that matter.
+/// Returns the size in bytes of the buffer to copy, larger than the caches that matter.
 fn copy_bytes(effort: Effort) -> u64 {
     if effort.quick || effort.software { 64 << 20 } else { 256 << 20 }
 }
@@ -146,7 +148,7 @@ fn cpu_copy(effort: Effort) -> f64 {
     (2 * 4 * len) as f64 / seconds
 }
 
-/// A product of the size at which matrix products are at their best.
+/// Measures the CPU's matrix product at 1024x1024x1024, the size at which it is fastest.
 fn cpu_flops() -> f64 {
     const SIZE: usize = 1024;
     let case = Case::new(Linear { rows: SIZE, k: SIZE, cols: SIZE, ..Linear::default() });
@@ -161,7 +163,7 @@ fn cpu_flops() -> f64 {
 }
 
 fn gpu_copy(gpu: &Gpu, effort: Effort) -> Result<f64, RuntimeError> {
-    // Several copies between two waits, so that the way to the device does not count.
+    // Several copies per wait, so that the latency of a submission does not count.
     const COPIES: u32 = 16;
     let caps = gpu.caps();
     let bytes = copy_bytes(effort).min(caps.max_buffer_bytes / 4).min(caps.max_binding_bytes) & !3;
@@ -179,7 +181,7 @@ fn gpu_flops(gpu: &Gpu, timer: &Timer, effort: Effort, vectors: &str) -> Result<
     let groups: u32 = if effort.software { 256 } else { 32_768 };
     let invocations = groups * 64;
     let scale = gpu.buffer("scale", 16, Role::Uniform)?;
-    // Below one, so that no sum grows beyond every bound.
+    // Below one, so that no sum overflows.
     gpu.upload(&scale, &[0.5_f32; 4].map(f32::to_le_bytes).concat())?;
     let sums = gpu.buffer("sums", u64::from(invocations) * 16, Role::Storage)?;
     let pipeline =
@@ -203,7 +205,7 @@ fn gpu_matrix_flops(gpu: &Gpu, unit: MatrixUnit, timer: &Timer, effort: Effort) 
          alias Sum = coop_mat{edge}x{edge}<f32, C>;\n"
     );
     let square = u64::from(edge * edge);
-    // Numbers of many bits: with zeros a device takes less power, and runs faster than it can with anything else.
+    // Values with many set bits: on zeros a device takes less power and reaches clocks that real data do not allow.
     let factors = gpu.buffer("factors", 2 * 4 * square, Role::Storage)?;
     let numbers: Vec<f32> = (0..4 * square).map(|i| (i * 2_654_435_761 % 4093) as f32 / 2046.5 - 1.0).collect();
     gpu.upload(&factors, &Storage::F16.encode(DType::Elem, &[numbers.len()], &numbers))?;

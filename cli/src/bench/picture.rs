@@ -1,4 +1,4 @@
-//! `bench --picture`: whole pictures, from a prompt to pixels, and the memory they take.
+//! `bench --picture`: times whole pictures, from prompt to pixels, and measures the memory they take.
 
 use super::Args;
 use crate::Failure;
@@ -8,13 +8,13 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-/// Seed of made-up weights.
+/// Seed of synthetic weights.
 const SEED: u64 = 0;
 
-/// Pictures after the first one, at most.
+/// Largest number of pictures after the first.
 const MORE: usize = 7;
 
-/// Draws one picture that makes everything ready, then some that find it so; gives the numbers for a file.
+/// Draws one picture that includes all preparation, then further ones that reuse it, and returns the numbers for a file.
 pub(super) fn run(args: &Args, time_left: &dyn Fn() -> bool) -> Result<Value, Failure> {
     let weights = args.networks.folder()?.map_or(WeightsFrom::Synthetic(SEED), WeightsFrom::Directory);
     let config = args.networks.config()?;
@@ -28,7 +28,7 @@ pub(super) fn run(args: &Args, time_left: &dyn Fn() -> bool) -> Result<Value, Fa
     let request = Request { width, height, guidance: args.guidance, ..Request::new("red apple") };
     let (first, phases) = draw(&mut pipeline, &request)?;
     let ready = begin.elapsed().as_secs_f64();
-    result(&line("the first, with everything made ready", ready, &phases))?;
+    result(&line("the first, loading and compiling included", ready, &phases))?;
     let mut runs = Vec::new();
     while runs.is_empty() || (runs.len() < if args.quick { 1 } else { MORE } && time_left()) {
         let start = Instant::now();
@@ -53,9 +53,10 @@ pub(super) fn run(args: &Args, time_left: &dyn Fn() -> bool) -> Result<Value, Fa
         "runs": count, "weight_bytes": weights, "plan_bytes": plans, "process_peak_bytes": peak}))
 }
 
+/// Seconds spent in each phase, by name.
 type Phases = BTreeMap<String, f64>;
 
-/// The pixels, and the seconds of every phase.
+/// Draws a picture, and returns its pixels and the seconds of every phase.
 fn draw(pipeline: &mut Pipeline, request: &Request) -> Result<(Vec<u8>, Phases), Failure> {
     let mut clock = Clock::start();
     let pictures = pipeline.generate(request, &mut |progress| {
@@ -66,12 +67,13 @@ fn draw(pipeline: &mut Pipeline, request: &Request) -> Result<(Vec<u8>, Phases),
     Ok((pictures?.swap_remove(0).rgba, clock.seconds()))
 }
 
+/// Formats a line of the result.
 fn line(what: &str, seconds: f64, phases: &Phases) -> String {
     let parts: Vec<String> = phases.iter().map(|(name, seconds)| format!("{name} {seconds:.3} s")).collect();
     format!("{what}: {seconds:.3} s ({})", parts.join(", "))
 }
 
-/// The most memory this process has had, where the system tells it in a file.
+/// Reads this process's peak memory in bytes from `/proc/self/status`, where there is one.
 fn peak_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let kib = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?.split_whitespace().next()?;

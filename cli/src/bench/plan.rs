@@ -1,4 +1,4 @@
-//! `bench --plan`: a network's plan, checked and then timed step by step.
+//! `bench --plan`: checks a network's plan and times it step by step.
 
 use crate::Failure;
 use crate::graphs::{Network, borrowed, inputs};
@@ -10,17 +10,18 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-/// What is timed.
+/// Network to time.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Subject<'a> {
     pub(super) network: Network,
     pub(super) networks: &'a crate::args::Networks,
-    /// The model's own where it is not given.
+    /// Scale of guidance; `None` stands for the model's own.
     pub(super) guidance: Option<f32>,
+    /// Largest number of timed runs.
     pub(super) runs: usize,
 }
 
-/// The plan of a network at the size that was asked for.
+/// Records a network at the requested size and guidance.
 pub(super) fn record(
     network: Network,
     networks: &crate::args::Networks,
@@ -33,7 +34,7 @@ pub(super) fn record(
     network.record(&config, &shape)
 }
 
-/// Checks and times a plan, once more and again as long as there is time; gives the numbers for a file.
+/// Checks a plan, times it up to `runs` times while there is time, and returns the numbers for a file.
 pub(super) fn run(subject: Subject<'_>, device: &Device, time_left: &dyn Fn() -> bool) -> Result<Value, Failure> {
     let Subject { network, networks, guidance, runs } = subject;
     let config = networks.config()?;
@@ -43,16 +44,16 @@ pub(super) fn run(subject: Subject<'_>, device: &Device, time_left: &dyn Fn() ->
     let mut weights = Weights::new(device.clone(), network.weights(networks)?);
     let values = inputs(&recording);
     if let Device::Gpu(_, storage) = device {
-        // Int8 weights are held to the values they stand for, not to those of the file.
+        // The CPU gets the rounded values that int8 weights stand for, not those of the file.
         let rounded = Storage::F32.with_weights(storage.weights);
         let mut cpu = Weights::new(Device::CPU, network.weights(networks)?).rounded(rounded);
         let found = compare(&recording, Against::Device(&mut cpu), &mut weights, &borrowed(&values), &mut |_, _| ())?;
-        found.map_or(Ok(()), |divergence| Err(format!("the plan computes something wrong: {divergence}")))?;
+        found.map_or(Ok(()), |divergence| Err(format!("the plan computes a wrong result: {divergence}")))?;
     }
     let mut session = Session::new(recording, &mut weights, &mut |_, _| true)?;
     repeats(&mut session, &values)?;
     let (mut whole, mut each) = (Vec::new(), Vec::new());
-    // Checks may have taken all the time there was: what is short is measured as often all the same.
+    // The checks may have used up the time; short plans are measured for a second all the same.
     let begin = Instant::now();
     while whole.is_empty() || whole.len() < runs && (time_left() || begin.elapsed() < SHORT) {
         write(&mut session, &values)?;
@@ -66,10 +67,10 @@ pub(super) fn run(subject: Subject<'_>, device: &Device, time_left: &dyn Fn() ->
     report((session.recording(), session.variants()), &each, (whole, overhead))
 }
 
-/// Seconds that are always there for runs.
+/// Time that is always granted to runs.
 const SHORT: Duration = Duration::from_secs(1);
 
-/// The median seconds a GPU's host spends on a run, of as many as are short together.
+/// Measures the median time in seconds that the host spends on a run on a GPU; `None` on the CPU.
 fn overhead(session: &mut Session) -> Result<Option<f64>, Failure> {
     const MOST: usize = 21;
     let (begin, mut all) = (Instant::now(), Vec::new());
@@ -84,7 +85,7 @@ fn write(session: &mut Session, values: &[(String, Vec<f32>)]) -> Result<(), Fai
     Ok(values.iter().try_for_each(|(name, values)| session.write(name, values))?)
 }
 
-/// Refuses a plan whose result is not finite, or that gives other bits when its memory held something else before.
+/// Checks that a plan gives the same bits when its memory is poisoned before a run.
 fn repeats(session: &mut Session, values: &[(String, Vec<f32>)]) -> Result<(), Failure> {
     let outputs: Vec<String> = session.recording().outputs.iter().map(|(name, _)| name.clone()).collect();
     let mut once = |poisoned: bool| {
@@ -99,7 +100,7 @@ fn repeats(session: &mut Session, values: &[(String, Vec<f32>)]) -> Result<(), F
     let bits = |all: Vec<Vec<f32>>| all.concat().into_iter().map(f32::to_bits).collect::<Vec<_>>();
     let (first, second) = (bits(once(false)?), bits(once(true)?));
     if first != second {
-        return Err("the plan gives other results when its memory is poisoned first".into());
+        return Err("the plan gives a different result when its memory is poisoned before the run".into());
     }
     Ok(())
 }
@@ -109,6 +110,7 @@ fn median(mut seconds: Vec<f64>) -> f64 {
     seconds[seconds.len() / 2]
 }
 
+/// Prints the steps, the totals of each kernel and the whole plan, and returns the numbers for a file.
 fn report(
     (recording, variants): (&Recording, Option<&[Variant]>),
     runs: &[Vec<(usize, f64)>],
@@ -158,10 +160,10 @@ fn report(
         least * 1e3
     ))?;
     if let Some(overhead) = overhead {
-        result(&format!("the host's part, encoding and submitting {} steps: {:.3} ms", steps.len(), overhead * 1e3))?;
+        result(&format!("host time for encoding and submitting {} steps: {:.3} ms", steps.len(), overhead * 1e3))?;
     }
     if steps.len() < recording.nodes.len() {
-        note("note: steps that depend on no input run only once and are not timed");
+        note("note: steps that depend on no input run only once, so they are not timed");
     }
     let totals: Vec<Value> = totals
         .into_iter()

@@ -1,4 +1,4 @@
-//! `bench --tune`: times every variant of kernels that have several, and keeps the fastest for the sessions to come.
+//! `bench --tune`: times every variant of each kernel that has several, and saves the fastest for later sessions.
 
 use super::{Effort, measure};
 use crate::Failure;
@@ -13,10 +13,10 @@ use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::time::Instant;
 
-/// Seconds that hardware may need for one dispatch by what can be told before: Windows gives a device up after two.
+/// Longest estimated time in seconds of one dispatch on hardware. Windows resets a device after two seconds.
 const LONGEST: f64 = 1.0;
 
-/// What is tuned.
+/// Device to tune for, and how long to measure.
 #[derive(Clone, Copy)]
 pub(super) struct Device<'a> {
     pub(super) gpu: &'a Gpu,
@@ -25,27 +25,27 @@ pub(super) struct Device<'a> {
     pub(super) effort: Effort,
 }
 
-/// The problems of these families at the model's shapes.
+/// Returns the problems of some families at the model's shapes.
 pub(super) fn of_families(families: &[&Family]) -> Vec<Case> {
     families.iter().flat_map(|family| (family.model_shapes)()).collect()
 }
 
-/// The problems of a plan, each once.
+/// Returns the different problems of a plan, each once.
 pub(super) fn of_plan(recording: &Recording) -> Result<Vec<Case>, Failure> {
     let (mut seen, mut cases) = (BTreeSet::new(), Vec::new());
     for node in &recording.nodes {
         let kernel = node.kernel.as_ref();
         let sizes = kernel.params_json();
         if seen.insert(format!("{} {sizes}", kernel.name())) {
-            let family = family(kernel.name()).ok_or("a plan has kernels of the list only")?;
+            let family = family(kernel.name()).ok_or("a plan holds a kernel that is not in FAMILIES")?;
             cases.push(Case { kernel: (family.parse)(&sizes)?, fills: Vec::new(), exact: false });
         }
     }
     Ok(cases)
 }
 
-/// Times the variants of the problems that have several, as long as there is time; gives the numbers for a file. What
-/// computes something wrong, or does not run, costs itself: it is said, and the others are kept.
+/// Times the variants of every problem that has several, until the time is up, and returns the numbers for a file. A
+/// variant that fails or computes a wrong result is reported and left out; the others are kept.
 pub(super) fn run(device: Device<'_>, cases: &[Case], time_left: &dyn Fn() -> bool) -> Result<Value, Failure> {
     let Device { gpu, storage, effort, .. } = device;
     let (mut tuning, ignored) = Tuning::read(gpu);
@@ -95,14 +95,14 @@ pub(super) fn run(device: Device<'_>, cases: &[Case], time_left: &dyn Fn() -> bo
     Ok(json!({"problems": rows, "failed": failed}))
 }
 
-/// Variants with the median seconds of each.
+/// Variants with their median time in seconds.
 type Times = Vec<(Variant, f64)>;
 
-/// Variants with what was wrong with each.
+/// Variants that failed, with the reason.
 type Wrong = Vec<(Variant, String)>;
 
-/// The median seconds of each variant, all of which have to compute the same as the first that runs; without those that could
-/// take a device too long. The first is the one that is estimated to be the fastest.
+/// Measures the median time of each variant, of which the one estimated to be the fastest comes first. Every variant must
+/// compute what the first that runs computed. Variants that could take a device longer than [`LONGEST`] are skipped.
 fn times(
     (device, estimate): (Device<'_>, &Machine),
     case: &Case,
@@ -124,7 +124,7 @@ fn times(
                 }
                 all.push((*variant, median));
             }
-            // Without room for the problem, or without a device, there is nothing to go on with.
+            // Without memory for the problem, or after the device is lost, no other variant can run either.
             Err(error) if measure::is_too_large(error.as_ref()) || gpu.wait().is_err() => return Err(error),
             Err(error) => wrong.push((*variant, error.to_string())),
         }
@@ -132,10 +132,13 @@ fn times(
     Ok((all, wrong))
 }
 
-/// What the first variant of a problem computed.
+/// First variant of a problem that ran, and its outputs.
 type First = Option<(Variant, Vec<Vec<f64>>)>;
 
-/// Seconds of a variant's first run, and the median of those to follow, if it computes what the first one did.
+/// Times a variant: returns the seconds of its first run and the median of the following ones.
+///
+/// # Errors
+/// If the variant does not run, or computes something else than `first`.
 fn time(
     device: Device<'_>,
     case: &Case,
@@ -156,13 +159,13 @@ fn time(
         None => *first = Some((*variant, written.iter().zip(&got).map(wide).collect())),
         Some((other, expected)) => {
             let other: &Variant = other;
-            // Both may be off by the tolerance, in opposite directions.
+            // Each may be off by the tolerance, in opposite directions.
             let coarser = if other.rounds { other } else { variant };
             let mut allowed = variant_tolerance(case, storage, coarser);
             allowed.absolute *= 2.0;
             allowed.relative *= 2.0;
             if let Some(why) = judge(kernel, &got, expected, allowed).failure {
-                return Err(format!("it and {} differ: {why}", other.name).into());
+                return Err(format!("its result differs from that of {}: {why}", other.name).into());
             }
         }
     }
