@@ -1,4 +1,4 @@
-//! The command line: what it refuses, with which exit code, and what it leaves behind. The program has to be built before.
+//! Errors of the command line: messages, exit codes, and that nothing is left behind. The program must have been built.
 
 use mobilediffusion_tests::program::{checkpoint, copy_all, devices, failure, program, run, stderr};
 use std::fs;
@@ -49,7 +49,7 @@ fn a_file_that_cannot_be_written_is_refused_before_the_work() {
     targets.extend(cfg!(target_os = "linux").then(|| PathBuf::from("/proc/x.png")));
     for target in targets {
         let target = target.to_str().expect("the path is UTF-8");
-        // The model does not exist: the output is looked at first.
+        // The model does not exist either, but the output is checked first.
         let message = failure(&run(&["generate", "red apple", "-o", target, "--model", "no-such-model"]));
         assert!(message.starts_with("cannot write ") && message.contains(target), "{message}");
     }
@@ -58,7 +58,7 @@ fn a_file_that_cannot_be_written_is_refused_before_the_work() {
 
 #[test]
 #[cfg(unix)]
-fn what_is_no_file_is_not_replaced() {
+fn pipes_and_links_are_not_overwritten() {
     let folder = folder();
     let [file, pipe, link, lost] =
         ["file.png", "pipe.png", "link.png", "lost.png"].map(|name| folder.path().join(name));
@@ -73,7 +73,7 @@ fn what_is_no_file_is_not_replaced() {
         assert!(message.contains(output) && message.contains("expected a file or nothing"), "{message}");
     }
     assert_eq!(fs::read(&link).expect("it reads"), b"precious");
-    // Nor is a pipe waited for that should be weights.
+    // A pipe in place of a weights file is refused as well, instead of waiting for data.
     let model = folder.path().join("model");
     copy_all(&checkpoint(), &model);
     let weights = model.join("unet/model.safetensors");
@@ -86,7 +86,7 @@ fn what_is_no_file_is_not_replaced() {
 
 #[test]
 #[cfg(target_os = "linux")]
-fn names_need_not_be_utf8_and_errors_are_no_commands_for_a_terminal() {
+fn file_names_need_not_be_utf8_and_errors_escape_control_characters() {
     use std::os::unix::ffi::OsStrExt;
     let folder = folder();
     let output = folder.path().join(std::ffi::OsStr::from_bytes(b"\xff.png"));
@@ -152,7 +152,7 @@ fn a_missing_gpu_is_an_error_only_if_asked_for() {
 }
 
 #[test]
-fn variants_of_the_cpu_are_not_to_be_had() {
+fn listing_variants_needs_a_gpu() {
     let message = failure(&run(&["plan", "--list", "--device", "cpu"]));
     assert!(message.contains("expected a GPU, found the CPU"), "{message}");
     let message = failure(&run(&["plan", "--list", "--device", "no-such-adapter"]));
@@ -177,7 +177,7 @@ fn an_impossible_setting_is_named() {
         &["bench", "--plan", "decoder", "--device", "cpu", "--size", "18446744073709551584"],
     ];
     for args in sizes {
-        // Some say before it on which device.
+        // Some commands print the device before the error.
         let done = run(args);
         let said = stderr(&done);
         let last = said.lines().last().unwrap_or("").to_owned();
@@ -188,13 +188,13 @@ fn an_impossible_setting_is_named() {
         let message = failure(&run(&["plan", "--guidance", guidance]));
         assert!(message.starts_with("guidance: expected"), "{message}");
     }
-    // Nothing is made for what is refused.
+    // A refused request creates no folder for previews.
     let previews = folder.path().join("previews");
     let refused = ["generate", "sun", "--steps", "0", "-o", output, "--preview", previews.to_str().expect("UTF-8")];
     failure(&run(&refused));
     let message = failure(&run(&["generate", "sun", "-o", output, "--preview", output]));
     assert!(message.contains("expected a folder"), "{message}");
-    // Beyond all bounds, before a picture to begin from is scaled or a file is named.
+    // Values beyond all bounds are refused before an initial picture is scaled or a file is named.
     let init = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/apple.png");
     let beyond = [
         ("--size", "4294967295", "at most 8192 pixels"),

@@ -1,5 +1,4 @@
-//! `plan`, `check --plan`, `bench --plan` and `bench` with int8 weights as a person runs them. Needs the binary, like
-//! `tests/cli.rs`.
+//! Runs `plan`, `check --plan`, `bench --plan` and `bench` with int8 weights as a user does. The program must have been built.
 
 use mobilediffusion_model::DeviceChoice;
 use mobilediffusion_tests::devices;
@@ -7,7 +6,7 @@ use serde_json::Value;
 use std::path::Path;
 use std::process::Command;
 
-/// Standard output of a run that succeeds.
+/// Runs the program, asserts that it succeeds, and returns its standard output.
 fn run(args: &[&str]) -> String {
     let test = std::env::current_exe().expect("a test knows where it lies");
     let folder = test.parent().and_then(Path::parent).expect("tests lie in deps");
@@ -69,7 +68,7 @@ fn variants_are_listed_for_a_device() {
         assert!(own.len() == portable.len() && own.len() > 10, "{device}: as many steps");
         let same = |(own, portable): (&Vec<String>, &Vec<String>)| own[1] == portable[1] && own[3] == portable[3];
         assert!(own.iter().zip(&portable).all(same), "{device}: the same kernels");
-        // What was chosen is what a run of the plan says it ran by.
+        // `bench --plan` runs the variants that `plan --list` shows.
         let folder = tempfile::tempdir().expect("a temporary folder");
         let file = folder.path().join("plan.json");
         let json = file.to_str().expect("UTF-8");
@@ -84,7 +83,7 @@ fn variants_are_listed_for_a_device() {
 }
 
 #[test]
-fn what_8_bits_do_to_weights_is_listed() {
+fn rounding_errors_of_int8_weights_are_listed() {
     let text = run(&["info", "--weights-dtype", "int8"]);
     assert!(
         text.contains("unet")
@@ -144,7 +143,7 @@ fn a_networks_plan_is_timed_step_by_step() {
     assert!((all - by_kernel).abs() <= 1e-6 * all, "{all} and {by_kernel}");
 }
 
-/// What is said of a quick run that succeeds, and its numbers.
+/// Runs `bench --quick`, and returns its standard output and its JSON.
 fn bench(args: &[&str], device: &str, weights: &str) -> (String, Value) {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let file = folder.path().join("bench.json");
@@ -158,7 +157,7 @@ fn bench(args: &[&str], device: &str, weights: &str) -> (String, Value) {
     (said, numbers)
 }
 
-/// The CPU, and the GPUs by their index.
+/// Returns the devices as `--device` names them: `cpu`, and the index of each GPU.
 fn names() -> Vec<String> {
     let name = |device| if let DeviceChoice::Named(index) = device { index } else { "cpu".to_owned() };
     devices().into_iter().map(name).collect()
@@ -198,7 +197,7 @@ fn plans_and_pictures_are_made_with_int8_weights() {
         assert!(numbers["plan"]["whole_us"].as_f64().is_some_and(|us| us > 0.0), "{numbers}");
         let (_, numbers) = bench(&["--picture", "--size", "32"], &device, "int8");
         let bytes = numbers["picture"]["weight_bytes"].as_u64().expect("a number");
-        // The CPU keeps in f32 what Winograd's algorithm takes, which is larger than weights are.
+        // The CPU keeps convolutions by Winograd's algorithm in f32, and their transformed weights are larger.
         assert!(if device == "cpu" { bytes > expected } else { bytes == expected }, "{expected}: {numbers}");
         let (_, floats) = bench(&["--picture", "--size", "32"], &device, "floats");
         assert!(floats["picture"]["weight_bytes"].as_u64().is_some_and(|floats| bytes < floats), "{bytes}: {floats}");

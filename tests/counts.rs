@@ -1,5 +1,5 @@
-//! The full-size model as the paper counts it: parameters and multiply-accumulates come from the graphs that run, names
-//! and shapes are those of the tensor lists in `data/tensors` (one `name AxBxC` per line, diffusers' naming).
+//! Parameters, multiply-accumulates and tensor names of the full-size models, counted on the graphs that run. They are compared
+//! with the paper's numbers and with the tensor lists in `data/tensors` (one `name AxBxC` per line, diffusers' names).
 
 use mobilediffusion_graph::{Device, Recording, Weights, rounding};
 use mobilediffusion_kernels::{Storage, WeightType};
@@ -31,12 +31,12 @@ fn part_of(preset: &str, image_size: usize, name: &str) -> Part {
 fn unet_has_the_papers_size() {
     let unet = part(512, "unet");
     assert_eq!(unet.params(), 386_857_032, "parameters; the paper says 386 M");
-    // Table 1 of the paper says 182 G, give or take its rounding; the specification counts 180.06 G.
+    // Table 1 of the paper says 182 G; the configuration of docs/model.md, section 1, has 180.06 G.
     assert_eq!(giga(unet.macs()), "180.06", "multiply-accumulates at 64x64");
     assert_eq!(giga(part(256, "unet").macs()), "46.17", "multiply-accumulates at 32x32");
 }
 
-/// Multiply-accumulates in units of 10^9, as the tables round them.
+/// Formats multiply-accumulates in units of 10^9 with two decimals.
 fn giga(macs: u64) -> String {
     format!("{:.2}", macs as f64 / 1e9)
 }
@@ -52,7 +52,7 @@ fn decoder_and_text_encoder_have_their_sizes() {
 }
 
 #[test]
-fn alternatives_have_the_specifications_sizes() {
+fn alternatives_have_their_sizes() {
     for (preset, params, macs) in [
         ("alt-1", 387_395_400, "181.20"),
         ("alt-2", 386_162_120, "178.38"),
@@ -67,7 +67,7 @@ fn alternatives_have_the_specifications_sizes() {
 #[test]
 fn stable_diffusion_has_its_size() {
     let unet = part_of("sd15", 512, "unet");
-    // The paper says 862 M and 392 G, the latter without some of attention's products.
+    // The paper says 862 M and 392 G; its 392 G leave out some of attention's products.
     assert_eq!((unet.params(), giga(unet.macs()).as_str()), (859_520_964, "401.64"), "UNet at 64x64");
     let (encoder, decoder) = (part_of("sd15", 512, "vae encoder"), part_of("sd15", 512, "vae decoder"));
     assert_eq!((encoder.params(), giga(encoder.macs()).as_str()), (34_163_664, "558.33"), "VAE encoder at 512 pixels");
@@ -135,7 +135,7 @@ fn tensors_of_the_other_presets_are_those_of_the_lists() {
 }
 
 #[test]
-fn constant_work_hangs_on_its_own_inputs() {
+fn steps_depend_only_on_the_inputs_they_need() {
     let (config, shape) = full_size();
     let recording = Recording::new(denoise_graph(&config, &shape).expect("the UNet builds"));
     let mask_of = |end: &str| {
@@ -146,12 +146,12 @@ fn constant_work_hangs_on_its_own_inputs() {
     assert_eq!(mask_of("time_emb_proj"), BTreeSet::from([0b0010]), "time projections hang on the timestep alone");
     assert_eq!(mask_of("attn2.to_k"), BTreeSet::from([0b0100]), "keys of the text hang on the text alone");
     assert_eq!(mask_of("attn2.to_v"), BTreeSet::from([0b0100]), "values of the text hang on the text alone");
-    // The latent is written before every run, so what hangs on it counts as hanging on everything.
+    // The latent is written before every run, so a step that depends on it counts as depending on every input.
     assert_eq!(mask_of("conv_out"), BTreeSet::from([0b1111]), "the prediction is made in every run");
 }
 
-/// What 8 bits leave of the bundled checkpoint. By the definition no weight moves by more than half a step, and a step is the
-/// 127th part of its output channel's largest.
+/// Checks the rounding of the bundled checkpoint to int8. By definition a weight moves by at most half a step, where a step is
+/// 1/127 of the largest weight of its output channel.
 #[test]
 fn weights_in_8_bits_take_half_the_bytes_and_move_by_half_a_step_at_most() {
     let source = Source::bundled().expect("it comes with the project");

@@ -1,4 +1,4 @@
-//! The CPU form of every kernel against its reference, on every case.
+//! Compares the CPU form of every kernel with its reference, on the built-in cases and on random problems.
 
 use mobilediffusion_kernels::draw::Draw;
 use mobilediffusion_kernels::kernel::has_weights;
@@ -9,16 +9,16 @@ use std::sync::LazyLock;
 
 const TARGETS: [Target<'_>; 2] = [Target::CPU, Target::Cpu(WeightType::Int8)];
 
-/// Whether a case is computed as on a target before.
+/// Returns whether a case runs on `target` exactly as on an earlier target: int8 weights, and a kernel without weights.
 fn is_known(target: Target<'_>, case: &Case) -> bool {
     matches!(target, Target::Cpu(WeightType::Int8)) && !has_weights(case.kernel.as_ref())
 }
 
-/// A pool of one thread: bits do not depend on how many there are.
+/// Pool of one thread, to check that results do not depend on the number of threads.
 static ALONE: LazyLock<rayon::ThreadPool> =
     LazyLock::new(|| rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a thread can be had"));
 
-/// Judges what the CPU form gives, twice the same bits, the second time by one thread.
+/// Checks the result of the CPU form, and that one thread gives the same bits as all of them.
 fn passes(target: Target<'_>, case: &Case, seed: u64) -> Result<(), String> {
     let kernel = case.kernel.as_ref();
     let inputs = stored(kernel, target.storage(), check::inputs(case, seed));
@@ -57,7 +57,7 @@ fn every_cpu_form_agrees_with_its_reference_on_random_problems() {
 }
 
 #[test]
-fn sizes_survive_the_way_through_a_case_file() {
+fn sizes_survive_a_round_trip_through_json() {
     for family in FAMILIES {
         for case in (family.cases)() {
             let json = case.kernel.params_json();

@@ -1,4 +1,4 @@
-//! Fusion: what is folded into what, and that it does not show in the results.
+//! Fusion: which steps are fused into which, and that results do not change.
 
 use mobilediffusion_graph::{Conv, Device, Fusion, Graph, GraphError, Linear, Origin, Recording, Session};
 use mobilediffusion_graph::{WeightLoader, Weights};
@@ -15,10 +15,10 @@ use std::collections::BTreeSet;
 use std::error::Error;
 use std::sync::Arc;
 
-/// Relative L2 between two ways to compute a network in f32, or one of them in f64.
+/// Largest relative L2 error of a network in f32 against the references in f64.
 const BOUND: f64 = 2e-5;
 
-/// Numbers that depend on a name alone; a norm's weights are about one.
+/// Loader of weights that depend on their names alone; those of norms are about one.
 struct MadeUp;
 
 impl WeightLoader for MadeUp {
@@ -47,7 +47,7 @@ fn relative_l2(got: &[f32], want: &[f64]) -> f64 {
     (difference / want.iter().map(|w| w * w).sum::<f64>()).sqrt()
 }
 
-/// Every output of a recording by the kernels' references, step after step in f64.
+/// Computes every output of a recording with the kernels' references, step by step in f64.
 fn by_reference(recording: &Recording) -> Vec<(String, Vec<f64>)> {
     let mut held: Vec<Option<Vec<f64>>> = recording.tensors.iter().map(|_| None).collect();
     for (tensor, info) in held.iter_mut().zip(&recording.tensors) {
@@ -73,7 +73,7 @@ fn by_reference(recording: &Recording) -> Vec<(String, Vec<f64>)> {
     recording.outputs.iter().map(output).collect()
 }
 
-/// Every output of a recording on a device.
+/// Computes every output of a recording on a device.
 fn run(recording: Recording, device: Device) -> Vec<(String, Vec<f32>)> {
     let names: Vec<String> = recording.outputs.iter().map(|(name, _)| name.clone()).collect();
     let input = |t: &mobilediffusion_graph::TensorInfo| matches!(t.origin, Origin::Input(_)).then(|| t.clone());
@@ -87,7 +87,8 @@ fn run(recording: Recording, device: Device) -> Vec<(String, Vec<f32>)> {
     names.into_iter().map(|name| (name.clone(), session.read(&name).expect("the output is there"))).collect()
 }
 
-/// Builds a graph twice and holds the fused one, on every device, to the plain one by the references.
+/// Runs a graph with and without fusion on every device, and compares both with the references on the unfused graph. Returns
+/// the fused recording.
 fn check(build: impl Fn() -> Graph) -> Recording {
     let plain = Recording::with_fusion(build(), &Fusion::NONE);
     assert!(plain.fused.is_empty(), "nothing is folded unless it is allowed");
@@ -105,7 +106,8 @@ fn check(build: impl Fn() -> Graph) -> Recording {
     Recording::new(build())
 }
 
-/// The whole of a separable block, as the network has it: depthwise, norm, pointwise, silu, pointwise, residual.
+/// Builds a separable block of the UNet: depthwise, norm, pointwise, silu, pointwise, residual. With `joined` its input is a
+/// concatenation.
 fn separable(joined: bool) -> Result<Graph, GraphError> {
     let mut g = Graph::new();
     let x = g.input("x", [2, 8, 16, 36], DType::Elem);
@@ -156,7 +158,7 @@ fn a_separable_block_has_nothing_left_to_fold() {
     assert_eq!(steps(&recording), want, "{recording}");
 }
 
-/// The UNet of a preset with every tap an output.
+/// Builds the UNet of the preset `mini` with the result of every block as an output.
 fn tapped() -> Graph {
     let config = ModelConfig::preset("mini").expect("a preset is there").unet;
     let mut g = Graph::with_taps();
@@ -181,7 +183,7 @@ fn a_fused_network_computes_the_same_and_its_taps_stay() {
 }
 
 #[test]
-fn what_the_caller_reads_or_another_needs_is_not_folded_away() {
+fn a_tensor_with_other_readers_is_not_fused_away() {
     let mut g = Graph::new();
     let x = g.input("x", [1, 4, 4, 8], DType::Elem);
     let up = g.conv2d(&x, "up", Conv { upsample: 2, ..Conv::to(8) }).expect("it builds");
@@ -192,12 +194,12 @@ fn what_the_caller_reads_or_another_needs_is_not_folded_away() {
     for (name, tensor) in [("up", &up), ("both", &both)] {
         g.output(name, tensor);
     }
-    // The activation's operand is an output; the norm is read by a concatenation that is one; only upsampling goes.
+    // The activation's operand is an output, and the norm is also read by a concatenation: only the upsampling is fused.
     let recording = Recording::new(g);
     assert_eq!(recording.fused.len(), 1, "{:?}", recording.fused);
     assert_eq!(recording.fused[0].what, "upsample");
 
-    // A norm that only a product reads, but for the caller.
+    // Only one product reads the norm, but the norm is an output as well.
     let mut g = Graph::new();
     let x = g.input("x", [1, 4, 4, 8], DType::Elem);
     let norm = g.layer_norm(&x, "norm", 1e-5).expect("it builds");
@@ -210,7 +212,7 @@ fn what_the_caller_reads_or_another_needs_is_not_folded_away() {
 }
 
 #[test]
-fn the_full_size_networks_lose_a_good_part_of_their_steps() {
+fn the_full_size_networks_lose_at_least_a_fifth_of_their_steps() {
     let config = ModelConfig::preset("mobilediffusion").expect("a preset is there");
     let shape = Shape::of(&config, 512, 512, Sampler::OneStep).expect("the size fits");
     let graph = |name: &str| match name {
@@ -224,14 +226,14 @@ fn the_full_size_networks_lose_a_good_part_of_their_steps() {
         assert_eq!(plain.cost().macs, fused.cost().macs, "{name}: the same products");
         say(&format!("{name}: {} steps written down, {} run", plain.nodes.len(), fused.nodes.len()));
         assert!(5 * fused.nodes.len() <= 4 * plain.nodes.len(), "{name}: {} steps left", fused.nodes.len());
-        // Shaders are trusted with what kernels do not refuse.
+        // Shaders do not check sizes, so no kernel may refuse those of a fused step.
         assert!(fused.nodes.iter().all(|node| node.kernel.refusal().is_none()), "{name}");
         let left: Vec<_> = fused.nodes.iter().map(|node| node.kernel.name()).collect();
         for kernel in ["concat", "upsample_nearest", "add", "group_norm_stats"] {
             assert!(!left.contains(&kernel), "{name}: a step of {kernel} is left");
         }
-        // A norm is a step of its own only where nine taps would compute it again and again, and the map is no larger
-        // than what they write.
+        // A norm stays a step of its own only before a 3x3 convolution, whose nine taps would compute it nine times, and
+        // only if its map is no larger than the convolution's output.
         for (norm, node) in fused.nodes.iter().enumerate().filter(|(_, node)| node.kernel.name() == "group_norm") {
             let written = node.operands.last().copied().flatten();
             let reads = |reader: &&mobilediffusion_graph::Node| reader.operands[0] == written;

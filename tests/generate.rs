@@ -1,4 +1,4 @@
-//! `generate` and `show`: what is drawn, into which files, and what they say. The program has to be built before.
+//! `generate` and `show`: pictures, files and messages. The program must have been built.
 
 use mobilediffusion_tests::program::{checkpoint, copy_all, draw, failure, run, stderr};
 use std::fs;
@@ -116,7 +116,7 @@ fn a_file_says_what_it_was_made_of() {
 }
 
 #[test]
-fn what_is_cut_off_a_negative_prompt_is_said() {
+fn a_negative_prompt_that_is_too_long_is_reported() {
     let folder = folder();
     let (path, long) = (folder.path().join("x.png"), "red ".repeat(200));
     let output = path.to_str().expect("the path is UTF-8");
@@ -141,7 +141,7 @@ fn previews_are_files() {
     }
     assert_eq!(fs::read_dir(&previews).expect("the folder reads").count(), 2);
 
-    // The next picture's way is blocked by a file: the one before is there, whole, and said to be.
+    // A preview of the second picture exists already: the first picture is complete and reported, the second is not drawn.
     let more = [&more[..], &["--count", "2", "--seed", "7"]].concat();
     fs::write(previews.join("8-003.png"), "precious").expect("it is written");
     let output = folder.path().join("y.png");
@@ -152,7 +152,7 @@ fn previews_are_files() {
     assert!(!folder.path().join("y-8.png").exists(), "it was not drawn");
 }
 
-/// Draws from `init` and gives what was said.
+/// Draws from the initial picture `init` at strength 0, into `out.png`.
 fn draw_from(folder: &Path, init: &Path, more: &[&str]) -> Output {
     let (init, output) = (init.to_str().expect("UTF-8"), folder.join("out.png"));
     let output = output.to_str().expect("UTF-8");
@@ -162,7 +162,7 @@ fn draw_from(folder: &Path, init: &Path, more: &[&str]) -> Output {
     run(&[&args[..], &made_up, more].concat())
 }
 
-/// The bundled architecture with an encoder.
+/// Writes the bundled architecture with a small VAE to the folder `model`.
 fn model_with_encoder(folder: &Path) {
     let model = folder.join("model");
     copy_all(&checkpoint(), &model);
@@ -185,7 +185,7 @@ fn pictures_of_any_kind_are_drawn_from_or_refused_with_the_reason() {
     image::GrayImage::from_fn(100, 30, |x, _| image::Luma([2 * x as u8]))
         .save(path("wide.jpg"))
         .expect("it is written");
-    // Few colours: they all find a place in a GIF's palette.
+    // Few enough colours for a GIF's palette, so that none is changed.
     let frame = |grey: u8| {
         image::RgbaImage::from_fn(64, 64, |x, y| image::Rgba([grey, 15 * (x / 8) as u8, 60 * (y / 16) as u8, 255]))
     };
@@ -193,7 +193,7 @@ fn pictures_of_any_kind_are_drawn_from_or_refused_with_the_reason() {
     let mut gif = Vec::new();
     image::codecs::gif::GifEncoder::new(&mut gif).encode_frames(frames).expect("it encodes");
     fs::write(path("moving.gif"), &gif).expect("it is written");
-    // Width and height of a GIF are words behind its six letters.
+    // A GIF's width and height are two 16-bit words behind its six letters.
     gif[6..10].copy_from_slice(&[0x20, 0x4e, 0x20, 0x4e]);
     fs::write(path("huge.gif"), &gif).expect("it is written");
     let whole = fs::read(path("wide.jpg")).expect("it reads");
@@ -207,7 +207,7 @@ fn pictures_of_any_kind_are_drawn_from_or_refused_with_the_reason() {
         assert!(done.status.success(), "{said}");
         assert!(said.contains(&format!("scaled and cropped from {found} to 64x64")), "{said}");
     }
-    // The first frame of an animation is what is drawn from.
+    // Of an animation the first frame is used.
     let first = frame(10);
     first.save(path("first.png")).expect("it is written");
     let drawn = ["moving.gif", "first.png"].map(|name| {
@@ -229,7 +229,7 @@ fn pictures_of_any_kind_are_drawn_from_or_refused_with_the_reason() {
 }
 
 #[test]
-fn colours_of_print_are_read() {
+fn a_cmyk_jpeg_is_read() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/pictures/cmyk.jpg");
     let picture = mobilediffusion_model::Picture::open(&path).expect("it reads");
     let pixel = |x: usize, y: usize| -> [u8; 3] { picture.rgba[4 * (y * 48 + x)..][..3].try_into().expect("three") };
@@ -263,7 +263,7 @@ fn synthetic_weights_are_said_to_be_synthetic() {
 }
 
 #[test]
-fn noise_between_the_steps_of_ddim_is_of_the_seed() {
+fn the_seed_determines_the_noise_between_steps_of_ddim() {
     let folder = folder();
     let draw_with = |name: &str, eta: &str| {
         let path = folder.path().join(name);

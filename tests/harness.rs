@@ -1,6 +1,6 @@
-//! `benches/run` as a person runs it, on the CPU device and on a tiny budget: the record, the table, what is missing.
+//! Runs `benches/run` as a user does, on the CPU device with half a minute: the record, the table, what was left out.
 //!
-//! Needs Python, and the binary beside the test.
+//! These tests need Python, and the binary beside the test.
 
 use mobilediffusion_tests::program::{program, run};
 use serde_json::Value;
@@ -12,10 +12,10 @@ fn benches() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../benches")
 }
 
-/// Runs the script with the program that was built.
+/// Runs the script on the program that was built beside this test.
 fn harness(arguments: &[&str]) -> Output {
     let mut command = Command::new("python3");
-    // What it compiles would lie in the sources.
+    // Python would write compiled modules into the source folders.
     command.env("PYTHONDONTWRITEBYTECODE", "1").arg(benches().join("run")).arg("--program");
     command.arg(program().get_program()).args(arguments).output().expect("Python 3 is installed as python3")
 }
@@ -24,7 +24,7 @@ fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).expect("the script speaks UTF-8")
 }
 
-/// The one line of a failure.
+/// Returns the one-line error message of a run that fails.
 fn failure(arguments: &[&str]) -> String {
     let done = harness(arguments);
     let said = text(&done.stderr);
@@ -74,7 +74,7 @@ fn a_quick_run_writes_a_record_and_prints_its_table() {
         assert!(table.contains(words), "no {words} in:\n{table}");
     }
 
-    // The same again is refused before it is measured, and nothing is written over.
+    // A second run is refused before it measures anything, and the record is not overwritten.
     let before = fs::read(json).expect("the record reads");
     assert!(failure(&quick).contains("is there already"), "a record was about to be written over");
     assert_eq!(fs::read(json).expect("the record reads"), before, "the record was written over");

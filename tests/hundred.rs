@@ -1,7 +1,8 @@
-//! A hundred pictures in one process: neither the host nor the device is left with more than after the first few.
+//! Draws a hundred pictures in one process, and checks that neither the process nor the device keeps more memory than after
+//! the first few.
 //!
-//! The memory of a process is that of all it ever did, so every device gets a process of its own: this program again,
-//! told by an environment variable which device is meant.
+//! A process keeps memory from all earlier work, so every device gets a process of its own: this program again, with an
+//! environment variable that names the device.
 
 use std::process::Command;
 
@@ -9,16 +10,17 @@ use mobilediffusion_model::{DeviceChoice, Floats, Flow, Options, Pipeline, Reque
 use mobilediffusion_tests::devices;
 use rayon::prelude::*;
 
-/// Names the device of a child process: `cpu`, or an adapter.
+/// Environment variable that names the device of a child process: `cpu`, or an adapter's index.
 const DEVICE: &str = "A_HUNDRED_PICTURES_ON";
 
-/// Pictures before the first look at the memory.
+/// Number of pictures before the first measurement of memory.
 const WARM: usize = 10;
-/// Pictures between two looks, and how often.
+/// Number of pictures between two measurements.
 const STRETCH: usize = 25;
+/// Number of measurements after the first.
 const STRETCHES: usize = 4;
 
-/// What allocators may keep back in a stretch.
+/// Bytes by which allocators may grow between two measurements.
 const SLACK: u64 = 2 << 20;
 
 #[test]
@@ -50,17 +52,17 @@ fn draw_a_hundred(device: &str) {
     let made = draw_some(WARM);
     let mut memory = vec![resident()];
     for _ in 0..STRETCHES {
-        assert_eq!(draw_some(STRETCH), made, "something was made for a later picture");
+        assert_eq!(draw_some(STRETCH), made, "a later picture created buffers or pipelines");
         memory.push(resident());
     }
-    // A leak grows in every stretch. What a driver's threads touch for the first time, late and once, does not.
+    // A leak grows between any two measurements. Memory that a driver's threads touch for the first time grows only once.
     let grown = memory.windows(2).map(|looks| Some(looks[1]?.saturating_sub(looks[0]?)));
     if let Some(least) = grown.min().flatten() {
         assert!(least < SLACK, "{memory:?} bytes, each after {STRETCH} pictures more");
     }
 }
 
-/// Bytes of this process in memory.
+/// Returns the bytes of this process in memory, where `/proc` tells them.
 fn resident() -> Option<u64> {
     let pages: u64 = std::fs::read_to_string("/proc/self/statm").ok()?.split(' ').nth(1)?.parse().ok()?;
     Some(4096 * pages)

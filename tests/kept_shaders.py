@@ -1,4 +1,4 @@
-"""The kernels' shaders in other languages, as files, for whoever checks those: tests/direct3d, tests/metal."""
+"""Provide the kernels' shaders, translated to another language, as files for tests/direct3d and tests/metal."""
 
 import argparse
 import os
@@ -11,7 +11,7 @@ from typing import Callable
 
 
 def arguments(description: str) -> argparse.Namespace:
-    """FOLDER and EVERY, of the command line."""
+    """Parse the arguments FOLDER and EVERY of the command line."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", metavar="FOLDER", type=Path)
     parser.add_argument("every", metavar="EVERY", type=int, nargs="?", default=1)
@@ -24,7 +24,10 @@ def arguments(description: str) -> argparse.Namespace:
 
 
 def chosen_shaders(language: str, folder: Path, every: int) -> list[Path]:
-    """Every `every`th of the modules, which the test `shaders` writes into the folder if SHADER_FOLDER names no other."""
+    """Return every `every`th module of a language.
+
+    The modules lie in the folder SHADER_FOLDER if that is set. Else the test `shaders` writes them into `folder`.
+    """
     kept = os.environ.get("SHADER_FOLDER")
     if kept is None:
         kept = folder / "shaders"
@@ -38,7 +41,10 @@ def chosen_shaders(language: str, folder: Path, every: int) -> list[Path]:
 
 
 def check_all(name: str, shaders: list[Path], check: Callable[[Path], str]):
-    """Says how many of them `check` has nothing against, and ends with 1 if that is not all."""
+    """Run `check` on each shader, print how many passed, and exit with status 1 if any did not.
+
+    `check` returns the errors of a shader, or an empty text.
+    """
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         verdicts = zip(shaders, threads.map(check, shaders))
         refused = [(path, errors) for path, errors in verdicts if errors]

@@ -1,5 +1,4 @@
-//! Helpers of the cross-crate tests: running one case of a kernel and saying what went wrong in a way that can be
-//! repeated.
+//! Helpers of the cross-crate tests: running one case of a kernel, and failure messages that say how to repeat it.
 
 pub mod gpu;
 pub mod made_up;
@@ -11,14 +10,14 @@ use mobilediffusion_kernels::{Case, Tolerance, runner};
 use mobilediffusion_model::DeviceChoice;
 use mobilediffusion_runtime::{AdapterKind, AdapterSummary, adapters};
 
-/// Tells the reader of a test's output something.
+/// Prints a line into a test's output.
 #[expect(clippy::print_stdout, reason = "figures and tables are part of what some tests are for")]
 pub fn say(text: &str) {
     println!("{text}");
 }
 
-/// What the facade is tested on: the CPU device and every adapter by its index, but of software drivers only one. They
-/// compile and draw for minutes, and what tells them apart is tested by kernels and plans.
+/// Returns the devices that pipelines are tested on: the CPU, every hardware adapter by its index, and one software driver.
+/// Software drivers compile and draw for minutes, and tests of kernels and plans cover their differences.
 pub fn devices() -> Vec<DeviceChoice> {
     let (software, hardware): (Vec<_>, Vec<_>) =
         pollster::block_on(adapters()).into_iter().partition(|adapter| adapter.kind == AdapterKind::Software);
@@ -27,10 +26,10 @@ pub fn devices() -> Vec<DeviceChoice> {
     std::iter::once(DeviceChoice::Cpu).chain(hardware.into_iter().chain(one).map(named)).collect()
 }
 
-/// Compares results with the reference.
+/// Compares the outputs of a case with the reference.
 ///
 /// # Errors
-/// A text that names the kernel, the case, the operand, the seed and the first wrong element.
+/// Returns a text that names the kernel, the case, the operand, the seed and the first wrong element.
 pub fn judge(
     case: &Case,
     seed: u64,

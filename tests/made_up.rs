@@ -1,4 +1,4 @@
-//! Weights and a graph that tests of plans share.
+//! Synthetic weights and a graph that tests of plans share.
 
 use mobilediffusion_graph::{Graph, WeightLoader};
 use mobilediffusion_kernels::check::Random;
@@ -8,17 +8,17 @@ use mobilediffusion_model::config::Sampler;
 use mobilediffusion_model::networks::{Shape, denoise_graph};
 use std::error::Error;
 
-/// Numbers that depend on a name alone.
+/// Returns normally distributed numbers that depend on a name alone.
 pub fn values(name: &str, len: usize) -> Vec<f32> {
     let seed = name.bytes().fold(7_u64, |seed, byte| seed.wrapping_mul(31).wrapping_add(u64::from(byte)));
     let mut random = Random::new(seed);
     (0..len).map(|_| random.normal()).collect()
 }
 
-/// Weights made up from their names, one of them wrong on request.
+/// Loader of weights that depend on their names alone, one of them wrong on request.
 #[derive(Debug, Default)]
 pub struct MadeUp {
-    /// Name of the wrong one.
+    /// Name of the weight that is wrong.
     pub broken: Option<&'static str>,
 }
 
@@ -33,7 +33,7 @@ impl WeightLoader for MadeUp {
     }
 }
 
-/// A step of the sampler of the mini preset.
+/// Builds one step of the one-step sampler of the preset `mini`, at 32x32 pixels.
 ///
 /// # Panics
 /// If the preset does not build.

@@ -1,4 +1,4 @@
-//! What loading weights costs beside what the device keeps: nothing of a file stays in memory twice.
+//! Memory that loading weights takes beyond what the device keeps: no part of a file may stay in memory twice.
 
 #![cfg(target_os = "linux")]
 
@@ -17,7 +17,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
-/// Bytes that are this process's alone, clean pages of its maps included.
+/// Returns the bytes that only this process uses, clean pages of mapped files included.
 fn private_bytes() -> usize {
     let text = std::fs::read_to_string("/proc/self/smaps_rollup").expect("Linux says what a process holds");
     let lines = text.lines().filter(|line| line.starts_with("Private_"));
@@ -25,7 +25,7 @@ fn private_bytes() -> usize {
     1024 * kibibytes.sum::<usize>()
 }
 
-/// Writes the graph's weights to a file in f16.
+/// Writes synthetic weights for a graph to a file, in f16.
 fn write(graph: &Graph, path: &Path) {
     let stored = |(name, shape): &(String, Vec<usize>)| -> (String, Vec<usize>, Vec<u8>) {
         let values = synthetic(name, shape, 1);
@@ -38,7 +38,7 @@ fn write(graph: &Graph, path: &Path) {
     serialize_to_file(views, None, path).expect("the file is written");
 }
 
-/// The text encoder with CLIP's width and vocabulary but little else: one tensor is most of the file, the worst case.
+/// Builds a text encoder with CLIP's width and vocabulary but two layers. One tensor is most of the file: the worst case.
 fn graph() -> Graph {
     graph_of(49_408)
 }
@@ -50,8 +50,8 @@ fn graph_of(words: usize) -> Graph {
     text_graph(&config, 1).expect("the text encoder builds")
 }
 
-/// Most bytes that are held beside the weights, while they are loaded, and beside them and the plan's memory once the
-/// steps are compiled too, if that is wanted.
+/// Returns the peak of the bytes held beyond the weights while they are loaded and, if `compiled` is set, of the bytes held
+/// beyond weights and plan while the steps are compiled.
 fn beside(device: Device, graph: Graph, path: &Path, compiled: bool) -> (usize, Option<usize>) {
     let before = private_bytes();
     let checkpoint = Checkpoint::open(path).expect("the file opens");
@@ -87,20 +87,20 @@ fn beside(device: Device, graph: Graph, path: &Path, compiled: bool) -> (usize, 
     (loaded, ready)
 }
 
-/// Compiles the same kernels for a few words: what a driver's compiler keeps is not what loading keeps.
+/// Compiles the kernels for a small vocabulary first, so that memory kept by a driver's compiler is not counted.
 fn compile(device: Device) {
     let mut weights = Weights::new(device, Box::new(Box::new(Synthetic { seed: 0 }) as Box<dyn WeightSource>));
     Session::new(Recording::new(graph_of(64)), &mut weights, &mut |_, _| true).expect("a small one fits");
 }
 
-/// The full-size UNet: 774 MB in f16.
+/// Builds the full-size UNet, whose weights take 774 MB in f16.
 fn unet() -> Graph {
     let config = ModelConfig::preset("mobilediffusion").expect("the preset is built in");
     let shape = Shape::of(&config, 64, 64, Sampler::OneStep).expect("both are multiples of 32");
     denoise_graph(&config, &shape).expect("the UNet builds")
 }
 
-/// Every device in every storage it has, the CPU first, by names that [`opened`] knows.
+/// Returns the names of every device in each of its storage types, as [`opened`] reads them. The CPU comes first.
 fn devices() -> Vec<String> {
     let mut devices = vec!["cpu".to_owned(), "cpu int8".to_owned()];
     for adapter in pollster::block_on(adapters()) {
@@ -109,6 +109,7 @@ fn devices() -> Vec<String> {
     devices
 }
 
+/// Opens the device of a name.
 fn opened(name: &str) -> Device {
     let Some((index, storage)) = name.split_once(' ') else { return Device::CPU };
     if index == "cpu" {
@@ -120,13 +121,15 @@ fn opened(name: &str) -> Device {
     Device::Gpu(gpu, if storage == "f32" { Storage::F32 } else { half })
 }
 
-/// Name the device of a child process, what it measures, and the folder of the models.
+/// Environment variable that names the device of a child process.
 const DEVICE: &str = "WHAT_LOADING_KEEPS_ON";
+/// Environment variable that says what a child process measures: `unet`, `text` or `steps`.
 const WHAT: &str = "WHAT_IS_LOADED";
+/// Environment variable that names the folder of the models.
 const MODELS: &str = "WHAT_LOADING_READS";
 
-/// Allocators hold back what was freed, and what is loaded next lies there: every measurement has a process of its own,
-/// this program again.
+/// Allocators keep freed memory for later, which would hide what is loaded next. So every measurement runs in a process of its
+/// own, this program again.
 #[test]
 fn loading_keeps_little_more_than_the_device_does() {
     if let [Ok(device), Ok(what), Ok(models)] = [DEVICE, WHAT, MODELS].map(std::env::var) {
@@ -149,7 +152,7 @@ fn loading_keeps_little_more_than_the_device_does() {
     });
 }
 
-/// The weights of the UNet, those of the text encoder, and all that the steps of the text encoder need.
+/// Measures the loading of the UNet's weights, of the text encoder's, or of the text encoder's weights and steps.
 fn measure(name: &str, what: &str, models: &Path) {
     let device = opened(name);
     let small = if matches!(device, Device::Cpu(_)) { 48 << 20 } else { 112 << 20 };

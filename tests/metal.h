@@ -1,6 +1,6 @@
-// What naga's translations of our kernels use of the Metal Shading Language 2.4, for Clang in its mode "C++ for OpenCL 2021",
-// which knows Metal's address spaces. Only types and names are looked at: nothing here has a body that counts. Where Clang
-// cannot read Metal's spelling, tests/metal changes it first.
+// Declarations of the Metal Shading Language 2.4 that naga's translations of the kernels use, for Clang in its mode "C++ for
+// OpenCL 2021", which has Metal's address spaces. Only types and names are checked, so function bodies here do not matter.
+// tests/metal rewrites spellings of Metal's that Clang cannot read.
 #pragma OPENCL EXTENSION cl_khr_fp16 : enable
 
 #define kernel
@@ -8,7 +8,7 @@
 #define constant __constant
 #define threadgroup __local
 #define thread __private
-// Words of OpenCL's that are names to naga.
+// Keywords of OpenCL that naga uses as names.
 #define local local_
 #define global global_
 #define private private_
@@ -30,7 +30,7 @@ VECTORS(uint)
 VECTORS(ulong)
 VECTORS(half)
 VECTORS(float)
-// Clang's comparisons of vectors give integers of their elements' size.
+// In Clang a comparison of vectors gives integers of the elements' size.
 namespace metal {
 typedef int2 bool2;
 typedef int3 bool3;
@@ -41,7 +41,7 @@ struct packed_char4 {
 };
 template<> constexpr int lanes_of<packed_char4> = 4;
 
-// `float4(float2, 0.0, 1.0)` and `static_cast<float4>(half4)`.
+// Constructors from parts, `float4(float2, 0.0, 1.0)`, and casts, `static_cast<float4>(half4)`.
 template<typename To, typename... From> To vector(From...) {
     constexpr int given = (lanes_of<From> + ... + 0);
     static_assert(given == lanes_of<To> || given == 1, "a vector is made of as many numbers as it has, or of one");
@@ -56,7 +56,7 @@ template<typename To, typename From> To as_type(From from) {
 namespace metal {
 using ::uint;
 
-// Overloads, not templates: arguments of two types are ambiguous, as they are for Metal.
+// Overloads instead of templates, so that arguments of two types are ambiguous, as they are in Metal.
 #define ORDER(T, CONDITION) T min(T, T); T max(T, T); T clamp(T, T, T); T abs(T); T select(T, T, CONDITION);
 #define MATHS(T) \
     T sign(T); T exp(T); T exp2(T); T log(T); T sqrt(T); T rsqrt(T); T sin(T); T cos(T); T tanh(T); \
@@ -82,7 +82,7 @@ enum class mem_flags { mem_none, mem_device, mem_threadgroup };
 void threadgroup_barrier(mem_flags);
 void simdgroup_barrier(mem_flags);
 
-// Matrix units have 8 rows and columns, and take pointers to scalars.
+// Matrices of Apple's units have 8 rows and columns, and are loaded through pointers to scalars.
 template<typename T, int Columns, int Rows> struct simdgroup_matrix {};
 typedef simdgroup_matrix<float, 8, 8> simdgroup_float8x8;
 typedef simdgroup_matrix<half, 8, 8> simdgroup_half8x8;

@@ -1,5 +1,4 @@
-//! Case files: ONNX's vectors against references and CPU forms, the way through a file and back, files that are
-//! broken, and the page that describes them.
+//! Case files: ONNX's test vectors on references and CPU forms, round trips, broken files, and the page that describes the format.
 
 use mobilediffusion_kernels::casefile::CaseFile;
 use mobilediffusion_kernels::runner::{self, Target};
@@ -12,7 +11,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Kernels with vectors of ONNX, and the least number of files each has.
+/// Kernels that ONNX's vectors cover, with the least number of files for each.
 const COVERED: &[(&str, usize)] = &[
     ("activation", 5),
     ("add", 2),
@@ -71,7 +70,7 @@ fn onnx_agrees_with_references_and_cpu_forms() {
 }
 
 #[test]
-fn every_case_survives_the_way_through_a_file() {
+fn every_case_survives_a_round_trip_through_a_file() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("case.safetensors");
     for family in FAMILIES {
@@ -93,7 +92,7 @@ fn every_case_survives_the_way_through_a_file() {
 
 type Tensors = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
 
-/// A small file that is right: `add` of two rows of three.
+/// Returns tensors and metadata of a small valid file: `add` of two rows of three.
 fn right() -> (Tensors, HashMap<String, String>) {
     let tensor = |value: f32| (Dtype::F32, vec![2, 3], value.to_le_bytes().repeat(6));
     let tensors = [("a", 1.0), ("b", 2.0), ("expected", 3.0)].map(|(name, v)| (name.to_owned(), tensor(v)));
@@ -288,7 +287,7 @@ fn page() -> String {
     page.expect("docs/cases.md reads")
 }
 
-/// `tests/data/pytorch_example.safetensors` is what the page's lines of PyTorch wrote.
+/// The example on the page wrote `tests/data/pytorch_example.safetensors`.
 #[test]
 fn the_example_of_the_page_is_a_case_in_ten_lines() {
     let page = page();

@@ -1,4 +1,4 @@
-//! The facade as an application uses it, on the CPU device and on every GPU adapter of this machine.
+//! `Pipeline` as an application uses it, on the CPU device and on the GPU adapters of this machine.
 
 #[path = "pipeline/memory.rs"]
 mod memory;
@@ -28,7 +28,7 @@ fn load(device: DeviceChoice) -> Pipeline {
     Pipeline::load(source(), on(device)).expect("the bundled model loads")
 }
 
-/// The smallest picture there is.
+/// Returns a request for the smallest possible picture, 32x32 pixels.
 fn small(prompt: &str) -> Request {
     Request { width: Some(32), height: Some(32), ..Request::new(prompt) }
 }
@@ -74,7 +74,7 @@ fn fewer_bits_draw_nearly_the_same_and_halves_not_on_the_cpu() {
         assert!(psnr > 30.0, "{device:?}: PSNR {psnr:.1} dB");
         assert!(psnr < 90.0, "{device:?}: PSNR {psnr:.1} dB, which fewer bits do not give");
         let [fewer, f32] = [fewer, whole].map(|pipeline| pipeline.counters().weight_bytes);
-        // Most of the small model is embeddings and what Winograd's algorithm takes, which the CPU keeps in f32.
+        // Most of the small model are embeddings and convolutions by Winograd's algorithm, which the CPU keeps in f32.
         let most = if device == DeviceChoice::Cpu { f32 / 5 * 4 } else { f32 / 2 + f32 / 10 };
         assert!(fewer < most, "{device:?}: {fewer} bytes of weights, {f32} in f32");
     }
@@ -115,7 +115,7 @@ fn pipelines_share_one_model_across_threads() {
 }
 
 #[test]
-fn drawing_can_be_awaited_and_leaves_whoever_waits_free() {
+fn drawing_can_be_awaited_without_blocking() {
     fn sendable<T: Send>(value: T) -> T {
         value
     }
@@ -132,7 +132,7 @@ fn drawing_can_be_awaited_and_leaves_whoever_waits_free() {
             polled
         }));
         assert!(drawn.expect("it draws") == expected, "{device:?}: waiting changed the picture");
-        // Whoever polls is free while a GPU works, unless it is done before anybody asks.
+        // On a GPU the future is pending while the device works.
         assert!(device == DeviceChoice::Cpu || waits > 0, "{device:?}: nobody else could do anything meanwhile");
     }
 }
@@ -167,7 +167,7 @@ fn progress_goes_forward_phase_by_phase() {
 }
 
 #[test]
-fn whoever_hears_of_progress_may_ask_the_model() {
+fn a_progress_callback_may_use_the_model() {
     for device in devices() {
         let mut pipeline = load(device);
         let model = Arc::clone(pipeline.model());

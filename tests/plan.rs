@@ -1,4 +1,4 @@
-//! Plans: where tensors lie, and that it does not show in the results.
+//! Memory plans: placement of tensors, and that sharing memory does not change results.
 
 mod plan_graphs;
 
@@ -26,7 +26,7 @@ fn minimalloc(name: char) -> Vec<Lifetime> {
 }
 
 #[test]
-fn published_instances_fit_in_a_tenth_more() {
+fn published_instances_fit_into_110_percent_of_their_capacity() {
     const CAPACITY: f64 = 1_048_576.0;
     let mut table = String::from("instance  tensors  total / capacity  seconds\n");
     let mut worst = 0.0_f64;
@@ -44,7 +44,7 @@ fn published_instances_fit_in_a_tenth_more() {
     assert!(worst <= 1.10, "{table}");
 }
 
-/// Every pair again, without the planner's own idea of what overlaps.
+/// Asserts that no two tensors that live at a time share bytes, by comparing every pair.
 fn disjoint(lifetimes: &[Lifetime], offsets: &[usize], total: usize) {
     assert_eq!(lifetimes.len(), offsets.len(), "every tensor has a place");
     for (i, a) in lifetimes.iter().enumerate() {
@@ -92,7 +92,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn whatever_lives_together_lies_apart(lives in prop::collection::vec((0_usize..40, 0_usize..12, 1_usize..50), 0..60)) {
+    fn tensors_that_live_at_a_time_do_not_overlap(lives in prop::collection::vec((0_usize..40, 0_usize..12, 1_usize..50), 0..60)) {
         let lifetimes: Vec<Lifetime> =
             lives.into_iter().map(|(first, more, bytes)| Lifetime { first, last: first + more, bytes }).collect();
         let packing = pack(&lifetimes);
@@ -121,7 +121,7 @@ proptest! {
                     names.iter().map(|name| session.read(name)).collect::<Result<Vec<_>, GraphError>>()
                 };
                 let first = read(&mut session)?;
-                // Steps that do not depend on `y` leave what they computed where it was.
+                // Only steps that depend on `y` run again; the others' results must still be in place.
                 session.write("y", &values("another y", 64))?;
                 session.run(&mut |_, _| true)?;
                 Ok::<_, GraphError>([first, read(&mut session)?].concat())
@@ -134,7 +134,8 @@ proptest! {
     }
 }
 
-/// Found by `shared_memory_changes_no_bit`: where joined tensors are one, two pairs of tensors that are apart become the same.
+/// Regression found by `shared_memory_changes_no_bit`: after tensors are joined, two pairs that must be kept apart become the same
+/// pair.
 #[test]
 fn tensors_that_are_apart_for_two_reasons_stay_apart() {
     let operations =
@@ -155,7 +156,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(96))]
 
     #[test]
-    fn every_step_reads_what_was_meant_for_it(
+    fn no_step_reads_an_overwritten_tensor(
         operations in prop::collection::vec((0_u8..5, any::<u8>(), any::<u8>()), 1..40),
         runs in prop::collection::vec(1_u64..4, 0..5),
     ) {
@@ -164,7 +165,7 @@ proptest! {
 }
 
 #[test]
-fn the_models_steps_read_what_was_meant_for_them() {
+fn no_step_of_the_model_reads_an_overwritten_tensor() {
     let recording = Recording::new(mini_denoise());
     let inputs = plan_graphs::inputs(&recording);
     let alone: Vec<u64> = inputs.iter().map(|(_, _, bit)| 1 << bit).collect();
@@ -173,7 +174,7 @@ fn the_models_steps_read_what_was_meant_for_them() {
     simulation::play(&recording, &runs).expect("nothing is lost");
 }
 
-/// The text encoder's hidden layer leaves no other way to its lower bound.
+/// The text encoder reaches its lower bound only if an output takes over the memory of its residual.
 #[test]
 fn a_residual_that_is_taken_over_changes_no_bit() {
     let config = ModelConfig::preset("mini").expect("a preset is there");
@@ -194,7 +195,8 @@ fn a_residual_that_is_taken_over_changes_no_bit() {
     assert!(plan.in_place.contains(&true), "no residual was taken over");
 }
 
-/// Sums of a few tiles over a long k: a software driver makes them in parts, one step after the other in the same memory.
+/// For products of few tiles over a long k a software driver sums in parts, in stages that share memory. Both steps use the same
+/// shared memory, one after the other.
 #[test]
 fn steps_in_stages_compute_the_same() {
     let recording = || {
@@ -304,7 +306,7 @@ fn only_what_depends_on_an_input_runs_again() {
 }
 
 #[test]
-fn the_cpu_computes_with_what_is_left_of_weights_in_8_bits() {
+fn int8_weights_on_the_cpu_give_the_bits_of_rounded_weights() {
     const INT8: Storage = Storage::F32.with_weights(WeightType::Int8);
     let next = |weights: Weights| {
         let (mut weights, recording) = (weights, Recording::new(mini_denoise()));
@@ -323,7 +325,7 @@ fn the_cpu_computes_with_what_is_left_of_weights_in_8_bits() {
 }
 
 #[test]
-fn mistakes_are_named() {
+fn errors_name_the_input_output_or_step() {
     let mut graph = Graph::new();
     let x = graph.input("x", [1, 3, 4, 4], DType::Elem);
     let odd = graph.scope("down", |g| g.conv2d(&x, "halve", Conv { stride: 2, ..Conv::to(4) }));
@@ -384,7 +386,7 @@ fn a_broken_weight_is_found() {
 }
 
 #[test]
-fn what_is_folded_in_is_listed() {
+fn fused_operations_are_listed() {
     let recording = Recording::new(mini_denoise());
     let text = recording.to_string();
     for what in ["residual", "activation", "upsample", "concat", "layer norm", "group norm", "statistics", "moments"] {

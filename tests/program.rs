@@ -1,15 +1,15 @@
-//! The program as a person runs it.
+//! Helpers that run the command-line program as a user does.
 //!
-//! Needs the binary beside the test: `cargo build --release` comes before `cargo test --release` in `tests/run`.
+//! They need the binary beside the test: `cargo build --release` comes before `cargo test --release` in `tests/run`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-/// The program, beside the folder this test was built into.
+/// Returns a command for the program, which lies beside the folder that this test was built into.
 ///
 /// # Panics
-/// If it was not built.
+/// If the program was not built.
 pub fn program() -> Command {
     let test = std::env::current_exe().expect("a test knows where it lies");
     let folder = test.parent().and_then(Path::parent).expect("tests lie in deps");
@@ -18,18 +18,18 @@ pub fn program() -> Command {
     Command::new(program)
 }
 
-/// Runs it to its end.
+/// Runs the program to its end.
 ///
 /// # Panics
-/// If it does not start.
+/// If the program does not start.
 pub fn run(args: &[&str]) -> Output {
     program().args(args).output().expect("the program starts")
 }
 
-/// Draws into `output` and returns what was said.
+/// Runs `generate` on the bundled model with `output` as its file, and returns its messages on standard error.
 ///
 /// # Panics
-/// If it fails.
+/// If the program fails.
 pub fn draw(prompt: &str, output: &Path, more: &[&str]) -> String {
     let output = output.to_str().expect("the path is UTF-8");
     let mut args = vec!["generate", prompt, "-o", output];
@@ -39,18 +39,18 @@ pub fn draw(prompt: &str, output: &Path, more: &[&str]) -> String {
     stderr(&done)
 }
 
-/// What it said beside its results.
+/// Returns what a run wrote to standard error.
 ///
 /// # Panics
-/// If that is not UTF-8.
+/// If the text is not UTF-8.
 pub fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).expect("messages are UTF-8")
 }
 
-/// The one line of a failure with exit code 1.
+/// Returns the one-line error message of a run with exit code 1.
 ///
 /// # Panics
-/// If it did not fail, or with other than one line.
+/// If the run ended otherwise, or wrote more than one line.
 pub fn failure(output: &Output) -> String {
     let text = stderr(output);
     assert_eq!(output.status.code(), Some(1), "{text}");
@@ -58,12 +58,12 @@ pub fn failure(output: &Output) -> String {
     text.trim_end().strip_prefix("error: ").unwrap_or_else(|| panic!("{text}")).to_owned()
 }
 
-/// The folder of the bundled checkpoint.
+/// Returns the folder of the bundled checkpoint.
 pub fn checkpoint() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/checkpoints/mini")
 }
 
-/// Copies a folder and all below it.
+/// Copies a folder and everything in it.
 ///
 /// # Panics
 /// If a file cannot be read or written.
@@ -80,10 +80,10 @@ pub fn copy_all(from: &Path, to: &Path) {
     }
 }
 
-/// The list of devices, one line each.
+/// Runs `devices` and returns its lines.
 ///
 /// # Panics
-/// If they cannot be listed.
+/// If the program fails.
 pub fn devices() -> Vec<String> {
     let done = run(&["devices"]);
     assert!(done.status.success(), "{}", stderr(&done));

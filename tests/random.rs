@@ -1,17 +1,17 @@
-//! Property tests of kernels: problems at random near the edges of the tiles, made smaller until the failure is plain.
+//! Property tests of kernels: random problems with sizes near the edges of the tiles, shrunk to the simplest failure.
 
 use mobilediffusion_kernels::draw::Draw;
 use mobilediffusion_kernels::{Case, Family};
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
 
-/// More choices than any family makes.
+/// Number of random choices for a problem, more than any family makes.
 const CHOICES: usize = 24;
 
-/// Runs `check` on `count` random problems of a family, each with a seed for its operands and a number of its own for
-/// whatever else the caller has to choose. The same problems every time.
+/// Runs `check` on `count` random problems of a family. Each comes with a seed for its operands and with further random
+/// choices for the caller. The problems are the same in every run.
 ///
 /// # Errors
-/// What `check` said about the simplest failing problem that was found.
+/// Returns the message of `check` for the simplest failing problem found.
 pub fn problems(
     family: &Family,
     count: u32,

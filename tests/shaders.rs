@@ -1,4 +1,5 @@
-//! Every shader of every case, without a GPU: it parses, validates, translates, and says the same as its kernel.
+//! Checks every shader of every case without a GPU: that it parses, validates, translates to every backend's language, and agrees
+//! with its kernel on bindings and parameters.
 
 use mobilediffusion_kernels::draw::Draw;
 use mobilediffusion_kernels::kernel::has_weights;
@@ -16,14 +17,15 @@ use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::Path;
 
-/// What every WebGPU device offers.
+/// Number of storage buffers that every WebGPU device offers to a shader.
 const MAX_STORAGE_BUFFERS: usize = 8;
+/// Number of workgroups on an axis that every WebGPU device offers.
 const MAX_GRID: u32 = 65_535;
 
-/// Metal's matrix units.
+/// Matrix units of Apple's GPUs, the only ones that Metal has.
 const APPLE: MatrixUnit = MatrixUnit { edge: 8, subgroup: 32 };
 
-/// A parsed and validated module.
+/// Parsed and validated module, or the error of the first check that failed.
 type Checked = Result<Module, String>;
 
 fn capabilities(storage: Storage, needs: &Needs) -> Capabilities {
@@ -36,7 +38,7 @@ fn capabilities(storage: Storage, needs: &Needs) -> Capabilities {
     matrices | floats
 }
 
-/// What depends on the text alone.
+/// Checks everything about a module that depends on its text alone.
 fn check_text(text: &str, storage: Storage, needs: &Needs) -> Checked {
     let module = naga::front::wgsl::parse_str(text).map_err(|e| e.emit_to_string(text))?;
     let mut validator = Validator::new(ValidationFlags::all(), capabilities(storage, needs));
@@ -66,9 +68,9 @@ fn workgroup_bytes(module: &Module, info: &ModuleInfo) -> u32 {
         .sum()
 }
 
-/// To the languages of Vulkan, of Metal and, without matrix units, of Direct3D.
+/// Translates a module for Vulkan, Metal and, unless it uses matrix units, Direct3D.
 fn translate(module: &Module, info: &ModuleInfo, needs: &Needs) -> Result<(), String> {
-    // By what is in the module: a stage without matrices can be that of variants with and without.
+    // `needs` does not tell: a stage without matrices can belong to a variant that uses them in another stage.
     let matrices = module.types.iter().any(|(_, ty)| matches!(ty.inner, TypeInner::CooperativeMatrix { .. }));
     if !matrices {
         let text = to_hlsl(module, info).map_err(|e| format!("Direct3D: {e}"))?;
@@ -83,7 +85,7 @@ fn translate(module: &Module, info: &ModuleInfo, needs: &Needs) -> Result<(), St
     Ok(())
 }
 
-/// As wgpu writes a module that asks for no checks.
+/// Translates a module to Metal's language with wgpu's options for a trusted shader.
 fn to_metal(module: &Module, info: &ModuleInfo) -> Result<String, String> {
     use naga::back::msl;
     let options = msl::Options {
@@ -99,7 +101,7 @@ fn to_metal(module: &Module, info: &ModuleInfo) -> Result<String, String> {
     names.into_iter().find_map(Result::err).map_or(Ok(text), |e| Err(e.to_string()))
 }
 
-/// As wgpu writes a module that asks for no checks.
+/// Translates a module to HLSL with wgpu's options for a trusted shader.
 fn to_hlsl(module: &Module, info: &ModuleInfo) -> Result<String, String> {
     use naga::back::hlsl;
     let options = hlsl::Options {
@@ -115,7 +117,8 @@ fn to_hlsl(module: &Module, info: &ModuleInfo) -> Result<String, String> {
     names.into_iter().find_map(Result::err).map_or(Ok(text), |e| Err(e.to_string()))
 }
 
-/// naga 30 writes the function behind a zero value `T()` once for every name of its type, and no compiler takes the second.
+/// Checks that no function is defined twice. naga 30 defines the function for a zero value `T()` once for every name of the type,
+/// and compilers refuse the second definition.
 fn check_hlsl(text: &str) -> Result<(), String> {
     let mut heads = text.lines().filter(|line| line.starts_with(|c: char| c.is_alphabetic()) && line.contains('('));
     let mut seen = HashSet::new();
@@ -125,7 +128,7 @@ fn check_hlsl(text: &str) -> Result<(), String> {
     }
 }
 
-/// In a folder, if one is named, for compilers of the language: `tests/direct3d`, `tests/metal`.
+/// Writes a translated module into the folder `SHADER_FOLDER`, if that is set, for `tests/direct3d` and `tests/metal`.
 fn keep(language: &str, text: &str) {
     let Some(folder) = std::env::var_os("SHADER_FOLDER") else { return };
     let folder = Path::new(&folder).join(language);
@@ -135,7 +138,7 @@ fn keep(language: &str, text: &str) {
     std::fs::create_dir_all(folder).and_then(|()| std::fs::write(path, text)).expect("the folder takes files");
 }
 
-/// What a stage of a case says about its module.
+/// Checks a module against the stage of a kernel: grid, bindings, names, access and parameters.
 fn check_stage(Stage { program, operands }: &Stage, module: &Module) -> Result<(), String> {
     if program.grid.iter().any(|groups| !(1..=MAX_GRID).contains(groups)) {
         return Err(format!("grid {:?}", program.grid));
@@ -147,7 +150,7 @@ fn check_stage(Stage { program, operands }: &Stage, module: &Module) -> Result<(
         }
     }
     bound.sort_by_key(|(group, binding, _)| (*group, *binding));
-    // An operand that is left out keeps its number, and the module does not declare it.
+    // An operand that is left out keeps its binding number, but the module does not declare it.
     let numbered = (1..).zip(operands);
     let (numbers, operands): (Vec<u32>, Vec<_>) = numbered.filter(|(_, operand)| operand.present).unzip();
     if !bound.iter().map(|(group, binding, _)| (*group, *binding)).eq([0].iter().chain(&numbers).map(|i| (0, *i))) {
@@ -203,10 +206,10 @@ fn check_params(params: &[Param], module: &Module, ty: naga::Handle<naga::Type>)
     if found == expected { Ok(()) } else { Err(format!("expected params {expected:?}, found {found:?}")) }
 }
 
-/// Texts that were looked at, with what came of it.
+/// Modules checked so far by their text, with the result.
 type Texts = HashMap<String, Checked>;
 
-/// A case in every variant and storage type.
+/// Checks a case in every variant and storage type.
 fn check_variants(case: &Case, texts: &mut Texts) -> Result<(), String> {
     let variants = case.kernel.variants();
     if runnable(case.kernel.as_ref(), &Caps::PORTABLE, Storage::F32).is_empty() {
@@ -236,7 +239,7 @@ fn check_storages(case: &Case, variant: &Variant, texts: &mut Texts) -> Result<(
 }
 
 #[test]
-fn every_shader_says_what_its_kernel_says() {
+fn every_shader_agrees_with_its_kernel() {
     let mut failures = Vec::new();
     let mut texts = Texts::new();
     for family in FAMILIES {
@@ -252,9 +255,9 @@ fn every_shader_says_what_its_kernel_says() {
     assert!(texts.len() >= FAMILIES.len(), "only {} texts for {} kernels", texts.len(), FAMILIES.len());
 }
 
-/// Switches in combinations that no case has.
+/// Random problems combine switches in ways that no built-in case has.
 #[test]
-fn every_variant_says_what_its_kernel_says() {
+fn every_shader_of_random_problems_agrees_with_its_kernel() {
     let failed = |family: &Family| {
         let texts = RefCell::new(Texts::new());
         let check = |case: &Case, _, _: &mut Draw<'_>| check_variants(case, &mut texts.borrow_mut());

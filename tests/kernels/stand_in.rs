@@ -1,16 +1,18 @@
-//! A stand-in for matrix units: variants that use them run, in other words, on devices that have none. So the tiles for units
-//! of every size are computed with, in the same workgroups and subgroups and at the same places of workgroup memory; what
-//! a driver makes of matrices themselves it does not show. Floats may be stored in any way.
+//! Stand-in for matrix units, which runs variants that use them on devices that have none.
 //!
-//! A lane of a subgroup keeps what it needs: `EDGE * EDGE / SUBGROUP` neighbours in a row of the sums, that row of the left
-//! factor, and of the right one where it lies, for kernels multiply by it before anybody writes there again.
+//! It rewrites calls of matrix units to functions in plain WGSL. Workgroups, subgroups and addresses in workgroup memory stay the
+//! same, so tiles for units of every size are tested. How a driver implements matrices is not tested. Floats may be stored in
+//! any type.
+//!
+//! Each lane of a subgroup keeps `EDGE * EDGE / SUBGROUP` neighbours in a row of the sums and that row of the left factor. Of the
+//! right factor it keeps the address only: kernels multiply by it before anything is written there again.
 
 use mobilediffusion_kernels::{
     Cost, Kernel, Operand, ParamsJson, Program, Stage, Storage, Tolerance, Variant, names, wgsl,
 };
 use std::fmt::Write;
 
-/// A kernel whose shaders multiply matrices by the stand-in.
+/// Kernel whose shaders use the stand-in in place of matrix units.
 #[derive(Debug)]
 pub(crate) struct StandIn<'a> {
     pub(crate) real: &'a dyn Kernel,
@@ -18,7 +20,7 @@ pub(crate) struct StandIn<'a> {
 }
 
 impl StandIn<'_> {
-    /// The same program without matrix units, if it uses any.
+    /// Rewrites a program that uses matrix units to one that does not.
     fn without_units(&self, program: Program) -> Program {
         let Some(matrix) = program.constants.iter().position(|constant| *constant == (names::MATRIX, 1)) else {
             return program;
@@ -28,19 +30,20 @@ impl StandIn<'_> {
         let text = composed(&program);
         let body = text.strip_prefix(&before).expect("prelude and constants come first");
         let mut constants = program.constants.clone();
-        // Conditions on it are decided, and without it nothing is asked of the device.
+        // `compose` has already resolved the conditions on the constant; without it no feature is required of the device.
         constants.remove(matrix);
         let wide = constants.contains(&("WIDE", 1));
         Program { wgsl: String::leak(spelt_out(body, wide)), constants, ..program }
     }
 }
 
-/// Every kind of call, up to its array or to a value before that, and what it becomes, with the array's name behind it.
+/// Calls that load matrices, up to the array's name, and the prefix of the functions that replace them.
 const LOADS: [(&str, &str); 3] =
     [("coopLoadT<Left>(&", "left_of_"), ("coopLoadT<Right>(&", "rows_of_"), ("coopLoad<Right>(&", "columns_of_")];
+/// Call that stores a matrix, up to its value, and the prefix of the functions that replace it.
 const STORE: (&str, &str) = ("coopStoreT(", "keep_in_");
 
-/// Words that mean f16, and what they are however floats are stored.
+/// Expressions that assume f16, and their replacements for any storage type.
 const WORDS: [(&str, &str); 4] = [
     ("array<f16", "array<f32"),
     ("= Pack(select(", "= store4(select("),
@@ -48,7 +51,7 @@ const WORDS: [(&str, &str); 4] = [
     ("coopMultiplyAdd(", "multiply_add("),
 ];
 
-/// The text with functions where matrix units were.
+/// Replaces the calls of matrix units in a shader's text, and appends the functions they become.
 fn spelt_out(body: &str, wide: bool) -> String {
     let (mut text, mut factors, mut sums) = (String::new(), Vec::new(), Vec::new());
     for line in body.lines().filter(|line| !line.contains("= coop_mat")) {
@@ -64,7 +67,8 @@ fn spelt_out(body: &str, wide: bool) -> String {
     text + &functions(&factors, &sums, wide)
 }
 
-/// A line without calls of one kind. `call` ends before `array[at], stride)`, or before `value, &array[at], stride)`.
+/// Replaces the calls of one kind in a line, and notes the arrays they access. After `call` follows `array[at], stride)` for a
+/// load, or `value, &array[at], stride)` for a store.
 fn without(line: String, (call, instead): (&str, &str), arrays: &mut Vec<String>) -> String {
     let Some((start, rest)) = line.split_once(call) else { return line };
     let (value, rest) = if call.ends_with('&') { ("", rest) } else { rest.split_once('&').expect("an array") };
@@ -76,7 +80,8 @@ fn without(line: String, (call, instead): (&str, &str), arrays: &mut Vec<String>
     without(format!("{start}{instead}{array}({value}{at}, {rest}"), (call, instead), arrays)
 }
 
-/// What takes the place of matrix units, over the arrays that factors come from and sums go to, of vec4s or of scalars.
+/// Returns the functions that replace matrix units, for the arrays of factors and of sums. With `wide` the arrays hold vec4s, else
+/// scalars.
 fn functions(factors: &[String], sums: &[String], wide: bool) -> String {
     let (factor, sum) = if wide {
         ("load4(ARRAY[at + row * stride + i / 4u])[i % 4u]", "ARRAY[at + row * stride + i / 4u][i % 4u]")

@@ -1,4 +1,4 @@
-//! What a pipeline does where memory is short.
+//! Pipelines with a limit on memory.
 
 use crate::{draw, on, small, source};
 use mobilediffusion_model::{DeviceChoice, Floats, Flow, Options, Pipeline, Request, WeightType};
@@ -75,9 +75,9 @@ fn int8_weights_are_offered_where_only_they_make_room() {
 }
 
 #[test]
-fn weights_that_a_request_does_not_take_make_room_for_those_it_takes() {
+fn weights_that_a_request_does_not_use_make_room_for_those_it_uses() {
     for device in devices() {
-        // Noise between the steps is for DDIM, which draws with the UNet that the one-step one was made of.
+        // An eta above 0 selects DDIM, which draws with another UNet, `unet_base`.
         let noisy = Request { eta: Some(0.5), steps: Some(5), guidance: Some(1.0), ..small("sun") };
         let mut all = Pipeline::load(source(), on(device.clone())).expect("it loads");
         let expected = [draw(&mut all, &small("sun")), draw(&mut all, &noisy)];
@@ -95,7 +95,7 @@ fn weights_that_a_request_does_not_take_make_room_for_those_it_takes() {
             let there = short.counters();
             assert!(there.weight_bytes + there.plan_bytes <= most, "{there:?} of {most}");
         }
-        // Where somebody else draws with the same weights, they stay.
+        // Weights stay while another owner of the model exists.
         let other = Arc::clone(short.model());
         let refused = short.generate(&small("sun"), &mut |_| Flow::Continue).expect_err("they stay").to_string();
         assert!(refused.starts_with("out of memory"), "{refused}");

@@ -8,21 +8,21 @@ use mobilediffusion_kernels::{Activation, DType, Storage};
 use mobilediffusion_runtime::{Gpu, Select, adapters};
 use std::sync::{Arc, OnceLock};
 
-/// A GPU, if there is an adapter.
+/// Opens the best GPU, if there is an adapter.
 fn any_gpu() -> Option<Arc<Gpu>> {
     let found = pollster::block_on(adapters());
     let open = || pollster::block_on(Gpu::open(&Select::Best)).expect("an adapter opens");
     (!found.is_empty()).then(|| Arc::new(open()))
 }
 
-/// The CPU and, if there is an adapter, one GPU, opened once for all tests of this program.
+/// Returns the CPU and, if there is an adapter, one GPU that is opened once for all tests of this program.
 pub(crate) fn devices() -> Vec<Device> {
     static GPU: OnceLock<Option<Arc<Gpu>>> = OnceLock::new();
     let gpu = GPU.get_or_init(any_gpu).clone().map(|gpu| Device::Gpu(gpu, Storage::F32));
     [Some(Device::CPU), gpu].into_iter().flatten().collect()
 }
 
-/// Inputs of a plan: name, elements, bit.
+/// Returns the inputs of a recording: name, number of elements, and bit in the masks of steps.
 pub(crate) fn inputs(recording: &Recording) -> Vec<(String, usize, u32)> {
     let input = |t: &mobilediffusion_graph::TensorInfo| match t.origin {
         Origin::Input(bit) => Some((t.name.clone(), elements(&t.shape), bit)),
@@ -31,7 +31,7 @@ pub(crate) fn inputs(recording: &Recording) -> Vec<(String, usize, u32)> {
     recording.tensors.iter().filter_map(input).collect()
 }
 
-/// Chains and branches on two inputs: each operation takes one or two of the tensors so far.
+/// Builds a graph of chains and branches on two inputs. Each operation takes one or two of the tensors before it.
 pub(crate) fn random_graph(operations: &[(u8, u8, u8)]) -> Graph {
     let mut g = Graph::new();
     let mut made: Vec<Tensor> = vec![g.input("x", [1, 4, 4, 5], DType::Elem), g.input("y", [1, 4, 4, 4], DType::Elem)];
@@ -50,7 +50,7 @@ pub(crate) fn random_graph(operations: &[(u8, u8, u8)]) -> Graph {
         };
         made.push(result.expect("every operation fits"));
     }
-    // The last tensor, and one that has to be kept while others come and go.
+    // One output is the last tensor; the other has to be kept while later ones come and go.
     for (name, tensor) in [("last", made.len() - 1), ("middle", 2 + (made.len() - 2) / 2 % (made.len() - 2))] {
         g.output(name, &made[tensor]);
     }

@@ -1,12 +1,12 @@
-//! A plan's memory played through with owners instead of numbers: knows nothing of lifetimes, and finds out whether
-//! every step reads what was meant for it.
+//! Simulation of a plan's memory that stores the owner of each unit instead of values. It knows nothing of lifetimes, and finds
+//! every step that reads a tensor which was overwritten.
 
 use mobilediffusion_graph::{Origin, Recording};
 
-/// Which tensor each unit of each arena holds.
+/// Simulated memory: the tensor that each unit of each arena holds.
 pub(crate) struct Memory<'a> {
     recording: &'a Recording,
-    /// Arena and first unit of each planned tensor, and how many units it takes.
+    /// Arena, first unit and number of units of each planned tensor.
     places: Vec<Option<(usize, usize, usize)>>,
     owner: Vec<Vec<Option<usize>>>,
     /// Whether a step must not write into an arena that it reads.
@@ -17,7 +17,7 @@ pub(crate) struct Memory<'a> {
 }
 
 impl<'a> Memory<'a> {
-    /// Memory in units of `unit` bytes, to which all places are aligned.
+    /// Creates the memory in units of `unit` bytes, to which all places must be aligned.
     pub(crate) fn new(
         recording: &'a Recording,
         places: &[Option<(usize, usize)>],
@@ -55,8 +55,8 @@ impl<'a> Memory<'a> {
         }
     }
 
-    /// Writes the inputs whose bits are set, runs what depends on them, and reads every output. The first time every
-    /// input is written and every step runs.
+    /// Writes the inputs whose bits are set, runs the steps that depend on them, and reads every output. The first call writes
+    /// every input and runs every step.
     pub(crate) fn run(&mut self, written: u64) -> Result<(), String> {
         let recording = self.recording;
         let written = if self.started { written } else { u64::MAX };
@@ -94,7 +94,7 @@ impl<'a> Memory<'a> {
     }
 }
 
-/// Plays a plan through on both kinds of device, with these inputs written before each run but the first.
+/// Simulates a plan for GPUs and for the CPU. The first run writes all inputs, each further one the inputs of its mask.
 pub(crate) fn play(recording: &Recording, runs: &[u64]) -> Result<(), String> {
     use mobilediffusion_graph::TensorInfo;
     use mobilediffusion_graph::plan::{ARENA_ALIGNMENT, Sharing};

@@ -1,4 +1,4 @@
-//! Devices that are lost, memory that runs out, and the order in which things are given up.
+//! Lost devices, memory that runs out, and the order in which objects are dropped.
 
 use super::{BINDINGS, COUNT, Count, Promise, assert_works, fresh};
 use mobilediffusion_runtime::{Bound, Gpu, Role, RuntimeError};
@@ -35,7 +35,7 @@ fn a_lost_device_refuses_everything_and_is_made_again(gpu: &Arc<Gpu>) {
     drop(pending);
     let again = pollster::block_on(gpu.recreate()).expect("the adapter opens again");
     assert_eq!(again.adapter(), gpu.adapter(), "the same adapter");
-    // What belongs to the old device is refused by the new one.
+    // The new device refuses objects of the old one.
     let error = again.upload(&count.x, &[0; 4]);
     assert!(matches!(error, Err(RuntimeError::Validation { .. })), "{error:?}");
     drop((gpu, count, pipeline));
@@ -48,7 +48,7 @@ fn a_device_lost_during_a_run_is_an_error(gpu: &Arc<Gpu>) {
     gpu.upload(&count.x, &[0; 4 * 4096]).expect("it fits");
     std::thread::scope(|scope| {
         let runs = scope.spawn(|| {
-            // Far more than can be done before the device is gone.
+            // Far more submissions than can finish before the device is destroyed.
             for _ in 0..1_000_000 {
                 gpu.submit([&count.there, &count.back])?;
                 gpu.wait()?;
@@ -78,7 +78,7 @@ fn a_pass_that_was_not_carried_out_is_a_lost_device(gpu: &Arc<Gpu>) {
 fn a_panic_below_is_a_lost_device(gpu: &Arc<Gpu>) {
     let gpu = fresh(gpu);
     let count = Count::new(&gpu, 64, 1).expect("there is room");
-    // wgpu panics on some failures of drivers. Nobody can provoke those, but an iterator can panic in its midst.
+    // wgpu panics on some failures of drivers. A test cannot provoke those, but its iterator can panic within the call.
     let broken = [&count.there].into_iter().inspect(|_| std::panic::resume_unwind(Box::new("a driver's failure")));
     let error = gpu.submit(broken).expect_err("the panic is caught").to_string();
     assert_eq!(error, "the device was lost: wgpu panicked at `a compute pass`: a driver's failure");
@@ -87,8 +87,8 @@ fn a_panic_below_is_a_lost_device(gpu: &Arc<Gpu>) {
 }
 
 fn memory_that_runs_out_is_an_error(gpu: &Arc<Gpu>) {
-    // A driver may take what the system promises, which is more than there is: not a page of this is ever touched, and
-    // there is an end to it.
+    // A driver may grant more memory than there is, because pages that are never touched cost nothing. So the test stops at
+    // this many bytes.
     const MOST: u64 = 16 << 30;
     let gpu = fresh(gpu);
     let bytes = gpu.caps().max_buffer_bytes / 4 * 4;
@@ -118,7 +118,7 @@ fn things_are_dropped_in_any_order(gpu: &Arc<Gpu>) {
         let download = gpu.start_download(&count.x, &count.staging).expect("it starts");
         (gpu, count, download)
     };
-    // While the device is at work, and the device before what lies on it.
+    // First the device is dropped before its buffers, while it is still at work.
     let (gpu, count, download) = make();
     drop(gpu);
     drop(count);
