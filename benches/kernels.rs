@@ -1,6 +1,6 @@
-//! The CPU form of every kernel at the model's shapes.
+//! Times the CPU form of every kernel at the model's shapes.
 
-// The macros of criterion make public items without a word.
+// criterion's macros define public items without documentation.
 #![allow(missing_docs, reason = "criterion's macros write no docs")]
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
@@ -8,7 +8,7 @@ use mobilediffusion_benches::only_once;
 use mobilediffusion_kernels::{FAMILIES, Storage, WeightType, sample};
 use std::time::Duration;
 
-/// Shapes of more floating-point operations, and operands of more bytes, are left out where everything runs only once.
+/// Largest shape that runs as a test, in floating-point operations and in bytes of operands. Larger ones are left out there.
 const MOST_FLOPS: u64 = 1_000_000_000;
 const MOST_BYTES: usize = 32 << 20;
 
@@ -26,7 +26,7 @@ fn kernels(criterion: &mut Criterion) {
             let unit = if flops > 0 { Throughput::Elements(flops) } else { Throughput::Bytes(bytes as u64) };
             group.throughput(unit);
             group.bench_function(BenchmarkId::from_parameter(sample::text(kernel)), |bencher| {
-                // Made only for benches that were asked for.
+                // Operands are made only for the benches that run.
                 let packed = sample::packed(&case, WeightType::Floats, sample::inputs(&case, 1));
                 let mut outputs = sample::outputs(&case);
                 bencher.iter(|| sample::run(&case, &packed, &mut outputs));

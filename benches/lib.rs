@@ -1,18 +1,18 @@
-//! What the benches of kernels and of the model share.
+//! Helpers shared by the benches of kernels and of the model.
 //!
-//! `cargo bench -p mobilediffusion-benches` measures; `cargo test --benches` runs everything once, and leaves out what
-//! takes long. Figures are kept in `records/`, what they are measured against in `peers/`.
+//! `cargo bench -p mobilediffusion-benches` measures. `cargo test --benches` runs everything once and leaves out large shapes.
+//! Results are kept in `records/`; `peers/` holds programs to compare with.
 
 use mobilediffusion_graph::{Device, Graph, GraphError, Recording, Session, WeightLoader, Weights};
 use mobilediffusion_model::weights::synthetic;
 use std::error::Error;
 
-/// Whether everything is to run only once: as a test, where cargo does not pass `--bench`.
+/// Returns whether everything runs only once, as a test: then cargo does not pass `--bench`.
 pub fn only_once() -> bool {
     !std::env::args().any(|argument| argument == "--bench")
 }
 
-/// Weights made up from a seed.
+/// Loader of synthetic weights.
 #[derive(Clone, Copy, Debug)]
 pub struct MadeUp(pub u64);
 
@@ -22,7 +22,7 @@ impl WeightLoader for MadeUp {
     }
 }
 
-/// A graph made ready on the CPU, with made-up weights.
+/// Prepares a graph on the CPU with synthetic weights.
 ///
 /// # Errors
 /// If a weight is refused.

@@ -1,6 +1,6 @@
-//! The three networks of the mini model on the CPU: what a picture costs beyond single kernels.
+//! Times the three networks of the model `mini` on the CPU, which a picture consists of.
 
-// The macros of criterion make public items without a word.
+// criterion's macros define public items without documentation.
 #![allow(missing_docs, reason = "criterion's macros write no docs")]
 
 use criterion::{Criterion, criterion_group, criterion_main};
@@ -19,7 +19,7 @@ fn mini() -> (ModelConfig, Shape) {
     (config, shape)
 }
 
-/// Writes all inputs, so that nothing is left from the run before, and runs.
+/// Writes all inputs, so that every step runs again, and runs the session.
 fn evaluate(session: &mut Session, inputs: &[(&str, Vec<f32>)]) {
     for (name, values) in inputs {
         session.write(name, values).expect("the input is of that length");

@@ -1,4 +1,4 @@
-//! Figures of planning and replaying that are no times of kernels: `cargo bench -p mobilediffusion-benches --bench plan`.
+//! Measures the memory planner and the host's time for a replay: `cargo bench -p mobilediffusion-benches --bench plan`.
 
 #![allow(clippy::print_stdout, reason = "the tables are what this is for")]
 
@@ -13,7 +13,7 @@ use mobilediffusion_runtime::{Gpu, Select};
 use std::sync::Arc;
 use std::time::Instant;
 
-/// Bytes in which each of the published instances can be placed.
+/// Bytes into which each of the published instances fits.
 const CAPACITY: f64 = 1_048_576.0;
 
 fn main() {
@@ -22,10 +22,10 @@ fn main() {
     overhead();
 }
 
-/// The allocation instances that MiniMalloc was published with.
+/// Plans the allocation instances that were published with MiniMalloc.
 fn published() {
     println!("instance  tensors  total / capacity  seconds");
-    // One of them shows that it runs.
+    // As a test, one instance is enough.
     for name in if only_once() { 'B'..='B' } else { 'A'..='K' } {
         let path = format!("{}/../tests/data/minimalloc/{name}.1048576.csv", env!("CARGO_MANIFEST_DIR"));
         let text = std::fs::read_to_string(path).expect("the instance is in the repository");
@@ -40,7 +40,7 @@ fn published() {
     }
 }
 
-/// The plans of the presets at their own sizes, in f32.
+/// Plans the networks of the presets at their default sizes, in f32.
 fn plans() {
     println!("\nplan  steps  tensors  lower bound  arenas  ratio  ratio in one arena  ms to plan");
     for preset in ModelConfig::PRESETS {
@@ -72,7 +72,7 @@ fn plans() {
     }
 }
 
-/// Encoding and submitting 300 dispatches, without the time of the device: what a replay costs the host.
+/// Measures the host's time for encoding and submitting 300 dispatches, without the device's time.
 fn overhead() {
     let Ok(gpu) = pollster::block_on(Gpu::open(&Select::Best)) else {
         return println!("\nthere is no GPU adapter to submit 300 steps to");
@@ -92,5 +92,5 @@ fn overhead() {
     let mut seconds: Vec<f64> = (0..if only_once() { 1 } else { 101 }).map(|_| once()).collect();
     seconds.sort_by(f64::total_cmp);
     let median = seconds[seconds.len() / 2];
-    println!("\n{}: the host's part of 300 steps: {:.1} us (median of {})", gpu.adapter(), median * 1e6, seconds.len());
+    println!("\n{}: host time for 300 steps: {:.1} us (median of {})", gpu.adapter(), median * 1e6, seconds.len());
 }

@@ -1,4 +1,4 @@
-"""Running commands within a budget of time: what takes longer is killed with all that it started, and said."""
+"""Run commands within a time budget. A command that takes longer is killed with all processes it started."""
 
 import json
 import os
@@ -11,11 +11,11 @@ from pathlib import Path
 
 
 class Failed(Exception):
-    """A command did not give what it was run for; the text says why, in one line."""
+    """A command failed; the text says why, in one line."""
 
 
 class Budget:
-    """Seconds for everything. Sections end at parts of it; what one leaves over goes to the next."""
+    """Time limit in seconds for a run. Sections end at shares of it, and unused time goes to the next section."""
 
     def __init__(self, seconds, clock=time.monotonic):
         self.seconds, self.clock = seconds, clock
@@ -25,7 +25,7 @@ class Budget:
         return self.clock() - self.start
 
     def section(self, part):
-        """The time up to this part of the whole may be used from now on."""
+        """Begin a section that may use the time up to this share of the whole."""
         self.end = self.start + part * self.seconds
 
     def left(self):
@@ -33,21 +33,21 @@ class Budget:
 
 
 def say(line):
-    """Progress goes to standard error: the table is all there is on standard output."""
+    """Print a line of progress on standard error. Standard output is for the table alone."""
     print(line, file=sys.stderr, flush=True)
 
 
 def reason(code, text):
-    """Why a command failed, in one line: what it calls an error, else the last it said."""
+    """Return why a command failed, in one line: its first `error:` line, else its last line."""
     lines = [line.strip() for line in (text or "").splitlines() if line.strip()]
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     if code < 0:
         return f"ended by signal {-code} ({signal.strsignal(-code)})"
-    return (errors or lines[-1:] or ["it said nothing"])[0]
+    return (errors or lines[-1:] or ["it printed nothing"])[0]
 
 
 def kill(process):
-    """Ends a process and all that it started."""
+    """Kill a process and all processes that it started."""
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:
@@ -55,7 +55,7 @@ def kill(process):
 
 
 def execute(command, limit, env=None):
-    """Runs a command to its end: its standard output, and the seconds it took."""
+    """Run a command to its end. Return its standard output and the seconds it took."""
     seconds, code, out, err = attempt(command, limit, env)
     if code is None:
         raise Failed(f"killed after {limit:.0f} s")
@@ -65,7 +65,10 @@ def execute(command, limit, env=None):
 
 
 def attempt(command, limit, env=None):
-    """Runs a command: seconds, exit code (none if it was killed), standard output and error, as far as they came."""
+    """Run a command for at most `limit` seconds.
+
+    Return the seconds, the exit code (None if it was killed), standard output and standard error.
+    """
     if limit < 1:
         raise Failed("no time left")
     command = [str(word) for word in command]
@@ -81,7 +84,7 @@ def attempt(command, limit, env=None):
         except subprocess.TimeoutExpired:
             code = None
         finally:
-            # Also after an interruption, and whatever a command that ended has left running.
+            # Also after an interruption, and for processes that the command left running.
             kill(process)
             process.wait()
         seconds = time.monotonic() - start
@@ -90,37 +93,40 @@ def attempt(command, limit, env=None):
 
 
 def json_lines(command, limit, env=None):
-    """The JSON values a command printed, a line each, and why there are no more of them, if it did not end well."""
+    """Return the JSON values that a command printed, one per line, and the reason if it failed."""
     _, code, out, err = attempt(command, limit, env)
     values = []
     for line in out.splitlines():
         try:
             values.append(json.loads(line))
         except ValueError:
-            continue  # A line that was cut when it was killed, or a library's chatter.
+            continue  # A line that was cut when the command was killed, or a message of a library.
     why = None if code == 0 else f"killed after {limit:.0f} s" if code is None else reason(code, err)
     return values, why
 
 
-# Behind a storage type of floats: matrices of weights in 8 bits.
+# Suffix of a storage type whose weight matrices are stored in 8 bits.
 INT8 = " with int8 weights"
 
 
 def storage(dtype):
-    """The program's options for a storage type, as `plan --json` names it."""
+    """Return the program's options for a storage type as `plan --json` names it."""
     floats = dtype.removesuffix(INT8)
     return ["--dtype", floats, "--weights-dtype", "floats" if floats == dtype else "int8"]
 
 
 class Program:
-    """The release binary on one device."""
+    """Release binary of mobilediffusion, run on one device."""
 
     def __init__(self, path, device):
         self.path, self.device = Path(path).resolve(), device
 
     def bench(self, arguments, limit, dtype="f32", within=0.6):
-        """What `bench --json` writes. It begins nothing new after a part of the limit, so that it is killed only if it hangs.
-        Where something was wrong, what was measured all the same has the reason at `failed`."""
+        """Return what `bench --json` writes.
+
+        The program starts nothing new after `within` of the limit, so that it is killed only if it hangs. If it failed but
+        wrote results, the reason is added to them as `failed`.
+        """
         if limit < 1:
             raise Failed("no time left")
         with tempfile.TemporaryDirectory() as folder:

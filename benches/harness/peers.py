@@ -1,4 +1,4 @@
-"""Peers on the same device: each in processes of its own, its times beside ours of the same run."""
+"""Measurements of peers on the same device, each in a process of its own, for comparison with this project's times."""
 
 import importlib.util
 import json
@@ -12,23 +12,23 @@ from .sections import FULL, timed_row
 SCRIPTS = Path(__file__).resolve().parents[1] / "peers"
 BUILT = "peers/target/release/mobilediffusion-peers"
 BUILT_PARITY = SCRIPTS.parents[1] / "target/release/examples/parity"
-# What the script of networks on the CPU imports, and its peers' names.
+# Modules that the script of networks on the CPU imports, and display names of its peers.
 MODULES = ("torch", "onnx", "onnxruntime", "safetensors")
 NAMES = {"onnxruntime": "onnxruntime", "torch": "PyTorch"}
-# A peer further from the exact result than this is not compared, by what it computes in.
+# Largest error of a peer that is compared, by whether it computes in f16.
 BOUNDS = {False: 1e-3, True: 2e-2}
 
 
 def run(section, options, kind):
-    """All peers that this device may have; the others are named with the reason. Whole networks come before kernels."""
+    """Measure all peers that run on this device, whole networks before kernels. Others are left out with the reason."""
     end = section.budget.end
-    # Each may take so much of what is left.
+    # Each step may take this share of the time left.
     plan = [(1.0, lambda: kernels(section, options, kind))]
     if options.quick:
         section.leave_out("networks of peers", "a quick run")
     elif kind == "cpu":
         section.leave_out("PyTorch on CUDA, onnxruntime-webgpu", "the device is the CPU")
-        # Whole networks on the CPU were timed in turns with ours before.
+        # `on_cpu` has timed whole networks on the CPU already.
     else:
         section.leave_out("PyTorch and onnxruntime on the CPU", "the device is a GPU or its driver")
         if kind == "software":
@@ -43,7 +43,7 @@ def run(section, options, kind):
 
 
 def lines_of(section, what, command):
-    """What a peer's process printed, as far as it came."""
+    """Return the JSON lines that a peer's process printed, also if it failed later."""
     def attempt(left):
         values, why = json_lines(command, left)
         if why:
@@ -58,7 +58,7 @@ def compare(section, peer, what, seconds, ours):
 
 
 def kernels(section, options, kind):
-    """burn (wgpu) and candle (CPU) at the shapes that were timed."""
+    """Time burn (wgpu) or candle (CPU) at the kernels' shapes that were timed."""
     peer, other = ("candle", "burn (wgpu)") if kind == "cpu" else ("burn", "candle")
     section.leave_out(f"kernels of {other}", "it does not run on this device")
     places = [options.peers] if options.peers else [SCRIPTS.parent / BUILT, section.program.path.with_name("mobilediffusion-peers")]
@@ -82,7 +82,7 @@ def kernels(section, options, kind):
 
 
 def on_cpu(section, options):
-    """onnxruntime's CPU provider and PyTorch, by the script that runs them and us in turns."""
+    """Time onnxruntime and PyTorch on the CPU, with the script that runs them and this project in turns."""
     what = "onnxruntime and PyTorch"
     missing = [name for name in MODULES if importlib.util.find_spec(name) is None]
     if missing:
@@ -94,12 +94,12 @@ def on_cpu(section, options):
         how = "`cargo build --release -p mobilediffusion-model --example parity`"
         return section.leave_out(what, f"the example parity, which checks them, is not built: {how}")
     end = section.budget.end
-    # The text encoder is small, the others about the same.
+    # The text encoder is small; the other two take about the same time.
     for network, part in (("text", 0.25), ("unet", 0.6), ("decoder", 1.0)):
         left = part * (end - section.budget.clock())
         section.budget.end = section.budget.clock() + left
         command = [sys.executable, SCRIPTS / "networks.py", section.program.path, network, "--json", "--parity", parity]
-        # The first round always runs; a second one may take as long as all before it.
+        # The first round always runs. Another one is begun only in the first half of the time, as it may take as long again.
         for line in lines_of(section, f"{what}, {network}", [*command, "--within", f"{0.5 * left:.1f}"]):
             for row in line["networks"]:
                 timed_row(section, FULL, network, 512, 1, "f32", row["seconds"]["ours"] * 1e6)
@@ -111,7 +111,7 @@ def on_cpu(section, options):
 
 
 def networks(section, peer, command, jobs):
-    """A script of peers: `jobs` as NETWORK:SIZE:BATCH:DTYPE, a line of JSON for each that it timed."""
+    """Run a script of a peer on jobs given as NETWORK:SIZE:BATCH:DTYPE. It prints a line of JSON for each."""
     words = [f"{r['network']}:{r['size']}:{r['batch']}:{r['dtype']}" for r in jobs]
     if not words:
         return section.leave_out(peer, "none of the networks it is compared with was timed")
@@ -130,9 +130,9 @@ def timed(section, dtypes, names=("unet", "decoder", "text")):
 
 
 def webgpu(section, kind):
-    """onnxruntime's WebGPU provider on the same adapter."""
+    """Time onnxruntime's WebGPU provider on the same adapter."""
     jobs = timed(section, ("f32",) if kind == "software" else ("f16",))
-    # What a bar speaks of first.
+    # The UNet, the most important network, comes first.
     size = 256 if kind == "software" else 512
     jobs.sort(key=lambda r: (r["network"], r["size"], r["batch"]) != ("unet", size, 1))
     networks(section, "onnxruntime-webgpu", [SCRIPTS / "webgpu.py"], jobs)

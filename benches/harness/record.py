@@ -1,4 +1,4 @@
-"""The record: its shape, where it is written, and that nothing is written over."""
+"""The record: its schema, its place and how it is written."""
 
 import json
 import os
@@ -10,7 +10,7 @@ FORMAT = 1
 ROOT = Path(__file__).resolve().parents[2]
 NUMBER, TEXT, MAYBE = (int, float), str, (int, float, type(None))
 
-# Keys that have to be there, and their types; a list holds values of its one entry.
+# Required keys with their types. A list holds values of the type of its only entry.
 SCHEMA = {
     "format": int,
     "date": TEXT,
@@ -34,7 +34,7 @@ PEAKS = {"copy_bytes_per_second": NUMBER, "flops_per_second": NUMBER}
 
 
 def problems(value, schema=None, at="record"):
-    """What is wrong with a record, a line each."""
+    """Return the problems with a record, one line each."""
     if schema is None:
         found = problems(value, SCHEMA, at)
         for dtype, rows in (value.get("kernels") or {}).items():
@@ -57,19 +57,22 @@ def problems(value, schema=None, at="record"):
 
 
 def slug(device):
-    """A device's name as a folder: `llvmpipe (LLVM 15.0.6)` becomes `llvmpipe-llvm-15-0-6`."""
+    """Turn a device's name into the name of a folder: `llvmpipe (LLVM 15.0.6)` becomes `llvmpipe-llvm-15-0-6`."""
     return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
 
 
 def paths(folder, record):
-    """Where a record belongs: the JSON file and the Markdown file. Processors of one name get folders of their own."""
+    """Return the paths of a record's JSON and Markdown files.
+
+    CPUs of the same name but of different families, models or vector widths get different folders.
+    """
     machine = record["machine"]
     place = folder / slug(" ".join([machine["device"], machine.get("processor", "") if machine["kind"] == "cpu" else ""]))
     return place / f"{record['date']}.json", place / f"{record['date']}.md"
 
 
 def write(files, texts):
-    """Both files, each whole or not at all."""
+    """Write texts to files, each completely or not at all."""
     for path, text in zip(files, texts):
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_name(f".{path.name}.{os.getpid()}")
@@ -78,8 +81,10 @@ def write(files, texts):
 
 
 def plain(value):
-    """A record without this machine's paths: the sources' folder is left out, the interpreter and other folders are named
-    by their last part."""
+    """Remove this machine's paths from a record.
+
+    The checkout's own path is left out, and other absolute paths are shortened to their last part.
+    """
     if isinstance(value, dict):
         return {key: plain(inner) for key, inner in value.items()}
     if isinstance(value, list):

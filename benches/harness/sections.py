@@ -1,4 +1,4 @@
-"""What is measured of our own: kernels, networks, pictures, starts. Each job is one call of the program."""
+"""Measurements of this project: kernels, networks, pictures, process starts. Each job is one call of the program."""
 
 import json
 import os
@@ -9,18 +9,18 @@ from pathlib import Path
 from .jobs import INT8, Failed, execute, say, storage
 
 FULL = "mobilediffusion"
-# The paper's Table 4, in milliseconds on its phone: MobileDiffusion's network, and Stable Diffusion 1.5's.
+# Table 4 of the paper, in milliseconds on a phone: MobileDiffusion's network, then Stable Diffusion 1.5's.
 PAPER = {"unet": (142, 357), "decoder": (92, 285)}
 
 
 class Section:
-    """Collects rows, and what was left out with the reason."""
+    """Collector of the record's rows, and of what was left out with the reasons."""
 
     def __init__(self, program, budget, record):
         self.program, self.budget, self.record = program, budget, record
 
     def attempt(self, what, run):
-        """The result of `run`; none if it failed, which is written down."""
+        """Return the result of `run(seconds left)`. If it fails, note the reason and return None."""
         try:
             say(f"{self.budget.spent():5.0f} s  {what}")
             measured = run(self.budget.left())
@@ -37,7 +37,7 @@ class Section:
 
 
 def machine(section, dtypes):
-    """Device, driver, commit and the peaks of every storage type. Without these there is no record."""
+    """Record device, driver, commit and the peaks of every storage type. A failure here ends the run."""
     record = section.record
     for dtype in dtypes:
         measured = section.program.bench(["add"], 60, dtype, within=0)
@@ -60,7 +60,10 @@ def machine(section, dtypes):
 
 
 def processor(info):
-    """What tells processors of one name apart, as Linux says it on x86: family, model and the widest vectors."""
+    """Return family, model and widest vectors of an x86 processor from the text of /proc/cpuinfo, or None.
+
+    Virtual machines often give different processors the same name.
+    """
     said = dict(re.findall(r"^([a-z ]+?)\s*: (.*)$", info.partition("\n\n")[0], re.MULTILINE))
     if not {"cpu family", "model", "flags"} <= said.keys():
         return None
@@ -69,15 +72,15 @@ def processor(info):
 
 
 def kernels(section, dtypes, names):
-    """Every kernel at the model's shapes."""
+    """Measure every kernel at the model's shapes."""
     for i, dtype in enumerate(dtypes):
         arguments = [*names, *(["--quick"] if section.record["quick"] else [])]
-        # A shape takes little beside all of them, so that little has to stay for the one that was begun last.
+        # One shape takes a small part of the time, so a small reserve is enough for the last one begun.
         part = lambda left: section.program.bench(arguments, left / (len(dtypes) - i), dtype, within=0.85)
         measured = section.attempt(f"kernels, {dtype}", part)
         if measured is None:
             continue
-        # The peaks of the same minute: what the parts of the limit are parts of.
+        # The shares of the limit refer to the peaks of the same call.
         section.record["kernels"][dtype], section.record["peaks"][dtype] = measured["shapes"], measured["peaks"]
         for reason, text in {"no_room": "no room on the device", "too_long": "too much work for a quick or a software device",
                              "too_late": "no time left"}.items():
@@ -87,7 +90,7 @@ def kernels(section, dtypes, names):
 
 
 def network_jobs(kind, dtypes, quick):
-    """(preset, network, size, batch, dtype), the most important first."""
+    """Return the jobs as (preset, network, size, batch, dtype), the most important first."""
     if quick:
         return [(None, "unet", 64, 1, dtypes[0])]
     half_first = list(reversed(dtypes))
@@ -102,15 +105,20 @@ def network_jobs(kind, dtypes, quick):
 
 
 def share(jobs):
-    """Of one of so many jobs to come: the part of the time left after which it is killed, and the part of that in which it
-    begins anything new. The first makes room for a large one, the second leaves the others their equal parts."""
+    """Return the limits of the next of `jobs` jobs.
+
+    The first is the share of the time left after which the job is killed; it is large enough for a slow network. The second is
+    the share of that limit within which the job starts new runs; it leaves the other jobs equal shares.
+    """
     limit = 1 if jobs == 1 else 0.85
     return limit, min(0.6, 1 / jobs / limit)
 
 
 def least(record, job):
-    """About the least seconds that a network takes here by what one like it took: four evaluations, in its size. 0 where
-    none was timed."""
+    """Estimate the least seconds that a job takes, four evaluations, from a row of the same network scaled to its size.
+
+    Return 0 if there is no such row.
+    """
     preset, network, size, batch, dtype = job
     like = [row for row in record["networks"] if row["network"] == network and row["dtype"] == dtype
             and (row["preset"] == preset or network == "vae-decoder")]
@@ -118,7 +126,7 @@ def least(record, job):
 
 
 def networks(section, jobs):
-    """One evaluation of each network; the plan's result is compared with the CPU's first."""
+    """Time one evaluation of each network. The program first compares the plan's result with the CPU's."""
     done = {(row["preset"], row["network"], row["size"], row["batch"], row["dtype"]) for row in section.record["networks"]}
     jobs = [job for job in jobs if job not in done]
     for i, job in enumerate(jobs):
@@ -144,7 +152,7 @@ def of_job(preset, size, batch):
 
 
 def timed_row(section, preset, network, size, batch, dtype, whole_us, host_us=None, **others):
-    """A network that was timed, with what its plan says of it."""
+    """Add the row of a network that was timed, with steps and bytes from its plan."""
     row = {"preset": preset or "mini", "network": network, "size": size, "batch": batch, "dtype": dtype,
            "whole_us": whole_us, "host_us": host_us, **others}
     arguments = [network, *of_job(preset, size, batch)]
@@ -158,7 +166,10 @@ def timed_row(section, preset, network, size, batch, dtype, whole_us, host_us=No
 
 
 def paper(record):
-    """Our times as ratios to our own sd15, beside the paper's; the rows of one size, batch and storage type."""
+    """Return the ratios of MobileDiffusion's times to Stable Diffusion 1.5's, here and in the paper.
+
+    Both are taken at 512 pixels and batch 1, for each storage type.
+    """
     found = {(r["preset"], r["network"], r["dtype"]): r["whole_us"] for r in record["networks"]
              if r["size"] == 512 and r["batch"] == 1}
     rows = []
@@ -174,11 +185,11 @@ def paper(record):
 
 
 def pictures(section, models, dtypes):
-    """Whole pictures in one process: the first, later ones, and memory."""
+    """Measure whole pictures in one process: the first, later ones, and memory."""
     for model in models:
         for dtype in dtypes:
             preset = [] if model == "mini" else ["--preset", model]
-            # The starts that follow need about as long.
+            # The starts that follow need about the same time.
             run = lambda left: section.program.bench(["--picture", *preset], left / 2, dtype)
             measured = section.attempt(f"pictures of {model}, {dtype}", run)
             if measured:
@@ -186,7 +197,7 @@ def pictures(section, models, dtypes):
 
 
 def starts(section, models, dtypes):
-    """From the start of the process to the picture on disk: with nothing compiled before, and again."""
+    """Measure the time from process start to the picture on disk, with empty caches of compiled shaders and with full ones."""
     for model in models:
         for dtype in dtypes:
             with tempfile.TemporaryDirectory() as folder:
@@ -199,7 +210,7 @@ def starts(section, models, dtypes):
 
 
 def one_start(program, model, dtype, folder, limit):
-    # Ours, and the drivers' own: all caches of what was compiled lie in the folder.
+    # All caches of compiled shaders, the program's and the drivers', are placed in the folder.
     env = {k: v for k, v in os.environ.items() if not k.startswith("MESA_SHADER_CACHE")}
     cache = str(folder / "cache")
     os.makedirs(cache, exist_ok=True)

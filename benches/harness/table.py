@@ -1,4 +1,4 @@
-"""The record as Markdown."""
+"""Format a record as Markdown."""
 
 from .sections import FULL
 
@@ -50,7 +50,7 @@ def facts(record):
 
 
 def networks(record):
-    heads = ["network", "size", "batch", "floats", "ms", "runs", "host's part, ms", "dispatches (at least)", "MiB moved (at least)",
+    heads = ["network", "size", "batch", "floats", "ms", "runs", "host, ms", "dispatches (at least)", "MiB moved (at least)",
              "weights, MiB", "activations, MiB"]
     row = lambda r: [
         f"{r['preset']} {r['network']}", r["size"], r["batch"], r["dtype"], ms(r["whole_us"]), r.get("runs", ""), ms(r["host_us"]),
@@ -75,7 +75,7 @@ def pictures(record):
         ", ".join(f"{r['again_phases'].get(phase, 0):.3f}" for phase in ("text", "denoise", "decode")),
         mib(r["weight_bytes"]), mib(r["plan_bytes"]), mib(r["weight_bytes"] + r["plan_bytes"]),
         mib(r["process_peak_bytes"])]
-    note = "Weights and activations are all there is of a pipeline on its device, from the first picture to the last: their sum is the peak."
+    note = "A pipeline holds its weights and activations from the first picture to the last, and nothing else: their sum is its peak on the device."
     return record["pictures"] and table(heads, map(row, record["pictures"])) + "\n\n" + note
 
 
@@ -96,13 +96,13 @@ def kernels(rows):
     row = lambda r: [
         r["kernel"], r["shape"], number(r["median_us"], 1), number(r["flops_per_second"], 1, 1e9),
         number(r["bytes_per_second"], 2, 1e9), *limit(r), r.get("variant") or ""]
-    note = ("caches: more bytes a second than in the measured copies, so that these are no limit; of embedding's bytes most, "
-            "those of its table, are not read.")
+    note = ("caches: more bytes per second move than in the measured copies, so the copies are no limit. Most of the bytes counted for "
+            "embedding belong to its table and are not read.")
     return rows and table(heads, map(row, rows)) + (f"\n\n{note}" if any(map(cached, rows)) else "")
 
 
 def number(value, digits, unit=1):
-    """With so many digits; nothing for what the program could not give a number."""
+    """Format a number with `digits` digits. None gives an empty text."""
     return "" if value is None else f"{value / unit:.{digits}f}"
 
 
@@ -111,7 +111,7 @@ def cached(row):
 
 
 def limit(row):
-    """The part of the limit, and which one."""
+    """Return the percentage of the nearer peak, and the name of that peak."""
     return ("", "caches") if cached(row) else (number(row["part_of_limit"], 1, 0.01), row["bound"])
 
 

@@ -1,4 +1,4 @@
-"""Tests of the parts that need no device: `python3 -m unittest harness.tests` in benches."""
+"""Tests of the parts of the harness that need no device. Run `python3 -m unittest harness.tests` in `benches`."""
 
 import sys
 import tempfile
@@ -13,7 +13,7 @@ from .jobs import Budget, Failed, Program, attempt, execute, json_lines, storage
 
 
 def runs(process):
-    """Whether a process is there and is more than an entry that nobody has asked for yet."""
+    """Return whether a process is running. A zombie, whose exit status nobody has read yet, is not."""
     time.sleep(0.2)
     try:
         stat = Path(f"/proc/{process}/stat").read_text()
@@ -88,7 +88,7 @@ class Jobs(unittest.TestCase):
 
 
 class Peers(unittest.TestCase):
-    """Networks on the CPU, by a script that says what that of the peers would."""
+    """Networks on the CPU, with a script that prints what the peers' script would."""
 
     SAYS = """import sys, json
 name = sys.argv[2]
@@ -116,7 +116,7 @@ print(json.dumps({"versions": {"onnxruntime": "1.2", "torch": "3.4"}, "networks"
         self.assertEqual(len(rows), 4)
         self.assertIn({"what": "onnxruntime and PyTorch, decoder", "why": "decoder: too far"}, got["left_out"])
         self.assertEqual([(r["network"], r["whole_us"]) for r in got["networks"]], [("text", 1e6), ("unet", 1e6)])
-        # What was timed with them is not timed again, and what cannot be done in time is not begun.
+        # Networks timed with their peers are not timed again, and those that cannot finish in time are not begun.
         program = SimpleNamespace(bench=mock.Mock(side_effect=Failed("no bench")))
         section = sections.Section(program, Budget(10), got)
         with mock.patch("builtins.print"):
