@@ -321,10 +321,12 @@ impl Incidents {
         let sink = Arc::clone(&incidents);
         device.set_device_lost_callback(move |reason, message| {
             let mut lost = locked(&sink.lost);
-            match one_line(&message) {
-                // wgpu gives no message if the device was destroyed by the application.
-                message if message.is_empty() => drop(lost.get_or_insert(format!("{reason:?}, without a message"))),
-                message => *lost = Some(message),
+            let message = one_line(&message);
+            if !message.is_empty() {
+                *lost = Some(message);
+            } else if lost.is_none() {
+                // wgpu gives no message if the device was destroyed.
+                *lost = Some(format!("{reason:?}, without a message"));
             }
         });
         incidents

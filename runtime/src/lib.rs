@@ -49,7 +49,8 @@
 //! * **Failures on a device are values.** Validation errors, exhausted memory and a lost device are returned as a
 //!   [`RuntimeError`] that names the object concerned. Where wgpu reports a loss by a panic, the panic is caught and
 //!   reported as [`RuntimeError::Lost`]; this needs `panic = "unwind"`. [`Gpu::recreate`] replaces a lost device.
-//! * **Skipped work is detected.** A pass that a driver drops without an error is reported when data is read back.
+//! * **Skipped work is detected.** If a driver drops a submitted pass without an error, the next read-back returns
+//!   [`RuntimeError::Lost`]. Passes of a [`Timer`] are not included.
 //! * **Replays are cheap.** Submitting a dispatch creates no buffer and compiles nothing; [`Gpu::counters`] shows it.
 //! * **No hidden inputs or outputs.** Nothing is printed. The environment is consulted for one thing only, the user's
 //!   cache folder, and only by [`Gpu::with_user_cache`].
