@@ -1,72 +1,74 @@
-//! A kernel's type: its name, the cases that test it and a parser for its sizes.
+//! Families: the type of a kernel with its name, its test cases and a parser for its sizes.
 
 use crate::draw::Draw;
 use crate::kernel::Kernel;
 use std::fmt;
 
-/// What an operand of a test is filled with.
+/// Values that fill an operand of a test.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Fill {
-    /// Normally distributed with this mean and deviation.
+    /// Approximately normally distributed values with this mean and standard deviation.
     Normal(f32, f32),
-    /// Whole numbers of -4..=4: sums of their products are exact in f32.
+    /// Whole numbers in `-4..=4`. Sums of their products are exact in f32.
     Integers,
-    /// Every element the same.
+    /// The same value in every element.
     Constant(f32),
-    /// u32 below this bound.
+    /// Random u32 values below this bound.
     Below(u32),
 }
 
-/// One test of a kernel: a problem, and data chosen to make its mistakes visible.
+/// One test of a kernel: a problem, and fills of its operands that make mistakes visible.
 #[derive(Debug)]
 pub struct Case {
-    /// The problem.
+    /// Problem to solve.
     pub kernel: Box<dyn Kernel>,
-    /// Fill of single operands, by name; the others are `Normal(0, 1)`.
+    /// Fills of single operands, by name. All other operands are filled with `Normal(0, 1)`.
     pub fills: Vec<(&'static str, Fill)>,
-    /// Whether the answer must be exact whatever the kernel's tolerance says.
+    /// Whether the result must be exact, regardless of the kernel's tolerance.
     pub exact: bool,
 }
 
 impl Case {
-    /// A case with normally distributed operands.
+    /// Makes a case with normally distributed operands.
     pub fn new(kernel: impl Kernel + 'static) -> Self {
         Self { kernel: Box::new(kernel), fills: Vec::new(), exact: false }
     }
 
-    /// The same case with another fill of one operand.
+    /// Sets the fill of one operand.
     pub fn fill(mut self, operand: &'static str, fill: Fill) -> Self {
         self.fills.push((operand, fill));
         self
     }
 
-    /// The same case on whole numbers in every operand, where the answer must be exact.
+    /// Fills every operand with whole numbers and requires an exact result.
     pub fn integers(mut self) -> Self {
         self.fills = self.kernel.operands().iter().map(|o| (o.name, Fill::Integers)).collect();
         self.exact = true;
         self
     }
 
-    /// The fill of an operand.
+    /// Returns the fill of an operand.
     pub fn fill_of(&self, operand: &str) -> Fill {
         self.fills.iter().rev().find(|(name, _)| *name == operand).map_or(Fill::Normal(0.0, 1.0), |(_, fill)| *fill)
     }
 }
 
-/// A kernel type: one line of the list.
+/// Type of a kernel: one line of [`FAMILIES`](crate::FAMILIES).
 #[derive(Clone, Copy)]
 pub struct Family {
-    /// Name of the file pair.
+    /// Name of the kernel and of its pair of files.
     pub name: &'static str,
-    /// One line for the table of kernels.
+    /// Summary for the README's table of kernels, one line of Markdown.
     pub summary: &'static str,
-    /// Edge cases: 1, the tile and its neighbours, primes, channels that are no multiple of four.
+    /// Returns the test cases: sizes of 1, the tile size and its neighbours, primes, channel counts that are not a multiple
+    /// of four.
     pub cases: fn() -> Vec<Case>,
-    /// The shapes of the full-size model, for the benches.
+    /// Returns problems with the shapes of the full-size model, for the benches.
     pub model_shapes: fn() -> Vec<Case>,
-    /// A small problem near the edges of the tiles, for property tests: any choice gives one that is not refused.
+    /// Draws a small random problem with sizes near the edges of tiles, for property tests. Every draw gives a problem that
+    /// the kernel does not refuse.
     pub random: fn(&mut Draw<'_>) -> Case,
-    /// Reads a problem from the `params` of a case file.
+    /// Parses a problem from the `params` of a case file.
     pub parse: fn(&serde_json::Value) -> Result<Box<dyn Kernel>, serde_json::Error>,
 }
 
@@ -76,7 +78,7 @@ impl fmt::Debug for Family {
     }
 }
 
-/// Reads a kernel of type `K` from JSON: the `parse` of a family.
+/// Parses a kernel of type `K` from JSON. Families use this function as their [`parse`](Family::parse).
 ///
 /// # Errors
 /// If a field is missing, unknown or of the wrong type.

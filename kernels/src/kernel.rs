@@ -1,8 +1,8 @@
-//! The kernel contract: what one kernel says about itself.
+//! The kernel contract: the trait that every kernel implements, and the plain data that it returns.
 //!
-//! A *kernel* is a small struct that holds the sizes of one problem. It names its operands, its WGSL program, its
-//! cost and its tolerance, and it carries two more forms of itself: a plain f64 `reference` and a fast CPU form.
-//! A [*family*](Family) is the kernel's type: its name, the cases that test it and a parser for its sizes. Tests,
+//! A *kernel* is a small struct that holds the sizes of one problem. It declares its operands, its WGSL program, its cost
+//! and its tolerance. It also implements the same computation twice more: as a plain f64 reference, and in a fast form for
+//! the CPU. A [*family*](Family) describes the kernel's type: its name, its test cases and a parser for its sizes. Tests,
 //! benches, docs and the CPU device walk the list of families and know no kernel by name.
 
 pub use crate::family::{Case, Family, Fill, parse};
@@ -15,16 +15,16 @@ use crate::variant::Variant;
 use mobilediffusion_runtime::Binding;
 use std::fmt;
 
-/// Sizes of a tensor, outermost first. Feature maps are `[n, h, w, c]`, tokens `[n, l, c]`, matrices `[rows, cols]`.
+/// Sizes of a tensor, outermost axis first. Feature maps are `[n, h, w, c]`, tokens `[n, l, c]`, matrices `[rows, cols]`.
 pub type Shape = Vec<usize>;
 
-/// Number of elements of a shape.
+/// Returns the number of elements of a shape.
 pub fn elements(shape: &[usize]) -> usize {
     shape.iter().product()
 }
 
-/// Rounds the last axis up to a multiple of four: how a tensor of floats lies in device memory, so that every access
-/// is one vec4. The padding holds zeros, and every kernel keeps it zero.
+/// Returns the shape that a tensor of floats has in device memory: the last axis is rounded up to a multiple of four, so that
+/// every access is one vec4. The padding holds zeros, and every kernel keeps it zero.
 pub fn padded(shape: &[usize]) -> Shape {
     let mut shape = shape.to_vec();
     if let Some(last) = shape.last_mut() {
@@ -33,7 +33,7 @@ pub fn padded(shape: &[usize]) -> Shape {
     shape
 }
 
-/// A value in a kernel's uniform `Params` struct: four bytes, in the order of the WGSL struct, same name.
+/// One field of a kernel's uniform `Params` struct, four bytes wide. Name and order are those of the WGSL struct.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Param {
     /// A `u32` field.
@@ -43,22 +43,22 @@ pub enum Param {
 }
 
 impl Param {
-    /// A size or a count.
+    /// Makes a `u32` field that holds a size or a count.
     ///
     /// # Panics
-    /// If the size does not fit into 32 bits; the graph refuses such tensors before.
+    /// If the value does not fit into 32 bits. The graph refuses such tensors earlier.
     pub fn size(name: &'static str, value: usize) -> Self {
         Self::U(name, u32::try_from(value).expect("sizes are below 2^32"))
     }
 
-    /// Name of the field.
+    /// Returns the name of the field.
     pub fn name(&self) -> &'static str {
         match self {
             Self::U(name, _) | Self::F(name, _) => name,
         }
     }
 
-    /// The four bytes of the field.
+    /// Returns the four bytes of the field, little-endian.
     pub fn bytes(&self) -> [u8; 4] {
         match self {
             Self::U(_, value) => value.to_le_bytes(),
@@ -67,41 +67,43 @@ impl Param {
     }
 }
 
-/// The device code of a kernel for one problem. The entry point is always `main`.
+/// Device code of a kernel for one problem. The entry point is always `main`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Program {
-    /// The WGSL body, `shaders/<name>.wgsl`.
+    /// WGSL body, the text of `shaders/<name>.wgsl`.
     pub wgsl: &'static str,
-    /// Values the composer writes as `const NAME: u32` in front of the body: sizes of local arrays and switches.
+    /// Values that the composer writes in front of the body as `const NAME: u32`: sizes of local arrays, and switches.
     pub constants: Vec<(&'static str, u32)>,
     /// Fields of the uniform `Params` struct, in order.
     pub params: Vec<Param>,
-    /// Workgroups in x, y and z.
+    /// Number of workgroups in x, y and z.
     pub grid: [u32; 3],
 }
 
-/// One dispatch of a kernel: what it runs, and what it binds.
+/// One dispatch of a kernel: the program that runs, and the operands that it binds.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Stage {
-    /// What runs.
+    /// Program that the dispatch runs.
     pub program: Program,
-    /// The kernel's operands in binding order, those that only another stage binds as left out; then, of a kernel in
-    /// several stages, the one that they alone know: memory that the first leaves for the next.
+    /// Operands in binding order. The kernel's own operands come first; those that only another stage binds are marked as
+    /// absent. If a variant has several stages, one more operand follows: the memory in which the first stage leaves
+    /// intermediate results for the next. Only the stages know this operand.
     pub operands: Vec<Operand>,
 }
 
 impl Stage {
-    /// What the stages share besides the operands of their kernel, of which there are `operands`.
+    /// Returns the operand that only the stages share, if there is one. `operands` is the number of the kernel's own operands.
     pub fn shared(&self, operands: usize) -> Option<&Operand> {
         self.operands.get(operands)
     }
 
-    /// What the module expects at its bindings.
+    /// Returns the bindings that the WGSL module expects: the uniform `Params`, then the operands.
     pub fn bindings(&self) -> Vec<Binding> {
         std::iter::once(Binding::Uniform).chain(self.operands.iter().map(Operand::binding)).collect()
     }
 
-    /// Makes it the stage for a residual that lies where the first output will: it is read there and not bound.
+    /// Changes the stage for a residual that lies in the memory of the first output. The shader then reads the residual from
+    /// the output's binding, and the residual itself is not bound.
     pub fn read_in_place(&mut self) {
         for (name, value) in &mut self.program.constants {
             match *name {
@@ -117,8 +119,8 @@ impl Stage {
     }
 }
 
-/// Folds a count of workgroups into a grid whose axes stay within WebGPU's 65,535. The shader gets the flat number
-/// back from `flat_group` and leaves if it is beyond the count.
+/// Folds a number of workgroups into a grid whose axes stay within WebGPU's limit of 65,535. The shader computes the flat
+/// index of its workgroup with `flat_group` and returns if that is beyond the number.
 pub fn folded_grid(groups: usize) -> [u32; 3] {
     const LIMIT: usize = 65_535;
     let y = groups.div_ceil(LIMIT).max(1);
@@ -126,45 +128,48 @@ pub fn folded_grid(groups: usize) -> [u32; 3] {
     [u32::try_from(x).expect("at most 65,535"), u32::try_from(y).expect("sizes are below 2^32"), 1]
 }
 
-/// What a kernel has to do, whatever the device.
+/// Arithmetic work of a kernel, independent of the device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cost {
-    /// Multiply-accumulates of contractions (matrix products, convolutions, attention): the paper's "FLOPs".
+    /// Multiply-accumulates of contractions: matrix products, convolutions and attention. The paper calls these "FLOPs".
     pub macs: u64,
-    /// Floating-point operations, contractions included (two per multiply-accumulate).
+    /// Floating-point operations. Contractions are included, at two operations per multiply-accumulate.
     pub flops: u64,
 }
 
 impl Cost {
-    /// The cost of `macs` multiply-accumulates and nothing else.
+    /// Returns the cost of `macs` multiply-accumulates and nothing else.
     pub fn macs(macs: usize) -> Self {
         Self { macs: macs as u64, flops: 2 * macs as u64 }
     }
 
-    /// The cost of an element-wise kernel: `per_element` operations on each of `elements`.
+    /// Returns the cost of an element-wise kernel: `per_element` operations on each of `elements` elements.
     pub fn elementwise(elements: usize, per_element: usize) -> Self {
         Self { macs: 0, flops: (elements * per_element) as u64 }
     }
 }
 
-/// How far a result may be from the reference: `|got - want| <= absolute + relative * max(|want|, scale) + rounding *
-/// max(row, scale)`,
-/// where `scale` is the root mean square of what was wanted, and `row` that of the last axis the value lies in.
+/// Largest error of a result that is accepted.
+///
+/// An element passes if `|got - want| <= absolute + relative * max(|want|, scale) + rounding * max(row, scale)`. Here
+/// `scale` is the root mean square of all expected values, and `row` that of the expected values in the element's row
+/// (along the last axis).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Tolerance {
-    /// Allowed whatever the size of the value.
+    /// Error that is allowed regardless of the value.
     pub absolute: f64,
-    /// Allowed in proportion to the value.
+    /// Error that is allowed in proportion to the value.
     pub relative: f64,
-    /// Allowed in proportion to the row: what factors cost that were rounded to f16, see [`Variant::rounds`].
+    /// Error that is allowed in proportion to the row, for factors that were rounded to f16. See [`Variant::rounds`].
     pub rounding: f64,
 }
 
 impl Tolerance {
-    /// Not a bit of difference: integers, copies.
+    /// No difference at all: for integers and copies.
     pub const EXACT: Self = Self { absolute: 0.0, relative: 0.0, rounding: 0.0 };
 
-    /// For a sum of `terms` products, each rounded to f32: `4 * sqrt(terms)` units of rounding, at least 16.
+    /// Returns the tolerance of a sum of `terms` products, each rounded to f32: `4 * sqrt(terms)` times `f32::EPSILON`, at
+    /// least 16 times.
     pub fn f32_sum(terms: usize) -> Self {
         let unit = f64::from(f32::EPSILON);
         Self { absolute: unit, relative: unit * (4.0 * (terms as f64).sqrt()).max(16.0), rounding: 0.0 }
@@ -183,89 +188,95 @@ impl<K: serde::Serialize> ParamsJson for K {
     }
 }
 
-/// One problem of one kernel. Object-safe: the graph, the tests and the benches hold `Box<dyn Kernel>`.
+/// One problem of one kernel. The trait is object-safe: the graph, the tests and the benches hold `Box<dyn Kernel>`.
 pub trait Kernel: ParamsJson + fmt::Debug + Send + Sync {
-    /// The one name: of the file pair, the shader's label, the test, the bench and the errors.
+    /// Returns the kernel's name. The file pair, the shader's label, tests, benches and errors all use it.
     fn name(&self) -> &'static str;
 
-    /// Why no form of the kernel solves this problem, if so: what the others may take for granted.
+    /// Returns the reason why the kernel cannot solve this problem, or `None` if it can. All other methods may assume that
+    /// the problem was not refused.
     fn refusal(&self) -> Option<&'static str> {
         None
     }
 
-    /// Operands in binding order (binding 0 is the uniform `Params`): what is read first, then what is written.
+    /// Returns the operands in binding order, first those that are read, then those that are written. Binding 0 is the
+    /// uniform `Params`; operands start at binding 1.
     fn operands(&self) -> Vec<Operand>;
 
-    /// The programs that solve this problem, of which a device runs one; see [`choose`](crate::variant::choose).
+    /// Returns the programs that solve this problem. A device runs one of them, see [`choose`](crate::variant::choose).
     fn variants(&self) -> Vec<Variant> {
         vec![Variant::ONLY]
     }
 
-    /// The device code of one of the variants, with its constants, parameters and grid; of one in several stages the first's.
+    /// Returns the device code of a variant, with its constants, parameters and grid. For a variant with several stages, this
+    /// is the program of the first stage.
     fn program(&self, variant: &Variant) -> Program;
 
-    /// The dispatches of one of the variants, in order.
+    /// Returns the dispatches of a variant, in order.
     fn stages(&self, variant: &Variant) -> Vec<Stage> {
         vec![Stage { program: self.program(variant), operands: self.operands() }]
     }
 
-    /// Work to be done.
+    /// Returns the arithmetic work of this problem.
     fn cost(&self) -> Cost;
 
-    /// Largest allowed difference from the reference when stored as f32.
+    /// Returns the largest error against the reference that is allowed when tensors are stored as f32.
     fn tolerance(&self) -> Tolerance;
 
-    /// The truth, in plain loops and f64. `inputs` are the read operands in order, dense, in PyTorch's orientation,
-    /// empty where an optional one is left out; the result holds the written operands.
+    /// Computes the expected result with plain loops in f64. `inputs` are the operands that are read, in order: dense, in
+    /// PyTorch's orientation, and empty where an optional operand is left out. The result holds the written operands.
     fn reference(&self, inputs: &[&[f64]]) -> Vec<Vec<f64>>;
 
-    /// Whether the first output may take the place of the operand `residual` on a GPU: no invocation writes what another
-    /// one still reads. The program then knows the constant `IN_PLACE`, see [`Stage::read_in_place`].
+    /// Returns whether the first output may share memory with the operand `residual` on a GPU. This requires that no
+    /// invocation writes an element that another one still reads. The program then has the constant `IN_PLACE`, see
+    /// [`Stage::read_in_place`].
     fn residual_in_place(&self) -> bool {
         false
     }
 
-    /// The CPU form. `inputs` are the read operands in order, dense, *packed* by their `host` layout, empty where left out.
-    /// u32 operands are passed as the same bytes (`bytemuck::cast_slice`). `outputs` are written completely.
+    /// Computes the result on the CPU, in f32. `inputs` are the operands that are read, in order: dense, packed by their
+    /// [`host`](Operand::host) layout, and empty where an optional operand is left out. u32 operands are passed as the same
+    /// bytes (`bytemuck::cast_slice`). Every element of `outputs` is written.
     fn cpu(&self, inputs: &[&[f32]], outputs: &mut [&mut [f32]]);
 
-    /// What consumers could do as they read, so that this step need not be, or not all of it.
+    /// Returns the offer that consumers do this step, or a part of it, as they load their input.
     fn prologue_offer(&self) -> Option<PrologueOffer> {
         None
     }
 
-    /// The same problem where `operand` is read like that: its sizes may change, its meaning does not.
+    /// Returns this kernel with the prologue operation `op` on `operand`, or `None` if it has no such form. The sizes of the
+    /// result may differ; together with the folded step, it computes the same values.
     fn with_prologue(&self, _operand: &str, _op: &PrologueOp) -> Option<Box<dyn Kernel>> {
         None
     }
 
-    /// What producers of an operand could do as they write, so that this step need not be.
+    /// Returns the offers that the producer of an operand does this step before it stores.
     fn epilogue_offers(&self) -> Vec<EpilogueOffer> {
         Vec::new()
     }
 
-    /// The same problem whose output is written like that.
+    /// Returns this kernel with the epilogue operation `op` on its output, or `None` if it has no such form.
     fn with_epilogue(&self, _op: &EpilogueOp) -> Option<Box<dyn Kernel>> {
         None
     }
 }
 
-/// Storage buffers of a dispatch that every device has.
+/// Number of storage buffers that a dispatch may bind on every WebGPU device.
 pub const MAX_BUFFERS: usize = 8;
 
-/// Why a problem with these operands fits no device, if so.
+/// Returns why a problem with these operands cannot be bound, if it has more than [`MAX_BUFFERS`] of them.
 pub(crate) fn too_many(operands: &[Operand]) -> Option<&'static str> {
     let present = operands.iter().filter(|operand| operand.present).count();
-    (present > MAX_BUFFERS).then_some("no more than eight operands may be there")
+    (present > MAX_BUFFERS).then_some("at most eight operands may be present")
 }
 
-/// Whether a kernel reads a matrix of weights.
+/// Returns whether a kernel reads a matrix of weights.
 pub fn has_weights(kernel: &dyn Kernel) -> bool {
     kernel.operands().iter().any(|operand| operand.dtype == DType::Weight)
 }
 
-/// Bytes a kernel has to move at least once where tensors are stored as `storage`: values without their padding, and the
-/// scales of int8 weights.
+/// Returns the number of bytes that a kernel moves if every operand is read or written once: the values as stored, without
+/// padding, and the scales of int8 weights.
 pub fn bytes_moved(kernel: &dyn Kernel, storage: Storage) -> usize {
     let bytes = |o: &Operand| {
         o.host_len() * storage.bytes(o.dtype) + storage.scale_bytes(o.dtype, &o.layout.packed_shape(&o.shape))
@@ -273,28 +284,28 @@ pub fn bytes_moved(kernel: &dyn Kernel, storage: Storage) -> usize {
     kernel.operands().iter().filter(|o| o.present).map(bytes).sum()
 }
 
-/// The activation at the end of a kernel. Spelt the same in `shaders/common/activation.wgsl`.
+/// Activation function. `shaders/common/activation.wgsl` uses the same codes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Activation {
-    /// `u`
+    /// The identity, `u`.
     #[default]
     None,
-    /// `max(u, 0)`
+    /// `max(u, 0)`.
     Relu,
-    /// `u * sigmoid(u)`, also called swish
+    /// `u * sigmoid(u)`, also called swish.
     Silu,
-    /// `u * Phi(u)`, the exact form with the error function
+    /// `u * Phi(u)`, the exact form with the error function.
     Gelu,
-    /// `u * sigmoid(1.702 u)`, CLIP's
+    /// `u * sigmoid(1.702 u)`, the approximation that CLIP uses.
     QuickGelu,
 }
 
 impl Activation {
-    /// Every activation, for cases.
+    /// All activations, for test cases.
     pub const ALL: [Self; 5] = [Self::None, Self::Relu, Self::Silu, Self::Gelu, Self::QuickGelu];
 
-    /// The number by which the shader knows it.
+    /// Returns the code that the shader uses for the activation.
     pub fn code(self) -> u32 {
         self as u32
     }

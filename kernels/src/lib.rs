@@ -1,5 +1,59 @@
-//! Every kernel of the model. One kernel is one pair of files, `src/<name>.rs` and `shaders/<name>.wgsl`, and one
-//! line in [`FAMILIES`]; whatever walks kernels walks that list.
+//! The compute kernels of the model, for GPUs (WGSL) and for the CPU.
+//!
+//! # What a kernel is
+//!
+//! A *kernel* solves one kind of problem: a matrix product, a convolution, attention, a norm, a sampler step. It is one pair
+//! of files, `src/<name>.rs` and `shaders/<name>.wgsl`, and one line in [`FAMILIES`], the list that tests, benches, case
+//! files and the table of the README walk. A value such as [`Linear`] or [`Conv2d`] holds the sizes and switches of one
+//! problem and no tensors.
+//!
+//! # The contract
+//!
+//! Every kernel implements [`Kernel`]:
+//!
+//! * [`operands`](Kernel::operands): the tensors in binding order, with shape, element type and layout,
+//! * [`program`](Kernel::program) and [`stages`](Kernel::stages): WGSL, constants, parameters and the grid of each dispatch,
+//! * [`cpu`](Kernel::cpu): the fast form for the CPU device, in f32,
+//! * [`reference`](Kernel::reference): plain loops in f64, written from the definition, which both forms are compared with,
+//! * [`cost`](Kernel::cost) and [`tolerance`](Kernel::tolerance): the work, and the error that is allowed,
+//! * offers to neighbouring steps that the graph's fusion pass uses, see [`fold`].
+//!
+//! Feature maps are `[n, h, w, c]`, tokens `[n, l, c]`, matrices `[rows, cols]`. On a device the last axis is padded with
+//! zeros to a multiple of four, so that every access is one vec4; every kernel keeps the padding zero.
+//!
+//! # Variants
+//!
+//! Matrix products, convolutions and attention have several programs for one problem, their [`Variant`]s: tiles of different
+//! sizes, split-k products in two stages, and tiles for matrix units. [`variant::choose`] takes one for a device, from the
+//! shape alone or from what `bench --tune` measured ([`tuning`]). One variant of every kernel runs on every WebGPU device.
+//!
+//! # Storage types
+//!
+//! Kernels compute in f32. A [`Storage`] says how tensors lie in device memory: floats as f32, as f16, or as f16 packed in
+//! pairs into u32 for devices without the f16 feature; matrices of weights as those floats or in 8 bits with one scale for
+//! each output channel.
+//!
+//! # Checking and timing
+//!
+//! [`runner::check_case`] runs a [`Case`] on a [`runner::Target`] and compares the outputs with the reference. Outputs are
+//! poisoned and fenced, so that elements that were not written and writes out of bounds are found. Case files
+//! ([`casefile`]) hold operands and expected outputs that another program computed. [`sample`] prepares operands for
+//! timing; the command line times kernels with `bench`.
+//!
+//! # Example
+//!
+//! ```
+//! use mobilediffusion_kernels::{Kernel, Linear};
+//!
+//! // y = x wᵀ + bias, with one row, two input features and two output features.
+//! let linear = Linear { rows: 1, k: 2, cols: 2, bias: true, ..Linear::default() };
+//! assert_eq!(linear.refusal(), None);
+//!
+//! // One slice for each operand that is read, in order. Optional operands that are left out are empty.
+//! let (x, w, bias, none) = ([1.0, 2.0], [1.0, 0.0, 0.0, 1.0], [10.0, 20.0], [].as_slice());
+//! let outputs = linear.reference(&[&x, &w, &bias, none, none, none, none, none, none]);
+//! assert_eq!(outputs[0], [11.0, 22.0]);
+//! ```
 
 pub mod casefile;
 pub mod check;
@@ -79,7 +133,7 @@ pub use timestep_embedding::TimestepEmbedding;
 pub use upsample_nearest::UpsampleNearest;
 pub use variant::Variant;
 
-/// The list of kernels. To add one: write its pair of files, its `mod` and `pub use`, and its line here.
+/// List of all kernels, by name. To add a kernel, write its pair of files, its `mod` and `pub use`, and a line here.
 pub const FAMILIES: &[Family] = &[
     activation::FAMILY,
     add::FAMILY,
@@ -106,7 +160,7 @@ pub const FAMILIES: &[Family] = &[
     upsample_nearest::FAMILY,
 ];
 
-/// The family of this name.
+/// Returns the family called `name`, or `None` if there is no such kernel.
 pub fn family(name: &str) -> Option<&'static Family> {
     FAMILIES.iter().find(|family| family.name == name)
 }

@@ -1,4 +1,4 @@
-//! The tensors of a kernel: what they are, and how devices want them.
+//! Operands: the tensors that a kernel reads and writes, and their layouts on devices.
 
 use crate::kernel::{Shape, elements, padded};
 use crate::layout::Layout;
@@ -8,41 +8,42 @@ use mobilediffusion_runtime::Binding;
 /// Element type of an operand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DType {
-    /// The storage type the plan was recorded for: f32 or f16.
+    /// The float type that the plan is stored in: f32 or f16, see [`Storage`](crate::Storage).
     Elem,
-    /// A matrix of weights, its first axis the output channels: stored as `Elem` or in 8 bits.
+    /// A matrix of weights whose first axis are the output channels. Stored as `Elem` or in 8 bits.
     Weight,
-    /// Always f32: statistics, sampler state, timesteps.
+    /// Always f32: statistics, sampler state and timesteps.
     F32,
-    /// Always u32: token ids, rgba8 pixels. Never padded.
+    /// Always u32: token ids and rgba8 pixels. Never padded.
     U32,
 }
 
 /// How a kernel uses an operand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Access {
-    /// Only read.
+    /// The operand is only read.
     Read,
-    /// Written completely; what was there before is not read.
+    /// Every element is written; the previous contents are not read.
     Write,
 }
 
-/// One tensor a kernel reads or writes.
+/// One tensor that a kernel reads or writes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Operand {
-    /// Name in the WGSL module, in case files and in errors.
+    /// Name in the WGSL module, in case files and in errors. Names that are compared elsewhere are in
+    /// [`names`](crate::names).
     pub name: &'static str,
-    /// Read or written.
+    /// Whether the operand is read or written.
     pub access: Access,
     /// Element type.
     pub dtype: DType,
-    /// Shape as in the file: weights keep PyTorch's orientation.
+    /// Shape in the weights file or case file. Weights keep PyTorch's orientation.
     pub shape: Shape,
-    /// How the kernel wants it packed on a GPU.
+    /// Layout in which the operand is packed on a GPU.
     pub layout: Layout,
-    /// How its CPU form wants it packed.
+    /// Layout in which the operand is packed for the CPU form.
     pub host: Layout,
-    /// False if this problem leaves an optional operand out: the composed module does not declare it.
+    /// `false` if this problem leaves the optional operand out. The composed WGSL module then does not declare it.
     pub present: bool,
 }
 
@@ -59,41 +60,41 @@ impl Operand {
         }
     }
 
-    /// A tensor of activations or weights that is read.
+    /// Makes an operand that is read, of type [`DType::Elem`] in layout [`Layout::Rows`].
     pub fn read(name: &'static str, shape: impl Into<Shape>) -> Self {
         Self::new(name, Access::Read, shape)
     }
 
-    /// A matrix of weights, which a device may store in fewer bits than other floats.
+    /// Makes a matrix of weights, which a device may store in fewer bits than other floats.
     pub fn weight(name: &'static str, shape: impl Into<Shape>) -> Self {
         Self::read(name, shape).dtype(DType::Weight)
     }
 
-    /// A tensor that is written completely.
+    /// Makes an operand that is written completely, of type [`DType::Elem`] in layout [`Layout::Rows`].
     pub fn write(name: &'static str, shape: impl Into<Shape>) -> Self {
         Self::new(name, Access::Write, shape)
     }
 
-    /// The same operand with another element type.
+    /// Sets the element type.
     pub fn dtype(mut self, dtype: DType) -> Self {
         self.dtype = dtype;
         self
     }
 
-    /// The same operand, packed.
+    /// Sets the layout on the GPU and for the CPU form.
     pub fn layout(mut self, layout: Layout) -> Self {
         (self.layout, self.host) = (layout, layout);
         self
     }
 
-    /// The same operand, packed otherwise for the CPU form.
+    /// Sets the layout for the CPU form alone.
     pub fn host(mut self, layout: Layout) -> Self {
         self.host = layout;
         self
     }
 
-    /// How a CPU device wants it packed that stores matrices of weights like this. In 8 bits it keeps those that products
-    /// read as they are; what a convolution transforms or reads tap by tap stays in f32.
+    /// Returns the layout for a CPU device that stores matrices of weights as `weights`. Int8 applies to weights in panels,
+    /// which products read as they are. Weights that a convolution transforms or reads tap by tap stay in f32.
     pub fn host_layout(&self, weights: WeightType) -> Layout {
         match (self.host, self.dtype, weights) {
             (Layout::Panels, DType::Weight, WeightType::Int8) => Layout::Int8Panels,
@@ -101,13 +102,13 @@ impl Operand {
         }
     }
 
-    /// The same operand, left out unless `present`.
+    /// Marks the operand as left out unless `present`.
     pub fn optional(mut self, present: bool) -> Self {
         self.present = present;
         self
     }
 
-    /// What the module expects at the operand's binding.
+    /// Returns what the WGSL module expects at the operand's binding.
     pub fn binding(&self) -> Binding {
         match self.access {
             _ if !self.present => Binding::Absent,
@@ -116,12 +117,12 @@ impl Operand {
         }
     }
 
-    /// Elements on the host: dense, zero for an operand that is left out.
+    /// Returns the number of elements on the host: without padding, and zero for an operand that is left out.
     pub fn host_len(&self) -> usize {
         if self.present { elements(&self.shape) } else { 0 }
     }
 
-    /// Shape on the device: packed, last axis padded (u32 operands are not).
+    /// Returns the shape on a GPU: packed, with the last axis padded to a multiple of four unless the type is u32.
     pub fn device_shape(&self) -> Shape {
         let packed = self.layout.packed_shape(&self.shape);
         if self.dtype == DType::U32 { packed } else { padded(&packed) }
