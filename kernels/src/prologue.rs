@@ -1,10 +1,14 @@
-//! How a kernel reads its input: as it is, or doing on the way what would be a step of its own.
+//! Prologues: the operations that a kernel does on its input as it loads it, which would otherwise be steps of their own.
 //!
-//! The input has `channels` channels in rows, stored like all floats of the plan or, `wide`, as f32. The last `joined` of
-//! them may come from a second tensor `x2`, and rows may be normalised, by statistics of the row (`stats`, with
-//! `norm_weight` and `norm_bias`: a LayerNorm) or by a scale and an offset of every channel of an image (`norm`: a
-//! GroupNorm, see `group_norm_scale`), then activated. On the GPU that is `shaders/common/source.wgsl`; on the CPU blocks
-//! of rows are made ready in scratch memory.
+//! The input is a matrix of rows with `channels` channels, stored in the plan's float type or, with
+//! [`f32_input`](Prologue::f32_input), as f32. A prologue does up to two things with it:
+//!
+//! * It joins two tensors: the last [`joined`](Prologue::joined) channels come from a second tensor `x2`.
+//! * It normalises with given statistics ([`Norm`]): a LayerNorm with `stats`, `norm_weight` and `norm_bias`, or a GroupNorm
+//!   with a scale and an offset for every channel of an image (`norm`, see `group_norm_scale`) and an activation.
+//!
+//! The WGSL is `shaders/common/source.wgsl`, and case files call a kernel's prologue `source`. The CPU forms compute blocks
+//! of rows into scratch memory and read them there.
 
 use crate::cpu::{Threads, activate_all, rows_per_task, with_simd};
 use crate::draw::Draw;
@@ -14,49 +18,50 @@ use crate::names;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-/// What happens to the input as it is read.
+/// Operations on a kernel's input as it is loaded. The default loads one tensor unchanged.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Prologue {
-    /// Channels that come from `x2`, behind those of `x`, which then are a multiple of four; 0 without `x2`.
+    /// Number of channels that come from `x2` and follow those of `x`. The channels of `x` must then be a multiple of four.
+    /// 0 if there is no `x2`.
     pub joined: usize,
-    /// Applied to the channels of both; `Rows` to those of `x` alone, without `x2`.
+    /// Normalisation of the joined channels. [`Norm::Rows`] cannot be combined with `x2`.
     pub norm: Norm,
-    /// Whether `x` is f32 however the plan stores floats: a sampler's state, on its way into a network.
+    /// Whether `x` is f32 regardless of the plan's float type, as a sampler's state that enters a network is.
     #[serde(rename = "wide")]
     pub f32_input: bool,
 }
 
-/// A normalisation with given statistics.
+/// Normalisation with statistics that are given.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Norm {
-    /// The input as it is.
+    /// No normalisation.
     #[default]
     None,
-    /// `(x - mean) * rstd * norm_weight + norm_bias` with `stats [rows, 2]`.
+    /// LayerNorm: `(x - mean) * rstd * norm_weight + norm_bias`, with mean and `rstd` of every row in `stats [rows, 2]`.
     Rows,
-    /// `activation(x * scale + offset)` with `norm [images, 2, channels]`, scales first.
+    /// GroupNorm: `activation(x * scale + offset)`, with scales and then offsets in `norm [images, 2, channels]`.
     Channels {
-        /// Images the rows belong to, equally many each.
+        /// Number of images. Each has the same number of rows.
         images: usize,
-        /// Applied last.
+        /// Activation of the normalised values.
         activation: Activation,
     },
 }
 
-/// Operands a prologue may add, in order.
+/// Number of operands that a prologue may add to its kernel.
 pub(crate) const OPERANDS: usize = 5;
 
 impl Prologue {
-    /// A random prologue of an input of `channels` channels.
+    /// Draws a random prologue for an input of `channels` channels.
     pub(crate) fn random(draw: &mut Draw<'_>, channels: usize, norms: &[Norm]) -> Self {
         let norm = draw.of(norms);
         let joined = if channels > 4 && norm != Norm::Rows && draw.flip() { channels - 4 } else { 0 };
         Self { joined, norm, f32_input: draw.flip() }
     }
 
-    /// Why an input of `channels` channels in `rows` rows cannot be read like this, if so.
+    /// Returns why the prologue does not fit an input of `rows` rows and `channels` channels, if it does not.
     pub(crate) fn refusal(&self, rows: usize, channels: usize) -> Option<&'static str> {
         let joins = self.joined == 0 || (self.joined < channels && (channels - self.joined).is_multiple_of(4));
         let images = match self.norm {
@@ -72,12 +77,12 @@ impl Prologue {
         (images == 0 || !rows.is_multiple_of(images)).then_some("`images` must divide the rows")
     }
 
-    /// Channels of `x` itself.
+    /// Number of channels of `x`, without those of `x2`.
     pub(crate) fn first(&self, channels: usize) -> usize {
         channels - self.joined
     }
 
-    /// Whether nothing happens to the values.
+    /// Whether CPU forms can read the rows of `x` as they are. They hold f32 in any case.
     fn is_plain(&self) -> bool {
         self.joined == 0 && self.norm == Norm::None
     }
@@ -86,13 +91,14 @@ impl Prologue {
         if let Norm::Channels { images, .. } = self.norm { images } else { 1 }
     }
 
-    /// `x`; `lead` is the input's shape without its channels.
+    /// Returns the operand `x`. `lead` is the input's shape without the channels.
     pub(crate) fn x(&self, lead: &[usize], channels: usize) -> Operand {
         let dtype = if self.f32_input { DType::F32 } else { DType::Elem };
         Operand::read(names::X, [lead, &[self.first(channels)]].concat()).dtype(dtype)
     }
 
-    /// `x2`, `stats`, `norm_weight`, `norm_bias` and `norm`; `lead` is the input's shape without its channels.
+    /// Returns the operands `x2`, `stats`, `norm_weight`, `norm_bias` and `norm`. `lead` is the input's shape without the
+    /// channels.
     pub(crate) fn operands(&self, lead: &[usize], channels: usize) -> [Operand; OPERANDS] {
         let rows = lead.iter().product();
         let (by_row, by_channel) = (self.norm == Norm::Rows, matches!(self.norm, Norm::Channels { .. }));
@@ -105,7 +111,7 @@ impl Prologue {
         ]
     }
 
-    /// Switches of the shader.
+    /// Returns the switches of `shaders/common/source.wgsl`.
     pub(crate) fn constants(&self) -> [(&'static str, u32); 10] {
         let (by_channel, activation) = match self.norm {
             Norm::Channels { activation, .. } => (true, activation),
@@ -119,20 +125,20 @@ impl Prologue {
             ("HAS_X2", (self.joined > 0).into()),
             ("NORM_ROWS", (self.norm == Norm::Rows).into()),
             ("NORM_CHANNELS", by_channel.into()),
-            // A division for every four values that are read, which one image can do without.
+            // Several images cost a division for every four values that are read; one image does not need it.
             ("NORM_IMAGE", (by_channel && self.images() == 1).into()),
             ("NORM_IMAGES", (by_channel && self.images() > 1).into()),
             ("NORM_ACTIVATION", activation.code()),
         ]
     }
 
-    /// The last fields of the shader's `Params`.
+    /// Returns the last fields of the shader's `Params`.
     pub(crate) fn params(&self, rows: usize, channels: usize) -> [Param; 2] {
         let first4 = self.first(channels).div_ceil(4);
         [Param::size("first4", first4), Param::size("positions", rows / self.images())]
     }
 
-    /// This prologue with one more thing done, if it can be.
+    /// Returns this prologue with the operation `op` added, or `None` if it cannot be added.
     pub(crate) fn with(&self, channels: usize, op: &PrologueOp) -> Option<Self> {
         match *op {
             PrologueOp::Concat { channels: joined } => {
@@ -145,7 +151,7 @@ impl Prologue {
         }
     }
 
-    /// The whole input in f64, as the steps that are folded in would make it. `rest` are the operands of
+    /// Computes the whole input in f64, as the folded steps would write it. `rest` holds the operands of
     /// [`operands`](Self::operands).
     pub(crate) fn reference(&self, channels: usize, x: &[f64], rest: &[&[f64]]) -> Vec<f64> {
         let &[x2, stats, weight, bias, norm] = rest else { panic!("a prologue has five operands") };
@@ -169,14 +175,14 @@ impl Prologue {
         all
     }
 
-    /// The operands, ready to be read row by row on the CPU.
+    /// Returns a view of the operands that CPU forms read row by row.
     pub(crate) fn rows<'a>(&'a self, rows: usize, channels: usize, x: &'a [f32], rest: &[&'a [f32]]) -> Rows<'a> {
         let &[x2, stats, weight, bias, norm] = rest else { panic!("a prologue has five operands") };
         Rows { prologue: self, channels, per_image: rows / self.images(), x, x2, stats, weight, bias, norm }
     }
 }
 
-/// The rows of an input on the CPU.
+/// Rows of an input on the CPU, with the prologue that is applied to them.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rows<'a> {
     prologue: &'a Prologue,
@@ -191,7 +197,7 @@ pub(crate) struct Rows<'a> {
 }
 
 impl<'a> Rows<'a> {
-    /// The rows as they lie in memory, if nothing happens to them.
+    /// Returns the rows as they lie in memory, if the prologue does not change them.
     pub(crate) fn plain(&self) -> Option<&'a [f32]> {
         self.prologue.is_plain().then_some(self.x)
     }
@@ -207,7 +213,7 @@ impl<'a> Rows<'a> {
         }
     }
 
-    /// Writes the channels of a row from `at` on, which lie in `x`.
+    /// Writes the channels of a row that come from one tensor. `x` holds them, and `at` is the first channel's number.
     #[inline(always)]
     fn read_part(&self, row: usize, at: usize, x: &[f32], out: &mut [f32]) {
         match self.prologue.norm {
@@ -227,7 +233,7 @@ impl<'a> Rows<'a> {
         }
     }
 
-    /// Writes rows `first..` as far as `out` goes, by one thread or by all.
+    /// Writes rows from `first` on until `out` is full, on one thread or on all of them.
     pub(crate) fn make_ready(&self, first: usize, out: &mut [f32], threads: Threads) {
         let task = rows_per_task(self.channels);
         match threads {
@@ -242,8 +248,8 @@ impl<'a> Rows<'a> {
         }
     }
 
-    /// Hands the rows to `then` in blocks of `block`, with the number of the first: as they lie in memory if nothing
-    /// happens to them, else made ready by all threads in scratch memory.
+    /// Calls `then` with blocks of `block` rows and the number of each block's first row. The rows are those in memory if the
+    /// prologue does not change them; otherwise all threads compute the block in scratch memory first.
     pub(crate) fn in_blocks(&self, block: usize, mut then: impl FnMut(usize, &[f32])) {
         let len = block * self.channels;
         if let Some(x) = self.plain() {

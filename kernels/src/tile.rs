@@ -1,82 +1,85 @@
-//! Tiles of matrix products on a GPU: the variants of `linear`, `conv2d`, and of the two products from one read of `x`.
+//! Tiles of matrix products on a GPU: the variants of `linear`, `conv2d`, `swish_glu` and `shared_kv_projection`.
 //!
-//! Which tile is best depends on the shape: a large one moves fewer bytes for every multiplication, a small one keeps a
-//! device busy where there are few rows and columns, and so does a workgroup whose invocations or subgroups share the sum
-//! over k (`split`). Where even that is too little, workgroups share the sums: each makes those of a part of k, and a second
-//! stage adds them (`share`). All of them are `shaders/common/gemm.wgsl` with other constants, or `gemm_matrix.wgsl` beside it where matrix
-//! units multiply.
+//! The best tile depends on the shape. A large tile moves fewer bytes for every multiplication. A small tile keeps a device
+//! busy where there are few rows and columns, and so does a workgroup whose invocations or subgroups share the sum over k
+//! (`split`). Where even that gives too few workgroups, workgroups share the sums: each computes the sums over a part of k,
+//! and a second stage adds them (`share`, known as split-k). All tiles are `shaders/common/gemm.wgsl`, or `gemm_matrix.wgsl`
+//! for tiles that use matrix units, with different constants.
 
 use crate::kernel::{DType, Operand, Program, Stage, elements, folded_grid};
 use crate::names;
 use crate::prologue::{Norm, Prologue};
 use crate::variant::{MatrixUnit, Needs, Variant};
 
-/// Positions that the moments of a map are taken over, see `channel_moments`, and rows and columns of the tile of
-/// kernels that have no other.
+/// Number of positions that one entry of the moments covers, see `channel_moments`. Also the number of rows and columns of
+/// the tile of kernels that have only one.
 pub(crate) const TILE: usize = 64;
 
-/// What a workgroup computes at a time.
+/// Part of a product that one workgroup computes, and the way it does so.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Tile {
     name: &'static str,
-    /// Rows of one invocation, and its columns in vec4s.
+    /// Rows that one invocation computes, and its columns in vec4s.
     each: [usize; 2],
-    /// Products that share them.
+    /// Number of products of the same rows that the tile computes.
     products: usize,
-    /// Invocations along columns and rows, and those that share a sum.
+    /// Invocations along the columns, along the rows, and along k: those that share a sum.
     threads: [usize; 3],
-    /// vec4s of k that are staged in workgroup memory at a time; none where every value is read once anyway.
+    /// Number of vec4s along k that are staged in workgroup memory at a time. `None` where every value is read only once and
+    /// staging gains nothing.
     staged: Option<usize>,
-    /// The matrices of its subgroups, if matrix units make the product.
+    /// Arrangement of matrices, if matrix units compute the product.
     matrix: Option<Matrix>,
-    /// What of the product a dispatch does.
+    /// Share of the product that the dispatch computes.
     share: Share,
-    /// Multiplications in a given time, beside those of the largest tile, where there are tiles enough: what an
-    /// invocation reads of workgroup memory for each, and a workgroup of memory. No measurement: `bench --tune` makes
-    /// them, for one device.
+    /// Relative multiplication rate, compared with the largest tile of registers, where there are enough tiles to fill a
+    /// device. Derived from the reads of workgroup memory and of global memory per multiplication, not measured;
+    /// `bench --tune` measures a device.
     rate: f64,
 }
 
-/// What a dispatch does of a product.
+/// Share of a product that one dispatch computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Share {
-    /// All of it.
+    /// The whole product.
     Whole,
-    /// The sums over one of so many parts of k for each workgroup. Another dispatch does the rest.
+    /// Partial sums: k is split into this many parts, and each workgroup computes the sums over one of them.
     Part(u32),
-    /// That rest: the sums of so many parts are added and written.
+    /// End of a split product: adds the sums of this many parts, applies the epilogue and writes the output.
     End(u32),
 }
 
-/// What so many `k` take, another dispatch takes too. No measurement, see [`Tile::rate`].
+/// Cost of the second dispatch of a split product, in steps of k. An estimate, see [`Tile::rate`].
 const DISPATCH: f64 = 256.0;
 
-/// Operands of a product that its end binds; the others are its start's.
+/// Operands that the end of a split product binds. The first stage binds all others.
 const AT_END: [&str; 5] = [names::BIAS, names::SHIFT, names::RESIDUAL, names::Y, names::MOMENTS];
 
-/// Most bytes of sums that parts leave in memory: more of them come of products that have tiles enough.
+/// Largest number of bytes of partial sums. Products that would have more also have enough tiles without a split.
 const MOST_SUMS: usize = 32 << 20;
 
-/// The matrices of a tile of `shaders/common/gemm_matrix.wgsl`.
+/// Arrangement of matrices in a tile of `shaders/common/gemm_matrix.wgsl`.
 #[derive(Clone, Copy, Debug)]
 struct Matrix {
-    /// Their rows and columns, and what they take of k at a time.
+    /// Rows and columns of a matrix, and the number of k that one multiplication covers.
     edge: u32,
-    /// Invocations of a subgroup.
+    /// Number of invocations in a subgroup.
     subgroup: u32,
-    /// Matrices of a subgroup one above the other, two or four; side by side it has four.
+    /// Number of matrices of a subgroup along the rows: two or four. Along the columns it has four.
     strips: u32,
-    /// Subgroups side by side.
+    /// Number of subgroups along the columns.
     across: u32,
-    /// Subgroups that share a sum.
+    /// Number of subgroups that share a sum.
     split: u32,
-    /// Whether they are loaded through pointers to vec4s, which Vulkan has and Metal has not.
+    /// Whether matrices are loaded through pointers to vec4s. Vulkan supports these, Metal does not.
     vec4_loads: bool,
 }
 
-/// NVIDIA's matrices, Apple's, and those of Mesa's driver, whose subgroups have the width of a CPU's vectors.
+/// Matrices of NVIDIA's tensor cores: 16x16x16, in subgroups of 32.
 const NVIDIA: Matrix = Matrix { edge: 16, subgroup: 32, strips: 2, across: 2, split: 1, vec4_loads: true };
+/// Matrices of Apple's GPUs: 8x8x8, in subgroups of 32.
 const APPLE: Matrix = Matrix { edge: 8, vec4_loads: false, ..NVIDIA };
+/// Matrices of Mesa's software driver: 8x8x8, in subgroups of 8, the width of a CPU's vectors.
 const MESA: Matrix = Matrix { edge: 8, subgroup: 8, ..NVIDIA };
 
 const M16: Tile = Tile { staged: Some(8), matrix: Some(NVIDIA), ..WHOLE };
@@ -84,18 +87,19 @@ const M16_COLUMN: Tile = Tile { matrix: Some(Matrix { across: 1, ..NVIDIA }), ..
 const M16_TALL: Tile = Tile { matrix: Some(Matrix { strips: 4, ..NVIDIA }), ..M16 };
 const M16_LARGE: Tile = Tile { matrix: Some(Matrix { strips: 4, across: 4, ..NVIDIA }), ..M16 };
 const M16_SPLIT: Tile = Tile { staged: Some(16), matrix: Some(Matrix { across: 1, split: 4, ..NVIDIA }), ..M16 };
-/// Few workgroups of few subgroups wait for memory at every step: twice the subgroups take twice the k in one.
+/// A few workgroups of few subgroups wait for memory at every step. Here twice the subgroups cover twice the k in one step.
 const M16_LONG: Tile = Tile { staged: Some(32), matrix: Some(Matrix { across: 1, split: 8, ..NVIDIA }), ..M16 };
 const M16_HALVES: Tile = Tile { staged: Some(16), matrix: Some(Matrix { split: 2, ..NVIDIA }), ..M16 };
 const M8: Tile = Tile { matrix: Some(APPLE), ..M16 };
 const M8_SPLIT: Tile = Tile { matrix: Some(Matrix { across: 1, split: 4, ..APPLE }), ..M16 };
 const M8_CPU: Tile = Tile { matrix: Some(MESA), ..M16 };
-/// The forms that no other tile runs on Mesa's driver: scalar pointers, subgroups in one column, four strips, shared sums.
+// The three tiles below run forms that no other tile runs on Mesa's driver: scalar pointers with subgroups in one column,
+// four strips, and shared sums.
 const M8_CPU_NARROW: Tile = Tile { matrix: Some(Matrix { across: 1, vec4_loads: false, ..MESA }), ..M16 };
 const M8_CPU_TALL: Tile = Tile { matrix: Some(Matrix { strips: 4, ..MESA }), ..M16 };
 const M8_CPU_SPLIT: Tile = Tile { matrix: Some(Matrix { across: 1, split: 4, ..MESA }), ..M16 };
 
-/// One product.
+/// Tiles of one product.
 pub(crate) const SINGLE: &[Tile] = &[
     Tile { name: "128x128", each: [8, 2], threads: [16, 16, 1], staged: Some(2), rate: 1.0, ..WHOLE },
     Tile { name: "128x64", each: [8, 1], threads: [16, 16, 1], staged: Some(4), rate: 0.8, ..WHOLE },
@@ -142,7 +146,7 @@ pub(crate) const SINGLE: &[Tile] = &[
     Tile { name: "m8/8 64x32/4", each: [4, 1], threads: [8, 16, 1], rate: 0.7, ..M8_CPU_SPLIT },
 ];
 
-/// Two products of the same rows; columns are those of each.
+/// Tiles of two products of the same rows. The columns in the name are those of each product.
 pub(crate) const PAIR: &[Tile] = &[
     Tile { name: "128x64x2", each: [8, 2], products: 2, threads: [16, 16, 1], staged: Some(2), rate: 1.0, ..WHOLE },
     Tile { name: "64x64x2", each: [4, 2], products: 2, threads: [16, 16, 1], staged: Some(4), rate: 0.8, ..WHOLE },
@@ -154,7 +158,7 @@ pub(crate) const PAIR: &[Tile] = &[
     Tile { name: "m8/8 64x32x2", each: [8, 2], products: 2, threads: [8, 8, 1], rate: 0.9, ..M8_CPU },
 ];
 
-/// 64 rows, 64 columns and a sum for each invocation of its own.
+/// Tile of 64 rows and 64 columns, in which every sum belongs to one invocation.
 pub(crate) const WHOLE: Tile = Tile {
     name: "64x64",
     each: [4, 1],
@@ -166,7 +170,8 @@ pub(crate) const WHOLE: Tile = Tile {
     rate: 0.6,
 };
 
-/// What finishes a product in parts: 64 rows, those of moments, of a few columns, so that there are many of it.
+/// Tile of the second stage of a split product. It has 64 rows, because moments cover 64 rows, and few columns, so that
+/// there are many workgroups.
 const END: Tile = Tile { name: "end", each: [4, 1], threads: [4, 16, 1], staged: None, ..WHOLE };
 
 impl Tile {
@@ -174,36 +179,37 @@ impl Tile {
         self.each[0] * self.threads[1]
     }
 
-    /// Columns, of all products together.
+    /// Number of columns, of all products together.
     fn cols(&self) -> usize {
         4 * self.each[1] * self.threads[0]
     }
 
-    /// Workgroups for an output of `rows` x `cols`: tiles of columns along x, tiles of rows along y and, beyond what an
-    /// axis may have, z.
+    /// Returns the grid of workgroups for an output of `rows` x `cols`. Tiles of columns lie along x, tiles of rows along y
+    /// and, beyond the limit of an axis, z.
     pub(crate) fn grid(&self, rows: usize, cols: usize) -> [u32; 3] {
         let [y, z, _] = folded_grid(rows.div_ceil(self.rows()));
         let parts = if let Share::Part(parts) = self.share { parts as usize } else { 1 };
         [u32::try_from(parts * (self.products * cols).div_ceil(self.cols())).expect("sizes are below 2^32"), y, z]
     }
 
-    /// vec4s of workgroup memory where a batch of the sums of matrices lies, each row with a gap behind it; of shared sums
-    /// there are as many as subgroups that share them.
+    /// Number of vec4s of workgroup memory for one batch of the sums of matrices, with a gap after each row. Shared sums need
+    /// one batch for each subgroup that shares them.
     fn batch(&self, matrix: &Matrix) -> usize {
         self.rows() / matrix.strips as usize * ((matrix.across * matrix.edge / 2) as usize + 1)
     }
 
-    /// vec4s of workgroup memory from one vec4 of k of all rows to the next, and from one column of a quad to the next.
+    /// Strides in workgroup memory, in vec4s: from one vec4 of k of all rows to the next, and from one column of a quad to the
+    /// next.
     ///
-    /// Workgroup memory has eight banks of a vec4. Eight invocations store at a time, `step4` vec4s of k of `8 / step4`
-    /// neighbouring rows or columns: with these gaps each goes to a bank of its own.
+    /// Workgroup memory has eight banks of one vec4. Eight invocations store at a time: `step4` vec4s of k of `8 / step4`
+    /// neighbouring rows or columns. With these strides, each of them stores to a different bank.
     fn strides(&self) -> [usize; 2] {
         let (step4, quads) = (self.staged.unwrap_or(8), self.cols() / 4);
         [self.rows() + 8 / step4.min(8), quads + (step4 + 8 - quads % 8) % 8]
     }
 
-    /// vec4s of workgroup memory: a step of rows and columns with their gaps, and one more of each vec4 of k; and one for
-    /// every invocation where sums meet.
+    /// Number of vec4s of workgroup memory that the shader declares: one step of rows and columns with their gaps and one
+    /// more vec4 for each vec4 of k, and at least one for every invocation, where sums are exchanged.
     fn scratch(&self) -> usize {
         if let Some(matrix) = &self.matrix {
             let threads = self.threads.iter().product();
@@ -214,7 +220,7 @@ impl Tile {
         staged.max(self.threads.iter().product())
     }
 
-    /// Switches and sizes of the shader.
+    /// Returns the switches and sizes that the shader takes as constants.
     pub(crate) fn constants(&self) -> Vec<(&'static str, u32)> {
         let size = |size: usize| u32::try_from(size).expect("a tile is small");
         let [x, y, invocations] = self.threads;
@@ -264,7 +270,7 @@ impl Tile {
         constants
     }
 
-    /// Matrices ask for their unit, and for room for a step and the sums beside it.
+    /// Returns the needs of the tile. With matrices these are the matrix unit, and workgroup memory for a step and the sums.
     fn needs(&self) -> Needs {
         let Some(matrix) = &self.matrix else { return Needs::PORTABLE };
         let size = |size: usize| u32::try_from(size).expect("a tile is small");
@@ -289,8 +295,8 @@ impl Tile {
     }
 }
 
-/// The variants of a product of `rows` x `k` by `k` x `cols`. Moments are those of whole tiles of 64 rows, and matrix units
-/// would round what is read as f32 on purpose.
+/// Returns the variants of a product of `rows` x `k` by `k` x `cols`. With `moments`, tiles must have a multiple of 64 rows.
+/// Matrix units are left out if the input is f32 on purpose, because they would round it to f16.
 pub(crate) fn variants(tiles: &[Tile], sizes: [usize; 3], prologue: &Prologue, moments: bool) -> Vec<Variant> {
     let [rows, _, cols] = sizes;
     let few = |tile: &Tile| match tile.share {
@@ -302,12 +308,13 @@ pub(crate) fn variants(tiles: &[Tile], sizes: [usize; 3], prologue: &Prologue, m
     fit.map(|tile| tile.variant(sizes, prologue)).collect()
 }
 
-/// What parts leave for the end.
+/// Returns the operand that holds the partial sums of a split product.
 fn sums(parts: u32, [rows, cols]: [usize; 2]) -> Operand {
     Operand::write(names::PARTS, [parts as usize, rows, cols]).dtype(DType::F32)
 }
 
-/// The dispatches of a product of `rows` x `cols` by a tile, with these operands and the program of a tile.
+/// Returns the stages of a product with an output of `size`, `[rows, cols]`: one, or two if the tile splits k. `program`
+/// returns the program of a tile.
 pub(crate) fn stages(
     tile: Tile,
     operands: Vec<Operand>,
@@ -325,10 +332,10 @@ pub(crate) fn stages(
     vec![stage(&tile, false), stage(&Tile { share: Share::End(parts), ..END }, true)]
 }
 
-/// The tile of a variant.
+/// Returns the tile of a variant.
 ///
 /// # Panics
-/// If the variant is another kernel's.
+/// If the variant belongs to another kernel.
 pub(crate) fn of(tiles: &[Tile], variant: &Variant) -> Tile {
     *tiles.iter().find(|tile| tile.name == variant.name).expect("a variant is one of the kernel's own")
 }

@@ -1,42 +1,44 @@
-//! Variants: several programs of a kernel that solve the same problem, and the rule that takes one of them.
+//! Variants: several programs of a kernel that solve the same problem, and the rule that chooses one of them.
 //!
-//! A kernel lists its [`variants`](Kernel::variants) as plain data: what each asks of a device, how many workgroups it
-//! has for this problem and what one of them costs. [`choose`] takes one by numbers alone, so a plan can say before it
-//! runs, and without a device, which one every step gets. One variant of every kernel runs on every WebGPU device.
+//! A kernel lists its [`variants`](Kernel::variants) as plain data: the device features that each needs, its number of
+//! workgroups for this problem, and the relative cost of one workgroup. [`choose`] works on these numbers alone. A plan
+//! therefore knows the variant of every step before it runs, and without a device. At least one variant of every kernel
+//! runs on every WebGPU device.
 
 use crate::kernel::Kernel;
 use crate::storage::{FloatType, Storage};
 use crate::tuning::{Measured, Tuning, problem};
 use mobilediffusion_runtime::{AdapterKind, Caps, Gpu, MatrixShape, MatrixType};
 
-/// What a variant asks of a device.
+/// Device features and limits that a variant needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Needs {
-    /// Invocations in a workgroup.
+    /// Number of invocations in a workgroup.
     pub invocations: u32,
-    /// Workgroup memory, in bytes.
+    /// Workgroup memory in bytes.
     pub workgroup_bytes: u32,
-    /// Matrix units, and with them floats stored as [`FloatType::F16`].
+    /// Matrix unit. A variant that needs one also needs floats stored as [`FloatType::F16`].
     pub matrix: Option<MatrixUnit>,
 }
 
-/// What computes products of square matrices of f16 with sums in f32.
+/// Matrix unit: hardware that multiplies square matrices of f16 and accumulates in f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MatrixUnit {
     /// Rows and columns of all three matrices.
     pub edge: u32,
-    /// Invocations of the subgroup that computes one.
+    /// Number of invocations in the subgroup that computes one product.
     pub subgroup: u32,
 }
 
 impl MatrixUnit {
-    /// The one that kernels would use on a device, if it has any.
+    /// Returns the matrix unit that kernels use on a device, or `None` if the device has none that they can use.
     pub fn of(caps: &Caps) -> Option<Self> {
         let subgroup = caps.subgroup_size?;
         [16, 8].map(|edge| Self { edge, subgroup }).into_iter().find(|unit| unit.met_by(caps))
     }
 
-    /// Whether a device has it. This is the one check: what it turns down runs by a variant without matrices.
+    /// Returns whether a device has this unit. No other code checks this; where it returns `false`, kernels run a variant
+    /// without matrix units.
     pub fn met_by(&self, caps: &Caps) -> bool {
         let product = MatrixShape::square(self.edge, MatrixType::F16, MatrixType::F32);
         caps.shader_f16 && caps.subgroup_size == Some(self.subgroup) && caps.matrices.contains(&product)
@@ -44,10 +46,10 @@ impl MatrixUnit {
 }
 
 impl Needs {
-    /// What every WebGPU device has.
+    /// Limits that every WebGPU device meets.
     pub const PORTABLE: Self = Self { invocations: 256, workgroup_bytes: 16 << 10, matrix: None };
 
-    /// Whether a device has it all, for tensors stored like that.
+    /// Returns whether a device meets these needs for tensors stored as `storage`.
     pub fn met_by(&self, caps: &Caps, storage: Storage) -> bool {
         self.invocations <= caps.max_invocations
             && self.workgroup_bytes <= caps.max_workgroup_bytes
@@ -55,55 +57,56 @@ impl Needs {
     }
 }
 
-/// One of the ways in which a kernel's shader solves a problem.
+/// One of the programs by which a kernel solves a problem.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Variant {
-    /// Its name among the kernel's: the tile, as `64x64`.
+    /// Name, unique among the variants of the kernel: the tile, for example `64x64`.
     pub name: &'static str,
-    /// What it asks of a device.
+    /// Device features and limits that the variant needs.
     pub needs: Needs,
-    /// Workgroups it has for this problem.
+    /// Number of workgroups for this problem.
     pub groups: usize,
-    /// Time of one workgroup beside the other variants': only ratios count.
+    /// Relative time of one workgroup. Only ratios between variants of one problem have a meaning.
     pub work: f64,
-    /// Whether factors that the kernel makes are rounded to f16 before they are multiplied: normalised rows, weights of
-    /// attention. Matrix units take nothing else, and as a tensor of its own in f16 it would be rounded too.
+    /// Whether factors that the kernel computes (normalised rows, attention weights) are rounded to f16 before they are
+    /// multiplied. Matrix units accept no other type. A separate step would round them as well when it stores them in f16.
     pub rounds: bool,
 }
 
 impl Variant {
-    /// That of a kernel with one program.
+    /// Variant of a kernel that has one program.
     pub const ONLY: Self = Self { name: "only", needs: Needs::PORTABLE, groups: 1, work: 1.0, rounds: false };
 
-    /// Its time on a device beside the others' of the same problem, as far as one can tell without measuring: too few
-    /// workgroups leave a part of the device idle.
+    /// Estimates the relative time of the variant on a device, for comparison with other variants of the same problem. The
+    /// estimate is not measured. It takes into account that too few workgroups leave a part of the device idle.
     pub fn estimate(&self, machine: &Machine) -> f64 {
         self.groups.max(machine.busy_groups) as f64 * self.work
     }
 }
 
-/// What a choice depends on besides the problem.
+/// Facts about a device that the choice of a variant depends on.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Machine {
-    /// What the device can do.
+    /// Features and limits of the device.
     pub caps: Caps,
-    /// How tensors are stored on it.
+    /// Storage of tensors on the device.
     pub storage: Storage,
-    /// Workgroups that keep it busy: fewer take as long as these.
+    /// Number of workgroups that keep the device busy. Fewer workgroups are assumed to take as long as this number.
     pub busy_groups: usize,
-    /// What was measured on it.
+    /// Variants that were measured to be the fastest on this device.
     pub tuned: Measured,
 }
 
 impl Machine {
-    /// What is chosen for where nothing is known of the device but that it is one of WebGPU.
+    /// A device of which nothing is known but that it supports WebGPU.
     pub const PORTABLE: Self =
         Self { caps: Caps::PORTABLE, storage: Storage::F32, busy_groups: 256, tuned: Measured::new() };
 
-    /// A device that is open, where tensors are stored like that, with what the user's cache folder tells of it.
+    /// Describes an open device on which tensors are stored as `storage`. Reads measured variants from the user's cache
+    /// folder.
     pub fn of(gpu: &Gpu, storage: Storage) -> Self {
-        // No API tells the compute units. Two workgroups for each of 128 keep the large GPUs of our day busy, and two
-        // for each of 16 the small ones.
+        // No API reports the number of compute units. Two workgroups for each of 128 units keep today's large GPUs busy,
+        // and two for each of 16 units the small ones.
         let busy_groups = match gpu.adapter().kind {
             AdapterKind::Discrete | AdapterKind::Other => 256,
             AdapterKind::Integrated => 32,
@@ -114,15 +117,15 @@ impl Machine {
     }
 }
 
-/// The variants of a kernel that a device can run on tensors stored like that.
+/// Returns the variants of a kernel that a device can run on tensors stored as `storage`.
 pub fn runnable(kernel: &dyn Kernel, caps: &Caps, storage: Storage) -> Vec<Variant> {
     let mut variants = kernel.variants();
     variants.retain(|variant| variant.needs.met_by(caps, storage));
     variants
 }
 
-/// The variant that a device should run: the one that was measured to be the fastest, else the one of the least estimated
-/// time. Of equal ones it is the first.
+/// Chooses the variant that a device should run: the one that was measured to be the fastest, or else the first of those
+/// with the least estimated time.
 pub fn choose(kernel: &dyn Kernel, machine: &Machine) -> Variant {
     let fitting = runnable(kernel, &machine.caps, machine.storage);
     let tuned = machine.tuned.get(&problem(kernel, machine.storage));
@@ -138,7 +141,7 @@ mod tests {
     use super::*;
     use crate::{Linear, WeightType};
 
-    /// What NVIDIA's driver tells, as far as it matters here.
+    /// A device with the matrix unit that NVIDIA's driver reports.
     fn with_matrices() -> Machine {
         let matrices = vec![MatrixShape::square(16, MatrixType::F16, MatrixType::F32)];
         let caps = Caps {

@@ -1,4 +1,4 @@
-//! Which tile is taken for which shape, and what the shaders rely on in every one.
+//! Tests of the choice of a tile for a shape, and of the properties of tiles that the shaders rely on.
 
 use super::{Matrix, PAIR, SINGLE};
 use crate::kernel::{Kernel, Stage};
@@ -72,7 +72,7 @@ fn subgroups_cover_the_tile() {
         let down = tile.threads.iter().product::<usize>() / subgroup as usize / across / split;
         assert_eq!([tile.rows(), tile.cols()], [strips * edge * down, 4 * edge * across], "{}", tile.name);
         assert!((4 * tile.staged.unwrap()).is_multiple_of(split * edge), "{}: a step has unequal parts", tile.name);
-        // What take_sums of the shader relies on.
+        // The shader's take_sums relies on this.
         assert!(edge.is_multiple_of(tile.each[0]), "{}: rows of an invocation lie in several matrices", tile.name);
     }
 }
