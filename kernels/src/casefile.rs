@@ -1,5 +1,5 @@
-//! Case files: one problem of one kernel with its operands and the answer, in one `.safetensors` file that anybody
-//! can write, from PyTorch or anything else. `docs/cases.md` describes the format.
+//! Case files: one problem of one kernel with its operands and expected outputs, in one `.safetensors` file. PyTorch,
+//! NumPy and other programs can write them. `docs/cases.md` describes the format.
 
 use crate::check;
 use crate::kernel::{Case, DType, Operand, Tolerance};
@@ -11,105 +11,105 @@ use serde_json::Value;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-/// No side of a problem is larger: products of three of them stay within 64 bits.
+/// Largest size that a case file may hold. Products of three sizes then stay within 64 bits.
 const LARGEST_SIZE: u64 = 1 << 21;
 
-/// A case with its data.
+/// Contents of a case file.
 #[derive(Debug)]
 pub struct CaseFile {
-    /// The problem.
+    /// Problem to solve.
     pub case: Case,
-    /// What the kernel reads, in order: dense, in PyTorch's orientation, empty where an optional operand is left out.
-    /// u32 operands hold the bits of their integers.
+    /// Operands that the kernel reads, in order: dense, in PyTorch's orientation, and empty where an optional operand
+    /// is left out. u32 operands hold the bits of their integers.
     pub inputs: Vec<Vec<f32>>,
-    /// What it should write, in order, as [`inputs`](Self::inputs).
+    /// Expected outputs in order, in the form of [`inputs`](Self::inputs).
     pub expected: Vec<Vec<f32>>,
-    /// Allowed difference, if it is not the kernel's.
+    /// Tolerance. `None` stands for the kernel's own.
     pub tolerance: Option<Tolerance>,
 }
 
-/// What is wrong with a case file, in one line.
+/// Error of reading or writing a case file, displayed in one line.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {problem}", path.display())]
 pub struct CaseFileError {
-    /// The file.
+    /// Path of the file.
     pub path: PathBuf,
-    /// What is wrong with it.
+    /// Problem with the file.
     pub problem: Problem,
 }
 
-/// What can be wrong with a case file.
+/// Problems with a case file.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Problem {
     /// The file cannot be read or written.
     #[error("{0}")]
     Io(#[from] std::io::Error),
-    /// It is truncated, or garbage.
+    /// The file is truncated, or is not a safetensors file.
     #[error("not a whole safetensors file: {0}")]
     Safetensors(#[from] safetensors::SafeTensorError),
-    /// There is no such metadata.
+    /// A metadata key is missing.
     #[error("metadata `{key}` is missing, expected {expected}")]
     NoMetadata {
-        /// The key.
+        /// Metadata key.
         key: &'static str,
-        /// What it should hold.
+        /// Expected value.
         expected: String,
     },
-    /// Metadata holds something else.
+    /// A metadata key holds a wrong value.
     #[error("metadata `{key}` is {found}, expected {expected}")]
     Metadata {
-        /// The key.
+        /// Metadata key.
         key: &'static str,
-        /// What it should hold.
+        /// Expected value.
         expected: String,
-        /// What it holds.
+        /// Value in the file.
         found: String,
     },
-    /// The sizes are none the kernel takes.
+    /// The kernel does not accept the sizes.
     #[error("metadata `params` of `{kernel}`: {why}")]
     Params {
-        /// The kernel.
+        /// Name of the kernel.
         kernel: &'static str,
-        /// The reason.
+        /// Reason in one line.
         why: String,
     },
-    /// A tensor is not there.
+    /// A tensor is missing.
     #[error("tensor `{tensor}` is missing, expected {expected}; the file has {found}")]
     Missing {
-        /// Its name.
+        /// Name of the tensor.
         tensor: String,
-        /// What it should be.
+        /// Expected shape and type.
         expected: String,
-        /// The tensors there are.
+        /// Names of the tensors in the file.
         found: String,
     },
-    /// A tensor has no place.
+    /// A tensor does not belong to the problem.
     #[error("tensor `{tensor}` has no place in this problem, expected only {expected}")]
     Extra {
-        /// Its name.
+        /// Name of the tensor.
         tensor: String,
-        /// The tensors that have one.
+        /// Names of the tensors that belong to the problem.
         expected: String,
     },
-    /// A tensor has another shape or type.
+    /// A tensor has a wrong shape or type.
     #[error("tensor `{tensor}` is {found}, expected {expected}")]
     Tensor {
-        /// Its name.
+        /// Name of the tensor.
         tensor: String,
-        /// What it should be.
+        /// Expected shape and type.
         expected: String,
-        /// What it is.
+        /// Shape and type in the file.
         found: String,
     },
-    /// An integer does not fit.
+    /// An integer does not fit into u32.
     #[error("tensor `{tensor}` holds {found} at {at}, expected a whole number of 0..2^32")]
     Integer {
-        /// Its name.
+        /// Name of the tensor.
         tensor: String,
-        /// The value.
+        /// Value in the file.
         found: i64,
-        /// Its index, counted through the whole tensor.
+        /// Flat index of the value in the tensor.
         at: usize,
     },
 }
@@ -118,19 +118,19 @@ impl CaseFile {
     /// Reads a case file.
     ///
     /// # Errors
-    /// If it cannot be read, or anything in it is not as it should be.
+    /// If the file cannot be read, or its contents are not valid.
     pub fn read(path: &Path) -> Result<Self, CaseFileError> {
         let bytes = std::fs::read(path).map_err(Problem::from);
         let parsed = bytes.and_then(|bytes| Self::parse(&bytes));
         parsed.map_err(|problem| CaseFileError { path: path.to_owned(), problem })
     }
 
-    /// Reads the bytes of a case file.
+    /// Parses the bytes of a case file.
     ///
     /// # Errors
-    /// If anything in them is not as it should be.
+    /// If the contents are not valid.
     pub fn parse(bytes: &[u8]) -> Result<Self, Problem> {
-        // Reads the tensors' places, and refuses a file that is shorter or longer than they say.
+        // Reads the header, and refuses a file that is shorter or longer than the header says.
         let tensors = SafeTensors::deserialize(bytes)?;
         let (_, header) = SafeTensors::read_metadata(bytes)?;
         let none = HashMap::new();
@@ -150,7 +150,8 @@ impl CaseFile {
         if let Some(tensor) = found.iter().find(|name| !present.contains(name)) {
             return Err(Problem::Extra { tensor: tensor.clone(), expected: list(&present) });
         }
-        // All shapes before any data: a problem too large for its tensors is refused before memory is taken for it.
+        // All shapes are checked before any data is read, so that no memory is allocated for a problem that does not
+        // fit.
         for (name, operand) in wanted.iter().filter(|(_, o)| o.present) {
             check_tensor(name, operand, &header)?;
         }
@@ -167,10 +168,10 @@ impl CaseFile {
         Ok(Self { case, inputs: values, expected, tolerance })
     }
 
-    /// Writes a case file: floats as f32, integers as u32.
+    /// Writes a case file, with floats as f32 and integers as u32.
     ///
     /// # Errors
-    /// If it cannot be written.
+    /// If the file cannot be written.
     pub fn write(&self, path: &Path) -> Result<(), CaseFileError> {
         let written = self.bytes().and_then(|bytes| Ok(mobilediffusion_runtime::write_whole(path, &bytes)?));
         written.map_err(|problem| CaseFileError { path: path.to_owned(), problem })
@@ -198,14 +199,14 @@ impl CaseFile {
         Ok(safetensors::serialize(views, Some(metadata))?)
     }
 
-    /// What the kernel should write, as the comparison takes it.
+    /// Returns the expected outputs in f64, as the comparison takes them.
     pub fn expected_f64(&self) -> Vec<Vec<f64>> {
         let (_, written) = runner::split(self.case.kernel.as_ref());
         written.iter().zip(&self.expected).map(|(operand, values)| check::to_f64(operand, values)).collect()
     }
 }
 
-/// The kernel with its sizes, from the metadata.
+/// Parses the kernel and its sizes from the metadata.
 fn parse_case(metadata: &HashMap<String, String>) -> Result<Case, Problem> {
     let known = || format!("one of {}", FAMILIES.iter().map(|f| f.name).collect::<Vec<_>>().join(", "));
     let name = metadata.get("kernel").ok_or_else(|| Problem::NoMetadata { key: "kernel", expected: known() })?.as_str();
@@ -224,7 +225,7 @@ fn parse_case(metadata: &HashMap<String, String>) -> Result<Case, Problem> {
             return Err(Problem::Metadata { key: "params", expected: object(), found });
         }
     };
-    // Before the kernel computes with them: whoever multiplies a few sizes need not think of overflow.
+    // Sizes are limited before the kernel computes with them, so that products of a few sizes cannot overflow.
     for (key, value) in &params {
         if value.as_u64().is_some_and(|size| size > LARGEST_SIZE) {
             return Err(refused(format!("`{}` is {value}, expected at most {LARGEST_SIZE}", shortened(key))));
@@ -263,7 +264,7 @@ fn parse_tolerance(text: &str) -> Result<Tolerance, Problem> {
     Ok(Tolerance { absolute, relative, rounding: 0.0 })
 }
 
-/// Name in the file and operand of every tensor: what is read first, then what is expected.
+/// Returns every tensor's name in the file with its operand: first those that are read, then the expected outputs.
 fn tensor_names(case: &Case) -> Vec<(String, Operand)> {
     let (read, written) = runner::split(case.kernel.as_ref());
     let single = written.iter().filter(|operand| operand.present).count() == 1;
@@ -274,7 +275,7 @@ fn tensor_names(case: &Case) -> Vec<(String, Operand)> {
     read.chain(written.into_iter().map(expected)).collect()
 }
 
-/// Types that hold an operand.
+/// Returns the types in which a file may hold an operand.
 fn dtypes(operand: &Operand) -> &'static [Dtype] {
     if operand.dtype == DType::U32 {
         &[Dtype::U32, Dtype::I32, Dtype::I64]
@@ -300,7 +301,7 @@ fn check_tensor(name: &str, operand: &Operand, header: &Metadata) -> Result<(), 
     }
 }
 
-/// The values of a tensor: floats, or the bits of integers.
+/// Decodes the values of a tensor: floats, or the bits of integers.
 fn decode(name: &str, dtype: Dtype, data: &[u8]) -> Result<Vec<f32>, Problem> {
     let narrow = |at: usize, found: i64| {
         let bits = u32::try_from(found).map_err(|_| Problem::Integer { tensor: name.to_owned(), found, at })?;
@@ -312,12 +313,12 @@ fn decode(name: &str, dtype: Dtype, data: &[u8]) -> Result<Vec<f32>, Problem> {
         Dtype::BF16 => Ok(pairs.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect()),
         Dtype::I32 => fours.iter().enumerate().map(|(at, b)| narrow(at, i32::from_le_bytes(*b).into())).collect(),
         Dtype::I64 => eights.iter().enumerate().map(|(at, b)| narrow(at, i64::from_le_bytes(*b))).collect(),
-        // f32, and u32 as its bits: `check_tensor` let no other type pass.
+        // f32, and the bits of u32. `check_tensor` has refused all other types.
         _ => Ok(fours.iter().map(|b| f32::from_le_bytes(*b)).collect()),
     }
 }
 
-/// Errors are one line, whatever stands in the file.
+/// Shortens and escapes a text from a file, so that an error stays one short line.
 fn shortened(text: &str) -> String {
     const SHOWN: usize = 60;
     let mut line: String = text.chars().take(SHOWN).flat_map(char::escape_debug).collect();

@@ -1,21 +1,21 @@
-//! Filling operands and comparing results: how a kernel is proven.
+//! Test data and comparison: values that fill operands, expected results, and the check against a tolerance.
 
 use crate::kernel::{Access, Case, DType, Fill, Operand, Tolerance};
 use std::fmt;
 
 pub use mobilediffusion_runtime::POISON;
 
-/// A small generator (SplitMix64), seeded, the same on every platform.
+/// Seeded pseudo-random generator (SplitMix64). Its numbers are the same on every platform.
 #[derive(Clone, Debug)]
 pub struct Random(u64);
 
 impl Random {
-    /// A generator that repeats itself for the same seed.
+    /// Makes a generator. Equal seeds give equal sequences.
     pub fn new(seed: u64) -> Self {
         Self(seed)
     }
 
-    /// The next 64 random bits.
+    /// Returns the next 64 random bits.
     pub fn bits(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.0;
@@ -24,23 +24,25 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    /// Uniform in [0, 1).
+    /// Returns a number that is uniform in `[0, 1)`.
     pub fn uniform(&mut self) -> f64 {
         (self.bits() >> 11) as f64 / (1_u64 << 53) as f64
     }
 
-    /// Uniform in 0..bound.
+    /// Returns a number that is uniform in `0..bound`.
     pub fn below(&mut self, bound: u32) -> u32 {
         (self.uniform() * f64::from(bound)) as u32
     }
 
-    /// About normally distributed: the sum of twelve uniform numbers less six. Bounded by six, which no test minds.
+    /// Returns an approximately normally distributed number: the sum of twelve uniform numbers, minus six. Its absolute
+    /// value is at most six.
     pub fn normal(&mut self) -> f32 {
         ((0..12).map(|_| self.uniform()).sum::<f64>() - 6.0) as f32
     }
 }
 
-/// Values of one operand, dense and in PyTorch's orientation. u32 operands hold the bits of their integers.
+/// Returns random values for one operand, dense and in PyTorch's orientation. u32 operands hold the bits of their
+/// integers.
 pub fn fill(operand: &Operand, fill: Fill, random: &mut Random) -> Vec<f32> {
     (0..operand.host_len())
         .map(|_| match (operand.dtype, fill) {
@@ -54,7 +56,7 @@ pub fn fill(operand: &Operand, fill: Fill, random: &mut Random) -> Vec<f32> {
         .collect()
 }
 
-/// Values of all operands a case reads, in order.
+/// Returns values for all operands that a case reads, in order.
 pub fn inputs(case: &Case, seed: u64) -> Vec<Vec<f32>> {
     let mut random = Random::new(seed);
     let operands = case.kernel.operands();
@@ -62,51 +64,51 @@ pub fn inputs(case: &Case, seed: u64) -> Vec<Vec<f32>> {
     read.map(|operand| fill(operand, case.fill_of(operand.name), &mut random)).collect()
 }
 
-/// The same values as the reference takes them.
+/// Converts values of an operand to f64, as the reference takes them. The bits of u32 operands become whole numbers.
 pub fn to_f64(operand: &Operand, values: &[f32]) -> Vec<f64> {
     let value = |v: &f32| if operand.dtype == DType::U32 { f64::from(v.to_bits()) } else { f64::from(*v) };
     values.iter().map(value).collect()
 }
 
-/// What the reference says to a case: the written operands in order.
+/// Computes the expected outputs of a case by the kernel's reference, in the order of the operands that are written.
 pub fn expected(case: &Case, inputs: &[Vec<f32>]) -> Vec<Vec<f64>> {
     let operands = case.kernel.operands();
-    let wide: Vec<Vec<f64>> = operands.iter().zip(inputs).map(|(o, values)| to_f64(o, values)).collect();
-    case.kernel.reference(&wide.iter().map(Vec::as_slice).collect::<Vec<_>>())
+    let inputs: Vec<Vec<f64>> = operands.iter().zip(inputs).map(|(o, values)| to_f64(o, values)).collect();
+    case.kernel.reference(&inputs.iter().map(Vec::as_slice).collect::<Vec<_>>())
 }
 
-/// How near a result came to what was wanted.
+/// Distance between a result and the expected values.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Agreement {
     /// Largest absolute difference.
     pub max_abs: f64,
-    /// `|got - want| / |want|` in the L2 norm.
+    /// Relative difference in the L2 norm, `|got - want| / |want|`.
     pub relative_l2: f64,
 }
 
-/// Why a result is refused.
+/// Reason why a result does not pass.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Mismatch {
-    /// Another number of elements than wanted.
+    /// The number of elements is wrong.
     Length {
-        /// Elements that came.
+        /// Number of elements in the result.
         got: usize,
-        /// Elements wanted.
+        /// Number of elements that were expected.
         want: usize,
     },
-    /// Elements beyond the tolerance, NaN and unwritten ones included.
+    /// Elements lie beyond the tolerance. NaN and elements that were not written are among them.
     Values {
-        /// The first of them, as coordinates.
+        /// Coordinates of the first wrong element.
         at: Vec<usize>,
-        /// What came there.
+        /// Value of the first wrong element.
         got: f64,
-        /// What was wanted there.
+        /// Expected value of the first wrong element.
         want: f64,
-        /// How many there are.
+        /// Number of wrong elements.
         count: usize,
-        /// Of how many.
+        /// Number of all elements.
         of: usize,
-        /// Over all elements; NaN where one is.
+        /// Distance over all elements. NaN if an element is NaN.
         agreement: Agreement,
     },
 }
@@ -127,13 +129,14 @@ impl fmt::Display for Mismatch {
 
 impl std::error::Error for Mismatch {}
 
-/// Compares a result with what was wanted.
+/// Compares a result with the expected values.
 ///
-/// The comparison is written so that NaN cannot pass: an element is accepted only if its difference *is* within the
-/// tolerance. An infinity is accepted only where the same infinity was wanted.
+/// `shape` gives the rows that [`Tolerance::rounding`] refers to, and the coordinates in the error. NaN never passes,
+/// because an element passes only if its difference is within the tolerance. An infinity passes only where the same
+/// infinity was expected.
 ///
 /// # Errors
-/// If the lengths differ or any element is beyond the tolerance.
+/// If the lengths differ, or any element is beyond the tolerance.
 pub fn compare(got: &[f64], want: &[f64], shape: &[usize], tolerance: Tolerance) -> Result<Agreement, Mismatch> {
     if got.len() != want.len() {
         return Err(Mismatch::Length { got: got.len(), want: want.len() });
@@ -177,7 +180,7 @@ pub fn compare(got: &[f64], want: &[f64], shape: &[usize], tolerance: Tolerance)
     }
 }
 
-/// Root of the mean square of those that are finite: one infinity would leave room for anything beside it.
+/// Returns the root mean square of the finite values. With an infinity included, any value beside it would pass.
 fn finite_rms(values: &[f64]) -> f64 {
     let squares = values.iter().filter(|value| value.is_finite()).map(|value| value * value);
     let (count, sum) = squares.fold((0, 0.0), |(count, sum), square| (count + 1, sum + square));
@@ -227,7 +230,7 @@ mod tests {
         assert!(compare(&[inf, 3.5], &[inf, 3.0], &[1, 2], rounded).is_err(), "in a row with an infinity");
     }
 
-    /// Each part of what is allowed, with a difference a little within and a little beyond it.
+    /// Checks each part of a tolerance with a difference slightly within it and one slightly beyond it.
     #[test]
     fn tolerances_are_as_wide_as_they_say() {
         let nothing = Tolerance { absolute: 0.0, relative: 0.0, rounding: 0.0 };

@@ -1,41 +1,42 @@
-//! Random problems for property tests: choices made by a list of numbers.
+//! Random problems for property tests, drawn by a list of numbers.
 //!
-//! A family makes a problem out of choices, and the test supplies the numbers that make them. Options are written from
-//! the simplest on, and a smaller number takes an earlier one: a test that makes failing numbers smaller, as proptest
-//! does, ends at the simplest problem that fails.
+//! A family builds a problem from choices, and the test supplies one number for each choice. Options are listed from
+//! the simplest to the most complex, and a smaller number takes an earlier option. A test that shrinks the numbers of a
+//! failure, as proptest does, therefore ends at the simplest problem that fails.
 
-/// A source of choices. Where its numbers have run out it takes the first option.
+/// Sequence of choices. After the last number, every choice takes the first option.
 #[derive(Clone, Debug)]
 pub struct Draw<'a> {
     numbers: std::slice::Iter<'a, u32>,
 }
 
 impl<'a> Draw<'a> {
-    /// Choices made by these numbers, one each.
+    /// Makes a sequence of choices from `numbers`, one number for each choice.
     pub fn new(numbers: &'a [u32]) -> Self {
         Self { numbers: numbers.iter() }
     }
 
-    /// One of the options.
+    /// Draws one of the options.
     ///
     /// # Panics
-    /// If there is none.
+    /// If `options` is empty.
     pub fn of<T: Copy>(&mut self, options: &[T]) -> T {
         let number = u128::from(self.numbers.next().copied().unwrap_or(0));
         options[((number * options.len() as u128) >> 32) as usize]
     }
 
-    /// One of two.
+    /// Draws `false` or `true`.
     pub fn flip(&mut self) -> bool {
         self.of(&[false, true])
     }
 
-    /// A size near the edges of a tile of this size: 1, small primes, the tile and its neighbours, more than two tiles.
+    /// Draws a size near the edges of a tile of `tile` elements: 1, small primes, the tile's size and its neighbours,
+    /// or a little more than two tiles.
     pub fn size(&mut self, tile: usize) -> usize {
         self.of(&[1, 2, 7, 13, 29, tile.max(2) - 1, tile, tile + 1, 2 * tile + 3])
     }
 
-    /// Channels: whole vec4s, and one to three more.
+    /// Draws a number of channels: a multiple of four, or one to three more.
     pub fn channels(&mut self) -> usize {
         self.of(&[1, 4, 3, 8, 5, 14, 16, 23, 36, 67])
     }

@@ -48,7 +48,7 @@ impl Case {
     }
 
     /// Returns the fill of an operand.
-    pub fn fill_of(&self, operand: &str) -> Fill {
+    pub(crate) fn fill_of(&self, operand: &str) -> Fill {
         self.fills.iter().rev().find(|(name, _)| *name == operand).map_or(Fill::Normal(0.0, 1.0), |(_, fill)| *fill)
     }
 }
@@ -60,13 +60,13 @@ pub struct Family {
     pub name: &'static str,
     /// Summary for the README's table of kernels, one line of Markdown.
     pub summary: &'static str,
-    /// Returns the test cases: sizes of 1, the tile size and its neighbours, primes, channel counts that are not a multiple
-    /// of four.
+    /// Returns the test cases: sizes of 1, the tile size and its neighbours, primes, channel counts that are not a
+    /// multiple of four.
     pub cases: fn() -> Vec<Case>,
     /// Returns problems with the shapes of the full-size model, for the benches.
     pub model_shapes: fn() -> Vec<Case>,
-    /// Draws a small random problem with sizes near the edges of tiles, for property tests. Every draw gives a problem that
-    /// the kernel does not refuse.
+    /// Draws a small random problem with sizes near the edges of tiles, for property tests. Every draw gives a problem
+    /// that the kernel does not refuse.
     pub random: fn(&mut Draw<'_>) -> Case,
     /// Parses a problem from the `params` of a case file.
     pub parse: fn(&serde_json::Value) -> Result<Box<dyn Kernel>, serde_json::Error>,
@@ -82,7 +82,7 @@ impl fmt::Debug for Family {
 ///
 /// # Errors
 /// If a field is missing, unknown or of the wrong type.
-pub fn parse<K>(params: &serde_json::Value) -> Result<Box<dyn Kernel>, serde_json::Error>
+pub(crate) fn parse<K>(params: &serde_json::Value) -> Result<Box<dyn Kernel>, serde_json::Error>
 where
     K: Kernel + serde::de::DeserializeOwned + 'static,
 {

@@ -1,11 +1,12 @@
-//! Offers that the fusion pass of the graph uses: what a kernel can do for its neighbours, so that a step can be dropped.
+//! Offers that the fusion pass of the graph uses: what a kernel can do for its neighbours, so that a step can be
+//! dropped.
 //!
 //! A step can be folded in two directions. A *prologue operation* moves it into the kernels that read its output: each
-//! consumer then does the work as it loads its input ([`PrologueOffer`]). An *epilogue operation* moves it into the kernel
-//! that writes its input: the producer then does the work before it stores its output ([`EpilogueOffer`]). A kernel makes
-//! offers in [`Kernel::prologue_offer`] and [`Kernel::epilogue_offers`]. Its neighbour accepts in
-//! [`Kernel::with_prologue`] or [`Kernel::with_epilogue`], which return the changed kernel. The fusion pass matches offers
-//! and knows no kernel by name.
+//! consumer then does the work as it loads its input ([`PrologueOffer`]). An *epilogue operation* moves it into the
+//! kernel that writes its input: the producer then does the work before it stores its output ([`EpilogueOffer`]). A
+//! kernel makes offers in [`Kernel::prologue_offer`] and [`Kernel::epilogue_offers`]. Its neighbour accepts in
+//! [`Kernel::with_prologue`] or [`Kernel::with_epilogue`], which return the changed kernel. The fusion pass matches
+//! offers and knows no kernel by name.
 //!
 //! Operands are matched by name. A [`Prologue`](crate::Prologue) adds the operands `x2`, `stats`, `norm_weight`,
 //! `norm_bias` and `norm`; an epilogue adds `residual` or `moments`.
@@ -67,7 +68,8 @@ pub struct PrologueOffer {
     pub main: Option<&'static str>,
     /// Operands that each consumer gains, by the consumer's name for them.
     pub operands: Vec<(&'static str, OperandSource)>,
-    /// Part of the step that stays a step of its own: a kernel that reads some of the step's operands and has one output.
+    /// Part of the step that stays a step of its own: a kernel that reads some of the step's operands and has one
+    /// output.
     pub remainder: Option<Box<dyn Kernel>>,
 }
 
@@ -96,8 +98,8 @@ impl EpilogueOp {
         }
     }
 
-    /// Returns the name of the further output that the operation adds to the producer. `None` if the folded step's output
-    /// replaces the producer's own.
+    /// Returns the name of the further output that the operation adds to the producer. `None` if the folded step's
+    /// output replaces the producer's own.
     pub fn extra_output(&self) -> Option<&'static str> {
         matches!(self, Self::Moments { .. }).then_some(names::MOMENTS)
     }

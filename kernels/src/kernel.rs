@@ -1,11 +1,12 @@
 //! The kernel contract: the trait that every kernel implements, and the plain data that it returns.
 //!
-//! A *kernel* is a small struct that holds the sizes of one problem. It declares its operands, its WGSL program, its cost
-//! and its tolerance. It also implements the same computation twice more: as a plain f64 reference, and in a fast form for
-//! the CPU. A [*family*](Family) describes the kernel's type: its name, its test cases and a parser for its sizes. Tests,
-//! benches, docs and the CPU device walk the list of families and know no kernel by name.
+//! A *kernel* is a small struct that holds the sizes of one problem. It declares its operands, its WGSL program, its
+//! cost and its tolerance. It also implements the same computation twice more: as a plain f64 reference, and in a fast
+//! form for the CPU. A [*family*](Family) describes the kernel's type: its name, its test cases and a parser for its
+//! sizes. Tests, benches, docs and the CPU device walk the list of families and know no kernel by name.
 
-pub use crate::family::{Case, Family, Fill, parse};
+pub(crate) use crate::family::parse;
+pub use crate::family::{Case, Family, Fill};
 use crate::fold::{EpilogueOffer, EpilogueOp, PrologueOffer, PrologueOp};
 pub use crate::layout::Layout;
 use crate::names;
@@ -15,7 +16,8 @@ use crate::variant::Variant;
 use mobilediffusion_runtime::Binding;
 use std::fmt;
 
-/// Sizes of a tensor, outermost axis first. Feature maps are `[n, h, w, c]`, tokens `[n, l, c]`, matrices `[rows, cols]`.
+/// Sizes of a tensor, outermost axis first. Feature maps are `[n, h, w, c]`, tokens `[n, l, c]`, matrices `[rows,
+/// cols]`.
 pub type Shape = Vec<usize>;
 
 /// Returns the number of elements of a shape.
@@ -23,8 +25,8 @@ pub fn elements(shape: &[usize]) -> usize {
     shape.iter().product()
 }
 
-/// Returns the shape that a tensor of floats has in device memory: the last axis is rounded up to a multiple of four, so that
-/// every access is one vec4. The padding holds zeros, and every kernel keeps it zero.
+/// Returns the shape that a tensor of floats has in device memory: the last axis is rounded up to a multiple of four,
+/// so that every access is one vec4. The padding holds zeros, and every kernel keeps it zero.
 pub fn padded(shape: &[usize]) -> Shape {
     let mut shape = shape.to_vec();
     if let Some(last) = shape.last_mut() {
@@ -85,14 +87,15 @@ pub struct Program {
 pub struct Stage {
     /// Program that the dispatch runs.
     pub program: Program,
-    /// Operands in binding order. The kernel's own operands come first; those that only another stage binds are marked as
-    /// absent. If a variant has several stages, one more operand follows: the memory in which the first stage leaves
+    /// Operands in binding order. The kernel's own operands come first; those that only another stage binds are marked
+    /// as absent. If a variant has several stages, one more operand follows: the memory in which the first stage leaves
     /// intermediate results for the next. Only the stages know this operand.
     pub operands: Vec<Operand>,
 }
 
 impl Stage {
-    /// Returns the operand that only the stages share, if there is one. `operands` is the number of the kernel's own operands.
+    /// Returns the operand that only the stages share, if there is one. `operands` is the number of the kernel's own
+    /// operands.
     pub fn shared(&self, operands: usize) -> Option<&Operand> {
         self.operands.get(operands)
     }
@@ -102,8 +105,8 @@ impl Stage {
         std::iter::once(Binding::Uniform).chain(self.operands.iter().map(Operand::binding)).collect()
     }
 
-    /// Changes the stage for a residual that lies in the memory of the first output. The shader then reads the residual from
-    /// the output's binding, and the residual itself is not bound.
+    /// Changes the stage for a residual that lies in the memory of the first output. The shader then reads the residual
+    /// from the output's binding, and the residual itself is not bound.
     pub fn read_in_place(&mut self) {
         for (name, value) in &mut self.program.constants {
             match *name {
@@ -119,9 +122,9 @@ impl Stage {
     }
 }
 
-/// Folds a number of workgroups into a grid whose axes stay within WebGPU's limit of 65,535. The shader computes the flat
-/// index of its workgroup with `flat_group` and returns if that is beyond the number.
-pub fn folded_grid(groups: usize) -> [u32; 3] {
+/// Folds a number of workgroups into a grid whose axes stay within WebGPU's limit of 65,535. The shader computes the
+/// flat index of its workgroup with `flat_group` and returns if that is beyond the number.
+pub(crate) fn folded_grid(groups: usize) -> [u32; 3] {
     const LIMIT: usize = 65_535;
     let y = groups.div_ceil(LIMIT).max(1);
     let x = groups.div_ceil(y).max(1);
@@ -131,7 +134,8 @@ pub fn folded_grid(groups: usize) -> [u32; 3] {
 /// Arithmetic work of a kernel, independent of the device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cost {
-    /// Multiply-accumulates of contractions: matrix products, convolutions and attention. The paper calls these "FLOPs".
+    /// Multiply-accumulates of contractions: matrix products, convolutions and attention. The paper calls these
+    /// "FLOPs".
     pub macs: u64,
     /// Floating-point operations. Contractions are included, at two operations per multiply-accumulate.
     pub flops: u64,
@@ -144,7 +148,7 @@ impl Cost {
     }
 
     /// Returns the cost of an element-wise kernel: `per_element` operations on each of `elements` elements.
-    pub fn elementwise(elements: usize, per_element: usize) -> Self {
+    pub(crate) fn elementwise(elements: usize, per_element: usize) -> Self {
         Self { macs: 0, flops: (elements * per_element) as u64 }
     }
 }
@@ -168,9 +172,9 @@ impl Tolerance {
     /// No difference at all: for integers and copies.
     pub const EXACT: Self = Self { absolute: 0.0, relative: 0.0, rounding: 0.0 };
 
-    /// Returns the tolerance of a sum of `terms` products, each rounded to f32: `4 * sqrt(terms)` times `f32::EPSILON`, at
-    /// least 16 times.
-    pub fn f32_sum(terms: usize) -> Self {
+    /// Returns the tolerance of a sum of `terms` products, each rounded to f32: `4 * sqrt(terms)` times `f32::EPSILON`,
+    /// at least 16 times.
+    pub(crate) fn f32_sum(terms: usize) -> Self {
         let unit = f64::from(f32::EPSILON);
         Self { absolute: unit, relative: unit * (4.0 * (terms as f64).sqrt()).max(16.0), rounding: 0.0 }
     }
@@ -193,8 +197,8 @@ pub trait Kernel: ParamsJson + fmt::Debug + Send + Sync {
     /// Returns the kernel's name. The file pair, the shader's label, tests, benches and errors all use it.
     fn name(&self) -> &'static str;
 
-    /// Returns the reason why the kernel cannot solve this problem, or `None` if it can. All other methods may assume that
-    /// the problem was not refused.
+    /// Returns the reason why the kernel cannot solve this problem, or `None` if it can. All other methods may assume
+    /// that the problem was not refused.
     fn refusal(&self) -> Option<&'static str> {
         None
     }
@@ -208,8 +212,8 @@ pub trait Kernel: ParamsJson + fmt::Debug + Send + Sync {
         vec![Variant::ONLY]
     }
 
-    /// Returns the device code of a variant, with its constants, parameters and grid. For a variant with several stages, this
-    /// is the program of the first stage.
+    /// Returns the device code of a variant, with its constants, parameters and grid. For a variant with several
+    /// stages, this is the program of the first stage.
     fn program(&self, variant: &Variant) -> Program;
 
     /// Returns the dispatches of a variant, in order.
@@ -223,8 +227,9 @@ pub trait Kernel: ParamsJson + fmt::Debug + Send + Sync {
     /// Returns the largest error against the reference that is allowed when tensors are stored as f32.
     fn tolerance(&self) -> Tolerance;
 
-    /// Computes the expected result with plain loops in f64. `inputs` are the operands that are read, in order: dense, in
-    /// PyTorch's orientation, and empty where an optional operand is left out. The result holds the written operands.
+    /// Computes the expected result with plain loops in f64. `inputs` are the operands that are read, in order: dense,
+    /// in PyTorch's orientation, and empty where an optional operand is left out. The result holds the written
+    /// operands.
     fn reference(&self, inputs: &[&[f64]]) -> Vec<Vec<f64>>;
 
     /// Returns whether the first output may share memory with the operand `residual` on a GPU. This requires that no
@@ -234,9 +239,9 @@ pub trait Kernel: ParamsJson + fmt::Debug + Send + Sync {
         false
     }
 
-    /// Computes the result on the CPU, in f32. `inputs` are the operands that are read, in order: dense, packed by their
-    /// [`host`](Operand::host) layout, and empty where an optional operand is left out. u32 operands are passed as the same
-    /// bytes (`bytemuck::cast_slice`). Every element of `outputs` is written.
+    /// Computes the result on the CPU, in f32. `inputs` are the operands that are read, in order: dense, packed by
+    /// their [host layout](Operand::host_layout), and empty where an optional operand is left out. u32 operands are
+    /// passed as the same bytes (`bytemuck::cast_slice`). Every element of `outputs` is written.
     fn cpu(&self, inputs: &[&[f32]], outputs: &mut [&mut [f32]]);
 
     /// Returns the offer that consumers do this step, or a part of it, as they load their input.
@@ -244,8 +249,8 @@ pub trait Kernel: ParamsJson + fmt::Debug + Send + Sync {
         None
     }
 
-    /// Returns this kernel with the prologue operation `op` on `operand`, or `None` if it has no such form. The sizes of the
-    /// result may differ; together with the folded step, it computes the same values.
+    /// Returns this kernel with the prologue operation `op` on `operand`, or `None` if it has no such form. The sizes
+    /// of the result may differ; together with the folded step, it computes the same values.
     fn with_prologue(&self, _operand: &str, _op: &PrologueOp) -> Option<Box<dyn Kernel>> {
         None
     }
@@ -275,8 +280,8 @@ pub fn has_weights(kernel: &dyn Kernel) -> bool {
     kernel.operands().iter().any(|operand| operand.dtype == DType::Weight)
 }
 
-/// Returns the number of bytes that a kernel moves if every operand is read or written once: the values as stored, without
-/// padding, and the scales of int8 weights.
+/// Returns the number of bytes that a kernel moves if every operand is read or written once: the values as stored,
+/// without padding, and the scales of int8 weights.
 pub fn bytes_moved(kernel: &dyn Kernel, storage: Storage) -> usize {
     let bytes = |o: &Operand| {
         o.host_len() * storage.bytes(o.dtype) + storage.scale_bytes(o.dtype, &o.layout.packed_shape(&o.shape))

@@ -1,29 +1,31 @@
-//! How weights lie in memory on a device: packed once, when they are loaded.
+//! Layouts of weights in device memory. Weights are packed once, when they are loaded.
 
 use crate::kernel::{Shape, elements};
 use crate::{conv2d, panels};
 
-/// How an operand lies in memory, compared with the orientation of PyTorch's files.
+/// Layout of an operand in memory, relative to the orientation in PyTorch's files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Layout {
-    /// As in the file, row by row.
+    /// Row by row, as in the file.
     Rows,
-    /// A convolution weight `[co, ci, kh, kw]`, packed to `[co, kh, kw, ci]`.
+    /// Convolution weight `[co, ci, kh, kw]`, packed as `[co, kh, kw, ci]`.
     Taps,
-    /// A depthwise weight `[c, 1, kh, kw]`, packed to `[kh, kw, c]`.
+    /// Depthwise convolution weight `[c, 1, kh, kw]`, packed as `[kh, kw, c]`.
     DepthwiseTaps,
-    /// A matrix `[cols, k]`, or a convolution weight as one, as panels of columns: see `panels`. For the CPU.
+    /// Matrix `[cols, k]`, or a convolution weight read as such a matrix, in panels of columns (see `panels`). CPU
+    /// only.
     Panels,
-    /// The same in 8 bits, four weights to an element: see `panels::int8`. For the CPU.
+    /// Panels of columns in 8 bits, with four weights in each f32 element (see `panels::int8`). CPU only.
     Int8Panels,
-    /// A convolution weight as a matrix `[kh * kw * co, ci]` in panels: every tap's columns by themselves. For the CPU.
+    /// Convolution weight as a matrix `[kh * kw * co, ci]` in panels, so that the columns of each tap lie together. CPU
+    /// only.
     TapPanels,
-    /// A 3x3 convolution weight transformed for Winograd's algorithm, with so many places along an edge. For the CPU.
+    /// 3x3 convolution weight, transformed for Winograd's algorithm with tiles of this edge length. CPU only.
     Winograd(usize),
 }
 
 impl Layout {
-    /// Shape of the packed form of a tensor of `shape`.
+    /// Returns the shape of the packed form of a tensor of `shape`.
     pub fn packed_shape(self, shape: &[usize]) -> Shape {
         match (self, shape) {
             (Self::Taps, &[co, ci, kh, kw]) => vec![co, kh, kw, ci],
@@ -36,7 +38,7 @@ impl Layout {
         }
     }
 
-    /// Packs `data`, which lies as in the file, into the layout the kernel reads. Dense: without padding.
+    /// Packs `data` from the file's orientation into this layout. The result is dense, without the padding of rows.
     pub fn pack(self, shape: &[usize], data: Vec<f32>) -> Vec<f32> {
         let (outer, inner, taps) = match (self, shape) {
             (Self::Taps, &[co, ci, kh, kw]) => (co, ci, kh * kw),
@@ -66,10 +68,10 @@ impl Layout {
         packed
     }
 
-    /// What [`pack`](Self::pack) made of a tensor of `shape`, as in the file again.
+    /// Unpacks the result of [`pack`](Self::pack) for a tensor of `shape` into the file's orientation.
     ///
     /// # Panics
-    /// If the layout is one of the CPU's.
+    /// If only CPU forms use the layout.
     pub fn unpack(self, shape: &[usize], packed: Vec<f32>) -> Vec<f32> {
         match (self, shape) {
             (Self::Taps, &[co, ci, kh, kw]) => self.pack(&[co, kh * kw, ci, 1], packed),
@@ -81,8 +83,9 @@ impl Layout {
         }
     }
 
-    /// Rows of the first axis that are packed together: a packed tensor is its parts of a multiple of so many, one after
-    /// the other. None if it has no such parts.
+    /// Returns the number of rows of the first axis that are packed together. If a tensor is cut after a multiple of
+    /// this number of rows, its packed form is the packed parts one after the other. `None` if a tensor cannot be cut
+    /// in this way.
     pub fn rows_together(self) -> Option<usize> {
         match self {
             Self::Rows | Self::Taps => Some(1),

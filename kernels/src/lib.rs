@@ -2,41 +2,44 @@
 //!
 //! # What a kernel is
 //!
-//! A *kernel* solves one kind of problem: a matrix product, a convolution, attention, a norm, a sampler step. It is one pair
-//! of files, `src/<name>.rs` and `shaders/<name>.wgsl`, and one line in [`FAMILIES`], the list that tests, benches, case
-//! files and the table of the README walk. A value such as [`Linear`] or [`Conv2d`] holds the sizes and switches of one
-//! problem and no tensors.
+//! A *kernel* solves one kind of problem: a matrix product, a convolution, attention, a norm, a sampler step. It is one
+//! pair of files, `src/<name>.rs` and `shaders/<name>.wgsl`, and one line in [`FAMILIES`], the list that tests,
+//! benches, case files and the table of the README walk. A value such as [`Linear`] or [`Conv2d`] holds the sizes and
+//! switches of one problem and no tensors.
 //!
 //! # The contract
 //!
 //! Every kernel implements [`Kernel`]:
 //!
 //! * [`operands`](Kernel::operands): the tensors in binding order, with shape, element type and layout,
-//! * [`program`](Kernel::program) and [`stages`](Kernel::stages): WGSL, constants, parameters and the grid of each dispatch,
+//! * [`program`](Kernel::program) and [`stages`](Kernel::stages): WGSL, constants, parameters and the grid of each
+//!   dispatch,
 //! * [`cpu`](Kernel::cpu): the fast form for the CPU device, in f32,
-//! * [`reference`](Kernel::reference): plain loops in f64, written from the definition, which both forms are compared with,
+//! * [`reference`](Kernel::reference): plain loops in f64, written from the definition, which both forms are compared
+//!   with,
 //! * [`cost`](Kernel::cost) and [`tolerance`](Kernel::tolerance): the work, and the error that is allowed,
 //! * offers to neighbouring steps that the graph's fusion pass uses, see [`fold`].
 //!
-//! Feature maps are `[n, h, w, c]`, tokens `[n, l, c]`, matrices `[rows, cols]`. On a device the last axis is padded with
-//! zeros to a multiple of four, so that every access is one vec4; every kernel keeps the padding zero.
+//! Feature maps are `[n, h, w, c]`, tokens `[n, l, c]`, matrices `[rows, cols]`. On a device the last axis is padded
+//! with zeros to a multiple of four, so that every access is one vec4; every kernel keeps the padding zero.
 //!
 //! # Variants
 //!
-//! Matrix products, convolutions and attention have several programs for one problem, their [`Variant`]s: tiles of different
-//! sizes, split-k products in two stages, and tiles for matrix units. [`variant::choose`] takes one for a device, from the
-//! shape alone or from what `bench --tune` measured ([`tuning`]). One variant of every kernel runs on every WebGPU device.
+//! Matrix products, convolutions and attention have several programs for one problem, their [`Variant`]s: tiles of
+//! different sizes, split-k products in two stages, and tiles for matrix units. [`variant::choose`] takes one for a
+//! device, from the shape alone or from what `bench --tune` measured ([`tuning`]). One variant of every kernel runs on
+//! every WebGPU device.
 //!
 //! # Storage types
 //!
-//! Kernels compute in f32. A [`Storage`] says how tensors lie in device memory: floats as f32, as f16, or as f16 packed in
-//! pairs into u32 for devices without the f16 feature; matrices of weights as those floats or in 8 bits with one scale for
-//! each output channel.
+//! Kernels compute in f32; only matrix units multiply in f16, with sums in f32. A [`Storage`] says how tensors lie in
+//! device memory: floats as f32, as f16, or as f16 packed in pairs into u32 for devices without the f16 feature;
+//! matrices of weights as those floats or in 8 bits with one scale for each output channel.
 //!
 //! # Checking and timing
 //!
-//! [`runner::check_case`] runs a [`Case`] on a [`runner::Target`] and compares the outputs with the reference. Outputs are
-//! poisoned and fenced, so that elements that were not written and writes out of bounds are found. Case files
+//! [`runner::check_case`] runs a [`Case`] on a [`runner::Target`] and compares the outputs with the reference. Outputs
+//! are poisoned and fenced, so that elements that were not written and writes out of bounds are found. Case files
 //! ([`casefile`]) hold operands and expected outputs that another program computed. [`sample`] prepares operands for
 //! timing; the command line times kernels with `bench`.
 //!

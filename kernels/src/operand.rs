@@ -93,8 +93,8 @@ impl Operand {
         self
     }
 
-    /// Returns the layout for a CPU device that stores matrices of weights as `weights`. Int8 applies to weights in panels,
-    /// which products read as they are. Weights that a convolution transforms or reads tap by tap stay in f32.
+    /// Returns the layout for a CPU device that stores matrices of weights as `weights`. Int8 applies to weights in
+    /// panels, which products read as they are. Weights that a convolution transforms or reads tap by tap stay in f32.
     pub fn host_layout(&self, weights: WeightType) -> Layout {
         match (self.host, self.dtype, weights) {
             (Layout::Panels, DType::Weight, WeightType::Int8) => Layout::Int8Panels,
@@ -118,12 +118,12 @@ impl Operand {
     }
 
     /// Returns the number of elements on the host: without padding, and zero for an operand that is left out.
-    pub fn host_len(&self) -> usize {
+    pub(crate) fn host_len(&self) -> usize {
         if self.present { elements(&self.shape) } else { 0 }
     }
 
     /// Returns the shape on a GPU: packed, with the last axis padded to a multiple of four unless the type is u32.
-    pub fn device_shape(&self) -> Shape {
+    pub(crate) fn device_shape(&self) -> Shape {
         let packed = self.layout.packed_shape(&self.shape);
         if self.dtype == DType::U32 { packed } else { padded(&packed) }
     }

@@ -1,31 +1,31 @@
-//! What the network's answer stands for.
+//! Prediction types: the quantity that the UNet predicts.
 
 use serde::{Deserialize, Serialize};
 
-/// What the network predicts, by diffusers' names. At every step `z = a x0 + s noise` with `a² + s² = 1`. Spelt the
-/// same in `shaders/common/prediction.wgsl`.
+/// Quantity that the UNet predicts, named as in diffusers. At every step the latent is `z = a x0 + s noise` with
+/// `a² + s² = 1`. `shaders/common/prediction.wgsl` uses the same codes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Prediction {
-    /// The noise.
+    /// The noise `noise`.
     #[default]
     Epsilon,
-    /// `v = a noise - s x0`
+    /// The velocity `v = a noise - s x0`.
     VPrediction,
     /// The clean latent `x0`.
     Sample,
 }
 
 impl Prediction {
-    /// Every kind, for cases.
+    /// All prediction types, for test cases.
     pub const ALL: [Self; 3] = [Self::Epsilon, Self::VPrediction, Self::Sample];
 
-    /// The number by which the shader knows it.
+    /// Returns the code that the shader uses for the prediction type.
     pub fn code(self) -> u32 {
         self as u32
     }
 
-    /// The clean latent in the CPU forms, from the prediction `p` and the latent `z`.
+    /// Computes the clean latent from the prediction `p` and the latent `z`, in f32 for the CPU forms.
     #[inline]
     pub(crate) fn x0(self, p: f32, z: f32, a: f32, s: f32) -> f32 {
         match self {
@@ -35,7 +35,7 @@ impl Prediction {
         }
     }
 
-    /// The noise in the CPU forms.
+    /// Computes the noise from the prediction `p` and the latent `z`, in f32 for the CPU forms.
     #[inline]
     pub(crate) fn noise(self, p: f32, z: f32, a: f32, s: f32) -> f32 {
         match self {

@@ -1,14 +1,16 @@
-//! Prologues: the operations that a kernel does on its input as it loads it, which would otherwise be steps of their own.
+//! Prologues: the operations that a kernel does on its input as it loads it, which would otherwise be steps of their
+//! own.
 //!
 //! The input is a matrix of rows with `channels` channels, stored in the plan's float type or, with
 //! [`f32_input`](Prologue::f32_input), as f32. A prologue does up to two things with it:
 //!
 //! * It joins two tensors: the last [`joined`](Prologue::joined) channels come from a second tensor `x2`.
-//! * It normalises with given statistics ([`Norm`]): a LayerNorm with `stats`, `norm_weight` and `norm_bias`, or a GroupNorm
-//!   with a scale and an offset for every channel of an image (`norm`, see `group_norm_scale`) and an activation.
+//! * It normalises with given statistics ([`Norm`]): a LayerNorm with `stats`, `norm_weight` and `norm_bias`, or a
+//!   GroupNorm with a scale and an offset for every channel of an image (`norm`, see `group_norm_scale`) and an
+//!   activation.
 //!
-//! The WGSL is `shaders/common/source.wgsl`, and case files call a kernel's prologue `source`. The CPU forms compute blocks
-//! of rows into scratch memory and read them there.
+//! The WGSL is `shaders/common/source.wgsl`, and case files call a kernel's prologue `source`. The CPU forms compute
+//! blocks of rows into scratch memory and read them there.
 
 use crate::cpu::{Threads, activate_all, rows_per_task, with_simd};
 use crate::draw::Draw;
@@ -22,8 +24,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Prologue {
-    /// Number of channels that come from `x2` and follow those of `x`. The channels of `x` must then be a multiple of four.
-    /// 0 if there is no `x2`.
+    /// Number of channels that come from `x2` and follow those of `x`. The channels of `x` must then be a multiple of
+    /// four. 0 if there is no `x2`.
     pub joined: usize,
     /// Normalisation of the joined channels. [`Norm::Rows`] cannot be combined with `x2`.
     pub norm: Norm,
@@ -39,7 +41,8 @@ pub enum Norm {
     /// No normalisation.
     #[default]
     None,
-    /// LayerNorm: `(x - mean) * rstd * norm_weight + norm_bias`, with mean and `rstd` of every row in `stats [rows, 2]`.
+    /// LayerNorm: `(x - mean) * rstd * norm_weight + norm_bias`, with mean and `rstd` of every row in `stats [rows,
+    /// 2]`.
     Rows,
     /// GroupNorm: `activation(x * scale + offset)`, with scales and then offsets in `norm [images, 2, channels]`.
     Channels {
@@ -97,8 +100,8 @@ impl Prologue {
         Operand::read(names::X, [lead, &[self.first(channels)]].concat()).dtype(dtype)
     }
 
-    /// Returns the operands `x2`, `stats`, `norm_weight`, `norm_bias` and `norm`. `lead` is the input's shape without the
-    /// channels.
+    /// Returns the operands `x2`, `stats`, `norm_weight`, `norm_bias` and `norm`. `lead` is the input's shape without
+    /// the channels.
     pub(crate) fn operands(&self, lead: &[usize], channels: usize) -> [Operand; OPERANDS] {
         let rows = lead.iter().product();
         let (by_row, by_channel) = (self.norm == Norm::Rows, matches!(self.norm, Norm::Channels { .. }));
@@ -248,8 +251,8 @@ impl<'a> Rows<'a> {
         }
     }
 
-    /// Calls `then` with blocks of `block` rows and the number of each block's first row. The rows are those in memory if the
-    /// prologue does not change them; otherwise all threads compute the block in scratch memory first.
+    /// Calls `then` with blocks of `block` rows and the number of each block's first row. The rows are those in memory
+    /// if the prologue does not change them; otherwise all threads compute the block in scratch memory first.
     pub(crate) fn in_blocks(&self, block: usize, mut then: impl FnMut(usize, &[f32])) {
         let len = block * self.channels;
         if let Some(x) = self.plain() {

@@ -1,8 +1,8 @@
-//! The one thing references share: activations in f64.
+//! Activations in f64, the only code that the references of kernels share.
 
 use crate::kernel::Activation;
 
-/// `activation(u)` in f64.
+/// Computes `activation(u)` in f64.
 pub(crate) fn activate(activation: Activation, u: f64) -> f64 {
     match activation {
         Activation::None => u,
@@ -19,7 +19,8 @@ pub(crate) fn activate(activation: Activation, u: f64) -> f64 {
     }
 }
 
-/// The error function by its Taylor series near zero and its continued fraction beyond: about 1e-15.
+/// Computes the error function, by a Taylor series for `|x| < 3` and by a continued fraction beyond. The error is about
+/// 1e-15.
 fn erf(x: f64) -> f64 {
     let a = x.abs();
     if a < 3.0 {

@@ -1,8 +1,8 @@
-//! Running one problem of a kernel on the CPU or a GPU, and judging what came out: what the tests and the command
-//! `check` share.
+//! Runner: runs one problem of a kernel on the CPU or a GPU and judges the result. Tests and the command `check` use
+//! it.
 //!
-//! Outputs start poisoned and lie between poisoned fences, so that an element nobody wrote and a write beyond the end
-//! are both found; on a GPU the padding of rows has to be zero afterwards.
+//! Outputs are filled with poison and lie between poisoned fences, so that elements that were not written and writes
+//! out of bounds are found. On a GPU the padding of rows must be zero afterwards.
 
 use crate::casefile::CaseFile;
 use crate::check::{self, Agreement, Mismatch, POISON};
@@ -12,26 +12,26 @@ use crate::{FloatType, Storage, WeightType, wgsl};
 use mobilediffusion_runtime::shader::UnknownImport;
 use mobilediffusion_runtime::{Bound, Buffer, Dispatch, Gpu, Role, RuntimeError};
 
-/// Poisoned bytes around every buffer's tensor on a GPU. A multiple of every alignment.
+/// Number of poisoned bytes on each side of a tensor on a GPU. A multiple of every alignment.
 const FENCE_BYTES: usize = 256;
 
-/// Poisoned elements around every output of a CPU form.
+/// Number of poisoned elements on each side of an output of a CPU form.
 const FENCE: usize = 16;
 
-/// Where a problem runs.
+/// Device and storage with which a problem runs.
 #[derive(Clone, Copy, Debug)]
 pub enum Target<'a> {
-    /// The CPU form, in f32, with matrices of weights stored like this.
+    /// The CPU form in f32, with matrices of weights stored as given.
     Cpu(WeightType),
-    /// The shader on this device, with floats stored like this.
+    /// The shader on this device, with tensors stored as given.
     Gpu(&'a Gpu, Storage),
 }
 
 impl Target<'_> {
-    /// The CPU form, with everything in f32.
+    /// The CPU form, with all floats in f32.
     pub const CPU: Self = Self::Cpu(WeightType::Floats);
 
-    /// How floats are stored.
+    /// Returns the storage of tensors.
     pub fn storage(&self) -> Storage {
         match *self {
             Self::Cpu(weights) => Storage::F32.with_weights(weights),
@@ -40,66 +40,70 @@ impl Target<'_> {
     }
 }
 
-/// Why there is no result to judge.
+/// Errors of a run that gave no result to judge.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RunError {
     /// The kernel's shader does not compose.
     #[error(transparent)]
     Compose(#[from] UnknownImport),
-    /// The device refused something.
+    /// The device reported an error.
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
-    /// The kernel wrote where it must not.
+    /// The kernel wrote outside an output's bounds.
     #[error("{kernel}: `{operand}` was written outside its bounds")]
     Outside {
-        /// The problem.
+        /// Kernel with its sizes, and the storage on a GPU.
         kernel: String,
-        /// The output.
+        /// Name of the output.
         operand: &'static str,
     },
-    /// The kernel left something in the padding.
+    /// The kernel left values that are not zero in the padding of an output.
     #[error("{kernel}: `{operand}` has padding that is not zero")]
     Padding {
-        /// The problem.
+        /// Kernel with its sizes, and the storage on a GPU.
         kernel: String,
-        /// The output.
+        /// Name of the output.
         operand: &'static str,
     },
 }
 
-/// What came of a comparison.
+/// Result of a comparison.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Verdict {
-    /// The worst of all outputs; NaN where an element is, or where an output has another length.
+    /// Worst distance over all outputs. NaN if an element is NaN or the length of an output is wrong.
     pub agreement: Agreement,
-    /// What was allowed.
+    /// Tolerance that was applied.
     pub tolerance: Tolerance,
-    /// Output and first wrong element, if one is beyond the tolerance.
+    /// Description of the first output that does not pass, with its first wrong element. `None` if all outputs pass.
     pub failure: Option<String>,
 }
 
-/// The operands a kernel reads and those it writes.
+/// Returns the operands that a kernel reads, and those that it writes.
 pub fn split(kernel: &dyn Kernel) -> (Vec<Operand>, Vec<Operand>) {
     kernel.operands().into_iter().partition(|operand| operand.access == Access::Read)
 }
 
-/// Storage types of floats that a device can run.
+/// Returns the storage types of floats that a device supports.
 pub fn storages(gpu: &Gpu) -> Vec<Storage> {
     let native = gpu.caps().shader_f16.then_some(Storage::F16);
     [Storage::F32, Storage::F16_PACKED].into_iter().chain(native).collect()
 }
 
-/// The tolerance of a case where tensors are stored as `storage`: its kernel's, or none on whole numbers, unless its
-/// weights are multiples of a scale.
+/// Returns the tolerance of a case where tensors are stored as `storage`. It is that of the kernel, or none for an
+/// exact case. Int8 weights are multiples of a scale and not whole numbers, so that exact cases get the kernel's
+/// tolerance too.
 fn tolerance(case: &Case, storage: Storage) -> Tolerance {
     let whole = storage.weights == WeightType::Floats || !has_weights(case.kernel.as_ref());
     let tolerance = if case.exact && whole { Tolerance::EXACT } else { case.kernel.tolerance() };
     stored_tolerance(case.kernel.as_ref(), tolerance, storage)
 }
 
-/// The same for one variant. Factors rounded to f16 are off by up to 2^-11 each, and by less than half of that on average;
-/// where terms have any sign a sum is then off by some 2^-12 of the root mean square of its like.
+/// Returns the tolerance of a case that runs by `variant`, with tensors stored as `storage`.
+///
+/// Variants that [round factors](Variant::rounds) to f16 get [`Tolerance::rounding`] of 2^-9. Each factor is off by up
+/// to 2^-11, and by less than half of that on average. Where terms have either sign, a sum is then off by about 2^-12
+/// of the root mean square of such sums.
 pub fn variant_tolerance(case: &Case, storage: Storage, variant: &Variant) -> Tolerance {
     let mut tolerance = tolerance(case, storage);
     if variant.rounds && !case.exact {
@@ -108,7 +112,7 @@ pub fn variant_tolerance(case: &Case, storage: Storage, variant: &Variant) -> To
     tolerance
 }
 
-/// The same for what [`run`] would run on a target.
+/// Returns the tolerance of a case for the variant that [`run`] takes on a target.
 pub fn target_tolerance(case: &Case, target: Target<'_>) -> Tolerance {
     match target {
         Target::Cpu(_) => tolerance(case, target.storage()),
@@ -118,7 +122,7 @@ pub fn target_tolerance(case: &Case, target: Target<'_>) -> Tolerance {
     }
 }
 
-/// Rounding an output to f16 costs at most half a unit, 2^-11, of the value.
+/// Adds the error of storing outputs to a tolerance: in f16 at most half a unit of rounding, 2^-11 of the value.
 fn stored_tolerance(kernel: &dyn Kernel, mut tolerance: Tolerance, storage: Storage) -> Tolerance {
     let (_, written) = split(kernel);
     if storage.floats != FloatType::F32 && written.iter().any(|o| o.dtype == DType::Elem) {
@@ -127,7 +131,8 @@ fn stored_tolerance(kernel: &dyn Kernel, mut tolerance: Tolerance, storage: Stor
     tolerance
 }
 
-/// Rounds inputs to what a device holds that stores floats as `storage`, so that the reference sees the same numbers.
+/// Rounds inputs to the values that a device holds with `storage`, so that the reference computes with the same
+/// numbers.
 pub fn stored(kernel: &dyn Kernel, storage: Storage, inputs: Vec<Vec<f32>>) -> Vec<Vec<f32>> {
     let (read, _) = split(kernel);
     let round = |(o, values): (&Operand, Vec<f32>)| {
@@ -136,10 +141,10 @@ pub fn stored(kernel: &dyn Kernel, storage: Storage, inputs: Vec<Vec<f32>>) -> V
     read.iter().zip(inputs).map(round).collect()
 }
 
-/// Runs a problem on `inputs` (dense, in PyTorch's orientation) and returns what was written, dense.
+/// Runs a problem on `inputs` (dense, in PyTorch's orientation) and returns the outputs, dense.
 ///
 /// # Errors
-/// If the device refuses anything, or the kernel wrote outside its outputs or left padding that is not zero.
+/// If the device reports an error, or the kernel wrote out of bounds or left padding that is not zero.
 pub fn run(target: Target<'_>, kernel: &dyn Kernel, inputs: &[Vec<f32>]) -> Result<Vec<Vec<f32>>, RunError> {
     match target {
         Target::Cpu(weights) => run_cpu(kernel, weights, inputs),
@@ -149,7 +154,7 @@ pub fn run(target: Target<'_>, kernel: &dyn Kernel, inputs: &[Vec<f32>]) -> Resu
     }
 }
 
-/// Compares what was written with what was wanted. Integers are compared exactly.
+/// Compares outputs with the expected values. Integers are compared exactly.
 pub fn judge(kernel: &dyn Kernel, outputs: &[Vec<f32>], expected: &[Vec<f64>], tolerance: Tolerance) -> Verdict {
     let (_, written) = split(kernel);
     let mut verdict = Verdict { agreement: Agreement::default(), tolerance, failure: None };
@@ -174,7 +179,7 @@ pub fn judge(kernel: &dyn Kernel, outputs: &[Vec<f32>], expected: &[Vec<f64>], t
 /// Runs a built-in case on operands made from `seed` and judges it by the kernel's reference.
 ///
 /// # Errors
-/// As [`run`].
+/// Returns the same errors as [`run`].
 pub fn check_case(target: Target<'_>, case: &Case, seed: u64) -> Result<Verdict, RunError> {
     let kernel = case.kernel.as_ref();
     let inputs = stored(kernel, target.storage(), check::inputs(case, seed));
@@ -182,7 +187,7 @@ pub fn check_case(target: Target<'_>, case: &Case, seed: u64) -> Result<Verdict,
     Ok(judge(kernel, &outputs, &check::expected(case, &inputs), target_tolerance(case, target)))
 }
 
-/// [`check_case`] on a GPU by every variant that it can run, in the kernel's order.
+/// Runs [`check_case`] on a GPU with every variant that the device can run, in the kernel's order.
 pub fn check_variants(
     (gpu, storage): (&Gpu, Storage),
     case: &Case,
@@ -199,13 +204,13 @@ pub fn check_variants(
     runnable(kernel, gpu.caps(), storage).into_iter().map(check).collect()
 }
 
-/// Runs a case file and judges it by what the file expects.
+/// Runs a case file and judges the outputs by the file's expected values.
 ///
-/// A device that stores f16 gets rounded operands, which is not the kernel's mistake: what the file expects is moved
-/// by as much as the rounding moves the reference.
+/// Where the storage rounds the operands, the expected values are moved by as much as the rounding moves the reference.
+/// The rounding is then not counted as an error of the kernel.
 ///
 /// # Errors
-/// As [`run`].
+/// Returns the same errors as [`run`].
 pub fn check_file(target: Target<'_>, file: &CaseFile) -> Result<Verdict, RunError> {
     let (case, storage) = (&file.case, target.storage());
     let kernel = case.kernel.as_ref();
@@ -251,10 +256,10 @@ fn poison(bytes: usize) -> Vec<u8> {
     POISON.to_le_bytes().into_iter().cycle().take(bytes).collect()
 }
 
-/// [`run`] on a GPU, by that variant of the kernel.
+/// Runs one variant of a kernel on a GPU. Inputs and outputs are those of [`run`].
 ///
 /// # Errors
-/// As [`run`].
+/// Returns the same errors as [`run`].
 pub fn run_variant(
     (gpu, storage): (&Gpu, Storage),
     kernel: &dyn Kernel,
@@ -304,15 +309,15 @@ pub fn run_variant(
     Ok(outputs)
 }
 
-/// What lies between the fences of a buffer.
+/// Returns the part of a buffer between its fences.
 fn inside(buffer: &Buffer, bytes: usize) -> Bound<'_> {
     Bound { buffer, offset: FENCE_BYTES as u64, bytes: bytes.next_multiple_of(4) as u64 }
 }
 
-/// The memory that stages of a variant share, if they do, poisoned and fenced.
+/// Allocates the memory that the stages of a variant share, poisoned and fenced. `None` if they share none.
 ///
 /// # Errors
-/// If the device has no room for it.
+/// If the device cannot allocate the memory.
 pub fn shared(
     (gpu, storage): (&Gpu, Storage),
     kernel: &dyn Kernel,
@@ -325,10 +330,11 @@ pub fn shared(
     gpu.poison(&buffer).map(|()| Some(buffer))
 }
 
-/// All stages of a variant with the kernel's operands `bound` in order, and what they share.
+/// Prepares the dispatch of all stages of a variant. `bound` holds the kernel's operands in order, and `shared` the
+/// memory from [`shared`](self::shared), if the stages need it.
 ///
 /// # Errors
-/// As [`run`].
+/// Returns the same errors as [`run`].
 pub fn dispatch(
     (gpu, storage): (&Gpu, Storage),
     kernel: &dyn Kernel,
@@ -353,16 +359,16 @@ pub fn dispatch(
             None => dispatch,
         });
     }
-    Ok(all.expect("a kernel has a stage"))
+    Ok(all.expect("a kernel has at least one stage"))
 }
 
-/// Whether the fences around so many bytes are as they were.
+/// Returns whether the fences around a tensor of `bytes` bytes are intact.
 fn fences_stand(all: &[u8], bytes: usize) -> bool {
     let whole = |fence: &[u8]| fence.iter().zip(poison(fence.len())).all(|(got, want)| *got == want);
     [&all[..FENCE_BYTES], &all[FENCE_BYTES + bytes..]].into_iter().all(whole)
 }
 
-/// The tensor between the fences, if nobody touched those.
+/// Decodes the tensor between the fences, and checks the fences and the padding.
 fn unfenced(
     kernel: &dyn Kernel,
     operand: &Operand,
@@ -376,7 +382,7 @@ fn unfenced(
     }
     let inside = &all[FENCE_BYTES..end];
     let values = storage.decode(operand.dtype, &operand.shape, inside);
-    // Encoding again puts zeros into the padding: any other byte there, NaN included, is a kernel's mistake.
+    // Encoding again puts zeros into the padding. Any other byte there is a mistake of the kernel.
     let clean = operand.dtype == DType::U32
         || storage.encode(operand.dtype, &operand.shape, &values) == inside
         || values.iter().any(|v| v.is_nan());

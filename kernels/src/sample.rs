@@ -1,4 +1,4 @@
-//! A problem made ready for measuring: its sizes as text, and operands that are cheap to make at the model's sizes.
+//! Problems prepared for timing: sizes as text, and operands that are cheap to make at the model's sizes.
 
 use crate::WeightType;
 use crate::check::{self, Random};
@@ -6,14 +6,14 @@ use crate::kernel::{Access, Case, Kernel, Operand};
 use crate::panels::Aligned;
 use serde_json::Value;
 
-/// The sizes of a problem in one short text: what is off, zero or absent is left out.
+/// Returns the sizes of a problem as one short text. Sizes that are zero, `false`, `none` or null are left out.
 pub fn text(kernel: &dyn Kernel) -> String {
     let Value::Object(sizes) = kernel.params_json() else { return String::new() };
     let part = |(name, value): (&String, &Value)| match value {
         Value::Null | Value::Bool(false) => None,
         Value::Bool(true) => Some(name.clone()),
         Value::Number(number) if number.as_f64() == Some(0.0) => None,
-        // Sizes are f32: as f64 they would show digits that nobody wrote.
+        // Fractional sizes are f32. As f64 they would show more digits than were given.
         Value::Number(number) if number.is_f64() => Some(format!("{name}={}", number.as_f64().unwrap_or(0.0) as f32)),
         Value::String(text) if text == "none" => None,
         Value::String(text) => Some(format!("{name}={text}")),
@@ -22,8 +22,8 @@ pub fn text(kernel: &dyn Kernel) -> String {
     sizes.iter().filter_map(part).collect::<Vec<_>>().join(" ")
 }
 
-/// Values of all operands a case reads, in order, dense and in PyTorch's orientation. Large operands repeat a block of
-/// random values whose length is a prime, so that no two rows are the same.
+/// Returns values of all operands that a case reads, in order, dense and in PyTorch's orientation. Large operands
+/// repeat a block of random values. The length of the block is a prime, so that no two rows are equal.
 pub fn inputs(case: &Case, seed: u64) -> Vec<Vec<f32>> {
     const BLOCK: usize = 65_521;
     let mut random = Random::new(seed);
@@ -38,7 +38,7 @@ pub fn inputs(case: &Case, seed: u64) -> Vec<Vec<f32>> {
     .collect()
 }
 
-/// The same values as the CPU form takes them: packed, matrices of weights stored like this.
+/// Packs the result of [`inputs`] for the CPU form, with matrices of weights stored as `weights`.
 pub fn packed(case: &Case, weights: WeightType, inputs: Vec<Vec<f32>>) -> Vec<Aligned> {
     let operands = case.kernel.operands();
     let read = operands.iter().filter(|o| o.access == Access::Read);
@@ -49,13 +49,13 @@ pub fn packed(case: &Case, weights: WeightType, inputs: Vec<Vec<f32>>) -> Vec<Al
     read.zip(inputs).map(|pair| Aligned::from(pack(pair).as_slice())).collect()
 }
 
-/// Room for what a case writes, on the host.
+/// Allocates the outputs of a case on the host, filled with zeros.
 pub fn outputs(case: &Case) -> Vec<Vec<f32>> {
     let operands = case.kernel.operands();
     operands.iter().filter(|o| o.access == Access::Write).map(|o| vec![0.0; o.host_len()]).collect()
 }
 
-/// Runs the CPU form on packed inputs.
+/// Runs the CPU form of a case on inputs from [`packed`].
 pub fn run(case: &Case, packed: &[Aligned], outputs: &mut [Vec<f32>]) {
     let inputs: Vec<&[f32]> = packed.iter().map(|values| &**values).collect();
     let mut outputs: Vec<&mut [f32]> = outputs.iter_mut().map(Vec::as_mut_slice).collect();

@@ -1,4 +1,4 @@
-//! How tensors lie in device memory: element type and padding, and the way there and back.
+//! Storage of tensors in device memory: element types and padding, and conversion from and to dense values.
 
 pub(crate) mod int8;
 
@@ -7,46 +7,46 @@ use half::f16;
 use half::slice::HalfFloatSliceExt;
 use std::fmt;
 
-/// How floats of type `Elem` are stored on the device.
+/// Storage type of floats on a device: of operands of type [`DType::Elem`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum FloatType {
-    /// 32 bits, everywhere.
+    /// 32 bits. Supported by every device.
     #[default]
     F32,
-    /// 16 bits, on devices with the feature `SHADER_F16`.
+    /// 16 bits. Supported by devices with the feature `SHADER_F16`.
     F16,
-    /// 16 bits, two in a u32, on devices without it. The same bytes as `F16`.
+    /// 16 bits, two values in a u32. Supported by every device; the bytes equal those of `F16`.
     F16Packed,
 }
 
-/// How matrices of weights, operands of type `Weight`, are stored on the device.
+/// Storage type of matrices of weights on a device: of operands of type [`DType::Weight`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum WeightType {
-    /// As all floats are.
+    /// The storage type of all other floats.
     #[default]
     Floats,
-    /// 8 bits, and one f32 for each output channel: `kernels/src/storage/int8.rs`.
+    /// 8 bits, and one f32 scale for each output channel. See `kernels/src/storage/int8.rs`.
     Int8,
 }
 
-/// How tensors are stored on the device.
+/// Storage types of tensors on a device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Storage {
-    /// Activations, and weights unless `weights` says otherwise.
+    /// Storage type of activations, and of weights unless `weights` says otherwise.
     pub floats: FloatType,
-    /// Matrices of weights.
+    /// Storage type of matrices of weights.
     pub weights: WeightType,
 }
 
 impl Storage {
-    /// Everything in 32 bits.
+    /// All floats in 32 bits.
     pub const F32: Self = Self { floats: FloatType::F32, weights: WeightType::Floats };
-    /// Floats in 16 bits.
+    /// All floats in 16 bits.
     pub const F16: Self = Self { floats: FloatType::F16, weights: WeightType::Floats };
-    /// Floats in 16 bits, two in a u32.
+    /// All floats in 16 bits, packed in pairs into u32.
     pub const F16_PACKED: Self = Self { floats: FloatType::F16Packed, weights: WeightType::Floats };
 
-    /// The same, with matrices of weights stored like that.
+    /// Returns this storage with another type for matrices of weights.
     pub const fn with_weights(self, weights: WeightType) -> Self {
         Self { weights, ..self }
     }
@@ -55,7 +55,7 @@ impl Storage {
         dtype == DType::Weight && self.weights == WeightType::Int8
     }
 
-    /// Bytes of one stored element of type `dtype`, those of an int8 row's scale left aside.
+    /// Returns the number of bytes of one stored element of type `dtype`. Scales of int8 weights are not counted.
     pub fn bytes(self, dtype: DType) -> usize {
         match dtype {
             _ if self.is_int8(dtype) => 1,
@@ -64,21 +64,27 @@ impl Storage {
         }
     }
 
-    /// Bytes of a tensor on the device. `shape` is the packed shape.
+    /// Returns the number of bytes of a tensor on the device, padding and scales included. `shape` is the packed shape.
     pub fn tensor_bytes(self, dtype: DType, shape: &[usize]) -> usize {
         let device_shape = if dtype == DType::U32 { shape.to_vec() } else { padded(shape) };
         elements(&device_shape) * self.bytes(dtype) + self.scale_bytes(dtype, shape)
     }
 
-    /// Bytes of the scales in a tensor of packed `shape`: one for each row of int8 weights, none elsewhere.
+    /// Returns the number of bytes of the scales in a tensor of packed `shape`: one scale for each row of int8 weights,
+    /// and none for other types.
     pub(crate) fn scale_bytes(self, dtype: DType, shape: &[usize]) -> usize {
         if self.is_int8(dtype) { int8::SCALE_BYTES * int8::rows(shape) } else { 0 }
     }
 
-    /// Defines `Pack` (four stored elements), `load4`, `store4` and `pack_if` (zeros if they are not there), and of matrices
-    /// of weights `WeightPack` (four of a row), `weight_row` (where a row begins), `WEIGHT_HEAD` (where its first four are,
-    /// from there), `weight4` and `weight_pack`, which make four numbers of what is stored, and `weight_scale` (of the row's
-    /// beginning), which those are to be multiplied by, once they are summed. Values beyond f16's range saturate when stored.
+    /// Returns the WGSL that stands in front of every module: types and functions that hide how tensors are stored.
+    ///
+    /// For floats these are `Pack` (four stored elements), `load4`, `store4`, and `pack_if` (zeros unless a condition
+    /// holds). Values beyond the range of f16 saturate when they are stored.
+    ///
+    /// For matrices of weights these are `WeightPack` (four elements of a row), `weight_row` (the index at which a row
+    /// begins), `WEIGHT_HEAD` (the offset of the first four elements from there), `weight4` and `weight_pack` (the four
+    /// numbers of a `WeightPack`, as f32 and as a `Pack`), and `weight_scale` (the scale at the beginning of a row, by
+    /// which sums over the row are multiplied).
     pub(crate) fn prelude(self) -> String {
         let floats = match self.floats {
             FloatType::F32 => {
@@ -122,7 +128,8 @@ impl Storage {
         [floats, weights, both].concat()
     }
 
-    /// The device's bytes of a dense tensor: rows padded with zeros, floats rounded to the stored type.
+    /// Encodes a dense tensor of packed `shape` as the device's bytes: rows are padded with zeros, floats rounded to
+    /// the stored type.
     pub fn encode(self, dtype: DType, shape: &[usize], values: &[f32]) -> Vec<u8> {
         if self.is_int8(dtype) {
             return int8::encode(shape, values);
@@ -136,7 +143,7 @@ impl Storage {
             for (to, from) in
                 bytemuck::cast_slice_mut::<u8, f16>(&mut bytes).chunks_mut(stride).zip(values.chunks(cols))
             {
-                // As shaders store: what is beyond the largest is the largest.
+                // Shaders saturate in the same way.
                 row.clear();
                 row.extend(from.iter().map(|value| value.clamp(-F16_MAX, F16_MAX)));
                 to[..cols].convert_from_f32_slice(&row);
@@ -149,7 +156,7 @@ impl Storage {
         bytes
     }
 
-    /// The dense values of a tensor from the device's bytes.
+    /// Decodes the dense values of a tensor of packed `shape` from the device's bytes.
     pub fn decode(self, dtype: DType, shape: &[usize], bytes: &[u8]) -> Vec<f32> {
         if self.is_int8(dtype) {
             return int8::decode(shape, bytes);
@@ -169,7 +176,7 @@ impl Storage {
         values
     }
 
-    /// The values that are left of a tensor once it was stored.
+    /// Returns the values of a tensor after it was stored and loaded again.
     pub fn rounded(self, dtype: DType, shape: &[usize], values: Vec<f32>) -> Vec<f32> {
         if self.bytes(dtype) == 4 { values } else { self.decode(dtype, shape, &self.encode(dtype, shape, &values)) }
     }

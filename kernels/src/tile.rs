@@ -1,18 +1,18 @@
 //! Tiles of matrix products on a GPU: the variants of `linear`, `conv2d`, `swish_glu` and `shared_kv_projection`.
 //!
-//! The best tile depends on the shape. A large tile moves fewer bytes for every multiplication. A small tile keeps a device
-//! busy where there are few rows and columns, and so does a workgroup whose invocations or subgroups share the sum over k
-//! (`split`). Where even that gives too few workgroups, workgroups share the sums: each computes the sums over a part of k,
-//! and a second stage adds them (`share`, known as split-k). All tiles are `shaders/common/gemm.wgsl`, or `gemm_matrix.wgsl`
-//! for tiles that use matrix units, with different constants.
+//! The best tile depends on the shape. A large tile moves fewer bytes for every multiplication. A small tile keeps a
+//! device busy where there are few rows and columns, and so does a workgroup whose invocations or subgroups share the
+//! sum over k (`split`). Where even that gives too few workgroups, workgroups share the sums: each computes the sums
+//! over a part of k, and a second stage adds them (`share`, known as split-k). All tiles are
+//! `shaders/common/gemm.wgsl`, or `gemm_matrix.wgsl` for tiles that use matrix units, with different constants.
 
 use crate::kernel::{DType, Operand, Program, Stage, elements, folded_grid};
 use crate::names;
 use crate::prologue::{Norm, Prologue};
 use crate::variant::{MatrixUnit, Needs, Variant};
 
-/// Number of positions that one entry of the moments covers, see `channel_moments`. Also the number of rows and columns of
-/// the tile of kernels that have only one.
+/// Number of positions that one entry of the moments covers, see `channel_moments`. Also the number of rows and columns
+/// of the tile of kernels that have only one.
 pub(crate) const TILE: usize = 64;
 
 /// Part of a product that one workgroup computes, and the way it does so.
@@ -25,15 +25,15 @@ pub(crate) struct Tile {
     products: usize,
     /// Invocations along the columns, along the rows, and along k: those that share a sum.
     threads: [usize; 3],
-    /// Number of vec4s along k that are staged in workgroup memory at a time. `None` where every value is read only once and
-    /// staging gains nothing.
+    /// Number of vec4s along k that are staged in workgroup memory at a time. `None` where every value is read only
+    /// once and staging gains nothing.
     staged: Option<usize>,
     /// Arrangement of matrices, if matrix units compute the product.
     matrix: Option<Matrix>,
     /// Share of the product that the dispatch computes.
     share: Share,
-    /// Relative multiplication rate, compared with the largest tile of registers, where there are enough tiles to fill a
-    /// device. Derived from the reads of workgroup memory and of global memory per multiplication, not measured;
+    /// Relative multiplication rate, compared with the largest tile of registers, where there are enough tiles to fill
+    /// a device. Derived from the reads of workgroup memory and of global memory per multiplication, not measured;
     /// `bench --tune` measures a device.
     rate: f64,
 }
@@ -87,14 +87,15 @@ const M16_COLUMN: Tile = Tile { matrix: Some(Matrix { across: 1, ..NVIDIA }), ..
 const M16_TALL: Tile = Tile { matrix: Some(Matrix { strips: 4, ..NVIDIA }), ..M16 };
 const M16_LARGE: Tile = Tile { matrix: Some(Matrix { strips: 4, across: 4, ..NVIDIA }), ..M16 };
 const M16_SPLIT: Tile = Tile { staged: Some(16), matrix: Some(Matrix { across: 1, split: 4, ..NVIDIA }), ..M16 };
-/// A few workgroups of few subgroups wait for memory at every step. Here twice the subgroups cover twice the k in one step.
+/// A few workgroups of few subgroups wait for memory at every step. Here twice the subgroups cover twice the k in one
+/// step.
 const M16_LONG: Tile = Tile { staged: Some(32), matrix: Some(Matrix { across: 1, split: 8, ..NVIDIA }), ..M16 };
 const M16_HALVES: Tile = Tile { staged: Some(16), matrix: Some(Matrix { split: 2, ..NVIDIA }), ..M16 };
 const M8: Tile = Tile { matrix: Some(APPLE), ..M16 };
 const M8_SPLIT: Tile = Tile { matrix: Some(Matrix { across: 1, split: 4, ..APPLE }), ..M16 };
 const M8_CPU: Tile = Tile { matrix: Some(MESA), ..M16 };
-// The three tiles below run forms that no other tile runs on Mesa's driver: scalar pointers with subgroups in one column,
-// four strips, and shared sums.
+// The three tiles below run forms that no other tile runs on Mesa's driver: scalar pointers with subgroups in one
+// column, four strips, and shared sums.
 const M8_CPU_NARROW: Tile = Tile { matrix: Some(Matrix { across: 1, vec4_loads: false, ..MESA }), ..M16 };
 const M8_CPU_TALL: Tile = Tile { matrix: Some(Matrix { strips: 4, ..MESA }), ..M16 };
 const M8_CPU_SPLIT: Tile = Tile { matrix: Some(Matrix { across: 1, split: 4, ..MESA }), ..M16 };
@@ -184,32 +185,32 @@ impl Tile {
         4 * self.each[1] * self.threads[0]
     }
 
-    /// Returns the grid of workgroups for an output of `rows` x `cols`. Tiles of columns lie along x, tiles of rows along y
-    /// and, beyond the limit of an axis, z.
+    /// Returns the grid of workgroups for an output of `rows` x `cols`. Tiles of columns lie along x, tiles of rows
+    /// along y and, beyond the limit of an axis, z.
     pub(crate) fn grid(&self, rows: usize, cols: usize) -> [u32; 3] {
         let [y, z, _] = folded_grid(rows.div_ceil(self.rows()));
         let parts = if let Share::Part(parts) = self.share { parts as usize } else { 1 };
         [u32::try_from(parts * (self.products * cols).div_ceil(self.cols())).expect("sizes are below 2^32"), y, z]
     }
 
-    /// Number of vec4s of workgroup memory for one batch of the sums of matrices, with a gap after each row. Shared sums need
-    /// one batch for each subgroup that shares them.
+    /// Number of vec4s of workgroup memory for one batch of the sums of matrices, with a gap after each row. Shared
+    /// sums need one batch for each subgroup that shares them.
     fn batch(&self, matrix: &Matrix) -> usize {
         self.rows() / matrix.strips as usize * ((matrix.across * matrix.edge / 2) as usize + 1)
     }
 
-    /// Strides in workgroup memory, in vec4s: from one vec4 of k of all rows to the next, and from one column of a quad to the
-    /// next.
+    /// Strides in workgroup memory, in vec4s: from one vec4 of k of all rows to the next, and from one column of a quad
+    /// to the next.
     ///
-    /// Workgroup memory has eight banks of one vec4. Eight invocations store at a time: `step4` vec4s of k of `8 / step4`
-    /// neighbouring rows or columns. With these strides, each of them stores to a different bank.
+    /// Workgroup memory has eight banks of one vec4. Eight invocations store at a time: `step4` vec4s of k of `8 /
+    /// step4` neighbouring rows or columns. With these strides, each of them stores to a different bank.
     fn strides(&self) -> [usize; 2] {
         let (step4, quads) = (self.staged.unwrap_or(8), self.cols() / 4);
         [self.rows() + 8 / step4.min(8), quads + (step4 + 8 - quads % 8) % 8]
     }
 
-    /// Number of vec4s of workgroup memory that the shader declares: one step of rows and columns with their gaps and one
-    /// more vec4 for each vec4 of k, and at least one for every invocation, where sums are exchanged.
+    /// Number of vec4s of workgroup memory that the shader declares: one step of rows and columns with their gaps and
+    /// one more vec4 for each vec4 of k, and at least one for every invocation, where sums are exchanged.
     fn scratch(&self) -> usize {
         if let Some(matrix) = &self.matrix {
             let threads = self.threads.iter().product();
@@ -270,7 +271,8 @@ impl Tile {
         constants
     }
 
-    /// Returns the needs of the tile. With matrices these are the matrix unit, and workgroup memory for a step and the sums.
+    /// Returns the needs of the tile. With matrices these are the matrix unit, and workgroup memory for a step and the
+    /// sums.
     fn needs(&self) -> Needs {
         let Some(matrix) = &self.matrix else { return Needs::PORTABLE };
         let size = |size: usize| u32::try_from(size).expect("a tile is small");
@@ -295,8 +297,8 @@ impl Tile {
     }
 }
 
-/// Returns the variants of a product of `rows` x `k` by `k` x `cols`. With `moments`, tiles must have a multiple of 64 rows.
-/// Matrix units are left out if the input is f32 on purpose, because they would round it to f16.
+/// Returns the variants of a product of `rows` x `k` by `k` x `cols`. With `moments`, tiles must have a multiple of 64
+/// rows. Matrix units are left out if the input is f32 on purpose, because they would round it to f16.
 pub(crate) fn variants(tiles: &[Tile], sizes: [usize; 3], prologue: &Prologue, moments: bool) -> Vec<Variant> {
     let [rows, _, cols] = sizes;
     let few = |tile: &Tile| match tile.share {
@@ -313,8 +315,8 @@ fn sums(parts: u32, [rows, cols]: [usize; 2]) -> Operand {
     Operand::write(names::PARTS, [parts as usize, rows, cols]).dtype(DType::F32)
 }
 
-/// Returns the stages of a product with an output of `size`, `[rows, cols]`: one, or two if the tile splits k. `program`
-/// returns the program of a tile.
+/// Returns the stages of a product with an output of `size`, `[rows, cols]`: one, or two if the tile splits k.
+/// `program` returns the program of a tile.
 pub(crate) fn stages(
     tile: Tile,
     operands: Vec<Operand>,

@@ -1,8 +1,9 @@
-//! Measured tuning: the fastest variant of a kernel for a problem, for each adapter, in a file of the user's cache folder.
+//! Measured tuning: the fastest variant of a kernel for a problem, for each adapter, in a file of the user's cache
+//! folder.
 //!
 //! [`choose`](crate::variant::choose) prefers a measured variant to its own estimate. The file carries a hash of the
-//! kernels' variants and WGSL. A file that does not parse, or that was written with other kernels, counts as empty. Entries
-//! of other adapters, other drivers and variants that no longer exist are not used.
+//! kernels' variants and WGSL. A file that does not parse, or that was written with other kernels, counts as empty.
+//! Entries of other adapters, other drivers and variants that no longer exist are not used.
 
 use crate::kernel::{Kernel, Program};
 use crate::storage::{FloatType, Storage, WeightType};
@@ -35,8 +36,8 @@ impl Default for Tuning {
 }
 
 impl Tuning {
-    /// Reads the file of a device's cache folder. A file that is missing or not valid gives an empty table; for one that is
-    /// not valid, the second value is a line that says why.
+    /// Reads the file of a device's cache folder. A file that is missing or not valid gives an empty table; for one
+    /// that is not valid, the second value is a line that says why.
     pub fn read(gpu: &Gpu) -> (Self, Option<String>) {
         match gpu.kept(FILE).map(|text| Self::parse(&text)) {
             None => (Self::default(), None),
@@ -99,13 +100,15 @@ pub(crate) fn problem(kernel: &dyn Kernel, storage: Storage) -> String {
     format!("{} {storage} {}", kernel.name(), kernel.params_json())
 }
 
-/// Hash of all that decides how fast a variant is: the variants of every kernel at the model's shapes with their WGSL and
-/// constants, the shared WGSL, and the preludes of the storage types.
+/// Hash of all that decides how fast a variant is: the variants of every kernel at the model's shapes with their WGSL
+/// and constants, the shared WGSL, and the preludes of the storage types.
 fn kernels_hash() -> &'static str {
     static HASH: OnceLock<String> = OnceLock::new();
     HASH.get_or_init(|| {
         let mut hash = Fnv::default();
-        wgsl::COMMON.iter().for_each(|(name, text)| hash.text(name).text(text));
+        for (name, text) in wgsl::COMMON {
+            hash.text(name).text(text);
+        }
         for floats in [FloatType::F32, FloatType::F16, FloatType::F16Packed] {
             for weights in [WeightType::Floats, WeightType::Int8] {
                 hash.text(&Storage { floats, weights }.prelude());

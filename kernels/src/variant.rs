@@ -37,8 +37,8 @@ impl MatrixUnit {
         [16, 8].map(|edge| Self { edge, subgroup }).into_iter().find(|unit| unit.met_by(caps))
     }
 
-    /// Returns whether a device has this unit. No other code checks this; where it returns `false`, kernels run a variant
-    /// without matrix units.
+    /// Returns whether a device has this unit. No other code checks this; where it returns `false`, kernels run a
+    /// variant without matrix units.
     pub fn met_by(&self, caps: &Caps) -> bool {
         let product = MatrixShape::square(self.edge, MatrixType::F16, MatrixType::F32);
         caps.shader_f16 && caps.subgroup_size == Some(self.subgroup) && caps.matrices.contains(&product)
@@ -69,7 +69,8 @@ pub struct Variant {
     /// Relative time of one workgroup. Only ratios between variants of one problem have a meaning.
     pub work: f64,
     /// Whether factors that the kernel computes (normalised rows, attention weights) are rounded to f16 before they are
-    /// multiplied. Matrix units accept no other type. A separate step would round them as well when it stores them in f16.
+    /// multiplied. Matrix units accept no other type. A separate step would round them as well when it stores them in
+    /// f16.
     pub rounds: bool,
 }
 
@@ -77,8 +78,8 @@ impl Variant {
     /// Variant of a kernel that has one program.
     pub const ONLY: Self = Self { name: "only", needs: Needs::PORTABLE, groups: 1, work: 1.0, rounds: false };
 
-    /// Estimates the relative time of the variant on a device, for comparison with other variants of the same problem. The
-    /// estimate is not measured. It takes into account that too few workgroups leave a part of the device idle.
+    /// Estimates the relative time of the variant on a device, for comparison with other variants of the same problem.
+    /// The estimate is not measured. It takes into account that too few workgroups leave a part of the device idle.
     pub fn estimate(&self, machine: &Machine) -> f64 {
         self.groups.max(machine.busy_groups) as f64 * self.work
     }
@@ -105,8 +106,8 @@ impl Machine {
     /// Describes an open device on which tensors are stored as `storage`. Reads measured variants from the user's cache
     /// folder.
     pub fn of(gpu: &Gpu, storage: Storage) -> Self {
-        // No API reports the number of compute units. Two workgroups for each of 128 units keep today's large GPUs busy,
-        // and two for each of 16 units the small ones.
+        // No API reports the number of compute units. Two workgroups for each of 128 units keep today's large GPUs
+        // busy, and two for each of 16 units the small ones.
         let busy_groups = match gpu.adapter().kind {
             AdapterKind::Discrete | AdapterKind::Other => 256,
             AdapterKind::Integrated => 32,
@@ -124,8 +125,8 @@ pub fn runnable(kernel: &dyn Kernel, caps: &Caps, storage: Storage) -> Vec<Varia
     variants
 }
 
-/// Chooses the variant that a device should run: the one that was measured to be the fastest, or else the first of those
-/// with the least estimated time.
+/// Chooses the variant that a device should run: the one that was measured to be the fastest, or else the first of
+/// those with the least estimated time.
 pub fn choose(kernel: &dyn Kernel, machine: &Machine) -> Variant {
     let fitting = runnable(kernel, &machine.caps, machine.storage);
     let tuned = machine.tuned.get(&problem(kernel, machine.storage));

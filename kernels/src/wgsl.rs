@@ -1,11 +1,11 @@
-//! From a [`Program`] to the text of a module: storage prelude, constants, imports, body.
+//! Composition of a [`Program`] into the text of a WGSL module: storage prelude, constants, imports and body.
 
 use crate::kernel::Program;
 use crate::names;
 use crate::storage::Storage;
 use mobilediffusion_runtime::shader::{self, Compose};
 
-/// Shared functions a body may import by a line of its own, `#import <name>`.
+/// Shared WGSL by name, from `shaders/common`. A body imports one by a line `#import <name>`.
 pub const COMMON: &[(&str, &str)] = &[
     ("activation", include_str!("../../shaders/common/activation.wgsl")),
     ("attention_matrix", include_str!("../../shaders/common/attention_matrix.wgsl")),
@@ -28,10 +28,10 @@ pub const COMMON: &[(&str, &str)] = &[
     ("tile_moments", include_str!("../../shaders/common/tile_moments.wgsl")),
 ];
 
-/// The text of the module for `program`.
+/// Composes the text of the WGSL module for `program`, with tensors stored as `storage`.
 ///
 /// # Errors
-/// If the body imports what does not exist.
+/// If the body imports a name that is not in [`COMMON`].
 pub fn compose(program: &Program, storage: Storage) -> Result<String, shader::UnknownImport> {
     let by_matrices = program.constants.contains(&(names::MATRIX, 1));
     let prelude = if by_matrices { "enable wgpu_cooperative_matrix;\n" } else { "" }.to_owned() + &storage.prelude();

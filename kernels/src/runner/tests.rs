@@ -1,4 +1,4 @@
-//! Fences are looked at, and so is padding.
+//! Tests of the checks of fences and padding.
 
 use super::*;
 use crate::Add;

@@ -1,40 +1,43 @@
-//! Matrices of weights in 8 bits: symmetric, one scale for each output channel.
+//! Matrices of weights in 8 bits: symmetric quantisation with one scale for each output channel.
 //!
-//! An output channel is a *row*, everything under one number of the first axis. Its scale is `s = max |w| / 127`, a weight
-//! is stored as `q = round(w / s)`, and `s * q` is what a kernel computes with, in f32. So no weight moves by more than
-//! half of its row's scale. On a GPU a row is a u32 that holds the bits of `s`, then its weights, four to a u32 and
-//! padded as every tensor is: whatever part of the rows is loaded, its bytes are a part of the whole.
+//! A *row* holds all weights of one output channel, which is one index of the first axis. The scale of a row is `s =
+//! max |w| / 127`, and a weight is stored as `q = round(w / s)`. Kernels compute with `s * q` in f32, so that no weight
+//! moves by more than half of its row's scale.
+//!
+//! On a GPU a row starts with a u32 that holds the bits of `s`. Its weights follow, four in a u32 and padded like those
+//! of every tensor. A range of rows is therefore a contiguous range of bytes, and can be loaded by itself.
 
 use crate::kernel::elements;
 
-/// Bytes of a row's scale.
+/// Number of bytes of a row's scale.
 pub(super) const SCALE_BYTES: usize = 4;
 
-/// Largest stored weight; -128 is not used.
+/// Largest absolute value of a stored weight. -128 is not used.
 const MOST: f32 = 127.0;
 
-/// Rows of a packed shape.
+/// Returns the number of rows of a packed shape.
 pub(super) fn rows(shape: &[usize]) -> usize {
     shape.first().copied().unwrap_or(1)
 }
 
-/// The scale of a row: zero where all of it is zero, or so small that a device may take it for zero.
+/// Returns the scale of a row. It is zero if all weights are zero, or so small that a device may flush the scale to
+/// zero.
 pub(crate) fn scale(row: &[f32]) -> f32 {
     let scale = row.iter().fold(0.0_f32, |most, w| most.max(w.abs())) / MOST;
     if scale.is_normal() { scale } else { 0.0 }
 }
 
-/// A weight as it is stored, by a scale that is not zero.
+/// Returns a weight as it is stored, for a scale that is not zero.
 pub(crate) fn quantised(w: f32, scale: f32) -> u8 {
-    // Floats as large as this are whole numbers one apart, so that adding it rounds to nearest, and the last byte of the
-    // sum is the number in two's complement. Every processor does this for several weights at once.
+    // Floats of this size are consecutive whole numbers. Adding it therefore rounds to nearest, and the last byte of
+    // the sum is the number in two's complement. Compilers vectorise this for every processor.
     const ROUND: f32 = (3 << 22) as f32;
-    // Rounding the scale may have put the largest a hair beyond the last step.
+    // The scale is rounded, so that the largest weight may lie slightly beyond the last step.
     let steps = (w / scale).clamp(-MOST, MOST);
     (steps + ROUND).to_bits().to_le_bytes()[0]
 }
 
-/// Values of the last axis, stored values of it, and bytes of a row.
+/// Returns the number of values along the last axis, the same with padding, and the number of bytes of a row.
 fn strides(shape: &[usize]) -> (usize, usize, usize) {
     let cols = shape.last().copied().unwrap_or(1).max(1);
     let stride = cols.next_multiple_of(4);
@@ -42,7 +45,7 @@ fn strides(shape: &[usize]) -> (usize, usize, usize) {
     (cols, stride, SCALE_BYTES + lines * stride)
 }
 
-/// The device's bytes of a dense tensor of packed `shape`.
+/// Encodes a dense tensor of packed `shape` as the device's bytes.
 pub(super) fn encode(shape: &[usize], values: &[f32]) -> Vec<u8> {
     let (cols, stride, row_bytes) = strides(shape);
     let mut bytes = vec![0; rows(shape) * row_bytes];
@@ -61,7 +64,7 @@ pub(super) fn encode(shape: &[usize], values: &[f32]) -> Vec<u8> {
     bytes
 }
 
-/// The dense values of a tensor of packed `shape`.
+/// Decodes the dense values of a tensor of packed `shape`.
 pub(super) fn decode(shape: &[usize], bytes: &[u8]) -> Vec<f32> {
     let (cols, stride, row_bytes) = strides(shape);
     let mut values = Vec::with_capacity(elements(shape));
