@@ -11,7 +11,7 @@ pub enum Fill {
     Normal(f32, f32),
     /// Whole numbers in `-4..=4`. Sums of their products are exact in f32.
     Integers,
-    /// The same value in every element.
+    /// A constant in every element.
     Constant(f32),
     /// Random u32 values below this bound.
     Below(u32),

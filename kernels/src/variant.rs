@@ -57,7 +57,7 @@ impl Needs {
     }
 }
 
-/// One of the programs by which a kernel solves a problem.
+/// Program by which a kernel solves a problem, one of several that may solve the same problem.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Variant {
     /// Name, unique among the variants of the kernel: the tile, for example `64x64`.
