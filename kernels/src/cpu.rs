@@ -99,15 +99,15 @@ pub(crate) fn activate_all(activation: Activation, row: &mut [f32]) {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Epilogue<'a> {
     /// One value per column, or empty.
-    pub bias: &'a [f32],
+    pub(crate) bias: &'a [f32],
     /// One row per image, or empty.
-    pub shift: &'a [f32],
+    pub(crate) shift: &'a [f32],
     /// Rows that share one row of `shift`.
-    pub rows_per_image: usize,
+    pub(crate) rows_per_image: usize,
     /// Applied after bias and shift.
-    pub activation: Activation,
+    pub(crate) activation: Activation,
     /// A tensor like the output, or empty.
-    pub residual: &'a [f32],
+    pub(crate) residual: &'a [f32],
 }
 
 impl Epilogue<'_> {
