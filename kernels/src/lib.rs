@@ -53,7 +53,8 @@
 //! assert_eq!(linear.refusal(), None);
 //!
 //! // One slice for each operand that is read, in order. Optional operands that are left out are empty.
-//! let (x, w, bias, none) = ([1.0, 2.0], [1.0, 0.0, 0.0, 1.0], [10.0, 20.0], [].as_slice());
+//! let (x, w, bias) = ([1.0, 2.0], [1.0, 0.0, 0.0, 1.0], [10.0, 20.0]);
+//! let none: &[f64] = &[];
 //! let outputs = linear.reference(&[&x, &w, &bias, none, none, none, none, none, none]);
 //! assert_eq!(outputs[0], [11.0, 22.0]);
 //! ```
