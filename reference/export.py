@@ -80,6 +80,8 @@ def main() -> None:
     SchedulerConfig(prediction_type=unets[0].config.prediction_type).save(options.folder / "scheduler")
     size = unets[0].config.sample_size * 8
     settings = {"name": options.folder.name, "image_size": size, "sampler": options.sampler, "steps": options.steps}
+    if options.sampler == "one_step":
+        settings["ddim"] = {"steps": 20, "guidance": 3.0}  # for what one step cannot do: guidance, fresh noise, more steps
     description = f"Emoji-like {size}x{size} pictures; see README.md."
     write_json(settings | {"guidance": options.guidance, "description": description}, options.folder / "model.json")
     megabytes = sum(f.stat().st_size for f in options.folder.rglob("*.safetensors")) / 1e6

@@ -166,8 +166,7 @@ fn weights_in_8_bits_take_half_the_bytes_and_move_by_half_a_step_at_most() {
     let mut matrices = 0;
     for (folder, graph) in graphs {
         let checkpoint = Checkpoint::open(&path.join(folder)).expect("the checkpoint opens");
-        let prefix = if folder == "text_encoder" { "text_model." } else { "" };
-        let checkpoint = Box::new(checkpoint.with_optional_prefix(prefix)) as Box<dyn WeightSource>;
+        let checkpoint = Box::new(checkpoint) as Box<dyn WeightSource>;
         let (weights, recording) = (Weights::new(Device::CPU, Box::new(checkpoint)), Recording::new(graph));
         let in_type = |storage| rounding(&recording, &weights, storage).expect("the checkpoint has them all");
         let int8 = in_type(Storage::F16.with_weights(WeightType::Int8));

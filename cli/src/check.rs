@@ -143,16 +143,11 @@ fn plan(args: &Check, network: Network, device: Device) -> Result<(), Failure> {
 
 /// Opens the selected GPU. Returns `None` for the CPU, also if `auto` finds no GPU or cannot open it.
 pub(crate) fn open(choice: &DeviceChoice) -> Result<Option<Gpu>, Failure> {
-    let Some(select) = choice.select() else { return Ok(None) };
-    match pollster::block_on(Gpu::open(&select)).map(Gpu::with_user_cache) {
-        Ok(gpu) => Ok(Some(gpu)),
-        Err(RuntimeError::NoAdapter { .. }) if *choice == DeviceChoice::Auto => Ok(None),
-        Err(error) if *choice == DeviceChoice::Auto => {
-            note(&format!("warning: no GPU could be opened: {error}"));
-            Ok(None)
-        }
-        Err(error) => Err(error.into()),
+    let (gpu, failure) = pollster::block_on(choice.open())?;
+    if let Some(error) = failure {
+        note(&format!("warning: no GPU could be opened: {error}"));
     }
+    Ok(gpu)
 }
 
 /// Opens a GPU again, with shaders checked as they run.

@@ -73,8 +73,6 @@ impl Network {
     pub(crate) fn weights(self, networks: &Networks) -> Result<Box<dyn WeightLoader + Send>, Failure> {
         let Some(folder) = networks.folder()? else { return Ok(Box::new(MadeUp)) };
         let checkpoint = Checkpoint::open(&folder.join(self.folder()))?;
-        // Some CLIP checkpoints name their tensors with this prefix, some without.
-        let checkpoint = if self == Self::Text { checkpoint.with_optional_prefix("text_model.") } else { checkpoint };
         Ok(Box::new(Box::new(checkpoint) as Box<dyn WeightSource>))
     }
 }

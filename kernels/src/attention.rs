@@ -105,6 +105,9 @@ impl Tiling {
 }
 
 impl Attention {
+    /// Largest number of channels of a head.
+    pub const MOST_HEAD_DIM: usize = 512;
+
     fn channels(&self) -> usize {
         self.heads * self.head_dim
     }
@@ -127,7 +130,7 @@ impl Kernel for Attention {
     }
 
     fn refusal(&self) -> Option<&'static str> {
-        (!self.head_dim.is_multiple_of(4) || self.head_dim > 512)
+        (!self.head_dim.is_multiple_of(4) || self.head_dim > Self::MOST_HEAD_DIM)
             .then_some("`head_dim` must be a multiple of four up to 512")
     }
 

@@ -18,7 +18,7 @@ use std::sync::Arc;
 fn device(name: &str, dtype: &str) -> Result<Device, Box<dyn Error>> {
     let select = match name {
         "cpu" if dtype == "f32" => return Ok(Device::CPU),
-        "cpu" => return Err("the CPU computes in f32 only".into()),
+        "cpu" => return Err("--dtype: expected f32 on the CPU device, found f16".into()),
         "gpu" => Select::Best,
         name => Select::Named(name.to_owned()),
     };
@@ -43,7 +43,9 @@ fn main() -> Result<(), Box<dyn Error>> {
             _ => paths.push(argument),
         }
     }
-    let [folder, case @ ..] = paths.as_slice() else { return Err("which folder?".into()) };
+    let [folder, case @ ..] = paths.as_slice() else {
+        return Err("expected a folder with config.json, weights and a case".into());
+    };
     let case = case.first().map_or("golden.safetensors", String::as_str);
     let folder = Path::new(folder);
     for agreement in compare(folder, case, folder, device(&name, &dtype)?)? {

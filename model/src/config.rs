@@ -38,7 +38,7 @@ use std::sync::LazyLock;
 pub const PIXELS_PER_LATENT: usize = 8;
 /// Smallest multiple, in pixels, that picture sides have with any UNet. A UNet may need a larger one, see
 /// [`ModelConfig::size_multiple`].
-pub const SIZE_MULTIPLE: usize = 4 * PIXELS_PER_LATENT;
+pub(crate) const SIZE_MULTIPLE: usize = 4 * PIXELS_PER_LATENT;
 /// Longest side of a picture, in pixels.
 pub const MOST_PIXELS: usize = 8192;
 
@@ -82,9 +82,31 @@ pub struct Defaults {
     /// Guidance scale: weight of the prompt against the empty prompt. 1 means no guidance, and is the only value for
     /// [`Sampler::OneStep`].
     pub guidance: f32,
+    /// Defaults of DDIM on a one-step model; `None` for [`DdimDefaults::default`]. A model whose own sampler is DDIM has
+    /// `steps` and `guidance` for it and no value here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ddim: Option<DdimDefaults>,
     /// One sentence about the model.
     #[serde(default)]
     pub description: String,
+}
+
+/// Defaults of DDIM on a one-step model, which uses it for more steps, guidance or fresh noise.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DdimDefaults {
+    /// Number of steps, more than the one-step sampler takes.
+    pub steps: usize,
+    /// Guidance scale.
+    pub guidance: f32,
+}
+
+impl Default for DdimDefaults {
+    /// Returns the values for files without the key `ddim`: a guidance of about 3 as in the paper, and 20 steps, which
+    /// look like the paper's 50.
+    fn default() -> Self {
+        Self { steps: 20, guidance: 3.0 }
+    }
 }
 
 /// Sampler that leads from noise to a clean latent (docs/model.md, section 4).

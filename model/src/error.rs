@@ -80,7 +80,7 @@ pub enum ModelError {
     Size {
         /// `width` or `height`.
         key: &'static str,
-        /// Number of pixels that a side must be a multiple of.
+        /// Number of pixels that each side must be a multiple of.
         multiple: usize,
         /// Number of pixels that was asked for.
         found: usize,
@@ -111,11 +111,11 @@ pub enum ModelError {
     },
     /// The model has no VAE encoder, so it cannot begin from a picture.
     #[error(
-        "this model has no encoder to begin from a picture: expected a folder vae with config.json and model.safetensors"
+        "this model cannot begin from a picture: expected an encoder in a folder vae with config.json and model.safetensors"
     )]
     NoEncoder,
     /// The weights and plans of a request do not fit into memory.
-    #[error("out of memory: {width}x{height} pixels need {} {what}, {}; {advice}", mib(*needed), there(*available))]
+    #[error("out of memory: {width}x{height} pixels need {} {what}, {}; {advice}", mib(*needed), limit(*available))]
     Memory {
         /// Width that was asked for, in pixels.
         width: usize,
@@ -145,7 +145,7 @@ pub enum ModelError {
         what: &'static str,
     },
     /// The networks drew a picture of one colour, which is a sign of wrong weights or a faulty device.
-    #[error("the picture is of one colour: the weights or the device are at fault")]
+    #[error("the picture has a single colour: the weights or the device are at fault")]
     Flat,
     /// The device was lost. [`Pipeline::recover`](crate::Pipeline::recover) opens it again.
     #[error("the device was lost: {reason}")]
@@ -200,8 +200,8 @@ pub(crate) fn mib(bytes: u64) -> String {
 }
 
 /// Formats the bytes that may be used.
-fn there(available: Option<u64>) -> String {
-    available.map_or("the device has less".to_owned(), |bytes| format!("there are {}", mib(bytes)))
+fn limit(available: Option<u64>) -> String {
+    available.map_or("but the device has less".to_owned(), |bytes| format!("but the limit is {}", mib(bytes)))
 }
 
 /// Difference between a tensor of a checkpoint and what the network needs.

@@ -42,11 +42,6 @@ pub fn compare(folder: &Path, case: &str, weights: &Path, device: Device) -> Res
     let (y, half) = case.build(&mut g, &config)?;
     g.output("output", &y);
     let checkpoint = Checkpoint::open(weights)?;
-    let checkpoint = match g.weights().first() {
-        // CLIP checkpoints come with and without the prefix.
-        Some((name, _)) if name.starts_with("text_model.") => checkpoint.with_optional_prefix("text_model."),
-        _ => checkpoint,
-    };
     let mut needed = g.weights();
     needed.extend(half);
     checkpoint.verify(&needed)?;

@@ -5,6 +5,7 @@ pub mod paper;
 use crate::config::ModelConfig;
 use crate::error::ModelError;
 use crate::networks::{Decoder, Shape, decode_graph, denoise_graph, encode_graph, text_graph};
+use crate::text_encoder::PREFIX;
 use mobilediffusion_graph::{Graph, Recording};
 use mobilediffusion_kernels::kernel::elements;
 use std::fmt;
@@ -65,7 +66,7 @@ fn block_of(path: &str) -> String {
     let rest = &path[prefix.len()..];
     let parts: Vec<&str> = rest.split('.').collect();
     let numbered = parts.iter().take(4).rposition(|part| part.bytes().all(|b| b.is_ascii_digit()));
-    let unnumbered = if parts[0] == "text_model" { 2 } else { 1 };
+    let unnumbered = if parts[0] == PREFIX { 2 } else { 1 };
     format!("{prefix}{}", parts[..numbered.map_or(unnumbered, |last| last + 1)].join("."))
 }
 
@@ -95,7 +96,7 @@ pub fn summary(config: &ModelConfig, image_size: usize) -> Result<Info, ModelErr
 }
 
 /// Formats `1234567` as `1,234,567`.
-pub fn grouped(number: u64) -> String {
+fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
     for (i, digit) in digits.chars().enumerate() {

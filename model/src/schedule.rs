@@ -8,45 +8,45 @@ use crate::error::ModelError;
 use std::path::Path;
 
 /// Largest number of steps of the one-step sampler, as UFOGen's networks are trained for four timesteps.
-pub const MOST_ONE_STEP: usize = 4;
+pub(crate) const MOST_ONE_STEP: usize = 4;
 
 /// Values of `abar` at every training step, "scaled linear" as in Stable Diffusion.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Schedule {
+pub(crate) struct Schedule {
     alpha_bar: Vec<f64>,
 }
 
 /// Coefficients of one DDIM step: `x0 = (x - s_t e) / a_t`, then `x = a_prev x0 + direction e + sigma noise`.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct DdimStep {
+pub(crate) struct DdimStep {
     /// Training step at which the network is evaluated.
-    pub timestep: usize,
+    pub(crate) timestep: usize,
     /// `sqrt(abar_t)`: share of the picture in the latent.
-    pub a_t: f32,
+    pub(crate) a_t: f32,
     /// `sqrt(1 - abar_t)`: share of the noise in the latent.
-    pub s_t: f32,
+    pub(crate) s_t: f32,
     /// `sqrt(abar_prev)` of the following timestep, which is nearer to the picture.
-    pub a_prev: f32,
+    pub(crate) a_prev: f32,
     /// `sqrt(1 - abar_prev - sigma²)`: share of the predicted noise that is kept.
-    pub direction: f32,
+    pub(crate) direction: f32,
     /// Share of fresh noise: `eta sqrt((1 - abar_prev) / (1 - abar_t)) sqrt(1 - abar_t / abar_prev)`.
-    pub sigma: f32,
+    pub(crate) sigma: f32,
 }
 
 /// Coefficients of one step of the one-step sampler: predict `x0`, then `x = a_next x0 + s_next noise`. In the last
 /// step `a_next` is 1 and `s_next` is 0, so that `x0` is the result.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct OneStep {
+pub(crate) struct OneStep {
     /// Training step at which the network is evaluated.
-    pub timestep: usize,
+    pub(crate) timestep: usize,
     /// `sqrt(abar_t)`.
-    pub a: f32,
+    pub(crate) a: f32,
     /// `sqrt(1 - abar_t)`.
-    pub s: f32,
+    pub(crate) s: f32,
     /// Value of `a` in the next step.
-    pub a_next: f32,
+    pub(crate) a_next: f32,
     /// Value of `s` in the next step.
-    pub s_next: f32,
+    pub(crate) s_next: f32,
 }
 
 impl Schedule {
@@ -54,7 +54,7 @@ impl Schedule {
     ///
     /// # Errors
     /// [`ModelError::Config`] if the configuration is not valid.
-    pub fn new(config: &SchedulerConfig) -> Result<Self, ModelError> {
+    pub(crate) fn new(config: &SchedulerConfig) -> Result<Self, ModelError> {
         config.validate(Path::new("scheduler/config.json"))?;
         let (first, last) = (config.beta_start.sqrt(), config.beta_end.sqrt());
         let steps = config.num_train_timesteps;
@@ -70,13 +70,8 @@ impl Schedule {
     }
 
     /// Returns the number of training steps.
-    pub fn train_steps(&self) -> usize {
+    pub(crate) fn train_steps(&self) -> usize {
         self.alpha_bar.len()
-    }
-
-    /// Returns `abar` at a timestep, or `None` beyond the schedule.
-    pub fn alpha_bar(&self, timestep: usize) -> Option<f64> {
-        self.alpha_bar.get(timestep).copied()
     }
 
     /// Returns the steps of DDIM, from noise to picture, with "leading" spacing and an offset of 1. After the last
@@ -84,7 +79,7 @@ impl Schedule {
     ///
     /// # Errors
     /// [`ModelError::Sampler`] if `steps` is not within 1 to `train_steps - 1`, or `eta` not within 0 to 1.
-    pub fn ddim(&self, steps: usize, eta: f64) -> Result<Vec<DdimStep>, ModelError> {
+    pub(crate) fn ddim(&self, steps: usize, eta: f64) -> Result<Vec<DdimStep>, ModelError> {
         check_steps(steps, self.train_steps() - 1)?;
         if !(0.0..=1.0).contains(&eta) {
             return Err(ModelError::Sampler { key: "eta", expected: "0 to 1".into(), found: eta.to_string() });
@@ -113,7 +108,7 @@ impl Schedule {
     ///
     /// # Errors
     /// [`ModelError::Sampler`] if `steps` is not within 1 to [`MOST_ONE_STEP`].
-    pub fn one_step(&self, steps: usize) -> Result<Vec<OneStep>, ModelError> {
+    pub(crate) fn one_step(&self, steps: usize) -> Result<Vec<OneStep>, ModelError> {
         self.one_step_from(steps, self.train_steps() - 1)
     }
 
@@ -123,7 +118,7 @@ impl Schedule {
     /// # Errors
     /// [`ModelError::Sampler`] if `steps` is not within 1 to the smaller of [`MOST_ONE_STEP`] and `first + 1`, or if
     /// `first` is beyond the schedule.
-    pub fn one_step_from(&self, steps: usize, first: usize) -> Result<Vec<OneStep>, ModelError> {
+    pub(crate) fn one_step_from(&self, steps: usize, first: usize) -> Result<Vec<OneStep>, ModelError> {
         if first >= self.train_steps() {
             let expected = format!("below {}", self.train_steps());
             return Err(ModelError::Sampler { key: "first timestep", expected, found: first.to_string() });

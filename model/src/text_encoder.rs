@@ -4,6 +4,9 @@ use crate::config::TextEncoderConfig;
 use mobilediffusion_graph::{Attend, Graph, GraphError, Linear, Tensor};
 use mobilediffusion_kernels::Phi;
 
+/// First part of the names of all weights.
+pub(crate) const PREFIX: &str = "text_model";
+
 /// Adds the text encoder to a graph and returns the context, `[n, l, hidden_size]`: the last hidden state after the
 /// final norm.
 ///
@@ -11,8 +14,8 @@ use mobilediffusion_kernels::Phi;
 ///
 /// # Errors
 /// [`GraphError`] if the configuration does not fit the ids; the error names the layer.
-pub fn text_encoder(g: &mut Graph, config: &TextEncoderConfig, ids: &Tensor) -> Result<Tensor, GraphError> {
-    g.scope("text_model", |g| {
+pub(crate) fn text_encoder(g: &mut Graph, config: &TextEncoderConfig, ids: &Tensor) -> Result<Tensor, GraphError> {
+    g.scope(PREFIX, |g| {
         let tables = (config.vocab_size, config.max_position_embeddings, config.hidden_size);
         let mut x = g.scope("embeddings", |g| {
             let x = g.embedding(ids, tables)?;

@@ -6,11 +6,11 @@ use crate::error::ModelError;
 use std::fmt;
 
 /// Id of the begin mark, the first id of every encoding.
-pub const BOS: u32 = 49406;
+pub(crate) const BOS: u32 = 49406;
 /// Id of the end mark, which follows the last token and fills the remaining positions.
-pub const EOS: u32 = 49407;
+pub(crate) const EOS: u32 = 49407;
 /// Size of the vocabulary: every id is smaller, and a text encoder needs at least as many rows.
-pub const VOCABULARY: usize = 49408;
+pub(crate) const VOCABULARY: usize = 49408;
 
 /// Encoded text.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,7 +52,9 @@ impl Tokenizer {
     /// [`ModelError::Tokenizer`] if `max_len` is below 2, or if the text cannot be tokenized.
     pub fn encode(&self, text: &str, max_len: usize) -> Result<Encoded, ModelError> {
         let Some(room) = max_len.checked_sub(2) else {
-            return Err(ModelError::Tokenizer { message: format!("length: expected at least 2, found {max_len}") });
+            return Err(ModelError::Tokenizer {
+                message: format!("number of ids: expected at least 2, found {max_len}"),
+            });
         };
         let encoding = self.0.encode(text, false).map_err(failed)?;
         let mut tokens =

@@ -19,7 +19,7 @@ fn norm(config: &VaeConfig) -> Norm {
 ///
 /// # Errors
 /// [`GraphError`] if the configuration does not fit the image; the error names the block.
-pub fn encoder(g: &mut Graph, config: &VaeConfig, image: &Tensor) -> Result<Tensor, GraphError> {
+pub(crate) fn encoder(g: &mut Graph, config: &VaeConfig, image: &Tensor) -> Result<Tensor, GraphError> {
     let moments = 2 * config.latent_channels;
     let y = g.scope("encoder", |g| {
         let widths = &config.block_out_channels;
@@ -54,7 +54,7 @@ pub fn encoder(g: &mut Graph, config: &VaeConfig, image: &Tensor) -> Result<Tens
 ///
 /// # Errors
 /// [`GraphError`] if `moments` do not have the channels of this configuration.
-pub fn latent(g: &mut Graph, config: &VaeConfig, moments: &Tensor) -> Result<Tensor, GraphError> {
+pub(crate) fn latent(g: &mut Graph, config: &VaeConfig, moments: &Tensor) -> Result<Tensor, GraphError> {
     g.slice(moments, (0, config.latent_channels), config.scaling_factor)
 }
 
@@ -63,7 +63,7 @@ pub fn latent(g: &mut Graph, config: &VaeConfig, moments: &Tensor) -> Result<Ten
 ///
 /// # Errors
 /// [`GraphError`] if the configuration does not fit the latent; the error names the block.
-pub fn decoder(g: &mut Graph, config: &VaeConfig, latent: &Tensor) -> Result<Tensor, GraphError> {
+pub(crate) fn decoder(g: &mut Graph, config: &VaeConfig, latent: &Tensor) -> Result<Tensor, GraphError> {
     let levels = Levels {
         widths: &config.block_out_channels,
         layers: vec![config.layers_per_block + 1; config.block_out_channels.len()],

@@ -10,6 +10,7 @@ mod synthetic;
 pub use synthetic::{Synthetic, synthetic};
 
 use crate::error::{ModelError, WeightProblem};
+use crate::text_encoder::PREFIX;
 use mapped::{Mapped, is_finite, size_of, widen};
 use mobilediffusion_graph::WeightLoader;
 use safetensors::{Dtype, SafeTensors};
@@ -120,33 +121,9 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// The same checkpoint, whose names all begin with `prefix`: where no name in the file does, it is put in front.
-    /// CLIP's text tower is stored both with and without `text_model.`.
-    pub fn with_optional_prefix(mut self, prefix: &str) -> Self {
-        if !self.tensors.keys().any(|name| name.starts_with(prefix)) {
-            self.tensors = self.tensors.into_iter().map(|(name, entry)| (format!("{prefix}{name}"), entry)).collect();
-        }
-        self
-    }
-
-    /// The directory.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// Returns the names of all tensors, sorted.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
+    fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
-    }
-
-    /// Returns the shape of a tensor as in the file.
-    pub fn shape(&self, name: &str) -> Option<&[usize]> {
-        self.tensors.get(name).map(|entry| entry.shape.as_slice())
-    }
-
-    /// Returns the stored type of a tensor.
-    pub fn dtype(&self, name: &str) -> Option<Dtype> {
-        self.tensors.get(name).map(|entry| entry.dtype)
     }
 
     /// Converts some values of a tensor to f32, row by row as in the file.
@@ -213,8 +190,14 @@ impl WeightSource for Checkpoint {
     }
 }
 
-/// Returns today's name of a tensor.
+/// Returns the name by which the networks know a tensor.
+///
+/// CLIP's text tower is stored both with and without the prefix `text_model.`, and diffusers before 0.15 used other names
+/// for the projections of a VAE's attention.
 fn modern(name: &str) -> String {
+    if ["embeddings.", "encoder.layers.", "final_layer_norm."].iter().any(|module| name.starts_with(module)) {
+        return format!("{PREFIX}.{name}");
+    }
     let renamed = [("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0")];
     let parts = name.split_once(".mid_block.attentions.0.").and_then(|(module, rest)| {
         let (old, kind) = rest.split_once('.')?;

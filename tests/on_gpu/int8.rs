@@ -45,8 +45,6 @@ fn latent_to_picture(config: &ModelConfig) -> Result<Graph, GraphError> {
 fn output(network: &Network, source: &Source, device: &Device) -> Vec<f32> {
     let WeightsFrom::Directory(path) = &source.weights else { panic!("the bundled checkpoint is a folder") };
     let checkpoint = Checkpoint::open(&path.join(network.folder)).expect("the checkpoint opens");
-    let prefix = if network.folder == "text_encoder" { "text_model." } else { "" };
-    let checkpoint = checkpoint.with_optional_prefix(prefix);
     let mut weights = Weights::new(device.clone(), Box::new(Box::new(checkpoint) as Box<dyn WeightSource>));
     let recording = Recording::new((network.graph)(&source.config).expect("the network builds"));
     let name = recording.outputs[0].0.clone();

@@ -117,6 +117,9 @@ fn impossible_values_are_refused_by_key() {
         ("/model/steps", json!(0)),
         ("/model/steps", json!(5)),
         ("/model/guidance", json!(3.0)),
+        ("/model/ddim/steps", json!(4)),
+        ("/model/ddim/steps", json!(1000)),
+        ("/model/ddim/guidance", json!(-1.0)),
     ] {
         let error = changed(pointer, value.clone()).unwrap_err();
         let (part, key) = pointer[1..].split_once('/').unwrap();
@@ -200,7 +203,27 @@ fn a_model_needs_one_of_the_two_decoders() {
     without(&["vae"]).unwrap();
     without(&["decoder"]).unwrap();
     let error = without(&["decoder", "vae"]).unwrap_err().to_string();
-    assert!(error.ends_with("expected a decoder here, or a VAE beside it, found neither"), "{error}");
+    assert!(
+        error.ends_with("expected a light decoder here, or a full VAE in the folder vae, found neither"),
+        "{error}"
+    );
+}
+
+#[test]
+fn defaults_of_ddim_may_be_missing_and_are_for_one_step_models() {
+    let mut preset: Value = serde_json::from_str(PRESET).unwrap();
+    let read = |preset: &Value| {
+        let config = parse::<ModelConfig>(Path::new("preset"), &preset.to_string())?;
+        config.validate().map(|()| config)
+    };
+    preset["model"]["ddim"]["eta"] = json!(0.5);
+    assert!(read(&preset).unwrap_err().to_string().contains("eta"), "an unknown key");
+    preset["model"].as_object_mut().unwrap().remove("ddim");
+    assert_eq!(read(&preset).unwrap().defaults.ddim, None);
+    let mut preset = SD15.clone();
+    preset["model"]["ddim"] = json!({"steps": 20, "guidance": 3.0});
+    let error = read(&preset).unwrap_err().to_string();
+    assert!(error.ends_with("ddim: expected no value, since the sampler is ddim, found one"), "{error}");
 }
 
 /// Parses and validates Stable Diffusion's preset with one key of its UNet set.

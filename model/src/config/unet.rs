@@ -87,7 +87,7 @@ impl UnetConfig {
     ///
     /// # Errors
     /// [`ModelError::Config`] if a value is impossible or not supported.
-    pub fn validate(&self, path: &Path) -> Result<(), ModelError> {
+    pub(crate) fn validate(&self, path: &Path) -> Result<(), ModelError> {
         match self {
             Self::MobileDiffusion(config) => config.validate(path),
             Self::StableDiffusion(config) => config.validate(path),
@@ -107,7 +107,7 @@ pub enum FeedForward {
 
 impl FeedForward {
     /// Returns the gate's activation.
-    pub fn gate(self) -> Activation {
+    pub(crate) fn gate(self) -> Activation {
         match self {
             Self::SwiGlu => Activation::Silu,
             Self::GeGlu => Activation::Gelu,

@@ -76,7 +76,7 @@ impl VaeConfig {
     const CLASS_NAME: &str = "AutoencoderKL";
 
     /// Epsilon of every group normalisation; fixed in diffusers.
-    pub const NORM_EPS: f32 = 1e-6;
+    pub(crate) const NORM_EPS: f32 = 1e-6;
 
     fn class_name() -> String {
         Self::CLASS_NAME.to_owned()
@@ -91,7 +91,7 @@ impl VaeConfig {
     ///
     /// # Errors
     /// [`ModelError::Config`] if a value is impossible or not supported.
-    pub fn validate(&self, path: &Path) -> Result<(), ModelError> {
+    pub(crate) fn validate(&self, path: &Path) -> Result<(), ModelError> {
         let check = Check::new(path);
         check.equal("_class_name", self.class_name.as_str(), Self::CLASS_NAME)?;
         check.equal("in_channels", self.in_channels, 3)?;

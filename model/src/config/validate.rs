@@ -7,7 +7,7 @@ use super::{
 };
 use crate::error::ModelError;
 use crate::tokenizer::VOCABULARY;
-use mobilediffusion_kernels::Activation;
+use mobilediffusion_kernels::{Activation, Attention};
 use std::fmt::{Debug, Display};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
@@ -16,8 +16,6 @@ use std::path::{Path, PathBuf};
 pub(super) const WIDTH: RangeInclusive<usize> = 1..=65_536;
 /// Range of numbers of layers, up to about twice those of any network.
 pub(super) const LAYERS: RangeInclusive<usize> = 1..=64;
-/// Widest attention head that the kernels support.
-const WIDEST_HEAD: usize = 512;
 
 impl ModelConfig {
     /// Checks that networks can be built from this configuration, that the kernels support them, and that the parts
@@ -55,7 +53,7 @@ impl ModelConfig {
 
     /// Checks that a UNet agrees with the other parts.
     fn validate_unet(&self, unet: &UnetConfig, check: &Check) -> Result<(), ModelError> {
-        check.agree("in_channels", unet.in_channels(), self.unet.in_channels(), "the one-step UNet's")?;
+        check.agree("in_channels", unet.in_channels(), self.unet.in_channels(), "as in unet/config.json")?;
         check.agree("out_channels", unet.out_channels(), unet.in_channels(), "its in_channels")?;
         let (dim, width) = (unet.cross_attention_dim(), self.text_encoder.hidden_size);
         check.agree("cross_attention_dim", dim, width, "the text encoder's hidden_size")?;
@@ -75,7 +73,12 @@ impl ModelConfig {
             found.map_or(Ok(()), |found| check.agree("latent_channels", found, channels, "the UNet's in_channels"))?;
         }
         match (&self.decoder, &self.vae) {
-            (None, None) => decoder.that(false, "latent_channels", "a decoder here, or a VAE beside it", "neither"),
+            (None, None) => decoder.that(
+                false,
+                "latent_channels",
+                "a light decoder here, or a full VAE in the folder vae",
+                "neither",
+            ),
             (Some(light), Some(full)) => {
                 let (expected, found) = (light.scaling_factor, full.scaling_factor);
                 vae.that(found == expected, "scaling_factor", format!("{expected}, the decoder's"), found)
@@ -101,7 +104,12 @@ impl Defaults {
         let guidance = self.guidance;
         check.that(guidance.is_finite() && guidance >= 0.0, "guidance", "a number of at least 0", guidance)?;
         let guided = self.sampler == Sampler::Ddim || guidance == 1.0;
-        check.that(guided, "guidance", "1.0, since one_step uses none", guidance)
+        check.that(guided, "guidance", "1.0, since one_step uses none", guidance)?;
+        let Some(ddim) = &self.ddim else { return Ok(()) };
+        check.that(self.sampler == Sampler::OneStep, "ddim", "no value, since the sampler is ddim", "one")?;
+        check.within("ddim.steps", ddim.steps, crate::schedule::MOST_ONE_STEP + 1..=train_steps - 1)?;
+        let guidance = ddim.guidance;
+        check.that(guidance.is_finite() && guidance >= 0.0, "ddim.guidance", "a number of at least 0", guidance)
     }
 }
 
@@ -111,7 +119,7 @@ impl DecoderConfig {
     ///
     /// # Errors
     /// [`ModelError::Config`] if a value is impossible or not supported.
-    pub fn validate(&self, path: &Path) -> Result<(), ModelError> {
+    pub(crate) fn validate(&self, path: &Path) -> Result<(), ModelError> {
         let check = Check::new(path);
         check.equal("_class_name", self.class_name.as_str(), Self::CLASS_NAME)?;
         check.within("latent_channels", self.latent_channels, WIDTH)?;
@@ -130,7 +138,7 @@ impl TextEncoderConfig {
     ///
     /// # Errors
     /// [`ModelError::Config`] if a value is impossible or not supported.
-    pub fn validate(&self, path: &Path) -> Result<(), ModelError> {
+    pub(crate) fn validate(&self, path: &Path) -> Result<(), ModelError> {
         let check = Check::new(path);
         check.within("vocab_size", self.vocab_size, 1..=1 << 20)?;
         check.within("hidden_size", self.hidden_size, WIDTH)?;
@@ -153,7 +161,7 @@ impl SchedulerConfig {
     ///
     /// # Errors
     /// [`ModelError::Config`] if a value is impossible or not supported.
-    pub fn validate(&self, path: &Path) -> Result<(), ModelError> {
+    pub(crate) fn validate(&self, path: &Path) -> Result<(), ModelError> {
         let check = Check::new(path);
         check.within("num_train_timesteps", self.num_train_timesteps, 2..=100_000)?;
         check.equal("beta_schedule", self.beta_schedule.as_str(), "scaled_linear")?;
@@ -224,14 +232,15 @@ impl Check {
 
     /// Requires the width of an attention head: whole vectors of four, no wider than the kernels support.
     pub(super) fn head(&self, key: &str, found: usize) -> Result<(), ModelError> {
-        let fits = found > 0 && found <= WIDEST_HEAD && found.is_multiple_of(4);
-        self.that(fits, key, format!("a multiple of 4 up to {WIDEST_HEAD}"), found)
+        let fits = found > 0 && found <= Attention::MOST_HEAD_DIM && found.is_multiple_of(4);
+        self.that(fits, key, format!("a multiple of 4 up to {}", Attention::MOST_HEAD_DIM), found)
     }
 
     /// Requires a positive epsilon.
     pub(super) fn epsilon(&self, key: &str, found: f32) -> Result<(), ModelError> {
         self.that(found.is_finite() && found > 0.0, key, "a positive number", found)
     }
+
     /// Requires `levels` widths of a VAE that `groups` groups divide.
     pub(super) fn widths(&self, widths: &[usize], levels: usize, groups: usize) -> Result<(), ModelError> {
         self.within("norm_num_groups", groups, WIDTH)?;

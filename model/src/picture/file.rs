@@ -4,9 +4,8 @@ use super::Picture;
 use crate::error::ModelError;
 use image::{DynamicImage, ImageDecoder, ImageReader, Limits, RgbaImage};
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, BufWriter, Cursor, Seek, Write};
+use std::io::{self, BufRead, BufReader, Cursor, Seek};
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Largest number of pixels of a file that is read, 8192 x 8192: a few bytes can claim any size.
 const MOST: u64 = 1 << 26;
@@ -88,17 +87,9 @@ impl Picture {
     /// the folder cannot be written to.
     pub fn save_png(&self, path: &Path, text: &[(&str, String)]) -> Result<(), ModelError> {
         Self::check_place(path)?;
-        // Of this call alone: others may be writing the same file.
-        static CALLS: AtomicU64 = AtomicU64::new(0);
-        let call = CALLS.fetch_add(1, Ordering::Relaxed);
-        let partial = path.with_file_name(format!(".{}-{call}.part", std::process::id()));
-        let file = File::create(&partial).map(BufWriter::new);
-        let written = file.and_then(|file| self.encode(file, text)).and_then(|()| std::fs::rename(&partial, path));
-        written.map_err(|source| {
-            // The first error is the one to report; a leftover that cannot be removed either adds nothing to it.
-            let _ = std::fs::remove_file(&partial);
-            ModelError::Output { path: path.to_owned(), source }
-        })
+        let output = |source| ModelError::Output { path: path.to_owned(), source };
+        let bytes = self.encode(text).map_err(output)?;
+        mobilediffusion_runtime::write_whole(path, &bytes).map_err(output)
     }
 
     /// Encodes the PNG file that [`save_png`](Self::save_png) writes, in memory.
@@ -106,16 +97,14 @@ impl Picture {
     /// # Errors
     /// [`ModelError::Output`] if PNG does not allow a key.
     pub fn to_png(&self, text: &[(&str, String)]) -> Result<Vec<u8>, ModelError> {
-        let mut bytes = Vec::new();
-        let refused = |source| ModelError::Output { path: UNNAMED.into(), source };
-        self.encode(&mut bytes, text).map_err(refused)?;
-        Ok(bytes)
+        self.encode(text).map_err(|source| ModelError::Output { path: UNNAMED.into(), source })
     }
 
     /// Encodes the picture and its texts as PNG.
-    fn encode(&self, to: impl Write, text: &[(&str, String)]) -> io::Result<()> {
+    fn encode(&self, text: &[(&str, String)]) -> io::Result<Vec<u8>> {
         let side = |pixels: usize| u32::try_from(pixels).map_err(io::Error::other);
-        let mut encoder = png::Encoder::new(to, side(self.width)?, side(self.height)?);
+        let mut bytes = Vec::new();
+        let mut encoder = png::Encoder::new(&mut bytes, side(self.width)?, side(self.height)?);
         encoder.set_color(png::ColorType::Rgba);
         encoder.set_depth(png::BitDepth::Eight);
         for (key, value) in text {
@@ -125,7 +114,8 @@ impl Picture {
         }
         let mut writer = encoder.write_header().map_err(io::Error::other)?;
         writer.write_image_data(&self.rgba).map_err(io::Error::other)?;
-        writer.finish().map_err(io::Error::other)
+        writer.finish().map_err(io::Error::other)?;
+        Ok(bytes)
     }
 
     /// Reads the texts of a PNG file that precede its pixels, as keys and values.

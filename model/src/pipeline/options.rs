@@ -22,12 +22,29 @@ pub enum DeviceChoice {
 
 impl DeviceChoice {
     /// Returns the rule that selects an adapter, or `None` for the CPU device.
-    pub fn select(&self) -> Option<Select> {
+    fn select(&self) -> Option<Select> {
         match self {
             Self::Cpu => None,
             Self::Auto => Some(Select::Hardware),
             Self::Gpu => Some(Select::Best),
             Self::Named(name) => Some(Select::Named(name.clone())),
+        }
+    }
+
+    /// Opens the GPU of this choice, with the caches of the user's cache folder. Returns `None` for the CPU device.
+    ///
+    /// [`Auto`](Self::Auto) falls back to the CPU device. The error is returned beside it if a hardware GPU exists but
+    /// cannot be opened.
+    ///
+    /// # Errors
+    /// [`RuntimeError`] if the GPU of another choice does not exist or cannot be opened.
+    pub async fn open(&self) -> Result<(Option<Gpu>, Option<RuntimeError>), RuntimeError> {
+        let Some(select) = self.select() else { return Ok((None, None)) };
+        match Gpu::open(&select).await {
+            Ok(gpu) => Ok((Some(gpu.with_user_cache()), None)),
+            Err(RuntimeError::NoAdapter { .. }) if *self == Self::Auto => Ok((None, None)),
+            Err(error) if *self == Self::Auto => Ok((None, Some(error))),
+            Err(error) => Err(error),
         }
     }
 }
@@ -88,19 +105,16 @@ impl Default for Options {
 impl Options {
     /// Opens the chosen device and describes it, with the reason for the choice, in one line.
     pub(super) async fn open(&self) -> Result<(Device, String), ModelError> {
-        let Some(select) = self.device.select() else { return self.cpu("as asked") };
-        match Gpu::open(&select).await.map(Gpu::with_user_cache) {
-            Ok(gpu) => {
-                let why = if self.device == DeviceChoice::Auto { "the best GPU" } else { "as asked" };
+        let auto = self.device == DeviceChoice::Auto;
+        match self.device.open().await? {
+            (Some(gpu), _) => {
+                let why = if auto { "the best GPU" } else { "as asked" };
                 let storage = self.floats.stored(gpu.adapter().kind, gpu.caps().shader_f16);
                 let line = format!("{} ({why})", gpu.adapter());
                 Ok((Device::Gpu(Arc::new(gpu), storage.with_weights(self.weights)), line))
             }
-            Err(RuntimeError::NoAdapter { .. }) if self.device == DeviceChoice::Auto => {
-                self.cpu("there is no hardware GPU")
-            }
-            Err(error) if self.device == DeviceChoice::Auto => self.cpu(&format!("no GPU could be opened: {error}")),
-            Err(error) => Err(error.into()),
+            (None, Some(error)) => self.cpu(&format!("no GPU could be opened: {error}")),
+            (None, None) => self.cpu(if auto { "there is no hardware GPU" } else { "as asked" }),
         }
     }
 

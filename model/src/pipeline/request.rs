@@ -10,12 +10,6 @@ use crate::schedule::{MOST_ONE_STEP, Schedule};
 /// the last one is drawn.
 pub const MOST_PICTURES: usize = 1000;
 
-/// DDIM's evaluations where neither the request nor the model says how many (the paper measures with 50; 20 look alike).
-const DDIM_STEPS: usize = 20;
-
-/// DDIM's guidance where neither the request nor the model says how strong (paper, section 4.1: about 3).
-const DDIM_GUIDANCE: f32 = 3.0;
-
 /// Default strength for an initial picture: its layout stays, its look changes.
 const STRENGTH: f32 = 0.6;
 
@@ -75,7 +69,7 @@ impl Request {
 pub struct Init {
     /// Picture to begin from.
     pub picture: Picture,
-    /// Share of the sampling that is done, 0 to 1: 0 only encodes and decodes the picture, 1 ignores it.
+    /// How much of the picture is drawn anew, 0 to 1: 0 only encodes and decodes it, 1 ignores it where no mask keeps it.
     pub strength: f32,
     /// Part of the picture to draw anew; `None` for all of it. The rest keeps its bytes.
     pub mask: Option<Mask>,
@@ -207,7 +201,8 @@ impl Request {
         let beyond = self.steps.is_some_and(|steps| steps > MOST_ONE_STEP) || guided || noisy;
         match own.sampler {
             Sampler::OneStep if beyond => {
-                (Sampler::Ddim, self.steps.unwrap_or(DDIM_STEPS), self.guidance.unwrap_or(DDIM_GUIDANCE))
+                let ddim = own.ddim.unwrap_or_default();
+                (Sampler::Ddim, self.steps.unwrap_or(ddim.steps), self.guidance.unwrap_or(ddim.guidance))
             }
             sampler => (sampler, self.steps.unwrap_or(own.steps), self.guidance.unwrap_or(own.guidance)),
         }
@@ -220,7 +215,7 @@ impl Request {
             return Err(refused("guidance", "a number from 0 to 100", guidance));
         }
         if guidance == 1.0 && !self.negative.is_empty() {
-            return Err(refused("guidance", "another number than 1 for a negative prompt", guidance));
+            return Err(refused("guidance", "a number other than 1 for a negative prompt", guidance));
         }
         if self.count == 0 {
             return Err(refused("count", "at least 1 picture", 0));
@@ -254,6 +249,7 @@ impl Request {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::DdimDefaults;
 
     fn settings(request: &Request) -> Result<Settings, ModelError> {
         let config = ModelConfig::preset("mini").expect("there is a preset");
@@ -280,6 +276,18 @@ mod tests {
         for steps in [0, 1, 4] {
             let error = settings(&Request { steps: Some(steps), ..negative.clone() }).expect_err("too few for DDIM");
             assert!(error.to_string().starts_with("steps: expected more than 4 with"), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_models_file_holds_the_defaults_of_ddim() {
+        let mut config = ModelConfig::preset("mini").expect("there is a preset");
+        let schedule = Schedule::new(&config.scheduler).expect("the schedule is valid");
+        let guided = Request { negative: "moon".into(), ..Request::new("sun") };
+        for (ddim, expected) in [(Some(DdimDefaults { steps: 8, guidance: 2.0 }), (8, 2.0)), (None, (20, 3.0))] {
+            config.defaults.ddim = ddim;
+            let settings = guided.settings(&config, &schedule).expect("valid");
+            assert_eq!((settings.steps, settings.guidance), expected);
         }
     }
 

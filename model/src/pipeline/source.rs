@@ -83,11 +83,6 @@ impl Source {
             return Err(ModelError::NoPart { part: folder });
         }
         let checkpoint = Checkpoint::open(&path.join(folder))?;
-        // CLIP checkpoints come with and without the prefix.
-        let checkpoint = match part {
-            Part::Text => checkpoint.with_optional_prefix("text_model."),
-            _ => checkpoint,
-        };
         checkpoint.verify(&weights)?;
         Ok(Box::new(checkpoint))
     }

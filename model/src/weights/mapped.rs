@@ -45,7 +45,7 @@ impl Mapped {
     }
 
     #[cfg(unix)]
-    #[expect(unsafe_code, reason = "that a page may be dropped is unsafe to say; else a file would count twice")]
+    #[expect(unsafe_code, reason = "dropping pages is unsafe; without it, weights would be in memory twice")]
     fn give_back(&self, bytes: Range<usize>) {
         // SAFETY: dropping pages loses what was written to them, and this map is a read-only map of a file: any
         // thread that reads a dropped page again gets the file's content again.

@@ -2,6 +2,8 @@
 
 use super::WeightSource;
 use crate::error::ModelError;
+use crate::noise::Noise;
+use mobilediffusion_kernels::check::Random;
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -34,7 +36,7 @@ pub fn synthetic(name: &str, shape: &[usize], seed: u64) -> Vec<f32> {
 fn made_up(name: &str, shape: &[usize], seed: u64, part: Range<usize>) -> Vec<f32> {
     let key = name.bytes().fold(mix(seed), |hash, byte| mix(hash ^ u64::from(byte)));
     let normal = |mean: f32, deviation: f32| -> Vec<f32> {
-        let values = crate::noise::Noise::new(key).latent(part.end);
+        let values = Noise::new(key).latent(part.end);
         values[part.clone()].iter().map(|z| mean + deviation * z).collect()
     };
     if name.ends_with(".bias") {
@@ -75,10 +77,7 @@ fn uniform(key: u64, part: Range<usize>, bound: f32) -> Vec<f32> {
     values
 }
 
-/// One step of splitmix64: spreads every bit of the state over the whole.
+/// Spreads every bit of `state` over the whole word, by one step of SplitMix64.
 fn mix(state: u64) -> u64 {
-    let z = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ z >> 31
+    Random::new(state).bits()
 }

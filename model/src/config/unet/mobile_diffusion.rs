@@ -143,7 +143,7 @@ impl MobileDiffusion {
     }
 
     /// Whether stack `layer` of the middle module has self-attention.
-    pub fn mid_attends_itself(&self, layer: usize) -> bool {
+    pub(crate) fn mid_attends_itself(&self, layer: usize) -> bool {
         match &self.self_attention.mid {
             MiddleSelfAttention::All(attends) => *attends,
             MiddleSelfAttention::Each(attend) => attend[layer],
@@ -151,7 +151,7 @@ impl MobileDiffusion {
     }
 
     /// Returns the hidden width of a separable unit from `cin` to `cout` channels.
-    pub fn sep_hidden(&self, cin: usize, cout: usize) -> usize {
+    pub(crate) fn sep_hidden(&self, cin: usize, cout: usize) -> usize {
         let width = match self.sep_width_of {
             SepWidth::Out => cout,
             SepWidth::In => cin,

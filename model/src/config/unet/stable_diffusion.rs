@@ -86,24 +86,24 @@ impl StableDiffusion {
     pub(super) const CLASS_NAME: &str = "UNet2DConditionModel";
 
     /// Inner width of the feed-forward layers, as a multiple of the level's width; fixed in diffusers.
-    pub const FF_MULT: usize = 4;
+    pub(crate) const FF_MULT: usize = 4;
     /// Epsilon of the group normalisation before a transformer stack; fixed in diffusers.
-    pub const TRANSFORMER_NORM_EPS: f32 = 1e-6;
+    pub(crate) const TRANSFORMER_NORM_EPS: f32 = 1e-6;
     /// Epsilon of the layer normalisations; fixed in diffusers.
-    pub const LAYER_NORM_EPS: f32 = 1e-5;
+    pub(crate) const LAYER_NORM_EPS: f32 = 1e-5;
 
     /// Returns the number of sinusoids of the timestep.
-    pub fn time_proj_dim(&self) -> usize {
+    pub(crate) fn time_proj_dim(&self) -> usize {
         self.block_out_channels[0]
     }
 
     /// Returns the width of the time embedding.
-    pub fn time_embed_dim(&self) -> usize {
+    pub(crate) fn time_embed_dim(&self) -> usize {
         4 * self.block_out_channels[0]
     }
 
     /// Whether the residual blocks of a level, counted from the outermost, are followed by transformers.
-    pub fn attends(&self, level: usize) -> bool {
+    pub(crate) fn attends(&self, level: usize) -> bool {
         self.down_block_types[level] == "CrossAttnDownBlock2D"
     }
 
