@@ -1,9 +1,11 @@
 //! Compares the runtime with another implementation, block by block.
 //!
-//!     cargo run --release -p mobilediffusion-model --example parity -- FOLDER [CASE] [--device cpu|gpu|NAME] [--dtype f32|f16]
+//!     cargo run --release -p mobilediffusion-model --example parity -- FOLDER [CASE]
+//!
+//! Options: `--device cpu|gpu|NAME` (default `cpu`) and `--dtype f32|f16` (default `f32`).
 //!
 //! `FOLDER` holds `config.json`, the weights and `CASE` (default `golden.safetensors`), as `reference/full_size.py`
-//! writes them. Prints one line per output; the last value of a line is its relative L2 distance.
+//! writes them. Prints one line per output with its name and its relative L2 distance.
 
 use mobilediffusion_graph::Device;
 use mobilediffusion_kernels::Storage;

@@ -82,8 +82,8 @@ pub struct Defaults {
     /// Guidance scale: weight of the prompt against the empty prompt. 1 means no guidance, and is the only value for
     /// [`Sampler::OneStep`].
     pub guidance: f32,
-    /// Defaults of DDIM on a one-step model; `None` for [`DdimDefaults::default`]. A model whose own sampler is DDIM has
-    /// `steps` and `guidance` for it and no value here.
+    /// Defaults of DDIM on a one-step model; `None` means [`DdimDefaults::default`]. A model whose own sampler is
+    /// DDIM must not have this key: `steps` and `guidance` are its defaults.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ddim: Option<DdimDefaults>,
     /// One sentence about the model.

@@ -110,9 +110,7 @@ pub enum ModelError {
         message: String,
     },
     /// The model has no VAE encoder, so it cannot begin from a picture.
-    #[error(
-        "this model cannot begin from a picture: expected an encoder in a folder vae with config.json and model.safetensors"
-    )]
+    #[error("this model cannot begin from a picture: expected a folder vae with config.json and model.safetensors")]
     NoEncoder,
     /// The weights and plans of a request do not fit into memory.
     #[error("out of memory: {width}x{height} pixels need {} {what}, {}; {advice}", mib(*needed), limit(*available))]

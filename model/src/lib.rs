@@ -1,7 +1,7 @@
 //! MobileDiffusion ([arXiv 2311.16567](https://arxiv.org/abs/2311.16567)): text to pictures on GPUs and CPUs.
 //!
-//! This is the crate for applications. It loads a model, draws pictures from prompts, and reads and writes picture files.
-//! A small checkpoint comes with it:
+//! This is the crate for applications. It loads a model, draws pictures from prompts, and reads and writes picture
+//! files. A small checkpoint comes with it:
 //!
 //! ```no_run
 //! use mobilediffusion_model::{Flow, ModelError, Options, Pipeline, Request, Source};

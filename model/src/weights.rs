@@ -192,8 +192,8 @@ impl WeightSource for Checkpoint {
 
 /// Returns the name by which the networks know a tensor.
 ///
-/// CLIP's text tower is stored both with and without the prefix `text_model.`, and diffusers before 0.15 used other names
-/// for the projections of a VAE's attention.
+/// CLIP's text tower is stored both with and without the prefix `text_model.`, and diffusers before 0.15 used other
+/// names for the projections of a VAE's attention.
 fn modern(name: &str) -> String {
     if ["embeddings.", "encoder.layers.", "final_layer_norm."].iter().any(|module| name.starts_with(module)) {
         return format!("{PREFIX}.{name}");

@@ -69,7 +69,8 @@ impl Request {
 pub struct Init {
     /// Picture to begin from.
     pub picture: Picture,
-    /// How much of the picture is drawn anew, 0 to 1: 0 only encodes and decodes it, 1 ignores it where no mask keeps it.
+    /// How much of the picture is drawn anew, 0 to 1. A strength of 0 only encodes and decodes the picture; 1 ignores
+    /// it, except where a mask keeps it.
     pub strength: f32,
     /// Part of the picture to draw anew; `None` for all of it. The rest keeps its bytes.
     pub mask: Option<Mask>,
