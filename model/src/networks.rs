@@ -253,7 +253,7 @@ mod tests {
         denoise_graph(&config, &Shape::own(&config, 64).unwrap()).unwrap();
         let error = Shape::own(&config, 96).unwrap_err().to_string();
         assert_eq!(error, "picture size: width: expected a positive multiple of 64, found 96");
-        // What is built by hand says where it does not fit.
+        // A size that was not checked gives an error that names the block.
         let latent = LatentSize { height: 12, width: 12 };
         let error = denoise_graph(&config, &Shape { latent, ..Shape::own(&config, 64).unwrap() }).unwrap_err();
         let error = error.to_string();

@@ -53,7 +53,7 @@ impl Picture {
         }
         let side = |pixels: usize| u32::try_from(pixels).unwrap_or(u32::MAX);
         let image = RgbaImage::from_raw(side(self.width), side(self.height), self.rgba);
-        let image = DynamicImage::from(image.expect("a picture has as many pixels as it says"));
+        let image = DynamicImage::from(image.expect("a picture holds 4 * width * height bytes"));
         // The picture is cropped before it is scaled: scaled whole, a thin picture would become as long as it is
         // thin.
         let (w, h) = (self.width as u64, self.height as u64);
@@ -75,7 +75,7 @@ impl Picture {
     pub fn sheet(pictures: &[Self]) -> Self {
         let first = pictures.first().expect("a sheet needs a picture");
         let size = (first.width, first.height);
-        assert!(pictures.iter().all(|picture| (picture.width, picture.height) == size), "pictures of several sizes");
+        assert!(pictures.iter().all(|picture| (picture.width, picture.height) == size), "the pictures of a sheet have one size");
         let columns = (1..).find(|n| n * n >= pictures.len()).expect("a square root exists");
         let rows = pictures.len().div_ceil(columns);
         let (width, height) = (columns * first.width, rows * first.height);
