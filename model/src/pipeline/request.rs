@@ -13,7 +13,7 @@ pub const MOST_PICTURES: usize = 1000;
 /// Default strength for an initial picture: its layout stays, its look changes.
 const STRENGTH: f32 = 0.6;
 
-/// Request for pictures. [`Request::new`] fills in a model's defaults; set fields to change them.
+/// Request for pictures. [`Request::new`] leaves everything but the prompt to the model; set fields to change that.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Request {
     /// Text to draw. Text that does not fit into the model's tokens is left out, see [`Settings::truncated`].
