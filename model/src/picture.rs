@@ -75,7 +75,10 @@ impl Picture {
     pub fn sheet(pictures: &[Self]) -> Self {
         let first = pictures.first().expect("a sheet needs a picture");
         let size = (first.width, first.height);
-        assert!(pictures.iter().all(|picture| (picture.width, picture.height) == size), "the pictures of a sheet have one size");
+        assert!(
+            pictures.iter().all(|picture| (picture.width, picture.height) == size),
+            "the pictures of a sheet have one size"
+        );
         let columns = (1..).find(|n| n * n >= pictures.len()).expect("a square root exists");
         let rows = pictures.len().div_ceil(columns);
         let (width, height) = (columns * first.width, rows * first.height);
