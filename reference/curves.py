@@ -12,14 +12,14 @@ PLOTS = [("vae", "loss"), ("base", "loss"), ("relu", "loss"), ("ufogen", "trajec
 
 
 def read_curve(path: Path, column: str) -> tuple[list[float], list[float]]:
-    """Steps and values of one column."""
+    """Read the steps and values of one column of a curve."""
     with open(path, newline="") as f:
         rows = list(csv.DictReader(f))
     return [float(r["step"]) for r in rows], [float(r[column]) for r in rows]
 
 
 def plot(draw: ImageDraw.ImageDraw, left: int, title: str, steps: list[float], values: list[float]) -> None:
-    """One curve; the value axis is logarithmic."""
+    """Draw one curve with a logarithmic value axis."""
     logs = [math.log(v) for v in values]
     low, high = min(logs), max(logs)
     x = lambda s: left + MARGIN + s / steps[-1] * (WIDTH - 1.5 * MARGIN)

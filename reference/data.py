@@ -11,7 +11,7 @@ Downloads one package of vector icon sets, rasterises the concepts of
 
 `split` is 0 for training, 1 for a held-out style of a known concept, 2 for a
 held-out concept. With `--plan gpu` the pictures are larger, and every icon that
-several sets draw under one name joins the concepts of the file.
+several sets have under one name is added to the concepts of the file.
 """
 
 import argparse
@@ -33,7 +33,7 @@ PACKAGE, VERSION = "@iconify/json", "2.2.535"
 # Licences that allow redistribution of a trained model with a notice; share-alike is left out.
 LICENCES = {"Apache-2.0", "MIT", "CC-BY-4.0"}
 TRAIN, HELD_STYLE, HELD_CONCEPT = 0, 1, 2
-# Icons that are no things (flags, letters, signs) or that differ in skin colour only.
+# Icons that do not show a thing (flags, letters, signs) or that differ only in skin colour.
 SKIPPED = ("flag", "skin", "letter", "keycap", "button", "tone", "input", "oclock", "thirty", "squared", "hand", "-man", "-woman")
 CONCEPTS = Path(__file__).with_name("concepts.json")
 
@@ -43,14 +43,14 @@ def load_concepts() -> dict:
 
 
 def captions(concept: dict, style: str, templates: list[str]) -> list[str]:
-    """All captions of one concept in one style."""
-    # A unicorn begins with the sound of you.
+    """Return all captions of one concept in one style."""
+    # `unicorn` takes `a`: it begins with the sound of `you`.
     article = lambda name: "an" if name[0] in "aeiou" and not name.startswith("uni") else "a"
     return [t.format(name=n, article=article(n), style=style) for n in concept["names"] for t in templates]
 
 
 def fetch_sets(names: list[str], folder: Path) -> dict:
-    """Set name -> the set's JSON. The package is downloaded once."""
+    """Return the JSON of every set by name. The package is downloaded once."""
     archive = folder / f"{PACKAGE.strip('@').replace('/', '-')}-{VERSION}.tgz"
     if not archive.exists():
         subprocess.run(["npm", "pack", f"{PACKAGE}@{VERSION}"], cwd=folder, check=True, stdout=subprocess.DEVNULL)
@@ -64,10 +64,10 @@ def fetch_sets(names: list[str], folder: Path) -> dict:
 
 
 def find_icon(icon_set: dict, names: list[str]) -> dict | None:
-    """The first icon present under one of `names`, aliases included."""
+    """Return the first icon of a set under one of `names`, aliases included."""
     for name in names:
         alias = icon_set.get("aliases", {}).get(name)
-        if alias and set(alias) == {"parent"}:  # an alias that also turns or flips is not the same picture
+        if alias and set(alias) == {"parent"}:  # an alias that also rotates or flips is another picture
             name = alias["parent"]
         if name in icon_set["icons"]:
             return icon_set["icons"][name]
@@ -75,7 +75,7 @@ def find_icon(icon_set: dict, names: list[str]) -> dict | None:
 
 
 def rasterise(icon_set: dict, icon: dict, size: int) -> np.ndarray | None:
-    """Icon -> [size, size, 3] uint8 on white, or None where the picture is empty."""
+    """Rasterise an icon to [size, size, 3] uint8 on white. Return None if the picture is empty."""
     box = {k: icon.get(k, icon_set.get(k, d)) for k, d in (("left", 0), ("top", 0), ("width", 16), ("height", 16))}
     svg = (
         f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" width="{size}" '
@@ -90,11 +90,11 @@ def rasterise(icon_set: dict, icon: dict, size: int) -> np.ndarray | None:
 
 
 def all_concepts(spec: dict, sets: dict, min_sets: int) -> list[dict]:
-    """The concepts of the file, each with its `weight` and its held-out styles `held`.
+    """Return the concepts of the file, each with its `weight` and its held-out styles `held`.
 
-    Of `more` the k-th concept holds out one style, the sets taking turns; of `held_out` all are held out. Where
-    `min_sets` asks for them, the names that at least so many sets share follow, 5 % of the concepts and 5 % of the
-    pairs held out by a hash of the name.
+    The k-th concept of `more` holds out one style, in turns over the sets; the concepts of `held_out` hold out all styles.
+    If `min_sets` is above 0, all names that at least so many sets share follow. Of these, 5 % of the concepts and 5 % of
+    the pairs are held out, chosen by a hash of the name.
     """
     styles = list(spec["sets"])
     concepts = [c | {"weight": 2.0} for c in spec["core"]] + spec["others"]
@@ -115,13 +115,13 @@ def all_concepts(spec: dict, sets: dict, min_sets: int) -> list[dict]:
 
 
 def draw_all(concepts: list[dict], sets: dict, styles: dict, templates: list[str], size: int):
-    """All pictures as the arrays of `pictures.npz`, their captions, and the rows of the sheet."""
+    """Return all pictures as the arrays of `pictures.npz`, their captions, and the rows of the sheet."""
     columns = {"pictures": [], "concept": [], "style": [], "split": [], "weight": []}
     texts, rows = [], []
     for i, concept in enumerate(concepts):
         rows.append([None] * len(styles))
         for j, style in enumerate(styles):
-            # "skip" names styles whose picture is not what the words say (an orange "red rose").
+            # "skip" lists styles whose picture does not match the words, like an orange "red rose".
             icon = None if style in concept.get("skip", []) else find_icon(sets[style], concept["icons"])
             pixels = rasterise(sets[style], icon, size) if icon else None
             if pixels is None:
@@ -136,7 +136,7 @@ def draw_all(concepts: list[dict], sets: dict, styles: dict, templates: list[str
 
 
 def contact_sheet(rows: list[list[np.ndarray | None]], labels: list[str], size: int, path: Path) -> None:
-    """One row per concept with its name on the left."""
+    """Draw the sheet: one row per concept, with its name on the left."""
     left, columns = 150, max(map(len, rows))
     sheet = Image.new("RGB", (left + columns * size, len(rows) * size), "white")
     draw = ImageDraw.Draw(sheet)
@@ -149,7 +149,7 @@ def contact_sheet(rows: list[list[np.ndarray | None]], labels: list[str], size: 
 
 
 def manifest(sets: dict, style: np.ndarray, split: np.ndarray) -> dict:
-    """Where every set comes from, under which licence, and how many of its pictures are in which split."""
+    """Return the source and licence of every set, and the number of its pictures in each split."""
     count = lambda chosen: dict(zip(("train", "held_out_pairs", "held_out_concepts"), np.bincount(split[chosen], minlength=3).tolist()))
     described = []
     for j, (name, icon_set) in enumerate(sets.items()):

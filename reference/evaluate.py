@@ -3,7 +3,7 @@
     dual    train the image-text dual encoder on the training split's real pictures, into OUT/dual
     table   retrieval, Fréchet distance and PSNR of a checkpoint, into OUT/table.json, printed as Markdown
 
-`table` keeps the rows that OUT/table.json already has; `--rows` names those to draw anew.
+`table` keeps the rows that OUT/table.json already has; `--rows` names rows to compute again.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from export import DEFAULT_FOLDER
 
 
 def measure(options) -> dict:
-    """Everything that the table holds; rows found earlier stay unless `options.rows` names them."""
+    """Compute the rows of the table. Rows of an earlier run stay unless `options.rows` names them."""
     path = options.out / "table.json"
     found = json.loads(path.read_text()) if path.exists() else {"rows": {}, "psnr": {}}
     judge = Judge(dual.load(options.out / "dual"), options.data, options.captions)
@@ -51,8 +51,8 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, default=DEFAULT_FOLDER)
     parser.add_argument("--captions", type=int, default=1000)
     parser.add_argument("--rows", nargs="*", default=[], choices=ROWS)
-    parser.add_argument("--minutes", type=float, default=15.0, help="limit of `dual`")
-    parser.add_argument("--steps", type=int, default=3000, help="limit of `dual`")
+    parser.add_argument("--minutes", type=float, default=15.0, help="time limit of `dual`")
+    parser.add_argument("--steps", type=int, default=3000, help="step limit of `dual`")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

@@ -1,10 +1,11 @@
-"""Write the checkpoint: `python reference/export.py --out OUT [--stage STAGE ...]`.
+"""Write a checkpoint: `python reference/export.py --out OUT [--stage STAGE ...]`.
 
-Takes the averaged weights of the given stages from OUT, writes
-model/checkpoints/mini in half precision. The first stage becomes `unet/`, a
-second one `unet_base/` (for DDIM beside a one-step model); the full VAE goes
-into `vae/`, the light decoder into `decoder/`. `--untrained` writes random
-weights instead, for loaders that need the format only.
+Takes the averaged weights of the given stages from OUT and writes them to
+`--folder` (default model/checkpoints/mini) in half precision. The UNet of the
+first stage becomes `unet/`, that of a second one `unet_base/`, with which a
+one-step model samples by DDIM. The full VAE becomes `vae/`, the light decoder
+`decoder/`. `--untrained` writes random weights instead, for tests that need
+only the format.
 """
 
 import argparse
@@ -23,11 +24,13 @@ from training import diffusion, vae
 from training.common import frozen
 from training.plan import PLANS
 
+# Steps and guidance of each sampler where the options name none. Those of DDIM stand in `model.json` of one-step models too.
+DEFAULTS = {"one_step": (1, 1.0), "ddim": (20, 3.0)}
 DEFAULT_FOLDER = Path(__file__).resolve().parents[1] / "model" / "checkpoints" / "mini"
 
 
 def write_part(model: torch.nn.Module, folder: Path) -> None:
-    """`config.json` and `model.safetensors` (float16)."""
+    """Write `config.json` and `model.safetensors` (float16) of a model."""
     model.config.save(folder)
     path = folder / "model.safetensors"
     save_file({name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}, path)
@@ -39,21 +42,22 @@ def write_json(values: dict, path: Path) -> None:
 
 
 def untrained(plan):
-    """Models of the right shapes with PyTorch's initial weights, zero-initialised layers filled in."""
+    """Return models of the plan's shapes with PyTorch's initial weights; zero-initialised layers get random weights."""
     torch.manual_seed(0)
-    # The plan's own configurations are shared by everyone; training writes into its copies.
-    unet, text = UNet(copy.deepcopy(plan.unet)), diffusion.new_text_encoder(plan.text)
+    # Models keep their configurations and change them, and all users of a plan share it.
+    plan = copy.deepcopy(plan)
+    unet, text = UNet(plan.unet), diffusion.new_text_encoder(plan.text)
     unet.set_attention_phi("relu")
     for parameter in unet.parameters():
         if not parameter.any() and parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.02)
-    parts = [unet, text, LightDecoder(copy.deepcopy(plan.decoder)), Vae(copy.deepcopy(plan.vae))]
+    parts = [unet, text, LightDecoder(plan.decoder), Vae(plan.vae)]
     unet, *others = (frozen(part) for part in parts)
     return [unet], *others
 
 
 def trained(out: Path, stages: list[str]):
-    """UNets, text encoder, light decoder, VAE of a finished run."""
+    """Load the UNets, text encoder, light decoder and VAE of a finished run."""
     unets, texts = zip(*(diffusion.load(out / stage, "cpu") for stage in stages))
     text = diffusion.load_text(out / "words", "cpu") if (out / "words").exists() else texts[0]
     return list(unets), text, vae.load_light(out / "decoder", "cpu"), vae.load(out / "vae", "cpu")
@@ -62,14 +66,18 @@ def trained(out: Path, stages: list[str]):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, help="folder of the training stages")
-    parser.add_argument("--plan", choices=PLANS, default="cpu")
-    parser.add_argument("--stage", nargs="+", default=["ufogen", "relu"], choices=["base", "relu", "ufogen"])
-    parser.add_argument("--sampler", choices=["ddim", "one_step"], default="one_step")
-    parser.add_argument("--steps", type=int, default=1)
-    parser.add_argument("--guidance", type=float, default=1.0)
-    parser.add_argument("--folder", type=Path, default=DEFAULT_FOLDER)
-    parser.add_argument("--untrained", action="store_true")
+    parser.add_argument("--plan", choices=PLANS, default="cpu", help="plan whose shapes --untrained takes")
+    parser.add_argument("--stage", nargs="+", default=["ufogen", "relu"], choices=["base", "relu", "ufogen"],
+                        help="stages of `unet` and, if there are two, `unet_base`")
+    parser.add_argument("--sampler", choices=DEFAULTS, default="one_step", help="the checkpoint's sampler")
+    parser.add_argument("--steps", type=int, help="its steps [default: 1 for one_step, 20 for ddim]")
+    parser.add_argument("--guidance", type=float, help="its scale of guidance [default: 1 for one_step, 3 for ddim]")
+    parser.add_argument("--folder", type=Path, default=DEFAULT_FOLDER, help="folder to write")
+    parser.add_argument("--untrained", action="store_true", help="write random weights")
     options = parser.parse_args()
+    steps, guidance = DEFAULTS[options.sampler]
+    steps = steps if options.steps is None else options.steps
+    guidance = guidance if options.guidance is None else options.guidance
 
     plan = PLANS[options.plan]
     unets, text, decoder, full = untrained(plan) if options.untrained else trained(options.out, options.stage)
@@ -79,11 +87,12 @@ def main() -> None:
         write_part(part, options.folder / name)
     SchedulerConfig(prediction_type=unets[0].config.prediction_type).save(options.folder / "scheduler")
     size = unets[0].config.sample_size * 8
-    settings = {"name": options.folder.name, "image_size": size, "sampler": options.sampler, "steps": options.steps}
+    settings = {"name": options.folder.name, "image_size": size, "sampler": options.sampler, "steps": steps}
     if options.sampler == "one_step":
-        settings["ddim"] = {"steps": 20, "guidance": 3.0}  # for what one step cannot do: guidance, fresh noise, more steps
+        # For what one step cannot do: guidance, negative prompts and more steps.
+        settings["ddim"] = dict(zip(("steps", "guidance"), DEFAULTS["ddim"]))
     description = f"Emoji-like {size}x{size} pictures; see README.md."
-    write_json(settings | {"guidance": options.guidance, "description": description}, options.folder / "model.json")
+    write_json(settings | {"guidance": guidance, "description": description}, options.folder / "model.json")
     megabytes = sum(f.stat().st_size for f in options.folder.rglob("*.safetensors")) / 1e6
     print(f"{options.folder}: {megabytes:.1f} MB of weights")
 

@@ -1,8 +1,8 @@
 """Write full-size random checkpoints and their golden outputs: `python reference/full_size.py OUT [PART ...]`.
 
-OUT/PART holds `config.json`, `model.safetensors` and `golden.safetensors` of one evaluation with the output of every
-block: the UNet at 64x64 latents and 77 tokens, the decoders of a 64x64 latent, the encoder of a 512x512 picture, the
-text encoder of 77 tokens. The weights have values that float16 holds, so both `--dtype` describe the same network.
+OUT/PART holds `config.json`, `model.safetensors` and `golden.safetensors`, the outputs of every block in one
+evaluation. The UNet gets a 64x64 latent and 77 tokens, the decoders a 64x64 latent, the encoder a 512x512 picture, the
+text encoder 77 tokens. Weights have values that float16 holds exactly, so both `--dtype` describe the same network.
 The default parts take about 2.5 GB of disk and 6 GB of memory.
 """
 
@@ -25,7 +25,7 @@ EVALUATION = lambda config: INPUTS.unet(config, 64, 64, [999.0], tokens=77)
 LATENT = lambda config: {"latent": INPUTS.normal(1, config.latent_channels, 64, 64)}
 PICTURE = lambda config: {"image": INPUTS.normal(1, 3, 512, 512)}
 
-# Class, configuration, inputs, how it is run.
+# Class, configuration, inputs, and the function that runs the model (None: the model itself).
 PARTS = {
     "unet": (UNet, UNetConfig(), EVALUATION, None),
     "decoder": (LightDecoder, DecoderConfig(scaling_factor=0.75), LATENT, golden.decode),
@@ -47,8 +47,8 @@ def write(part: str, folder: Path, dtype: torch.dtype) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
-    parser.add_argument("parts", nargs="*", default=["unet", "decoder", "text_encoder"], help=f"of {', '.join(PARTS)}")
-    parser.add_argument("--dtype", choices=["f16", "f32"], default="f16", help="of the checkpoint's file")
+    parser.add_argument("parts", nargs="*", default=["unet", "decoder", "text_encoder"], help=f"networks to write, of {', '.join(PARTS)}")
+    parser.add_argument("--dtype", choices=["f16", "f32"], default="f16", help="storage type of the checkpoint")
     options = parser.parse_args()
     for part in options.parts:
         if part not in PARTS:

@@ -1,9 +1,9 @@
 """Write the golden files: `python reference/golden.py [OUT]` (default tests/data/golden).
 
-Each folder holds a small test configuration of one network: `config.json`, `model.safetensors` (random weights,
-seeded; float16 on disk, and exactly those values are used) and one or more `*.safetensors` with inputs and the output
-of every block, all float32 and channels-last ([n, h, w, c] maps, [n, l, c] tokens). Besides: `samplers.json` and
-`noise.json`, in float64.
+Each folder holds a small test configuration of one network: `config.json`, `model.safetensors` (seeded random weights
+in float16; exactly these values are used) and one or more `*.safetensors` with inputs and the output of every block,
+all in float32 and channels-last ([n, h, w, c] maps, [n, l, c] tokens). `samplers.json` and `noise.json` hold values of
+the samplers and the noise in float64.
 """
 
 import json
@@ -25,12 +25,12 @@ from mobilediffusion.vae import Vae
 
 DEFAULT_OUT = Path(__file__).resolve().parents[1] / "tests" / "data" / "golden"
 
-# Small, not square, with widths that are no powers of two and unequal depths.
+# Small and not square, with unequal depths and widths that are not powers of two.
 UNET = UNetConfig(
     sample_size=8, block_out_channels=[24, 40, 56], layers_mid=2, transformer_depth_mid=[2, 1],
     cross_attention_dim=32, attention_head_dim=8, time_embed_dim=40, time_proj_dim=24, norm_num_groups=8,
 )
-# Smaller still, for the switches and for the epsilons.
+# Smaller, for the switches and the epsilons.
 NARROW = {
     "sample_size": 8, "block_out_channels": [8, 16, 24], "layers_mid": 2, "transformer_depth_mid": [1, 2],
     "cross_attention_dim": 24, "attention_head_dim": 8, "time_embed_dim": 40, "time_proj_dim": 24, "norm_num_groups": 4,
@@ -62,16 +62,16 @@ RECORDED = (
     blocks.TransformerBlock, blocks.TransformerStack, blocks.SeparableDownsample, decoder.VaeResidualBlock,
     vae.MidAttention, text_encoder.Embeddings, text_encoder.EncoderLayer,
 )
-# Layers that write to the stream which the residuals add up, and those that carry it on.
+# Layers that add to the residual stream, and layers that pass it on.
 WRITES = ("conv_in", "conv2", "pwconv2", "proj_in", "proj_out", "to_out.0", "net.2", "out_proj", "fc2")
 CARRIES = ("conv_shortcut", "samplers.0.conv")
 
 
 def randomise(model: nn.Module, seed: int, stream: float = 1.0) -> nn.Module:
-    """Weights of gain 1 per fan-in; norms and biases random too, so that no term is trivially 0 or 1.
+    """Set random weights of gain 1 per fan-in. Norms and biases are random too, so that no term is trivially 0 or 1.
 
-    With `stream` below 1 everything that residuals add up is that small, so that the epsilons of the norms show. All
-    values are ones that float16 has.
+    With `stream` below 1 the residual stream is scaled by it, so that a wrong epsilon of a norm shows. All values are
+    representable in float16.
     """
     generator = torch.Generator().manual_seed(seed)
     normal = lambda p: torch.randn(p.shape, generator=generator)
@@ -95,14 +95,14 @@ def channels_last(x: torch.Tensor) -> torch.Tensor:
 
 
 def is_sampler_conv(name: str, module: nn.Module) -> bool:
-    """Convolutions outside of blocks: at both ends and in the up- and downsamplers."""
+    """Return whether a name is that of a convolution outside the blocks: at both ends, or in an up- or downsampler."""
     ends = ("conv_in", "conv_out", "quant_conv", "samplers.0.conv")
     return isinstance(module, nn.Conv2d) and name.endswith(ends)
 
 
 @torch.no_grad()
 def record(model: nn.Module, inputs: dict[str, torch.Tensor], run=None) -> dict[str, torch.Tensor]:
-    """Run the model (or `run`, which calls into it); inputs and all blocks' outputs by name."""
+    """Run the model, or `run`, which calls it. Return the inputs and the outputs of all blocks by name."""
     golden = {f"input.{name}": channels_last(x) for name, x in inputs.items()}
     hooks = []
     for name, module in model.named_modules():
@@ -112,17 +112,17 @@ def record(model: nn.Module, inputs: dict[str, torch.Tensor], run=None) -> dict[
     golden["output"] = channels_last((run or model)(*inputs.values())).clone()
     for hook in hooks:
         hook.remove()
-    # Positions, steps and ids as the runtime takes them: int32 ids, float32 everything else.
+    # The types that the runtime takes: int32 for ids, float32 for everything else.
     return {k: v.int() if k == "input.ids" else v.float() for k, v in golden.items()}
 
 
 def decode(model: nn.Module):
-    """Scaled latent -> picture before clamping: the division by the scaling factor belongs to decoding."""
+    """Decode a scaled latent to a picture before clamping. Decoding includes the division by the scaling factor."""
     return lambda latent: model(latent / model.config.scaling_factor)
 
 
 def encode(model: Vae):
-    """Picture -> scaled latent, the mean of the encoder's Gaussian."""
+    """Encode a picture to the scaled mean of the encoder's Gaussian."""
     return lambda picture: model.encode(picture)[0] * model.config.scaling_factor
 
 
@@ -132,7 +132,7 @@ def save_model(model: nn.Module, folder: Path, dtype=torch.float16) -> None:
 
 
 class Inputs:
-    """Seeded random inputs."""
+    """Return seeded random inputs."""
 
     def __init__(self, seed: int):
         self.generator = torch.Generator().manual_seed(seed)
@@ -192,12 +192,12 @@ def write_others(out: Path) -> None:
 
 
 def fake_eps(z: torch.Tensor, t: int) -> torch.Tensor:
-    """A linear stand-in for the network, easy to repeat in any language."""
+    """Stand in for the network by a linear function that is easy to repeat in any language."""
     return 0.3 * z + 0.01 * (t / 1000)
 
 
 def fresh_noise(step: int) -> torch.Tensor:
-    """What a sampler adds after its `step`-th step: stream `step` of seed 5."""
+    """Return the fresh noise after the `step`-th step of a sampler: stream `step` of seed 5."""
     return torch.from_numpy(noise.normal(5, 8, step))
 
 
@@ -211,7 +211,7 @@ def ddim_trajectory(schedule: Schedule, start: torch.Tensor, steps: int, eta: fl
 
 
 def one_step_trajectory(schedule: Schedule, start: torch.Tensor, steps: int) -> list[dict]:
-    """The predicted x0 of every step."""
+    """Return the predicted x0 of every step."""
     x, trajectory = start, []
     for k, t in enumerate(schedule.one_step_timesteps(steps)):
         if k:

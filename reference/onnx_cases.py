@@ -1,8 +1,8 @@
 """Turn ONNX's own test vectors into case files: `python reference/onnx_cases.py tests/data/onnx`.
 
-Needs `onnx==1.22.0`, which is only read here and no requirement of anything else, with numpy and safetensors. The
-operands of an operator rarely lie as those of a kernel do. What is done to them is said at each conversion, and none of
-it computes an answer: `expected` always holds numbers of ONNX's output files, moved or scaled at most.
+Needs `onnx==1.22.0`, numpy and safetensors; nothing else in the project needs onnx. The operands of an operator seldom
+have the layout of a kernel's. Each conversion says what it does to them, and none computes an answer: `expected` always
+holds numbers of ONNX's output files, at most rearranged or scaled.
 """
 
 import json
@@ -17,12 +17,12 @@ from safetensors.numpy import save_file
 DATA = Path(onnx.__file__).parent / "backend/test/data"
 FOLDERS = ["node", "pytorch-converted", "pytorch-operator"]
 LARGEST_FILE = 24 * 1024
-# An expected value is f32 arithmetic itself, with its own rounding.
+# The expected values were computed in f32 and have rounding errors of their own.
 ROUNDING = 4e-6
 
 
 class Unfit(Exception):
-    """The test asks for what no kernel does."""
+    """The test needs something that no kernel does."""
 
 
 def need(condition, why="unfit"):
@@ -39,7 +39,7 @@ def rows(x, channels=None):
 
 
 def channels_last(x):
-    """[n, c, ...] to [n, positions, c]."""
+    """Convert [n, c, ...] to [n, positions, c]."""
     return np.moveaxis(x, 1, -1).reshape(x.shape[0], -1, x.shape[1])
 
 
@@ -48,8 +48,11 @@ def case(kernel, params, expected, tolerance=None, **operands):
 
 
 def conv(a, x, w, b=None, out=None):
-    """Padding that differs between the sides, kernels that are not square and the missing axis of a one-dimensional
-    convolution become explicit zeros; groups become a dense weight with zeros between them."""
+    """Convert a convolution.
+
+    Unequal padding, kernels that are not square and the missing axis of a one-dimensional convolution become explicit
+    zeros. Groups become a dense weight with zeros between the groups.
+    """
     dims = x.ndim - 2
     need(dims in (1, 2) and set(a.get("dilations", [1])) == {1})
     strides, pads = a.get("strides", [1] * dims), a.get("pads", [0] * 2 * dims)
@@ -73,7 +76,7 @@ def conv(a, x, w, b=None, out=None):
             dense[o, at : at + w.shape[1]] = w[o]
         w = dense
     if x.nbytes > LARGEST_FILE:
-        # Without padding an output pixel depends on the pixels under it alone: a corner is enough.
+        # Without padding an output pixel depends only on the input pixels under it, so a corner of the picture is enough.
         need(set(pads) == {0} and strides[0] == 1)
         x, out = x[:1, :, :7, :6], out[:1, :, : 8 - w.shape[2], : 7 - w.shape[3]]
         n, c, height, width = x.shape
@@ -89,7 +92,7 @@ def conv(a, x, w, b=None, out=None):
 
 
 def gemm(a, x, w, c=None, out=None):
-    """A bias per column is the bias, a full matrix the residual; a scalar is repeated."""
+    """Convert a product. A bias per column becomes the bias, a full matrix the residual; a scalar is repeated."""
     need(a.get("alpha", 1.0) == 1.0 and a.get("beta", 1.0) == 1.0)
     x, w = x.T if a.get("transA") else x, w if a.get("transB") else w.T
     operands = {}
@@ -102,15 +105,18 @@ def gemm(a, x, w, c=None, out=None):
 
 
 def matmul(_, x, w, out=None):
-    """Of a stack of products, the first."""
+    """Convert a matrix product; of a stack of products, the first."""
     need(x.ndim >= 2 and w.ndim == x.ndim)
     x, w, out = (m.reshape(-1, *m.shape[-2:])[0] for m in (x, w, out))
     yield from gemm({}, x, w, out=out)
 
 
 def attention(a, q, k, v, *rest, out=None):
-    """Queries absorb the scale, keys and values are repeated for their queries, head sizes padded with zeros to a
-    common multiple of four."""
+    """Convert attention.
+
+    The scale is multiplied into the queries, keys and values are repeated for the queries that share them, and head sizes
+    are padded with zeros to a common multiple of four.
+    """
     need(not rest and "softcap" not in a)
     if q.ndim == 3:
         heads = [a["q_num_heads"], a["kv_num_heads"], a["kv_num_heads"], a["q_num_heads"]]
@@ -131,8 +137,10 @@ def attention(a, q, k, v, *rest, out=None):
 
 
 def softmax(a, x, out=None):
-    """Attention whose keys are the scaled unit vectors has the queries as its scores, and with unit vectors as the
-    values it returns the weights."""
+    """Convert a softmax to attention.
+
+    With scaled unit vectors as keys the scores are the queries, and with unit vectors as values the output is the weights.
+    """
     x, out = (rows(np.moveaxis(m, a.get("axis", -1), -1)) for m in (x, out))
     keys, dim = x.shape[1], up4(x.shape[1])
     need(dim <= 32)
@@ -144,7 +152,7 @@ def softmax(a, x, out=None):
 
 
 def sigmoid(_, x, out=None):
-    """The first weight of a softmax over the value and zero."""
+    """Convert a sigmoid to the first weight of a softmax over the value and zero."""
     x, out = (np.pad(m.reshape(1, -1, 1), [(0, 0), (0, 0), (0, 3)]) for m in (x, out))
     params = {"n": 1, "queries": x.shape[1], "keys": 2, "heads": 1, "head_dim": 4}
     params |= {"phi": "softmax", "causal": False, "shared": False}
@@ -163,7 +171,7 @@ def activation(kind):
 
 
 def add(_, x, y, out=None):
-    # Those in f64 hold values beyond f32.
+    # Tests in f64 hold values beyond the range of f32.
     need(out.dtype == np.float32)
     need(out.ndim == np.broadcast(x, y).ndim and out.shape == np.broadcast(x, y).shape)
     x, y, out = (rows(np.broadcast_to(m, out.shape)) for m in (x, y, out))
@@ -178,7 +186,7 @@ def concat(a, x, y, *rest, out=None):
 
 
 def normalised(x, stats, weight, bias, out):
-    """The scales and offsets of channels are an operand of the kernel: they are computed here, in f64."""
+    """Convert a normalisation with given statistics to the scales and offsets that the kernel takes, computed in f64."""
     n, c = x.shape[:2]
     mean, deviation = np.repeat(stats, c // stats.shape[1], 1).transpose(2, 0, 1)
     scale = deviation * weight
@@ -190,9 +198,9 @@ def normalised(x, stats, weight, bias, out):
 
 
 def group_norm(a, x, weight, bias, out=None):
-    """The statistics are computed here, in f64."""
+    """Convert a GroupNorm or InstanceNorm, with statistics computed in f64."""
     if x.nbytes > LARGEST_FILE // 2:
-        # Every channel is normalised for itself: two are enough.
+        # Every channel is normalised by itself, so two are enough.
         need("num_groups" not in a)
         x, weight, bias, out = x[:1, :2], weight[:2], bias[:2], out[:1, :2]
     groups = a.get("num_groups", x.shape[1])
@@ -202,7 +210,7 @@ def group_norm(a, x, weight, bias, out=None):
 
 
 def batch_norm(a, x, weight, bias, mean, var, out=None):
-    """Every channel is a group with given statistics."""
+    """Convert a BatchNorm: every channel is a group with given statistics."""
     need(not a.get("training_mode"))
     deviation = (var.astype(np.float64) + a.get("epsilon", 1e-5)) ** -0.5
     stats = np.broadcast_to(np.stack([mean, deviation], -1), (x.shape[0], x.shape[1], 2))
@@ -210,7 +218,7 @@ def batch_norm(a, x, weight, bias, mean, var, out=None):
 
 
 def layer_norm(a, x, weight, bias, out=None, mean=None, deviation=None):
-    """Several normalised axes are one long one. The operator returns its statistics too: those of one group."""
+    """Convert a LayerNorm. Several normalised axes become one. Its statistics, if returned, are a case of one group."""
     axis = a.get("axis", -1) % x.ndim
     c = int(np.prod(x.shape[axis:]))
     params = {"rows": x.size // c, "c": c, "eps": a.get("epsilon", 1e-5)}
@@ -223,7 +231,7 @@ def layer_norm(a, x, weight, bias, out=None, mean=None, deviation=None):
 
 
 def resize(a, x, *rest, out=None):
-    """Of every pixel repeated twice or more along both axes, the first two repetitions."""
+    """Convert upsampling by a factor of two or more: of each repeated pixel the first two copies per axis are kept."""
     need(a["mode"] == b"nearest" and not {"coordinate_transformation_mode", "nearest_mode"} & set(a))
     factors = [o / i for o, i in zip(out.shape, x.shape)]
     need(factors[:2] == [1, 1] and all(f >= 2 and f == int(f) for f in factors[2:]))
@@ -236,7 +244,7 @@ def resize(a, x, *rest, out=None):
 
 
 def gather(a, data, ids, out=None):
-    """Rows of a table, at positions that add nothing."""
+    """Convert a lookup of rows in a table. The position embeddings are zero."""
     need(ids.min() >= 0 and data.ndim >= 2)
     axis = a.get("axis", 0)
     table = rows(np.moveaxis(data, axis, 0), data.size // data.shape[axis])
@@ -271,13 +279,13 @@ CONVERSIONS = {
 
 
 def tensors(folder, kind):
-    """The operands or results of a test, in order."""
+    """Return the operands or results of a test, in order."""
     paths = sorted(folder.glob(f"test_data_set_0/{kind}_*.pb"), key=lambda path: int(path.stem.split("_")[1]))
     return [numpy_helper.to_array(onnx.load_tensor(str(path))) for path in paths]
 
 
 def convert(folder):
-    """The cases of one test."""
+    """Return the cases of one test."""
     graph = onnx.load(str(folder / "model.onnx")).graph
     need(len(graph.node) == 1 and graph.node[0].op_type in CONVERSIONS)
     node = graph.node[0]
@@ -293,7 +301,7 @@ def convert(folder):
 
 
 def stored(x):
-    """Operands keep f16; whatever else is a float becomes f32, and what is an integer i64."""
+    """Convert a tensor to a type of case files. f16 stays f16, other floats become f32, integers become i64."""
     whole = np.issubdtype(x.dtype, np.integer)
     dtype = np.int64 if whole else np.float16 if x.dtype == np.float16 else np.float32
     return np.ascontiguousarray(x, dtype)
@@ -319,7 +327,7 @@ def main():
             metadata = {"kernel": kernel, "params": json.dumps(params), "source": source}
             if tolerance is not None:
                 metadata["tolerance"] = json.dumps(tolerance)
-            # Some names differ in their suite, or in the case of their letters, alone.
+            # Some names differ only in their suite, or in upper and lower case.
             name = f"{kernel}-{folder.parent.name}-{folder.name.removeprefix('test_')}".replace("pytorch-", "")
             path = target / f"{name.lower()}.safetensors"
             assert path not in written, path

@@ -1,4 +1,4 @@
-"""Hold the twin, and on request the runtime, to transformers and diffusers: `python reference/parity.py`.
+"""Compare the twin, and optionally the runtime, with transformers and diffusers: `python reference/parity.py`.
 
     pip install -r reference/requirements-parity.txt
     python reference/parity.py                                              the twin, small networks and samplers
@@ -6,9 +6,9 @@
     python reference/parity.py --ufogen scheduling_ufogen.py                and diffusers' community scheduler
     python reference/parity.py --runtime target/release/examples/parity     and the runtime, on the CPU device
 
-Random weights go into both sides; every line gives the relative L2 of one output. The script fails if one is above
-1e-4. For the runtime it writes checkpoint folders with the independent module's weights and golden outputs, and lets
-`model/examples/parity.rs` compare. `scheduling_ufogen.py` lies in diffusers' repository under `examples/community`.
+Both sides get the same random weights, and every line shows the relative L2 error of one output. The script fails if one
+is above 1e-4. For the runtime it writes checkpoint folders with weights and outputs of the independent module, which
+`model/examples/parity.rs` compares. `scheduling_ufogen.py` is in diffusers' repository under `examples/community`.
 """
 
 import argparse
@@ -34,18 +34,18 @@ from mobilediffusion.vae import Vae
 from plain_bpe import PlainBpe
 
 BOUND = 1e-4
-# Everything that residuals add up is this small in the random weights, so that a wrong epsilon shows.
+# Scale of the residual stream under the random weights, small so that a wrong epsilon of a norm shows.
 STREAM = 0.01
 
 
 class Report:
-    """Lines of what was compared, and whether all of it was within the bound."""
+    """Report of the comparisons, and whether all of them were within the bound."""
 
     def __init__(self):
         self.failed = False
 
     def line(self, what: str, error: float, bound: float = BOUND) -> None:
-        ok = error <= bound  # a NaN is not
+        ok = error <= bound  # NaN is not
         self.failed |= not ok
         print(f"{what:<64} {error:9.2e}{'' if ok else f'   above {bound:.0e}'}", flush=True)
 
@@ -54,7 +54,7 @@ def relative_l2(got: torch.Tensor, want: torch.Tensor) -> float:
     return ((got.double() - want.double()).norm() / want.double().norm()).item()
 
 
-# The independent modules, from the twin's configurations. Each gives the module, and how to run it on the inputs.
+# Builders of the independent modules from the twin's configurations. Each returns the module and a function that runs it.
 
 
 def clip_text(c: TextConfig):
@@ -89,7 +89,7 @@ def diffusers_encoder(c: VaeConfig):
 
 
 def twin_of(model_class, config, state: dict):
-    """The twin with the weights of the independent module; names differ by CLIP's prefix at most."""
+    """Return the twin with the weights of the independent module. Their names differ at most by CLIP's prefix."""
     with torch.device("meta"):
         twin = model_class(config)
     prefix = "text_model." if model_class is TextEncoder else ""
@@ -102,7 +102,7 @@ SD15_VAE = VaeConfig(latent_channels=4, scaling_factor=0.18215)
 
 
 def networks(full: bool):
-    """Name, twin's class, configuration, independent module, how the twin runs, inputs."""
+    """Return rows of name, twin's class, configuration, builder of the independent module, run function and inputs."""
     inputs = golden.Inputs(11)
     image = lambda *size: {"image": inputs.normal(1, 3, *size)}
     latent = lambda channels, *size: {"latent": inputs.normal(1, channels, *size)}
@@ -137,7 +137,7 @@ def compare_networks(report: Report, full: bool, runtime: list[str] | None) -> N
 
 
 def compare_runtime(report: Report, runtime: list[str], name: str, config, module, inputs: dict, want) -> None:
-    """Write the module's own weights and output as a golden folder and run the runtime's comparison on it."""
+    """Write the independent module's weights and output as a golden folder, and run the runtime's comparison on it."""
     tensors = {f"input.{key}": golden.channels_last(value) for key, value in inputs.items()}
     tensors = {k: v.int() if k == "input.ids" else v.float() for k, v in tensors.items()}
     with tempfile.TemporaryDirectory() as folder:
@@ -150,7 +150,7 @@ def compare_runtime(report: Report, runtime: list[str], name: str, config, modul
 
 
 def run_runtime(runtime: list[str], folder: Path, case: str) -> list[float]:
-    """The relative L2 of each output that the runtime prints, one `NAME VALUE` a line."""
+    """Parse the relative L2 of each output from the runtime's lines `NAME VALUE`."""
     done = subprocess.run([*runtime, str(folder), case], capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(done.stderr)
@@ -158,7 +158,7 @@ def run_runtime(runtime: list[str], folder: Path, case: str) -> list[float]:
 
 
 class Linear:
-    """A network that is not one: easy to repeat, linear in the latent, and of any prediction type."""
+    """Stand-in for a network: linear in the latent, easy to repeat, of any prediction type."""
 
     def __init__(self, kind: str):
         self.config = type("Config", (), {"prediction_type": kind})
@@ -168,7 +168,7 @@ class Linear:
 
 
 def noise_of(shape):
-    """Our generator's noise as the samplers ask for it."""
+    """The runtime's noise, in the form in which the samplers ask for it."""
     count = torch.Size(shape).numel()
     return lambda step, like=None: torch.from_numpy(normal(5, count, step)).float().reshape(shape)
 
@@ -208,7 +208,7 @@ def ddim_scheduler(scheduler_class, kind: str, steps: int):
 
 @torch.no_grad()
 def compare_guided(report: Report, scheduler_class, schedule: Schedule) -> None:
-    """50 guided steps, diffusers' scheduler around diffusers' UNet against the twin's sampler around the twin's."""
+    """Compare 50 guided steps of diffusers' scheduler and UNet with those of the twin's."""
     module, run = diffusers_unet(golden.SD15_UNET)
     golden.randomise(module, seed=21)
     twin = twin_of(StableDiffusionUNet, golden.SD15_UNET, module.state_dict())
@@ -259,9 +259,9 @@ def compare_tokenizer(report: Report) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--full", action="store_true", help="full-size networks too")
+    parser.add_argument("--full", action="store_true", help="also compare full-size networks")
     parser.add_argument("--ufogen", type=Path, help="diffusers' examples/community/scheduling_ufogen.py")
-    parser.add_argument("--runtime", nargs="+", help="the runtime's parity example, with its options if any")
+    parser.add_argument("--runtime", nargs="+", help="binary of the runtime's example parity, with its options if any")
     options = parser.parse_args()
     report = Report()
     compare_tokenizer(report)

@@ -1,7 +1,7 @@
 """Draw a contact sheet: `python reference/sample.py SHEET.png [--seeds 0 1 2]`.
 
-One column per prompt, one row per seed, none re-rolled. With `--stage OUT/STAGE`
-from a training stage's checkpoint, else from model/checkpoints/mini.
+One column per prompt, one row per seed, each drawn once. `--stage OUT/STAGE`
+draws from a training stage's checkpoint instead of model/checkpoints/mini.
 """
 
 import argparse
@@ -20,7 +20,7 @@ PROMPTS = [
 
 
 def from_stage(folder: Path) -> Pipeline:
-    """The averaged weights of a training stage; its siblings `vae` or `decoder` have the decoder."""
+    """Load the averaged weights of a training stage. The decoder comes from the stage `decoder` or, without it, `vae`."""
     from training import diffusion, vae
 
     unet, text = diffusion.load(folder, "cpu")
@@ -30,12 +30,12 @@ def from_stage(folder: Path) -> Pipeline:
 
 
 def as_image(picture: torch.Tensor) -> Image.Image:
-    """picture [3, h, w] in 0..1."""
+    """Convert a picture [3, h, w] in 0..1."""
     return Image.fromarray((picture * 255).round().byte().permute(1, 2, 0).numpy())
 
 
 def draw_sheet(pictures: torch.Tensor, prompts: list[str], rows: int, scale: int) -> Image.Image:
-    """pictures [rows * prompts, 3, h, w] in 0..1 -> sheet with the prompts on top."""
+    """Draw pictures [rows * prompts, 3, h, w] in 0..1 as a sheet with the prompts on top."""
     side, top = pictures.shape[-1] * scale, 16
     sheet = Image.new("RGB", (side * len(prompts), top + side * rows), "white")
     draw = ImageDraw.Draw(sheet)
@@ -51,7 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("sheet", type=Path)
     parser.add_argument("--checkpoint", type=Path, default=BUNDLED)
-    parser.add_argument("--unet", default="unet", help="folder of the UNet inside the checkpoint")
+    parser.add_argument("--unet", default="unet", help="subfolder of the checkpoint that holds the UNet")
     parser.add_argument("--stage", type=Path, help="a training stage's folder instead of a checkpoint")
     parser.add_argument("--prompts", nargs="+", default=PROMPTS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int)
     parser.add_argument("--guidance", type=float)
     parser.add_argument("--scale", type=int, default=2)
-    parser.add_argument("--pictures", type=Path, help="folder for every picture alone, `PROMPT-SEED.png`")
+    parser.add_argument("--pictures", type=Path, help="folder for the single pictures, `PROMPT-SEED.png`")
     options = parser.parse_args()
     torch.manual_seed(0)  # for the fresh noise of a few-step sampler
 

@@ -1,8 +1,8 @@
 """Write tests/data/tokenizer.json: texts and the 77 ids that transformers' CLIPTokenizer gives each of them.
 
-`python reference/tokenizer_cases.py [OUT]`, with the packages of requirements-parity.txt. The texts are built here,
-from a fixed seed: prompts, contractions, scripts, emoji, numbers, white space, control characters, unnormalised
-accents, random strings, very long ones and the empty one. Marks written out (`<|endoftext|>`) are left out: there the
+`python reference/tokenizer_cases.py [OUT]`, with the packages of requirements-parity.txt. The texts are built here from
+a fixed seed: prompts, contractions, scripts, emoji, numbers, white space, control characters, unnormalised accents,
+random strings, very long texts and the empty text. None contains a mark written out (`<|endoftext|>`): there the
 runtime differs on purpose, since a prompt must not end itself.
 """
 
@@ -40,12 +40,12 @@ SPACES = (
 )
 CONTROLS = tuple(f"a{chr(code)}b" for code in [*range(0, 32), 127, 128, 0x9F, 0xFFFD, 0xFFFF, 0xE000, 0x10FFFF])
 ACCENTS = ("e\u0301", "é", "A\u030a", "Å", "o\u0308\u0304", "n\u0303", "\u0301", "a\u0301\u0301\u0301", "각", "각", "\u1e9b\u0323", "ﬃ")
-# From where the random strings take their characters.
+# Ranges of the characters of random strings.
 RANGES = ((32, 126), (0xA0, 0x24F), (0x370, 0x3FF), (0x400, 0x4FF), (0x4E00, 0x4FFF), (0x1F300, 0x1F64F), (0x2000, 0x206F), (0x20, 0xD7FF))
 
 
 def texts() -> list[str]:
-    """All texts, without repetitions."""
+    """Return all texts, without repetitions."""
     rng = random.Random(0)
     found = ["", *SUBJECTS, *STYLES, *CONTRACTIONS, *SCRIPTS, *EMOJI, *NUMBERS, *PUNCTUATION, *SPACES, *CONTROLS, *ACCENTS]
     found += [f"{subject}, {style}" for subject in SUBJECTS for style in STYLES]
@@ -54,14 +54,14 @@ def texts() -> list[str]:
     for low, high in RANGES:
         for length in (1, 2, 5, 12, 30) * 7:
             found.append("".join(chr(rng.randint(low, high)) for _ in range(length)))
-    for count in (74, 75, 76, 77, 78):  # around the length at which a text is cut
+    for count in (74, 75, 76, 77, 78):  # lengths around the one at which a text is cut
         found.append(" ".join(["cat"] * count))
     found += ["a" * 5_000, "ab " * 2_000, "🐱" * 300, "word " * 74 + "unbelievable", " ".join(SCRIPTS), "é" * 500, "'s" * 100, "1" * 200]
     return list(dict.fromkeys(found))
 
 
 def reference():
-    """transformers' tokenizer on the published vocabulary and merges."""
+    """Return transformers' tokenizer with the published vocabulary and merges."""
     from transformers import CLIPTokenizer
 
     model = json.loads(DEFAULT_PATH.read_text())["model"]

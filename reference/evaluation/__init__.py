@@ -1,1 +1,1 @@
-"""Quality in figures: a small image-text dual encoder, and the table of retrieval and Fréchet distances."""
+"""Measurements of quality: a small image-text dual encoder, and the table of retrieval and Fréchet distances."""

@@ -1,8 +1,8 @@
 """A small image-text dual encoder, trained on the training split's real pictures.
 
-Pictures and captions meet on the unit sphere of 32 dimensions: few enough that
-the covariance of some hundred pictures has full rank. It measures, so it never
-sees a generated or a held-out picture.
+Pictures and captions are embedded on the unit sphere of 32 dimensions, few enough
+that the covariance of about a hundred pictures has full rank. The encoder is used
+for measuring, so it is never trained on generated or held-out pictures.
 """
 
 import torch
@@ -17,7 +17,7 @@ TEMPERATURE = 0.07
 
 
 class DualEncoder(nn.Module):
-    """Pictures [n, 3, h, w] in -1..1 and token ids [n, 77] -> unit vectors [n, 32]."""
+    """Dual encoder: pictures [n, 3, h, w] in -1..1 and token ids [n, 77] -> unit vectors [n, 32]."""
 
     def __init__(self, vocabulary: int = 49408, width: int = 24):
         super().__init__()
@@ -36,14 +36,14 @@ class DualEncoder(nn.Module):
         return F.normalize(self.image_head(torch.cat([x.mean((2, 3)), x.amax((2, 3))], dim=1)), dim=1)
 
     def text(self, ids):
-        """The mean of the words' vectors, without the marks and the padding, through a small network."""
+        """Embed captions: a small network on the mean of the tokens' vectors, without marks and padding."""
         kept = (ids < EOS - 1).unsqueeze(-1).float()
         mean = (self.words(ids) * kept).sum(1) / kept.sum(1).clamp(min=1)
         return F.normalize(mean + self.text_head(mean), dim=1)
 
 
 def augmented(x):
-    """Each picture moved, turned, scaled, mirrored, lit differently, and half of them blurred."""
+    """Augment pictures: shift, rotate, scale, mirror, change the light, and blur half of them."""
     n = len(x)
     draw = lambda low, high: torch.empty(n, device=x.device).uniform_(low, high)
     angle, scale, mirror = draw(-0.25, 0.25), draw(0.85, 1.2), torch.sign(draw(-1, 1))
@@ -63,7 +63,7 @@ def load(folder, device="cpu") -> DualEncoder:
 
 
 def batch_of_concepts(data: Pictures, by_concept: dict, ids: list):
-    """Pictures and captions of different concepts: within a batch every other caption is wrong."""
+    """Draw pictures and captions of different concepts, so that every other caption of the batch is wrong for a picture."""
     concepts = list(by_concept)
     chosen = [concepts[i] for i in torch.randperm(len(concepts))[:BATCH].tolist()]
     index = [by_concept[c][torch.randint(len(by_concept[c]), ())] for c in chosen]
@@ -72,7 +72,7 @@ def batch_of_concepts(data: Pictures, by_concept: dict, ids: list):
 
 
 def train(data_folder, out, minutes: float, steps: int, device: str) -> DualEncoder:
-    """Symmetric cross-entropy between the pictures and the captions of a batch; resumable like every stage."""
+    """Train with the symmetric cross-entropy between the pictures and captions of a batch. Resumes like every stage."""
     data, tokenizer = Pictures(data_folder, device), ClipTokenizer()
     ids = [tokenizer(captions).to(device) for captions in data.captions]
     by_concept = {}
@@ -94,7 +94,7 @@ def train(data_folder, out, minutes: float, steps: int, device: str) -> DualEnco
         loss.backward()
         optimizer.step()
         follow(average, dual, 0.99)
-        for mine, theirs in zip(average.buffers(), dual.buffers()):  # the norms' statistics are averages already
+        for mine, theirs in zip(average.buffers(), dual.buffers()):  # the norms' statistics are running averages already
             mine.copy_(theirs)
         run.log(loss=loss, accuracy=(similarity.argmax(1) == target).float().mean())
         if run.step % 250 == 0:

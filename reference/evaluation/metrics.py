@@ -6,13 +6,13 @@ CANDIDATES = 100
 
 
 def square_root(matrix):
-    """Symmetric square root of a positive semi-definite matrix."""
+    """Return the symmetric square root of a positive semi-definite matrix."""
     values, vectors = torch.linalg.eigh(matrix)
     return vectors @ torch.diag(values.clamp(min=0).sqrt()) @ vectors.T
 
 
 def frechet(a, b) -> float:
-    """Fréchet distance of the normal distributions with the moments of a [n, d] and b [m, d]."""
+    """Return the Fréchet distance of the normal distributions with the moments of a [n, d] and b [m, d]."""
     a, b = a.double(), b.double()
     mean = (a.mean(0) - b.mean(0)).square().sum()
     cov_a, cov_b = torch.cov(a.T), torch.cov(b.T)
@@ -21,10 +21,10 @@ def frechet(a, b) -> float:
 
 
 def retrieval(images, texts, concepts, all_texts, all_concepts, seed: int = 0) -> dict[int, float]:
-    """Share of pictures whose own caption is among the first 1 and 10 of 100 by similarity.
+    """Return the shares of pictures whose own caption ranks first, and among the first 10, of 100 by similarity.
 
-    images, texts [n, d] belong together and show `concepts` [n]; the 99 others come from `all_texts` [m, d], each of
-    another concept, drawn anew for every picture.
+    images and texts [n, d] are pairs of the concepts `concepts` [n]. The 99 other captions are drawn from `all_texts`
+    [m, d] for every picture anew, each of another concept.
     """
     generator = torch.Generator().manual_seed(seed)
     others = {c: torch.nonzero(all_concepts == c).flatten() for c in all_concepts.unique().tolist()}
@@ -41,5 +41,5 @@ def retrieval(images, texts, concepts, all_texts, all_concepts, seed: int = 0) -
 
 
 def psnr(a, b) -> float:
-    """dB between pictures in 0..1."""
+    """Return the peak signal-to-noise ratio of pictures in 0..1, in dB."""
     return -10 * torch.log10((a - b).square().mean()).item()

@@ -1,7 +1,7 @@
-"""The table: every row is a set of pictures of the same captions, judged by the dual encoder.
+"""The table of results: every row is a set of pictures of the same captions, measured by the dual encoder.
 
-Captions are drawn from the training captions, so the known things in the known
-styles; the reference of the Fréchet distance are all held-out real pictures.
+Captions are drawn from the training captions: known things in known styles. The
+Fréchet distance is taken to all held-out real pictures.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Row:
     """How the pictures of one row are made."""
 
     label: str
-    unet: str  # `unet`, `unet_base` of the checkpoint, or `base` of the training run
+    unet: str  # `unet` or `unet_base` of the checkpoint, or `base` of the training run
     steps: int
     guidance: float  # 0 for the one-step sampler
     decoder: str = "light"
@@ -44,7 +44,7 @@ ROWS = {
 
 
 class Judge:
-    """The dual encoder with the prompts, their embeddings and the held-out pictures."""
+    """Dual encoder with the prompts, their embeddings and the held-out pictures."""
 
     def __init__(self, dual, data_folder, captions: int):
         self.dual, self.tokenizer = dual, ClipTokenizer()
@@ -66,18 +66,18 @@ class Judge:
         return self.dual.text(self.tokenizer(texts))
 
     def judge(self, images, texts, concepts) -> dict:
-        """Figures of embedded pictures with their embedded captions."""
+        """Measure embedded pictures with their embedded captions."""
         recall = retrieval(images, texts, concepts, self.texts, self.concepts)
         return {"r1": recall[1], "r10": recall[10], "frechet": frechet(images, self.reference)}
 
     def real(self, pictures: Pictures) -> dict:
-        """Figures of real pictures, each with its first caption."""
+        """Measure real pictures, each with its first caption."""
         texts = self.embed_texts([texts[0] for texts in pictures.captions])
         return self.judge(self.embed(pictures.batches()), texts, torch.from_numpy(pictures.concept))
 
 
 class Painter:
-    """Draws a row's pictures; the latent of picture i has seed i in every row."""
+    """Draw a row's pictures. Picture i starts from the noise of seed i in every row."""
 
     def __init__(self, checkpoint, run):
         self.checkpoint, self.run, self.schedule, self.tokenizer = checkpoint, run, Schedule(), ClipTokenizer()
@@ -88,7 +88,7 @@ class Painter:
         }
 
     def unet(self, name: str) -> UNet:
-        """A UNet of the checkpoint, or of a training stage where the checkpoint has none of that name."""
+        """Load a UNet of the checkpoint or, if it has none of that name, of a training stage."""
         if (self.checkpoint / name).exists():
             return load_part(UNet, UNetConfig, self.checkpoint / name)
         if self.run is None:
@@ -97,7 +97,7 @@ class Painter:
 
     @torch.no_grad()
     def draw(self, row: Row, prompts: list[str], batch: int = 50):
-        """Batches of pictures [n, 3, h, w] in -1..1."""
+        """Yield batches of pictures [n, 3, h, w] in -1..1."""
         unet, decoder = self.unet(row.unet), self.decoders[row.decoder]
         side = unet.config.sample_size
         torch.manual_seed(0)  # for the fresh noise between several steps
@@ -114,7 +114,7 @@ class Painter:
 
     @torch.no_grad()
     def reconstruction(self, pictures: Pictures) -> dict:
-        """PSNR of real pictures through the encoder and each decoder."""
+        """Measure the PSNR of real pictures after encoding, and decoding by each decoder."""
         vae = self.decoders["full"]
         found = {}
         for name, decoder in self.decoders.items():
@@ -124,7 +124,7 @@ class Painter:
 
 
 def markdown(found: dict) -> str:
-    """Both tables as they stand in the model card."""
+    """Format both tables of the model card."""
     lines = ["| pictures | R@1 | R@10 | Fréchet x 100 |", "|---|---|---|---|"]
     for row in found["rows"].values():
         lines.append(f"| {row['label']} | {row['r1']:.1%} | {row['r10']:.1%} | {100 * row['frechet']:.2f} |")

@@ -1,1 +1,1 @@
-"""PyTorch twin of the MobileDiffusion runtime: the same modules, names and numbers, for training and golden files."""
+"""PyTorch twin of the MobileDiffusion runtime, with equal modules, names and numbers, for training and golden files."""

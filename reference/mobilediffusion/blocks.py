@@ -1,4 +1,4 @@
-"""The blocks of the UNet. Maps are [n, c, h, w], tokens [n, l, c], text [n, k, d]."""
+"""Blocks of the UNet. Feature maps are [n, c, h, w], tokens [n, l, c], text [n, k, d]."""
 
 import math
 
@@ -10,14 +10,14 @@ from .config import UNetConfig
 
 
 def zero_init(module: nn.Module) -> nn.Module:
-    """Zero a block's last layer: every residual block starts as the identity."""
+    """Set a block's last layer to zero, so that the residual block starts as the identity."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
 
 
 class TimeEmbedding(nn.Module):
-    """Training step [n] -> embedding [n, time_embed_dim]."""
+    """Time embedding: training step [n] -> [n, time_embed_dim]."""
 
     def __init__(self, c: UNetConfig):
         super().__init__()
@@ -53,10 +53,10 @@ class ResidualBlock(nn.Module):
 
 
 class SeparableUnit(nn.Module):
-    """Depthwise 3x3, norm, inverted bottleneck of two pointwise convolutions; the residual is the block's.
+    """Depthwise 3x3 convolution, norm, and inverted bottleneck of two pointwise convolutions. The block adds the residual.
 
-    With `glu` the bottleneck is gated like the feed-forward layers: the first half of `pwconv1` is the value, the
-    second the gate.
+    With `glu` the bottleneck is gated, as in the feed-forward layers: the first half of `pwconv1` is the value, the
+    second half the gate.
     """
 
     def __init__(self, cin: int, cout: int, c: UNetConfig):
@@ -69,7 +69,7 @@ class SeparableUnit(nn.Module):
         self.pwconv2 = nn.Conv2d(hidden, cout, 1)
 
     def forward(self, x, shift=0.0):
-        """`shift` [n, cin, 1, 1] is the time embedding's, added before the norm."""
+        """Apply the unit. `shift` [n, cin, 1, 1] is the projected time embedding, added before the norm."""
         h = self.pwconv1(self.norm(self.dwconv(x) + shift))
         if self.gated:
             value, gate = h.chunk(2, dim=1)
@@ -91,7 +91,7 @@ class SeparableBlock(SeparableUnit):
 
 
 class DoubleSeparableBlock(nn.Module):
-    """Two units in a row inside one residual, like the two convolutions of the vanilla block (`convnext2`).
+    """Residual block of two units in a row, in place of the two convolutions of the vanilla block (`convnext2`).
 
     The time embedding enters the first unit.
     """
@@ -109,25 +109,25 @@ class DoubleSeparableBlock(nn.Module):
 
 
 def separable_block(cin: int, cout: int, c: UNetConfig) -> nn.Module:
-    """The separable block of the kind that the configuration names."""
+    """Build a separable block of the kind that the configuration names."""
     return (DoubleSeparableBlock if c.sep_kind == "convnext2" else SeparableBlock)(cin, cout, c)
 
 
 def attend(q, k, v, head_dim: int, phi: str):
-    """q [n, l, d], k and v [n, keys, d] -> [n, l, d]; phi turns scores into weights."""
+    """Compute attention: q [n, l, d], k and v [n, keys, d] -> [n, l, d]. phi turns scores into weights."""
     split = lambda x: x.unflatten(-1, (-1, head_dim)).transpose(1, 2)  # [n, heads, l, head_dim]
     q, k, v = split(q), split(k), split(v)
     if phi == "softmax":
         o = F.scaled_dot_product_attention(q, k, v)
     else:
-        # relu is positively homogeneous, so 1/keys and 1/sqrt(head_dim) fold into one factor.
+        # relu is positively homogeneous, so 1/keys and 1/sqrt(head_dim) become one factor.
         scale = head_dim**-0.5 / k.shape[2]
         o = F.relu(q @ k.transpose(-1, -2) * scale) @ v
     return o.transpose(1, 2).flatten(2)
 
 
 class SelfAttention(nn.Module):
-    """Self-attention; with `share_kv_self_attention` the keys are also the values: one projection `to_kv`."""
+    """Self-attention. With `share_kv_self_attention` one projection `to_kv` gives both keys and values."""
 
     def __init__(self, d: int, c: UNetConfig):
         super().__init__()
@@ -146,7 +146,7 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Attention from the picture's tokens to the text's."""
+    """Cross-attention from the picture's tokens to the text's."""
 
     def __init__(self, d: int, c: UNetConfig):
         super().__init__()
@@ -161,7 +161,7 @@ class CrossAttention(nn.Module):
 
 
 class Glu(nn.Module):
-    """d -> 2 x inner; the first half is the value, the second the gate."""
+    """Gated projection d -> 2 x inner. The first half is the value, the second the gate."""
 
     def __init__(self, d: int, inner: int, gate):
         super().__init__()
@@ -173,7 +173,7 @@ class Glu(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Gated feed-forward layer; index 1 of `net` is the dropout slot of the usual names."""
+    """Gated feed-forward layer. Index 1 of `net` is diffusers' dropout, kept for the names."""
 
     def __init__(self, d: int, c: UNetConfig):
         super().__init__()
@@ -185,7 +185,7 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """One layer: self-attention where the level has it, cross-attention, feed-forward."""
+    """Transformer layer: self-attention if the level has it, cross-attention, feed-forward."""
 
     def __init__(self, d: int, self_attention: bool, c: UNetConfig):
         super().__init__()
@@ -205,7 +205,7 @@ class TransformerBlock(nn.Module):
 
 
 class TransformerStack(nn.Module):
-    """Map -> tokens -> `depth` layers -> map, with a residual around the whole."""
+    """Transformer stack: feature map -> tokens -> `depth` layers -> feature map, with a residual around the whole."""
 
     def __init__(self, d: int, depth: int, self_attention: bool, c: UNetConfig):
         super().__init__()
@@ -223,7 +223,7 @@ class TransformerStack(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halve height and width: 3x3, stride 2, padding 1."""
+    """Downsampler: a 3x3 convolution with stride 2 and padding 1 halves height and width."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -234,7 +234,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Double height and width: nearest neighbour, then 3x3."""
+    """Upsampler: doubles height and width by nearest neighbour, then a 3x3 convolution."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -245,7 +245,7 @@ class Upsample(nn.Module):
 
 
 class SeparableDownsample(nn.Module):
-    """As `Downsample`, with a depthwise and a 1x1 convolution for the full one."""
+    """Separable downsampler: a depthwise 3x3 convolution with stride 2, then a 1x1 convolution."""
 
     def __init__(self, channels: int):
         super().__init__()

@@ -1,7 +1,7 @@
-"""Configurations of the model's parts, one dataclass per `config.json`.
+"""Configurations of the model's parts, one dataclass per kind of `config.json`.
 
-The field names are the keys of the files. Unknown keys are refused, so that a
-misspelt key never silently becomes a default.
+Field names are the keys of the files. Unknown keys are refused, so that a
+misspelt key is not silently replaced by a default.
 """
 
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 class JsonConfig:
-    """Reading and writing shared by all configurations."""
+    """Base of all configurations: reading and writing JSON."""
 
     @classmethod
     def from_dict(cls, values: dict):
@@ -25,7 +25,7 @@ class JsonConfig:
 
     @classmethod
     def load(cls, path):
-        """`path` is a config.json or the folder that holds one."""
+        """Load a configuration. `path` is a config.json or the folder that holds one."""
         path = Path(path)
         path = path / "config.json" if path.is_dir() else path
         return cls.from_dict(json.loads(path.read_text()))
@@ -46,7 +46,7 @@ def _list(*values):
 
 @dataclass
 class UNetConfig(JsonConfig):
-    """The full-size MobileDiffusion UNet by default."""
+    """Configuration of the UNet; by default the full-size one."""
 
     sample_size: int = 64
     in_channels: int = 8
@@ -85,7 +85,7 @@ class UNetConfig(JsonConfig):
     write_class_name = True
 
     def __post_init__(self):
-        """Refuse what the twin does not implement instead of computing something else."""
+        """Raise an error for settings that the twin does not implement."""
         for key, allowed in {
             "attention_phi": ("relu", "softmax"),
             "attention_phi_scale": ("1/num_keys",),
@@ -109,16 +109,16 @@ class UNetConfig(JsonConfig):
         return self.attention_head_dim
 
     def mid_self_attention(self) -> list[bool]:
-        """Whether each stack of the middle attends to itself; one value in the file stands for all of them."""
+        """Return for each stack of the middle whether it has self-attention. One value in the file stands for all."""
         mid = self.self_attention["mid"]
         return mid if isinstance(mid, list) else [mid] * self.layers_mid
 
     def to_dict(self) -> dict:
-        """Without `sep_samplers` where there are none, as the paper's configuration has no such key."""
+        """Return the values to write. `sep_samplers` is left out if empty, since the paper's configuration has no such key."""
         return {key: value for key, value in super().to_dict().items() if key != "sep_samplers" or value}
 
 
-# The specification's other readings of the paper (section 1.8), as changes to the full-size configuration.
+# Other readings of the paper (docs/model.md, section 1.8), as changes to the full-size configuration.
 ALTERNATIVES = {
     "alt-1": {"sep_kind": "glu", "sep_expansion": 4},
     "alt-2": {"sep_kind": "convnext2", "sep_expansion": 3},
@@ -133,9 +133,9 @@ ALTERNATIVES = {
 
 @dataclass
 class StableDiffusionConfig(JsonConfig):
-    """Stable Diffusion 1.5's UNet by default, with diffusers' keys.
+    """Configuration of Stable Diffusion 1.5's UNet, with diffusers' keys.
 
-    What diffusers fixes in its code stands below the keys, under the names that the blocks read.
+    Values that diffusers fixes in its code follow the keys, under the names that the blocks read.
     """
 
     sample_size: int = 64
@@ -193,7 +193,7 @@ class StableDiffusionConfig(JsonConfig):
 
 @dataclass
 class DecoderConfig(JsonConfig):
-    """The light decoder; `block_out_channels` run from the picture to the latent."""
+    """Configuration of the light decoder. `block_out_channels` are listed from the picture to the latent."""
 
     latent_channels: int = 8
     out_channels: int = 3
@@ -209,7 +209,7 @@ class DecoderConfig(JsonConfig):
 
 @dataclass
 class VaeConfig(JsonConfig):
-    """The full VAE, with diffusers' keys; `block_out_channels` run from the picture to the latent."""
+    """Configuration of the full VAE, with diffusers' keys. `block_out_channels` are listed from picture to latent."""
 
     in_channels: int = 3
     out_channels: int = 3
@@ -224,7 +224,7 @@ class VaeConfig(JsonConfig):
 
     class_name = "AutoencoderKL"
     write_class_name = True
-    norm_eps = 1e-6  # fixed in diffusers, hence no key
+    norm_eps = 1e-6  # fixed in diffusers, so there is no key for it
 
     def __post_init__(self):
         levels = len(self.block_out_channels)
@@ -236,7 +236,7 @@ class VaeConfig(JsonConfig):
 
 @dataclass
 class TextConfig(JsonConfig):
-    """CLIP ViT-L/14's text tower by default."""
+    """Configuration of the text encoder; by default CLIP ViT-L/14's text tower."""
 
     vocab_size: int = 49408
     hidden_size: int = 768
@@ -253,7 +253,7 @@ class TextConfig(JsonConfig):
 
 @dataclass
 class SchedulerConfig(JsonConfig):
-    """Noise schedule of Stable Diffusion 1.x."""
+    """Configuration of the noise schedule; by default that of Stable Diffusion 1.x."""
 
     num_train_timesteps: int = 1000
     beta_start: float = 0.00085

@@ -1,4 +1,4 @@
-"""The light decoder: latent -> picture, attention-free and without a middle block."""
+"""Light decoder from latent to picture, without attention and without a middle block."""
 
 import torch.nn.functional as F
 from torch import nn
@@ -25,7 +25,7 @@ class VaeResidualBlock(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """`layers` residual blocks, then doubling (all but the last block)."""
+    """Level of `layers` residual blocks, then upsampling in all but the last level."""
 
     def __init__(self, cin: int, cout: int, layers: int, upsample: bool, c: DecoderConfig):
         super().__init__()
@@ -41,7 +41,7 @@ class UpBlock(nn.Module):
 
 
 class DecoderTrunk(nn.Module):
-    """Everything after `post_quant_conv`."""
+    """Decoder after `post_quant_conv`."""
 
     def __init__(self, c: DecoderConfig):
         super().__init__()
@@ -62,7 +62,7 @@ class DecoderTrunk(nn.Module):
 
 
 class LightDecoder(nn.Module):
-    """Unscaled latent [n, 8, h, w] -> picture [n, 3, 8h, 8w], about -1 to 1 (the caller clamps)."""
+    """Decode an unscaled latent [n, 8, h, w] to a picture [n, 3, 8h, 8w], about -1 to 1 and not clamped."""
 
     def __init__(self, config: DecoderConfig):
         super().__init__()
@@ -74,6 +74,6 @@ class LightDecoder(nn.Module):
         return self.decoder(self.post_quant_conv(z))
 
     def decode(self, latent):
-        """Scaled latent (what the UNet works on) -> picture in 0..1."""
+        """Decode a scaled latent, as the UNet uses it, to a picture in 0..1."""
         picture = self(latent / self.config.scaling_factor)
         return (picture.clamp(-1, 1) + 1) / 2

@@ -1,4 +1,4 @@
-"""The runtime's noise: Philox4x32-10 and Box-Muller, bit for bit reproducible from a 64-bit seed."""
+"""The runtime's noise: Philox4x32-10 and Box-Muller, reproducible to the bit from a 64-bit seed."""
 
 import numpy as np
 
@@ -8,7 +8,10 @@ MASK = np.uint64(0xFFFFFFFF)
 
 
 def philox4x32(counter, key, rounds: int = 10):
-    """counter: four uint64 arrays [n] holding 32-bit words; key: two ints. Returns words [n, 4] (uint64, 32 bits used)."""
+    """Compute Philox4x32-10.
+
+    counter: four uint64 arrays [n] of 32-bit words; key: two ints. Returns words [n, 4] (uint64, 32 bits used).
+    """
     c0, c1, c2, c3 = (np.asarray(c, dtype=np.uint64) for c in counter)
     k0, k1 = key
     for _ in range(rounds):
@@ -22,11 +25,11 @@ def philox4x32(counter, key, rounds: int = 10):
 
 
 def normal(seed: int, count: int, stream: int = 0) -> np.ndarray:
-    """The first `count` standard normal values of a seed, float64 [count]; `stream` numbers independent sequences."""
+    """Return the first `count` standard normal values of a seed, float64 [count]. `stream` selects an independent sequence."""
     block = np.arange((count + 3) // 4, dtype=np.uint64)
     zero, streams = np.zeros_like(block), np.full_like(block, stream)
     words = philox4x32((block & MASK, block >> np.uint64(32), streams, zero), (seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF))
-    # The half keeps u away from 0, where the logarithm ends.
+    # Adding a half keeps u above 0, where the logarithm is infinite.
     u = (words.astype(np.float64) + 0.5) * 2.0**-32
     radius = np.sqrt(-2.0 * np.log(u[:, 0::2]))
     angle = 2.0 * np.pi * u[:, 1::2]
@@ -35,7 +38,7 @@ def normal(seed: int, count: int, stream: int = 0) -> np.ndarray:
 
 
 def latent_noise(seed: int, height: int, width: int, channels: int = 8, stream: int = 0) -> np.ndarray:
-    """Noise [channels, h, w] (float32); the values fill [h, w, channels] in order.
+    """Return noise [channels, h, w] (float32), whose values are drawn in the order of [h, w, channels].
 
     Stream 0 is the initial latent, stream k the noise that a sampler adds after its k-th step.
     """

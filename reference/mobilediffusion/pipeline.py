@@ -1,4 +1,4 @@
-"""A checkpoint folder as one text-to-image function."""
+"""Text-to-image pipeline of a checkpoint folder."""
 
 import json
 from pathlib import Path
@@ -16,14 +16,14 @@ from .unet import UNet
 
 
 def load_part(model_class, config_class, folder: Path):
-    """Model with the weights of `folder`, in float32."""
+    """Load a model with the weights of `folder`, in float32."""
     model = model_class(config_class.load(folder))
     model.load_state_dict({name: t.float() for name, t in load_file(folder / "model.safetensors").items()})
     return model.eval().requires_grad_(False)
 
 
 class Pipeline:
-    """Text encoder, UNet, decoder and the sampler that `model.json` names."""
+    """Text encoder, UNet, decoder, and the sampler named by `model.json`."""
 
     def __init__(self, unet, text_encoder, decoder, sampler: str, steps: int, guidance: float):
         self.unet, self.text_encoder, self.decoder = unet, text_encoder, decoder
@@ -45,7 +45,7 @@ class Pipeline:
 
     @torch.no_grad()
     def __call__(self, prompts: list[str], seeds: list[int]) -> torch.Tensor:
-        """One picture per prompt and seed, [n, 3, h, w] in 0..1."""
+        """Draw one picture per prompt and seed, [n, 3, h, w] in 0..1."""
         size = self.unet.config.sample_size
         draw = lambda stream: torch.stack(
             [torch.from_numpy(latent_noise(seed, size, size, self.unet.config.in_channels, stream)) for seed in seeds]

@@ -1,4 +1,4 @@
-"""Noise schedule and samplers: DDIM with guidance, one step, and a few UFOGen steps."""
+"""Noise schedule and samplers: DDIM with guidance, and UFOGen with one to four steps."""
 
 import torch
 
@@ -6,7 +6,7 @@ from .config import SchedulerConfig
 
 
 class Schedule:
-    """alpha-bar of all training steps, in float64."""
+    """Noise schedule: alpha-bar of all training steps, in float64."""
 
     def __init__(self, config: SchedulerConfig = SchedulerConfig()):
         if config.beta_schedule != "scaled_linear":
@@ -18,18 +18,18 @@ class Schedule:
         self.s = (1.0 - self.alpha_bar).sqrt()  # weight of the noise
 
     def add_noise(self, x0, noise, t):
-        """x0 and noise [n, ...], t [n] -> a_t x0 + s_t noise."""
+        """Return a_t x0 + s_t noise for x0 and noise [n, ...] at steps t [n]."""
         a, s = self.coefficients(t, x0)
         return a * x0 + s * noise
 
     def coefficients(self, t, like):
-        """a_t and s_t for t [n], shaped to multiply `like` [n, ...]."""
+        """Return a_t and s_t for t [n], shaped to multiply `like` [n, ...]."""
         shape = (-1,) + (1,) * (like.dim() - 1)
         pick = lambda table: table.to(like.device)[t].to(like.dtype).view(shape)
         return pick(self.a), pick(self.s)
 
     def to_x0(self, prediction, x, t, prediction_type: str):
-        """The clean latent that a prediction at step t [n] stands for."""
+        """Convert a prediction at steps t [n] to the clean latent."""
         a, s = self.coefficients(t, x)
         if prediction_type == "epsilon":
             return (x - s * prediction) / a
@@ -38,36 +38,37 @@ class Schedule:
         return prediction
 
     def ddim_timesteps(self, n: int) -> list[int]:
-        """'Leading' spacing with offset 1."""
+        """Return the n timesteps of DDIM: diffusers' `leading` spacing with offset 1."""
         if not 1 <= n < self.steps:
             raise ValueError(f"the number of steps must be 1 to {self.steps - 1}, not {n}")
         stride = self.steps // n
         return [stride * k + 1 for k in reversed(range(n))]
 
     def ddim_step(self, x0, eps, t: int, n: int, eta: float = 0.0, noise=None):
-        """From x0 and eps at step t to the latent at the step before it; `eta` is the share of fresh noise."""
+        """Return the latent at the step before t from x0 and eps at step t. `eta` is the share of fresh noise."""
         abar, previous = float(self.alpha_bar[t]), float(self.alpha_bar[max(t - self.steps // n, 0)])
         sigma = eta * ((1.0 - previous) / (1.0 - abar) * (1.0 - abar / previous)) ** 0.5
         x = previous**0.5 * x0 + (1.0 - previous - sigma**2) ** 0.5 * eps
         return x + sigma * noise if eta else x
 
     def one_step_timesteps(self, n: int) -> list[int]:
-        """UFOGen's: evenly spaced from the last step down."""
+        """Return the n timesteps of UFOGen, evenly spaced from the last step down."""
         if not 1 <= n <= 4:
             raise ValueError(f"the number of steps must be 1 to 4, not {n}")
         return [self.steps - 1 - k * (self.steps // n) for k in range(n)]
 
 
 def random_noise(step: int, like):
-    """Fresh noise of PyTorch's generator; `step` counts from 1."""
+    """Draw fresh noise from PyTorch's generator. `step` counts from 1."""
     return torch.randn_like(like)
 
 
 @torch.no_grad()
 def ddim(unet, schedule: Schedule, noise, text, empty, steps: int, guidance: float, eta: float = 0.0, fresh=random_noise):
-    """noise [n, 8, h, w], text and empty [n, k, d] -> latent. The batch is [empty, text]; guidance 1 skips the empty half.
+    """Sample by DDIM: noise [n, 8, h, w], text and empty [n, k, d] -> latent.
 
-    `fresh(step, like)` gives the noise that is added where eta > 0.
+    The UNet's batch is [empty, text]; with guidance 1 the empty half is left out. `fresh(step, like)` returns the noise to
+    add if eta > 0.
     """
     kind = unet.config.prediction_type
     z, n = noise, noise.shape[0]
@@ -89,7 +90,7 @@ def ddim(unet, schedule: Schedule, noise, text, empty, steps: int, guidance: flo
 
 @torch.no_grad()
 def one_step(unet, schedule: Schedule, noise, text, steps: int = 1, fresh=random_noise):
-    """UFOGen sampling: predict the clean latent at step T-1; with more steps, add fresh noise and predict again."""
+    """Sample by UFOGen: predict the clean latent at step T-1. With more steps, add fresh noise and predict again."""
     x = noise
     for k, t in enumerate(schedule.one_step_timesteps(steps)):
         t = torch.full((noise.shape[0],), t, device=noise.device)

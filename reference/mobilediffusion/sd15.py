@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.5's UNet, the paper's baseline: the same blocks, residual everywhere, on four levels."""
+"""Stable Diffusion 1.5's UNet, the paper's baseline, with residual blocks on all of its four levels."""
 
 import torch
 import torch.nn.functional as F
@@ -10,9 +10,9 @@ from .unet import Level
 
 
 class StableDiffusionUNet(nn.Module):
-    """Noisy latent [n, 4, h, w], training step [n], text [n, k, d] -> predicted noise [n, 4, h, w].
+    """UNet: noisy latent [n, 4, h, w], training step [n], text [n, k, d] -> predicted noise [n, 4, h, w].
 
-    h and w are multiples of 8, so that the skips match after three halvings.
+    h and w must be multiples of 8, so that the skips match after three halvings.
     """
 
     def __init__(self, config: StableDiffusionConfig):
@@ -32,7 +32,7 @@ class StableDiffusionUNet(nn.Module):
             cins = [widths[max(i - 1, 0)]] + [width] * (layers - 1)
             self.down_blocks.append(level(i, cins, downsample=Downsample if i < last else None))
             skips += [width] * (layers if i == last else layers + 1)
-        # Two residual blocks with one transformer between them.
+        # The middle: two residual blocks with one transformer between them.
         self.mid_block = Level(ResidualBlock, [widths[-1]] * 2, widths[-1], [1], [True], c)
         self.up_blocks, x = nn.ModuleList(), widths[-1]
         for i in reversed(range(len(widths))):

@@ -1,4 +1,4 @@
-"""CLIP's text tower: token ids [n, l] -> last hidden state [n, l, hidden]."""
+"""Text encoder, CLIP's text tower: token ids [n, l] -> last hidden state [n, l, hidden]."""
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +8,7 @@ from .config import TextConfig
 
 
 class Embeddings(nn.Module):
-    """Token plus position embedding."""
+    """Sum of token and position embeddings."""
 
     def __init__(self, c: TextConfig):
         super().__init__()
@@ -20,7 +20,7 @@ class Embeddings(nn.Module):
 
 
 class CausalSelfAttention(nn.Module):
-    """Multi-head softmax attention; a token sees itself and those before it. No masking of padding."""
+    """Causal multi-head softmax attention: a token sees itself and earlier tokens. Padding is not masked."""
 
     def __init__(self, c: TextConfig):
         super().__init__()
@@ -36,7 +36,7 @@ class CausalSelfAttention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linear layers with quick_gelu(u) = u * sigmoid(1.702 u) between them."""
+    """Feed-forward layer: two linear layers with quick_gelu(u) = u * sigmoid(1.702 u) between them."""
 
     def __init__(self, c: TextConfig):
         super().__init__()
@@ -64,7 +64,7 @@ class EncoderLayer(nn.Module):
 
 
 class Layers(nn.Module):
-    """The stack of layers (a module of its own for the sake of the usual names)."""
+    """Stack of layers, a separate module because the published names have it."""
 
     def __init__(self, c: TextConfig):
         super().__init__()
@@ -77,7 +77,7 @@ class Layers(nn.Module):
 
 
 class TextTransformer(nn.Module):
-    """Embeddings, layers, final norm."""
+    """Text tower: embeddings, layers, final norm."""
 
     def __init__(self, c: TextConfig):
         super().__init__()
@@ -90,7 +90,7 @@ class TextTransformer(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """The text tower under the prefix `text_model.` of published CLIP files."""
+    """Text tower under the prefix `text_model.`, as in published CLIP files."""
 
     def __init__(self, config: TextConfig):
         super().__init__()

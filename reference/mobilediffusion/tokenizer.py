@@ -10,7 +10,7 @@ BOS, EOS = 49406, 49407
 
 
 class ClipTokenizer:
-    """Begin and end marks around the text; cut and padded (with the end mark) to `length` tokens."""
+    """Tokenizer that puts begin and end marks around a text, and cuts or pads it (with the end mark) to `length` tokens."""
 
     def __init__(self, path=DEFAULT_PATH, length: int = 77):
         self.length = length
@@ -24,5 +24,5 @@ class ClipTokenizer:
         return [BOS, *ids] + [EOS] * (self.length - 1 - len(ids))
 
     def __call__(self, texts: list[str]) -> torch.Tensor:
-        """Texts -> ids [n, length], int64."""
+        """Encode texts to ids [n, length], int64."""
         return torch.tensor([self.encode(text) for text in texts])

@@ -1,4 +1,4 @@
-"""The MobileDiffusion UNet: two levels down, one deep middle module, two levels up."""
+"""UNet of MobileDiffusion: two levels down, one deep middle module, two levels up."""
 
 import torch
 import torch.nn.functional as F
@@ -11,10 +11,10 @@ from .config import UNetConfig
 
 
 class Level(nn.Module):
-    """Residual blocks, each followed by a transformer stack where `depths` says so; then at most one sampler.
+    """Level: residual blocks, each followed by a transformer stack if its depth is above 0, then at most one sampler.
 
-    A plain container: the UNet's `forward` walks through it, because the skips run between levels. `downsample` is
-    the module that halves the size, or None.
+    Only a container: `UNet.forward` runs its modules, because the skips connect levels. `downsample` is the module that
+    halves the size, or None.
     """
 
     def __init__(self, block, cins, cout, depths, self_attention, c, downsample=None, upsample=False):
@@ -33,9 +33,9 @@ class Level(nn.Module):
 
 
 class UNet(nn.Module):
-    """Noisy latent [n, 8, h, w], training step [n], text [n, k, d] -> prediction [n, 8, h, w].
+    """UNet: noisy latent [n, 8, h, w], training step [n], text [n, k, d] -> prediction [n, 8, h, w].
 
-    h and w are multiples of 4, so that the skips match after two halvings.
+    h and w must be multiples of 4, so that the skips match after two halvings.
     """
 
     def __init__(self, config: UNetConfig):
@@ -56,7 +56,7 @@ class UNet(nn.Module):
         ])
         self.mid_block = Level(separable_block, [c1] + [c2] * (c.layers_mid - 1), c2, c.transformer_depth_mid,
                                c.mid_self_attention(), c, upsample=True)
-        # The skips in the order in which the up path takes them: last in, first out.
+        # Channels of the skips in the order in which the up path takes them: last in, first out.
         skips0, skips1 = [c1] * down1 + [c0], [c0] * down0 + [c0]
         hidden0, hidden1 = [c2] + [c1] * (up0 - 1), [c1] + [c0] * (up1 - 1)
         self.up_blocks = nn.ModuleList([
@@ -86,7 +86,7 @@ class UNet(nn.Module):
                 x = level.layer(j, x, emb, text)
                 skips.append(x)
             x = level.downsamplers[0](x)
-            if i == 0:  # the middle is one module: the last sampler leaves no skip
+            if i == 0:  # the last downsampler leads into the middle and leaves no skip
                 skips.append(x)
         for j in range(len(self.mid_block.resnets)):
             x = self.mid_block.layer(j, x, emb, text)

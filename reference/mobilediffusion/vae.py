@@ -1,4 +1,4 @@
-"""The full VAE, in the form and with the names of Stable Diffusion's AutoencoderKL."""
+"""Full VAE, with the architecture and the names of Stable Diffusion's AutoencoderKL."""
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,7 @@ from .decoder import UpBlock, VaeResidualBlock
 
 
 class MidAttention(nn.Module):
-    """Single-head softmax attention over all positions, [n, d, h, w] -> the same."""
+    """Single-head softmax attention over all positions, [n, d, h, w] -> [n, d, h, w]."""
 
     def __init__(self, d: int, groups: int, eps: float):
         super().__init__()
@@ -24,7 +24,7 @@ class MidAttention(nn.Module):
 
 
 class PaddedDownsample(nn.Module):
-    """Stride-2 convolution padded right and below only."""
+    """Downsampler: a convolution with stride 2, padded only on the right and below."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -35,7 +35,7 @@ class PaddedDownsample(nn.Module):
 
 
 class DownBlock(nn.Module):
-    """`layers` residual blocks, then halving (all but the last block)."""
+    """Level of `layers` residual blocks, then downsampling in all but the last level."""
 
     def __init__(self, cin: int, cout: int, downsample: bool, c: VaeConfig):
         super().__init__()
@@ -51,7 +51,7 @@ class DownBlock(nn.Module):
 
 
 class MidBlock(nn.Module):
-    """Residual block, attention, residual block."""
+    """Middle block: residual block, attention, residual block."""
 
     def __init__(self, d: int, c: VaeConfig):
         super().__init__()
@@ -64,7 +64,7 @@ class MidBlock(nn.Module):
 
 
 class EncoderTrunk(nn.Module):
-    """Everything before `quant_conv`."""
+    """Encoder before `quant_conv`."""
 
     def __init__(self, c: VaeConfig):
         super().__init__()
@@ -85,7 +85,7 @@ class EncoderTrunk(nn.Module):
 
 
 class FullDecoderTrunk(nn.Module):
-    """Everything after `post_quant_conv`: the light decoder's form with a middle block and one more layer per level."""
+    """Decoder after `post_quant_conv`: that of the light decoder, with a middle block and one more layer per level."""
 
     def __init__(self, c: VaeConfig):
         super().__init__()
@@ -107,7 +107,7 @@ class FullDecoderTrunk(nn.Module):
 
 
 class Vae(nn.Module):
-    """Picture [n, 3, 8h, 8w] in -1..1 <-> unscaled latent [n, 8, h, w]."""
+    """VAE between pictures [n, 3, 8h, 8w] in -1..1 and unscaled latents [n, 8, h, w]."""
 
     def __init__(self, config: VaeConfig):
         super().__init__()
@@ -118,19 +118,19 @@ class Vae(nn.Module):
         self.decoder = FullDecoderTrunk(config)
 
     def encode(self, picture):
-        """Mean and log variance of the unscaled latent, [n, 8, h, w] each."""
+        """Encode to mean and log variance of the unscaled latent, [n, 8, h, w] each."""
         mean, logvar = self.quant_conv(self.encoder(picture)).chunk(2, dim=1)
         return mean, logvar.clamp(-30.0, 20.0)
 
     def forward(self, z):
-        """Unscaled latent -> picture, about -1 to 1 (the caller clamps)."""
+        """Decode an unscaled latent to a picture, about -1 to 1 and not clamped."""
         return self.decoder(self.post_quant_conv(z))
 
     def decode(self, latent):
-        """Scaled latent (what the UNet works on) -> picture in 0..1."""
+        """Decode a scaled latent, as the UNet uses it, to a picture in 0..1."""
         return (self(latent / self.config.scaling_factor).clamp(-1, 1) + 1) / 2
 
 
 def sample_latent(mean, logvar):
-    """Reparameterised draw from the encoder's Gaussian."""
+    """Draw from the encoder's Gaussian by reparameterisation."""
     return mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)

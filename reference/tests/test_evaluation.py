@@ -1,4 +1,4 @@
-"""The figures against cases whose answer is known."""
+"""Metrics on cases whose answers are known."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ def test_frechet_distance_of_shifted_and_scaled_normals():
     x = torch.randn(4000, 3, dtype=torch.float64) @ torch.tensor([[1.0, 0.3, 0.0], [0.0, 0.7, 0.2], [0.0, 0.0, 1.5]]).double()
     assert abs(frechet(x, x)) < 1e-9
     assert frechet(x, x + torch.tensor([3.0, 0.0, 4.0])) == pytest.approx(25.0)
-    # Scaled by 2, the covariance root doubles: the distance is that of the roots, the trace of the covariance.
+    # Scaling by 2 doubles the root of the covariance, so the distance is the trace of the covariance.
     centred = x - x.mean(0)
     assert frechet(centred, 2 * centred) == pytest.approx(torch.cov(x.T).trace().item())
 
@@ -24,7 +24,7 @@ def test_retrieval_of_perfect_and_of_useless_embeddings():
     others = torch.nn.functional.normalize(torch.randn(n, 64), dim=1)
     chance = retrieval(others, vectors, concepts, vectors, concepts)
     assert chance[1] < 0.1 and 0.02 < chance[10] < 0.25
-    # Equal embeddings find nothing: a tie is not a hit.
+    # With equal embeddings nothing is found, because a tie is not a hit.
     same = torch.ones(n, 64)
     assert retrieval(same, same, concepts, same, concepts) == {1: 0.0, 10: 0.0}
     with pytest.raises(ValueError, match="100 captions"):
@@ -42,7 +42,7 @@ def test_dual_encoder_ignores_padding_and_picture_size():
     pictures = torch.rand(2, 3, 128, 128)
     assert model.image(pictures).shape == (2, dual.DIM)
     torch.testing.assert_close(model.image(pictures).norm(dim=1), torch.ones(2))
-    # Blurring twofold pictures down is the same as giving the small ones.
+    # Pictures of twice the size, scaled down, have the embeddings of the small ones.
     small = torch.nn.functional.avg_pool2d(pictures, 2)
     torch.testing.assert_close(model.image(pictures), model.image(small))
 

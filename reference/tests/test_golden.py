@@ -1,4 +1,4 @@
-"""The committed golden files are what the twin computes, and a wrong epsilon would show in them."""
+"""The twin computes the values in the committed golden files, and a wrong epsilon would show in them."""
 
 import json
 
@@ -28,7 +28,7 @@ CASES = sorted(path for path in DEFAULT_OUT.glob("*/*.safetensors") if path.name
 
 
 def load(path):
-    """The model of a case, how it is run, and the inputs in their order."""
+    """Return the model of a case, the function that runs it, and its inputs in order."""
     class_name = json.loads((path.parent / "config.json").read_text()).get("_class_name", TextConfig.class_name)
     model_class, config_class = CLASSES[class_name]
     model = model_class(config_class.load(path.parent))
@@ -53,7 +53,7 @@ def errors(model, inputs, run, golden) -> dict[str, float]:
 
 @pytest.mark.parametrize("path", CASES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_the_twin_gives_the_golden_outputs(path):
-    # The order of sums differs between processors.
+    # Processors add up in different orders.
     assert max(errors(*load(path)).values()) < 1e-5
 
 
@@ -89,7 +89,7 @@ def swap_waves(model) -> None:
 
 
 def swap_skips(model) -> None:
-    """As if the skip of the last block came before the hidden map; both have the same width there."""
+    """Put the skip of the last block before the hidden map. Both have the same width there."""
     block = model.up_blocks[1].resnets[1]
     swap_halves(block.conv_shortcut.weight, 1)
     swap_halves(block.conv1.weight, 1)
@@ -98,7 +98,7 @@ def swap_skips(model) -> None:
 
 
 def scores_of_another_length(model) -> None:
-    """As if relu attention divided by a wrong number of keys."""
+    """Let relu attention divide by a wrong number of keys."""
     for module in model.modules():
         if hasattr(module, "to_q"):
             module.to_q.weight.data *= 13

@@ -1,4 +1,4 @@
-"""Names, sizes and one forward pass of every part."""
+"""Tensor names, sizes and one forward pass of every part of the model."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from mobilediffusion.vae import Vae
 
 
 def meta(model_class, config):
-    """Full-size model without memory for its weights."""
+    """Build a full-size model without allocating its weights."""
     with torch.device("meta"):
         return model_class(config)
 

@@ -1,4 +1,4 @@
-"""Schedule, samplers and noise against known values."""
+"""Schedule, samplers and noise, compared with known values."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def test_timesteps():
 
 
 class KnownNoise:
-    """A 'network' that knows x0 and so predicts perfectly."""
+    """Stand-in for a network that knows x0 and predicts perfectly."""
 
     def __init__(self, x0, schedule, kind):
         self.x0, self.schedule = x0, schedule
@@ -42,7 +42,7 @@ def test_samplers_reach_what_the_network_knows(kind):
     unet, start, text = KnownNoise(x0, schedule, kind), torch.randn_like(x0), torch.zeros(2, 1, 1)
     for steps in (1, 4):
         assert torch.allclose(one_step(unet, schedule, start, text, steps), x0, atol=1e-6)
-    # DDIM ends at alpha_bar[0], which keeps a little of the noise.
+    # DDIM ends at alpha_bar[0], where a little noise is left.
     end = ddim(unet, schedule, start, text, text, steps=10, guidance=3.0)
     assert (end - x0).abs().max() < 0.2
 

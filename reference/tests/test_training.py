@@ -1,4 +1,4 @@
-"""A few steps of every stage on toy data, and that the exported checkpoint draws."""
+"""A few steps of every stage on toy data, and an exported checkpoint that draws."""
 
 import csv
 import dataclasses
@@ -54,7 +54,7 @@ def test_tokenizer():
 
 @pytest.fixture
 def data(tmp_path):
-    """Eight random pictures, three of them held out."""
+    """Write a data set of eight random pictures, three of them held out."""
     folder = tmp_path / "data"
     folder.mkdir()
     pictures = np.random.default_rng(0).integers(0, 255, (8, 32, 32, 3), dtype=np.uint8)
@@ -67,7 +67,7 @@ def data(tmp_path):
 
 @pytest.fixture
 def run(tmp_path, data, monkeypatch):
-    """Runs one stage of the toy plan as the command does."""
+    """Return a function that runs one stage of the toy plan as the command does."""
     monkeypatch.setitem(PLANS, "cpu", TOY)
 
     def stage(name, *arguments, out="out"):
@@ -94,7 +94,7 @@ def test_all_stages(run, data, tmp_path, monkeypatch):
     assert ids.shape == (8, 77) and noise.shape == latent.shape == (8, 8, 4, 4)
     assert diffusion.load(out / "base", "cpu")[0].config.attention_phi == "softmax"
     assert diffusion.load(out / "ufogen", "cpu")[0].config.attention_phi == "relu"
-    # The text encoder is trained with the base model and stays as it is afterwards.
+    # The text encoder is trained in the stage `base` and does not change afterwards.
     after_base, after_ufogen = (diffusion.load(out / stage, "cpu")[1].state_dict() for stage in ("base", "ufogen"))
     assert all(torch.equal(after_base[k], after_ufogen[k]) for k in after_base)
 
@@ -105,7 +105,7 @@ def test_all_stages(run, data, tmp_path, monkeypatch):
     assert picture.shape == (1, 3, 32, 32) and picture.isfinite().all()
     assert vae.load(out / "vae", "cpu").config.scaling_factor == Pipeline.load(folder).decoder.config.scaling_factor
 
-    # The measuring command, with fewer candidates than the toy data has concepts.
+    # The command that measures, with fewer candidates than the toy data has concepts.
     monkeypatch.setattr(metrics, "CANDIDATES", 4)
     monkeypatch.setattr(evaluate, "ROWS", {name: ROWS[name] for name in ("one-step", "one-step-full")})
     arguments = ["--data", str(data), "--out", str(out), "--checkpoint", str(folder), "--captions", "40", "--steps", "2"]
@@ -116,9 +116,9 @@ def test_all_stages(run, data, tmp_path, monkeypatch):
     assert list(found["rows"]) == ["real-train", "real-held", "one-step", "one-step-full"]
     assert all(0 <= row["r1"] <= row["r10"] <= 1 and row["frechet"] > 0 for row in found["rows"].values())
 
-    # An exported checkpoint is what the next run may start from.
+    # Another run can start from an exported checkpoint.
     started = run("base", "--warm", str(folder), "--steps", "1", out="out")
-    assert torch.load(started / "checkpoint.pt", weights_only=True)["step"] == 3  # this one was finished already
+    assert torch.load(started / "checkpoint.pt", weights_only=True)["step"] == 3  # this stage was finished already
 
 
 @needs_tokenizer
@@ -153,7 +153,7 @@ def test_a_plan_of_another_prediction_is_refused():
 @needs_tokenizer
 @pytest.mark.parametrize("arguments", [("--loss", "diffusion"), ("--loss", "distill"), ("--loss", "ema"), ("--lora", "2")])
 def test_ufogen_variants(run, monkeypatch, arguments):
-    # As in the paper: no trajectories, the discriminator from the first step.
+    # As in the paper, there are no trajectories, and the discriminator takes part from the first step.
     monkeypatch.setitem(PLANS, "cpu", dataclasses.replace(TOY, pairs=0))
     for name in ("vae", "base", "relu"):
         run(name)
@@ -208,7 +208,7 @@ def test_plans_are_of_the_promised_size():
 
 @needs_tokenizer
 def test_words(run, monkeypatch):
-    """A teacher for whom `kitten` and `thing 2` are one, and everything else is apart."""
+    """Teacher that gives `kitten` and `thing 2` one embedding, and every other text its own."""
 
     class Teacher:
         def __init__(self, folder):

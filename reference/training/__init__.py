@@ -1,1 +1,1 @@
-"""The four training stages: vae, base, relu, ufogen."""
+"""The training stages: vae, base, relu, pairs, ufogen, decoder and words."""

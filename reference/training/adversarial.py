@@ -1,4 +1,4 @@
-"""The VAE's discriminator: hinge loss on patches, weighted by the ratio of gradients (LDM's recipe)."""
+"""Discriminator of the VAE: hinge loss on patches, weighted by the ratio of gradients as in latent diffusion (LDM)."""
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +8,7 @@ JOINS = 0.5  # share of the run after which the discriminator takes part
 
 
 def patch_discriminator(width: int = 32) -> nn.Sequential:
-    """Picture [n, 3, h, w] -> one logit per patch of about 30 pixels, [n, 1, h/8, w/8]."""
+    """Build a network from pictures [n, 3, h, w] to one logit per patch of about 30 pixels, [n, 1, h/8, w/8]."""
     layers = [nn.Conv2d(3, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
     for i in range(2):
         layers += [
@@ -20,7 +20,7 @@ def patch_discriminator(width: int = 32) -> nn.Sequential:
 
 
 class PatchGan:
-    """Discriminator and its optimiser; with weight 0 there is none and every call is free."""
+    """Discriminator with its optimiser. With weight 0 there is no discriminator, and calls do nothing."""
 
     def __init__(self, weight: float, device):
         self.weight = weight
@@ -29,14 +29,14 @@ class PatchGan:
             self.optimizer = torch.optim.Adam(self.network.parameters(), lr=1e-4, betas=(0.5, 0.9))
 
     def state(self) -> dict:
-        """What a checkpoint needs."""
+        """Return the state to save in a checkpoint."""
         return {"gan": self.network, "gan_optimizer": self.optimizer} if self.weight else {}
 
     def idle(self, progress: float) -> bool:
         return not self.weight or progress < JOINS
 
     def generator_loss(self, reconstruction, output, last_weight, progress: float):
-        """Weighted loss of the decoder; the gradients at its last layer set the weight against `reconstruction`."""
+        """Return the decoder's loss, weighted by the ratio of the gradients of `reconstruction` and of this loss at its last layer."""
         if self.idle(progress):
             return torch.zeros((), device=output.device)
         self.network.requires_grad_(False)
@@ -47,7 +47,7 @@ class PatchGan:
         return self.weight * ratio * loss
 
     def step(self, real, fake, progress: float) -> None:
-        """One hinge step of the discriminator."""
+        """Train the discriminator for one step with the hinge loss."""
         if self.idle(progress):
             return
         loss = F.relu(1 - self.network(real)).mean() + F.relu(1 + self.network(fake)).mean()

@@ -1,4 +1,4 @@
-"""What all stages share: the data, the run's clock, log and checkpoints, averaged weights."""
+"""Parts shared by all stages: data, time limit, log and checkpoints of a run, averaged weights."""
 
 import copy
 import csv
@@ -16,14 +16,14 @@ TRAIN, HELD_STYLE, HELD_CONCEPT = 0, 1, 2  # as data.py writes them
 
 
 class Pictures:
-    """One part of the data in memory: pictures [n, 3, h, w] in -1..1, and the captions of each."""
+    """Splits of the data in memory: pictures [n, 3, h, w] in -1..1, and the captions of each."""
 
     def __init__(self, folder, device, splits=(TRAIN,)):
         folder = Path(folder)
         with np.load(folder / "pictures.npz") as f:
             kept = np.isin(f["split"], splits)
             pixels, self.concept, self.style = f["pictures"][kept], f["concept"][kept], f["style"][kept]
-            # The concepts of the example prompts are seen twice as often.
+            # Concepts of the example prompts are drawn twice as often.
             self.weight = torch.from_numpy(f["weight"][kept])
         self.pixels = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().to(device)
         captions = json.loads((folder / "captions.json").read_text())
@@ -33,19 +33,19 @@ class Pictures:
         return len(self.pixels)
 
     def batch(self, index) -> torch.Tensor:
-        """The pictures of `index` (a slice or a tensor) as floats in -1..1."""
+        """Return the pictures of `index` (a slice or a tensor) as floats in -1..1."""
         return self.pixels[index].float() / 127.5 - 1
 
     def batches(self, size: int = 64):
-        """All pictures in order."""
+        """Yield all pictures in order, in batches."""
         return (self.batch(slice(i, i + size)) for i in range(0, len(self), size))
 
 
 class Run:
-    """One stage's folder: `curve.csv`, `checkpoint.pt`, and the decision when to stop.
+    """One run of a stage: its folder with `curve.csv` and `checkpoint.pt`, and its limits.
 
-    `minutes` and `steps` both limit the run; the learning rate follows the
-    nearer limit, so a run bounded by time still anneals to its end.
+    `minutes` and `steps` both limit the run. The learning rate follows the
+    nearer limit, so that a run limited by time is annealed to its end too.
     """
 
     def __init__(self, folder, minutes: float, steps: int, columns: list[str]):
@@ -61,13 +61,13 @@ class Run:
 
     @property
     def progress(self) -> float:
-        """0 at the start, 1 at the end, and at once where there is nothing to do."""
+        """Progress from 0 at the start to 1 at the end. A limit of zero gives 1."""
         if self.limit_seconds <= 0 or self.limit_steps <= 0:
             return 1.0
         return min(1.0, max(self.seconds / self.limit_seconds, self.step / self.limit_steps))
 
     def cosine(self, first: float, last: float, warmup: int = 50) -> float:
-        """Learning rate at the present progress."""
+        """Return the learning rate at the present progress: a cosine from `first` to `last` after a linear warm-up."""
         rate = last + (first - last) * 0.5 * (1 + math.cos(math.pi * self.progress))
         return rate * min(1.0, (self.step + 1) / warmup)
 
@@ -91,14 +91,14 @@ class Run:
         self.sums, self.count = {}, 0
 
     def save(self, **state) -> None:
-        """Modules and optimisers by name; anything else as it is."""
+        """Save a checkpoint: the states of modules and optimisers, and other values unchanged, by name."""
         state = {k: v.state_dict() if hasattr(v, "state_dict") else v for k, v in state.items()}
         part = self.folder / "checkpoint.part"
         torch.save(state | {"step": self.step, "seconds": self.seconds, "random": random_state()}, part)
-        part.rename(self.folder / "checkpoint.pt")  # never a half-written checkpoint
+        part.rename(self.folder / "checkpoint.pt")  # so that a checkpoint is never half-written
 
     def resume(self, **state) -> bool:
-        """Load what `save` wrote, if anything; returns whether it did."""
+        """Load the checkpoint that `save` wrote. Return False if there is none."""
         path = self.folder / "checkpoint.pt"
         if not path.exists():
             return False
@@ -111,7 +111,7 @@ class Run:
 
 
 def random_state() -> list[torch.Tensor]:
-    """Where the generators are, the CPU's first: a run that goes on must not draw its first numbers again."""
+    """Return the states of the random generators, the CPU's first, so that a resumed run draws new numbers."""
     return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])]
 
 
@@ -124,7 +124,7 @@ def set_random_state(states: list[torch.Tensor]) -> None:
 
 @contextmanager
 def precision(options):
-    """Mixed precision where asked for. On a CPU, attention in plain matrix products: these sequences are short."""
+    """Enable bfloat16 autocast if the options ask for it. On a CPU, compute attention by plain products: sequences are short."""
     attention = sdpa_kernel(SDPBackend.MATH) if options.device == "cpu" else nullcontext()
     with attention, torch.autocast(options.device, torch.bfloat16, enabled=options.bf16):
         yield
@@ -139,13 +139,13 @@ def frozen(module: torch.nn.Module) -> torch.nn.Module:
 
 
 def averaged(module: torch.nn.Module) -> torch.nn.Module:
-    """A copy that will follow the module's weights."""
+    """Return a frozen copy of a module, to be updated by `follow`."""
     return frozen(copy.deepcopy(module))
 
 
 @torch.no_grad()
 def follow(average: torch.nn.Module, module: torch.nn.Module, decay: float) -> None:
-    """Exponential moving average of the weights."""
+    """Update the exponential moving average of a module's weights."""
     torch._foreach_lerp_(list(average.parameters()), list(module.parameters()), 1 - decay)
 
 

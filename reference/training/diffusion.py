@@ -17,7 +17,7 @@ DROPOUT = 0.1  # share of captions replaced by the empty one
 
 
 class Captioned:
-    """Batches of latents [n, 8, h, w] with token ids [n, 77] of one of each picture's captions."""
+    """Source of batches: latents [n, 8, h, w], and token ids [n, 77] of one caption of each picture."""
 
     def __init__(self, options):
         data = Pictures(options.data, options.device)
@@ -42,7 +42,7 @@ def new_text_encoder(config: TextConfig) -> TextEncoder:
 
 
 def load_text(folder, device) -> TextEncoder:
-    """Averaged text encoder of a stage, in evaluation mode."""
+    """Load the averaged text encoder of a stage, in evaluation mode."""
     saved = load_checkpoint(folder)
     text = TextEncoder(TextConfig.from_dict(saved["text_config"]))
     text.load_state_dict(saved["text_ema"])
@@ -50,7 +50,7 @@ def load_text(folder, device) -> TextEncoder:
 
 
 def load(folder, device):
-    """Averaged UNet and text encoder of a stage, in evaluation mode."""
+    """Load the averaged UNet and text encoder of a stage, in evaluation mode."""
     saved = load_checkpoint(folder)
     unet = UNet(UNetConfig.from_dict(saved["unet_config"]))
     unet.load_state_dict(saved["unet_ema"])
@@ -58,7 +58,7 @@ def load(folder, device):
 
 
 def start(options):
-    """The networks that a stage begins with, trainable."""
+    """Return the networks that a stage starts from, trainable."""
     if options.name == "relu":
         unet, text = load(options.out / "base", options.device)
     elif options.warm:
@@ -67,18 +67,18 @@ def start(options):
     else:
         unet, text = UNet(options.plan.unet), new_text_encoder(options.plan.text)
     unet.set_attention_phi("relu" if options.name == "relu" else "softmax")
-    text.requires_grad_(options.name == "base")  # afterwards the text encoder stays as it is
+    text.requires_grad_(options.name == "base")  # later stages keep the text encoder frozen
     return unet.to(options.device).requires_grad_(True), text.to(options.device)
 
 
 def velocity(schedule, x0, noise, t):
-    """The v-prediction target a noise - s x0."""
+    """Return the target of v-prediction, a noise - s x0."""
     a, s = schedule.coefficients(t, x0)
     return a * noise - s * x0
 
 
 def diffusion_loss(unet, schedule, x0, text, t):
-    """Mean squared error of the prediction at steps t [n]."""
+    """Return the mean squared error of the predicted v at steps t [n]."""
     noise = torch.randn_like(x0)
     prediction = unet(schedule.add_noise(x0, noise, t), t, text).float()
     return F.mse_loss(prediction, velocity(schedule, x0, noise, t))
@@ -91,7 +91,7 @@ def train(options) -> None:
     unet_ema, text_ema = averaged(unet), averaged(text)
     groups = [{"params": list(unet.parameters()), "weight_decay": 0.01}]
     if options.name == "base":
-        # A warm-started text encoder stays near its words, so that other networks that know them still fit.
+        # A warm-started text encoder changes slowly, so that other networks trained with its embeddings still fit.
         groups.append({"params": list(text.parameters()), "weight_decay": 0.0, "factor": 0.3 if options.warm else 1.0})
     optimizer = torch.optim.AdamW(groups, lr=stage.rate[0], betas=(0.9, 0.999))
     state = dict(unet=unet, text=text, unet_ema=unet_ema, text_ema=text_ema, optimizer=optimizer)

@@ -1,4 +1,4 @@
-"""Low-rank adaptation of the attention projections, as parametrisations that can be merged away."""
+"""Low-rank adaptation (LoRA) of the attention projections, as parametrisations that can be merged into the weights."""
 
 import copy
 
@@ -10,7 +10,7 @@ PROJECTIONS = ("to_q", "to_k", "to_v", "to_kv", "to_out.0")
 
 
 class LowRank(nn.Module):
-    """W -> W + B A with A [rank, in], B [out, rank]; B is zero at first."""
+    """Parametrisation W + B A with A [rank, in] and B [out, rank]; B starts at zero."""
 
     def __init__(self, weight, rank: int):
         super().__init__()
@@ -32,7 +32,7 @@ def attach(unet: nn.Module, rank: int) -> None:
 
 
 def merged(unet: nn.Module) -> nn.Module:
-    """A copy with the additions inside the weights, under the plain names."""
+    """Return a copy with the additions merged into the weights, under the plain names."""
     unet = copy.deepcopy(unet)
     for module in unet.modules():
         if parametrize.is_parametrized(module, "weight"):

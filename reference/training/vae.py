@@ -1,4 +1,4 @@
-"""Stage `vae`: encoder and full decoder together. Stage `decoder`: the light decoder for the frozen encoder."""
+"""Stages `vae`, which trains encoder and full decoder, and `decoder`, which trains the light decoder for that encoder."""
 
 import math
 
@@ -14,34 +14,34 @@ from .adversarial import PatchGan
 from .common import HELD_CONCEPT, HELD_STYLE, Pictures, Run, averaged, follow, frozen, load_checkpoint, precision, set_rate
 
 KL_WEIGHT = 3e-4
-WARM_FROZEN = 0.25  # share of the run in which a warm-started decoder waits for its encoder
+WARM_FROZEN = 0.25  # share of the run in which a warm-started decoder is frozen while its encoder trains
 
 
 def gradients(x):
-    """Horizontal and vertical differences of pictures [n, c, h, w]."""
+    """Return horizontal and vertical differences of pictures [n, c, h, w]."""
     return x[..., 1:] - x[..., :-1], x[..., 1:, :] - x[..., :-1, :]
 
 
 def reconstruction_loss(output, target):
-    """L1 for colour, L2 for large errors, L1 of the gradients for edges (in place of a perceptual network)."""
+    """Return the loss: L1 for colour, L2 for large errors, and L1 of the gradients for edges instead of a perceptual network."""
     edges = sum(F.l1_loss(a, b) for a, b in zip(gradients(output), gradients(target)))
     return F.l1_loss(output, target) + F.mse_loss(output, target) + edges
 
 
 def kl_divergence(mean, logvar):
-    """KL to the standard normal, mean over all latent values."""
+    """Return the KL divergence to the standard normal distribution, averaged over all latent values."""
     return 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
 
 
 @torch.no_grad()
 def psnr(vae, decoder, pictures: Pictures) -> float:
-    """dB over all pictures, from the mean latent, colours in 0..1."""
+    """Return the PSNR in dB over all pictures decoded from their mean latents, with colours in 0..1."""
     total = sum((((decoder(vae.encode(p)[0]).clamp(-1, 1) - p) / 2) ** 2).sum().item() for p in pictures.batches())
     return -10 * math.log10(total / pictures.pixels.numel())
 
 
 def load(folder, device) -> Vae:
-    """Averaged VAE of a finished `vae` stage; its config holds the scaling factor."""
+    """Load the averaged VAE of a finished stage `vae`. Its config holds the scaling factor."""
     saved = load_checkpoint(folder)
     vae = Vae(VaeConfig.from_dict(saved["vae_config"]))
     vae.load_state_dict(saved["vae_ema"])
@@ -49,7 +49,7 @@ def load(folder, device) -> Vae:
 
 
 def load_light(folder, device) -> LightDecoder:
-    """Averaged light decoder of the stage `decoder`."""
+    """Load the averaged light decoder of the stage `decoder`."""
     saved = load_checkpoint(folder)
     decoder = LightDecoder(DecoderConfig.from_dict(saved["decoder_config"]))
     decoder.load_state_dict(saved["decoder_ema"])
@@ -58,12 +58,12 @@ def load_light(folder, device) -> LightDecoder:
 
 @torch.no_grad()
 def scaled_latents(vae: Vae, pictures: Pictures):
-    """Mean latents of all pictures [n, 8, h, w], unit variance."""
+    """Return the mean latents of all pictures [n, 8, h, w], scaled to unit variance."""
     return torch.cat([vae.encode(p)[0] for p in pictures.batches()]) * vae.config.scaling_factor
 
 
 def grow(vae: Vae, light: LightDecoder) -> None:
-    """Start the full decoder as a copy of a light one of the same widths: what it has besides starts as the identity."""
+    """Initialise the full decoder from a light one of the same widths. Its additional blocks start as the identity."""
     own, given = vae.state_dict(), light.state_dict()
     if unusable := {k for k in given if k not in own or own[k].shape != given[k].shape}:
         raise ValueError(f"the light decoder does not fit into the full one at {sorted(unusable)[0]}")
@@ -82,12 +82,12 @@ def new_vae(options) -> Vae:
 
 
 def mirrored(x):
-    """Each picture [n, 3, h, w] as it is or mirrored, at random."""
+    """Mirror a random half of the pictures [n, 3, h, w]."""
     return torch.where((torch.rand(len(x), 1, 1, 1) < 0.5).to(x.device), x, x.flip(3))
 
 
 def set_scaling_factor(config, vae_ema: Vae, data: Pictures) -> None:
-    """1 / standard deviation of the mean latents of the training pictures."""
+    """Set the scaling factor to 1 / standard deviation of the mean latents of the training pictures."""
     with torch.no_grad():
         latents = torch.cat([vae_ema.encode(p)[0] for p in data.batches()])
     config.scaling_factor = round(1 / latents.std().item(), 6)
@@ -135,7 +135,7 @@ def train(options) -> None:
 
 
 def train_light(options) -> None:
-    """The light decoder learns to draw the pictures from the frozen encoder's latents, with the full decoder's help."""
+    """Train the light decoder on the frozen encoder's latents, starting from weights that it shares with the full decoder."""
     device, stage = options.device, options.stage
     data, held = Pictures(options.data, device), Pictures(options.data, device, (HELD_STYLE, HELD_CONCEPT))
     vae = load(options.out / "vae", device)
@@ -181,6 +181,6 @@ def train_light(options) -> None:
 
 
 def shared_weights(light: LightDecoder, vae: Vae) -> dict:
-    """The light decoder's initial weights with the full decoder's wherever name and shape agree."""
+    """Return the light decoder's weights, replaced by the full decoder's wherever name and shape agree."""
     own, given = light.state_dict(), vae.state_dict()
     return own | {k: given[k] for k in own if k in given and given[k].shape == own[k].shape}

@@ -1,10 +1,10 @@
-"""Stage `words`: words that no caption has learn which known thing they are near to.
+"""Stage `words`: words that occur in no caption get the meaning of a known thing.
 
-A frozen sentence encoder finds, for every whole word of CLIP's vocabulary that
-training never saw, the nearest name of a known thing. Where it is near enough,
-the word's row of the token table is fitted so that the text encoder says the
-same for the word as for the name. Nothing else changes: every caption of known
-words is encoded as before.
+A frozen sentence encoder finds the nearest name of a known thing for every whole
+word of CLIP's vocabulary that training never saw. If it is near enough, the
+word's row of the token table is fitted so that the text encoder gives the word
+the embedding of the name. Nothing else changes: captions of known words are
+encoded as before.
 """
 
 import json
@@ -18,27 +18,27 @@ from . import diffusion
 from .common import Pictures, Run, frozen, set_rate
 from .minilm import MiniLm
 
-NEAR = 0.6  # cosine of two texts from which they count as the same thing
+NEAR = 0.6  # cosine from which two texts count as names of the same thing
 SHORTEST = 3  # letters of a word
 TEMPLATES = ("{}", "a picture of a {}")
 
 
 def known_names(options) -> list[list[str]]:
-    """The names of every known thing, the one of fewest words first."""
+    """Return the names of every known thing, those of fewest words first."""
     concepts = Pictures(options.data, "cpu").concept.tolist()
     names = json.loads((options.data / "names.json").read_text())
     return [sorted(names[c], key=lambda n: (n.count(" "), len(n))) for c in sorted(set(concepts))]
 
 
 def unseen_words(tokenizer: ClipTokenizer, captions: list[list[str]]) -> dict[str, int]:
-    """Whole words of the vocabulary with their token, those of the captions left out."""
+    """Return the whole words of the vocabulary that occur in no caption, with their tokens."""
     seen = {i for texts in captions for text in texts for i in tokenizer.encode(text)}
     words = {t.removesuffix("</w>"): i for t, i in tokenizer.tokenizer.get_vocab().items() if t.endswith("</w>")}
     return {w: i for w, i in words.items() if i not in seen and len(w) >= SHORTEST and w.isascii() and w.isalpha()}
 
 
 def pairs_of(options, tokenizer: ClipTokenizer) -> list[tuple[str, int, str]]:
-    """(word, its token, the shortest name of the thing it is nearest to), for the words that are near enough."""
+    """Return (word, token, shortest name of the nearest thing) for every word that is near enough."""
     words, names = unseen_words(tokenizer, Pictures(options.data, "cpu").captions), known_names(options)
     flat = [(name, group[0]) for group in names for name in group]
     teacher = MiniLm(options.teacher)
@@ -59,7 +59,7 @@ def train(options) -> None:
     print(f"{len(pairs)} words are near a known thing: " + ", ".join(f"{w} = {n}" for w, _, n in pairs[:8]), flush=True)
     table = text.text_model.embeddings.token_embedding
     tokens = torch.tensor([token for _, token, _ in pairs], device=device)
-    # A word starts as the mean of the name's words: where the name is one word, that is the answer already.
+    # A word starts as the mean of the name's words. If the name is a single word, that is the answer already.
     said = [[i for i in tokenizer.encode(name) if i < BOS] for *_, name in pairs]
     rows = torch.nn.Parameter(torch.stack([table.weight[ids].detach().mean(0) for ids in said]))
     inputs = [tokenizer([t.format(word) for word, *_ in pairs]).to(device) for t in TEMPLATES]
