@@ -8,7 +8,8 @@ use mobilediffusion_benches::only_once;
 use mobilediffusion_kernels::{FAMILIES, Storage, WeightType, sample};
 use std::time::Duration;
 
-/// Largest shape that runs as a test, in floating-point operations and in bytes of operands. Larger ones are left out there.
+/// Largest shape that runs as a test, in floating-point operations and in bytes of operands. Larger ones are left out
+/// there.
 const MOST_FLOPS: u64 = 1_000_000_000;
 const MOST_BYTES: usize = 32 << 20;
 

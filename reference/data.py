@@ -92,9 +92,9 @@ def rasterise(icon_set: dict, icon: dict, size: int) -> np.ndarray | None:
 def all_concepts(spec: dict, sets: dict, min_sets: int) -> list[dict]:
     """Return the concepts of the file, each with its `weight` and its held-out styles `held`.
 
-    The k-th concept of `more` holds out one style, in turns over the sets; the concepts of `held_out` hold out all styles.
-    If `min_sets` is above 0, all names that at least so many sets share follow. Of these, 5 % of the concepts and 5 % of
-    the pairs are held out, chosen by a hash of the name.
+    The k-th concept of `more` holds out one style, in turns over the sets; the concepts of `held_out` hold out all
+    styles. If `min_sets` is above 0, all names that at least so many sets share follow. Of these, 5 % of the concepts
+    and 5 % of the pairs are held out, chosen by a hash of the name.
     """
     styles = list(spec["sets"])
     concepts = [c | {"weight": 2.0} for c in spec["core"]] + spec["others"]

@@ -76,7 +76,8 @@ def conv(a, x, w, b=None, out=None):
             dense[o, at : at + w.shape[1]] = w[o]
         w = dense
     if x.nbytes > LARGEST_FILE:
-        # Without padding an output pixel depends only on the input pixels under it, so a corner of the picture is enough.
+        # Without padding an output pixel depends only on the input pixels under it, so a corner of the picture is
+        # enough.
         need(set(pads) == {0} and strides[0] == 1)
         x, out = x[:1, :, :7, :6], out[:1, :, : 8 - w.shape[2], : 7 - w.shape[3]]
         n, c, height, width = x.shape
@@ -114,8 +115,8 @@ def matmul(_, x, w, out=None):
 def attention(a, q, k, v, *rest, out=None):
     """Convert attention.
 
-    The scale is multiplied into the queries, keys and values are repeated for the queries that share them, and head sizes
-    are padded with zeros to a common multiple of four.
+    The scale is multiplied into the queries, keys and values are repeated for the queries that share them, and head
+    sizes are padded with zeros to a common multiple of four.
     """
     need(not rest and "softcap" not in a)
     if q.ndim == 3:
@@ -139,7 +140,8 @@ def attention(a, q, k, v, *rest, out=None):
 def softmax(a, x, out=None):
     """Convert a softmax to attention.
 
-    With scaled unit vectors as keys the scores are the queries, and with unit vectors as values the output is the weights.
+    With scaled unit vectors as keys the scores are the queries, and with unit vectors as values the output is the
+    weights.
     """
     x, out = (rows(np.moveaxis(m, a.get("axis", -1), -1)) for m in (x, out))
     keys, dim = x.shape[1], up4(x.shape[1])

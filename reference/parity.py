@@ -6,9 +6,10 @@
     python reference/parity.py --ufogen scheduling_ufogen.py                and diffusers' community scheduler
     python reference/parity.py --runtime target/release/examples/parity     and the runtime, on the CPU device
 
-Both sides get the same random weights, and every line shows the relative L2 error of one output. The script fails if one
-is above 1e-4. For the runtime it writes checkpoint folders with weights and outputs of the independent module, which
-`model/examples/parity.rs` compares. `scheduling_ufogen.py` is in diffusers' repository under `examples/community`.
+Both sides get the same random weights, and every line shows the relative L2 error of one output. The script fails if
+one is above 1e-4. For the runtime it writes checkpoint folders with weights and outputs of the independent module,
+which `model/examples/parity.rs` compares. `scheduling_ufogen.py` is in diffusers' repository under
+`examples/community`.
 """
 
 import argparse
@@ -54,7 +55,8 @@ def relative_l2(got: torch.Tensor, want: torch.Tensor) -> float:
     return ((got.double() - want.double()).norm() / want.double().norm()).item()
 
 
-# Builders of the independent modules from the twin's configurations. Each returns the module and a function that runs it.
+# Builders of the independent modules from the twin's configurations. Each returns the module and a function that runs
+# it.
 
 
 def clip_text(c: TextConfig):

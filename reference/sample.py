@@ -20,7 +20,10 @@ PROMPTS = [
 
 
 def from_stage(folder: Path) -> Pipeline:
-    """Load the averaged weights of a training stage. The decoder comes from the stage `decoder` or, without it, `vae`."""
+    """Load the averaged weights of a training stage.
+
+    The decoder comes from the stage `decoder` or, without it, `vae`.
+    """
     from training import diffusion, vae
 
     unet, text = diffusion.load(folder, "cpu")

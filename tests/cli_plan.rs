@@ -1,4 +1,5 @@
-//! Runs `plan`, `check --plan`, `bench --plan` and `bench` with int8 weights as a user does. The program must have been built.
+//! Runs `plan`, `check --plan`, `bench --plan` and `bench` with int8 weights as a user does. The program must have been
+//! built.
 
 use mobilediffusion_model::DeviceChoice;
 use mobilediffusion_tests::devices;

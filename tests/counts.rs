@@ -1,5 +1,6 @@
-//! Parameters, multiply-accumulates and tensor names of the full-size models, counted on the graphs that run. They are compared
-//! with the paper's numbers and with the tensor lists in `data/tensors` (one `name AxBxC` per line, diffusers' names).
+//! Parameters, multiply-accumulates and tensor names of the full-size models, counted on the graphs that run. They are
+//! compared with the paper's numbers and with the tensor lists in `data/tensors` (one `name AxBxC` per line, diffusers'
+//! names).
 
 use mobilediffusion_graph::{Device, Recording, Weights, rounding};
 use mobilediffusion_kernels::{Storage, WeightType};
@@ -150,8 +151,8 @@ fn steps_depend_only_on_the_inputs_they_need() {
     assert_eq!(mask_of("conv_out"), BTreeSet::from([0b1111]), "the prediction is made in every run");
 }
 
-/// Checks the rounding of the bundled checkpoint to int8. By definition a weight moves by at most half a step, where a step is
-/// 1/127 of the largest weight of its output channel.
+/// Checks the rounding of the bundled checkpoint to int8. By definition a weight moves by at most half a step, where a
+/// step is 1/127 of the largest weight of its output channel.
 #[test]
 fn weights_in_8_bits_take_half_the_bytes_and_move_by_half_a_step_at_most() {
     let source = Source::bundled().expect("it comes with the project");

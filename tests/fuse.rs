@@ -87,8 +87,8 @@ fn run(recording: Recording, device: Device) -> Vec<(String, Vec<f32>)> {
     names.into_iter().map(|name| (name.clone(), session.read(&name).expect("the output is there"))).collect()
 }
 
-/// Runs a graph with and without fusion on every device, and compares both with the references on the unfused graph. Returns
-/// the fused recording.
+/// Runs a graph with and without fusion on every device, and compares both with the references on the unfused graph.
+/// Returns the fused recording.
 fn check(build: impl Fn() -> Graph) -> Recording {
     let plain = Recording::with_fusion(build(), &Fusion::NONE);
     assert!(plain.fused.is_empty(), "nothing is folded unless it is allowed");
@@ -106,8 +106,8 @@ fn check(build: impl Fn() -> Graph) -> Recording {
     Recording::new(build())
 }
 
-/// Builds a separable block of the UNet: depthwise, norm, pointwise, silu, pointwise, residual. With `joined` its input is a
-/// concatenation.
+/// Builds a separable block of the UNet: depthwise, norm, pointwise, silu, pointwise, residual. With `joined` its input
+/// is a concatenation.
 fn separable(joined: bool) -> Result<Graph, GraphError> {
     let mut g = Graph::new();
     let x = g.input("x", [2, 8, 16, 36], DType::Elem);
@@ -194,7 +194,8 @@ fn a_tensor_with_other_readers_is_not_fused_away() {
     for (name, tensor) in [("up", &up), ("both", &both)] {
         g.output(name, tensor);
     }
-    // The activation's operand is an output, and the norm is also read by a concatenation: only the upsampling is fused.
+    // The activation's operand is an output, and the norm is also read by a concatenation: only the upsampling is
+    // fused.
     let recording = Recording::new(g);
     assert_eq!(recording.fused.len(), 1, "{:?}", recording.fused);
     assert_eq!(recording.fused[0].what, "upsample");
@@ -232,8 +233,8 @@ fn the_full_size_networks_lose_at_least_a_fifth_of_their_steps() {
         for kernel in ["concat", "upsample_nearest", "add", "group_norm_stats"] {
             assert!(!left.contains(&kernel), "{name}: a step of {kernel} is left");
         }
-        // A norm stays a step of its own only before a 3x3 convolution, whose nine taps would compute it nine times, and
-        // only if its map is no larger than the convolution's output.
+        // A norm stays a step of its own only before a 3x3 convolution, whose nine taps would compute it nine times,
+        // and only if its map is no larger than the convolution's output.
         for (norm, node) in fused.nodes.iter().enumerate().filter(|(_, node)| node.kernel.name() == "group_norm") {
             let written = node.operands.last().copied().flatten();
             let reads = |reader: &&mobilediffusion_graph::Node| reader.operands[0] == written;

@@ -141,7 +141,8 @@ fn previews_are_files() {
     }
     assert_eq!(fs::read_dir(&previews).expect("the folder reads").count(), 2);
 
-    // A preview of the second picture exists already: the first picture is complete and reported, the second is not drawn.
+    // A preview of the second picture exists already: the first picture is complete and reported, the second is not
+    // drawn.
     let more = [&more[..], &["--count", "2", "--seed", "7"]].concat();
     fs::write(previews.join("8-003.png"), "precious").expect("it is written");
     let output = folder.path().join("y.png");

@@ -35,8 +35,8 @@ impl Test {
 
 /// Runs the tests of a binary as `cargo test` asks, as its `main`.
 ///
-/// `tests` makes the tests of an adapter. Each runs on a device of its own, because software drivers compile one shader at a
-/// time for each device. Without an adapter `tests(None)` makes the tests, which are all reported as ignored.
+/// `tests` makes the tests of an adapter. Each runs on a device of its own, because software drivers compile one shader
+/// at a time for each device. Without an adapter `tests(None)` makes the tests, which are all reported as ignored.
 ///
 /// # Panics
 /// If an adapter does not open.

@@ -1,5 +1,5 @@
-//! Draws a hundred pictures in one process, and checks that neither the process nor the device keeps more memory than after
-//! the first few.
+//! Draws a hundred pictures in one process, and checks that neither the process nor the device keeps more memory than
+//! after the first few.
 //!
 //! A process keeps memory from all earlier work, so every device gets a process of its own: this program again, with an
 //! environment variable that names the device.
@@ -55,7 +55,8 @@ fn draw_a_hundred(device: &str) {
         assert_eq!(draw_some(STRETCH), made, "a later picture created buffers or pipelines");
         memory.push(resident());
     }
-    // A leak grows between any two measurements. Memory that a driver's threads touch for the first time grows only once.
+    // A leak grows between any two measurements. Memory that a driver's threads touch for the first time grows only
+    // once.
     let grown = memory.windows(2).map(|looks| Some(looks[1]?.saturating_sub(looks[0]?)));
     if let Some(least) = grown.min().flatten() {
         assert!(least < SLACK, "{memory:?} bytes, each after {STRETCH} pictures more");

@@ -1,5 +1,6 @@
-//! Compares every kernel with its reference, on every GPU adapter of this machine and in every storage type: on its built-in
-//! cases, on random problems and on ONNX's test vectors. The comparison itself is tested in `kernels/src/check.rs`.
+//! Compares every kernel with its reference, on every GPU adapter of this machine and in every storage type: on its
+//! built-in cases, on random problems and on ONNX's test vectors. The comparison itself is tested in
+//! `kernels/src/check.rs`.
 
 #[path = "kernels/broken.rs"]
 mod broken;
@@ -23,7 +24,8 @@ use std::sync::Arc;
 /// Number of random problems of a kernel on an adapter, few because compiling shaders takes most of the time.
 const RANDOM: u32 = 12;
 
-/// Runs a case twice with each of some variants, and checks that the result is right and both runs agree to the last bit.
+/// Runs a case twice with each of some variants, and checks that the result is right and both runs agree to the last
+/// bit.
 fn passes(gpu: &Gpu, storage: Storage, case: &Case, seed: u64, variants: &[Variant]) -> Result<(), String> {
     passes_as(case.kernel.as_ref(), gpu, storage, case, seed, variants)
 }
@@ -57,9 +59,9 @@ fn passes_as(
 
 /// Selects the variants to run a numbered case with. Compiling takes most of the time, so cases take turns at variants.
 ///
-/// In f32 a case gets all variants if its answer must be exact, else two; in other types one. On a software driver, which
-/// compiles each for about a second, three in place of all and one in place of two. A long case gets the variant that the
-/// device would choose. Variants for matrix units have tests of their own.
+/// In f32 a case gets all variants if its answer must be exact, else two; in other types one. On a software driver,
+/// which compiles each for about a second, three in place of all and one in place of two. A long case gets the variant
+/// that the device would choose. Variants for matrix units have tests of their own.
 fn variants(gpu: &Gpu, storage: Storage, case: &Case, number: u64) -> Vec<Variant> {
     let mut all = variant::runnable(case.kernel.as_ref(), gpu.caps(), storage);
     all.retain(|variant| variant.needs.matrix.is_none());
@@ -76,23 +78,25 @@ fn variants(gpu: &Gpu, storage: Storage, case: &Case, number: u64) -> Vec<Varian
     (0..count.min(all.len())).map(|i| all[(number as usize + i) % all.len()]).collect()
 }
 
-/// Returns whether a case has more workgroups than fit on one axis of a grid. The variant and storage type make no difference.
+/// Returns whether a case has more workgroups than fit on one axis of a grid. The variant and storage type make no
+/// difference.
 fn is_long(case: &Case) -> bool {
     let variant = variant::choose(case.kernel.as_ref(), &Machine::PORTABLE);
     case.kernel.program(&variant).grid.iter().product::<u32>() > 65_535
 }
 
-/// Returns whether a case is skipped on a device: long cases in other types than f32, and all long cases on SwiftShader,
-/// which takes a minute for the barriers of so many workgroups.
+/// Returns whether a case is skipped on a device: long cases in other types than f32, and all long cases on
+/// SwiftShader, which takes a minute for the barriers of so many workgroups.
 fn is_left_out(gpu: &Gpu, storage: Storage, case: &Case) -> bool {
     is_long(case) && (storage != Storage::F32 || gpu.adapter().name.contains("SwiftShader"))
 }
 
-/// Returns `n` if only every `n`th case runs in a storage type. The environment variable `EVERY_CASE` makes it 1 throughout.
+/// Returns `n` if only every `n`th case runs in a storage type. The environment variable `EVERY_CASE` makes it 1
+/// throughout.
 ///
-/// In f32 every case runs. How a weight is read does not depend on how floats are stored, so with 16-bit floats only every
-/// third case runs with int8 weights. Software drivers compile a variant for a second or two: there every second case runs
-/// in types other than f32, and every third in packed f16 if the adapter has f16 proper.
+/// In f32 every case runs. How a weight is read does not depend on how floats are stored, so with 16-bit floats only
+/// every third case runs with int8 weights. Software drivers compile a variant for a second or two: there every second
+/// case runs in types other than f32, and every third in packed f16 if the adapter has f16 proper.
 fn turns(gpu: &Gpu, storage: Storage) -> u64 {
     if std::env::var_os("EVERY_CASE").is_some() {
         return 1;
@@ -111,8 +115,8 @@ fn turns(gpu: &Gpu, storage: Storage) -> u64 {
 
 /// Makes the test of a family's cases in one storage type.
 ///
-/// In packed f16, which every adapter has, shaders are checked as they run; in the other types they are trusted. Together
-/// they show that every shader gives the right results either way.
+/// In packed f16, which every adapter has, shaders are checked as they run; in the other types they are trusted.
+/// Together they show that every shader gives the right results either way.
 fn cases(family: &'static Family, storage: Storage) -> Test {
     let run = move |gpu: &Gpu| {
         let checked = (storage == Storage::F16_PACKED).then(|| gpu::checked(gpu));
@@ -176,8 +180,8 @@ impl Units {
     fn storage(self) -> Storage {
         match self {
             Self::Own => Storage::F16,
-            // The large tiles keep the stored type in workgroup memory, so halves will do. The others keep scalars, which
-            // packed halves are not.
+            // The large tiles keep the stored type in workgroup memory, so halves will do. The others keep scalars,
+            // which packed halves are not.
             Self::StandIn(unit) if unit.edge == 16 => Storage::F16_PACKED,
             Self::StandIn(_) => Storage::F32,
         }
@@ -195,9 +199,9 @@ impl Units {
 
 /// Makes the test of a family's variants for matrix units, with float and int8 weights.
 ///
-/// Every case runs with every such variant. On a software driver, which compiles each for seconds, two thirds of the cases
-/// run, and with the stand-in one third, each with one variant in turn. Random problems follow, each with one variant that
-/// does not round intermediate values.
+/// Every case runs with every such variant. On a software driver, which compiles each for seconds, two thirds of the
+/// cases run, and with the stand-in one third, each with one variant in turn. Random problems follow, each with one
+/// variant that does not round intermediate values.
 fn by_matrices(family: &'static Family, units: Units) -> Test {
     let run = move |gpu: &Gpu| {
         let by_turns = gpu.adapter().kind == AdapterKind::Software;
@@ -217,8 +221,8 @@ fn by_matrices(family: &'static Family, units: Units) -> Test {
                 |storage| units.pass(gpu, storage, &case, seed, &variants).map_err(|why| format!("{storage}: {why}"));
             failures.extend(storages.into_iter().filter_map(|storage| run(storage).err()));
         }
-        // Variants that few cases got to, except where one takes a minute to compile: a variant that only the stand-in can run
-        // runs at least twice.
+        // Variants that few cases got to, except where one takes a minute to compile: a variant that only the stand-in
+        // can run runs at least twice.
         let least = if matches!(units, Units::Own) { 0 } else { 2 };
         for (seed, case) in (family.cases)().into_iter().enumerate().rev() {
             let mut missed = units.variants(gpu, &case);
@@ -245,8 +249,8 @@ fn by_matrices(family: &'static Family, units: Units) -> Test {
     Test::new(units.test_name(family), move |gpu| run(&gpu))
 }
 
-/// Makes the test of random problems, each in a random storage type and with a random variant. Variants for matrix units have
-/// tests of their own.
+/// Makes the test of random problems, each in a random storage type and with a random variant. Variants for matrix
+/// units have tests of their own.
 fn problems(family: &'static Family) -> Test {
     let run = |gpu: &Gpu| {
         let storages = with_int8(family, &storages(gpu));

@@ -16,8 +16,8 @@ pub fn say(text: &str) {
     println!("{text}");
 }
 
-/// Returns the devices that pipelines are tested on: the CPU, every hardware adapter by its index, and one software driver.
-/// Software drivers compile and draw for minutes, and tests of kernels and plans cover their differences.
+/// Returns the devices that pipelines are tested on: the CPU, every hardware adapter by its index, and one software
+/// driver. Software drivers compile and draw for minutes, and tests of kernels and plans cover their differences.
 pub fn devices() -> Vec<DeviceChoice> {
     let (software, hardware): (Vec<_>, Vec<_>) =
         pollster::block_on(adapters()).into_iter().partition(|adapter| adapter.kind == AdapterKind::Software);

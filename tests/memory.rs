@@ -38,7 +38,8 @@ fn write(graph: &Graph, path: &Path) {
     serialize_to_file(views, None, path).expect("the file is written");
 }
 
-/// Builds a text encoder with CLIP's width and vocabulary but two layers. One tensor is most of the file: the worst case.
+/// Builds a text encoder with CLIP's width and vocabulary but two layers. One tensor is most of the file: the worst
+/// case.
 fn graph() -> Graph {
     graph_of(49_408)
 }
@@ -50,8 +51,8 @@ fn graph_of(words: usize) -> Graph {
     text_graph(&config, 1).expect("the text encoder builds")
 }
 
-/// Returns the peak of the bytes held beyond the weights while they are loaded and, if `compiled` is set, of the bytes held
-/// beyond weights and plan while the steps are compiled.
+/// Returns the peak of the bytes held beyond the weights while they are loaded and, if `compiled` is set, of the bytes
+/// held beyond weights and plan while the steps are compiled.
 fn beside(device: Device, graph: Graph, path: &Path, compiled: bool) -> (usize, Option<usize>) {
     let before = private_bytes();
     let checkpoint = Checkpoint::open(path).expect("the file opens");
@@ -128,8 +129,8 @@ const WHAT: &str = "WHAT_IS_LOADED";
 /// Environment variable that names the folder of the models.
 const MODELS: &str = "WHAT_LOADING_READS";
 
-/// Allocators keep freed memory for later, which would hide what is loaded next. So every measurement runs in a process of its
-/// own, this program again.
+/// Allocators keep freed memory for later, which would hide what is loaded next. So every measurement runs in a process
+/// of its own, this program again.
 #[test]
 fn loading_keeps_little_more_than_the_device_does() {
     if let [Ok(device), Ok(what), Ok(models)] = [DEVICE, WHAT, MODELS].map(std::env::var) {

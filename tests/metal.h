@@ -1,6 +1,6 @@
-// Declarations of the Metal Shading Language 2.4 that naga's translations of the kernels use, for Clang in its mode "C++ for
-// OpenCL 2021", which has Metal's address spaces. Only types and names are checked, so function bodies here do not matter.
-// tests/metal rewrites spellings of Metal's that Clang cannot read.
+// Declarations of the Metal Shading Language 2.4 that naga's translations of the kernels use, for Clang in its mode
+// "C++ for OpenCL 2021", which has Metal's address spaces. Only types and names are checked, so function bodies here do
+// not matter. tests/metal rewrites spellings of Metal's that Clang cannot read.
 #pragma OPENCL EXTENSION cl_khr_fp16 : enable
 
 #define kernel

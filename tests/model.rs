@@ -1,7 +1,7 @@
 //! Compares the networks with the PyTorch twin, block by block, on golden files of small configurations.
 //!
-//! `reference/golden.py` writes the files. The relative L2 error of every block may be at most 1e-4 on the CPU device and on
-//! every GPU adapter of this machine, and at most 1e-2 where a GPU stores floats in f16.
+//! `reference/golden.py` writes the files. The relative L2 error of every block may be at most 1e-4 on the CPU device
+//! and on every GPU adapter of this machine, and at most 1e-2 where a GPU stores floats in f16.
 
 use mobilediffusion_graph::Device;
 use mobilediffusion_kernels::Storage;
@@ -19,8 +19,8 @@ fn bound(device: &Device) -> f64 {
     }
 }
 
-/// Returns the CPU, and every adapter in every storage type. Software drivers compile for minutes, so they share the types:
-/// the one that also draws pictures takes f32 and f16, another one packed f16.
+/// Returns the CPU, and every adapter in every storage type. Software drivers compile for minutes, so they share the
+/// types: the one that also draws pictures takes f32 and f16, another one packed f16.
 fn devices() -> Vec<(String, Device)> {
     let mut all = vec![("CPU".to_owned(), Device::CPU)];
     let draws = mobilediffusion_tests::devices();

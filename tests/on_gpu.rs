@@ -1,5 +1,5 @@
-//! Tests of plans and pictures that need a GPU, on every adapter: tensors at the limits of a device, shared weights, stopped
-//! runs, replays that create nothing, and pictures equal to the CPU's.
+//! Tests of plans and pictures that need a GPU, on every adapter: tensors at the limits of a device, shared weights,
+//! stopped runs, replays that create nothing, and pictures equal to the CPU's.
 
 #[path = "on_gpu/int8.rs"]
 mod int8;
@@ -172,7 +172,8 @@ fn a_replay_makes_nothing(gpu: Arc<Gpu>) {
     say(&format!("{}: 300 steps of four numbers take {least:?}, waits included", gpu.adapter()));
 }
 
-/// Asserts that pictures of the bundled model agree with the CPU's with the same kind of weights: PSNR of at least 35 dB.
+/// Asserts that pictures of the bundled model agree with the CPU's with the same kind of weights: PSNR of at least 35
+/// dB.
 fn draws_like_the_cpu(gpu: &Gpu, prompts: &[&str], weights: WeightType) {
     let load = |device, weights| {
         let source = Source::bundled().expect("the checkpoint comes with the sources");
@@ -284,7 +285,8 @@ fn main() {
         let hardware = gpu.is_some_and(|gpu| gpu.adapter().kind != AdapterKind::Software);
         // A hardware GPU takes the whole plan in one submission, so there is nothing between two of them.
         let stopped = SOFTWARE.iter().map(|own| boxed(own).ignored_if(hardware));
-        // The networks with int8 weights are compared on every adapter; whole pictures on one software driver are enough.
+        // The networks with int8 weights are compared on every adapter; whole pictures on one software driver are
+        // enough.
         let int8 = INT8.iter().filter(|_| gpu.is_none_or(draws)).map(boxed);
         TESTS.iter().map(boxed).chain(stopped).chain(int8).collect()
     });

@@ -1,4 +1,5 @@
-//! Case files: ONNX's test vectors on references and CPU forms, round trips, broken files, and the page that describes the format.
+//! Case files: ONNX's test vectors on references and CPU forms, round trips, broken files, and the page that describes
+//! the format.
 
 use mobilediffusion_kernels::casefile::CaseFile;
 use mobilediffusion_kernels::runner::{self, Target};

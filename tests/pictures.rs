@@ -1,4 +1,5 @@
-//! Drawing from an initial picture and with a mask, and errors for invalid pictures, on the CPU device and every GPU adapter.
+//! Drawing from an initial picture and with a mask, and errors for invalid pictures, on the CPU device and every GPU
+//! adapter.
 
 use mobilediffusion_graph::{Recording, Session, WeightLoader, Weights};
 use mobilediffusion_model::config::{ModelConfig, VaeConfig};
@@ -16,7 +17,8 @@ use std::path::Path;
 const SEED: u64 = 3;
 const SIDE: usize = 64;
 
-/// The bundled architecture with a small VAE and synthetic weights. What these tests check exactly holds for any weights.
+/// The bundled architecture with a small VAE and synthetic weights. What these tests check exactly holds for any
+/// weights.
 fn with_encoder() -> Source {
     let mini = ModelConfig::preset("mini").expect("there is a preset");
     let vae: VaeConfig = serde_json::from_value(serde_json::json!({

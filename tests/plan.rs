@@ -134,8 +134,8 @@ proptest! {
     }
 }
 
-/// Regression found by `shared_memory_changes_no_bit`: after tensors are joined, two pairs that must be kept apart become the same
-/// pair.
+/// Regression found by `shared_memory_changes_no_bit`: after tensors are joined, two pairs that must be kept apart
+/// become the same pair.
 #[test]
 fn tensors_that_are_apart_for_two_reasons_stay_apart() {
     let operations =
@@ -195,8 +195,8 @@ fn a_residual_that_is_taken_over_changes_no_bit() {
     assert!(plan.in_place.contains(&true), "no residual was taken over");
 }
 
-/// For products of few tiles over a long k a software driver sums in parts, in stages that share memory. Both steps use the same
-/// shared memory, one after the other.
+/// For products of few tiles over a long k a software driver sums in parts, in stages that share memory. Both steps use
+/// the same shared memory, one after the other.
 #[test]
 fn steps_in_stages_compute_the_same() {
     let recording = || {

@@ -1,4 +1,5 @@
-//! Promises of the runtime, on every adapter: failures come back as errors that name what failed, and the process goes on.
+//! Promises of the runtime, on every adapter: failures come back as errors that name what failed, and the process goes
+//! on.
 
 #[path = "runtime/losses.rs"]
 mod losses;

@@ -1,5 +1,5 @@
-//! Checks every shader of every case without a GPU: that it parses, validates, translates to every backend's language, and agrees
-//! with its kernel on bindings and parameters.
+//! Checks every shader of every case without a GPU: that it parses, validates, translates to every backend's language,
+//! and agrees with its kernel on bindings and parameters.
 
 use mobilediffusion_kernels::draw::Draw;
 use mobilediffusion_kernels::kernel::has_weights;
@@ -117,8 +117,8 @@ fn to_hlsl(module: &Module, info: &ModuleInfo) -> Result<String, String> {
     names.into_iter().find_map(Result::err).map_or(Ok(text), |e| Err(e.to_string()))
 }
 
-/// Checks that no function is defined twice. naga 30 defines the function for a zero value `T()` once for every name of the type,
-/// and compilers refuse the second definition.
+/// Checks that no function is defined twice. naga 30 defines the function for a zero value `T()` once for every name of
+/// the type, and compilers refuse the second definition.
 fn check_hlsl(text: &str) -> Result<(), String> {
     let mut heads = text.lines().filter(|line| line.starts_with(|c: char| c.is_alphabetic()) && line.contains('('));
     let mut seen = HashSet::new();

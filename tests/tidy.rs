@@ -1,5 +1,5 @@
-//! Rules of the repository that no compiler checks: dependencies between crates, file lengths, lists that must agree, and the
-//! wording of doc comments.
+//! Rules of the repository that no compiler checks: dependencies between crates, file lengths, lists that must agree,
+//! and the wording of doc comments.
 
 use mobilediffusion_kernels::{FAMILIES, wgsl};
 use std::collections::BTreeSet;
@@ -125,8 +125,8 @@ fn source_files_have_at_most_400_lines() {
     assert!(long.is_empty(), "more than {MAX_LINES} lines: {}", long.join(", "));
 }
 
-/// A doc comment is read on its own, in a list or a tooltip. One that begins like this leans on an item that is not there, or
-/// on a document that readers do not have.
+/// A doc comment is read on its own, in a list or a tooltip. One that begins like this leans on an item that is not
+/// there, or on a document that readers do not have.
 #[test]
 fn doc_comments_stand_alone() {
     const CRATES: &[&str] = &["runtime", "kernels", "graph", "model", "cli"];

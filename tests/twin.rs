@@ -1,8 +1,8 @@
-//! Compares pictures of the bundled checkpoint with the PyTorch twin's from the same seeds: the whole way from a prompt to
-//! pixels, with floats stored in f32 and in f16.
+//! Compares pictures of the bundled checkpoint with the PyTorch twin's from the same seeds: the whole way from a prompt
+//! to pixels, with floats stored in f32 and in f16.
 //!
-//! `reference/sample.py` drew the twin's pictures; `reference/README.md` has the command. A test runs on each device. Without
-//! a GPU the test in f16 is reported as ignored, because the CPU device computes in f32 only.
+//! `reference/sample.py` drew the twin's pictures; `reference/README.md` has the command. A test runs on each device.
+//! Without a GPU the test in f16 is reported as ignored, because the CPU device computes in f32 only.
 
 use libtest_mimic::{Arguments, Trial};
 use mobilediffusion_model::{DeviceChoice, Floats, Flow, Options, Pipeline, Request, Source};

@@ -124,8 +124,8 @@ class Program:
     def bench(self, arguments, limit, dtype="f32", within=0.6):
         """Return what `bench --json` writes.
 
-        The program starts nothing new after `within` of the limit, so that it is killed only if it hangs. If it failed but
-        wrote results, the reason is added to them as `failed`.
+        The program starts nothing new after `within` of the limit, so that it is killed only if it hangs. If it failed
+        but wrote results, the reason is added to them as `failed`.
         """
         if limit < 1:
             raise Failed("no time left")

@@ -99,7 +99,8 @@ def on_cpu(section, options):
         left = part * (end - section.budget.clock())
         section.budget.end = section.budget.clock() + left
         command = [sys.executable, SCRIPTS / "networks.py", section.program.path, network, "--json", "--parity", parity]
-        # The first round always runs. Another one is begun only in the first half of the time, as it may take as long again.
+        # The first round always runs. Another one is begun only in the first half of the time, as it may take as long
+        # again.
         for line in lines_of(section, f"{what}, {network}", [*command, "--within", f"{0.5 * left:.1f}"]):
             for row in line["networks"]:
                 timed_row(section, FULL, network, 512, 1, "f32", row["seconds"]["ours"] * 1e6)

@@ -107,8 +107,8 @@ def network_jobs(kind, dtypes, quick):
 def share(jobs):
     """Return the limits of the next of `jobs` jobs.
 
-    The first is the share of the time left after which the job is killed; it is large enough for a slow network. The second is
-    the share of that limit within which the job starts new runs; it leaves the other jobs equal shares.
+    The first is the share of the time left after which the job is killed; it is large enough for a slow network. The
+    second is the share of that limit within which the job starts new runs; it leaves the other jobs equal shares.
     """
     limit = 1 if jobs == 1 else 0.85
     return limit, min(0.6, 1 / jobs / limit)

@@ -1,9 +1,9 @@
-"""The CPU forms of `linear` and `conv2d` beside numpy's BLAS and onnxruntime's CPU provider, in turns.
+"""Compare the CPU forms of `linear` and `conv2d` with numpy's BLAS and onnxruntime's CPU provider.
 
-Run by hand, outside CI: `pip install onnxruntime onnx numpy`, `cargo build --release`, then
-`python cpu.py ../../target/release/mobilediffusion [ROUNDS]`. In every round the program times its shapes
-(`bench ... --device cpu --json`), then the peers time the same ones: what a busy or throttled machine does to one it does
-to the others, and the medians of all rounds are compared. FLOPs are counted as in the kernels' `cost()`.
+Run by hand, outside CI: `pip install onnxruntime onnx numpy`, `cargo build --release`, then `python cpu.py
+../../target/release/mobilediffusion [ROUNDS]`. In every round the program times its shapes (`bench ... --device cpu
+--json`), then the peers time the same shapes, so that a busy or throttled machine affects all of them. The medians over
+the rounds are compared. FLOPs are counted as in the kernels' `cost()`.
 """
 
 import json
@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 
-# OpenBLAS looks at this when numpy is loaded; a core named by hand would not be this machine's best.
+# OpenBLAS reads this when numpy is loaded; a core type set by hand may be slower than the detected one.
 os.environ.pop("OPENBLAS_CORETYPE", None)
 
 import numpy as np
@@ -26,7 +26,7 @@ RUNS = 5
 
 
 def sizes(text):
-    """`bias cols=1024 k=768` as a dictionary."""
+    """Parse a shape, `bias cols=1024 k=768`, into a dictionary."""
     parts = [part.split("=") for part in text.split()]
     return {part[0]: part[1] if len(part) == 2 else True for part in parts}
 
@@ -62,7 +62,7 @@ def product_graph(rows, k, cols, random):
 
 
 class Peers:
-    """Peers by shape, made once."""
+    """Peers for each shape, created once."""
 
     def __init__(self):
         self.random = np.random.default_rng(1)
@@ -84,7 +84,7 @@ class Peers:
         return {"onnxruntime": lambda: run(x)}
 
     def seconds(self, kernel, shape):
-        """Median seconds of each peer at a shape."""
+        """Return the median seconds of each peer at a shape."""
         if (kernel, shape) not in self.made:
             self.made[kernel, shape] = getattr(self, kernel)(sizes(shape))
         return {name: median_of(run) for name, run in self.made[kernel, shape].items()}

@@ -1,14 +1,15 @@
-"""Whole networks of the full-size model on the CPU: the program beside onnxruntime and PyTorch, in turns.
+"""Compare whole networks of the full-size model on the CPU with onnxruntime and PyTorch, in turns.
 
     pip install -r ../../reference/requirements.txt onnx==1.23.2 onnxruntime==1.32.0
     cargo build --release && cargo build --release -p mobilediffusion-model --example parity
     python networks.py ../../target/release/mobilediffusion [NETWORK ...] [--rounds N] [--within SECONDS] [--json]
 
-UNet at 64x64 latents, light decoder to 512x512 pixels, text encoder of 77 tokens; f32, random weights. The peers run the
-twin in `reference/`, onnxruntime after an export that is kept in `--cache`. First all three compute one golden case of
-the twin's, and none is timed that is further than 1e-4 (relative L2) from it. Then, in every round, the program times its
-plan (`bench --plan`, the median of seven runs, of fewer where `--within` is short) and each peer runs a few times: what a
-busy or throttled machine does to one it does to the others. Reported are medians over the rounds, and the ratio to each.
+The networks are the UNet at 64x64 latents, the light decoder to 512x512 pixels and the text encoder of 77 tokens, in
+f32 with random weights. The peers run the twin in `reference/`; onnxruntime runs an export of it, which is kept in
+`--cache`. First all three compute one golden case of the twin, and one that is further than 1e-4 (relative L2) from it
+is not timed. Then, in every round, the program times its plan (`bench --plan`, the median of seven runs, or of fewer if
+`--within` is short) and each peer runs a few times, so that a busy or throttled machine affects all of them. The script
+reports medians over the rounds and the ratio to each peer.
 """
 
 import argparse
@@ -28,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "reference"))
 import full_size
 import golden
 
-# By the program's name: the part of `full_size.PARTS`, runs of a peer in a round.
+# For each network by the program's name: its part of `full_size.PARTS`, and the runs of a peer in a round.
 NETWORKS = {"unet": ("unet", 3), "decoder": ("decoder", 3), "text": ("text_encoder", 9)}
 BOUND = 1e-4
 SLOW = 2.0
@@ -36,7 +37,7 @@ STARTED = time.monotonic()
 
 
 class Network(torch.nn.Module):
-    """A network of the twin as it is run: the decoder divides by its scaling factor first."""
+    """Network of the twin in the form to run. The decoder divides by its scaling factor first."""
 
     def __init__(self, part):
         super().__init__()
@@ -54,7 +55,7 @@ def relative_l2(got, want):
 
 
 def exported(network, path):
-    """The network as an ONNX file, written unless it is there."""
+    """Return the network's ONNX file, and export it first if needed."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         names = list(network.inputs)
@@ -70,7 +71,7 @@ def session(path, network):
 
 
 def channels_last(network):
-    """The same weights with channels innermost: what PyTorch's convolutions may be faster on."""
+    """Return the network with channels innermost, a layout in which PyTorch's convolutions may be faster."""
     network.model.to(memory_format=torch.channels_last)
     last = lambda x: x.to(memory_format=torch.channels_last) if x.dim() == 4 else x
     inputs = [last(x) for x in network.inputs.values()]
@@ -78,7 +79,7 @@ def channels_last(network):
 
 
 def ours_differs(parity, network, want):
-    """The program's relative L2, through a checkpoint folder with the twin's weights."""
+    """Return the program's relative L2 error, by way of a checkpoint folder with the twin's weights."""
     with tempfile.TemporaryDirectory() as folder:
         golden.save_model(network.model, Path(folder), torch.float32)
         record = {f"input.{name}": golden.channels_last(x) for name, x in network.inputs.items()}
@@ -98,12 +99,12 @@ def ours(program, name, within):
 
 def median_of(run, runs):
     seconds = []
-    # Two are enough of what is slow.
+    # Two runs are enough of a slow network.
     while len(seconds) < (2 if seconds and seconds[0] > SLOW else runs):
         start = time.perf_counter()
         run()
         seconds.append(time.perf_counter() - start)
-    # Threads that spin for more work go to sleep before the next one is timed.
+    # Idle threads of one peer may spin for a while; they have to sleep before the next peer is timed.
     time.sleep(0.5)
     return statistics.median(seconds)
 
@@ -133,14 +134,14 @@ def compare(name, options):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("program", type=Path, help="the release binary")
-    parser.add_argument("networks", nargs="*", default=list(NETWORKS), help=f"of {', '.join(NETWORKS)}")
+    parser.add_argument("program", type=Path, help="release binary of mobilediffusion")
+    parser.add_argument("networks", nargs="*", default=list(NETWORKS), help=f"networks to time, of {', '.join(NETWORKS)}")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--within", type=float, metavar="SECONDS",
-                        help="begin no other round after so many, and no other run of our plan after a quarter of them")
-    parser.add_argument("--parity", type=Path, help="the example of that name [default: beside the program]")
-    parser.add_argument("--cache", type=Path, default=Path.home() / ".cache/mobilediffusion-peers", help="of exports")
-    parser.add_argument("--json", action="store_true", help="one JSON value on standard output instead of a table")
+                        help="begin no further round after this many seconds, and no further run of the program's plan after a quarter of them")
+    parser.add_argument("--parity", type=Path, help="binary of the example parity [default: beside the program]")
+    parser.add_argument("--cache", type=Path, default=Path.home() / ".cache/mobilediffusion-peers", help="folder for exported ONNX files")
+    parser.add_argument("--json", action="store_true", help="print one JSON value instead of a table")
     options = parser.parse_args()
     options.until = float("inf") if options.within is None else STARTED + options.within
     unknown = set(options.networks) - set(NETWORKS)

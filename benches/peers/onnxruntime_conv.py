@@ -1,7 +1,7 @@
-"""Times 3x3 convolutions in onnxruntime's CPU provider: what the CPU form of `conv2d` is measured against.
+"""Time 3x3 convolutions in onnxruntime's CPU provider, for comparison with the CPU form of `conv2d`.
 
-Run by hand, outside CI: `pip install onnxruntime onnx numpy`, then `python onnxruntime_conv.py [RUNS]`. One graph per
-shape, built here: a Resize by nearest neighbour where the map is doubled, then the convolution with a bias. FLOPs are
+Run by hand, outside CI: `pip install onnxruntime onnx numpy`, then `python onnxruntime_conv.py [RUNS]`. There is one
+graph per shape: a Resize by nearest neighbour if the map is upsampled, then the convolution with a bias. FLOPs are
 counted as in the kernel's `cost()`: two for each multiply-accumulate of the definition.
 """
 
@@ -13,7 +13,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-# Size of the input, input channels, output channels, factor of upsampling.
+# Height and width of the input, input channels, output channels, upsampling factor.
 SHAPES = [
     (64, 320, 320, 1),
     (256, 128, 128, 1),
@@ -25,7 +25,7 @@ SHAPES = [
 
 
 def graph(size, ci, co, upsample, random):
-    """The model of one shape, with random weights."""
+    """Build the model of one shape, with random weights."""
     weights = {
         "w": random.standard_normal((co, ci, 3, 3), dtype=np.float32) / np.float32(np.sqrt(9 * ci)),
         "bias": random.standard_normal(co, dtype=np.float32),
@@ -33,7 +33,7 @@ def graph(size, ci, co, upsample, random):
     nodes, source = [], "x"
     if upsample != 1:
         weights["scales"] = np.array([1, 1, upsample, upsample], dtype=np.float32)
-        # Nearest as the models mean it: the pixel at floor(output / factor).
+        # Nearest neighbour as the models define it: the pixel at floor(output / factor).
         how = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
         nodes.append(helper.make_node("Resize", ["x", "", "scales"], ["up"], **how))
         source = "up"

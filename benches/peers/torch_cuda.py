@@ -1,7 +1,9 @@
-"""The twin in PyTorch on a CUDA device: `python torch_cuda.py eager|compiled JOB...`, a line of JSON for each job.
+"""Time the twin in PyTorch on a CUDA device: `python torch_cuda.py eager|compiled JOB...`.
 
-Channels innermost, in the job's type, under inference mode; `compiled` is torch.compile with max-autotune. Each is checked
-against the twin in f32 on the same device before it is timed. `--device cpu` is for trying this without a CUDA device.
+Prints a line of JSON for each job; a job is NETWORK:SIZE:BATCH:DTYPE, as in unet:512:1:f16. Networks run with channels
+innermost, in the job's type, under inference mode. `compiled` uses torch.compile with max-autotune. Each result is
+checked against the twin in f32 on the same device before anything is timed. `--device cpu` tries the script without a
+CUDA device.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The full-size networks of the twin in `reference/`, as the scripts of peers run them. Needs PyTorch and nothing else.
+"""Full-size networks of the twin in `reference/` for the scripts of peers. Needs only PyTorch.
 
 A job is NETWORK:SIZE:BATCH:DTYPE, as in unet:512:1:f16.
 """
@@ -18,15 +18,15 @@ from mobilediffusion.unet import UNet  # noqa: E402
 
 TOKENS = 77
 DTYPES = {"f32": torch.float32, "f16": torch.float16}
-# Relative L2 against the twin in f32, beyond which nothing is timed.
+# Largest relative L2 error against the twin in f32 of a peer that is timed.
 BOUNDS = {"f32": 1e-4, "f16": 2e-2}
 RUNS, SECONDS = 20, 3.0
-# A run that takes longer is not made again: software drivers.
+# Seconds from which a run is not repeated, as on software drivers.
 SLOW = 10.0
 
 
 class Job:
-    """A network with random weights and inputs for it, in f32 on the CPU."""
+    """Job: a network with random weights and inputs, in f32 on the CPU."""
 
     def __init__(self, text):
         self.text = text
@@ -48,7 +48,7 @@ class Job:
         randomise(self.model.eval())
 
     def converted(self, device, last):
-        """Model and inputs in the job's type on a device, channels innermost if `last`."""
+        """Return model and inputs in the job's type on a device, with channels innermost if `last`."""
         dtype = DTYPES[self.dtype]
         convert = lambda x: x.to(device, dtype) if x.is_floating_point() else x.to(device)
         inputs = [convert(x) for x in self.inputs]
@@ -61,7 +61,10 @@ class Job:
 
 @torch.no_grad()
 def randomise(model):
-    """Gain 1 per fan-in everywhere: layers that a training would begin at zero would hide an error behind them."""
+    """Set weights of gain 1 per fan-in.
+
+    Layers that training starts at zero get them too, since zeros would hide errors.
+    """
     for parameter in model.parameters():
         if parameter.dim() > 1:
             parameter.normal_(std=parameter[0].numel() ** -0.5)
@@ -72,7 +75,7 @@ def relative_l2(got, want):
 
 
 def checked(job, got, want, bounds=BOUNDS):
-    """Refuses a result that is too far from the twin's in f32."""
+    """Raise an error if a result is too far from the twin's in f32. Return its relative L2 error."""
     error = relative_l2(got, want)
     if not error <= bounds[job.dtype]:
         raise ValueError(f"wrong: relative L2 of {error:.1e} against the twin in f32")
@@ -80,8 +83,10 @@ def checked(job, got, want, bounds=BOUNDS):
 
 
 def median_of(run):
-    """The median seconds of some runs, each to its end, after one to warm up, which counts where it is slow: outputs were
-    checked before, so that it is not the first run of all."""
+    """Return the median seconds of several runs after one to warm up.
+
+    If the warm-up is slow, its time is returned. It is not the very first run, because outputs were checked before.
+    """
     begin, seconds = time.perf_counter(), []
     run()
     first = time.perf_counter() - begin

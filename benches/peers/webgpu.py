@@ -1,10 +1,11 @@
-"""The twin in onnxruntime's WebGPU provider: `python webgpu.py JOB...`, a line of JSON for each job.
+"""Time the twin in onnxruntime's WebGPU provider: `python webgpu.py JOB...`.
 
     pip install onnxruntime-webgpu==1.27.0 torch onnx
 
-The provider takes the adapter that its Vulkan loader finds first among the fastest; on software drivers it needs Mesa 25 or
-newer, or SwiftShader. Outputs are checked against the twin before anything is timed. Nodes that the provider does not have
-run on the CPU, which is said. Models are exported to a temporary folder.
+Prints a line of JSON for each job; a job is NETWORK:SIZE:BATCH:DTYPE, as in unet:512:1:f16. The provider takes the
+first of the fastest adapters that its Vulkan loader lists. On software drivers it needs Mesa 25 or newer, or
+SwiftShader. Outputs are checked against the twin before anything is timed. Nodes that the provider does not support run
+on the CPU, and the output says so. Models are exported to a temporary folder.
 """
 
 import json
@@ -19,12 +20,12 @@ import torch
 from twin import BOUNDS, Job, checked, median_of, one_line
 
 PROVIDER = "WebGpuExecutionProvider"
-# It adds up in f16: at 64 pixels the UNet is off by 5e-2 and the decoder by 2e-2, in f32 by less than 1e-4.
+# The provider adds up in f16: at 64 pixels the UNet is off by 5e-2 and the decoder by 2e-2; in f32 by less than 1e-4.
 BOUNDS = BOUNDS | {"f16": 1e-1}
 
 
 def attention(q, k, v, is_causal=False):
-    """Softmax attention in the type of its factors: the exporter's own form has a mask in f32, whatever they are in."""
+    """Compute softmax attention in the type of its factors. The exporter's own form always has a mask in f32."""
     scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
     if is_causal:
         scores = scores + torch.full(scores.shape[-2:], -3e4).triu(1).to(scores.dtype)
@@ -73,7 +74,7 @@ def main():
                     line |= measure(Job(text), folder)
                 if "fallback" in line:
                     line["peer"] += f" ({line['fallback']})"
-            except Exception as error:  # noqa: BLE001 - as above; the next job may do.
+            except Exception as error:  # noqa: BLE001 - as above; the next job may succeed.
                 line["why"] = one_line(error)
             print(json.dumps(line), flush=True)
 

@@ -74,8 +74,8 @@ pub(crate) struct Generate {
     #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Settings")]
     pub(crate) count: usize,
 
-    /// Begin from this picture (PNG, JPEG, GIF or WebP; of an animation the first frame). It is scaled and cropped to the
-    /// size of the result
+    /// Begin from this picture (PNG, JPEG, GIF or WebP; of an animation the first frame). It is scaled and cropped to
+    /// the size of the result
     #[arg(long, value_name = "FILE", help_heading = "Begin from a picture")]
     pub(crate) init: Option<PathBuf>,
     /// How much of the initial picture is redrawn, from 0 (nothing) to 1 (everything) [default: 0.6, or 1 with --mask]
@@ -110,8 +110,8 @@ pub(crate) struct Generate {
     /// `auto` (hardware GPU, else the CPU), `gpu`, `cpu`, or an adapter's index or part of its name
     #[arg(long, default_value = "auto", value_parser = device, help_heading = "Device and model")]
     pub(crate) device: DeviceChoice,
-    /// How a GPU stores floating-point tensors; f16 takes half the memory of f32 [default: f16 on hardware GPUs with f16
-    /// arithmetic, else f32]
+    /// How a GPU stores floating-point tensors; f16 takes half the memory of f32 [default: f16 on hardware GPUs with
+    /// f16 arithmetic, else f32]
     #[arg(long, value_enum, help_heading = "Device and model")]
     pub(crate) dtype: Option<Floats>,
     /// How weight matrices are stored. int8 takes half the memory of f16, and changes the picture a little
@@ -123,7 +123,8 @@ pub(crate) struct Generate {
     /// A built-in architecture instead of a model; requires --weights, because it has none
     #[arg(long, value_name = "NAME", requires = "weights", value_parser = presets(), help_heading = "Device and model")]
     pub(crate) preset: Option<String>,
-    /// Folder of the weights to load instead of the model's own; `random:SEED` generates random weights, for measurements
+    /// Folder of the weights to load instead of the model's own; `random:SEED` generates random weights, for
+    /// measurements
     #[arg(long, value_name = "DIR|random:SEED", value_parser = weights, help_heading = "Device and model")]
     pub(crate) weights: Option<WeightsFrom>,
 }
@@ -185,7 +186,8 @@ pub(crate) struct Networks {
 }
 
 impl Networks {
-    /// Returns the name of the built-in architecture, if one was selected. An existing path of that name takes precedence.
+    /// Returns the name of the built-in architecture, if one was selected. An existing path of that name takes
+    /// precedence.
     fn name(&self) -> Option<&str> {
         let named = self.model.as_ref().filter(|path| !path.exists()).and_then(|path| path.to_str());
         named.filter(|name| ModelConfig::PRESETS.contains(name)).or(self.preset.as_deref())
@@ -245,8 +247,8 @@ pub(crate) struct Plan {
     /// Also list every step with its operands and the variant of its kernel
     #[arg(long)]
     pub(crate) list: bool,
-    /// With --list: show the variants that this GPU runs: `gpu`, or an adapter's index or part of its name [default: the
-    /// variants that every GPU can run]
+    /// With --list: show the variants that this GPU runs: `gpu`, or an adapter's index or part of its name [default:
+    /// the variants that every GPU can run]
     #[arg(long, value_parser = device, requires = "list")]
     pub(crate) device: Option<DeviceChoice>,
     /// Print the plan as JSON
@@ -263,12 +265,12 @@ pub(crate) struct Check {
     #[arg(long = "kernel", value_name = "NAME", conflicts_with_all = ["paths", "plan"])]
     #[arg(value_parser = PossibleValuesParser::new(FAMILIES.iter().map(|family| family.name)))]
     pub(crate) kernels: Vec<String>,
-    /// Run each case with every variant that the GPU can run, instead of only the one it would choose. Compiles for minutes,
-    /// on all threads
+    /// Run each case with every variant that the GPU can run, instead of only the one it would choose. Compiles for
+    /// minutes, on all threads
     #[arg(long, conflicts_with_all = ["paths", "plan"])]
     pub(crate) every_variant: bool,
-    /// Run the plan of a network step by step instead, and find the first step whose result differs from the CPU device's.
-    /// With --device cpu: from the kernels' f64 references, which is slow
+    /// Run the plan of a network step by step instead, and find the first step whose result differs from the CPU
+    /// device's. With --device cpu: from the kernels' f64 references, which is slow
     #[arg(long, value_enum, value_name = "NETWORK")]
     pub(crate) plan: Option<crate::graphs::Network>,
     /// With --plan: compare with the kernels' f64 references on any device

@@ -1,5 +1,5 @@
-//! `bench`: times each kernel at the model's shapes and compares it with the device's measured peaks; or times a network's
-//! plan step by step; or whole pictures.
+//! `bench`: times each kernel at the model's shapes and compares it with the device's measured peaks; or times a
+//! network's plan step by step; or whole pictures.
 //!
 //! The f64 references are too slow at these sizes. A GPU's result is checked against the CPU form instead, and the CPU
 //! form against the reference on the small built-in cases of its family.
@@ -38,8 +38,8 @@ pub(crate) struct Args {
     /// Time the plan of a network step by step instead, and print totals for each kernel
     #[arg(long, value_enum, value_name = "NETWORK", conflicts_with = "kernels", num_args = 0..=1, default_missing_value = "unet")]
     plan: Option<Network>,
-    /// Time whole pictures instead, from prompt to pixels: the first one, later ones, and the memory they take. A built-in
-    /// architecture draws with random weights
+    /// Time whole pictures instead, from prompt to pixels: the first one, later ones, and the memory they take. A
+    /// built-in architecture draws with random weights
     #[arg(long, conflicts_with_all = ["kernels", "plan"])]
     picture: bool,
     /// Time every variant of each kernel that has several, and save the fastest in the user's cache folder, where later
@@ -48,8 +48,8 @@ pub(crate) struct Args {
     tune: bool,
     #[command(flatten)]
     networks: crate::args::Networks,
-    /// With --plan or --picture: scale of classifier-free guidance; any value but 1 doubles the UNet's batch [default: the
-    /// model's]
+    /// With --plan or --picture: scale of classifier-free guidance; any value but 1 doubles the UNet's batch [default:
+    /// the model's]
     #[arg(long, value_name = "G", allow_negative_numbers = true)]
     guidance: Option<f32>,
     /// `auto` (hardware GPU, else the CPU), `gpu`, `cpu`, or an adapter's index or part of its name
@@ -67,8 +67,8 @@ pub(crate) struct Args {
     /// Time each shape with at most 10 runs or 0.1 s instead of 200 runs or 1 s, and leave out the largest shapes
     #[arg(long)]
     quick: bool,
-    /// Finish within about this many seconds: each shape gets an equal share of the time left, shapes are left out once it
-    /// is over, and plans and pictures are timed fewer times
+    /// Finish within about this many seconds: each shape gets an equal share of the time left, shapes are left out once
+    /// it is over, and plans and pictures are timed fewer times
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     within: Option<Duration>,
 }
@@ -105,8 +105,8 @@ impl Effort {
         Self { per_shape, runs: if quick { 10 } else { 200 }, most_flops, quick, software }
     }
 
-    /// Limits the runs of a shape to half of its share of the time. The other half goes to operands, the check and the first
-    /// run.
+    /// Limits the runs of a shape to half of its share of the time. The other half goes to operands, the check and the
+    /// first run.
     fn within(self, share: Option<Duration>) -> Self {
         let per_shape = share.map_or(self.per_shape, |share| self.per_shape.min(share / 2));
         Self { per_shape, ..self }

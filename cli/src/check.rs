@@ -63,8 +63,8 @@ pub(crate) fn run(args: &Check) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Compiles the pipelines of every variant of some cases on both devices, on all threads. The cases find them compiled when
-/// they run. An error is left to the case, which meets it again and reports it.
+/// Compiles the pipelines of every variant of some cases on both devices, on all threads. The cases find them compiled
+/// when they run. An error is left to the case, which meets it again and reports it.
 fn compile_variants(title: &str, gpus: [&Gpu; 2], storage: Storage, cases: &[Case]) {
     let mut modules: BTreeMap<String, (&'static str, Vec<Binding>)> = BTreeMap::new();
     for kernel in cases.iter().map(|case| case.kernel.as_ref()) {
@@ -81,9 +81,9 @@ fn compile_variants(title: &str, gpus: [&Gpu; 2], storage: Storage, cases: &[Cas
     });
 }
 
-/// Runs a case and returns the verdicts: on the CPU one; on a GPU one for the variant that it would choose or one for every
-/// variant, each with its label. Of `both` devices the first trusts shaders and the second checks them as they run. The
-/// second runs only if all verdicts of the first are good, and its verdicts are the ones returned.
+/// Runs a case and returns the verdicts: on the CPU one; on a GPU one for the variant that it would choose or one for
+/// every variant, each with its label. Of `both` devices the first trusts shaders and the second checks them as they
+/// run. The second runs only if all verdicts of the first are good, and its verdicts are the ones returned.
 fn verdicts(
     both: Option<(&Gpu, &Gpu)>,
     target: Target<'_>,
@@ -201,7 +201,8 @@ impl WeightsDtype {
     }
 }
 
-/// Returns the case files that a path stands for: a file itself, or the `.safetensors` files of a folder, sorted by name.
+/// Returns the case files that a path stands for: a file itself, or the `.safetensors` files of a folder, sorted by
+/// name.
 fn case_files(path: &Path) -> Result<Vec<PathBuf>, Failure> {
     if !path.is_dir() {
         return Ok(vec![path.to_owned()]);

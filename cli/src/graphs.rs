@@ -86,7 +86,8 @@ impl WeightLoader for MadeUp {
     }
 }
 
-/// Makes values for every input of a recording: token ids 1, 2, 3, ...; timestep 500; coefficients 0.5; noise elsewhere.
+/// Makes values for every input of a recording: token ids 1, 2, 3, ...; timestep 500; coefficients 0.5; noise
+/// elsewhere.
 pub(crate) fn inputs(recording: &Recording) -> Vec<(String, Vec<f32>)> {
     let inputs = recording.tensors.iter().filter(|tensor| matches!(tensor.origin, Origin::Input(_)));
     let values = |tensor: &mobilediffusion_graph::TensorInfo| {
@@ -94,7 +95,8 @@ pub(crate) fn inputs(recording: &Recording) -> Vec<(String, Vec<f32>)> {
         match (tensor.name.as_str(), tensor.dtype) {
             (_, DType::U32) => (1..).map(f32::from_bits).take(len).collect(),
             ("timestep", _) => vec![500.0; len],
-            // No sampler sets a coefficient to zero, so neither does this; equal ones keep values near one in each of them.
+            // No sampler sets a coefficient to zero, so neither does this; equal ones keep values near one in each of
+            // them.
             ("coefficients", _) => vec![0.5; len],
             _ => Noise::new(1).latent(len),
         }

@@ -55,8 +55,8 @@ fn completions(shell: clap_complete::Shell) -> Result<(), Failure> {
     Ok(terminal::result(String::from_utf8(script)?.trim_end())?)
 }
 
-/// Turns off Mesa's device-selection layer. On machines without a desktop session it writes an `error:` line to standard
-/// error whenever adapters are listed, and this program chooses its adapter by itself.
+/// Turns off Mesa's device-selection layer. On machines without a desktop session it writes an `error:` line to
+/// standard error whenever adapters are listed, and this program chooses its adapter by itself.
 #[expect(unsafe_code, reason = "changing the environment is unsafe while other threads may read it")]
 fn quiet_mesa() {
     // SAFETY: called first in `main`, before any other thread exists.

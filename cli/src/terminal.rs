@@ -32,8 +32,8 @@ pub(crate) fn printable(text: &str) -> String {
     text.chars().map(spelled).collect()
 }
 
-/// Runs `work` on every item on all threads, with a bar on standard error that counts the items done. The bar is hidden if
-/// that is no terminal, and removed at the end.
+/// Runs `work` on every item on all threads, with a bar on standard error that counts the items done. The bar is hidden
+/// if that is no terminal, and removed at the end.
 pub(crate) fn each_with_bar<T: Sync>(title: &str, items: &[T], work: impl Fn(&T) + Sync) {
     let template = "{msg} {bar:32} {pos}/{len}, {eta} left";
     let style = ProgressStyle::with_template(template).expect("the template is valid");

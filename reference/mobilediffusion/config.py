@@ -114,7 +114,10 @@ class UNetConfig(JsonConfig):
         return mid if isinstance(mid, list) else [mid] * self.layers_mid
 
     def to_dict(self) -> dict:
-        """Return the values to write. `sep_samplers` is left out if empty, since the paper's configuration has no such key."""
+        """Return the values to write.
+
+        `sep_samplers` is left out if empty, since the paper's configuration has no such key.
+        """
         return {key: value for key, value in super().to_dict().items() if key != "sep_samplers" or value}
 
 

@@ -25,7 +25,10 @@ def philox4x32(counter, key, rounds: int = 10):
 
 
 def normal(seed: int, count: int, stream: int = 0) -> np.ndarray:
-    """Return the first `count` standard normal values of a seed, float64 [count]. `stream` selects an independent sequence."""
+    """Return the first `count` standard normal values of a seed, float64 [count].
+
+    `stream` selects an independent sequence.
+    """
     block = np.arange((count + 3) // 4, dtype=np.uint64)
     zero, streams = np.zeros_like(block), np.full_like(block, stream)
     words = philox4x32((block & MASK, block >> np.uint64(32), streams, zero), (seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF))

@@ -67,8 +67,8 @@ def random_noise(step: int, like):
 def ddim(unet, schedule: Schedule, noise, text, empty, steps: int, guidance: float, eta: float = 0.0, fresh=random_noise):
     """Sample by DDIM: noise [n, 8, h, w], text and empty [n, k, d] -> latent.
 
-    The UNet's batch is [empty, text]; with guidance 1 the empty half is left out. `fresh(step, like)` returns the noise to
-    add if eta > 0.
+    The UNet's batch is [empty, text]; with guidance 1 the empty half is left out. `fresh(step, like)` returns the noise
+    to add if eta > 0.
     """
     kind = unet.config.prediction_type
     z, n = noise, noise.shape[0]

@@ -124,7 +124,10 @@ def set_random_state(states: list[torch.Tensor]) -> None:
 
 @contextmanager
 def precision(options):
-    """Enable bfloat16 autocast if the options ask for it. On a CPU, compute attention by plain products: sequences are short."""
+    """Enable bfloat16 autocast if the options ask for it.
+
+    On a CPU, compute attention by plain products: sequences are short.
+    """
     attention = sdpa_kernel(SDPBackend.MATH) if options.device == "cpu" else nullcontext()
     with attention, torch.autocast(options.device, torch.bfloat16, enabled=options.bf16):
         yield

@@ -88,7 +88,10 @@ def logits(discriminator, schedule, x0, t, text):
 
 
 def towards(logit, target: float):
-    """Return the binary cross-entropy to one constant target. Logits on the right side by 0.5 or more get no gradient."""
+    """Return the binary cross-entropy to one constant target.
+
+    Logits on the right side by 0.5 or more get no gradient.
+    """
     logit = logit.clamp(max=0.5) if target else logit.clamp(min=-0.5)
     return F.binary_cross_entropy_with_logits(logit, torch.full_like(logit, target))
 

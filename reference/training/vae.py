@@ -23,7 +23,10 @@ def gradients(x):
 
 
 def reconstruction_loss(output, target):
-    """Return the loss: L1 for colour, L2 for large errors, and L1 of the gradients for edges instead of a perceptual network."""
+    """Return the loss:
+
+    L1 for colour, L2 for large errors, and L1 of the gradients for edges instead of a perceptual network.
+    """
     edges = sum(F.l1_loss(a, b) for a, b in zip(gradients(output), gradients(target)))
     return F.l1_loss(output, target) + F.mse_loss(output, target) + edges
 

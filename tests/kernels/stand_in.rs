@@ -1,11 +1,12 @@
 //! Stand-in for matrix units, which runs variants that use them on devices that have none.
 //!
-//! It rewrites calls of matrix units to functions in plain WGSL. Workgroups, subgroups and addresses in workgroup memory stay the
-//! same, so tiles for units of every size are tested. How a driver implements matrices is not tested. Floats may be stored in
-//! any type.
+//! It rewrites calls of matrix units to functions in plain WGSL. Workgroups, subgroups and addresses in workgroup
+//! memory stay the same, so tiles for units of every size are tested. How a driver implements matrices is not tested.
+//! Floats may be stored in any type.
 //!
-//! Each lane of a subgroup keeps `EDGE * EDGE / SUBGROUP` neighbours in a row of the sums and that row of the left factor. Of the
-//! right factor it keeps the address only: kernels multiply by it before anything is written there again.
+//! Each lane of a subgroup keeps `EDGE * EDGE / SUBGROUP` neighbours in a row of the sums and that row of the left
+//! factor. Of the right factor it keeps the address only: kernels multiply by it before anything is written there
+//! again.
 
 use mobilediffusion_kernels::{
     Cost, Kernel, Operand, ParamsJson, Program, Stage, Storage, Tolerance, Variant, names, wgsl,
@@ -30,7 +31,8 @@ impl StandIn<'_> {
         let text = composed(&program);
         let body = text.strip_prefix(&before).expect("prelude and constants come first");
         let mut constants = program.constants.clone();
-        // `compose` has already resolved the conditions on the constant; without it no feature is required of the device.
+        // `compose` has already resolved the conditions on the constant; without it no feature is required of the
+        // device.
         constants.remove(matrix);
         let wide = constants.contains(&("WIDE", 1));
         Program { wgsl: String::leak(spelt_out(body, wide)), constants, ..program }
@@ -67,8 +69,8 @@ fn spelt_out(body: &str, wide: bool) -> String {
     text + &functions(&factors, &sums, wide)
 }
 
-/// Replaces the calls of one kind in a line, and notes the arrays they access. After `call` follows `array[at], stride)` for a
-/// load, or `value, &array[at], stride)` for a store.
+/// Replaces the calls of one kind in a line, and notes the arrays they access. After `call` follows `array[at],
+/// stride)` for a load, or `value, &array[at], stride)` for a store.
 fn without(line: String, (call, instead): (&str, &str), arrays: &mut Vec<String>) -> String {
     let Some((start, rest)) = line.split_once(call) else { return line };
     let (value, rest) = if call.ends_with('&') { ("", rest) } else { rest.split_once('&').expect("an array") };
@@ -80,8 +82,8 @@ fn without(line: String, (call, instead): (&str, &str), arrays: &mut Vec<String>
     without(format!("{start}{instead}{array}({value}{at}, {rest}"), (call, instead), arrays)
 }
 
-/// Returns the functions that replace matrix units, for the arrays of factors and of sums. With `wide` the arrays hold vec4s, else
-/// scalars.
+/// Returns the functions that replace matrix units, for the arrays of factors and of sums. With `wide` the arrays hold
+/// vec4s, else scalars.
 fn functions(factors: &[String], sums: &[String], wide: bool) -> String {
     let (factor, sum) = if wide {
         ("load4(ARRAY[at + row * stride + i / 4u])[i % 4u]", "ARRAY[at + row * stride + i / 4u][i % 4u]")

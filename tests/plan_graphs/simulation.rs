@@ -1,5 +1,5 @@
-//! Simulation of a plan's memory that stores the owner of each unit instead of values. It knows nothing of lifetimes, and finds
-//! every step that reads a tensor which was overwritten.
+//! Simulation of a plan's memory that stores the owner of each unit instead of values. It knows nothing of lifetimes,
+//! and finds every step that reads a tensor which was overwritten.
 
 use mobilediffusion_graph::{Origin, Recording};
 
@@ -55,8 +55,8 @@ impl<'a> Memory<'a> {
         }
     }
 
-    /// Writes the inputs whose bits are set, runs the steps that depend on them, and reads every output. The first call writes
-    /// every input and runs every step.
+    /// Writes the inputs whose bits are set, runs the steps that depend on them, and reads every output. The first call
+    /// writes every input and runs every step.
     pub(crate) fn run(&mut self, written: u64) -> Result<(), String> {
         let recording = self.recording;
         let written = if self.started { written } else { u64::MAX };

@@ -87,8 +87,8 @@ fn a_panic_below_is_a_lost_device(gpu: &Arc<Gpu>) {
 }
 
 fn memory_that_runs_out_is_an_error(gpu: &Arc<Gpu>) {
-    // A driver may grant more memory than there is, because pages that are never touched cost nothing. So the test stops at
-    // this many bytes.
+    // A driver may grant more memory than there is, because pages that are never touched cost nothing. So the test
+    // stops at this many bytes.
     const MOST: u64 = 16 << 30;
     let gpu = fresh(gpu);
     let bytes = gpu.caps().max_buffer_bytes / 4 * 4;

@@ -45,7 +45,8 @@ fn main() {
 }
 ";
 
-/// On a checked device an index beyond an array is clamped and a division by zero returns the dividend, as wgpu promises.
+/// On a checked device an index beyond an array is clamped and a division by zero returns the dividend, as wgpu
+/// promises.
 fn shaders_are_watched_where_they_should_be(gpu: &Arc<Gpu>) {
     let gpu = checked(gpu);
     let again = pollster::block_on(gpu.recreate()).expect("the adapter opens again");

@@ -1,9 +1,9 @@
-//! Single products and convolutions in burn (wgpu) and candle (CPU), at the shapes of a file that `mobilediffusion bench
-//! --json` wrote: `mobilediffusion-peers bench.json burn|candle ADAPTER_KIND SECONDS`.
+//! Times single products and convolutions in burn (wgpu) and candle (CPU), at the shapes of a file that
+//! `mobilediffusion bench --json` wrote: `mobilediffusion-peers bench.json burn|candle ADAPTER_KIND SECONDS`.
 //!
-//! A line of JSON per shape on standard output: what was timed, the median of the runs in seconds, and how far a sample
-//! of the results is from sums in f64. The peers compute the bare product or convolution, without the biases, norms,
-//! residuals and joined inputs that ours takes along.
+//! Prints a line of JSON per shape: what was timed, the median of the runs in seconds, and the error of a sample of the
+//! results against sums in f64. The peers compute the bare product or convolution, without the biases, norms, residuals
+//! and joined inputs that this project's kernels include.
 
 mod shapes;
 mod with_burn;
@@ -14,20 +14,20 @@ use shapes::Problem;
 use std::error::Error;
 use std::time::{Duration, Instant};
 
-/// Anything that may go wrong, as one line.
+/// Error of this program, printed as one line.
 pub(crate) type Failure = Box<dyn Error>;
 
-/// Runs of one problem, at most.
+/// Largest number of runs of one problem.
 const RUNS: usize = 20;
 
-/// The time one shape may take once it is warm.
+/// Time for the runs of one shape after warming up.
 const PER_SHAPE: Duration = Duration::from_millis(500);
 
-/// One problem on one peer: every call runs it to its end.
+/// Problem prepared on a peer.
 pub(crate) trait Run {
-    /// Computes and waits.
+    /// Computes the result and waits for it.
     fn run(&mut self) -> Result<(), Failure>;
-    /// Results of the last run as the problem counts them: rows, then columns.
+    /// Returns the results of the last run, row by row in the problem's order.
     fn results(&self) -> Result<Vec<f32>, Failure>;
 }
 
@@ -69,7 +69,8 @@ fn all(arguments: &[String]) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The median of some runs, after those that compile and tune, and the largest error of the results against their scale.
+/// Measures the median of several runs, after those that compile and tune, and the largest error relative to the
+/// results' scale.
 fn timed(made: &mut dyn Run, problem: &Problem) -> Result<(f64, f64), Failure> {
     made.run()?;
     let error = problem.error(&made.results()?);

@@ -1,21 +1,21 @@
-//! The problems: sizes from a line of `bench`, values, and a sample of the results computed the long way.
+//! Problems: their sizes from a row of `bench`, their values, and a sample of the results computed in f64.
 
 use serde_json::Value;
 
-/// Results that are looked at.
+/// Number of results that are checked.
 const SAMPLED: usize = 64;
 
-/// What is computed.
+/// Problem to compute.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Problem {
-    /// `[rows, k]` by `[cols, k]` transposed.
+    /// Product of `[rows, k]` and `[cols, k]` transposed.
     Product { rows: usize, k: usize, cols: usize },
-    /// 3x3, stride 1, padding 1, of one image `[ci, h, w]` with weights `[co, ci, 3, 3]`.
+    /// Convolution 3x3 with stride 1 and padding 1, of one image `[ci, h, w]` with weights `[co, ci, 3, 3]`.
     Conv { h: usize, w: usize, ci: usize, co: usize },
 }
 
 impl Problem {
-    /// The problem of a row; none for kernels and strides that the peers are not asked for.
+    /// Returns the problem of a row, or `None` for kernels and strides that are not compared.
     pub(crate) fn of(row: &Value) -> Option<Self> {
         let (kernel, shape) = (row["kernel"].as_str()?, row["shape"].as_str()?);
         let size = |name: &str| {
@@ -24,7 +24,7 @@ impl Problem {
         };
         match kernel {
             "linear" => Some(Self::Product { rows: size("rows")?, k: size("k")?, cols: size("cols")? }),
-            // Sizes that are one are left out of some lines.
+            // Some rows leave out sizes that are one.
             "conv2d" if [size("n"), size("stride"), size("upsample")].iter().all(|s| s.unwrap_or(1) == 1) => {
                 let fits = size("kernel").unwrap_or(3) == 3;
                 fits.then_some(Self::Conv { h: size("h")?, w: size("w")?, ci: size("ci")?, co: size("co")? })
@@ -33,19 +33,19 @@ impl Problem {
         }
     }
 
-    /// Both operands, in whole sixteenths below one: f16 holds them, and f32 holds every sum of their products exactly, so
-    /// that a peer in f32 has no error at all unless its algorithm is one that rounds.
+    /// Returns both operands, in whole sixteenths below one. f16 holds them exactly, and f32 holds every sum of their
+    /// products exactly, so a peer in f32 has no error unless its algorithm rounds.
     pub(crate) fn operands(&self) -> (Vec<f32>, Vec<f32>) {
         let (left, right) = match *self {
             Self::Product { rows, k, cols } => (rows * k, cols * k),
             Self::Conv { h, w, ci, co } => (ci * h * w, co * ci * 9),
         };
-        // A walk through the residues of a prime, so that no two neighbouring rows are the same.
+        // Residues of a prime, so that neighbouring rows differ.
         let values = |len: usize, step: usize| (0..len).map(move |i| ((i * step) % 31) as f32 / 16.0 - 15.0 / 16.0);
         (values(left, 7).collect(), values(right, 11).collect())
     }
 
-    /// The largest error of a sample of results, as a part of the largest result in it.
+    /// Returns the largest error of a sample of results, relative to the largest result in it.
     pub(crate) fn error(&self, results: &[f32]) -> f64 {
         let (left, right) = self.operands();
         let (mut worst, mut largest) = (0.0_f64, 1e-9_f64);
@@ -53,7 +53,7 @@ impl Problem {
             let at = i * (results.len() - 1) / (SAMPLED - 1);
             let exact = self.exact(at, &left, &right);
             largest = largest.max(exact.abs());
-            // A NaN counts as wrong beyond measure.
+            // NaN counts as an infinite error.
             let error = (f64::from(results[at]) - exact).abs();
             worst = if error.is_nan() { f64::INFINITY } else { worst.max(error) };
         }

@@ -1,11 +1,11 @@
-//! burn on wgpu, with its own tuning: WGSL, or SPIR-V with the feature `spirv`.
+//! Problems in burn on wgpu, with burn's own tuning: in WGSL, or in SPIR-V with the feature `spirv`.
 
 use crate::{Failure, Problem, Run};
 use burn::tensor::module::conv2d;
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{DType, Device, DeviceKind, Tensor, TensorData};
 
-/// A problem as burn's tensors.
+/// Problem as tensors of burn.
 pub(crate) struct Burn {
     device: Device,
     operands: Operands,
@@ -18,7 +18,7 @@ enum Operands {
 }
 
 impl Burn {
-    /// `kind` as `mobilediffusion devices` tells it: the first adapter of that kind is taken.
+    /// Prepares a problem on the first adapter of a kind, as `mobilediffusion devices` names it.
     pub(crate) fn new(problem: &Problem, kind: &str, half: bool) -> Result<Self, Failure> {
         let device = Device::wgpu(match kind {
             "discrete GPU" => DeviceKind::DiscreteGpu(0),

@@ -1,9 +1,9 @@
-//! candle on the CPU: it has no backend for the graphics APIs.
+//! Problems in candle on the CPU, since candle has no backend for graphics APIs.
 
 use crate::{Failure, Problem, Run};
 use candle_core::{Device, Tensor};
 
-/// A problem as candle's tensors.
+/// Problem as tensors of candle.
 pub(crate) struct Candle {
     conv: bool,
     left: Tensor,

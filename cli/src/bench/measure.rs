@@ -136,9 +136,9 @@ fn copies(gpu: &Gpu, bytes: u64) -> u64 {
 
 /// Uploads the operands of a variant, and returns its dispatch once for each copy of its weights, and its outputs.
 ///
-/// The dispatches take turns, so that each run reads its weights from memory. In a network weights come from memory too,
-/// because all other weights were read since their last use. Activations are not copied: the step before has just written
-/// them.
+/// The dispatches take turns, so that each run reads its weights from memory. In a network weights come from memory
+/// too, because all other weights were read since their last use. Activations are not copied: the step before has just
+/// written them.
 pub(super) fn prepare(
     (gpu, storage): (&Gpu, Storage),
     case: &Case,

@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 use std::fmt;
 use std::time::Instant;
 
-/// Shader of multiply-adds in eight independent chains of vectors, so that no addition waits for the one before. Expects
-/// an alias `V` of the vector type before it.
+/// Shader of multiply-adds in eight independent chains of vectors, so that no addition waits for the one before.
+/// Expects an alias `V` of the vector type before it.
 const MULTIPLY_ADDS: &str = "
 @group(0) @binding(0) var<uniform> factor: vec4<f32>;
 @group(0) @binding(1) var<storage, read_write> sums: array<vec4<f32>>;
@@ -73,11 +73,11 @@ pub(crate) struct Peaks {
     pub(crate) copy: f64,
     /// Floating-point operations per second in f32.
     pub(crate) flops: f64,
-    /// Floating-point operations per second of the matrix units, with factors in f16 and sums in f32; `None` if kernels do not
-    /// use them.
+    /// Floating-point operations per second of the matrix units, with factors in f16 and sums in f32; `None` if kernels
+    /// do not use them.
     pub(crate) matrix_flops: Option<f64>,
-    /// Floating-point operations per second in f16, where shaders can compute in it. No kernel is compared with this peak:
-    /// kernels store in f16 but add up in f32.
+    /// Floating-point operations per second in f16, where shaders can compute in it. No kernel is compared with this
+    /// peak: kernels store in f16 but add up in f32.
     pub(crate) half_flops: Option<f64>,
 }
 

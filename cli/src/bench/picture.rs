@@ -14,7 +14,8 @@ const SEED: u64 = 0;
 /// Largest number of pictures after the first.
 const MORE: usize = 7;
 
-/// Draws one picture that includes all preparation, then further ones that reuse it, and returns the numbers for a file.
+/// Draws one picture that includes all preparation, then further ones that reuse it, and returns the numbers for a
+/// file.
 pub(super) fn run(args: &Args, time_left: &dyn Fn() -> bool) -> Result<Value, Failure> {
     let weights = args.networks.folder()?.map_or(WeightsFrom::Synthetic(SEED), WeightsFrom::Directory);
     let config = args.networks.config()?;

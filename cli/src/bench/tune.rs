@@ -101,8 +101,9 @@ type Times = Vec<(Variant, f64)>;
 /// Variants that failed, with the reason.
 type Wrong = Vec<(Variant, String)>;
 
-/// Measures the median time of each variant, of which the one estimated to be the fastest comes first. Every variant must
-/// compute what the first that runs computed. Variants that could take a device longer than [`LONGEST`] are skipped.
+/// Measures the median time of each variant, of which the one estimated to be the fastest comes first. Every variant
+/// must compute what the first that runs computed. Variants that could take a device longer than [`LONGEST`] are
+/// skipped.
 fn times(
     (device, estimate): (Device<'_>, &Machine),
     case: &Case,
