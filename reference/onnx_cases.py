@@ -188,7 +188,7 @@ def concat(a, x, y, *rest, out=None):
 
 
 def normalised(x, stats, weight, bias, out):
-    """Convert a normalisation with given statistics to the scales and offsets that the kernel takes, computed in f64."""
+    """Convert a normalisation with given statistics to the kernel's scales and offsets, computed in f64."""
     n, c = x.shape[:2]
     mean, deviation = np.repeat(stats, c // stats.shape[1], 1).transpose(2, 0, 1)
     scale = deviation * weight

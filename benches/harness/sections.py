@@ -197,7 +197,7 @@ def pictures(section, models, dtypes):
 
 
 def starts(section, models, dtypes):
-    """Measure the time from process start to the picture on disk, with empty caches of compiled shaders and with full ones."""
+    """Measure the time from process start to the picture on disk, with empty shader caches and with full ones."""
     for model in models:
         for dtype in dtypes:
             with tempfile.TemporaryDirectory() as folder:

@@ -63,7 +63,7 @@ def load(folder, device="cpu") -> DualEncoder:
 
 
 def batch_of_concepts(data: Pictures, by_concept: dict, ids: list):
-    """Draw pictures and captions of different concepts, so that every other caption of the batch is wrong for a picture."""
+    """Draw pictures and captions of different concepts, so that every other caption is wrong for a picture."""
     concepts = list(by_concept)
     chosen = [concepts[i] for i in torch.randperm(len(concepts))[:BATCH].tolist()]
     index = [by_concept[c][torch.randint(len(by_concept[c]), ())] for c in chosen]

@@ -53,11 +53,10 @@ class ResidualBlock(nn.Module):
 
 
 class SeparableUnit(nn.Module):
-    """Depthwise 3x3 convolution, norm, and inverted bottleneck of two pointwise convolutions. The block adds the
-    residual.
+    """Depthwise 3x3 convolution, norm, and inverted bottleneck of two pointwise convolutions.
 
-    With `glu` the bottleneck is gated, as in the feed-forward layers: the first half of `pwconv1` is the value, the
-    second half the gate.
+    The residual is added by the block, not here. With `glu` the bottleneck is gated, as in the feed-forward layers: the
+    first half of `pwconv1` is the value, the second half the gate.
     """
 
     def __init__(self, cin: int, cout: int, c: UNetConfig):

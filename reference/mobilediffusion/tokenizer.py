@@ -10,7 +10,7 @@ BOS, EOS = 49406, 49407
 
 
 class ClipTokenizer:
-    """Tokenizer that puts begin and end marks around a text, and cuts or pads it (with the end mark) to `length` tokens."""
+    """Tokenizer: begin and end marks around a text, cut or padded (with the end mark) to `length` tokens."""
 
     def __init__(self, path=DEFAULT_PATH, length: int = 77):
         self.length = length

@@ -36,7 +36,10 @@ class PatchGan:
         return not self.weight or progress < JOINS
 
     def generator_loss(self, reconstruction, output, last_weight, progress: float):
-        """Return the decoder's loss, weighted by the ratio of the gradients of `reconstruction` and of this loss at its last layer."""
+        """Return the decoder's weighted loss.
+
+        The weight is the ratio of the gradients of `reconstruction` and of this loss at the decoder's last layer.
+        """
         if self.idle(progress):
             return torch.zeros((), device=output.device)
         self.network.requires_grad_(False)

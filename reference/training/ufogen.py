@@ -42,7 +42,7 @@ def discriminator_from(unet):
 
 @torch.no_grad()
 def draw_pairs(options) -> None:
-    """Record (noise, token ids, latent) of the base model's guided DDIM on training captions, for the stage `ufogen`."""
+    """Record (noise, token ids, latent) of the base model's guided DDIM on training captions."""
     plan, batch = options.plan, options.stage.batch
     if plan.pairs == 0:
         return  # As in the paper, the stage `ufogen` needs only noise and pictures.

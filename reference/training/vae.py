@@ -1,4 +1,4 @@
-"""Stages `vae`, which trains encoder and full decoder, and `decoder`, which trains the light decoder for that encoder."""
+"""Stages `vae`, for encoder and full decoder, and `decoder`, for the light decoder of that encoder."""
 
 import math
 
@@ -23,7 +23,7 @@ def gradients(x):
 
 
 def reconstruction_loss(output, target):
-    """Return the loss:
+    """Return the reconstruction loss.
 
     L1 for colour, L2 for large errors, and L1 of the gradients for edges instead of a perceptual network.
     """
@@ -138,7 +138,7 @@ def train(options) -> None:
 
 
 def train_light(options) -> None:
-    """Train the light decoder on the frozen encoder's latents, starting from weights that it shares with the full decoder."""
+    """Train the light decoder on the frozen encoder's latents, from weights shared with the full decoder."""
     device, stage = options.device, options.stage
     data, held = Pictures(options.data, device), Pictures(options.data, device, (HELD_STYLE, HELD_CONCEPT))
     vae = load(options.out / "vae", device)
