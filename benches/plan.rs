@@ -2,13 +2,14 @@
 
 #![allow(clippy::print_stdout, reason = "the tables are what this is for")]
 
-use mobilediffusion_benches::{MadeUp, only_once};
+use mobilediffusion_benches::only_once;
 use mobilediffusion_graph::plan::{Lifetime, pack};
 use mobilediffusion_graph::{Device, Graph, Recording, Session, Weights};
 use mobilediffusion_kernels::{Activation, DType, Storage};
 use mobilediffusion_model::ModelConfig;
 use mobilediffusion_model::config::Sampler;
 use mobilediffusion_model::networks::{Decoder, Shape, decode_graph, denoise_graph, encode_graph, text_graph};
+use mobilediffusion_model::weights::Synthetic;
 use mobilediffusion_runtime::{Gpu, Select};
 use std::sync::Arc;
 use std::time::Instant;
@@ -84,7 +85,7 @@ fn overhead() {
         x = graph.activate(&x, Activation::Silu, 1.0).expect("it fits");
     }
     graph.output("y", &x);
-    let mut weights = Weights::new(Device::Gpu(Arc::clone(&gpu), Storage::F32), Box::new(MadeUp(1)));
+    let mut weights = Weights::new(Device::Gpu(Arc::clone(&gpu), Storage::F32), Box::new(Synthetic { seed: 1 }));
     let mut session = Session::new(Recording::new(graph), &mut weights, &mut |_, _| true).expect("it is made");
     session.write("x", &[1.0; 4]).expect("it fits");
     session.run(&mut |_, _| true).expect("it runs");

@@ -8,7 +8,7 @@ use mobilediffusion_model::config::Sampler;
 use mobilediffusion_model::info::paper::{Row, table};
 use mobilediffusion_model::info::{Part, summary};
 use mobilediffusion_model::networks::{Decoder, Shape, decode_graph, denoise_graph, text_graph, vae_weights};
-use mobilediffusion_model::weights::{Checkpoint, WeightSource};
+use mobilediffusion_model::weights::Checkpoint;
 use mobilediffusion_model::{ModelConfig, Source, WeightsFrom};
 use std::collections::BTreeSet;
 
@@ -167,7 +167,6 @@ fn weights_in_8_bits_take_half_the_bytes_and_move_by_half_a_step_at_most() {
     let mut matrices = 0;
     for (folder, graph) in graphs {
         let checkpoint = Checkpoint::open(&path.join(folder)).expect("the checkpoint opens");
-        let checkpoint = Box::new(checkpoint) as Box<dyn WeightSource>;
         let (weights, recording) = (Weights::new(Device::CPU, Box::new(checkpoint)), Recording::new(graph));
         let in_type = |storage| rounding(&recording, &weights, storage).expect("the checkpoint has them all");
         let int8 = in_type(Storage::F16.with_weights(WeightType::Int8));

@@ -90,12 +90,12 @@ fn run(recording: Recording, device: Device) -> Vec<(String, Vec<f32>)> {
 /// Runs a graph with and without fusion on every device, and compares both with the references on the unfused graph.
 /// Returns the fused recording.
 fn check(build: impl Fn() -> Graph) -> Recording {
-    let plain = Recording::with_fusion(build(), &Fusion::NONE);
+    let plain = Recording::with_fusion(build(), Fusion::None);
     assert!(plain.fused.is_empty(), "nothing is folded unless it is allowed");
     let want = by_reference(&plain);
     for device in devices() {
-        for (fusion, name) in [(Fusion::NONE, "plain"), (Fusion::ALL, "fused")] {
-            let got = run(Recording::with_fusion(build(), &fusion), device.clone());
+        for (fusion, name) in [(Fusion::None, "plain"), (Fusion::All, "fused")] {
+            let got = run(Recording::with_fusion(build(), fusion), device.clone());
             assert_eq!(got.len(), want.len(), "outputs, {name}");
             for ((output, got), (_, want)) in got.iter().zip(&want) {
                 let error = relative_l2(got, want);
@@ -173,7 +173,7 @@ fn tapped() -> Graph {
 #[test]
 fn a_fused_network_computes_the_same_and_its_taps_stay() {
     let fused = check(tapped);
-    let plain = Recording::with_fusion(tapped(), &Fusion::NONE);
+    let plain = Recording::with_fusion(tapped(), Fusion::None);
     let names = |r: &Recording| r.outputs.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
     assert_eq!(names(&fused), names(&plain));
     let found: BTreeSet<&str> = fused.fused.iter().map(|fused| fused.what).collect();
@@ -222,7 +222,7 @@ fn the_full_size_networks_lose_at_least_a_fifth_of_their_steps() {
         _ => decode_graph(&config, shape.latent, Decoder::Light).expect("it builds"),
     };
     for name in ["text encoder", "unet", "decoder"] {
-        let plain = Recording::with_fusion(graph(name), &Fusion::NONE);
+        let plain = Recording::with_fusion(graph(name), Fusion::None);
         let fused = Recording::new(graph(name));
         assert_eq!(plain.cost().macs, fused.cost().macs, "{name}: the same products");
         say(&format!("{name}: {} steps written down, {} run", plain.nodes.len(), fused.nodes.len()));

@@ -8,7 +8,7 @@ use mobilediffusion_kernels::{Storage, WeightType};
 use mobilediffusion_model::ModelConfig;
 use mobilediffusion_model::config::Sampler;
 use mobilediffusion_model::networks::{Shape, denoise_graph, text_graph};
-use mobilediffusion_model::weights::{Checkpoint, Synthetic, WeightSource, synthetic};
+use mobilediffusion_model::weights::{Checkpoint, Synthetic, synthetic};
 use mobilediffusion_runtime::{Gpu, Select, adapters};
 use mobilediffusion_tests::say;
 use rayon::prelude::*;
@@ -65,7 +65,7 @@ fn beside(device: Device, graph: Graph, path: &Path, compiled: bool) -> (usize, 
         most = private_bytes().max(most);
         true
     };
-    let mut weights = Weights::new(device.clone(), Box::new(Box::new(checkpoint) as Box<dyn WeightSource>));
+    let mut weights = Weights::new(device.clone(), Box::new(checkpoint));
     let recording = Recording::new(graph);
     let summary = recording.summary(device.storage());
     let weight_bytes = match device {
@@ -90,7 +90,7 @@ fn beside(device: Device, graph: Graph, path: &Path, compiled: bool) -> (usize, 
 
 /// Compiles the kernels for a small vocabulary first, so that memory kept by a driver's compiler is not counted.
 fn compile(device: Device) {
-    let mut weights = Weights::new(device, Box::new(Box::new(Synthetic { seed: 0 }) as Box<dyn WeightSource>));
+    let mut weights = Weights::new(device, Box::new(Synthetic { seed: 0 }));
     Session::new(Recording::new(graph_of(64)), &mut weights, &mut |_, _| true).expect("a small one fits");
 }
 

@@ -1,17 +1,16 @@
 //! Drawing from an initial picture and with a mask, and errors for invalid pictures, on the CPU device and every GPU
 //! adapter.
 
-use mobilediffusion_graph::{Recording, Session, WeightLoader, Weights};
+use mobilediffusion_graph::{Recording, Session, Weights};
 use mobilediffusion_model::config::{ModelConfig, VaeConfig};
 use mobilediffusion_model::networks::{Decoder, LatentSize, decode_graph, encode_graph};
-use mobilediffusion_model::weights::synthetic;
+use mobilediffusion_model::weights::Synthetic;
 use mobilediffusion_model::{
     DeviceChoice, Floats, Flow, Init, Mask, ModelError, Options, Picture, Pipeline, Request, Source, WeightsFrom,
 };
 use mobilediffusion_tests::devices;
 use mobilediffusion_tests::program::{checkpoint, copy_all};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
-use std::error::Error;
 use std::path::Path;
 
 const SEED: u64 = 3;
@@ -57,20 +56,11 @@ fn mask(side: usize) -> Mask {
     Mask { width: side, height: side, values: (0..side * side).map(value).collect() }
 }
 
-/// Loader of the pipeline's synthetic weights.
-struct Made;
-
-impl WeightLoader for Made {
-    fn load(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, Box<dyn Error + Send + Sync>> {
-        Ok(synthetic(name, shape, SEED))
-    }
-}
-
 /// Encodes and decodes a picture with sessions of its own, and returns the pixels.
 fn round_trip(pipeline: &Pipeline, picture: &Picture) -> Vec<u8> {
     let config = pipeline.model().config();
     let size = LatentSize::of(config, picture.width, picture.height).expect("the size is valid");
-    let mut weights = Weights::new(pipeline.model().device(), Box::new(Made));
+    let mut weights = Weights::new(pipeline.model().device(), Box::new(Synthetic { seed: SEED }));
     let mut session = |graph| Session::new(Recording::new(graph), &mut weights, &mut |_, _| true).expect("it is made");
     let mut encode = session(encode_graph(config, size).expect("the encoder builds"));
     let mut decode = session(decode_graph(config, size, Decoder::Light).expect("the decoder builds"));

@@ -244,7 +244,7 @@ fn a_stopped_run_gives_no_output() {
         let stopped = session.run(&mut |_, _| false).expect_err("we said no").to_string();
         assert_eq!(stopped, "stopped after 0 of 3 steps");
         let missing = session.read("last").expect_err("nothing was computed").to_string();
-        assert_eq!(missing, "output `last` is not there: nothing was run, or the last run was stopped");
+        assert_eq!(missing, "output `last` is not available: nothing was run, or the last run did not complete");
         session.run(&mut |_, _| true).expect("it runs");
         assert!(session.read("last").expect("it is there").iter().all(|v| v.is_finite()), "all inputs were kept");
     }

@@ -10,8 +10,7 @@ use mobilediffusion_kernels::kernel::elements;
 use mobilediffusion_model::ModelConfig;
 use mobilediffusion_model::networks::{Decoder, Shape, decode_graph, denoise_graph, encode_graph, text_graph};
 use mobilediffusion_model::noise::Noise;
-use mobilediffusion_model::weights::{Checkpoint, WeightSource, synthetic};
-use std::error::Error;
+use mobilediffusion_model::weights::{Checkpoint, Synthetic};
 
 /// A network of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -71,18 +70,9 @@ impl Network {
 
     /// Opens the network's weights: the model's, or synthetic ones for an architecture that has none.
     pub(crate) fn weights(self, networks: &Networks) -> Result<Box<dyn WeightLoader + Send>, Failure> {
-        let Some(folder) = networks.folder()? else { return Ok(Box::new(MadeUp)) };
+        let Some(folder) = networks.folder()? else { return Ok(Box::new(Synthetic { seed: 0 })) };
         let checkpoint = Checkpoint::open(&folder.join(self.folder()))?;
-        Ok(Box::new(Box::new(checkpoint) as Box<dyn WeightSource>))
-    }
-}
-
-/// Loader of synthetic weights.
-struct MadeUp;
-
-impl WeightLoader for MadeUp {
-    fn load(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, Box<dyn Error + Send + Sync>> {
-        Ok(synthetic(name, shape, 0))
+        Ok(Box::new(checkpoint))
     }
 }
 

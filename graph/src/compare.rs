@@ -1,10 +1,10 @@
-//! Where two devices part, or a device and the references: a plan run step by step on both, every output compared.
+//! Comparison of two devices, or of a device with the f64 references, step by step.
 
 use crate::error::GraphError;
 use crate::graph::{Node, Origin};
-use crate::plain::Plain;
 use crate::plan::Sharing;
 use crate::record::Recording;
+use crate::reference::ReferenceMemory;
 use crate::run::Memory;
 use crate::weights::{Device, Weights};
 use mobilediffusion_kernels::check::{self, Mismatch};
@@ -12,22 +12,22 @@ use mobilediffusion_kernels::kernel::elements;
 use mobilediffusion_kernels::{Access, DType, FloatType, Tolerance};
 use std::fmt;
 
-/// Kernels state how far they may be from the exact result on well-mixed numbers. Here each side may be that far off,
-/// and a model's numbers cancel more than a test's.
+/// Factor by which the tolerance of a kernel is widened. A kernel states its distance from the exact result for random test
+/// data. Here both sides may be that far off, and a model's values cancel more than random ones.
 const SLACK: f64 = 8.0;
 
-/// The first step whose result differs, with the steps around it.
+/// First step whose results differ between the two sides of a comparison.
 #[derive(Clone, Debug)]
 pub struct Divergence {
-    /// Its number.
+    /// Number of the step.
     pub step: usize,
-    /// Its path in the model.
+    /// Path of the step in the model.
     pub path: String,
-    /// Its kernel.
+    /// Name of the step's kernel.
     pub kernel: &'static str,
-    /// How the results differ: the device's against the truth's.
+    /// Difference between the results.
     pub mismatch: Mismatch,
-    /// The step before, the step itself and the one after, as a plan's listing shows them.
+    /// Lines of the recording's listing for the step before, the step itself and the step after.
     pub listing: Vec<String>,
 }
 
@@ -42,37 +42,38 @@ impl fmt::Display for Divergence {
     }
 }
 
-/// What a device is held to.
+/// Source of the expected results of a comparison.
 #[derive(Debug)]
 pub enum Against<'a> {
-    /// Another device, with its weights.
+    /// Another device, given by its weights.
     Device(&'a mut Weights),
-    /// The kernels' references in f64, on weights as their loader gives them: for small pictures.
+    /// The f64 references of the kernels. They are slow, so this is for small pictures. Weights are used as their loader
+    /// returns them, rounded if [`Weights::rounded`] says so.
     References(&'a Weights),
 }
 
 /// One side of a comparison.
 enum Side<'a> {
     Device(Memory),
-    References(Plain<'a>),
+    References(ReferenceMemory<'a>),
 }
 
 impl<'a> Side<'a> {
-    /// The side, and whether it stores floats in 16 bits.
+    /// Creates a side, and says whether it stores floats in 16 bits.
     fn new(recording: &Recording, against: Against<'a>) -> Result<(Self, bool), GraphError> {
         Ok(match against {
             Against::Device(weights) => {
                 let half = matches!(weights.device(), Device::Gpu(_, storage) if storage.floats != FloatType::F32);
                 (Self::Device(Memory::new(recording, weights, Sharing::Planned, &mut |_, _| true)?), half)
             }
-            Against::References(weights) => (Self::References(Plain::new(recording, weights)), false),
+            Against::References(weights) => (Self::References(ReferenceMemory::new(recording, weights)), false),
         })
     }
 
     fn write(&mut self, recording: &Recording, tensor: usize, values: &[f32]) -> Result<(), GraphError> {
         match self {
             Self::Device(memory) => memory.write(recording, tensor, values)?,
-            Self::References(plain) => plain.write(tensor, values),
+            Self::References(memory) => memory.write(tensor, values),
         }
         Ok(())
     }
@@ -80,45 +81,47 @@ impl<'a> Side<'a> {
     fn run(&mut self, recording: &Recording, step: usize) -> Result<(), GraphError> {
         match self {
             Self::Device(memory) => memory.run(recording, &[step], &mut |_, _| true),
-            Self::References(plain) => plain.run(recording, step),
+            Self::References(memory) => memory.run(recording, step),
         }
     }
 
     fn read(&self, recording: &Recording, tensor: usize) -> Result<Vec<f32>, GraphError> {
         match self {
             Self::Device(memory) => memory.read(recording, tensor),
-            Self::References(plain) => Ok(plain.read(tensor)),
+            Self::References(memory) => Ok(memory.read(tensor)),
         }
     }
 }
 
-/// Runs every step on both sides and reports the first whose outputs differ beyond the tolerance of its kernel, or
-/// none. Both run each step on what `truth` computed before it, so that small errors do not add up and the step that is
-/// named is the one that is wrong. `inputs` gives every input of the plan by its name; `on_progress` hears the steps done
-/// and those there are.
+/// Runs a recording step by step on the device of `weights` and on `expected`, and returns the first step whose results differ
+/// by more than the tolerance of its kernel, or `None`.
+///
+/// Both sides run every step on the results that `expected` computed before it. Small errors therefore do not add up, and the
+/// step that is returned is the one that is wrong. `inputs` holds the values of every input by name. `on_progress` is called
+/// after each step with the number of steps done and the number in all.
 ///
 /// # Errors
-/// If an input is unknown, missing or of the wrong length, a weight is refused, or a device fails.
+/// If an input is unknown, missing or of the wrong length, a weight cannot be loaded, or a device fails.
 pub fn compare(
     recording: &Recording,
-    truth: Against<'_>,
+    expected: Against<'_>,
     weights: &mut Weights,
     inputs: &[(&str, &[f32])],
     on_progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Option<Divergence>, GraphError> {
-    let (mut truth, half) = Side::new(recording, truth)?;
+    let (mut expected, half) = Side::new(recording, expected)?;
     let (mut judged, other_half) = Side::new(recording, Against::Device(weights))?;
     let halves = usize::from(half) + usize::from(other_half);
-    for (tensor, values) in by_tensor(recording, inputs)? {
-        truth.write(recording, tensor, values)?;
+    for (tensor, values) in input_values(recording, inputs)? {
+        expected.write(recording, tensor, values)?;
         judged.write(recording, tensor, values)?;
     }
     for (step, node) in recording.nodes.iter().enumerate() {
-        truth.run(recording, step)?;
+        expected.run(recording, step)?;
         judged.run(recording, step)?;
         for tensor in written(node) {
-            // Read before another step can take the memory.
-            let want = truth.read(recording, tensor)?;
+            // Read at once, because a later step may reuse the memory.
+            let want = expected.read(recording, tensor)?;
             let got = judged.read(recording, tensor)?;
             let info = &recording.tensors[tensor];
             if let Err(mismatch) = judge(&got, &want, info.dtype, &info.shape, allowed(node, halves)) {
@@ -135,8 +138,11 @@ pub fn compare(
     Ok(None)
 }
 
-/// The tensor of every input of the plan, with its values.
-fn by_tensor<'a>(recording: &Recording, inputs: &[(&str, &'a [f32])]) -> Result<Vec<(usize, &'a [f32])>, GraphError> {
+/// Returns the tensor number of every input of the recording with its values.
+fn input_values<'a>(
+    recording: &Recording,
+    inputs: &[(&str, &'a [f32])],
+) -> Result<Vec<(usize, &'a [f32])>, GraphError> {
     let each = recording.tensors.iter().enumerate();
     let known: Vec<_> = each.filter(|(_, t)| matches!(t.origin, Origin::Input(_))).collect();
     let names = |all: &mut dyn Iterator<Item = &str>| all.collect::<Vec<_>>().join(", ");
@@ -155,17 +161,18 @@ fn by_tensor<'a>(recording: &Recording, inputs: &[(&str, &'a [f32])]) -> Result<
     known.iter().map(values).collect()
 }
 
-/// Tensors a step writes.
+/// Returns the tensors that a step writes.
 fn written(node: &Node) -> Vec<usize> {
     let declared = node.kernel.operands();
     let each = declared.iter().zip(&node.operands);
     each.filter(|(operand, _)| operand.access == Access::Write).filter_map(|(_, tensor)| *tensor).collect()
 }
 
-/// The kernel's tolerance, widened for `halves` devices that round what they store, weights included, to f16.
+/// Returns the tolerance for a step, widened for the number `halves` of sides that round stored values, weights included, to
+/// f16.
 fn allowed(node: &Node, halves: usize) -> Tolerance {
     let Tolerance { absolute, relative, .. } = node.kernel.tolerance();
-    // An operand and a result each rounded by half a unit, 2^-11, and some room for sums of rounded products.
+    // Rounding to f16 costs 2^-11 each for operands and result; 2^-7 leaves room for sums of rounded products.
     let rounding = halves as f64 * 2.0_f64.powi(-7);
     Tolerance { absolute: SLACK * absolute, relative: SLACK * relative + rounding, rounding: 0.0 }
 }
@@ -175,7 +182,7 @@ fn judge(got: &[f32], want: &[f32], dtype: DType, shape: &[usize], tolerance: To
         let wide = |values: &[f32]| values.iter().map(|v| f64::from(*v)).collect::<Vec<_>>();
         return check::compare(&wide(got), &wide(want), shape, tolerance).map(|_| ());
     }
-    // Pixels: four bytes in a word, of which each may be rounded the other way.
+    // u32 outputs are RGBA pixels: each of the four bytes may be rounded up on one side and down on the other.
     let bytes =
         |values: &[f32]| values.iter().flat_map(|v| v.to_bits().to_le_bytes().map(f64::from)).collect::<Vec<_>>();
     let one = Tolerance { absolute: 1.0, ..Tolerance::EXACT };

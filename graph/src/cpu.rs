@@ -1,49 +1,50 @@
-//! The CPU device: the same steps through each kernel's CPU form, in one arena packed by the planner.
+//! The CPU device: runs steps through the CPU forms of their kernels, with all tensors in one arena.
 
 use crate::error::GraphError;
 use crate::graph::{Origin, TensorInfo};
 use crate::plan::Sharing;
 use crate::record::Recording;
 use crate::weights::{Resident, Weights};
-
 use mobilediffusion_kernels::Access;
 use mobilediffusion_kernels::cpu::awake;
 use mobilediffusion_kernels::kernel::elements;
 use mobilediffusion_kernels::panels::Aligned;
-use mobilediffusion_runtime::RuntimeError;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// Tensors begin at multiples of a cache line.
+/// Alignment of tensors in the arena in bytes: a cache line.
 const ALIGNMENT: usize = 64;
 
-/// Where a tensor is.
+/// Location of an operand's tensor.
 #[derive(Clone, Debug)]
 enum Place {
+    /// Elements of the arena.
     Arena(Range<usize>),
+    /// Weight or constant with memory of its own.
     Resident(Arc<Aligned>),
+    /// Optional operand that the step does not use.
     Absent,
 }
 
-/// One step: operands in binding order.
+/// Locations of a step's operands, in binding order.
 #[derive(Debug)]
 struct Operands {
     inputs: Vec<Place>,
     outputs: Vec<Range<usize>>,
 }
 
-/// Arena and weights of a session.
+/// Memory of a session on the CPU: its arena, and references to its weights.
 #[derive(Debug)]
 pub(crate) struct CpuMemory {
     arena: Aligned,
-    /// Elements of the arena that are each planned tensor's.
+    /// Range of elements of each planned tensor in the arena.
     placed: Vec<Option<Range<usize>>>,
     steps: Vec<Operands>,
 }
 
 impl CpuMemory {
-    /// Bytes of all that the session has for itself.
+    /// Returns the bytes of the arena, which is all the memory of the session besides the weights.
     pub(crate) fn bytes(&self) -> u64 {
         4 * self.arena.len() as u64
     }
@@ -73,10 +74,10 @@ impl CpuMemory {
                 };
                 let info = &recording.tensors[tensor];
                 let place = match &info.origin {
-                    Origin::Weight(source) => Place::Resident(host(weights.get(&info.name, source, declared)?)),
+                    Origin::Weight(source) => Place::Resident(cpu_values(weights.get(&info.name, source, declared)?)),
                     Origin::Constant(values) => Place::Resident(Arc::new(Aligned::from(values.as_slice()))),
                     Origin::Input(_) | Origin::Step(_) => {
-                        Place::Arena(placed[tensor].clone().expect("what steps write is planned"))
+                        Place::Arena(placed[tensor].clone().expect("inputs and results of steps are planned"))
                     }
                 };
                 match (declared.access, place) {
@@ -90,8 +91,7 @@ impl CpuMemory {
                 return Err(GraphError::Stopped { done, total });
             }
         }
-        let refused = |_| RuntimeError::OutOfMemory { what: "arena".to_owned(), bytes: Some(bytes as u64) };
-        let arena = Aligned::zeros(bytes / 4).map_err(refused).map_err(GraphError::at("arena"))?;
+        let arena = Aligned::zeros(bytes / 4).map_err(|_| GraphError::out_of_host_memory("arena", bytes))?;
         Ok(Self { arena, placed, steps })
     }
 
@@ -123,7 +123,7 @@ impl CpuMemory {
         recording.nodes[step].kernel.cpu(&read.collect::<Vec<_>>(), &mut written);
     }
 
-    /// Seconds of each of the steps, run in order.
+    /// Runs the steps in order and returns the seconds that each took.
     pub(crate) fn time(&mut self, recording: &Recording, steps: &[usize]) -> Vec<f64> {
         let one = |&step: &usize| {
             let start = Instant::now();
@@ -156,11 +156,11 @@ impl CpuMemory {
     }
 }
 
-/// What lies between the outputs of a step, each piece with its first element.
+/// Pieces of the arena between the outputs of a step, each with the index of its first element.
 type Rest<'a> = Vec<(usize, &'a [f32])>;
 
-/// Takes the outputs of a step out of the arena, in their order, and leaves the rest to be read. Everything a step
-/// reads or writes is alive at that step, so the planner gave it bytes of its own.
+/// Splits the arena into the outputs of a step, in binding order, and the rest, which holds the inputs. Inputs and outputs are
+/// alive at the same step, so the planner has given them disjoint ranges.
 fn split<'a>(arena: &'a mut [f32], outputs: &[Range<usize>]) -> (Rest<'a>, Vec<&'a mut [f32]>) {
     let mut order: Vec<usize> = (0..outputs.len()).collect();
     order.sort_by_key(|&i| (outputs[i].start, outputs[i].end));
@@ -179,16 +179,16 @@ fn split<'a>(arena: &'a mut [f32], outputs: &[Range<usize>]) -> (Rest<'a>, Vec<&
     (rest, written.into_iter().map(|(_, output)| output).collect())
 }
 
-/// An input of a step: no output cuts it, so it lies in the last piece that begins at or before it.
+/// Returns the values of an input. No output overlaps it, so it lies in the last piece that begins at or before it.
 fn find<'a>(rest: &Rest<'a>, range: &Range<usize>) -> &'a [f32] {
     let piece = rest.partition_point(|(start, _)| *start <= range.start) - 1;
     let (start, values) = rest[piece];
     &values[range.start - start..range.end - start]
 }
 
-fn host(resident: Resident) -> Arc<Aligned> {
+fn cpu_values(resident: Resident) -> Arc<Aligned> {
     match resident {
-        Resident::Host(values) => values,
-        Resident::Device(_) => unreachable!("the CPU device keeps its weights on the host"),
+        Resident::Cpu(values) => values,
+        Resident::Gpu(_) => unreachable!("the CPU device keeps its weights in host memory"),
     }
 }

@@ -1,139 +1,171 @@
-//! What can be wrong with a graph or its run.
+//! Errors of building, planning and running a graph.
 
 use crate::record::PlanSummary;
 use mobilediffusion_kernels::DType;
 use mobilediffusion_runtime::RuntimeError;
 
-/// An error of the graph: it names the node by its path in the model.
+/// Error of building, planning or running a graph. A node is named by its path in the model.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum GraphError {
-    /// A tensor does not fit where it is used.
+    /// A tensor has another shape than its user expects.
     #[error("`{node}`: {what} has shape {found:?}, expected {expected:?}")]
     Shape {
         /// Path of the node.
         node: String,
-        /// The operand.
+        /// Operand or output with the wrong shape.
         what: String,
-        /// What would fit.
+        /// Expected shape.
         expected: Vec<usize>,
-        /// What came.
+        /// Shape that was given.
         found: Vec<usize>,
     },
-    /// A tensor is of another type than its user takes.
-    #[error("`{node}`: {what} is {found:?}, expected {expected:?}")]
+    /// A tensor has another element type than its user expects.
+    #[error("`{node}`: {what} has type {found:?}, expected {expected:?}")]
     Type {
         /// Path of the node.
         node: String,
-        /// The operand.
+        /// Operand or output with the wrong type.
         what: String,
-        /// What would fit.
+        /// Expected type.
         expected: DType,
-        /// What came.
+        /// Type that was given.
         found: DType,
     },
-    /// A problem that its kernel does not solve.
-    #[error("`{node}`: {kernel} refuses it: {reason}")]
-    Refused {
+    /// A kernel does not support the problem that a node poses.
+    #[error("`{node}`: `{kernel}` does not support this problem: {reason}")]
+    Unsupported {
         /// Path of the node.
         node: String,
-        /// The kernel.
+        /// Name of the kernel.
         kernel: &'static str,
-        /// Why.
+        /// Requirement that the problem violates.
         reason: &'static str,
     },
-    /// A size that no kernel takes.
+    /// A size is outside the range that a layer, a kernel or the device accepts.
     #[error("`{node}`: {what} is {found}, expected {expected}")]
     Size {
         /// Path of the node.
         node: String,
-        /// The size.
+        /// Name of the size.
         what: &'static str,
-        /// What would fit.
+        /// Accepted values.
         expected: String,
-        /// What came.
+        /// Size that was given.
         found: usize,
     },
-    /// The plan's tensors cannot be placed in buffers as small as the device's.
-    #[error("the plan needs {bytes} bytes in a few buffers, the device's largest buffer is {limit}")]
-    Buffers {
-        /// Most bytes alive at any step.
+    /// The planner found no placement of the tensors in buffers as small as the device's limit.
+    #[error(
+        "no placement of the plan's tensors in buffers of at most {limit} bytes was found; {bytes} bytes are alive at once"
+    )]
+    NoPlacement {
+        /// Most bytes alive at any step: the lower bound of every placement.
         bytes: usize,
-        /// Largest buffer.
+        /// Largest buffer that the device allows, in bytes.
         limit: usize,
     },
-    /// An input that a run needs was never written.
+    /// A run began although an input has no value.
     #[error("input `{name}` was never written")]
-    Unwritten {
-        /// The input.
+    MissingInput {
+        /// Name of the input.
         name: String,
     },
-    /// Nothing was run yet, or the last run was stopped before it had computed everything.
-    #[error("output `{name}` is not there: nothing was run, or the last run was stopped")]
-    Unfinished {
-        /// The output.
+    /// An output was read although no run has produced its value: nothing was run yet, or the last run was stopped or
+    /// failed.
+    #[error("output `{name}` is not available: nothing was run, or the last run did not complete")]
+    NotComputed {
+        /// Name of the output.
         name: String,
     },
-    /// No input or output of this name.
+    /// The plan has no input or output of the given name.
     #[error("the plan has no {kind} `{name}`; it has: {known}")]
     Unknown {
-        /// `input` or `output`.
+        /// Kind of the name: `input` or `output`.
         kind: &'static str,
-        /// What was asked for.
+        /// Name that was given.
         name: String,
-        /// What there is.
+        /// Names that exist, separated by commas.
         known: String,
     },
-    /// Values of the wrong length for an input.
+    /// An input was given the wrong number of values.
     #[error("input `{name}` takes {expected} values, found {found}")]
     Length {
-        /// The input.
+        /// Name of the input.
         name: String,
-        /// How many it takes.
+        /// Number of elements of the input.
         expected: usize,
-        /// How many came.
+        /// Number of values that were given.
         found: usize,
     },
-    /// A weight could not be loaded.
+    /// The weight loader failed; the error is the loader's own.
     #[error("{0}")]
     Weight(Box<dyn std::error::Error + Send + Sync>),
-    /// The device refused something; `node` says during which step.
+    /// The host or the GPU has no room for an allocation.
+    #[error("out of {memory} memory: `{what}`{}", needs(*bytes, *plan))]
+    OutOfMemory {
+        /// Memory that is exhausted: `host` or `device`.
+        memory: &'static str,
+        /// Label of the allocation.
+        what: String,
+        /// Size of the allocation in bytes; 0 if the failed operation has no size of its own.
+        bytes: u64,
+        /// Bytes of activations and bytes of weights of the whole plan, if the allocation was made for a session.
+        plan: Option<(usize, usize)>,
+    },
+    /// The device failed or rejected an operation.
     #[error("`{node}`: {source}")]
     Device {
-        /// Path of the node, or of the plan.
+        /// Path of the node, label of the buffer, or name of the operation.
         node: String,
-        /// What the runtime says.
+        /// Error of the runtime.
         source: RuntimeError,
     },
-    /// The caller asked to stop.
+    /// The caller's callback asked to stop.
     #[error("stopped after {done} of {total} steps")]
     Stopped {
-        /// Steps done.
+        /// Number of steps that were done.
         done: usize,
-        /// Steps of the run.
+        /// Number of steps in all.
         total: usize,
     },
 }
 
 impl GraphError {
-    /// Adds what the whole plan needs, where a device has no room for a part of it.
+    /// Adds the memory needs of the whole plan to an out-of-memory error; returns other errors as they are.
     pub(crate) fn with_needs(self, needs: impl FnOnce() -> PlanSummary) -> Self {
         match self {
-            Self::Device { node, source: source @ RuntimeError::OutOfMemory { .. } } => {
+            Self::OutOfMemory { memory, what, bytes, .. } => {
                 let needs = needs();
-                let (activations, weights) = (needs.activation_bytes, needs.weight_bytes);
-                let node = format!("{node}, of {activations} bytes of activations and {weights} of weights in all");
-                Self::Device { node, source }
+                Self::OutOfMemory { memory, what, bytes, plan: Some((needs.activation_bytes, needs.weight_bytes)) }
             }
             other => other,
         }
     }
 
-    /// Adds the node to a runtime error.
+    /// Returns a function that wraps a runtime error, naming the node or buffer at which it occurred.
     pub(crate) fn at(node: &str) -> impl FnOnce(RuntimeError) -> Self {
         let node = node.to_owned();
-        move |source| Self::Device { node, source }
+        move |source| match source {
+            RuntimeError::OutOfMemory { what, bytes } => {
+                Self::OutOfMemory { memory: "device", what, bytes, plan: None }
+            }
+            source => Self::Device { node, source },
+        }
     }
+
+    /// Error of a host allocation that failed.
+    pub(crate) fn out_of_host_memory(what: &str, bytes: usize) -> Self {
+        Self::OutOfMemory { memory: "host", what: what.to_owned(), bytes: bytes as u64, plan: None }
+    }
+}
+
+/// Wording of how much memory an allocation and its plan need.
+fn needs(bytes: u64, plan: Option<(usize, usize)>) -> String {
+    let own = if bytes == 0 { String::new() } else { format!(" needs {bytes} bytes") };
+    let plan = plan.map(|(activations, weights)| {
+        format!("; the whole plan needs {activations} bytes of activations and {weights} bytes of weights")
+    });
+    own + &plan.unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -141,7 +173,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_does_not_fit_says_how_much_the_plan_needs() {
+    fn an_out_of_memory_error_says_how_much_the_plan_needs() {
         let source = RuntimeError::OutOfMemory { what: "arena 1".into(), bytes: Some(64) };
         let needs = PlanSummary {
             steps: 1,
@@ -156,7 +188,10 @@ mod tests {
         let text = GraphError::at("arena 1")(source).with_needs(|| needs).to_string();
         assert_eq!(
             text,
-            "`arena 1, of 128 bytes of activations and 1000 of weights in all`: out of device memory: `arena 1` needs 64 bytes"
+            "out of device memory: `arena 1` needs 64 bytes; \
+             the whole plan needs 128 bytes of activations and 1000 bytes of weights"
         );
+        let text = GraphError::out_of_host_memory("arena", 64).to_string();
+        assert_eq!(text, "out of host memory: `arena` needs 64 bytes");
     }
 }

@@ -1,73 +1,40 @@
-//! Fusion: steps that a neighbour can do on its way in or out are folded into it, in one pass over a recorded graph.
+//! The fusion pass, which folds steps into neighbouring kernels when a graph is recorded.
 //!
-//! The builder writes down plain steps. This pass asks kernels what they offer ([`fold`](mobilediffusion_kernels::fold))
-//! and knows none by name. A step goes into the one before it (activation, residual, statistics), which then writes
-//! what the step wrote; or into all that read it (concat, upsampling, norms, casts), which then read what the step read.
-//! What a caller may read stays a tensor of its own, and a product that a run computes only once stays apart from a sum that
-//! it needs every time.
+//! The builder emits unfused steps. This pass asks kernels for the fusions they offer and accept, through the interface in
+//! [`fold`](mobilediffusion_kernels::fold); it knows no kernel by name. There are two kinds:
+//!
+//! * An *epilogue* (activation, residual, moments) moves into the step that writes its operand. That step then writes the
+//!   result of the epilogue.
+//! * A *prologue* (concatenation, upsampling, norm, cast) moves into all steps that read its result. They then read the
+//!   operands of the prologue.
+//!
+//! Outputs always stay tensors of their own. A step is not fused into a producer that depends on fewer inputs: a product that
+//! is computed once per prompt stays separate from a sum that is needed in every run.
 
 use crate::graph::{Graph, Node, Origin, TensorInfo};
-use mobilediffusion_kernels::fold::{EpilogueOffer, EpilogueOp, OperandSource, PrologueOffer, PrologueOp};
+use mobilediffusion_kernels::fold::{EpilogueOffer, OperandSource, PrologueOffer};
 use mobilediffusion_kernels::kernel::{MAX_BUFFERS, elements};
 use mobilediffusion_kernels::{Access, Kernel};
 use std::fmt;
 
-/// Which folds are made: plain data, decided when a graph is recorded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Fusion {
-    /// Activations and residuals, into what writes their operand.
-    pub epilogues: bool,
-    /// Nearest upsampling, into what reads it.
-    pub upsampling: bool,
-    /// Concatenations, into what reads them.
-    pub concats: bool,
-    /// Normalisations with given statistics, into what reads them.
-    pub norms: bool,
-    /// Casts of f32, into what reads them.
-    pub casts: bool,
-    /// Moments of a tensor, into what writes it.
-    pub moments: bool,
+/// Whether a recording fuses steps into their neighbours.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Fusion {
+    /// Makes every fusion that the kernels support.
+    #[default]
+    All,
+    /// Makes no fusion: every step stays as the builder emitted it. Tests compare fused recordings with these.
+    None,
 }
 
-impl Fusion {
-    /// Everything.
-    pub const ALL: Self =
-        Self { epilogues: true, upsampling: true, concats: true, norms: true, casts: true, moments: true };
-    /// Nothing: every step as the builder wrote it down.
-    pub const NONE: Self =
-        Self { epilogues: false, upsampling: false, concats: false, norms: false, casts: false, moments: false };
-
-    fn prologue(&self, op: &PrologueOp) -> bool {
-        match op {
-            PrologueOp::Concat { .. } => self.concats,
-            PrologueOp::Upsample => self.upsampling,
-            PrologueOp::CastF32 => self.casts,
-            PrologueOp::Normalise(_) | PrologueOp::MergeMoments { .. } => self.norms,
-        }
-    }
-
-    fn epilogue(&self, op: &EpilogueOp) -> bool {
-        match op {
-            EpilogueOp::Activate(_) | EpilogueOp::AddResidual => self.epilogues,
-            EpilogueOp::Moments { .. } => self.moments,
-        }
-    }
-}
-
-impl Default for Fusion {
-    fn default() -> Self {
-        Self::ALL
-    }
-}
-
-/// One fold that was made.
+/// Record of one fusion.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fused {
-    /// The step that took something in.
+    /// Number of the step that took the operation in.
     pub step: usize,
-    /// What it took in.
+    /// Name of the operation, such as `activation`.
     pub what: &'static str,
-    /// Path of the step that was that.
+    /// Path of the step that performed the operation before.
     pub path: String,
 }
 
@@ -77,27 +44,27 @@ impl fmt::Display for Fused {
     }
 }
 
-/// Folds what `fusion` allows and returns what was folded. Steps and tensors are renumbered.
-pub(crate) fn fuse(graph: &mut Graph, fusion: &Fusion) -> Vec<Fused> {
+/// Makes all possible fusions and returns a record of each. Steps and tensors are renumbered.
+pub(crate) fn fuse(graph: &mut Graph) -> Vec<Fused> {
     let nodes: Vec<Option<Node>> = std::mem::take(&mut graph.nodes).into_iter().map(Some).collect();
     let masks = masks(&graph.tensors, &nodes);
-    let mut pass = Pass { graph, nodes, masks, fusion: *fusion, fused: Vec::new() };
+    let mut pass = Pass { graph, nodes, masks, fused: Vec::new() };
     for slot in 0..pass.nodes.len() {
         pass.fold_back(slot);
     }
-    // The last first: what normalises a concatenation goes into its reader before the concatenation does.
+    // In reverse order, so that the norm of a concatenation moves into its reader before the concatenation does.
     for slot in (0..pass.nodes.len()).rev() {
-        // Not made, no matter: the step stays.
+        // If a fusion is not possible, the step stays as it is.
         let _ = pass.fold_forward(slot);
     }
-    // Only now it is known which moments are wanted.
+    // The forward folds have introduced steps that compute moments; those can move into their producers now.
     for slot in 0..pass.nodes.len() {
         pass.fold_back(slot);
     }
     pass.finish()
 }
 
-/// The inputs each tensor depends on.
+/// Returns the mask of the inputs that each tensor depends on.
 fn masks(tensors: &[TensorInfo], nodes: &[Option<Node>]) -> Vec<u64> {
     let of_input = |t: &TensorInfo| if let Origin::Input(bit) = t.origin { 1 << bit } else { 0 };
     let mut masks: Vec<u64> = tensors.iter().map(of_input).collect();
@@ -109,19 +76,18 @@ fn masks(tensors: &[TensorInfo], nodes: &[Option<Node>]) -> Vec<u64> {
     masks
 }
 
-/// A graph on the way; a step that was folded away leaves its slot empty.
+/// State of the pass. A step that was folded away leaves its slot in `nodes` empty.
 struct Pass<'a> {
     graph: &'a mut Graph,
     nodes: Vec<Option<Node>>,
-    /// Inputs each tensor depends on.
+    /// Mask of the inputs that each tensor depends on.
     masks: Vec<u64>,
-    fusion: Fusion,
-    /// `step` is a slot until the end.
+    /// Fusions made so far; `step` is a slot until [`Pass::finish`] renumbers the steps.
     fused: Vec<Fused>,
 }
 
 impl Pass<'_> {
-    /// The steps that read a tensor, with the operand; twice if they read it twice.
+    /// Returns slot and operand name of every read of a tensor; a step that reads it twice is listed twice.
     fn readers(&self, tensor: usize) -> Vec<(usize, &'static str)> {
         let mut found = Vec::new();
         for (slot, node) in self.nodes.iter().enumerate().filter_map(|(slot, node)| Some((slot, node.as_ref()?))) {
@@ -138,7 +104,9 @@ impl Pass<'_> {
         self.graph.outputs.iter().any(|(_, output)| *output == tensor)
     }
 
-    /// `node` with another kernel: operands that both have keep their tensors, but for those in `others`.
+    /// Returns `node` with another kernel. Operands named in `others` get the tensors given there; all others keep the tensor
+    /// of the node's operand of the same name. Returns `None` if an operand has no tensor or one that does not fit, or if the
+    /// kernel binds more buffers than a device has to support.
     fn with_kernel(&self, node: &Node, kernel: Box<dyn Kernel>, others: &[(&'static str, usize)]) -> Option<Node> {
         let declared = kernel.operands();
         if declared.iter().filter(|operand| operand.present).count() > MAX_BUFFERS {
@@ -161,14 +129,15 @@ impl Pass<'_> {
         Some(Node { path: node.path.clone(), kernel, operands })
     }
 
-    /// Folds the step in `slot` into the one that writes what it reads, if that can be.
+    /// Folds the step in `slot` into the producer of its operand, if possible.
     fn fold_back(&mut self, slot: usize) {
         let Some(node) = &self.nodes[slot] else { return };
         let path = node.path.clone();
         let offers = node.kernel.epilogue_offers();
         let made = offers.iter().find_map(|offer| Some((self.stored(slot, offer)?, offer.op)));
         let Some(((from, fused), op)) = made else { return };
-        // Where the step's output takes the place of the producer's, the producer also waits for what the step reads.
+        // If the fused kernel keeps the producer's output beside the step's, it has to run at the producer's slot. If the
+        // step's output replaces it, the kernel runs at the step's slot, where the step's other operands are available.
         let (empty, at) = if op.extra_output().is_some() { (slot, from) } else { (from, slot) };
         self.nodes[empty] = None;
         self.nodes[at] = Some(fused);
@@ -176,13 +145,13 @@ impl Pass<'_> {
         self.fused.push(Fused { step: at, what: op.name(), path });
     }
 
-    /// The slot of the producer, and the producer with the step folded in.
+    /// Returns the slot of the producer, and the producer with the step in `slot` folded in as `offer` says.
     fn stored(&self, slot: usize, offer: &EpilogueOffer) -> Option<(usize, Node)> {
         let node = self.nodes[slot].as_ref()?;
         let (main, written) = (held(node, offer.main)?, output(node)?);
         let Origin::Step(from) = self.graph.tensors[main].origin else { return None };
         let producer = self.nodes[from].as_ref()?;
-        if self.masks[main] != self.masks[written] || !self.fusion.epilogue(&offer.op) {
+        if self.masks[main] != self.masks[written] {
             return None;
         }
         let name = match offer.op.extra_output() {
@@ -197,11 +166,11 @@ impl Pass<'_> {
         Some((from, self.with_kernel(producer, producer.kernel.with_epilogue(&offer.op)?, &others)?))
     }
 
-    /// Folds the step in `slot` into all that read what it writes, if all of them can; none if not.
+    /// Folds the step in `slot` into all steps that read its result. Returns `None` and folds nothing if one of them does not
+    /// support it.
     fn fold_forward(&mut self, slot: usize) -> Option<()> {
         let node = self.nodes[slot].as_ref()?;
-        let PrologueOffer { op, main, operands, remainder } =
-            node.kernel.prologue_offer().filter(|o| self.fusion.prologue(&o.op))?;
+        let PrologueOffer { op, main, operands, remainder } = node.kernel.prologue_offer()?;
         let (path, written) = (node.path.clone(), output(node)?);
         let main = main.and_then(|main| held(node, main));
         let remainder = match remainder {
@@ -236,8 +205,8 @@ impl Pass<'_> {
         Some(())
     }
 
-    /// What is left of the step in `slot`, writing a new tensor. If the fold is not made after all, nobody reads that,
-    /// and it goes with the others that nobody writes.
+    /// Returns the part of the step in `slot` that is not folded into its readers, as a node that writes a new tensor. If the
+    /// fold fails later on, no step writes that tensor and [`finish`](Self::finish) removes it.
     fn remainder(&mut self, slot: usize, kernel: Box<dyn Kernel>) -> Option<Node> {
         let node = self.nodes[slot].as_ref()?;
         let written = kernel.operands().into_iter().find(|operand| operand.access == Access::Write)?;
@@ -249,7 +218,7 @@ impl Pass<'_> {
         self.with_kernel(self.nodes[slot].as_ref()?, kernel, &[(written.name, tensor)])
     }
 
-    /// Closes the gaps: numbers steps and tensors anew and drops the tensors that no step writes any more.
+    /// Removes empty slots and the tensors that no step writes any more, and renumbers steps and tensors.
     fn finish(mut self) -> Vec<Fused> {
         let step_of: Vec<usize> = self
             .nodes
@@ -283,18 +252,19 @@ impl Pass<'_> {
     }
 }
 
-/// The tensor of a node's operand.
+/// Returns the tensor of the operand `name` of a node.
 fn held(node: &Node, name: &str) -> Option<usize> {
     let declared = node.kernel.operands();
     let at = declared.iter().position(|operand| operand.name == name)?;
     node.operands[at]
 }
 
-/// The one tensor a node writes; none if it writes several.
+/// Returns the tensor that a node writes; `None` if it writes several.
 fn output(node: &Node) -> Option<usize> {
     held(node, output_name(node)?)
 }
 
+/// Returns the name of the only operand that a node writes; `None` if it writes several.
 fn output_name(node: &Node) -> Option<&'static str> {
     let declared = node.kernel.operands();
     let mut written = declared.iter().filter(|operand| operand.access == Access::Write && operand.present);

@@ -1,6 +1,7 @@
-//! The GPU device: every step compiled and bound once, then encoded in one pass and submitted, in chunks where it is long.
+//! The GPU device: compiles and binds every step once, then encodes and submits the steps of a run in chunks.
 
 mod compile;
+mod limits;
 
 use crate::error::GraphError;
 use crate::gpu_plan::GpuPlan;
@@ -10,39 +11,39 @@ use crate::record::Recording;
 use crate::weights::{Resident, Weights};
 use mobilediffusion_kernels::variant::Machine;
 use mobilediffusion_kernels::{Operand, Param, Stage, Storage, Variant};
-use mobilediffusion_runtime::{
-    AdapterKind, Bound, Buffer, Dispatch, Gpu, Pipeline, Role, RuntimeError, Submission, Timer,
-};
+use mobilediffusion_runtime::{AdapterKind, Bound, Buffer, Dispatch, Gpu, Pipeline, Role, Submission, Timer};
 use std::sync::Arc;
 use std::time::Instant;
 
-/// Floating-point operations of one submission. Chunks bound the time between two questions whether to go on, and keep
-/// a submission below the few seconds after which drivers give a device up: half a second at 200 GFLOP/s. While one runs the
-/// next is encoded and submitted, so that a fast device does not wait for the host.
+/// Floating-point operations of one submission on a discrete GPU: half a second at 200 GFLOP/s. A limit bounds the time
+/// between two calls of the caller's callback, and keeps a submission well below the few seconds after which drivers reset a
+/// device. The next chunk is encoded and submitted while one runs, so a fast device does not wait for the host.
 const CHUNK_FLOPS: u64 = 100_000_000_000;
-/// The same for GPUs that share the host's memory: the slowest of them make some 50 GFLOP/s, and systems draw with them.
+/// Floating-point operations of one submission on an integrated GPU. The slowest of these reach about 50 GFLOP/s, and the
+/// system draws its desktop with them.
 const INTEGRATED_CHUNK_FLOPS: u64 = 20_000_000_000;
-/// The same for drivers that compute on the CPU.
+/// Floating-point operations of one submission on a software driver.
 const SOFTWARE_CHUNK_FLOPS: u64 = 2_000_000_000;
 
-/// Buffers and bound steps of a session.
+/// Buffers and bound steps of a session on a GPU.
 #[derive(Debug)]
 pub(crate) struct GpuMemory {
     gpu: Arc<Gpu>,
     storage: Storage,
     arenas: Vec<Buffer>,
-    /// Arena and offset of each planned tensor.
+    /// Arena and byte offset of each planned tensor.
     places: Vec<Option<(usize, usize)>>,
     dispatches: Vec<Dispatch>,
-    /// Variant of each step's kernel.
+    /// Kernel variant of each step.
     variants: Vec<Variant>,
     /// Floating-point operations of each step.
     flops: Vec<u64>,
+    /// Limit on the floating-point operations of one submission.
     chunk_flops: u64,
-    /// The chunk that was submitted last, where nobody waited for it.
+    /// Last submitted chunk, if it has not been waited for.
     in_flight: Option<Submission>,
     staging: Buffer,
-    /// Of all buffers but the weights.
+    /// Bytes of all buffers but the weights.
     bytes: u64,
 }
 
@@ -60,7 +61,7 @@ impl GpuMemory {
         };
         let variants = recording.variants(&Machine::of(&gpu, storage));
         let mut stages = recording.stages(&variants);
-        check_limits(&gpu, (recording, &stages), storage)?;
+        limits::check(&gpu, (recording, &stages), storage)?;
         let limit = usize::try_from(gpu.caps().max_buffer_bytes).unwrap_or(usize::MAX / 8);
         let GpuPlan { places, arenas, in_place } = recording.arenas(storage, sharing, limit)?;
         let arena = |(number, bytes): (usize, usize)| {
@@ -75,7 +76,7 @@ impl GpuMemory {
         let dummy = gpu.buffer("absent operand", 16, Role::Storage).map_err(GraphError::at("absent operand"))?;
         let shared = match recording.shared_bytes(&stages, storage) as u64 {
             0 => dummy.clone(),
-            bytes => gpu.buffer("sums of parts", bytes, Role::Storage).map_err(GraphError::at("sums of parts"))?,
+            bytes => gpu.buffer("partial sums", bytes, Role::Storage).map_err(GraphError::at("partial sums"))?,
         };
         let bytes = arenas.iter().chain([&staging, &uniforms.buffer, &dummy, &shared]).map(Buffer::bytes).sum();
         let flops = recording.nodes.iter().map(|node| node.kernel.cost().flops).collect();
@@ -107,11 +108,12 @@ impl GpuMemory {
             }
             ask(go_on(step + 1, recording.nodes.len()), step + 1, recording.nodes.len())
         })?;
-        // What cannot be kept costs the next run some time, and nothing else.
+        // Without the saved pipelines the next session compiles again, which costs time and nothing else.
         let _ = memory.gpu.save_pipelines();
         Ok(memory)
     }
 
+    /// Binds one stage of a step.
     fn bind(
         &self,
         recording: &Recording,
@@ -121,7 +123,7 @@ impl GpuMemory {
         others: &Others<'_>,
     ) -> Result<Dispatch, GraphError> {
         let node = &recording.nodes[step];
-        // Buffer, offset and bytes of each operand.
+        // Buffer, byte offset and bytes of each operand.
         let mut operands = Vec::new();
         for (operand, tensor) in stage.operands.iter().zip(&node.operands) {
             operands.push(match tensor.filter(|_| operand.present) {
@@ -141,7 +143,7 @@ impl GpuMemory {
         self.gpu.dispatch(&node.path, pipeline, &bound, stage.program.grid).map_err(GraphError::at(&node.path))
     }
 
-    /// Where a tensor lies: its buffer, and its first byte there.
+    /// Returns the buffer of a tensor and its byte offset there. Loads weights and uploads constants.
     fn buffer(
         &self,
         info: &TensorInfo,
@@ -151,12 +153,12 @@ impl GpuMemory {
     ) -> Result<(Buffer, u64), GraphError> {
         match &info.origin {
             Origin::Input(_) | Origin::Step(_) => {
-                let part = self.part(tensor, 0);
-                Ok((part.buffer.clone(), part.offset))
+                let place = self.range(tensor, 0);
+                Ok((place.buffer.clone(), place.offset))
             }
             Origin::Weight(source) => match weights.get(&info.name, source, operand)? {
-                Resident::Device(buffer) => Ok((buffer, 0)),
-                Resident::Host(_) => unreachable!("a GPU keeps its weights in its buffers"),
+                Resident::Gpu(buffer) => Ok((buffer, 0)),
+                Resident::Cpu(_) => unreachable!("a GPU keeps its weights in buffers"),
             },
             Origin::Constant(values) => {
                 let bytes = self.storage.encode(info.dtype, &info.shape, values);
@@ -168,7 +170,7 @@ impl GpuMemory {
         }
     }
 
-    /// Steps of one submission, from the first of `steps`: at least one.
+    /// Returns how many of `steps`, from the first on, make up the next submission: at least one.
     fn chunk(&self, steps: &[usize]) -> usize {
         let mut flops = 0;
         let within = |step: &&usize| {
@@ -178,6 +180,7 @@ impl GpuMemory {
         steps.iter().take_while(within).count().max(1)
     }
 
+    /// Runs the steps and waits for them. At most two chunks are in flight.
     pub(crate) fn run(
         &mut self,
         steps: &[usize],
@@ -196,8 +199,8 @@ impl GpuMemory {
         self.gpu.wait().map_err(GraphError::at("run"))
     }
 
-    /// The same, and whoever polls it is free while the device computes. It is done with the last chunk on its way, so that
-    /// the device does not wait for the host between two runs.
+    /// Runs the steps without blocking the thread, and returns while the last chunk is in flight, so that the device does not
+    /// wait for the host between two runs.
     pub(crate) async fn run_ahead(
         &mut self,
         steps: &[usize],
@@ -215,13 +218,13 @@ impl GpuMemory {
         Ok(())
     }
 
-    /// Waits for that chunk.
+    /// Waits for the chunk that [`run_ahead`](Self::run_ahead) left in flight.
     pub(crate) async fn finish(&mut self) -> Result<(), GraphError> {
         self.in_flight = None;
         self.gpu.finished().await.map_err(GraphError::at("run"))
     }
 
-    /// Submits the first of these steps, and tells how many.
+    /// Submits a chunk from the beginning of `steps`, and returns how many steps it holds.
     fn start_chunk(&self, steps: &[usize]) -> Result<(usize, Submission), GraphError> {
         let chunk = &steps[..self.chunk(steps)];
         let submitted =
@@ -229,17 +232,17 @@ impl GpuMemory {
         Ok((chunk.len(), submitted))
     }
 
-    /// Bytes of all that the session has for itself.
+    /// Returns the bytes of all buffers of the session, without the weights.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// The variant of each step's kernel.
+    /// Returns the kernel variant of each step.
     pub(crate) fn variants(&self) -> &[Variant] {
         &self.variants
     }
 
-    /// Seconds of each of the steps, run in order, in chunks like a run's.
+    /// Runs the steps in order, in the chunks of a usual run, and returns the seconds that each took.
     pub(crate) fn time(&self, steps: &[usize]) -> Result<Vec<f64>, GraphError> {
         let timer = Timer::new(&self.gpu).map_err(GraphError::at("timer"))?;
         let mut seconds = Vec::with_capacity(steps.len());
@@ -251,7 +254,7 @@ impl GpuMemory {
         Ok(seconds)
     }
 
-    /// Seconds the host spends on encoding and submitting these steps as a run does, without the device's time.
+    /// Runs the steps and returns the seconds that the host spends encoding and submitting them, without the device's time.
     pub(crate) fn overhead(&self, steps: &[usize]) -> Result<f64, GraphError> {
         let (mut done, mut seconds) = (0, 0.0);
         self.gpu.wait().map_err(GraphError::at("run"))?;
@@ -264,14 +267,14 @@ impl GpuMemory {
         Ok(seconds)
     }
 
-    /// The first `bytes` of a planned tensor.
-    fn part(&self, tensor: usize, bytes: usize) -> Bound<'_> {
-        let (arena, offset) = self.places[tensor].expect("inputs, outputs and what steps write are planned");
+    /// Returns the first `bytes` bytes of a planned tensor.
+    fn range(&self, tensor: usize, bytes: usize) -> Bound<'_> {
+        let (arena, offset) = self.places[tensor].expect("inputs and results of steps are planned");
         Bound { buffer: &self.arenas[arena], offset: offset as u64, bytes: bytes as u64 }
     }
 
     fn whole(&self, tensor: usize, info: &TensorInfo) -> Bound<'_> {
-        self.part(tensor, self.storage.tensor_bytes(info.dtype, &info.shape))
+        self.range(tensor, self.storage.tensor_bytes(info.dtype, &info.shape))
     }
 
     pub(crate) fn write(&self, tensor: usize, info: &TensorInfo, values: &[f32]) -> Result<(), GraphError> {
@@ -279,7 +282,7 @@ impl GpuMemory {
         self.gpu.upload(self.whole(tensor, info), &bytes).map_err(GraphError::at(&info.name))
     }
 
-    /// [`read`](Self::read) of an output, and whoever polls it is free until it has arrived.
+    /// Reads an output without blocking the thread.
     pub(crate) async fn read_async(&mut self, tensor: usize, info: &TensorInfo) -> Result<Vec<f32>, GraphError> {
         let at = || GraphError::at(&info.name);
         let download = self.gpu.start_download(self.whole(tensor, info), &self.staging).map_err(at())?;
@@ -288,12 +291,13 @@ impl GpuMemory {
         Ok(self.storage.decode(info.dtype, &info.shape, &data))
     }
 
+    /// Reads any planned tensor.
     pub(crate) fn read(&self, tensor: usize, info: &TensorInfo) -> Result<Vec<f32>, GraphError> {
         let (from, at) = (self.whole(tensor, info), || GraphError::at(&info.name));
         let data = if from.bytes <= self.staging.bytes() {
             self.gpu.download(from, &self.staging)
         } else {
-            // No output: somebody looks into the middle of a plan.
+            // The staging buffer is as large as the largest output. Comparisons also read larger intermediate tensors.
             let staging = self.gpu.buffer("staging", from.bytes, Role::Staging).map_err(at())?;
             self.gpu.download(from, &staging)
         };
@@ -301,7 +305,7 @@ impl GpuMemory {
         Ok(self.storage.decode(info.dtype, &info.shape, &data))
     }
 
-    /// Every bit set is a NaN in f32 as in f16.
+    /// Sets every bit of the arenas, which makes all values NaN in both f32 and f16.
     pub(crate) fn poison(&self) -> Result<(), GraphError> {
         for arena in &self.arenas {
             let bytes = vec![0xFF; usize::try_from(arena.bytes()).expect("an arena's size came from a usize")];
@@ -310,67 +314,35 @@ impl GpuMemory {
         Ok(())
     }
 
-    /// Copies an output to an input; the plan keeps the two in different arenas.
+    /// Copies an output to an input, which the planner has placed in another arena.
     pub(crate) fn copy(&self, from: usize, to: usize, info: &TensorInfo) -> Result<(), GraphError> {
         self.gpu.copy(self.whole(from, info), self.whole(to, info)).map_err(GraphError::at(&info.name))
     }
 }
 
-/// Bytes of an operand on the device.
+/// Returns the bytes of an operand on the device.
 fn operand_bytes(operand: &Operand, storage: Storage) -> usize {
     storage.tensor_bytes(operand.dtype, &operand.layout.packed_shape(&operand.shape))
 }
 
-/// An error if the answer is to stop.
+/// Turns the callback's answer into an error if it is to stop.
 fn ask(go_on: bool, done: usize, total: usize) -> Result<(), GraphError> {
     if go_on { Ok(()) } else { Err(GraphError::Stopped { done, total }) }
 }
 
-/// Refuses what no memory could help: an operand beyond the largest binding, too many of them, too large a grid.
-fn check_limits(
-    gpu: &Gpu,
-    (recording, stages): (&Recording, &[(usize, Stage)]),
-    storage: Storage,
-) -> Result<(), GraphError> {
-    let caps = gpu.caps();
-    for (step, Stage { program, operands }) in stages {
-        let node = &recording.nodes[*step];
-        let refused = |what, most: usize, found| {
-            let (node, expected) = (node.path.clone(), format!("at most {most}"));
-            Err(GraphError::Size { node, what, expected, found })
-        };
-        let (most, groups) = (caps.max_groups as usize, program.grid.into_iter().max().unwrap_or(0) as usize);
-        if groups > most {
-            return refused("workgroups on an axis", most, groups);
-        }
-        let (most, present) = (caps.max_storage_buffers as usize, operands.iter().filter(|o| o.present).count());
-        if present > most {
-            return refused("operands", most, present);
-        }
-        for (operand, tensor) in operands.iter().zip(&node.operands) {
-            let bytes = operand_bytes(operand, storage) as u64;
-            if let Some(tensor) = tensor.filter(|_| bytes > caps.max_binding_bytes) {
-                let (what, limit) = (recording.tensors[tensor].name.clone(), "adapter's largest storage binding");
-                let source = RuntimeError::TooLarge { what, bytes, limit, allowed: caps.max_binding_bytes };
-                return Err(GraphError::at(&node.path)(source));
-            }
-        }
-    }
-    Ok(())
-}
-
-/// What a stage binds besides tensors.
+/// Bindings of a stage besides its tensors.
 struct Others<'a> {
     params: Bound<'a>,
-    /// What an operand that is not there is bound to.
+    /// Buffer that is bound in place of an absent operand.
     absent: &'a Buffer,
-    /// Where stages of a step leave something for the next, one step after the other.
+    /// Buffer through which the stages of a step pass intermediate results. All steps share it.
     shared: &'a Buffer,
 }
 
-/// Parameters of all stages in one buffer, written once.
+/// Parameters of all stages in one uniform buffer, written once.
 struct Uniforms {
     buffer: Buffer,
+    /// Offset and bytes of each stage's parameters.
     ranges: Vec<(u64, u64)>,
 }
 

@@ -1,29 +1,32 @@
-//! A recording's memory on a GPU: which tensors have to lie apart, which may take each other's place, and the choice.
+//! Memory plan of a recording on a GPU: collects which tensors must not share a buffer and which may alias, and calls the
+//! planner.
 
 use crate::error::GraphError;
 use crate::graph::{Origin, TensorInfo};
-use crate::plan::{ARENA_ALIGNMENT, Arenas, Join, Lifetime, Sharing, arenas, lower_bound, lower_bound_in_place};
+use crate::plan::{ARENA_ALIGNMENT, Alias, Arenas, Lifetime, Sharing, arenas, lower_bound, lower_bound_in_place};
 use crate::record::Recording;
 use mobilediffusion_kernels::kernel::elements;
 use mobilediffusion_kernels::{Access, Storage, names};
 
-/// A recording's memory on a GPU.
+/// Memory plan of a recording on a GPU; see [`Recording::arenas`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct GpuPlan {
-    /// Arena and first byte of every tensor; none for weights and constants.
+    /// Arena and byte offset of every tensor; `None` for weights and constants.
     pub places: Vec<Option<(usize, usize)>>,
-    /// Bytes of every arena.
+    /// Size of every arena in bytes.
     pub arenas: Vec<usize>,
-    /// Whether a step's first output takes the place of its residual.
+    /// For every step, whether its first output is written over its residual.
     pub in_place: Vec<bool>,
 }
 
 impl Recording {
-    /// Where every tensor lies on a GPU. Outputs take the place of residuals where that makes the plan smaller: it
-    /// also keeps a tensor in one arena for long, which is in the way of others.
+    /// Places all planned tensors in a few arenas of at most `limit` bytes each, for a GPU that stores tensors as `storage`.
+    ///
+    /// An output is written over its step's residual where that makes the plan smaller. It does not always: an aliased tensor
+    /// stays in one arena for longer, which constrains others.
     ///
     /// # Errors
-    /// If no arenas of at most `limit` bytes were found.
+    /// If no placement in arenas of at most `limit` bytes was found.
     pub fn arenas(&self, storage: Storage, sharing: Sharing, limit: usize) -> Result<GpuPlan, GraphError> {
         let bytes_of = |t: &TensorInfo| storage.tensor_bytes(t.dtype, &t.shape).next_multiple_of(ARENA_ALIGNMENT);
         let (tensors, lifetimes): (Vec<usize>, Vec<Lifetime>) = self.lifetimes(bytes_of).into_iter().unzip();
@@ -34,32 +37,32 @@ impl Recording {
             return Ok(GpuPlan { places: self.by_tensor(&tensors, &places), arenas, in_place });
         }
         let bound = lower_bound(&lifetimes);
-        let (steps, joins): (Vec<usize>, Vec<Join>) = self.joins(&tensors, &lifetimes).into_iter().unzip();
-        let mut apart = self.apart(&tensors);
-        apart.retain(|pair| !joins.contains(pair));
-        let mut best = arenas(&lifetimes, &apart, &joins, limit);
+        let (steps, aliases): (Vec<usize>, Vec<Alias>) = self.aliases(&tensors, &lifetimes).into_iter().unzip();
+        let mut conflicts = self.conflicts(&tensors);
+        conflicts.retain(|pair| !aliases.contains(pair));
+        let mut best = arenas(&lifetimes, &conflicts, &aliases, limit);
         let near = |plan: &Arenas| plan.total() <= bound + bound / 30;
         if !best.as_ref().is_some_and(near) {
-            // The search seldom comes across a plan in which all of them are joined.
-            let all = all_joined(&lifetimes, &apart, &joins, limit);
+            // The search rarely finds the plan in which every alias is used, so that one is tried separately.
+            let all = all_aliased(&lifetimes, &conflicts, &aliases, limit);
             let better = |plan: &Arenas| best.as_ref().is_none_or(|best| plan.total() < best.total());
             best = all.filter(better).or(best);
         }
-        let Arenas { places, bytes, joined } = best.ok_or(GraphError::Buffers { bytes: bound, limit })?;
-        steps.into_iter().zip(joined).for_each(|(step, joined)| in_place[step] = joined);
+        let Arenas { places, bytes, aliased } = best.ok_or(GraphError::NoPlacement { bytes: bound, limit })?;
+        steps.into_iter().zip(aliased).for_each(|(step, aliased)| in_place[step] = aliased);
         Ok(GpuPlan { places: self.by_tensor(&tensors, &places), arenas: bytes, in_place })
     }
 
-    /// Most bytes alive at any step on a GPU, where an output may take the place of its residual: no plan takes less.
+    /// Returns the most bytes alive at any step on a GPU, where outputs may overwrite residuals. No plan needs less.
     pub(crate) fn lower_bound_in_place(&self, bytes_of: impl Fn(&TensorInfo) -> usize) -> usize {
         let (tensors, lifetimes): (Vec<usize>, Vec<Lifetime>) = self.lifetimes(bytes_of).into_iter().unzip();
-        let joins: Vec<Join> = self.joins(&tensors, &lifetimes).into_iter().map(|(_, join)| join).collect();
-        lower_bound_in_place(&lifetimes, &joins)
+        let aliases: Vec<Alias> = self.aliases(&tensors, &lifetimes).into_iter().map(|(_, alias)| alias).collect();
+        lower_bound_in_place(&lifetimes, &aliases)
     }
 
-    /// Pairs of planned tensors, by their place among `tensors`, that must not lie in one buffer of a GPU: what a step
-    /// reads and what it writes, and what may be copied to each other between runs.
-    fn apart(&self, tensors: &[usize]) -> Vec<(usize, usize)> {
+    /// Returns the pairs of planned tensors, as indices into `tensors`, that must not lie in one buffer of a GPU: the tensors
+    /// that a step reads and those it writes, and outputs and inputs that may be copied to each other between runs.
+    fn conflicts(&self, tensors: &[usize]) -> Vec<(usize, usize)> {
         let number = |tensor: &usize| tensors.binary_search(tensor).ok();
         let mut pairs = Vec::new();
         for (step, node) in self.nodes.iter().enumerate() {
@@ -71,12 +74,12 @@ impl Recording {
         }
         for (_, output) in &self.outputs {
             let to = &self.tensors[*output];
-            let like = |&input: &usize| {
+            let can_be_fed = |&input: &usize| {
                 let from = &self.tensors[input];
                 let same = elements(&from.shape) == elements(&to.shape) && from.dtype == to.dtype;
                 matches!(from.origin, Origin::Input(_)) && same && input != *output
             };
-            let inputs = (0..self.tensors.len()).filter(like);
+            let inputs = (0..self.tensors.len()).filter(can_be_fed);
             pairs.extend(inputs.filter_map(|input| Some((number(&input)?, number(output)?))));
         }
         pairs.sort_unstable();
@@ -84,9 +87,10 @@ impl Recording {
         pairs
     }
 
-    /// Steps whose output may take the place of their residual, with both: nobody else reads the residual then or later.
-    fn joins(&self, tensors: &[usize], lifetimes: &[Lifetime]) -> Vec<(usize, Join)> {
-        let join = |(step, node): (usize, &crate::Node)| {
+    /// Returns the steps whose output may be written over their residual, with the pair of tensors: no other operand of the
+    /// step and no later step reads the residual.
+    fn aliases(&self, tensors: &[usize], lifetimes: &[Lifetime]) -> Vec<(usize, Alias)> {
+        let alias = |(step, node): (usize, &crate::Node)| {
             let operands = node.kernel.operands();
             let of = |wanted: &dyn Fn(&mobilediffusion_kernels::Operand) -> bool| {
                 operands.iter().zip(&node.operands).find(|(operand, _)| wanted(operand)).and_then(|(_, tensor)| *tensor)
@@ -103,24 +107,29 @@ impl Recording {
             let fits = before.last == step && after.first == step && before.bytes == after.bytes;
             (fits && read_once && !is_kept).then_some((step, (residual, output)))
         };
-        self.nodes.iter().enumerate().filter_map(join).collect()
+        self.nodes.iter().enumerate().filter_map(alias).collect()
     }
 }
 
-/// The plan in which every join is made: each chain of them is one tensor of a longer life.
-fn all_joined(lifetimes: &[Lifetime], apart: &[(usize, usize)], joins: &[Join], limit: usize) -> Option<Arenas> {
-    // Joins come in the order of their steps, so that the first of one has found its own place before.
-    let mut host: Vec<usize> = (0..lifetimes.len()).collect();
+/// Returns the plan in which every alias is used: each chain of aliased tensors is placed as one tensor with a longer lifetime.
+fn all_aliased(
+    lifetimes: &[Lifetime],
+    conflicts: &[(usize, usize)],
+    aliases: &[Alias],
+    limit: usize,
+) -> Option<Arenas> {
+    // Aliases are in the order of their steps, so the root of the first tensor is final when the second refers to it.
+    let mut root: Vec<usize> = (0..lifetimes.len()).collect();
     let mut lives = lifetimes.to_vec();
-    for &(first, second) in joins {
-        host[second] = host[first];
-        lives[host[first]].last = lives[second].last;
+    for &(first, second) in aliases {
+        root[second] = root[first];
+        lives[root[first]].last = lives[second].last;
     }
-    let kept: Vec<usize> = (0..lifetimes.len()).filter(|&tensor| host[tensor] == tensor).collect();
-    let group: Vec<usize> = host.iter().map(|tensor| kept.partition_point(|k| k < tensor)).collect();
+    let kept: Vec<usize> = (0..lifetimes.len()).filter(|&tensor| root[tensor] == tensor).collect();
+    let group: Vec<usize> = root.iter().map(|tensor| kept.partition_point(|k| k < tensor)).collect();
     let merged: Vec<Lifetime> = kept.iter().map(|&tensor| lives[tensor]).collect();
-    let pairs: Vec<_> = apart.iter().map(|&(a, b)| (group[a], group[b])).filter(|(a, b)| a != b).collect();
+    let pairs: Vec<_> = conflicts.iter().map(|&(a, b)| (group[a], group[b])).filter(|(a, b)| a != b).collect();
     let Arenas { places, bytes, .. } = arenas(&merged, &pairs, &[], limit)?;
     let places = group.iter().map(|&group| places[group]).collect();
-    Some(Arenas { places, bytes, joined: vec![true; joins.len()] })
+    Some(Arenas { places, bytes, aliased: vec![true; aliases.len()] })
 }

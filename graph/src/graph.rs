@@ -1,11 +1,13 @@
-//! A model as a list of kernels over named tensors, in the order they run. Shapes are checked when a node is added.
+//! The graph itself: a list of kernels over named tensors, in execution order. Shapes are checked when a node is added.
 
 use crate::error::GraphError;
 use mobilediffusion_kernels::kernel::{Shape, elements};
 use mobilediffusion_kernels::{Access, Cast, DType, Kernel, Operand};
 use std::ops::Range;
 
-/// A handle to a tensor of a graph.
+/// Handle to a tensor of a [`Graph`].
+///
+/// A handle is only valid for the graph that returned it.
 #[derive(Clone, Debug)]
 pub struct Tensor {
     pub(crate) id: usize,
@@ -13,25 +15,25 @@ pub struct Tensor {
 }
 
 impl Tensor {
-    /// Its shape, channels last.
+    /// Returns the shape, channels last: `[n, h, w, c]` for feature maps, `[n, l, c]` for tokens.
     pub fn shape(&self) -> &[usize] {
         &self.shape
     }
 
-    /// Its channels: the last axis.
+    /// Returns the size of the last axis: the number of channels.
     pub fn channels(&self) -> usize {
         self.shape.last().copied().unwrap_or(1)
     }
 
-    /// Everything before the channels, multiplied: pixels or tokens of all images.
+    /// Returns the product of all axes but the last: the number of pixels or tokens of all images.
     pub fn rows(&self) -> usize {
         elements(&self.shape[..self.shape.len().saturating_sub(1)])
     }
 
-    /// The same memory with other leading axes: `[n, h, w, c]` as `[n, h * w, c]`.
+    /// Returns a handle to the same memory with other leading axes, such as `[n, h, w, c]` as `[n, h * w, c]`.
     ///
     /// # Panics
-    /// If the number of elements or of channels changes: a bug of the model code.
+    /// If the number of elements or of channels changes, which is a bug in the model code.
     pub fn reshaped(&self, shape: impl Into<Shape>) -> Self {
         let shape = shape.into();
         assert_eq!(elements(&shape), elements(&self.shape), "a reshape keeps the elements");
@@ -40,25 +42,28 @@ impl Tensor {
     }
 }
 
-/// Where a tensor comes from.
+/// Source of a tensor's values.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Origin {
-    /// Written by the caller before a run; the number is its bit in the masks of steps.
+    /// Written by the caller before a run. The number is the input's bit in [`Recording::masks`](crate::Recording::masks).
     Input(u32),
     /// Loaded from a checkpoint.
     Weight(WeightRows),
-    /// Known when the graph is built.
+    /// Given when the graph is built.
     Constant(Vec<f32>),
     /// Written by the step of this number.
     Step(usize),
 }
 
-/// What is loaded of a weight.
+/// Rows of a checkpoint's weight that form one tensor.
+///
+/// A tensor holds the whole weight, unless the weight is larger than the storage binding that every device supports; then
+/// it is split into several tensors along the first axis.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct WeightRows {
-    /// Shape of the whole weight, as in the file.
+    /// Shape of the whole weight, as in the checkpoint.
     pub shape: Shape,
-    /// Rows that are wanted: all, unless the weight is larger than what many devices bind.
+    /// Range of the first axis that the tensor holds.
     pub rows: Range<usize>,
 }
 
@@ -67,8 +72,8 @@ impl WeightRows {
         Self { rows: 0..shape.first().copied().unwrap_or(1), shape }
     }
 
-    /// Shape of the rows that are wanted.
-    pub fn part(&self) -> Shape {
+    /// Returns the shape of the tensor: that of the weight, restricted to the selected rows.
+    pub(crate) fn selected_shape(&self) -> Shape {
         let mut shape = self.shape.clone();
         if let Some(rows) = shape.first_mut() {
             *rows = self.rows.len();
@@ -77,39 +82,43 @@ impl WeightRows {
     }
 }
 
-/// A tensor of a graph.
+/// Description of a tensor of a graph.
 #[derive(Clone, Debug)]
 pub struct TensorInfo {
-    /// The checkpoint's name of a weight, the caller's name of an input, else the path of the node that writes it.
+    /// Name: a weight's name in the checkpoint, the caller's name of an input, or the path of the node that writes it.
     pub name: String,
-    /// Its shape.
+    /// Shape, channels last; a weight's shape is that of the checkpoint.
     pub shape: Shape,
-    /// Its element type.
+    /// Element type.
     pub dtype: DType,
-    /// Where it comes from.
+    /// Source of the values.
     pub origin: Origin,
 }
 
 impl TensorInfo {
-    /// Whether an operand of this type may be this tensor. Only what is loaded is stored otherwise than floats are.
+    /// Returns whether this tensor can be bound to an operand of type `dtype`. An operand of type `Weight` accepts only
+    /// weights, because only they are encoded for it when they are loaded.
     pub(crate) fn is_of(&self, dtype: DType) -> bool {
         let loaded = matches!(self.origin, Origin::Weight(_));
         self.dtype == dtype || (loaded && self.dtype == DType::Elem && dtype == DType::Weight)
     }
 }
 
-/// A kernel with its operands: a step of the run.
+/// Kernel with its operands: one step of a run.
 #[derive(Debug)]
 pub struct Node {
     /// Path in the model, such as `mid_block.attentions.2.transformer_blocks.0.attn1`.
     pub path: String,
-    /// What it computes.
+    /// Kernel, with its problem size.
     pub kernel: Box<dyn Kernel>,
-    /// Tensor of each operand in binding order; none where an optional one is left out.
+    /// Number of the tensor of each operand in binding order; `None` for an optional operand that is absent.
     pub operands: Vec<Option<usize>>,
 }
 
-/// A model under construction.
+/// Builder of a network: a list of nodes over named tensors.
+///
+/// Every method that adds a layer checks shapes and types at once and names the layer by its path, which consists of the
+/// enclosing [`scope`](Self::scope)s and the layer's own name. Weights are named by the same path, as in the checkpoint.
 #[derive(Debug, Default)]
 pub struct Graph {
     pub(crate) tensors: Vec<TensorInfo>,
@@ -117,38 +126,39 @@ pub struct Graph {
     pub(crate) outputs: Vec<(String, usize)>,
     path: Vec<String>,
     inputs: u32,
-    /// Inputs that are written before every run, as a mask.
+    /// Mask of the inputs that are written before every run.
     pub(crate) every_run: u64,
     taps: bool,
 }
 
 impl Graph {
-    /// An empty graph.
+    /// Creates an empty graph.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// An empty graph in which every [`tap`](Self::tap) becomes an output: for comparing block by block.
+    /// Creates an empty graph in which every [`tap`](Self::tap) becomes an output, for comparisons block by block.
     pub fn with_taps() -> Self {
         Self { taps: true, ..Self::default() }
     }
 
-    /// The steps, in order.
+    /// Returns the nodes in execution order.
     pub fn nodes(&self) -> &[Node] {
         &self.nodes
     }
 
-    /// Weights with their names and shapes in the file, each once, in order of first use.
+    /// Returns names and shapes of the weights as in the checkpoint, each weight once, in order of first use.
     pub fn weights(&self) -> Vec<(String, Shape)> {
         let weight = |t: &TensorInfo| match &t.origin {
-            // The first rows stand for the whole.
+            // A weight that is split into several tensors is listed by the one that holds its first row.
             Origin::Weight(source) if source.rows.start == 0 => Some((t.name.clone(), source.shape.clone())),
             _ => None,
         };
         self.tensors.iter().filter_map(weight).collect()
     }
 
-    /// Builds a part of the model under `name`: its weights and errors carry the name.
+    /// Calls `build` with `name` appended to the current path, and returns its result. The paths of nodes, weights and errors
+    /// inside begin with that path.
     pub fn scope<T>(&mut self, name: &str, build: impl FnOnce(&mut Self) -> T) -> T {
         self.path.push(name.to_owned());
         let built = build(self);
@@ -156,7 +166,7 @@ impl Graph {
         built
     }
 
-    /// `name` under the current path.
+    /// Returns `name` prefixed with the current path.
     pub(crate) fn path_of(&self, name: &str) -> String {
         let parts = self.path.iter().map(String::as_str).chain([name]).filter(|part| !part.is_empty());
         parts.collect::<Vec<_>>().join(".")
@@ -167,34 +177,37 @@ impl Graph {
         Tensor { id: self.tensors.len() - 1, shape }
     }
 
-    /// A tensor the caller writes before a run.
+    /// Adds an input: a tensor that the caller writes before a run. An input keeps its values until it is written again.
     ///
     /// # Panics
-    /// At the 65th input: steps keep the inputs they depend on in a mask of 64 bits.
+    /// If the graph already has 64 inputs: each step records the inputs it depends on in a mask of 64 bits.
     pub fn input(&mut self, name: &str, shape: impl Into<Shape>, dtype: DType) -> Tensor {
         assert!(self.inputs < 64, "a graph has at most 64 inputs");
         self.inputs += 1;
         self.add(name.to_owned(), shape.into(), dtype, Origin::Input(self.inputs - 1))
     }
 
-    /// Like [`input`](Self::input), for what changes from run to run: whatever depends on it is computed in every run and
-    /// not kept for the next one, so that it does not take memory between runs.
+    /// Adds an [`input`](Self::input) that changes from run to run.
+    ///
+    /// Steps that depend on it count as depending on every input. Their results are recomputed in every run, and take no
+    /// memory between runs.
     ///
     /// # Panics
-    /// As [`input`](Self::input).
+    /// If the graph already has 64 inputs.
     pub fn input_of_every_run(&mut self, name: &str, shape: impl Into<Shape>, dtype: DType) -> Tensor {
         self.every_run |= 1 << self.inputs;
         self.input(name, shape, dtype)
     }
 
-    /// A weight `name` under the current path, of `shape` in the file; the same handle if it was asked for before.
-    pub fn weight(&mut self, name: &str, shape: impl Into<Shape>) -> Tensor {
-        self.weight_part(name, WeightRows::whole(shape.into()))
+    /// Returns the weight `name` under the current path, of shape `shape` in the checkpoint. Repeated calls return the same
+    /// tensor.
+    pub(crate) fn weight(&mut self, name: &str, shape: impl Into<Shape>) -> Tensor {
+        self.weight_rows(name, WeightRows::whole(shape.into()))
     }
 
-    /// Some rows of a weight.
-    pub(crate) fn weight_part(&mut self, name: &str, source: WeightRows) -> Tensor {
-        let (name, shape) = (self.path_of(name), source.part());
+    /// Returns a tensor that holds some rows of the weight `name` under the current path.
+    pub(crate) fn weight_rows(&mut self, name: &str, source: WeightRows) -> Tensor {
+        let (name, shape) = (self.path_of(name), source.selected_shape());
         let origin = Origin::Weight(source);
         match self.tensors.iter().position(|t| t.name == name && t.origin == origin) {
             Some(id) => Tensor { id, shape },
@@ -202,29 +215,33 @@ impl Graph {
         }
     }
 
-    /// A tensor known when the graph is built.
-    pub fn constant(&mut self, name: &str, shape: impl Into<Shape>, dtype: DType, values: Vec<f32>) -> Tensor {
+    /// Adds a tensor whose values are given when the graph is built.
+    pub(crate) fn constant(&mut self, name: &str, shape: impl Into<Shape>, dtype: DType, values: Vec<f32>) -> Tensor {
         self.add(self.path_of(name), shape.into(), dtype, Origin::Constant(values))
     }
 
-    /// Makes a tensor readable after a run.
+    /// Declares `tensor` to be an output, which the caller can read by `name` after a run.
     pub fn output(&mut self, name: &str, tensor: &Tensor) {
         self.outputs.push((name.to_owned(), tensor.id));
     }
 
-    /// Marks what `name` under the current path computes (an empty name: the current scope): an output of that path in
-    /// a graph with taps, nothing otherwise.
+    /// Marks `tensor` as the result of `name` under the current path, or of the current scope if `name` is empty.
+    ///
+    /// In a graph made by [`with_taps`](Self::with_taps) the tensor becomes an output named by that path; in other graphs
+    /// the call does nothing.
     pub fn tap(&mut self, name: &str, tensor: &Tensor) {
         if self.taps {
             self.outputs.push((self.path_of(name), tensor.id));
         }
     }
 
-    /// Adds a step that runs `kernel` on `inputs` (in binding order, none for an optional operand left out) and gives
-    /// the tensors it writes, in the shapes of its operands.
+    /// Adds a step that runs `kernel` on `inputs`, and returns the tensors it writes, in the shapes of its operands.
+    ///
+    /// `inputs` are in binding order, `None` for an optional operand that is absent. Trailing `None`s may be left out.
     ///
     /// # Errors
-    /// If the kernel refuses the problem, or an input's elements or channels are not what its operand wants.
+    /// If the kernel does not support the problem, an operand has no elements, or an input does not have the number of
+    /// elements, the number of channels or the type that its operand requires.
     pub(crate) fn step(
         &mut self,
         name: &str,
@@ -232,9 +249,9 @@ impl Graph {
         inputs: &[Option<&Tensor>],
     ) -> Result<Vec<Tensor>, GraphError> {
         let path = self.path_of(name);
-        // Shaders are trusted with what this lets through.
+        // Shaders run without bounds checks, so everything they cannot handle has to be rejected here.
         if let Some(reason) = kernel.refusal() {
-            return Err(GraphError::Refused { node: path, kernel: kernel.name(), reason });
+            return Err(GraphError::Unsupported { node: path, kernel: kernel.name(), reason });
         }
         let declared = kernel.operands();
         if declared.iter().any(|operand| operand.present && elements(&operand.shape) == 0) {
@@ -243,7 +260,6 @@ impl Graph {
         }
         let read = declared.iter().filter(|operand| operand.access == Access::Read);
         let mut operands = Vec::with_capacity(declared.len());
-        // Whoever leaves the last operands out need not say so.
         for (operand, input) in read.zip(inputs.iter().copied().chain(std::iter::repeat(None))) {
             if let Some(tensor) = input {
                 let is_weight = matches!(self.tensors[tensor.id].origin, Origin::Weight(_));
@@ -274,15 +290,15 @@ impl Graph {
         Ok(written)
     }
 
-    /// The number of `tensor` in the type that `operand` takes. What is f32 and has to be stored like all floats of the
-    /// plan is cast by a step of its own, once for all its users.
+    /// Returns the number of a tensor that holds the values of `tensor` in the type of `operand`. An f32 tensor that has to
+    /// be read in the storage type is converted by a cast step, which all its users share.
     fn typed(&mut self, path: &str, operand: &Operand, tensor: &Tensor) -> Result<usize, GraphError> {
         match (self.tensors[tensor.id].dtype, operand.dtype) {
             (_, expected) if self.tensors[tensor.id].is_of(expected) => Ok(tensor.id),
             (DType::F32, DType::Elem) => {
                 let is_cast = |node: &&Node| node.kernel.name() == Cast::NAME && node.operands[0] == Some(tensor.id);
                 if let Some(cast) = self.nodes.iter().find(is_cast) {
-                    return Ok(cast.operands[1].expect("a cast writes"));
+                    return Ok(cast.operands[1].expect("a cast has an output"));
                 }
                 let name = self.tensors[tensor.id].name.clone();
                 let kernel = Cast { rows: tensor.rows(), c: tensor.channels() };
@@ -298,7 +314,7 @@ impl Graph {
         }
     }
 
-    /// Like [`step`](Self::step) for a kernel with one output, which takes the given shape.
+    /// Adds a [`step`](Self::step) with one output, and returns the output in the given shape.
     pub(crate) fn step_one(
         &mut self,
         name: &str,
@@ -317,14 +333,14 @@ mod tests {
     use mobilediffusion_kernels::{Linear, Prologue};
 
     #[test]
-    fn what_a_kernel_refuses_is_no_step() {
+    fn an_unsupported_problem_is_an_error() {
         let mut graph = Graph::new();
         let x = graph.input("x", [1, 4], DType::Elem);
-        // All four channels from a second tensor.
+        // All four channels come from the second tensor.
         let prologue = Prologue { joined: 4, ..Prologue::default() };
         let linear = Linear { rows: 1, k: 4, cols: 4, prologue, ..Linear::default() };
         let refused = graph.step("proj", linear, &[Some(&x)]).expect_err("nothing is left of `x`");
-        assert!(matches!(refused, GraphError::Refused { kernel: "linear", .. }), "{refused}");
+        assert!(matches!(refused, GraphError::Unsupported { kernel: "linear", .. }), "{refused}");
         let empty = graph.input("empty", [0, 4], DType::Elem);
         let linear = Linear { rows: 0, k: 4, cols: 4, ..Linear::default() };
         let refused = graph.step("proj", linear, &[Some(&empty)]).expect_err("there is nothing").to_string();

@@ -1,67 +1,71 @@
-//! What layers of the builder take besides their input.
+//! Parameters of the builder's layers: what a layer takes besides its input tensor and its name.
 
 use crate::graph::Tensor;
 use mobilediffusion_kernels::{Activation, Phi};
 
-/// A fully connected layer, or a 1x1 convolution.
+/// Parameters of a fully connected layer or a 1x1 convolution; see [`Graph::linear`](crate::Graph::linear).
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Linear<'a> {
-    /// Output features.
+    /// Number of output features.
     pub cols: usize,
     /// Whether the layer has a bias.
     pub bias: bool,
-    /// Whether the weight is stored as a 1x1 convolution, `[cols, k, 1, 1]`.
+    /// Whether the checkpoint stores the weight as a 1x1 convolution, `[cols, k, 1, 1]`, instead of `[cols, k]`.
     pub pointwise: bool,
-    /// Applied before the residual is added.
+    /// Activation that is applied after the bias and before the residual is added.
     pub activation: Activation,
-    /// Added last.
+    /// Tensor of the output's shape that is added last.
     pub residual: Option<&'a Tensor>,
 }
 
-/// A gated layer: values times what an activation makes of gates, both from one weight of twice as many rows.
+/// Parameters of a gated linear unit; see [`Graph::glu`](crate::Graph::glu).
+///
+/// One weight of `2 * cols` rows produces values and gates. The output is `value * gate(g)`.
 #[derive(Clone, Copy, Debug)]
 pub struct Glu {
-    /// Output features.
+    /// Number of output features.
     pub cols: usize,
-    /// Whether the weight is stored as a 1x1 convolution, `[2 * cols, k, 1, 1]`.
+    /// Whether the checkpoint stores the weight as a 1x1 convolution, `[2 * cols, k, 1, 1]`, instead of `[2 * cols, k]`.
     pub pointwise: bool,
-    /// What the gates go through.
+    /// Activation that is applied to the gates.
     pub gate: Activation,
 }
 
-/// A 3x3 convolution with bias and one pixel of zeros around, or only below and to the right.
+/// Parameters of a 3x3 convolution with bias; see [`Graph::conv2d`](crate::Graph::conv2d).
 #[derive(Clone, Copy, Debug)]
 pub struct Conv<'a> {
-    /// Output channels.
+    /// Number of output channels.
     pub channels: usize,
-    /// 2 halves the size.
+    /// Stride: 1 keeps the size, 2 halves it.
     pub stride: usize,
-    /// 2 doubles the size by nearest neighbour before convolving.
+    /// Upsampling factor: 2 doubles the size by nearest neighbour before the convolution, 1 leaves it.
     pub upsample: usize,
-    /// Pixels of zeros above and to the left: 1, or 0 in the VAE's halvings. Below and to the right there is one.
+    /// Rows and columns of zero padding above and to the left: 1, or 0 in the downsampling layers of the VAE. Below and to
+    /// the right there is always one.
     pub pad_start: usize,
-    /// `[n, channels]`, added to every pixel of an image: the time embedding.
+    /// Tensor `[n, channels]` that is added to every pixel of an image: the projected time embedding.
     pub shift: Option<&'a Tensor>,
-    /// Added last.
+    /// Tensor of the output's shape that is added last.
     pub residual: Option<&'a Tensor>,
-    /// Whether the output is f32 however the plan stores floats; a residual is added as those are.
+    /// Whether the output is f32 regardless of the plan's storage type. A residual is still added in the storage type.
     pub f32_output: bool,
 }
 
 impl Conv<'_> {
-    /// A convolution that keeps the size.
+    /// Returns the parameters of a convolution that keeps the size: stride 1, one pixel of padding on every side, no
+    /// upsampling, shift or residual.
     pub fn to(channels: usize) -> Self {
         Self { channels, stride: 1, upsample: 1, pad_start: 1, shift: None, residual: None, f32_output: false }
     }
 }
 
-/// How a layer attends.
+/// Parameters of an attention layer; see [`Graph::attention`](crate::Graph::attention).
 #[derive(Clone, Copy, Debug)]
 pub struct Attend {
-    /// Heads.
+    /// Number of heads.
     pub heads: usize,
-    /// What becomes of the scores.
+    /// Function that turns scores into attention weights: softmax or relu.
     pub phi: Phi,
-    /// Whether a query sees only the keys up to its own index.
+    /// Whether a query attends only to keys up to and including its own index.
     pub causal: bool,
 }

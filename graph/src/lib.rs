@@ -1,8 +1,57 @@
-//! A model described once, checked once, planned once and then replayed.
+//! Typed graph builder, static memory planner and executor for the networks of MobileDiffusion.
 //!
-//! [`Graph`] is a list of kernels over named tensors, built by typed methods that check shapes. [`Recording`] is the
-//! same as plain data with lifetimes; [`plan`] places tensors in buffers by pure functions; [`Session`] holds memory,
-//! weights and bound steps on a device and replays them, on a GPU or on the CPU.
+//! A network passes through four stages:
+//!
+//! 1. **Graph.** [`Graph`] is a builder. Typed methods such as [`Graph::linear`] and [`Graph::conv2d`] append kernels that
+//!    read and write named tensors. Shapes and element types are checked as each layer is added.
+//! 2. **Recording.** [`Recording`] turns a graph into plain data: steps in execution order, the lifetime of each tensor, and
+//!    the inputs that each step depends on. Steps are fused into their neighbours here; see [`Fusion`].
+//! 3. **Plan.** The [`plan`] module assigns memory to tensors by pure functions: offsets in one arena for the CPU, in a few
+//!    arenas for a GPU.
+//! 4. **Session.** [`Session`] allocates the planned memory on a [`Device`], loads [`Weights`] through a [`WeightLoader`],
+//!    binds every step, and replays the recording as often as it is asked to.
+//!
+//! # Example
+//!
+//! A linear layer on the CPU, with all weights set to one:
+//!
+//! ```
+//! use mobilediffusion_graph::{Device, Graph, GraphError, Linear, Recording, Session, WeightLoader, Weights};
+//! use mobilediffusion_kernels::DType;
+//! use std::error::Error;
+//!
+//! struct Ones;
+//!
+//! impl WeightLoader for Ones {
+//!     fn load(&self, _name: &str, shape: &[usize]) -> Result<Vec<f32>, Box<dyn Error + Send + Sync>> {
+//!         Ok(vec![1.0; shape.iter().product()])
+//!     }
+//! }
+//!
+//! fn main() -> Result<(), GraphError> {
+//!     let mut graph = Graph::new();
+//!     let x = graph.input("x", [2, 4], DType::Elem);
+//!     let y = graph.linear(&x, "proj", Linear { cols: 3, ..Linear::default() })?;
+//!     graph.output("y", &y);
+//!
+//!     let mut weights = Weights::new(Device::CPU, Box::new(Ones));
+//!     let mut session = Session::new(Recording::new(graph), &mut weights, &mut |_, _| true)?;
+//!     session.write("x", &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0])?;
+//!     session.run(&mut |_, _| true)?;
+//!     assert_eq!(session.read("y")?, [10.0, 10.0, 10.0, 26.0, 26.0, 26.0]);
+//!     Ok(())
+//! }
+//! ```
+//!
+//! # Guarantees
+//!
+//! * A layer whose operands do not fit, or whose kernel does not support the problem, is an error of the builder. The error
+//!   names the layer by its path in the model.
+//! * Planning is deterministic: the same graph always gets the same fusions and the same offsets.
+//! * Two tensors that are alive at the same step never share a byte, except where a kernel adds to its residual in place.
+//! * A run allocates no buffer and compiles no pipeline: [`Session::new`] does both.
+//! * A run executes only the steps that depend on an input written since the last complete run.
+//! * CPU and GPU replay the same recording; [`compare`] finds the first step whose results differ between two devices.
 
 mod compare;
 mod cpu;
@@ -13,9 +62,9 @@ mod gpu_plan;
 mod graph;
 mod layers;
 mod ops;
-mod plain;
 pub mod plan;
 mod record;
+mod reference;
 mod rounding;
 mod run;
 mod traffic;

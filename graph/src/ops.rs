@@ -1,4 +1,4 @@
-//! The typed builder: one method per layer of the model. Weights are named as in the checkpoint, under the path.
+//! Layers of the builder: one method of [`Graph`] for each. Weights are named as in the checkpoint, below the current path.
 
 use crate::error::GraphError;
 use crate::graph::{Graph, Tensor, WeightRows};
@@ -6,9 +6,10 @@ use crate::layers::{Attend, Conv, Glu, Linear};
 use mobilediffusion_kernels as kernels;
 use mobilediffusion_kernels::{Activation, DType, Prediction};
 
-/// The least that WebGPU promises of a storage binding's size, and all that some drivers offer.
+/// Largest storage binding in bytes that WebGPU guarantees, which is also the limit of some drivers.
 const LARGEST_BINDING: usize = 128 << 20;
 
+/// Returns the shape `[n, h, w, c]` of a feature map, or an error if `x` does not have four axes.
 fn map_size(x: &Tensor, node: &str) -> Result<[usize; 4], GraphError> {
     <[usize; 4]>::try_from(x.shape()).map_err(|_| GraphError::Size {
         node: node.to_owned(),
@@ -18,6 +19,7 @@ fn map_size(x: &Tensor, node: &str) -> Result<[usize; 4], GraphError> {
     })
 }
 
+/// Returns the shape of `x` with another number of channels.
 fn with_channels(x: &Tensor, channels: usize) -> Vec<usize> {
     let mut shape = x.shape().to_vec();
     if let Some(last) = shape.last_mut() {
@@ -31,10 +33,12 @@ impl Graph {
         GraphError::Size { node: self.path_of(name), what, expected, found }
     }
 
-    /// `[.., k] -> [.., cols]` by the weights `name.weight` and `name.bias`.
+    /// Adds a fully connected layer, `[.., k] -> [.., cols]`: `residual + activation(x wᵀ + bias)`.
+    ///
+    /// The weights are `name.weight` and, if the layer has a bias, `name.bias`.
     ///
     /// # Errors
-    /// If the residual is not like the output.
+    /// If the residual does not have the size of the output, or the kernel does not support the problem.
     pub fn linear(&mut self, x: &Tensor, name: &str, layer: Linear<'_>) -> Result<Tensor, GraphError> {
         let k = x.channels();
         let (w, bias) = self.scope(name, |g| {
@@ -50,7 +54,7 @@ impl Graph {
         self.plus(&y, name, layer.residual)
     }
 
-    /// `x` and, if there is one, `residual`: the last part of the layer `name`.
+    /// Adds the residual of the layer `name` to its result `x`, if it has one.
     fn plus(&mut self, x: &Tensor, name: &str, residual: Option<&Tensor>) -> Result<Tensor, GraphError> {
         let Some(residual) = residual else { return Ok(x.clone()) };
         let kernel = kernels::Add { rows: x.rows(), c: x.channels() };
@@ -68,11 +72,13 @@ impl Graph {
         self.step_one(name, kernel, &[Some(x)], x.shape())
     }
 
-    /// Queries and the one tensor that is keys and values, `[.., k] -> [.., cols]` each, by the weights `q.weight` and
-    /// `kv.weight`.
+    /// Adds the projections of a self-attention whose keys and values are one tensor; returns the queries and that tensor.
+    ///
+    /// Each projection maps `[.., k] -> [.., cols]` without bias. Their weights are `q.weight` and `kv.weight`, where
+    /// `(q, kv)` are the names given.
     ///
     /// # Errors
-    /// None that a caller can cause; the signature is that of every layer.
+    /// If the kernel does not support the problem.
     pub fn shared_kv_projection(
         &mut self,
         x: &Tensor,
@@ -88,10 +94,13 @@ impl Graph {
         Ok((shaped(&written[0]), shaped(&written[1])))
     }
 
-    /// The gated half of a feed-forward, `[.., k] -> [.., cols]`: value times gate.
+    /// Adds a gated linear unit, the first half of a feed-forward network, `[.., k] -> [.., cols]`: `a * gate(g)`, where `a`
+    /// and `g` are the halves of `x wᵀ + bias`.
+    ///
+    /// The weights are `name.weight` and `name.bias`, of `2 * cols` rows each.
     ///
     /// # Errors
-    /// None that a caller can cause; the signature is that of every layer.
+    /// If the kernel does not support the problem.
     pub fn glu(&mut self, x: &Tensor, name: &str, layer: Glu) -> Result<Tensor, GraphError> {
         let k = x.channels();
         let Glu { cols, pointwise, gate } = layer;
@@ -101,10 +110,13 @@ impl Graph {
         self.step_one(name, kernel, &[Some(x), Some(&w), Some(&bias)], with_channels(x, cols))
     }
 
-    /// `[n, h, w, c] -> [n, h', w', channels]`, 3x3.
+    /// Adds a 3x3 convolution, `[n, h, w, c] -> [n, h', w', channels]`: `residual + (conv(x, w) + bias + shift)`.
+    ///
+    /// The weights are `name.weight`, `[channels, c, 3, 3]`, and `name.bias`.
     ///
     /// # Errors
-    /// If `x` is no feature map, its size is odd before a stride of two, or shift or residual do not fit.
+    /// If `x` does not have four axes, its height or width (after upsampling) is not a multiple of the stride, or the shift
+    /// or the residual has the wrong size.
     pub fn conv2d(&mut self, x: &Tensor, name: &str, layer: Conv<'_>) -> Result<Tensor, GraphError> {
         let [n, h, w, ci] = map_size(x, &self.path_of(name))?;
         for size in [h, w] {
@@ -144,11 +156,13 @@ impl Graph {
         self.plus(&y, name, layer.residual)
     }
 
-    /// Depthwise 3x3 with bias, keeping the channels, and the size unless `stride` is 2; `shift [n, c]` is added to every
-    /// pixel.
+    /// Adds a depthwise 3x3 convolution with bias, `[n, h, w, c] -> [n, h / stride, w / stride, c]`.
+    ///
+    /// `shift`, if given, has shape `[n, c]` and is added to every pixel of its image. The weights are `name.weight`,
+    /// `[c, 1, 3, 3]`, and `name.bias`.
     ///
     /// # Errors
-    /// If `x` is no feature map, its size is no multiple of the stride, or the shift does not fit.
+    /// If `x` does not have four axes, its height or width is not a multiple of the stride, or the shift has the wrong size.
     pub fn depthwise_conv2d(
         &mut self,
         x: &Tensor,
@@ -167,10 +181,14 @@ impl Graph {
         self.step_one(name, kernel, &[Some(x), Some(&weight), Some(&bias), shift], [n, oh, ow, c])
     }
 
-    /// Group normalisation over the positions of each image, then an activation: statistics, scales, then apply.
+    /// Adds a group normalisation over the positions of each image, followed by an activation. `(groups, eps)` are the number
+    /// of groups and the term that is added to the variance.
+    ///
+    /// The layer consists of three steps: statistics of the groups, scale and offset of every channel, and their application.
+    /// The weights are `name.weight` and `name.bias`, `[c]` each.
     ///
     /// # Errors
-    /// If the groups do not divide the channels.
+    /// If the number of channels is not a multiple of the number of groups.
     pub fn group_norm(
         &mut self,
         x: &Tensor,
@@ -180,7 +198,7 @@ impl Graph {
     ) -> Result<Tensor, GraphError> {
         let (n, c) = (x.shape()[0], x.channels());
         if groups == 0 || !c.is_multiple_of(groups) {
-            return Err(self.size_error(name, "channels", format!("a multiple of {groups} groups"), c));
+            return Err(self.size_error(name, "channels", format!("a multiple of the {groups} groups"), c));
         }
         let positions = x.rows() / n;
         let stats_kernel = kernels::GroupNormStats { n, positions, c, groups, eps };
@@ -192,10 +210,12 @@ impl Graph {
         self.step_one(name, kernel, &[Some(x), None, Some(&norm)], x.shape())
     }
 
-    /// Layer normalisation over the channels.
+    /// Adds a layer normalisation over the channels, with `eps` added to the variance.
+    ///
+    /// The weights are `name.weight` and `name.bias`, `[c]` each.
     ///
     /// # Errors
-    /// None that a caller can cause; the signature is that of every layer.
+    /// If the kernel does not support the problem.
     pub fn layer_norm(&mut self, x: &Tensor, name: &str, eps: f32) -> Result<Tensor, GraphError> {
         let c = x.channels();
         let (weight, bias) = self.scope(name, |g| (g.weight("weight", [c]), g.weight("bias", [c])));
@@ -203,10 +223,12 @@ impl Graph {
         self.step_one(name, kernel, &[Some(x), Some(&weight), Some(&bias)], x.shape())
     }
 
-    /// Attention of `q [n, queries, d]` to `k` and `v [n, keys, d]`; without `v` the keys are the values too.
+    /// Adds multi-head attention of the queries `q`, `[n, queries, d]`, to the keys `k` and values `v`, `[n, keys, d]` each;
+    /// returns `[n, queries, d]`. If `v` is `None`, the keys are also the values.
     ///
     /// # Errors
-    /// If the head size is no multiple of four, is above 512, or the shapes do not fit.
+    /// If `d` is not a multiple of the number of heads, the head size is not a multiple of four up to 512, or the shapes do
+    /// not match.
     pub fn attention(
         &mut self,
         q: &Tensor,
@@ -217,7 +239,7 @@ impl Graph {
         let (n, d) = (q.shape()[0], q.channels());
         let head_dim = d / attend.heads.max(1);
         if head_dim * attend.heads != d || !head_dim.is_multiple_of(4) || !(4..=512).contains(&head_dim) {
-            let expected = format!("{} heads of a multiple of 4 channels up to 512", attend.heads);
+            let expected = format!("{} heads with a multiple of 4 channels each, at most 512", attend.heads);
             return Err(self.size_error("", "channels", expected, d));
         }
         let kernel = kernels::Attention {
@@ -233,19 +255,19 @@ impl Graph {
         self.step_one("", kernel, &[Some(q), Some(k), v], q.shape())
     }
 
-    /// Channels of `a`, then those of `b`.
+    /// Adds a concatenation along the channels: the channels of `a`, then those of `b`.
     ///
     /// # Errors
-    /// If the positions differ.
+    /// If `a` and `b` differ in the number of positions.
     pub fn concat(&mut self, a: &Tensor, b: &Tensor) -> Result<Tensor, GraphError> {
         let kernel = kernels::Concat { rows: a.rows(), a_channels: a.channels(), b_channels: b.channels() };
         self.step_one("concat", kernel, &[Some(a), Some(b)], with_channels(a, a.channels() + b.channels()))
     }
 
-    /// `scale * x` of `c` channels from channel `first` on.
+    /// Adds a slice of the channels: `scale * x[.., first..first + c]`.
     ///
     /// # Errors
-    /// If `x` has fewer channels.
+    /// If `x` has fewer than `first + c` channels.
     pub fn slice(&mut self, x: &Tensor, (first, c): (usize, usize), scale: f32) -> Result<Tensor, GraphError> {
         let channels = x.channels();
         if first + c > channels {
@@ -255,15 +277,18 @@ impl Graph {
         self.step_one("slice", kernel, &[Some(x)], with_channels(x, c))
     }
 
-    /// `activation(scale * x)`.
+    /// Adds an elementwise activation: `activation(scale * x)`.
     ///
     /// # Errors
-    /// None that a caller can cause; the signature is that of every layer.
+    /// If the kernel does not support the problem.
     pub fn activate(&mut self, x: &Tensor, activation: Activation, scale: f32) -> Result<Tensor, GraphError> {
         self.activate_as(x, "activation", activation, scale)
     }
 
-    /// Token and position embeddings of `ids [n, l]`: `[n, l, c]`. `vocab` and `positions` are the tables' rows.
+    /// Adds the sum of token and position embeddings, `[n, l] -> [n, l, c]`, for token ids of type u32.
+    ///
+    /// The weights are `token_embedding.weight`, `[vocab, c]`, and `position_embedding.weight`, `[positions, c]`. A token
+    /// table beyond the 128 MiB that WebGPU guarantees for a storage binding is bound as two tensors.
     ///
     /// # Errors
     /// If there are more tokens than positions.
@@ -278,14 +303,14 @@ impl Graph {
         }
         let part = |rows| WeightRows { shape: vec![vocab, c], rows };
         let first = vocab.min(LARGEST_BINDING / (4 * c.next_multiple_of(4)));
-        let token = self.weight_part("token_embedding.weight", part(0..first));
-        let rest = (first < vocab).then(|| self.weight_part("token_embedding.weight", part(first..vocab)));
+        let token = self.weight_rows("token_embedding.weight", part(0..first));
+        let rest = (first < vocab).then(|| self.weight_rows("token_embedding.weight", part(first..vocab)));
         let position = self.weight("position_embedding.weight", [positions, c]);
         let kernel = kernels::Embedding { n, l, vocab, rest: vocab - first, positions, c };
         self.step_one("", kernel, &[Some(ids), Some(&token), rest.as_ref(), Some(&position)], [n, l, c])
     }
 
-    /// Sinusoids of `t [n]`: `[n, dim]`, cosines first.
+    /// Adds the sinusoidal embedding of the timesteps `t`, `[n] -> [n, dim]`, cosines first.
     ///
     /// # Errors
     /// If `dim` is odd.
@@ -300,11 +325,14 @@ impl Graph {
         self.step_one("timestep_embedding", kernel, &[Some(t), Some(&frequencies)], [n, dim])
     }
 
-    /// One DDIM step from `latent` by the network's `prediction`, guided if the batch holds unconditional images first,
-    /// with fresh noise of the images if there is some.
+    /// Adds one DDIM step: the next latent, computed from `latent`, the network's `prediction` and the step's `coefficients`.
+    ///
+    /// The last argument is `(guided, noise, kind)`. If `guided`, the first half of the batch holds the unconditional images
+    /// and the step applies classifier-free guidance. `noise`, if given, is fresh noise for the images. `kind` says what the
+    /// network predicts.
     ///
     /// # Errors
-    /// If the shapes do not fit.
+    /// If the shapes do not match.
     pub fn ddim_step(
         &mut self,
         latent: &Tensor,
@@ -320,10 +348,14 @@ impl Graph {
         self.step_one("ddim_step", kernel, &inputs, latent.shape())
     }
 
-    /// The clean latent from `latent` by the network's `prediction`, noised again for the next step if there is one.
+    /// Adds a step of the one-step sampler: the clean latent, computed from `latent`, the network's `prediction` and the
+    /// step's `coefficients`.
+    ///
+    /// The last argument is `(noise, kind)`. If `noise` is given, the result is the clean latent with that noise added, at the
+    /// level of the next step. `kind` says what the network predicts.
     ///
     /// # Errors
-    /// If the shapes do not fit.
+    /// If the shapes do not match.
     pub fn one_step_x0(
         &mut self,
         latent: &Tensor,
@@ -343,10 +375,11 @@ impl Graph {
         )
     }
 
-    /// Pixels `[n, h, w]` of a picture `[n, h, w, 3]` in [-1, 1].
+    /// Adds a conversion of a picture `[n, h, w, 3]` with values in [-1, 1] to RGBA pixels of four bytes, `[n, h, w]` of type
+    /// u32.
     ///
     /// # Errors
-    /// If `x` is no picture of three channels.
+    /// If `x` does not have four axes, or does not have three channels.
     pub fn rgba8(&mut self, x: &Tensor) -> Result<Tensor, GraphError> {
         let [n, h, w, _] = map_size(x, &self.path_of("rgba8"))?;
         let mut written = self.step("rgba8", kernels::Rgba8 { n, h, w }, &[Some(x)])?;

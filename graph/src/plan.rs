@@ -1,70 +1,74 @@
-//! Where tensors lie: lifetimes to memory, by pure functions. There are two answers, for two kinds of device.
+//! The memory planner: pure functions from lifetimes of tensors to places in memory.
 //!
-//! [`pack`] gives offsets in one arena, for the CPU: every plan of the model takes its lower bound, the most bytes alive
-//! at any step, and not one byte more.
+//! There are two placements, for two kinds of device:
 //!
-//! [`arenas`] gives offsets in a few arenas, for a GPU. WebGPU tracks usage per buffer: a step must not read one range
-//! of a buffer and write another, unless everything is bound for writing. Three ways were measured against the lower
-//! bound, at the presets' own sizes in f32 (`mobilediffusion plan`, `tests/plan.rs`):
+//! * [`pack`] assigns offsets in one arena, for the CPU. Every network of the model gets exactly its lower bound, the most
+//!   bytes alive at any step.
+//! * [`Recording::arenas`](crate::Recording::arenas) assigns offsets in a few arenas, for a GPU. WebGPU tracks usage per
+//!   buffer: a dispatch must not read one range of a buffer and write another, unless all ranges are bound read-write.
 //!
-//! | | UNet | decoder | text encoder |
+//! Three placements for GPUs were measured against the lower bound, at the native sizes of the presets in f32
+//! (`mobilediffusion plan`, `tests/plan.rs`):
+//!
+//! | placement | UNet | decoder | text encoder |
 //! |---|---|---|---|
-//! | slots: whole buffers | 1.086 | 1.000 | 1.286 |
+//! | slots: a tensor takes a whole buffer, which later tensors reuse | 1.086 | 1.000 | 1.286 |
 //! | one arena, bound read-write | 1.000 | 1.000 | 1.000 |
-//! | a few arenas, what a step reads and writes apart | 1.027 | 1.016 | 1.000 |
+//! | a few arenas, inputs and outputs of a step in different ones | 1.027 | 1.016 | 1.000 |
 //!
-//! One arena would take the read-only bindings away from every kernel, and with them what compilers make of memory that
-//! does not change. A few arenas keep them; the time of a replay is the same (see `benches/records/rejected.md`). Slots
-//! were measured before steps were folded into their neighbours, which leaves fewer tensors and more that are apart.
+//! With a single arena no kernel could bind its inputs read-only, so shader compilers could not rely on memory that does not
+//! change. A few arenas keep read-only bindings, and a replay takes the same time (see `benches/records/rejected.md`). Slots
+//! were measured before fusion existed; fusion leaves fewer tensors, of which more conflict with each other.
 
 mod arenas;
 mod pack;
 
-pub use arenas::{Arenas, Join, arenas};
+pub(crate) use arenas::{Alias, Arenas, arenas};
 pub use pack::{Packing, pack};
 
-/// Where a tensor may begin in an arena of a GPU: the most that WebGPU lets an adapter ask of a binding's offset.
+/// Alignment of tensors in the arenas of a GPU, in bytes: the largest alignment of binding offsets that WebGPU allows an
+/// adapter to require.
 pub const ARENA_ALIGNMENT: usize = 256;
 
-/// Whether tensors share memory.
+/// Whether tensors may share memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Sharing {
-    /// Tensors that are never alive together share memory.
+    /// Tensors that are never alive at the same step may share memory.
     #[default]
     Planned,
-    /// Every tensor has memory of its own: what plans are tested against.
+    /// Every tensor has memory of its own. Tests compare planned memory with this.
     Private,
 }
 
-/// When a tensor has to keep its bytes: from the step that writes it to the last that reads it, both included.
+/// Lifetime of a tensor: the range of steps during which its bytes have to be preserved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lifetime {
-    /// First step.
+    /// First step of the lifetime, usually the one that writes the tensor.
     pub first: usize,
-    /// Last step.
+    /// Last step of the lifetime, inclusive, usually the last one that reads the tensor.
     pub last: usize,
-    /// Size.
+    /// Size of the tensor in bytes.
     pub bytes: usize,
 }
 
 impl Lifetime {
-    /// Whether both are alive at some step.
-    pub fn overlaps(&self, other: &Self) -> bool {
+    /// Returns whether both tensors are alive at some step.
+    pub(crate) fn overlaps(&self, other: &Self) -> bool {
         self.first <= other.last && other.first <= self.last
     }
 }
 
-/// The most bytes alive at any step: no placement can need less, unless outputs take the place of what their step reads.
+/// Returns the most bytes alive at any step. No placement needs less, unless outputs overwrite inputs of their step.
 pub fn lower_bound(lifetimes: &[Lifetime]) -> usize {
     let alive = |step: usize| lifetimes.iter().filter(|l| l.first <= step && step <= l.last).map(|l| l.bytes).sum();
     lifetimes.iter().map(|l| alive(l.first)).max().unwrap_or(0)
 }
 
-/// The least where the second tensor of each join may take the place of the first, which dies as the other is born.
-pub fn lower_bound_in_place(lifetimes: &[Lifetime], joins: &[Join]) -> usize {
+/// Returns the most bytes alive at any step if every alias is used.
+pub(crate) fn lower_bound_in_place(lifetimes: &[Lifetime], aliases: &[Alias]) -> usize {
     let mut lifetimes = lifetimes.to_vec();
-    // What is joined was born at an earlier step, so it is alive at one at least.
-    joins.iter().for_each(|&(first, _)| lifetimes[first].last -= 1);
+    // The first tensor of an alias was written at an earlier step, so its lifetime does not become empty.
+    aliases.iter().for_each(|&(first, _)| lifetimes[first].last -= 1);
     lower_bound(&lifetimes)
 }
 
@@ -79,18 +83,18 @@ mod tests {
     #[test]
     fn a_chain_needs_two_arenas() {
         let chain: Vec<Lifetime> = (0..10).map(|i| life(i, i + 1, 8)).collect();
-        let apart: Vec<(usize, usize)> = (1..10).map(|i| (i - 1, i)).collect();
-        assert_eq!(arenas(&chain, &apart, &[], 100).expect("it fits").bytes, [8, 8]);
+        let conflicts: Vec<(usize, usize)> = (1..10).map(|i| (i - 1, i)).collect();
+        assert_eq!(arenas(&chain, &conflicts, &[], 100).expect("it fits").bytes, [8, 8]);
         assert_eq!(lower_bound(&chain), 16);
-        assert_eq!(arenas(&chain, &apart, &[], 7), None, "no arena may be that small");
+        assert_eq!(arenas(&chain, &conflicts, &[], 7), None, "a tensor is larger than the limit");
     }
 
     #[test]
-    fn what_is_apart_shares_no_arena() {
+    fn conflicting_tensors_share_no_arena() {
         let lifetimes = [life(0, 5, 100), life(1, 2, 10), life(2, 3, 10), life(3, 4, 100)];
-        let apart = [(0, 1), (1, 2), (2, 3), (0, 3)];
-        let made = arenas(&lifetimes, &apart, &[], 1000).expect("it fits");
-        assert!(apart.iter().all(|&(a, b)| made.places[a].0 != made.places[b].0), "{made:?}");
+        let conflicts = [(0, 1), (1, 2), (2, 3), (0, 3)];
+        let made = arenas(&lifetimes, &conflicts, &[], 1000).expect("it fits");
+        assert!(conflicts.iter().all(|&(a, b)| made.places[a].0 != made.places[b].0), "{made:?}");
         assert_eq!((made.total(), lower_bound(&lifetimes)), (210, 210), "{made:?}");
     }
 
@@ -102,16 +106,16 @@ mod tests {
     }
 
     #[test]
-    fn a_join_takes_the_place_of_what_dies() {
+    fn an_alias_overwrites_its_first_tensor() {
         let chain: Vec<Lifetime> = (0..10).map(|i| life(i, i + 1, 8)).collect();
-        let joins: Vec<Join> = (1..10).map(|i| (i - 1, i)).collect();
-        let made = arenas(&chain, &[], &joins, 100).expect("it fits");
-        assert_eq!(made.total(), lower_bound_in_place(&chain, &joins));
-        assert_eq!((made.bytes.as_slice(), made.joined.as_slice()), (&[8][..], &[true; 9][..]), "{made:?}");
+        let aliases: Vec<Alias> = (1..10).map(|i| (i - 1, i)).collect();
+        let made = arenas(&chain, &[], &aliases, 100).expect("it fits");
+        assert_eq!(made.total(), lower_bound_in_place(&chain, &aliases));
+        assert_eq!((made.bytes.as_slice(), made.aliased.as_slice()), (&[8][..], &[true; 9][..]), "{made:?}");
     }
 
     #[test]
-    fn nothing_needs_nothing() {
+    fn an_empty_plan_needs_no_memory() {
         assert_eq!(arenas(&[], &[], &[], 0), Some(Arenas::default()));
         assert_eq!((pack(&[]).total, lower_bound(&[])), (0, 0));
     }

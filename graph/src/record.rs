@@ -1,4 +1,4 @@
-//! A graph as plain data: steps, lifetimes and what each step depends on. Printable, and all that a run needs.
+//! Recordings: a graph as plain, printable data with steps, lifetimes and dependencies on inputs.
 
 use crate::fuse::{Fused, Fusion, fuse};
 use crate::gpu_plan::GpuPlan;
@@ -9,38 +9,41 @@ use mobilediffusion_kernels::variant::{Machine, choose};
 use mobilediffusion_kernels::{Access, Cost, Operand, Stage, Storage, Variant, WeightType};
 use std::fmt;
 
-/// A recorded graph.
+/// Recorded graph: everything a [`Session`](crate::Session) needs to plan memory and to run.
 ///
-/// A step's *mask* has a bit for every input its result depends on. A run executes only the steps that depend on an
-/// input written since the last run: keys and values of a text are computed once per prompt, the time embedding once
-/// per timestep. What depends on an input of every run counts as depending on all of them. What that asks of lifetimes
-/// stands at `steps_alive`.
+/// The *mask* of a step has one bit for every input that its result depends on. A run executes only the steps that depend on
+/// an input written since the last run: keys and values of a text are computed once per prompt, the time embedding once per
+/// timestep. A step that depends on an [`input_of_every_run`](Graph::input_of_every_run) has the bits of all inputs. A result
+/// that a later run still reads has to stay in memory between runs; lifetimes account for that.
 #[derive(Debug)]
 pub struct Recording {
-    /// Steps in order.
+    /// Steps in execution order.
     pub nodes: Vec<Node>,
-    /// Tensors by number.
+    /// Tensors; operands refer to them by index.
     pub tensors: Vec<TensorInfo>,
-    /// Names and tensors a caller may read.
+    /// Name and tensor number of every output.
     pub outputs: Vec<(String, usize)>,
-    /// Inputs that each step depends on.
+    /// Mask of the inputs that each step depends on. Bit `i` stands for the input with [`Origin::Input`]`(i)`.
     pub masks: Vec<u64>,
-    /// What was folded into steps, by step.
+    /// Fusions that were made, ordered by the step that took something in.
     pub fused: Vec<Fused>,
-    /// First and last step of each tensor that is planned; none for weights and constants. Bytes depend on how the device
-    /// stores elements.
+    /// First and last step of each planned tensor; `None` for weights and constants. Sizes are not stored, because they
+    /// depend on how the device stores elements.
     steps_alive: Vec<Option<(usize, usize)>>,
 }
 
 impl Recording {
-    /// Records a graph with everything folded that can be.
+    /// Records a graph with all possible fusions.
     pub fn new(graph: Graph) -> Self {
-        Self::with_fusion(graph, &Fusion::ALL)
+        Self::with_fusion(graph, Fusion::All)
     }
 
-    /// Records a graph with those steps folded that `fusion` allows.
-    pub fn with_fusion(mut graph: Graph, fusion: &Fusion) -> Self {
-        let fused = fuse(&mut graph, fusion);
+    /// Records a graph, with or without fusion.
+    pub fn with_fusion(mut graph: Graph, fusion: Fusion) -> Self {
+        let fused = match fusion {
+            Fusion::All => fuse(&mut graph),
+            Fusion::None => Vec::new(),
+        };
         let Graph { tensors, nodes, outputs, every_run, .. } = graph;
         let mut tensor_masks = vec![0_u64; tensors.len()];
         for (mask, tensor) in tensor_masks.iter_mut().zip(&tensors) {
@@ -64,7 +67,8 @@ impl Recording {
         Self { nodes, tensors, outputs, masks, fused, steps_alive }
     }
 
-    /// Tensors that are planned, with their lifetimes when every element takes what `bytes_of` says.
+    /// Returns number and lifetime of every planned tensor (inputs and results of steps), ordered by number. `bytes_of` gives
+    /// the size of a tensor on the device.
     pub fn lifetimes(&self, bytes_of: impl Fn(&TensorInfo) -> usize) -> Vec<(usize, Lifetime)> {
         let planned = self.steps_alive.iter().enumerate();
         let lifetime = |(tensor, alive): (usize, &Option<(usize, usize)>)| {
@@ -73,7 +77,8 @@ impl Recording {
         planned.filter_map(lifetime).collect()
     }
 
-    /// Offset of every tensor in one arena (none for weights and constants), and bytes of the arena.
+    /// Places all planned tensors in one arena, as the CPU device does. Returns the offset of every tensor in bytes (`None` for
+    /// weights and constants) and the size of the arena.
     pub fn packing(&self, bytes_of: impl Fn(&TensorInfo) -> usize, sharing: Sharing) -> (Vec<Option<usize>>, usize) {
         let (tensors, lifetimes): (Vec<usize>, Vec<Lifetime>) = self.lifetimes(bytes_of).into_iter().unzip();
         let packing = match sharing {
@@ -87,37 +92,39 @@ impl Recording {
         (self.by_tensor(&tensors, &packing.offsets), packing.total)
     }
 
+    /// Spreads the places of the planned `tensors` over all tensors; the others get `None`.
     pub(crate) fn by_tensor<P: Copy>(&self, tensors: &[usize], places: &[P]) -> Vec<Option<P>> {
         let mut all = vec![None; self.tensors.len()];
         tensors.iter().zip(places).for_each(|(&tensor, &place)| all[tensor] = Some(place));
         all
     }
 
-    /// What was folded into a step: what would be steps of their own otherwise.
+    /// Returns the names of the operations that were fused into a step, such as `activation` or `residual`.
     pub fn folded(&self, step: usize) -> Vec<&'static str> {
         self.fused.iter().filter(|fused| fused.step == step).map(|fused| fused.what).collect()
     }
 
-    /// The variant of every step's kernel that such a device runs.
+    /// Returns the kernel variant that `machine` runs for every step.
     pub fn variants(&self, machine: &Machine) -> Vec<Variant> {
         self.nodes.iter().map(|node| choose(node.kernel.as_ref(), machine)).collect()
     }
 
-    /// What a GPU runs by these variants, in order: each stage with its step.
-    pub fn stages(&self, variants: &[Variant]) -> Vec<(usize, Stage)> {
+    /// Returns the dispatches of a GPU run with the given variants, in order: each stage with the number of its step.
+    pub(crate) fn stages(&self, variants: &[Variant]) -> Vec<(usize, Stage)> {
         let of = |(step, (node, variant)): (usize, (&Node, &Variant))| {
             node.kernel.stages(variant).into_iter().map(move |stage| (step, stage))
         };
         self.nodes.iter().zip(variants).enumerate().flat_map(of).collect()
     }
 
-    /// Bytes that stages leave for the next of the same step, where that takes most of them.
-    pub fn shared_bytes(&self, stages: &[(usize, Stage)], storage: Storage) -> usize {
+    /// Returns the size of the buffer through which the stages of a step pass intermediate results: the largest that any step
+    /// needs, in bytes.
+    pub(crate) fn shared_bytes(&self, stages: &[(usize, Stage)], storage: Storage) -> usize {
         let shared = stages.iter().filter_map(|(step, stage)| stage.shared(self.nodes[*step].operands.len()));
         shared.map(|operand| storage.tensor_bytes(operand.dtype, &operand.shape)).max().unwrap_or(0)
     }
 
-    /// Multiply-accumulates and operations of a run of all steps.
+    /// Returns the multiply-accumulates and floating-point operations of a run of all steps.
     pub fn cost(&self) -> Cost {
         self.nodes
             .iter()
@@ -125,7 +132,7 @@ impl Recording {
             .fold(Cost::default(), |sum, cost| Cost { macs: sum.macs + cost.macs, flops: sum.flops + cost.flops })
     }
 
-    /// The plan as numbers, for a device that stores elements as `storage` and whose buffers have no limit.
+    /// Plans memory for a device that stores tensors as `storage` and has no limit on buffer sizes, and returns the totals.
     pub fn summary(&self, storage: Storage) -> PlanSummary {
         let bytes_of = |t: &TensorInfo| storage.tensor_bytes(t.dtype, &t.shape);
         let planned: Vec<Lifetime> = self.lifetimes(bytes_of).into_iter().map(|(_, lifetime)| lifetime).collect();
@@ -144,18 +151,19 @@ impl Recording {
 }
 
 impl Recording {
-    /// Bytes of the weights as the kernels want them packed on a GPU, each counted once.
+    /// Returns the bytes of all weights as they are packed on a GPU that stores tensors as `storage`, each counted once.
     pub fn weight_bytes(&self, storage: Storage) -> usize {
-        self.weights(|o| storage.tensor_bytes(o.dtype, &o.layout.packed_shape(&o.shape)))
+        self.sum_over_weights(|o| storage.tensor_bytes(o.dtype, &o.layout.packed_shape(&o.shape)))
     }
 
-    /// Bytes of the weights as the CPU forms want them packed, matrices of them stored like this, each counted once.
+    /// Returns the bytes of all weights as they are packed on the CPU device, each counted once. `weights` is the type in which
+    /// weight matrices are stored.
     pub fn host_weight_bytes(&self, weights: WeightType) -> usize {
-        self.weights(|o| 4 * elements(&o.host_layout(weights).packed_shape(&o.shape)))
+        self.sum_over_weights(|o| 4 * elements(&o.host_layout(weights).packed_shape(&o.shape)))
     }
 
-    /// The sum over the weights of something of the operand that first reads each.
-    fn weights(&self, of: impl Fn(&Operand) -> usize) -> usize {
+    /// Sums `of` over all weights, called with the operand that reads each weight first.
+    fn sum_over_weights(&self, of: impl Fn(&Operand) -> usize) -> usize {
         let mut counted = vec![false; self.tensors.len()];
         let mut sum = 0;
         for node in &self.nodes {
@@ -171,11 +179,12 @@ impl Recording {
     }
 }
 
-/// First and last step at which each tensor's bytes have to be there; none for weights and constants.
+/// Returns the first and last step at which each tensor's bytes have to be preserved; `None` for weights and constants.
 ///
-/// A tensor that only steps of its own mask read is alive from the step that writes it to the last that reads it. One
-/// that is read by other steps or by the caller is *kept*: it lives to the end, and at every step that can run without
-/// it being written again, which is every step that depends on an input it does not depend on.
+/// A tensor that is read only by steps with the mask of its writer is alive from the step that writes it to the last step
+/// that reads it. A tensor that is read by other steps or by the caller is *kept*: it is alive to the end, and also during
+/// every step that can run without the tensor being written again, that is, every step that depends on an input which the
+/// tensor does not depend on.
 fn steps_alive(
     nodes: &[Node],
     tensors: &[TensorInfo],
@@ -210,24 +219,24 @@ fn steps_alive(
     alive
 }
 
-/// What a plan needs.
+/// Memory needs of a plan. All sizes refer to the storage type that [`Recording::summary`] was called with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PlanSummary {
-    /// Dispatches of a run of all steps.
+    /// Number of steps in a run of all steps.
     pub steps: usize,
-    /// Tensors that are placed.
+    /// Number of tensors that the planner places.
     pub tensors: usize,
-    /// Buffers they are placed in on a GPU.
+    /// Number of buffers that hold them on a GPU.
     pub buffers: usize,
-    /// Bytes of these buffers.
+    /// Total size of these buffers in bytes.
     pub activation_bytes: usize,
-    /// Bytes of one arena with offsets, which is how the CPU device places the tensors.
+    /// Size in bytes of a single arena that holds all tensors at offsets, which is how the CPU device places them.
     pub arena_bytes: usize,
-    /// Most bytes alive at any step, all that it reads and writes beside each other.
+    /// Most bytes alive at any step, where no step writes over what it reads.
     pub lower_bound_bytes: usize,
-    /// The same where outputs take the place of residuals, which a GPU's plan may do: no plan takes less.
+    /// Most bytes alive at any step, where outputs may overwrite residuals as on a GPU. No plan needs less.
     pub lower_bound_in_place_bytes: usize,
-    /// Bytes of the weights.
+    /// Bytes of the weights on a GPU.
     pub weight_bytes: usize,
 }
 
@@ -251,8 +260,8 @@ impl fmt::Display for PlanSummary {
 }
 
 impl Recording {
-    /// One line per step: number, kernel and, given those of a GPU, variant; path, the mask of inputs, operands with
-    /// their shapes, and what is folded in.
+    /// Formats the recording with one line per step: number, kernel, variant (if `variants` are given), path, mask of inputs,
+    /// operands with their shapes, and fused operations.
     pub fn listing(&self, variants: Option<&[Variant]>) -> String {
         let mut text = String::new();
         for (step, node) in self.nodes.iter().enumerate() {

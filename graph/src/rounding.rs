@@ -1,4 +1,4 @@
-//! How far weights move when a device stores them in fewer bits.
+//! Rounding errors of weights that a device stores in fewer bits.
 
 use crate::error::GraphError;
 use crate::graph::Origin;
@@ -8,31 +8,31 @@ use mobilediffusion_kernels::Storage;
 use mobilediffusion_kernels::kernel::{Shape, elements};
 use std::collections::HashSet;
 
-/// What storing does to a weight, or to several.
+/// Rounding error of one weight, or of several weights together.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Rounding {
-    /// The checkpoint's name.
+    /// Name of the weight in the checkpoint, or a title given by the caller for several.
     pub name: String,
-    /// Shape in the file.
+    /// Shape in the checkpoint; empty for several weights.
     pub shape: Shape,
     /// Bytes on the device.
     pub bytes: usize,
-    /// Largest difference, as a share of the largest value under the same number of the first axis, an output channel of a
-    /// matrix. In 8 bits it is at most 1/254.
+    /// Largest absolute error within a row, relative to the largest magnitude in that row; the maximum over all rows. A row is
+    /// one index of the first axis, which is an output channel of a matrix. With 8-bit storage it is at most 1/254.
     pub worst: f64,
     /// Sum of the squares of the values.
-    pub squares: f64,
-    /// Sum of the squares of the differences.
+    pub(crate) squares: f64,
+    /// Sum of the squares of the errors.
     pub moved_squares: f64,
 }
 
 impl Rounding {
-    /// `|stored - value| / |value|` in the L2 norm.
+    /// Returns the relative error in the L2 norm: `|stored - value| / |value|`.
     pub fn relative_l2(&self) -> f64 {
         if self.moved_squares == 0.0 { 0.0 } else { (self.moved_squares / self.squares).sqrt() }
     }
 
-    /// That of several weights.
+    /// Combines the errors of several weights under a new name.
     pub fn of_all<'a>(name: &str, each: impl IntoIterator<Item = &'a Self>) -> Self {
         let none = Self { name: name.to_owned(), ..Self::default() };
         each.into_iter().fold(none, |sum, one| Self {
@@ -58,11 +58,12 @@ impl Rounding {
     }
 }
 
-/// What storing like this does to every weight of a recording, in order of first use. A part of a weight is in memory at a
-/// time.
+/// Computes the rounding error of every weight of a recording when it is stored as `storage`, in order of first use.
+///
+/// Weights are loaded in chunks of about a million elements, so the memory needed is small.
 ///
 /// # Errors
-/// If a weight is missing or refused.
+/// If the loader fails.
 pub fn rounding(recording: &Recording, weights: &Weights, storage: Storage) -> Result<Vec<Rounding>, GraphError> {
     let (mut known, mut all) = (HashSet::new(), Vec::new());
     for node in &recording.nodes {
@@ -74,7 +75,7 @@ pub fn rounding(recording: &Recording, weights: &Weights, storage: Storage) -> R
                 continue;
             }
             let mut found = Rounding { name: info.name.clone(), shape: info.shape.clone(), ..Rounding::default() };
-            weights.in_parts((&info.name, source), operand.layout, |shape, values| {
+            weights.in_chunks((&info.name, source), operand.layout, |shape, values| {
                 found.bytes += storage.tensor_bytes(operand.dtype, &shape);
                 let row = elements(&shape) / shape.first().copied().unwrap_or(1).max(1);
                 let stored = storage.rounded(operand.dtype, &shape, values.clone());

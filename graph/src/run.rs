@@ -1,4 +1,4 @@
-//! Sessions: a recording with its memory on one device, replayed with nothing made or looked up per run.
+//! Sessions: a recording with its memory on one device, ready to be replayed.
 
 use crate::cpu::CpuMemory;
 use crate::error::GraphError;
@@ -10,22 +10,26 @@ use crate::weights::{Device, Weights};
 use mobilediffusion_kernels::Variant;
 use mobilediffusion_kernels::kernel::elements;
 
-/// A recording made ready on a device.
+/// Recording that is ready to run on a device: memory is allocated, weights are loaded and all steps are bound.
+///
+/// The usual order is [`write`](Self::write) for every input, [`run`](Self::run), then [`read`](Self::read) for the outputs.
+/// Inputs keep their values, so later runs write only what has changed.
 #[derive(Debug)]
 pub struct Session {
     recording: Recording,
     memory: Memory,
-    /// Inputs written since the last complete run.
+    /// Mask of the inputs that were written since the last complete run.
     dirty: u64,
-    /// A bit for each input that was ever written.
+    /// Mask of the inputs that were ever written.
     written: u64,
-    /// Steps without inputs have run once.
+    /// Whether the steps that depend on no input have run.
     constants_done: bool,
-    /// There was no run, or the last one was stopped or failed: outputs of runs before it may be overwritten.
+    /// Whether outputs cannot be read: there was no run, or the last one was stopped or failed and may have overwritten the
+    /// outputs of the runs before it.
     unfinished: bool,
 }
 
-/// A plan's memory on one device or the other.
+/// Memory of a recording on one of the two kinds of device.
 #[derive(Debug)]
 pub(crate) enum Memory {
     Cpu(CpuMemory),
@@ -79,11 +83,14 @@ impl Memory {
 }
 
 impl Session {
-    /// Loads the weights, makes the buffers and, on a GPU, compiles and binds every step. `go_on` is asked after
-    /// each, with the steps that are ready and all of them.
+    /// Creates a session on the device of `weights`: loads the weights that are not there yet, allocates memory and, on a GPU,
+    /// compiles and binds every step.
+    ///
+    /// `go_on` is called after each step with the number of steps that are ready and the number in all; the work stops when it
+    /// returns false.
     ///
     /// # Errors
-    /// If a weight is missing or refused, the device has no room or refuses a kernel, or `go_on` said no.
+    /// If a weight cannot be loaded, the device has no room or rejects a kernel, or `go_on` returned false.
     pub fn new(
         recording: Recording,
         weights: &mut Weights,
@@ -92,10 +99,10 @@ impl Session {
         Self::with_sharing(recording, weights, Sharing::Planned, go_on)
     }
 
-    /// Like [`new`](Self::new), with a word on whether tensors share memory.
+    /// Creates a session as [`new`](Self::new) does, with tensors that share memory or not as `sharing` says.
     ///
     /// # Errors
-    /// As [`new`](Self::new).
+    /// If [`new`](Self::new) would fail.
     pub fn with_sharing(
         recording: Recording,
         weights: &mut Weights,
@@ -106,8 +113,9 @@ impl Session {
         Ok(Self { recording, memory, dirty: 0, written: 0, constants_done: false, unfinished: true })
     }
 
-    /// Fills all memory of the plan with NaN, so that a run that reads what no step of it wrote is found out. Inputs
-    /// have to be written again, and every step counts as never run.
+    /// Fills all planned memory with NaN, so that a test detects steps that read what no step has written.
+    ///
+    /// Afterwards all inputs have to be written again, and the next run executes every step.
     ///
     /// # Errors
     /// If the device is lost.
@@ -120,12 +128,12 @@ impl Session {
         Ok(())
     }
 
-    /// The steps.
+    /// Returns the recording that the session runs.
     pub fn recording(&self) -> &Recording {
         &self.recording
     }
 
-    /// Bytes of all that it has on its device for itself: everything but the weights.
+    /// Returns the bytes that the session occupies on its device: everything but the weights.
     pub fn bytes(&self) -> u64 {
         match &self.memory {
             Memory::Cpu(memory) => memory.bytes(),
@@ -133,7 +141,7 @@ impl Session {
         }
     }
 
-    /// The variant of every step's kernel; none on the CPU, which has no such choice.
+    /// Returns the kernel variant of every step; `None` on the CPU, whose kernels have no variants.
     pub fn variants(&self) -> Option<&[Variant]> {
         match &self.memory {
             Memory::Cpu(_) => None,
@@ -160,15 +168,16 @@ impl Session {
         let outputs = &self.recording.outputs;
         let found = outputs.iter().find(|(known, _)| known == name).map(|(_, tensor)| *tensor);
         if found.is_some() && self.unfinished {
-            return Err(GraphError::Unfinished { name: name.to_owned() });
+            return Err(GraphError::NotComputed { name: name.to_owned() });
         }
         found.ok_or_else(|| self.unknown("output", name, outputs.iter().map(|(known, _)| known.as_str()).collect()))
     }
 
-    /// Writes an input: dense values; a u32 input takes the bits of its integers.
+    /// Writes the values of an input, row by row and without padding. For a u32 input, each value holds the bits of an integer;
+    /// see [`write_u32`](Self::write_u32).
     ///
     /// # Errors
-    /// If there is no such input, the length is wrong, or the device is lost.
+    /// If there is no such input, the number of values is wrong, or the device is lost.
     pub fn write(&mut self, input: &str, values: &[f32]) -> Result<(), GraphError> {
         let (tensor, bit) = self.find_input(input)?;
         let info = &self.recording.tensors[tensor];
@@ -180,21 +189,23 @@ impl Session {
         self.memory.write(&self.recording, tensor, values)
     }
 
-    /// Writes an input of integers.
+    /// Writes the values of a u32 input.
     ///
     /// # Errors
-    /// As [`write`](Self::write).
+    /// If there is no such input, the number of values is wrong, or the device is lost.
     pub fn write_u32(&mut self, input: &str, values: &[u32]) -> Result<(), GraphError> {
         self.write(input, &values.iter().map(|v| f32::from_bits(*v)).collect::<Vec<_>>())
     }
 
-    /// Runs the steps that depend on an input written since the last run, which are all of them the first time.
+    /// Runs the steps that depend on an input written since the last complete run, and waits for the results. The first run
+    /// executes every step.
     ///
-    /// `go_on` is asked between steps on the CPU, and between chunks on a GPU, with the steps done and those of the
-    /// run. If it says no, the run stops; the inputs count as written, and outputs are not read, until a run is complete.
+    /// `go_on` is called before each step on the CPU, and before each submission on a GPU, with the number of steps done and the
+    /// number of steps of this run. When it returns false the run stops. Outputs then cannot be read until a later run
+    /// completes, which executes the steps of the stopped run again.
     ///
     /// # Errors
-    /// If an input was never written, the device is lost, or the run was stopped.
+    /// If an input was never written, the device is lost, or `go_on` returned false.
     pub fn run(&mut self, go_on: &mut (dyn FnMut(usize, usize) -> bool + Send)) -> Result<(), GraphError> {
         let steps = self.begin()?;
         self.memory.run(&self.recording, &steps, go_on)?;
@@ -202,11 +213,11 @@ impl Session {
         Ok(())
     }
 
-    /// [`run`](Self::run) for where nobody may wait. A GPU computes while whoever polls this is free; the CPU device
-    /// computes in the poll.
+    /// Runs as [`run`](Self::run) does, without blocking the thread while a GPU computes. The CPU device computes inside the
+    /// poll.
     ///
     /// # Errors
-    /// As [`run`](Self::run).
+    /// If an input was never written, the device is lost, or `go_on` returned false.
     pub async fn run_async(&mut self, go_on: &mut (dyn FnMut(usize, usize) -> bool + Send)) -> Result<(), GraphError> {
         self.run_ahead(go_on).await?;
         match &mut self.memory {
@@ -215,11 +226,12 @@ impl Session {
         }
     }
 
-    /// [`run_async`](Self::run_async) that leaves a GPU's last steps on their way: for runs that follow each other, so that the
-    /// device has no pause between two. What is written, run or read next comes behind them.
+    /// Runs as [`run_async`](Self::run_async) does, but returns as soon as the last steps are submitted to a GPU. The device is
+    /// then not idle between consecutive runs. Whatever is written, run or read next takes effect after those steps.
     ///
     /// # Errors
-    /// As [`run`](Self::run). A loss of the device in the last steps comes out of the next call.
+    /// If an input was never written, the device is lost, or `go_on` returned false. If the device is lost during the last
+    /// steps, the next call returns the error.
     pub async fn run_ahead(&mut self, go_on: &mut (dyn FnMut(usize, usize) -> bool + Send)) -> Result<(), GraphError> {
         let steps = self.begin()?;
         match &mut self.memory {
@@ -230,32 +242,35 @@ impl Session {
         Ok(())
     }
 
-    /// Notes that an input was written.
+    /// Marks an input as written.
     fn mark(&mut self, bit: u32) {
         self.dirty |= 1 << bit;
         self.written |= 1 << bit;
     }
 
-    /// The steps of a run that begins. Without an input, steps that wait for it would be left out.
+    /// Begins a run and returns its steps. All inputs have to be written: steps that depend on a missing one would be left out
+    /// silently.
     fn begin(&mut self) -> Result<Vec<usize>, GraphError> {
         let missing = |t: &&TensorInfo| matches!(t.origin, Origin::Input(bit) if self.written & (1 << bit) == 0);
         if let Some(input) = self.recording.tensors.iter().find(missing) {
-            return Err(GraphError::Unwritten { name: input.name.clone() });
+            return Err(GraphError::MissingInput { name: input.name.clone() });
         }
         self.unfinished = true;
         Ok(self.due())
     }
 
-    /// Everything that was due is done, or on its way.
+    /// Ends a run whose steps are all done or submitted.
     fn end(&mut self) {
         (self.dirty, self.constants_done, self.unfinished) = (0, true, false);
     }
 
-    /// Runs the steps that are due one by one and tells the seconds each took: by the GPU's timestamps where it has
-    /// some, else by the wall clock, the way to the device and back included.
+    /// Runs as [`run`](Self::run) does, one step at a time, and returns number and duration in seconds of each step.
+    ///
+    /// On a GPU the durations come from timestamps if the adapter supports them, otherwise from the wall clock, which includes
+    /// the round trip to the device.
     ///
     /// # Errors
-    /// If the device is lost.
+    /// If an input was never written, or the device is lost.
     pub fn run_timed(&mut self) -> Result<Vec<(usize, f64)>, GraphError> {
         let steps = self.begin()?;
         let seconds = match &mut self.memory {
@@ -266,8 +281,8 @@ impl Session {
         Ok(steps.into_iter().zip(seconds).collect())
     }
 
-    /// Seconds the host spends on encoding and submitting a run of all steps on a GPU; none on the CPU, where nothing is
-    /// submitted. All inputs have to be written.
+    /// Runs all steps on a GPU, and returns the seconds that the host spends encoding and submitting them. Returns `None` on the
+    /// CPU, where nothing is submitted. All inputs have to be written before.
     ///
     /// # Errors
     /// If the device is lost.
@@ -278,26 +293,27 @@ impl Session {
         }
     }
 
-    /// Steps of the next run.
+    /// Returns the steps that the next run executes.
     fn due(&self) -> Vec<usize> {
         let masks = &self.recording.masks;
         let due = |mask: u64| mask & self.dirty != 0 || (mask == 0 && !self.constants_done);
         (0..masks.len()).filter(|&step| due(masks[step])).collect()
     }
 
-    /// Reads an output: dense values.
+    /// Returns the values of an output, row by row and without padding. For a u32 output, each value holds the bits of an
+    /// integer; see [`read_u32`](Self::read_u32).
     ///
     /// # Errors
-    /// If there is no such output, there was no run or it was stopped, or the device is lost.
+    /// If there is no such output, there was no run or the last one did not complete, or the device is lost.
     pub fn read(&mut self, output: &str) -> Result<Vec<f32>, GraphError> {
         let tensor = self.find_output(output)?;
         self.memory.read(&self.recording, tensor)
     }
 
-    /// [`read`](Self::read) for where nobody may wait.
+    /// Returns the values of an output as [`read`](Self::read) does, without blocking the thread.
     ///
     /// # Errors
-    /// As [`read`](Self::read).
+    /// If there is no such output, there was no run or the last one did not complete, or the device is lost.
     pub async fn read_async(&mut self, output: &str) -> Result<Vec<f32>, GraphError> {
         let tensor = self.find_output(output)?;
         match &mut self.memory {
@@ -306,23 +322,24 @@ impl Session {
         }
     }
 
-    /// Reads an output of integers.
+    /// Returns the values of a u32 output.
     ///
     /// # Errors
-    /// As [`read`](Self::read).
+    /// If there is no such output, there was no run or the last one did not complete, or the device is lost.
     pub fn read_u32(&mut self, output: &str) -> Result<Vec<u32>, GraphError> {
         Ok(self.read(output)?.into_iter().map(f32::to_bits).collect())
     }
 
-    /// Copies an output to an input of the same shape, on the device: how a sampler's steps follow each other.
+    /// Copies an output to an input on the device, as a sampler does between two steps. The input counts as written.
     ///
     /// # Errors
-    /// If either is unknown, they differ in elements, channels or type, or the device is lost.
+    /// If either name is unknown, the output has not been computed, the two differ in number of elements, channels or type, or
+    /// the device is lost.
     pub fn feed_back(&mut self, output: &str, input: &str) -> Result<(), GraphError> {
         let from = self.find_output(output)?;
         let (to, bit) = self.find_input(input)?;
         let (a, b) = (&self.recording.tensors[from], &self.recording.tensors[to]);
-        // The same number of values may lie in other rows, which devices pad.
+        // Devices pad rows, so tensors of equal size but different channels have different layouts.
         let (node, what) = (input.to_owned(), format!("output `{output}`"));
         if (elements(&a.shape), a.shape.last()) != (elements(&b.shape), b.shape.last()) {
             let (expected, found) = (b.shape.clone(), a.shape.clone());

@@ -1,25 +1,26 @@
-//! What a recording moves through memory, beside the least that any recording of the same network could.
+//! Memory traffic of a recording, next to a lower bound for any recording of the same network.
 
 use crate::graph::Origin;
 use crate::record::Recording;
 use mobilediffusion_kernels::Storage;
 
-/// Dispatches and bytes of a run of all steps.
+/// Dispatches and bytes moved by a run of all steps, with a lower bound for each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Traffic {
-    /// Dispatches.
+    /// Number of dispatches.
     pub steps: usize,
-    /// Those that multiply and add up: products, convolutions, attention. Each reads many values of the one before for
-    /// every value of its own, so that none can be part of its neighbour, as everything else can in principle.
+    /// Number of dispatches that multiply and accumulate: products, convolutions and attention. Each of them reads many
+    /// values of its predecessor for every value it writes, so none can be fused into a neighbour; everything else can, in
+    /// principle.
     pub fewest_steps: usize,
-    /// Bytes read and written by all steps, every operand once, with their padding.
+    /// Bytes that all steps read and write, every operand of every step counted once, padding included.
     pub bytes: usize,
-    /// Bytes of what cannot stay inside: weights, inputs and outputs, each once.
+    /// Bytes of the weights, constants, inputs and outputs, each counted once: the traffic that no fusion can avoid.
     pub fewest_bytes: usize,
 }
 
 impl Recording {
-    /// The traffic on a device that stores elements as `storage`.
+    /// Computes the traffic on a device that stores tensors as `storage`.
     pub fn traffic(&self, storage: Storage) -> Traffic {
         let mut outside: Vec<bool> =
             self.tensors.iter().map(|tensor| !matches!(tensor.origin, Origin::Step(_))).collect();
@@ -30,7 +31,7 @@ impl Recording {
                 let Some(tensor) = *tensor else { continue };
                 let size = storage.tensor_bytes(operand.dtype, &operand.layout.packed_shape(&operand.shape));
                 bytes += size;
-                // Counted once: it is inside from here on.
+                // Only the first access of an outside tensor counts towards the lower bound.
                 if std::mem::take(&mut outside[tensor]) {
                     fewest_bytes += size;
                 }

@@ -1,4 +1,4 @@
-//! Weights on a device, each loaded once and shared by every plan that uses it.
+//! Weights on a device. Each weight is loaded once and shared by all sessions that use it.
 
 use crate::error::GraphError;
 use crate::graph::{Origin, WeightRows};
@@ -6,26 +6,26 @@ use crate::record::Recording;
 use mobilediffusion_kernels::kernel::{Shape, elements};
 use mobilediffusion_kernels::panels::Aligned;
 use mobilediffusion_kernels::{DType, Layout, Operand, Storage, WeightType};
-use mobilediffusion_runtime::{Bound, Buffer, Gpu, Role, RuntimeError};
+use mobilediffusion_runtime::{Bound, Buffer, Gpu, Role};
 use std::collections::HashMap;
 use std::error::Error;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Where a plan runs.
+/// Device on which a session runs, with the types in which it stores tensors.
 #[derive(Clone, Debug)]
 pub enum Device {
-    /// The host's cores, which compute in f32, and how they store matrices of weights.
+    /// The host's cores. Activations are f32; the argument is the type of weight matrices.
     Cpu(WeightType),
-    /// A GPU, and how it stores tensors.
+    /// A GPU. The argument is the storage type of activations and weights.
     Gpu(Arc<Gpu>, Storage),
 }
 
 impl Device {
-    /// The host's cores, with everything in f32.
+    /// The host's cores, with activations and weights in f32.
     pub const CPU: Self = Self::Cpu(WeightType::Floats);
 
-    /// How it stores tensors.
+    /// Returns the types in which the device stores tensors.
     pub fn storage(&self) -> Storage {
         match self {
             Self::Cpu(weights) => Storage::F32.with_weights(*weights),
@@ -34,18 +34,21 @@ impl Device {
     }
 }
 
-/// Gives the values of a weight by its name in the checkpoint, dense, in PyTorch's orientation.
+/// Source of weights, such as a checkpoint. Values are f32, dense and in PyTorch's orientation, row by row.
 pub trait WeightLoader {
-    /// Values of the weight `name`, whose shape must be `shape`.
+    /// Returns all values of the weight `name`, whose shape must be `shape`.
     ///
     /// # Errors
-    /// If there is no such weight or its values are refused.
+    /// If there is no such weight, it has another shape, or its values cannot be read.
     fn load(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, Box<dyn Error + Send + Sync>>;
 
-    /// These of the values of `name`: how large weights are brought to a device without the whole of them beside it.
+    /// Returns the values of `name` with indices in `part`.
+    ///
+    /// Large weights are brought to a device in parts, so that the host never holds a whole one. The default implementation
+    /// loads the whole weight and copies the part.
     ///
     /// # Errors
-    /// As [`load`](Self::load).
+    /// If [`load`](Self::load) would fail.
     fn load_part(
         &self,
         name: &str,
@@ -56,21 +59,23 @@ pub trait WeightLoader {
     }
 }
 
-/// Elements loaded at a time, about: all that the host holds of a weight besides what the device keeps.
-const PART: usize = 1 << 20;
+/// Approximate number of elements loaded at a time: all that the host holds of a weight besides what the device keeps.
+const CHUNK: usize = 1 << 20;
 
-/// Rows of the first axis that are loaded together, as ranges. Where a layout moves values from one row to another, all.
-fn parts(shape: &[usize], layout: Layout) -> Vec<Range<usize>> {
+/// Splits the first axis into ranges of rows that are loaded and packed together: one range for all rows if packing in this
+/// layout moves values between rows.
+fn chunks(shape: &[usize], layout: Layout) -> Vec<Range<usize>> {
     let rows = shape.first().copied().unwrap_or(1);
     let row = elements(shape) / rows.max(1);
     let step = match layout.rows_together() {
-        Some(together) if shape.len() > 1 => (PART / row.max(1) / together).max(1) * together,
+        Some(together) if shape.len() > 1 => (CHUNK / row.max(1) / together).max(1) * together,
         _ => rows.max(1),
     };
     (0..rows).step_by(step).map(|first| first..(first + step).min(rows)).collect()
 }
 
-/// A 1x1 convolution is a matrix: its rows are what is padded, not its single taps.
+/// Returns the shape of a 1x1 convolution as a matrix, and other shapes as they are. Devices pad the last axis; of a 1x1
+/// convolution that has to be the input channels instead of the single tap.
 fn matrix(shape: &[usize]) -> Shape {
     match *shape {
         [co, ci, 1, 1] => vec![co, ci],
@@ -78,20 +83,23 @@ fn matrix(shape: &[usize]) -> Shape {
     }
 }
 
-/// A tensor that does not change, where its device wants it.
+/// Weight in the memory of its device.
 #[derive(Clone, Debug)]
 pub(crate) enum Resident {
-    /// Packed and dense.
-    Host(Arc<Aligned>),
-    /// Packed, padded and in the storage type.
-    Device(Buffer),
+    /// Values in host memory, packed for the CPU form and without padding.
+    Cpu(Arc<Aligned>),
+    /// Buffer of a GPU: packed, padded and in the storage type.
+    Gpu(Buffer),
 }
 
-/// The weights of a model on one device.
+/// Weights of a network on one device, shared by the sessions that use them.
+///
+/// A weight is loaded when [`load`](Self::load) or a [`Session`](crate::Session) first needs it, and stays on the device
+/// until the `Weights` and all sessions that use it are dropped.
 pub struct Weights {
     device: Device,
     loader: Box<dyn WeightLoader + Send>,
-    /// How the host rounds what it holds.
+    /// Storage type to which the CPU device rounds values; see [`rounded`](Self::rounded).
     rounding: Storage,
     resident: HashMap<(String, Range<usize>, Layout, DType), Resident>,
 }
@@ -103,36 +111,38 @@ impl std::fmt::Debug for Weights {
 }
 
 impl Weights {
-    /// No weight yet; they are loaded when a session first needs them.
+    /// Creates an empty set of weights on `device`, to be loaded by `loader`.
     pub fn new(device: Device, loader: Box<dyn WeightLoader + Send>) -> Self {
         Self { device, loader, rounding: Storage::F32, resident: HashMap::new() }
     }
 
-    /// The same, with values on the host rounded as by a device that stores tensors like this: what such a device is held
-    /// to.
+    /// Makes the CPU device and the references round weights as a device that stores tensors as `storage` does. In a comparison
+    /// with that device, its rounding of weights then does not count as an error. Has no effect on a GPU.
     pub fn rounded(self, storage: Storage) -> Self {
         Self { rounding: storage, ..self }
     }
 
-    /// Where they are.
+    /// Returns the device that holds the weights.
     pub fn device(&self) -> &Device {
         &self.device
     }
 
-    /// Bytes of those that are there.
+    /// Returns the bytes of all weights that have been loaded.
     pub fn bytes(&self) -> u64 {
         let bytes = |resident: &Resident| match resident {
-            Resident::Host(values) => size_of_val(&values[..]) as u64,
-            Resident::Device(buffer) => buffer.bytes(),
+            Resident::Cpu(values) => size_of_val(&values[..]) as u64,
+            Resident::Gpu(buffer) => buffer.bytes(),
         };
         self.resident.values().map(bytes).sum()
     }
 
-    /// Brings every weight of a recording that is not there yet to the device. `go_on` is asked before each with the
-    /// weights done and those of the recording.
+    /// Loads all weights of a recording that are not on the device yet.
+    ///
+    /// `go_on` is called before each weight with the number of weights done and the number in all; loading stops when it
+    /// returns false.
     ///
     /// # Errors
-    /// If a weight is missing or refused, the device has no room, or `go_on` said no.
+    /// If the loader fails, the device has no room, or `go_on` returned false.
     pub fn load(
         &mut self,
         recording: &Recording,
@@ -153,7 +163,7 @@ impl Weights {
         Ok(())
     }
 
-    /// The weight `name` as `operand` wants it.
+    /// Returns the weight `name` packed for `operand`, loading it if necessary.
     pub(crate) fn get(&mut self, name: &str, source: &WeightRows, operand: &Operand) -> Result<Resident, GraphError> {
         let layout = match self.device {
             Device::Cpu(weights) => operand.host_layout(weights),
@@ -164,79 +174,78 @@ impl Weights {
             return Ok(resident.clone());
         }
         let resident = match &self.device {
-            Device::Cpu(weights) => self.to_host(*weights, (name, source, operand))?,
+            Device::Cpu(weights) => self.to_cpu(*weights, (name, source, operand))?,
             Device::Gpu(gpu, storage) => self.to_gpu(gpu, *storage, (name, source, operand))?,
         };
         self.resident.insert(key, resident.clone());
         Ok(resident)
     }
 
-    /// All rows that are wanted, as in the checkpoint, for operands of this type.
+    /// Returns the selected rows of a weight in the order of the checkpoint, rounded for operands of type `dtype`.
     pub(crate) fn values(&self, name: &str, source: &WeightRows, dtype: DType) -> Result<Vec<f32>, GraphError> {
         let values = self.packed(name, source, Layout::Rows, &(0..source.rows.len()))?;
-        Ok(self.rounding.rounded(dtype, &source.part(), values))
+        Ok(self.rounding.rounded(dtype, &source.selected_shape(), values))
     }
 
-    /// Hands over all of a weight, packed, in parts: their shape as it is padded, and their values.
-    pub(crate) fn in_parts(
+    /// Loads the selected rows of a weight in chunks. Calls `take` with the packed shape of each chunk and its packed values.
+    pub(crate) fn in_chunks(
         &self,
         (name, source): (&str, &WeightRows),
         layout: Layout,
         mut take: impl FnMut(Shape, Vec<f32>),
     ) -> Result<(), GraphError> {
-        let shape = &source.part();
-        for part in parts(shape, layout) {
-            let values = self.packed(name, source, layout, &part)?;
-            take(matrix(&layout.packed_shape(&rows_of(shape, part.len()))), values);
+        let shape = &source.selected_shape();
+        for chunk in chunks(shape, layout) {
+            let values = self.packed(name, source, layout, &chunk)?;
+            take(matrix(&layout.packed_shape(&rows_of(shape, chunk.len()))), values);
         }
         Ok(())
     }
 
-    /// Rows `part` of those that are wanted, packed.
+    /// Loads and packs the rows `chunk`, counted from the first selected row.
     fn packed(
         &self,
         name: &str,
         source: &WeightRows,
         layout: Layout,
-        part: &Range<usize>,
+        chunk: &Range<usize>,
     ) -> Result<Vec<f32>, GraphError> {
         let shape = &source.shape;
         let row = elements(shape) / shape.first().copied().unwrap_or(1).max(1);
         let first = source.rows.start;
-        let values = match part.len() * row == elements(shape) {
+        let values = match chunk.len() * row == elements(shape) {
             true => self.loader.load(name, shape),
-            false => self.loader.load_part(name, shape, (first + part.start) * row..(first + part.end) * row),
+            false => self.loader.load_part(name, shape, (first + chunk.start) * row..(first + chunk.end) * row),
         };
-        Ok(layout.pack(&rows_of(shape, part.len()), values.map_err(GraphError::Weight)?))
+        Ok(layout.pack(&rows_of(shape, chunk.len()), values.map_err(GraphError::Weight)?))
     }
 
-    fn to_host(
+    fn to_cpu(
         &self,
         weights: WeightType,
         (name, source, operand): (&str, &WeightRows, &Operand),
     ) -> Result<Resident, GraphError> {
-        let shape = source.part();
+        let shape = source.selected_shape();
         let host = operand.host_layout(weights);
         let rounding = match weights {
-            // Packing rounds what is kept in 8 bits.
+            // Packing in this layout rounds to 8 bits by itself.
             _ if host == Layout::Int8Panels => Storage::F32,
             WeightType::Int8 => self.rounding.with_weights(weights),
             WeightType::Floats => self.rounding,
         };
         let len = elements(&host.packed_shape(&shape));
-        let refused = |_| RuntimeError::OutOfMemory { what: name.to_owned(), bytes: Some(4 * len as u64) };
-        let mut all = Aligned::zeros(len).map_err(refused).map_err(GraphError::at(name))?;
+        let mut all = Aligned::zeros(len).map_err(|_| GraphError::out_of_host_memory(name, 4 * len))?;
         let mut at = 0;
-        for part in parts(&shape, host) {
-            // Rounded as they lie on the device that this one stands for.
-            let (shape, layout) = (rows_of(&shape, part.len()), operand.layout);
-            let values = self.packed(name, source, layout, &part)?;
+        for chunk in chunks(&shape, host) {
+            // Values are rounded in the GPU's layout, because 8-bit scales belong to the rows of that layout.
+            let (shape, layout) = (rows_of(&shape, chunk.len()), operand.layout);
+            let values = self.packed(name, source, layout, &chunk)?;
             let values = rounding.rounded(operand.dtype, &matrix(&layout.packed_shape(&shape)), values);
             let values = if layout == host { values } else { host.pack(&shape, layout.unpack(&shape, values)) };
             all[at..at + values.len()].copy_from_slice(&values);
             at += values.len();
         }
-        Ok(Resident::Host(Arc::new(all)))
+        Ok(Resident::Cpu(Arc::new(all)))
     }
 
     fn to_gpu(
@@ -245,7 +254,7 @@ impl Weights {
         storage: Storage,
         (name, source, operand): (&str, &WeightRows, &Operand),
     ) -> Result<Resident, GraphError> {
-        let shape = &source.part();
+        let shape = &source.selected_shape();
         let Operand { layout, dtype, .. } = *operand;
         let packed_shape = |rows: usize| matrix(&layout.packed_shape(&rows_of(shape, rows)));
         let bytes_of = |rows: usize| match rows {
@@ -254,18 +263,18 @@ impl Weights {
         };
         let all = bytes_of(shape.first().copied().unwrap_or(1));
         let buffer = gpu.buffer(name, all, Role::Storage).map_err(GraphError::at(name))?;
-        for part in parts(shape, layout) {
-            let values = self.packed(name, source, layout, &part)?;
-            let bytes = storage.encode(dtype, &packed_shape(part.len()), &values);
-            let offset = bytes_of(part.start);
+        for chunk in chunks(shape, layout) {
+            let values = self.packed(name, source, layout, &chunk)?;
+            let bytes = storage.encode(dtype, &packed_shape(chunk.len()), &values);
+            let offset = bytes_of(chunk.start);
             let to = Bound { buffer: &buffer, offset, bytes: buffer.bytes() - offset };
             gpu.upload(to, &bytes).map_err(GraphError::at(name))?;
         }
-        Ok(Resident::Device(buffer))
+        Ok(Resident::Gpu(buffer))
     }
 }
 
-/// A tensor of `rows` rows that otherwise is of this shape.
+/// Returns `shape` with its first axis replaced by `rows`.
 fn rows_of(shape: &[usize], rows: usize) -> Shape {
     let mut shape = shape.to_vec();
     if let Some(first) = shape.first_mut() {
@@ -279,24 +288,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn large_weights_come_in_parts_and_small_ones_whole() {
+    fn large_weights_are_loaded_in_chunks_and_small_ones_whole() {
         for (shape, layout) in [
             (&[640][..], Layout::Rows),
             (&[64, 64, 3, 3], Layout::Taps),
             (&[1, 8 << 20], Layout::Rows),
-            // The taps come first there, so that no part of the rows is a part of the packed whole.
+            // The packed layout begins with the taps, so a range of rows is not contiguous in it.
             (&[8 << 20, 1, 3, 3], Layout::DepthwiseTaps),
         ] {
-            let found = parts(shape, layout);
+            let found = chunks(shape, layout);
             assert!(found.len() == 1 && found[0] == (0..shape[0]), "{shape:?}: {found:?}");
         }
-        assert_eq!(parts(&[5, 1 << 19], Layout::Rows), [0..2, 2..4, 4..5]);
-        let vocabulary = parts(&[49_408, 768], Layout::Rows);
-        assert!(vocabulary.iter().all(|part| part.len() * 768 <= PART) && vocabulary.len() == 37, "{vocabulary:?}");
+        assert_eq!(chunks(&[5, 1 << 19], Layout::Rows), [0..2, 2..4, 4..5]);
+        let vocabulary = chunks(&[49_408, 768], Layout::Rows);
+        assert!(vocabulary.iter().all(|chunk| chunk.len() * 768 <= CHUNK) && vocabulary.len() == 37, "{vocabulary:?}");
         assert_eq!(vocabulary.iter().map(Range::len).sum::<usize>(), 49_408);
     }
 
-    /// Every value its place in the file.
+    /// Loader whose values are their own index, modulo a prime.
     struct Counting;
 
     impl WeightLoader for Counting {
@@ -306,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_make_up_the_packed_whole() {
+    fn chunks_make_up_the_packed_weight() {
         let weights = Weights::new(Device::CPU, Box::new(Counting));
         let (matrix, taps) = (vec![3, 2 << 20], vec![600, 1000, 3, 3]);
         for (shape, layout) in [
@@ -318,26 +327,26 @@ mod tests {
             (vec![130, 80_000], Layout::Panels),
             (vec![130, 80_000], Layout::Int8Panels),
         ] {
-            assert!(parts(&shape, layout).len() > 1, "{shape:?}");
+            assert!(chunks(&shape, layout).len() > 1, "{shape:?}");
             let own = if shape.len() == 4 { Layout::Taps } else { Layout::Rows };
             let operand = Operand::read("w", shape.clone()).layout(own).host(layout);
-            let Ok(Resident::Host(got)) =
-                weights.to_host(WeightType::Floats, ("w", &WeightRows::whole(shape.clone()), &operand))
+            let Ok(Resident::Cpu(got)) =
+                weights.to_cpu(WeightType::Floats, ("w", &WeightRows::whole(shape.clone()), &operand))
             else {
                 panic!("the host has room")
             };
             let want = layout.pack(&shape, Counting.load("w", &shape).unwrap());
-            // Of words that are no floats the bits count.
+            // 8-bit panels hold words that are not floats, so bits are compared.
             let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
             assert!(bits(&got) == bits(&want), "{shape:?} {layout:?}");
         }
-        // The last rows of one that comes as two weights.
+        // The last rows of a weight that is split into two tensors.
         let last = WeightRows { shape: vec![5, 2 << 20], rows: 2..5 };
-        let Ok(Resident::Host(got)) =
-            weights.to_host(WeightType::Floats, ("w", &last, &Operand::read("w", last.part())))
+        let Ok(Resident::Cpu(got)) =
+            weights.to_cpu(WeightType::Floats, ("w", &last, &Operand::read("w", last.selected_shape())))
         else {
             panic!("the host has room")
         };
-        assert!(got[..] == Counting.load("w", &last.shape).unwrap()[4 << 20..], "another part");
+        assert!(got[..] == Counting.load("w", &last.shape).unwrap()[4 << 20..], "other rows were loaded");
     }
 }

@@ -184,11 +184,7 @@ impl From<GraphError> for ModelError {
 impl ModelError {
     /// Whether a device had too little memory for an allocation.
     pub(crate) fn is_out_of_memory(&self) -> bool {
-        let source = match self {
-            Self::Graph(GraphError::Device { source, .. }) | Self::Device(source) => source,
-            _ => return false,
-        };
-        matches!(source, RuntimeError::OutOfMemory { .. })
+        matches!(self, Self::Graph(GraphError::OutOfMemory { .. }) | Self::Device(RuntimeError::OutOfMemory { .. }))
     }
 }
 

@@ -11,7 +11,7 @@ use crate::json::read;
 use crate::text_encoder::text_encoder;
 use crate::unet::unet;
 use crate::vae;
-use crate::weights::{Checkpoint, WeightSource};
+use crate::weights::Checkpoint;
 use mobilediffusion_graph::{Device, Graph, Recording, Session, Weights};
 use mobilediffusion_kernels::DType;
 use safetensors::SafeTensors;
@@ -45,8 +45,8 @@ pub fn compare(folder: &Path, case: &str, weights: &Path, device: Device) -> Res
     let mut needed = g.weights();
     needed.extend(half);
     checkpoint.verify(&needed)?;
-    let source: Box<dyn WeightSource> = Box::new(checkpoint);
-    let mut session = Session::new(Recording::new(g), &mut Weights::new(device, Box::new(source)), &mut |_, _| true)?;
+    let mut weights = Weights::new(device, Box::new(checkpoint));
+    let mut session = Session::new(Recording::new(g), &mut weights, &mut |_, _| true)?;
     for name in case.names("input.")? {
         // Token ids are integers; `values` passes their bits on unchanged.
         session.write(&name, &case.values(&format!("input.{name}"))?.1)?;

@@ -7,49 +7,17 @@
 mod mapped;
 mod synthetic;
 
+pub use mobilediffusion_graph::WeightLoader;
 pub use synthetic::{Synthetic, synthetic};
 
 use crate::error::{ModelError, WeightProblem};
 use crate::text_encoder::PREFIX;
 use mapped::{Mapped, is_finite, size_of, widen};
-use mobilediffusion_graph::WeightLoader;
 use safetensors::{Dtype, SafeTensors};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::error::Error;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-
-/// Source of a network's weights.
-pub trait WeightSource: Send + Sync {
-    /// Returns the tensor `name` as f32, row by row as in the file. The tensor must have the given shape.
-    ///
-    /// # Errors
-    /// [`ModelError::Weights`] if the tensor is missing, has another shape or an unsupported type.
-    fn load(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, ModelError> {
-        self.load_part(name, shape, 0..shape.iter().product())
-    }
-
-    /// Returns the values `part` of the tensor `name`, counted in elements.
-    ///
-    /// # Errors
-    /// [`ModelError::Weights`] in the cases of [`load`](Self::load).
-    fn load_part(&self, name: &str, shape: &[usize], part: Range<usize>) -> Result<Vec<f32>, ModelError>;
-}
-
-impl WeightLoader for Box<dyn WeightSource> {
-    fn load(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, Box<dyn Error + Send + Sync>> {
-        Ok(self.as_ref().load(name, shape)?)
-    }
-
-    fn load_part(
-        &self,
-        name: &str,
-        shape: &[usize],
-        part: Range<usize>,
-    ) -> Result<Vec<f32>, Box<dyn Error + Send + Sync>> {
-        Ok(self.as_ref().load_part(name, shape, part)?)
-    }
-}
 
 /// Place of a tensor in the files.
 #[derive(Debug)]
@@ -178,15 +146,23 @@ impl Checkpoint {
     }
 }
 
-impl WeightSource for Checkpoint {
-    fn load_part(&self, name: &str, shape: &[usize], part: Range<usize>) -> Result<Vec<f32>, ModelError> {
-        match self.tensors.get(name) {
-            None => Err(self.problem(WeightProblem::Missing { name: name.to_owned(), shape: Some(shape.to_vec()) })),
-            Some(entry) => match misshapen(name, shape, entry) {
-                Some(problem) => Err(self.problem(problem)),
-                None => self.widened(name, entry, part),
-            },
+impl WeightLoader for Checkpoint {
+    fn load(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, Box<dyn Error + Send + Sync>> {
+        self.load_part(name, shape, 0..shape.iter().product())
+    }
+
+    fn load_part(
+        &self,
+        name: &str,
+        shape: &[usize],
+        part: Range<usize>,
+    ) -> Result<Vec<f32>, Box<dyn Error + Send + Sync>> {
+        let missing = || WeightProblem::Missing { name: name.to_owned(), shape: Some(shape.to_vec()) };
+        let entry = self.tensors.get(name).ok_or_else(|| self.problem(missing()))?;
+        if let Some(problem) = misshapen(name, shape, entry) {
+            return Err(self.problem(problem).into());
         }
+        Ok(self.widened(name, entry, part)?)
     }
 }
 

@@ -8,7 +8,7 @@ use mobilediffusion_model::networks::text_graph;
 use mobilediffusion_model::noise::Noise;
 use mobilediffusion_model::tokenizer::Tokenizer;
 use mobilediffusion_model::unet::unet;
-use mobilediffusion_model::weights::{Checkpoint, WeightSource};
+use mobilediffusion_model::weights::Checkpoint;
 use mobilediffusion_model::{ModelConfig, Source, WeightsFrom};
 use mobilediffusion_runtime::Gpu;
 use std::sync::Arc;
@@ -45,7 +45,7 @@ fn latent_to_picture(config: &ModelConfig) -> Result<Graph, GraphError> {
 fn output(network: &Network, source: &Source, device: &Device) -> Vec<f32> {
     let WeightsFrom::Directory(path) = &source.weights else { panic!("the bundled checkpoint is a folder") };
     let checkpoint = Checkpoint::open(&path.join(network.folder)).expect("the checkpoint opens");
-    let mut weights = Weights::new(device.clone(), Box::new(Box::new(checkpoint) as Box<dyn WeightSource>));
+    let mut weights = Weights::new(device.clone(), Box::new(checkpoint));
     let recording = Recording::new((network.graph)(&source.config).expect("the network builds"));
     let name = recording.outputs[0].0.clone();
     let mut session = Session::new(recording, &mut weights, &mut |_, _| true).expect("it fits");

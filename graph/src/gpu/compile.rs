@@ -1,4 +1,4 @@
-//! Pipelines of all steps, compiled by several threads while the first steps are already being bound.
+//! Compilation of the pipelines of all steps, by several threads, while the first steps are already being bound.
 
 use crate::error::GraphError;
 use crate::record::Recording;
@@ -9,18 +9,18 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
 
-/// A module to compile.
+/// WGSL module to compile.
 struct Module {
     kernel: &'static str,
     text: String,
     bindings: Vec<Binding>,
 }
 
-/// Compiles the pipeline of every stage, each different module once, and hands it to `bind` with the stage's number, in
-/// their order. The first that fails ends it, whatever order the threads come in.
+/// Compiles the pipelines of all stages, each distinct module once, and passes them to `bind` with the number of the stage, in
+/// order. The first stage that fails ends the work, independently of the order in which the threads finish.
 ///
 /// # Errors
-/// The first stage's whose module is refused, or what `bind` says.
+/// If a module does not compile, or `bind` fails; the error is that of the first such stage.
 pub(super) fn each_stage(
     gpu: &Gpu,
     storage: Storage,
@@ -38,7 +38,7 @@ pub(super) fn each_stage(
             scope.spawn(move || {
                 while let Some((number, module)) = take(next, modules).filter(|_| !stop.load(Ordering::Relaxed)) {
                     let made = gpu.pipeline(module.kernel, &module.text, &module.bindings);
-                    // Nobody listens any more once a step has failed.
+                    // The receiver is gone once a stage has failed.
                     let _ = send.send((number, made));
                 }
             });
@@ -52,7 +52,7 @@ pub(super) fn each_stage(
                 made[number] = Some(result);
             }
             let at = GraphError::at(&recording.nodes[*step].path);
-            let pipeline = made[module].clone().expect("it was received").map_err(at)?;
+            let pipeline = made[module].clone().expect("the loop above has received it").map_err(at)?;
             bind(stage, &pipeline)
         };
         let done = (0..stages.len()).try_for_each(&mut one);
@@ -61,12 +61,13 @@ pub(super) fn each_stage(
     })
 }
 
+/// Takes the next module that no thread has begun.
 fn take<'a>(next: &AtomicUsize, modules: &'a [Module]) -> Option<(usize, &'a Module)> {
     let number = next.fetch_add(1, Ordering::Relaxed);
     modules.get(number).map(|module| (number, module))
 }
 
-/// The different modules in order of first use, and the module of each stage.
+/// Composes all modules; returns the distinct ones in order of first use, and the index of each stage's module.
 fn modules(
     (recording, stages): (&Recording, &[(usize, Stage)]),
     storage: Storage,

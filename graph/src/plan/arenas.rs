@@ -1,71 +1,82 @@
-//! Offsets in a few arenas, for GPUs: a colouring, then a packing of each colour.
+//! Placement in a few arenas, for GPUs: a graph colouring that assigns arenas, then a packing of each arena.
 //!
-//! WebGPU tracks usage per buffer, so a step must not write into an arena that it reads. Tensors that a step reads and
-//! writes are *apart*: colours have to differ. A *join* is an output that may take the place of what the step reads
-//! last: of one colour, the two are one tensor. Among the colourings one is looked for in which the tallest piles of all
-//! arenas add up to as little as possible. A move takes a tensor to another arena, and whatever that collides with the
-//! other way (a Kempe chain), so that every state of the search is legal; it is accepted unless the sum grows by more
-//! than a threshold that falls to nothing. Then [`pack`](super::pack) gives offsets.
+//! WebGPU tracks usage per buffer, so a step must not write to an arena that it reads. Tensors that a step reads and tensors
+//! that it writes *conflict*: their arenas, the colours, have to differ. An [`Alias`] is a pair of tensors of which the second
+//! may overwrite the first; if both are in the same arena, they are placed as one tensor.
+//!
+//! The search minimises the sum of the peaks of all arenas, where the peak of an arena is the most bytes alive in it at any
+//! step. A move takes a tensor to another arena and everything it conflicts with the other way (a Kempe chain), so every state
+//! of the search is a valid colouring. A move is accepted unless the sum grows by more than a threshold that falls to zero
+//! (threshold accepting). In the end [`pack`](super::pack) assigns offsets within each arena.
 
 use super::pack::{Packing, Random, columns, pack_with};
 use super::{Lifetime, lower_bound};
 use std::ops::Range;
 
-/// An arena and an offset for every tensor.
+/// Placement of tensors in arenas.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Arenas {
-    /// Arena and first byte of each tensor.
-    pub places: Vec<(usize, usize)>,
-    /// Bytes of each arena.
-    pub bytes: Vec<usize>,
-    /// Whether the second tensor of each join took the place of the first.
-    pub joined: Vec<bool>,
+pub(crate) struct Arenas {
+    /// Arena and byte offset of each tensor.
+    pub(crate) places: Vec<(usize, usize)>,
+    /// Size of each arena in bytes.
+    pub(crate) bytes: Vec<usize>,
+    /// For each alias, whether the second tensor overwrites the first.
+    pub(crate) aliased: Vec<bool>,
 }
 
-/// A tensor and the one that may take its place: the first dies at the step at which the second, as large, is born.
-pub type Join = (usize, usize);
+/// Two tensors of equal size of which the second may overwrite the first: the step that writes the second is the last that
+/// reads the first.
+pub(crate) type Alias = (usize, usize);
 
 impl Arenas {
-    /// Bytes of all arenas.
-    pub fn total(&self) -> usize {
+    /// Returns the bytes of all arenas together.
+    pub(crate) fn total(&self) -> usize {
         self.bytes.iter().sum()
     }
 }
 
-/// Numbers of arenas that are tried; three are the least for a step that adds one tensor to another.
+/// Numbers of arenas to try. A step that adds two tensors of different arenas needs at least three.
 const COUNTS: Range<usize> = 2..6;
-/// Orders, more and more shuffled, that are tried where none of the usual ones leads to a colouring.
+/// Number of increasingly shuffled orders to try if none of the regular orders leads to a colouring.
 const RETRIES: usize = 200;
-/// Moves of one search.
+/// Number of moves of one search.
 const MOVES: usize = 30_000;
-/// Growth that is accepted at first: one part in so many. Neither fits every plan.
-const WARMTH: [usize; 2] = [50, 25];
-/// Elementary operations of one packing.
+/// Initial thresholds of the search, as the divisor `d` of an accepted growth of `1 / d`. Some plans need the one, some the
+/// other.
+const THRESHOLDS: [usize; 2] = [50, 25];
+/// Number of elementary operations of one packing.
 const WORK: usize = 3_000_000;
 
-/// Places tensors in arenas of at most `limit` bytes so that no two that are alive together share a byte, and no two
-/// of a pair in `apart` share an arena; a pair in `joins` is in none in `apart`. None if that was not managed. The same
-/// problem always gets the same answer.
-pub fn arenas(lifetimes: &[Lifetime], apart: &[(usize, usize)], joins: &[Join], limit: usize) -> Option<Arenas> {
+/// Places tensors in arenas of at most `limit` bytes each.
+///
+/// Tensors that are alive at the same step never share a byte, except for those of an alias, and the tensors of a pair in
+/// `conflicts` never share an arena. No pair may be in both `conflicts` and `aliases`. Returns `None` if no placement was
+/// found. The result is deterministic.
+pub(crate) fn arenas(
+    lifetimes: &[Lifetime],
+    conflicts: &[(usize, usize)],
+    aliases: &[Alias],
+    limit: usize,
+) -> Option<Arenas> {
     if lifetimes.is_empty() {
         return Some(Arenas::default());
     }
-    let problem = Problem::new(lifetimes, apart, joins, limit);
+    let problem = Problem::new(lifetimes, conflicts, aliases, limit);
     let mut found: Vec<Colouring> = Vec::new();
     for count in COUNTS {
         found.extend(problem.search(count));
-        if found.iter().any(|colouring| problem.price(colouring) <= problem.enough) {
+        if found.iter().any(|colouring| problem.cost(colouring) <= problem.enough) {
             break;
         }
     }
     found.sort_by_key(Colouring::total);
     let mut best: Option<Arenas> = None;
     for colouring in found {
-        // No packing is below the sum of the peaks.
+        // A packing never takes less than the sum of the peaks, so the remaining colourings cannot be better.
         if best.as_ref().is_some_and(|best| best.total() <= colouring.total()) {
             break;
         }
-        let packed = colouring.pack(lifetimes, joins);
+        let packed = colouring.pack(lifetimes, aliases);
         let better = best.as_ref().is_none_or(|best| packed.total() < best.total());
         if better && packed.bytes.iter().all(|&bytes| bytes <= limit) {
             best = Some(packed);
@@ -74,48 +85,51 @@ pub fn arenas(lifetimes: &[Lifetime], apart: &[(usize, usize)], joins: &[Join], 
     best
 }
 
-/// The problem, prepared for many moves.
+/// Placement problem, prepared for many moves.
 struct Problem<'a> {
     sizes: Vec<usize>,
-    /// Columns of each tensor: see [`columns`].
+    /// Columns of each tensor; see [`columns`].
     columns: Vec<Range<usize>>,
+    /// Number of columns.
     width: usize,
-    /// Tensors apart from each.
-    apart: Vec<Vec<usize>>,
-    joins: &'a [Join],
-    /// Joins that each tensor has a part in.
-    joins_of: Vec<Vec<usize>>,
-    /// Tensors, the largest first.
+    /// Tensors that conflict with each tensor.
+    conflicts: Vec<Vec<usize>>,
+    aliases: &'a [Alias],
+    /// Indices of the aliases that each tensor belongs to.
+    aliases_of: Vec<Vec<usize>>,
+    /// Tensors by descending size.
     order: Vec<usize>,
-    /// Other orders to begin with: of tensors as large as each other the earliest first; the earliest first.
+    /// Further initial orders: by descending size, ties by first step; by first step.
     orders: [Vec<usize>; 2],
     limit: usize,
-    /// A total that ends the search: three hundredths above the most bytes alive at any step.
+    /// Total at which the search ends: 3 % above the most bytes alive at any step.
     enough: usize,
 }
 
-/// An arena for every tensor, and how high each is piled.
+/// Assignment of an arena to every tensor, with the resulting load of each arena.
 #[derive(Clone)]
 struct Colouring {
+    /// Arena of each tensor.
     arena: Vec<usize>,
-    /// Bytes of each arena in each column.
-    piles: Vec<Vec<usize>>,
+    /// Bytes alive in each arena, per column.
+    loads: Vec<Vec<usize>>,
+    /// Largest load of each arena.
     peaks: Vec<usize>,
 }
 
 impl<'a> Problem<'a> {
-    fn new(lifetimes: &[Lifetime], pairs: &[(usize, usize)], joins: &'a [Join], limit: usize) -> Self {
-        let mut apart = vec![Vec::new(); lifetimes.len()];
-        // Each once: a chain that held a tensor twice would take it to the other side and back.
+    fn new(lifetimes: &[Lifetime], pairs: &[(usize, usize)], aliases: &'a [Alias], limit: usize) -> Self {
+        let mut conflicts = vec![Vec::new(); lifetimes.len()];
+        // No duplicates: a chain that held a tensor twice would move it to the other arena and back.
         for (a, b) in pairs.iter().flat_map(|&(a, b)| [(a, b), (b, a)]) {
-            if !apart[a].contains(&b) {
-                apart[a].push(b);
+            if !conflicts[a].contains(&b) {
+                conflicts[a].push(b);
             }
         }
-        let mut joins_of = vec![Vec::new(); lifetimes.len()];
-        for (number, &(a, b)) in joins.iter().enumerate() {
-            joins_of[a].push(number);
-            joins_of[b].push(number);
+        let mut aliases_of = vec![Vec::new(); lifetimes.len()];
+        for (number, &(a, b)) in aliases.iter().enumerate() {
+            aliases_of[a].push(number);
+            aliases_of[b].push(number);
         }
         let (columns, width) = columns(lifetimes);
         let mut order: Vec<usize> = (0..lifetimes.len()).collect();
@@ -125,11 +139,11 @@ impl<'a> Problem<'a> {
         orders[1].sort_by_key(|&i| (lifetimes[i].first, i));
         let sizes = lifetimes.iter().map(|l| l.bytes).collect();
         let enough = lower_bound(lifetimes) / 100 * 103;
-        Self { sizes, columns, width, apart, joins, joins_of, order, orders, limit, enough }
+        Self { sizes, columns, width, conflicts, aliases, aliases_of, order, orders, limit, enough }
     }
 
-    /// The best colourings that were found with `count` arenas from several beginnings: where one leaves the way to few
-    /// arenas, another often finds it.
+    /// Returns the best colourings found with `count` arenas, one for each initial colouring and threshold. Where one start
+    /// gets stuck, another often succeeds.
     fn search(&self, count: usize) -> Vec<Colouring> {
         let begun = std::iter::once(&self.order).chain(&self.orders).filter_map(|order| self.greedy(count, order));
         let mut begun: Vec<Colouring> = begun.collect();
@@ -143,9 +157,10 @@ impl<'a> Problem<'a> {
             begun.extend(self.greedy(count, &order));
         }
         let mut found = Vec::new();
-        for (warmth, begun) in WARMTH.into_iter().flat_map(|warmth| begun.iter().map(move |begun| (warmth, begun))) {
-            let improved = self.improve(begun.clone(), count, warmth);
-            let done = self.price(&improved) <= self.enough;
+        let starts = THRESHOLDS.into_iter().flat_map(|threshold| begun.iter().map(move |begun| (threshold, begun)));
+        for (threshold, begun) in starts {
+            let improved = self.improve(begun.clone(), count, threshold);
+            let done = self.cost(&improved) <= self.enough;
             found.push(improved);
             if done {
                 break;
@@ -154,12 +169,14 @@ impl<'a> Problem<'a> {
         found
     }
 
-    fn improve(&self, mut now: Colouring, count: usize, warmth: usize) -> Colouring {
+    /// Improves a colouring by random moves and returns the best one seen. `threshold` is the divisor of the growth that is
+    /// accepted at first.
+    fn improve(&self, mut now: Colouring, count: usize, threshold: usize) -> Colouring {
         let mut best = now.clone();
         let mut random = Random::new(count as u64);
         let start = now.total();
         for step in 0..MOVES {
-            // Large tensors matter more.
+            // Large tensors, at the front of the order, are moved more often because they matter more.
             let index = random.uniform().powi(2) * self.order.len() as f64;
             let tensor = self.order[(index as usize).min(self.order.len() - 1)];
             let (from, to) = (now.arena[tensor], random.below(count));
@@ -167,14 +184,14 @@ impl<'a> Problem<'a> {
                 continue;
             }
             let chain = self.chain(&now, vec![tensor], (from, to));
-            let before = self.price(&now);
+            let before = self.cost(&now);
             self.flip(&mut now, &chain, (from, to));
-            let allowed = start / warmth * (MOVES - step) / MOVES;
-            if self.price(&now) > before + allowed {
+            let allowed = start / threshold * (MOVES - step) / MOVES;
+            if self.cost(&now) > before + allowed {
                 self.flip(&mut now, &chain, (from, to));
-            } else if self.price(&now) < self.price(&best) {
+            } else if self.cost(&now) < self.cost(&best) {
                 best.clone_from(&now);
-                if self.price(&best) <= self.enough {
+                if self.cost(&best) <= self.enough {
                     break;
                 }
             }
@@ -182,42 +199,45 @@ impl<'a> Problem<'a> {
         best
     }
 
-    /// In this order, each into the arena that grows least, of these into the one that is fullest there.
+    /// Assigns tensors in the given order, each to the arena whose peak grows least; ties go to the arena with the largest load
+    /// during the tensor's lifetime. Returns `None` if a tensor conflicts with every arena.
     fn greedy(&self, count: usize, order: &[usize]) -> Option<Colouring> {
         let none = usize::MAX;
         let mut made = Colouring {
             arena: vec![none; self.sizes.len()],
-            piles: vec![vec![0; self.width]; count],
+            loads: vec![vec![0; self.width]; count],
             peaks: vec![0; count],
         };
         for &tensor in order {
-            let top = |arena: usize| self.top(&made, tensor, arena);
-            let growth = |arena: usize| (top(arena) + self.sizes[tensor]).saturating_sub(made.peaks[arena]);
+            let load = |arena: usize| self.load(&made, tensor, arena);
+            let growth = |arena: usize| (load(arena) + self.sizes[tensor]).saturating_sub(made.peaks[arena]);
             let free = (0..count).filter(|&arena| self.is_free(&made, tensor, arena));
-            let found = free.min_by_key(|&arena| (growth(arena), std::cmp::Reverse(top(arena))));
+            let found = free.min_by_key(|&arena| (growth(arena), std::cmp::Reverse(load(arena))));
             let arena = found.or_else(|| self.make_room(&mut made, tensor))?;
             made.arena[tensor] = arena;
-            made.piles[arena][self.columns[tensor].clone()].iter_mut().for_each(|pile| *pile += self.sizes[tensor]);
-            for &join in &self.joins_of[tensor] {
-                self.share(&mut made, join, true);
+            made.loads[arena][self.columns[tensor].clone()].iter_mut().for_each(|load| *load += self.sizes[tensor]);
+            for &alias in &self.aliases_of[tensor] {
+                self.share(&mut made, alias, true);
             }
-            made.peaks[arena] = made.peaks[arena].max(self.top(&made, tensor, arena));
+            made.peaks[arena] = made.peaks[arena].max(self.load(&made, tensor, arena));
         }
         Some(made)
     }
 
+    /// Returns whether no tensor in the arena conflicts with this one.
     fn is_free(&self, colouring: &Colouring, tensor: usize, arena: usize) -> bool {
-        self.apart[tensor].iter().all(|&other| colouring.arena[other] != arena)
+        self.conflicts[tensor].iter().all(|&other| colouring.arena[other] != arena)
     }
 
-    /// Takes what keeps a tensor out of an arena to another one, if that can be done for some arena.
+    /// Moves all tensors that conflict with this one out of some arena, and returns that arena; `None` if no arena can be
+    /// freed.
     fn make_room(&self, colouring: &mut Colouring, tensor: usize) -> Option<usize> {
-        let count = colouring.piles.len();
+        let count = colouring.loads.len();
         for (from, to) in (0..count).flat_map(|from| (0..count).map(move |to| (from, to))).filter(|(a, b)| a != b) {
-            let in_the_way = self.apart[tensor].iter().copied().filter(|&other| colouring.arena[other] == from);
+            let in_the_way = self.conflicts[tensor].iter().copied().filter(|&other| colouring.arena[other] == from);
             let chain = self.chain(colouring, in_the_way.collect(), (from, to));
-            let comes = |other: &usize| colouring.arena[*other] == to && self.apart[tensor].contains(other);
-            if !chain.iter().any(comes) {
+            let moves_in = |other: &usize| colouring.arena[*other] == to && self.conflicts[tensor].contains(other);
+            if !chain.iter().any(moves_in) {
                 self.flip(colouring, &chain, (from, to));
                 return Some(from);
             }
@@ -225,16 +245,17 @@ impl<'a> Problem<'a> {
         None
     }
 
-    /// Most bytes of an arena in a tensor's columns.
-    fn top(&self, colouring: &Colouring, tensor: usize, arena: usize) -> usize {
-        colouring.piles[arena][self.columns[tensor].clone()].iter().copied().max().unwrap_or(0)
+    /// Returns the largest load of an arena during a tensor's lifetime.
+    fn load(&self, colouring: &Colouring, tensor: usize, arena: usize) -> usize {
+        colouring.loads[arena][self.columns[tensor].clone()].iter().copied().max().unwrap_or(0)
     }
 
-    /// These tensors and all that has to change sides with them between the two arenas.
+    /// Returns the Kempe chain of the tensors in `chain`: these and all tensors of the two arenas that have to be exchanged
+    /// with them.
     fn chain(&self, colouring: &Colouring, mut chain: Vec<usize>, (from, to): (usize, usize)) -> Vec<usize> {
         let mut next = 0;
         while next < chain.len() {
-            for &other in &self.apart[chain[next]] {
+            for &other in &self.conflicts[chain[next]] {
                 let there = colouring.arena[other];
                 if (there == from || there == to) && !chain.contains(&other) {
                     chain.push(other);
@@ -245,70 +266,75 @@ impl<'a> Problem<'a> {
         chain
     }
 
-    /// Counts the tensors of a join once where both are alive, if they share an arena; or takes that back.
-    fn share(&self, colouring: &mut Colouring, join: usize, once: bool) {
-        let (first, second) = self.joins[join];
+    /// If the tensors of an alias share an arena, counts them once at the step where both are alive (`once`), or twice again.
+    fn share(&self, colouring: &mut Colouring, alias: usize, once: bool) {
+        let (first, second) = self.aliases[alias];
         let arena = colouring.arena[first];
-        if arena == colouring.arena[second] && arena < colouring.piles.len() {
-            let pile = &mut colouring.piles[arena][self.columns[second].start];
-            *pile = if once { *pile - self.sizes[second] } else { *pile + self.sizes[second] };
+        if arena == colouring.arena[second] && arena < colouring.loads.len() {
+            let load = &mut colouring.loads[arena][self.columns[second].start];
+            *load = if once { *load - self.sizes[second] } else { *load + self.sizes[second] };
         }
     }
 
-    /// Changes the arena of every tensor of a chain; done twice, it changes nothing.
+    /// Exchanges the arenas `from` and `to` for every tensor of a chain. A second call undoes the first.
     fn flip(&self, colouring: &mut Colouring, chain: &[usize], (from, to): (usize, usize)) {
-        let mut joins: Vec<usize> = chain.iter().flat_map(|&tensor| self.joins_of[tensor].iter().copied()).collect();
-        joins.sort_unstable();
-        joins.dedup();
-        joins.iter().for_each(|&join| self.share(colouring, join, false));
+        let mut aliases: Vec<usize> =
+            chain.iter().flat_map(|&tensor| self.aliases_of[tensor].iter().copied()).collect();
+        aliases.sort_unstable();
+        aliases.dedup();
+        aliases.iter().for_each(|&alias| self.share(colouring, alias, false));
         for &tensor in chain {
             let old = colouring.arena[tensor];
             let new = if old == from { to } else { from };
             let (columns, bytes) = (self.columns[tensor].clone(), self.sizes[tensor]);
-            colouring.piles[old][columns.clone()].iter_mut().for_each(|pile| *pile -= bytes);
-            colouring.piles[new][columns].iter_mut().for_each(|pile| *pile += bytes);
+            colouring.loads[old][columns.clone()].iter_mut().for_each(|load| *load -= bytes);
+            colouring.loads[new][columns].iter_mut().for_each(|load| *load += bytes);
             colouring.arena[tensor] = new;
         }
-        joins.iter().for_each(|&join| self.share(colouring, join, true));
+        aliases.iter().for_each(|&alias| self.share(colouring, alias, true));
         for arena in [from, to] {
-            colouring.peaks[arena] = colouring.piles[arena].iter().copied().max().unwrap_or(0);
+            colouring.peaks[arena] = colouring.loads[arena].iter().copied().max().unwrap_or(0);
         }
     }
 
-    /// Bytes of all arenas; what is beyond the limit counts several times.
-    fn price(&self, colouring: &Colouring) -> usize {
+    /// Returns the objective of the search: the sum of the peaks, plus a penalty for bytes beyond the limit.
+    fn cost(&self, colouring: &Colouring) -> usize {
         let beyond: usize = colouring.peaks.iter().map(|&peak| peak.saturating_sub(self.limit)).sum();
         colouring.total() + 4 * beyond
     }
 }
 
 impl Colouring {
+    /// Returns the sum of the peaks.
     fn total(&self) -> usize {
         self.peaks.iter().sum()
     }
 
-    fn pack(&self, lifetimes: &[Lifetime], joins: &[Join]) -> Arenas {
-        let joined: Vec<bool> = joins.iter().map(|&(first, second)| self.arena[first] == self.arena[second]).collect();
-        // The tensor whose place each takes. Joins come in the order of their steps.
-        let mut host: Vec<usize> = (0..lifetimes.len()).collect();
+    /// Assigns offsets within each arena. Aliased tensors in one arena form a chain, which is placed as its first tensor, the
+    /// root, with a longer lifetime.
+    fn pack(&self, lifetimes: &[Lifetime], aliases: &[Alias]) -> Arenas {
+        let aliased: Vec<bool> =
+            aliases.iter().map(|&(first, second)| self.arena[first] == self.arena[second]).collect();
+        // Aliases are in the order of their steps, so the root of the first tensor is final when the second refers to it.
+        let mut root: Vec<usize> = (0..lifetimes.len()).collect();
         let mut lives = lifetimes.to_vec();
-        for (&(first, second), _) in joins.iter().zip(&joined).filter(|(_, joined)| **joined) {
-            host[second] = host[first];
-            lives[host[first]].last = lives[second].last;
+        for (&(first, second), _) in aliases.iter().zip(&aliased).filter(|(_, aliased)| **aliased) {
+            root[second] = root[first];
+            lives[root[first]].last = lives[second].last;
         }
-        let mut made = Arenas { places: vec![(0, 0); lifetimes.len()], bytes: Vec::new(), joined };
+        let mut made = Arenas { places: vec![(0, 0); lifetimes.len()], bytes: Vec::new(), aliased };
         for arena in 0..self.peaks.len() {
-            let is_tenant = |&tensor: &usize| self.arena[tensor] == arena && host[tensor] == tensor;
-            let tenants: Vec<usize> = (0..lifetimes.len()).filter(is_tenant).collect();
-            if tenants.is_empty() {
+            let is_root = |&tensor: &usize| self.arena[tensor] == arena && root[tensor] == tensor;
+            let roots: Vec<usize> = (0..lifetimes.len()).filter(is_root).collect();
+            if roots.is_empty() {
                 continue;
             }
-            let alive: Vec<Lifetime> = tenants.iter().map(|&tensor| lives[tensor]).collect();
+            let alive: Vec<Lifetime> = roots.iter().map(|&tensor| lives[tensor]).collect();
             let Packing { offsets, total } = pack_with(&alive, WORK);
-            tenants.iter().zip(offsets).for_each(|(&tensor, at)| made.places[tensor] = (made.bytes.len(), at));
+            roots.iter().zip(offsets).for_each(|(&tensor, at)| made.places[tensor] = (made.bytes.len(), at));
             made.bytes.push(total);
         }
-        made.places = host.iter().map(|&host| made.places[host]).collect();
+        made.places = root.iter().map(|&root| made.places[root]).collect();
         made
     }
 }

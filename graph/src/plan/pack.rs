@@ -1,82 +1,85 @@
-//! Offsets in one arena: a skyline, filled from the bottom again and again, learning from every failure.
+//! Packing of tensors into one arena: a skyline heuristic that is repeated with adapted priorities.
 //!
-//! Seen as a strip whose width is time, tensors are rectangles of fixed columns. An attempt lays one after the other
-//! on what already lies below, always one that no other could slip under, and gives up as soon as a tensor cannot stay
-//! below the best total so far. That tensor is then preferred a little in the next attempt ("the squeaky wheel gets
-//! the grease"). Neither clock nor global state takes part: the same lifetimes always give the same offsets.
+//! The arena is a strip whose width is time and whose height is memory. Tensors are rectangles of fixed columns. An attempt
+//! places tensors one by one on top of those already placed, always choosing one that no remaining tensor could fit under. It
+//! fails as soon as some tensor cannot stay below the best total so far. That tensor gets a higher priority in the following
+//! attempts ("squeaky wheel" optimisation). There is no dependence on a clock or on global state: the same lifetimes always
+//! get the same offsets.
 
 use super::{Lifetime, lower_bound};
 use std::ops::Range;
 
-/// Offsets in an arena, and the size it needs.
+/// Placement of tensors in one arena.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Packing {
-    /// First byte of each tensor.
+    /// Byte offset of each tensor.
     pub offsets: Vec<usize>,
-    /// Bytes of the arena.
+    /// Size of the arena in bytes.
     pub total: usize,
 }
 
-/// Attempts at most; the model's plans reach the lower bound long before.
+/// Largest number of attempts. The model's plans reach the lower bound long before.
 const ATTEMPTS: usize = 12_000;
-/// Elementary operations at most: under a second, whatever the plan.
+/// Largest number of elementary operations: under a second for any plan.
 const WORK: usize = 450_000_000;
 
-/// What an attempt prefers among the tensors that may come next.
+/// Weights of the terms in a tensor's priority; see [`Strip::priority`]. Lengths and sizes are relative to the whole strip.
 #[derive(Clone, Copy)]
-struct Taste {
-    /// Where the tallest pile above the tensor would end if nothing more were wasted.
+struct Preference {
+    /// Weight of the height that the fullest column of the tensor would reach if no more memory were wasted.
     urgency: f64,
-    /// A low offset.
+    /// Weight of a low offset.
     low: f64,
-    /// Size.
+    /// Weight of the tensor's size.
     size: f64,
-    /// A long life.
+    /// Weight of the length of its lifetime.
     length: f64,
 }
 
-const TASTES: [Taste; 6] = [
-    Taste { urgency: 0.0, low: 1.0, size: 0.0, length: 0.01 },
-    Taste { urgency: 1.0, low: 10.0, size: 0.0, length: 1.0 },
-    Taste { urgency: 1.0, low: 10.0, size: 0.1, length: 0.1 },
-    Taste { urgency: 1.0, low: 1.5, size: 0.1, length: 0.1 },
-    Taste { urgency: 1.0, low: 2.0, size: 0.0, length: 0.0 },
-    Taste { urgency: 1.0, low: 1.0, size: 0.0, length: 0.0 },
+/// Preferences that the attempts cycle through.
+const PREFERENCES: [Preference; 6] = [
+    Preference { urgency: 0.0, low: 1.0, size: 0.0, length: 0.01 },
+    Preference { urgency: 1.0, low: 10.0, size: 0.0, length: 1.0 },
+    Preference { urgency: 1.0, low: 10.0, size: 0.1, length: 0.1 },
+    Preference { urgency: 1.0, low: 1.5, size: 0.1, length: 0.1 },
+    Preference { urgency: 1.0, low: 2.0, size: 0.0, length: 0.0 },
+    Preference { urgency: 1.0, low: 1.0, size: 0.0, length: 0.0 },
 ];
 
-/// How much a tensor that did not fit gains, in units of the other terms.
+/// Amounts by which the priority of a tensor grows that did not fit; the attempts cycle through them.
 const GAINS: [f64; 4] = [0.004, 0.008, 0.016, 0.032];
-/// What is left of all gains after each attempt.
-const MEMORY: f64 = 0.98;
+/// Factor by which all gains decay after each attempt.
+const DECAY: f64 = 0.98;
 
-/// Places tensors in one arena so that no two that are alive together share a byte.
+/// Places tensors in one arena so that no two tensors that are alive at the same step share a byte. The result is
+/// deterministic.
 pub fn pack(lifetimes: &[Lifetime]) -> Packing {
     pack_with(lifetimes, WORK)
 }
 
-/// Like [`pack`], with about as many elementary operations.
+/// Places tensors as [`pack`] does, with at most about `effort` elementary operations.
 pub(super) fn pack_with(lifetimes: &[Lifetime], effort: usize) -> Packing {
     if lifetimes.is_empty() {
         return Packing::default();
     }
     let strip = Strip::new(lifetimes);
     let mut random = Random::new(1);
-    let mut gained = vec![vec![0.0; lifetimes.len()]; TASTES.len() * GAINS.len()];
+    let mut gained = vec![vec![0.0; lifetimes.len()]; PREFERENCES.len() * GAINS.len()];
     let (mut best, mut work) = (Packing { offsets: Vec::new(), total: usize::MAX }, 0);
     for attempt in 0..ATTEMPTS {
         if best.total <= strip.bound || work > effort {
             break;
         }
         let kind = attempt % gained.len();
-        let (taste, gain) = (TASTES[kind % TASTES.len()], GAINS[kind / TASTES.len()]);
-        match strip.attempt(taste, &gained[kind], best.total - 1, &mut work) {
+        let (preference, gain) = (PREFERENCES[kind % PREFERENCES.len()], GAINS[kind / PREFERENCES.len()]);
+        match strip.attempt(preference, &gained[kind], best.total - 1, &mut work) {
             Ok(found) => best = found,
             Err(stuck) => {
                 let gain = gain * (0.5 + random.uniform());
-                // A little noise now and then, so that attempts do not go round in circles.
+                // Occasional noise keeps the attempts from repeating in a cycle.
                 let noise = if random.uniform() < 0.25 { 0.1 * gain } else { 0.0 };
                 for value in &mut gained[kind] {
-                    *value = *value * MEMORY + noise * (random.uniform() - 0.5);
+                    *value = *value * DECAY + noise * (random.uniform() - 0.5);
                 }
                 gained[kind][stuck] += gain;
             }
@@ -85,8 +88,8 @@ pub(super) fn pack_with(lifetimes: &[Lifetime], effort: usize) -> Packing {
     best
 }
 
-/// Columns of each tensor, and how many there are. A column is a step at which some tensor begins: the piles are
-/// tallest there.
+/// Returns the range of columns of each tensor, and the number of columns. A column is a step at which some lifetime begins;
+/// the number of bytes alive has its maxima at these steps, so others need not be looked at.
 pub(super) fn columns(lifetimes: &[Lifetime]) -> (Vec<Range<usize>>, usize) {
     let mut starts: Vec<usize> = lifetimes.iter().map(|l| l.first).collect();
     starts.sort_unstable();
@@ -95,26 +98,27 @@ pub(super) fn columns(lifetimes: &[Lifetime]) -> (Vec<Range<usize>>, usize) {
     (lifetimes.iter().map(column).collect(), starts.len())
 }
 
-/// The problem, prepared for many attempts.
+/// Packing problem, prepared for many attempts.
 struct Strip {
     sizes: Vec<usize>,
-    /// Columns of each tensor: see [`columns`].
+    /// Columns of each tensor; see [`columns`].
     columns: Vec<Range<usize>>,
-    /// Tensors alive together with each.
+    /// Tensors that are alive at the same time as each tensor.
     neighbours: Vec<Vec<usize>>,
-    /// Bytes in each column.
+    /// Bytes alive in each column.
     alive: Vec<usize>,
+    /// Lower bound of the total.
     bound: usize,
 }
 
-/// A tensor that waits to be placed.
+/// Tensor that has not been placed yet.
 #[derive(Clone, Copy)]
 struct Waiting {
     tensor: usize,
-    /// Lowest offset it can still take.
+    /// Lowest offset that is still possible.
     low: usize,
-    /// Bytes that wait in its fullest column, its own included.
-    pile: usize,
+    /// Bytes not yet placed in the fullest column of the tensor, the tensor included.
+    pending: usize,
 }
 
 impl Strip {
@@ -134,44 +138,52 @@ impl Strip {
         }
     }
 
-    /// Places every tensor below `limit`, or names one that did not fit.
-    fn attempt(&self, taste: Taste, gained: &[f64], limit: usize, work: &mut usize) -> Result<Packing, usize> {
+    /// Places every tensor below `limit`; the error is a tensor that did not fit. Adds the number of elementary operations to
+    /// `work`.
+    fn attempt(
+        &self,
+        preference: Preference,
+        gained: &[f64],
+        limit: usize,
+        work: &mut usize,
+    ) -> Result<Packing, usize> {
         let count = self.sizes.len();
-        let mut piles = self.alive.clone();
-        let tallest = |piles: &[usize], tensor: usize| piles[self.columns[tensor].clone()].iter().copied().max();
-        let waiting = |tensor| Waiting { tensor, low: 0, pile: tallest(&piles, tensor).unwrap_or(0) };
+        let mut pending = self.alive.clone();
+        let fullest = |pending: &[usize], tensor: usize| pending[self.columns[tensor].clone()].iter().copied().max();
+        let waiting = |tensor| Waiting { tensor, low: 0, pending: fullest(&pending, tensor).unwrap_or(0) };
         let mut waiting: Vec<Waiting> = (0..count).map(waiting).collect();
-        // Where each tensor stands in `waiting`; `count` once it is placed.
+        // Index of each tensor in `waiting`, or `count` once it is placed.
         let mut place: Vec<usize> = (0..count).collect();
         let mut stale = vec![false; count];
         let mut packing = Packing { offsets: vec![0; count], total: 0 };
         while !waiting.is_empty() {
-            // Whatever lies at or above the lowest top could let that tensor slip under: it is not its turn.
+            // The tensor with the lowest top could still fit under any tensor that begins at or above that top, so those are
+            // not candidates.
             let top = waiting.iter().map(|w| w.low + self.sizes[w.tensor]).min().unwrap_or(0);
             *work += 2 * waiting.len();
             let (mut chosen, mut highest) = (0, f64::NEG_INFINITY);
             for (i, w) in waiting.iter_mut().enumerate().filter(|(_, w)| w.low < top) {
                 if std::mem::take(&mut stale[w.tensor]) {
-                    w.pile = tallest(&piles, w.tensor).unwrap_or(0);
+                    w.pending = fullest(&pending, w.tensor).unwrap_or(0);
                     *work += self.columns[w.tensor].len();
                 }
-                let score = self.score(taste, w) + gained[w.tensor];
-                if score > highest {
-                    (chosen, highest) = (i, score);
+                let priority = self.priority(preference, w) + gained[w.tensor];
+                if priority > highest {
+                    (chosen, highest) = (i, priority);
                 }
             }
-            let Waiting { tensor, low, pile } = waiting.swap_remove(chosen);
+            let Waiting { tensor, low, pending: above } = waiting.swap_remove(chosen);
             place[tensor] = count;
             if let Some(moved) = waiting.get(chosen) {
                 place[moved.tensor] = chosen;
             }
-            if low + pile > limit {
+            if low + above > limit {
                 return Err(tensor);
             }
             let end = low + self.sizes[tensor];
             packing.offsets[tensor] = low;
             packing.total = packing.total.max(end);
-            piles[self.columns[tensor].clone()].iter_mut().for_each(|bytes| *bytes -= self.sizes[tensor]);
+            pending[self.columns[tensor].clone()].iter_mut().for_each(|bytes| *bytes -= self.sizes[tensor]);
             *work += self.neighbours[tensor].len();
             for &other in self.neighbours[tensor].iter().filter(|&&other| place[other] < count) {
                 let w = &mut waiting[place[other]];
@@ -182,16 +194,17 @@ impl Strip {
         Ok(packing)
     }
 
-    fn score(&self, taste: Taste, w: &Waiting) -> f64 {
+    /// Returns the priority of a tensor without its gains.
+    fn priority(&self, preference: Preference, w: &Waiting) -> f64 {
         let share = |bytes: usize| bytes as f64 / self.bound.max(1) as f64;
         let length = self.columns[w.tensor].len() as f64 / self.alive.len() as f64;
-        taste.urgency * share(w.low + w.pile) - taste.low * share(w.low)
-            + taste.size * share(self.sizes[w.tensor])
-            + taste.length * length
+        preference.urgency * share(w.low + w.pending) - preference.low * share(w.low)
+            + preference.size * share(self.sizes[w.tensor])
+            + preference.length * length
     }
 }
 
-/// SplitMix64, as everywhere in this project that needs the same numbers on every platform.
+/// SplitMix64 generator, which the project uses wherever all platforms have to draw the same numbers.
 pub(super) struct Random(u64);
 
 impl Random {
@@ -199,12 +212,12 @@ impl Random {
         Self(seed)
     }
 
-    /// A whole number below `bound`.
+    /// Draws an integer below `bound`.
     pub(super) fn below(&mut self, bound: usize) -> usize {
         ((self.uniform() * bound as f64) as usize).min(bound - 1)
     }
 
-    /// Uniform in [0, 1).
+    /// Draws a number uniformly from [0, 1).
     pub(super) fn uniform(&mut self) -> f64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.0;

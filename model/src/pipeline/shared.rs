@@ -224,8 +224,8 @@ impl Model {
 }
 
 /// Returns weights of a device, none of which are loaded yet.
-fn on_device(device: &Device, source: impl WeightLoader + Send + 'static) -> Arc<Mutex<Weights>> {
-    Arc::new(Mutex::new(Weights::new(device.clone(), Box::new(source))))
+fn on_device(device: &Device, source: Box<dyn WeightLoader + Send>) -> Arc<Mutex<Weights>> {
+    Arc::new(Mutex::new(Weights::new(device.clone(), source)))
 }
 
 /// Locks a mutex, even if a thread panicked while holding it.

@@ -3,7 +3,7 @@
 use crate::config::{ModelConfig, Sampler};
 use crate::error::ModelError;
 use crate::networks::{Decoder, LatentSize, Shape, decode_graph, denoise_graph, text_graph, vae_weights};
-use crate::weights::{Checkpoint, Synthetic, WeightSource};
+use crate::weights::{Checkpoint, Synthetic, WeightLoader};
 use std::path::{Path, PathBuf};
 
 /// Place that weights come from.
@@ -72,7 +72,7 @@ impl Source {
 
     /// Opens the weights of a network and checks that they are what its graph needs. Names and shapes do not depend
     /// on the size of the picture.
-    pub(super) fn part(&self, part: Part) -> Result<Box<dyn WeightSource>, ModelError> {
+    pub(super) fn part(&self, part: Part) -> Result<Box<dyn WeightLoader + Send>, ModelError> {
         let weights = self.weights_of(part)?;
         let folder = self.folder(part);
         let path = match &self.weights {

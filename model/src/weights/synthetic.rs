@@ -1,10 +1,10 @@
 //! Synthetic weights of the right shapes.
 
-use super::WeightSource;
-use crate::error::ModelError;
 use crate::noise::Noise;
+use mobilediffusion_graph::WeightLoader;
 use mobilediffusion_kernels::check::Random;
 use rayon::prelude::*;
+use std::error::Error;
 use std::ops::Range;
 
 /// Number of values that are computed at a time: small enough to stay in the cache, large enough to be worth a
@@ -18,8 +18,17 @@ pub struct Synthetic {
     pub seed: u64,
 }
 
-impl WeightSource for Synthetic {
-    fn load_part(&self, name: &str, shape: &[usize], part: Range<usize>) -> Result<Vec<f32>, ModelError> {
+impl WeightLoader for Synthetic {
+    fn load(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, Box<dyn Error + Send + Sync>> {
+        Ok(synthetic(name, shape, self.seed))
+    }
+
+    fn load_part(
+        &self,
+        name: &str,
+        shape: &[usize],
+        part: Range<usize>,
+    ) -> Result<Vec<f32>, Box<dyn Error + Send + Sync>> {
         Ok(made_up(name, shape, self.seed, part))
     }
 }

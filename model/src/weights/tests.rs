@@ -27,9 +27,12 @@ fn checkpoint(tensors: &[(&str, Raw)]) -> (TempDir, Checkpoint) {
     (dir, checkpoint)
 }
 
-fn problems(result: Result<impl std::fmt::Debug, ModelError>) -> Vec<WeightProblem> {
-    match result {
-        Err(ModelError::Weights { problems, .. }) => problems,
+fn problems(
+    result: Result<impl std::fmt::Debug, impl Into<Box<dyn Error + Send + Sync>> + std::fmt::Debug>,
+) -> Vec<WeightProblem> {
+    let error = result.expect_err("the weights have problems").into();
+    match *error.downcast().expect("the error is the model's") {
+        ModelError::Weights { problems, .. } => problems,
         other => panic!("expected problems with the weights, found {other:?}"),
     }
 }

@@ -1,4 +1,4 @@
-//! The third device: every kernel's reference in f64, step by step. Exact, and as slow as plain loops are.
+//! Reference execution: runs each kernel's f64 reference in place of a device, step by step.
 
 use crate::error::GraphError;
 use crate::graph::Origin;
@@ -7,13 +7,15 @@ use crate::weights::Weights;
 use mobilediffusion_kernels::check::to_f64;
 use mobilediffusion_kernels::{Access, DType};
 
-/// Every tensor for itself, as f32 holds it.
-pub(crate) struct Plain<'a> {
+/// Memory of a reference execution. Every tensor has a vector of its own, and values are kept as f32 between steps.
+///
+/// The references are plain loops over f64: exact, and slow.
+pub(crate) struct ReferenceMemory<'a> {
     weights: &'a Weights,
     values: Vec<Vec<f32>>,
 }
 
-impl<'a> Plain<'a> {
+impl<'a> ReferenceMemory<'a> {
     pub(crate) fn new(recording: &Recording, weights: &'a Weights) -> Self {
         Self { weights, values: vec![Vec::new(); recording.tensors.len()] }
     }
