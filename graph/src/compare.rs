@@ -12,8 +12,8 @@ use mobilediffusion_kernels::kernel::elements;
 use mobilediffusion_kernels::{Access, DType, FloatType, Tolerance};
 use std::fmt;
 
-/// Factor by which the tolerance of a kernel is widened. A kernel states its distance from the exact result for random test
-/// data. Here both sides may be that far off, and a model's values cancel more than random ones.
+/// Factor by which the tolerance of a kernel is widened. A kernel states its distance from the exact result for random
+/// test data. Here both sides may be that far off, and a model's values cancel more than random ones.
 const SLACK: f64 = 8.0;
 
 /// First step whose results differ between the two sides of a comparison.
@@ -47,8 +47,8 @@ impl fmt::Display for Divergence {
 pub enum Against<'a> {
     /// Another device, given by its weights.
     Device(&'a mut Weights),
-    /// The f64 references of the kernels. They are slow, so this is for small pictures. Weights are used as their loader
-    /// returns them, rounded if [`Weights::rounded`] says so.
+    /// The f64 references of the kernels. They are slow, so this is for small pictures. Weights are used as their
+    /// loader returns them, rounded if [`Weights::rounded`] says so.
     References(&'a Weights),
 }
 
@@ -93,12 +93,12 @@ impl<'a> Side<'a> {
     }
 }
 
-/// Runs a recording step by step on the device of `weights` and on `expected`, and returns the first step whose results differ
-/// by more than the tolerance of its kernel, or `None`.
+/// Runs a recording step by step on the device of `weights` and on `expected`, and returns the first step whose results
+/// differ by more than the tolerance of its kernel, or `None`.
 ///
-/// Both sides run every step on the results that `expected` computed before it. Small errors therefore do not add up, and the
-/// step that is returned is the one that is wrong. `inputs` holds the values of every input by name. `on_progress` is called
-/// after each step with the number of steps done and the number in all.
+/// Both sides run every step on the results that `expected` computed before it. Small errors therefore do not add up,
+/// and the step that is returned is the one that is wrong. `inputs` holds the values of every input by name.
+/// `on_progress` is called after each step with the number of steps done and the number in all.
 ///
 /// # Errors
 /// If an input is unknown, missing or of the wrong length, a weight cannot be loaded, or a device fails.
@@ -168,8 +168,8 @@ fn written(node: &Node) -> Vec<usize> {
     each.filter(|(operand, _)| operand.access == Access::Write).filter_map(|(_, tensor)| *tensor).collect()
 }
 
-/// Returns the tolerance for a step, widened for the number `halves` of sides that round stored values, weights included, to
-/// f16.
+/// Returns the tolerance for a step, widened for the number `halves` of sides that round stored values, weights
+/// included, to f16.
 fn allowed(node: &Node, halves: usize) -> Tolerance {
     let Tolerance { absolute, relative, .. } = node.kernel.tolerance();
     // Rounding to f16 costs 2^-11 each for operands and result; 2^-7 leaves room for sums of rounded products.

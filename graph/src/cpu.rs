@@ -159,8 +159,8 @@ impl CpuMemory {
 /// Pieces of the arena between the outputs of a step, each with the index of its first element.
 type Rest<'a> = Vec<(usize, &'a [f32])>;
 
-/// Splits the arena into the outputs of a step, in binding order, and the rest, which holds the inputs. Inputs and outputs are
-/// alive at the same step, so the planner has given them disjoint ranges.
+/// Splits the arena into the outputs of a step, in binding order, and the rest, which holds the inputs. Inputs and
+/// outputs are alive at the same step, so the planner has given them disjoint ranges.
 fn split<'a>(arena: &'a mut [f32], outputs: &[Range<usize>]) -> (Rest<'a>, Vec<&'a mut [f32]>) {
     let mut order: Vec<usize> = (0..outputs.len()).collect();
     order.sort_by_key(|&i| (outputs[i].start, outputs[i].end));

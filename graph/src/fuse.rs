@@ -1,15 +1,15 @@
 //! The fusion pass, which folds steps into neighbouring kernels when a graph is recorded.
 //!
-//! The builder emits unfused steps. This pass asks kernels for the fusions they offer and accept, through the interface in
-//! [`fold`](mobilediffusion_kernels::fold); it knows no kernel by name. There are two kinds:
+//! The builder emits unfused steps. This pass asks kernels for the fusions they offer and accept, through the interface
+//! in [`fold`](mobilediffusion_kernels::fold); it knows no kernel by name. There are two kinds:
 //!
-//! * An *epilogue* (activation, residual, moments) moves into the step that writes its operand. That step then writes the
-//!   result of the epilogue.
+//! * An *epilogue* (activation, residual, moments) moves into the step that writes its operand. That step then writes
+//!   the result of the epilogue.
 //! * A *prologue* (concatenation, upsampling, norm, cast) moves into all steps that read its result. They then read the
 //!   operands of the prologue.
 //!
-//! Outputs always stay tensors of their own. A step is not fused into a producer that depends on fewer inputs: a product that
-//! is computed once per prompt stays separate from a sum that is needed in every run.
+//! Outputs always stay tensors of their own. A step is not fused into a producer that depends on fewer inputs: a
+//! product that is computed once per prompt stays separate from a sum that is needed in every run.
 
 use crate::graph::{Graph, Node, Origin, TensorInfo};
 use mobilediffusion_kernels::fold::{EpilogueOffer, OperandSource, PrologueOffer};
@@ -104,9 +104,9 @@ impl Pass<'_> {
         self.graph.outputs.iter().any(|(_, output)| *output == tensor)
     }
 
-    /// Returns `node` with another kernel. Operands named in `others` get the tensors given there; all others keep the tensor
-    /// of the node's operand of the same name. Returns `None` if an operand has no tensor or one that does not fit, or if the
-    /// kernel binds more buffers than a device has to support.
+    /// Returns `node` with another kernel. Operands named in `others` get the tensors given there; all others keep the
+    /// tensor of the node's operand of the same name. Returns `None` if an operand has no tensor or one that does not
+    /// fit, or if the kernel binds more buffers than a device has to support.
     fn with_kernel(&self, node: &Node, kernel: Box<dyn Kernel>, others: &[(&'static str, usize)]) -> Option<Node> {
         let declared = kernel.operands();
         if declared.iter().filter(|operand| operand.present).count() > MAX_BUFFERS {
@@ -136,8 +136,9 @@ impl Pass<'_> {
         let offers = node.kernel.epilogue_offers();
         let made = offers.iter().find_map(|offer| Some((self.stored(slot, offer)?, offer.op)));
         let Some(((from, fused), op)) = made else { return };
-        // If the fused kernel keeps the producer's output beside the step's, it has to run at the producer's slot. If the
-        // step's output replaces it, the kernel runs at the step's slot, where the step's other operands are available.
+        // If the fused kernel keeps the producer's output beside the step's, it has to run at the producer's slot. If
+        // the step's output replaces it, the kernel runs at the step's slot, where the step's other operands are
+        // available.
         let (empty, at) = if op.extra_output().is_some() { (slot, from) } else { (from, slot) };
         self.nodes[empty] = None;
         self.nodes[at] = Some(fused);
@@ -166,8 +167,8 @@ impl Pass<'_> {
         Some((from, self.with_kernel(producer, producer.kernel.with_epilogue(&offer.op)?, &others)?))
     }
 
-    /// Folds the step in `slot` into all steps that read its result. Returns `None` and folds nothing if one of them does not
-    /// support it.
+    /// Folds the step in `slot` into all steps that read its result. Returns `None` and folds nothing if one of them
+    /// does not support it.
     fn fold_forward(&mut self, slot: usize) -> Option<()> {
         let node = self.nodes[slot].as_ref()?;
         let PrologueOffer { op, main, operands, remainder } = node.kernel.prologue_offer()?;
@@ -205,8 +206,8 @@ impl Pass<'_> {
         Some(())
     }
 
-    /// Returns the part of the step in `slot` that is not folded into its readers, as a node that writes a new tensor. If the
-    /// fold fails later on, no step writes that tensor and [`finish`](Self::finish) removes it.
+    /// Returns the part of the step in `slot` that is not folded into its readers, as a node that writes a new tensor.
+    /// If the fold fails later on, no step writes that tensor and [`finish`](Self::finish) removes it.
     fn remainder(&mut self, slot: usize, kernel: Box<dyn Kernel>) -> Option<Node> {
         let node = self.nodes[slot].as_ref()?;
         let written = kernel.operands().into_iter().find(|operand| operand.access == Access::Write)?;

@@ -16,11 +16,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 /// Floating-point operations of one submission on a discrete GPU: half a second at 200 GFLOP/s. A limit bounds the time
-/// between two calls of the caller's callback, and keeps a submission well below the few seconds after which drivers reset a
-/// device. The next chunk is encoded and submitted while one runs, so a fast device does not wait for the host.
+/// between two calls of the caller's callback, and keeps a submission well below the few seconds after which drivers
+/// reset a device. The next chunk is encoded and submitted while one runs, so a fast device does not wait for the host.
 const CHUNK_FLOPS: u64 = 100_000_000_000;
-/// Floating-point operations of one submission on an integrated GPU. The slowest of these reach about 50 GFLOP/s, and the
-/// system draws its desktop with them.
+/// Floating-point operations of one submission on an integrated GPU. The slowest of these reach about 50 GFLOP/s, and
+/// the system draws its desktop with them.
 const INTEGRATED_CHUNK_FLOPS: u64 = 20_000_000_000;
 /// Floating-point operations of one submission on a software driver.
 const SOFTWARE_CHUNK_FLOPS: u64 = 2_000_000_000;
@@ -199,8 +199,8 @@ impl GpuMemory {
         self.gpu.wait().map_err(GraphError::at("run"))
     }
 
-    /// Runs the steps without blocking the thread, and returns while the last chunk is in flight, so that the device does not
-    /// wait for the host between two runs.
+    /// Runs the steps without blocking the thread, and returns while the last chunk is in flight, so that the device
+    /// does not wait for the host between two runs.
     pub(crate) async fn run_ahead(
         &mut self,
         steps: &[usize],
@@ -254,7 +254,8 @@ impl GpuMemory {
         Ok(seconds)
     }
 
-    /// Runs the steps and returns the seconds that the host spends encoding and submitting them, without the device's time.
+    /// Runs the steps and returns the seconds that the host spends encoding and submitting them, without the device's
+    /// time.
     pub(crate) fn overhead(&self, steps: &[usize]) -> Result<f64, GraphError> {
         let (mut done, mut seconds) = (0, 0.0);
         self.gpu.wait().map_err(GraphError::at("run"))?;

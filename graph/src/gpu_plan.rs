@@ -1,5 +1,5 @@
-//! Memory plan of a recording on a GPU: collects which tensors must not share a buffer and which may alias, and calls the
-//! planner.
+//! Memory plan of a recording on a GPU: collects which tensors must not share a buffer and which may alias, and calls
+//! the planner.
 
 use crate::error::GraphError;
 use crate::graph::{Origin, TensorInfo};
@@ -20,10 +20,11 @@ pub struct GpuPlan {
 }
 
 impl Recording {
-    /// Places all planned tensors in a few arenas of at most `limit` bytes each, for a GPU that stores tensors as `storage`.
+    /// Places all planned tensors in a few arenas of at most `limit` bytes each, for a GPU that stores tensors as
+    /// `storage`.
     ///
-    /// An output is written over its step's residual where that makes the plan smaller. It does not always: an aliased tensor
-    /// stays in one arena for longer, which constrains others.
+    /// An output is written over its step's residual where that makes the plan smaller. It does not always: an aliased
+    /// tensor stays in one arena for longer, which constrains others.
     ///
     /// # Errors
     /// If no placement in arenas of at most `limit` bytes was found.
@@ -60,8 +61,9 @@ impl Recording {
         lower_bound_in_place(&lifetimes, &aliases)
     }
 
-    /// Returns the pairs of planned tensors, as indices into `tensors`, that must not lie in one buffer of a GPU: the tensors
-    /// that a step reads and those it writes, and outputs and inputs that may be copied to each other between runs.
+    /// Returns the pairs of planned tensors, as indices into `tensors`, that must not lie in one buffer of a GPU: the
+    /// tensors that a step reads and those it writes, and outputs and inputs that may be copied to each other between
+    /// runs.
     fn conflicts(&self, tensors: &[usize]) -> Vec<(usize, usize)> {
         let number = |tensor: &usize| tensors.binary_search(tensor).ok();
         let mut pairs = Vec::new();
@@ -87,8 +89,8 @@ impl Recording {
         pairs
     }
 
-    /// Returns the steps whose output may be written over their residual, with the pair of tensors: no other operand of the
-    /// step and no later step reads the residual.
+    /// Returns the steps whose output may be written over their residual, with the pair of tensors: no other operand of
+    /// the step and no later step reads the residual.
     fn aliases(&self, tensors: &[usize], lifetimes: &[Lifetime]) -> Vec<(usize, Alias)> {
         let alias = |(step, node): (usize, &crate::Node)| {
             let operands = node.kernel.operands();
@@ -111,7 +113,8 @@ impl Recording {
     }
 }
 
-/// Returns the plan in which every alias is used: each chain of aliased tensors is placed as one tensor with a longer lifetime.
+/// Returns the plan in which every alias is used: each chain of aliased tensors is placed as one tensor with a longer
+/// lifetime.
 fn all_aliased(
     lifetimes: &[Lifetime],
     conflicts: &[(usize, usize)],

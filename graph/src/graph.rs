@@ -45,7 +45,8 @@ impl Tensor {
 /// Source of a tensor's values.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Origin {
-    /// Written by the caller before a run. The number is the input's bit in [`Recording::masks`](crate::Recording::masks).
+    /// Written by the caller before a run. The number is the input's bit in
+    /// [`Recording::masks`](crate::Recording::masks).
     Input(u32),
     /// Loaded from a checkpoint.
     Weight(WeightRows),
@@ -57,8 +58,8 @@ pub enum Origin {
 
 /// Rows of a checkpoint's weight that form one tensor.
 ///
-/// A tensor holds the whole weight, unless the weight is larger than the storage binding that every device supports; then
-/// it is split into several tensors along the first axis.
+/// A tensor holds the whole weight, unless the weight is larger than the storage binding that every device supports;
+/// then it is split into several tensors along the first axis.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct WeightRows {
     /// Shape of the whole weight, as in the checkpoint.
@@ -117,8 +118,9 @@ pub struct Node {
 
 /// Builder of a network: a list of nodes over named tensors.
 ///
-/// Every method that adds a layer checks shapes and types at once and names the layer by its path, which consists of the
-/// enclosing [`scope`](Self::scope)s and the layer's own name. Weights are named by the same path, as in the checkpoint.
+/// Every method that adds a layer checks shapes and types at once and names the layer by its path, which consists of
+/// the enclosing [`scope`](Self::scope)s and the layer's own name. Weights are named by the same path, as in the
+/// checkpoint.
 #[derive(Debug, Default)]
 pub struct Graph {
     pub(crate) tensors: Vec<TensorInfo>,
@@ -157,8 +159,8 @@ impl Graph {
         self.tensors.iter().filter_map(weight).collect()
     }
 
-    /// Calls `build` with `name` appended to the current path, and returns its result. The paths of nodes, weights and errors
-    /// inside begin with that path.
+    /// Calls `build` with `name` appended to the current path, and returns its result. The paths of nodes, weights and
+    /// errors inside begin with that path.
     pub fn scope<T>(&mut self, name: &str, build: impl FnOnce(&mut Self) -> T) -> T {
         self.path.push(name.to_owned());
         let built = build(self);
@@ -177,7 +179,8 @@ impl Graph {
         Tensor { id: self.tensors.len() - 1, shape }
     }
 
-    /// Adds an input: a tensor that the caller writes before a run. An input keeps its values until it is written again.
+    /// Adds an input: a tensor that the caller writes before a run. An input keeps its values until it is written
+    /// again.
     ///
     /// # Panics
     /// If the graph already has 64 inputs: each step records the inputs it depends on in a mask of 64 bits.
@@ -189,8 +192,8 @@ impl Graph {
 
     /// Adds an [`input`](Self::input) that changes from run to run.
     ///
-    /// Steps that depend on it count as depending on every input. Their results are recomputed in every run, and take no
-    /// memory between runs.
+    /// Steps that depend on it count as depending on every input. Their results are recomputed in every run, and take
+    /// no memory between runs.
     ///
     /// # Panics
     /// If the graph already has 64 inputs.
@@ -199,8 +202,8 @@ impl Graph {
         self.input(name, shape, dtype)
     }
 
-    /// Returns the weight `name` under the current path, of shape `shape` in the checkpoint. Repeated calls return the same
-    /// tensor.
+    /// Returns the weight `name` under the current path, of shape `shape` in the checkpoint. Repeated calls return the
+    /// same tensor.
     pub(crate) fn weight(&mut self, name: &str, shape: impl Into<Shape>) -> Tensor {
         self.weight_rows(name, WeightRows::whole(shape.into()))
     }
@@ -227,8 +230,8 @@ impl Graph {
 
     /// Marks `tensor` as the result of `name` under the current path, or of the current scope if `name` is empty.
     ///
-    /// In a graph made by [`with_taps`](Self::with_taps) the tensor becomes an output named by that path; in other graphs
-    /// the call does nothing.
+    /// In a graph made by [`with_taps`](Self::with_taps) the tensor becomes an output named by that path; in other
+    /// graphs the call does nothing.
     pub fn tap(&mut self, name: &str, tensor: &Tensor) {
         if self.taps {
             self.outputs.push((self.path_of(name), tensor.id));
@@ -290,8 +293,8 @@ impl Graph {
         Ok(written)
     }
 
-    /// Returns the number of a tensor that holds the values of `tensor` in the type of `operand`. An f32 tensor that has to
-    /// be read in the storage type is converted by a cast step, which all its users share.
+    /// Returns the number of a tensor that holds the values of `tensor` in the type of `operand`. An f32 tensor that
+    /// has to be read in the storage type is converted by a cast step, which all its users share.
     fn typed(&mut self, path: &str, operand: &Operand, tensor: &Tensor) -> Result<usize, GraphError> {
         match (self.tensors[tensor.id].dtype, operand.dtype) {
             (_, expected) if self.tensors[tensor.id].is_of(expected) => Ok(tensor.id),

@@ -25,7 +25,8 @@ pub struct Linear<'a> {
 pub struct Glu {
     /// Number of output features.
     pub cols: usize,
-    /// Whether the checkpoint stores the weight as a 1x1 convolution, `[2 * cols, k, 1, 1]`, instead of `[2 * cols, k]`.
+    /// Whether the checkpoint stores the weight as a 1x1 convolution, `[2 * cols, k, 1, 1]`, instead of `[2 * cols,
+    /// k]`.
     pub pointwise: bool,
     /// Activation that is applied to the gates.
     pub gate: Activation,
@@ -40,8 +41,8 @@ pub struct Conv<'a> {
     pub stride: usize,
     /// Upsampling factor: 2 doubles the size by nearest neighbour before the convolution, 1 leaves it.
     pub upsample: usize,
-    /// Rows and columns of zero padding above and to the left: 1, or 0 in the downsampling layers of the VAE. Below and to
-    /// the right there is always one.
+    /// Rows and columns of zero padding above and to the left: 1, or 0 in the downsampling layers of the VAE. Below and
+    /// to the right there is always one.
     pub pad_start: usize,
     /// Tensor `[n, channels]` that is added to every pixel of an image: the projected time embedding.
     pub shift: Option<&'a Tensor>,

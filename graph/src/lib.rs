@@ -2,14 +2,14 @@
 //!
 //! A network passes through four stages:
 //!
-//! 1. **Graph.** [`Graph`] is a builder. Typed methods such as [`Graph::linear`] and [`Graph::conv2d`] append kernels that
-//!    read and write named tensors. Shapes and element types are checked as each layer is added.
-//! 2. **Recording.** [`Recording`] turns a graph into plain data: steps in execution order, the lifetime of each tensor, and
-//!    the inputs that each step depends on. Steps are fused into their neighbours here; see [`Fusion`].
-//! 3. **Plan.** The [`plan`] module assigns memory to tensors by pure functions: offsets in one arena for the CPU, in a few
-//!    arenas for a GPU.
-//! 4. **Session.** [`Session`] allocates the planned memory on a [`Device`], loads [`Weights`] through a [`WeightLoader`],
-//!    binds every step, and replays the recording as often as it is asked to.
+//! 1. **Graph.** [`Graph`] is a builder. Typed methods such as [`Graph::linear`] and [`Graph::conv2d`] append kernels
+//!    that read and write named tensors. Shapes and element types are checked as each layer is added.
+//! 2. **Recording.** [`Recording`] turns a graph into plain data: steps in execution order, the lifetime of each
+//!    tensor, and the inputs that each step depends on. Steps are fused into their neighbours here; see [`Fusion`].
+//! 3. **Plan.** The [`plan`] module assigns memory to tensors by pure functions: offsets in one arena for the CPU, in a
+//!    few arenas for a GPU.
+//! 4. **Session.** [`Session`] allocates the planned memory on a [`Device`], loads [`Weights`] through a
+//!    [`WeightLoader`], binds every step, and replays the recording as often as it is asked to.
 //!
 //! # Example
 //!
@@ -45,10 +45,11 @@
 //!
 //! # Guarantees
 //!
-//! * A layer whose operands do not fit, or whose kernel does not support the problem, is an error of the builder. The error
-//!   names the layer by its path in the model.
+//! * A layer whose operands do not fit, or whose kernel does not support the problem, is an error of the builder. The
+//!   error names the layer by its path in the model.
 //! * Planning is deterministic: the same graph always gets the same fusions and the same offsets.
-//! * Two tensors that are alive at the same step never share a byte, except where a kernel adds to its residual in place.
+//! * Two tensors that are alive at the same step never share a byte, except where a kernel adds to its residual in
+//!   place.
 //! * A run allocates no buffer and compiles no pipeline: [`Session::new`] does both.
 //! * A run executes only the steps that depend on an input written since the last complete run.
 //! * CPU and GPU replay the same recording; [`compare`] finds the first step whose results differ between two devices.

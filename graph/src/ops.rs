@@ -1,4 +1,5 @@
-//! Layers of the builder: one method of [`Graph`] for each. Weights are named as in the checkpoint, below the current path.
+//! Layers of the builder: one method of [`Graph`] for each. Weights are named as in the checkpoint, below the current
+//! path.
 
 use crate::error::GraphError;
 use crate::graph::{Graph, Tensor, WeightRows};
@@ -72,7 +73,8 @@ impl Graph {
         self.step_one(name, kernel, &[Some(x)], x.shape())
     }
 
-    /// Adds the projections of a self-attention whose keys and values are one tensor; returns the queries and that tensor.
+    /// Adds the projections of a self-attention whose keys and values are one tensor; returns the queries and that
+    /// tensor.
     ///
     /// Each projection maps `[.., k] -> [.., cols]` without bias. Their weights are `q.weight` and `kv.weight`, where
     /// `(q, kv)` are the names given.
@@ -94,8 +96,8 @@ impl Graph {
         Ok((shaped(&written[0]), shaped(&written[1])))
     }
 
-    /// Adds a gated linear unit, the first half of a feed-forward network, `[.., k] -> [.., cols]`: `a * gate(g)`, where `a`
-    /// and `g` are the halves of `x wᵀ + bias`.
+    /// Adds a gated linear unit, the first half of a feed-forward network, `[.., k] -> [.., cols]`: `a * gate(g)`,
+    /// where `a` and `g` are the halves of `x wᵀ + bias`.
     ///
     /// The weights are `name.weight` and `name.bias`, of `2 * cols` rows each.
     ///
@@ -115,8 +117,8 @@ impl Graph {
     /// The weights are `name.weight`, `[channels, c, 3, 3]`, and `name.bias`.
     ///
     /// # Errors
-    /// If `x` does not have four axes, its height or width (after upsampling) is not a multiple of the stride, or the shift
-    /// or the residual has the wrong size.
+    /// If `x` does not have four axes, its height or width (after upsampling) is not a multiple of the stride, or the
+    /// shift or the residual has the wrong size.
     pub fn conv2d(&mut self, x: &Tensor, name: &str, layer: Conv<'_>) -> Result<Tensor, GraphError> {
         let [n, h, w, ci] = map_size(x, &self.path_of(name))?;
         for size in [h, w] {
@@ -162,7 +164,8 @@ impl Graph {
     /// `[c, 1, 3, 3]`, and `name.bias`.
     ///
     /// # Errors
-    /// If `x` does not have four axes, its height or width is not a multiple of the stride, or the shift has the wrong size.
+    /// If `x` does not have four axes, its height or width is not a multiple of the stride, or the shift has the wrong
+    /// size.
     pub fn depthwise_conv2d(
         &mut self,
         x: &Tensor,
@@ -181,11 +184,11 @@ impl Graph {
         self.step_one(name, kernel, &[Some(x), Some(&weight), Some(&bias), shift], [n, oh, ow, c])
     }
 
-    /// Adds a group normalisation over the positions of each image, followed by an activation. `(groups, eps)` are the number
-    /// of groups and the term that is added to the variance.
+    /// Adds a group normalisation over the positions of each image, followed by an activation. `(groups, eps)` are the
+    /// number of groups and the term that is added to the variance.
     ///
-    /// The layer consists of three steps: statistics of the groups, scale and offset of every channel, and their application.
-    /// The weights are `name.weight` and `name.bias`, `[c]` each.
+    /// The layer consists of three steps: statistics of the groups, scale and offset of every channel, and their
+    /// application. The weights are `name.weight` and `name.bias`, `[c]` each.
     ///
     /// # Errors
     /// If the number of channels is not a multiple of the number of groups.
@@ -223,12 +226,12 @@ impl Graph {
         self.step_one(name, kernel, &[Some(x), Some(&weight), Some(&bias)], x.shape())
     }
 
-    /// Adds multi-head attention of the queries `q`, `[n, queries, d]`, to the keys `k` and values `v`, `[n, keys, d]` each;
-    /// returns `[n, queries, d]`. If `v` is `None`, the keys are also the values.
+    /// Adds multi-head attention of the queries `q`, `[n, queries, d]`, to the keys `k` and values `v`, `[n, keys, d]`
+    /// each; returns `[n, queries, d]`. If `v` is `None`, the keys are also the values.
     ///
     /// # Errors
-    /// If `d` is not a multiple of the number of heads, the head size is not a multiple of four up to 512, or the shapes do
-    /// not match.
+    /// If `d` is not a multiple of the number of heads, the head size is not a multiple of four up to 512, or the
+    /// shapes do not match.
     pub fn attention(
         &mut self,
         q: &Tensor,
@@ -287,8 +290,8 @@ impl Graph {
 
     /// Adds the sum of token and position embeddings, `[n, l] -> [n, l, c]`, for token ids of type u32.
     ///
-    /// The weights are `token_embedding.weight`, `[vocab, c]`, and `position_embedding.weight`, `[positions, c]`. A token
-    /// table beyond the 128 MiB that WebGPU guarantees for a storage binding is bound as two tensors.
+    /// The weights are `token_embedding.weight`, `[vocab, c]`, and `position_embedding.weight`, `[positions, c]`. A
+    /// token table beyond the 128 MiB that WebGPU guarantees for a storage binding is bound as two tensors.
     ///
     /// # Errors
     /// If there are more tokens than positions.
@@ -325,11 +328,12 @@ impl Graph {
         self.step_one("timestep_embedding", kernel, &[Some(t), Some(&frequencies)], [n, dim])
     }
 
-    /// Adds one DDIM step: the next latent, computed from `latent`, the network's `prediction` and the step's `coefficients`.
+    /// Adds one DDIM step: the next latent, computed from `latent`, the network's `prediction` and the step's
+    /// `coefficients`.
     ///
-    /// The last argument is `(guided, noise, kind)`. If `guided`, the first half of the batch holds the unconditional images
-    /// and the step applies classifier-free guidance. `noise`, if given, is fresh noise for the images. `kind` says what the
-    /// network predicts.
+    /// The last argument is `(guided, noise, kind)`. If `guided`, the first half of the batch holds the unconditional
+    /// images and the step applies classifier-free guidance. `noise`, if given, is fresh noise for the images. `kind`
+    /// says what the network predicts.
     ///
     /// # Errors
     /// If the shapes do not match.
@@ -348,11 +352,11 @@ impl Graph {
         self.step_one("ddim_step", kernel, &inputs, latent.shape())
     }
 
-    /// Adds a step of the one-step sampler: the clean latent, computed from `latent`, the network's `prediction` and the
-    /// step's `coefficients`.
+    /// Adds a step of the one-step sampler: the clean latent, computed from `latent`, the network's `prediction` and
+    /// the step's `coefficients`.
     ///
-    /// The last argument is `(noise, kind)`. If `noise` is given, the result is the clean latent with that noise added, at the
-    /// level of the next step. `kind` says what the network predicts.
+    /// The last argument is `(noise, kind)`. If `noise` is given, the result is the clean latent with that noise added,
+    /// at the level of the next step. `kind` says what the network predicts.
     ///
     /// # Errors
     /// If the shapes do not match.
@@ -375,8 +379,8 @@ impl Graph {
         )
     }
 
-    /// Adds a conversion of a picture `[n, h, w, 3]` with values in [-1, 1] to RGBA pixels of four bytes, `[n, h, w]` of type
-    /// u32.
+    /// Adds a conversion of a picture `[n, h, w, 3]` with values in [-1, 1] to RGBA pixels of four bytes, `[n, h, w]`
+    /// of type u32.
     ///
     /// # Errors
     /// If `x` does not have four axes, or does not have three channels.

@@ -2,10 +2,11 @@
 //!
 //! There are two placements, for two kinds of device:
 //!
-//! * [`pack`] assigns offsets in one arena, for the CPU. Every network of the model gets exactly its lower bound, the most
-//!   bytes alive at any step.
-//! * [`Recording::arenas`](crate::Recording::arenas) assigns offsets in a few arenas, for a GPU. WebGPU tracks usage per
-//!   buffer: a dispatch must not read one range of a buffer and write another, unless all ranges are bound read-write.
+//! * [`pack`] assigns offsets in one arena, for the CPU. Every network of the model gets exactly its lower bound, the
+//!   most bytes alive at any step.
+//! * [`Recording::arenas`](crate::Recording::arenas) assigns offsets in a few arenas, for a GPU. WebGPU tracks usage
+//!   per buffer: a dispatch must not read one range of a buffer and write another, unless all ranges are bound
+//!   read-write.
 //!
 //! Three placements for GPUs were measured against the lower bound, at the native sizes of the presets in f32
 //! (`mobilediffusion plan`, `tests/plan.rs`):
@@ -16,9 +17,10 @@
 //! | one arena, bound read-write | 1.000 | 1.000 | 1.000 |
 //! | a few arenas, inputs and outputs of a step in different ones | 1.027 | 1.016 | 1.000 |
 //!
-//! With a single arena no kernel could bind its inputs read-only, so shader compilers could not rely on memory that does not
-//! change. A few arenas keep read-only bindings, and a replay takes the same time (see `benches/records/rejected.md`). Slots
-//! were measured before fusion existed; fusion leaves fewer tensors, of which more conflict with each other.
+//! With a single arena no kernel could bind its inputs read-only, so shader compilers could not rely on memory that
+//! does not change. A few arenas keep read-only bindings, and a replay takes the same time (see
+//! `benches/records/rejected.md`). Slots were measured before fusion existed; fusion leaves fewer tensors, of which
+//! more conflict with each other.
 
 mod arenas;
 mod pack;
@@ -26,8 +28,8 @@ mod pack;
 pub(crate) use arenas::{Alias, Arenas, arenas};
 pub use pack::{Packing, pack};
 
-/// Alignment of tensors in the arenas of a GPU, in bytes: the largest alignment of binding offsets that WebGPU allows an
-/// adapter to require.
+/// Alignment of tensors in the arenas of a GPU, in bytes: the largest alignment of binding offsets that WebGPU allows
+/// an adapter to require.
 pub const ARENA_ALIGNMENT: usize = 256;
 
 /// Whether tensors may share memory.

@@ -11,10 +11,11 @@ use std::fmt;
 
 /// Recorded graph: everything a [`Session`](crate::Session) needs to plan memory and to run.
 ///
-/// The *mask* of a step has one bit for every input that its result depends on. A run executes only the steps that depend on
-/// an input written since the last run: keys and values of a text are computed once per prompt, the time embedding once per
-/// timestep. A step that depends on an [`input_of_every_run`](Graph::input_of_every_run) has the bits of all inputs. A result
-/// that a later run still reads has to stay in memory between runs; lifetimes account for that.
+/// The *mask* of a step has one bit for every input that its result depends on. A run executes only the steps that
+/// depend on an input written since the last run: keys and values of a text are computed once per prompt, the time
+/// embedding once per timestep. A step that depends on an [`input_of_every_run`](Graph::input_of_every_run) has the
+/// bits of all inputs. A result that a later run still reads has to stay in memory between runs; lifetimes account for
+/// that.
 #[derive(Debug)]
 pub struct Recording {
     /// Steps in execution order.
@@ -67,8 +68,8 @@ impl Recording {
         Self { nodes, tensors, outputs, masks, fused, steps_alive }
     }
 
-    /// Returns number and lifetime of every planned tensor (inputs and results of steps), ordered by number. `bytes_of` gives
-    /// the size of a tensor on the device.
+    /// Returns number and lifetime of every planned tensor (inputs and results of steps), ordered by number. `bytes_of`
+    /// gives the size of a tensor on the device.
     pub fn lifetimes(&self, bytes_of: impl Fn(&TensorInfo) -> usize) -> Vec<(usize, Lifetime)> {
         let planned = self.steps_alive.iter().enumerate();
         let lifetime = |(tensor, alive): (usize, &Option<(usize, usize)>)| {
@@ -77,8 +78,8 @@ impl Recording {
         planned.filter_map(lifetime).collect()
     }
 
-    /// Places all planned tensors in one arena, as the CPU device does. Returns the offset of every tensor in bytes (`None` for
-    /// weights and constants) and the size of the arena.
+    /// Places all planned tensors in one arena, as the CPU device does. Returns the offset of every tensor in bytes
+    /// (`None` for weights and constants) and the size of the arena.
     pub fn packing(&self, bytes_of: impl Fn(&TensorInfo) -> usize, sharing: Sharing) -> (Vec<Option<usize>>, usize) {
         let (tensors, lifetimes): (Vec<usize>, Vec<Lifetime>) = self.lifetimes(bytes_of).into_iter().unzip();
         let packing = match sharing {
@@ -117,8 +118,8 @@ impl Recording {
         self.nodes.iter().zip(variants).enumerate().flat_map(of).collect()
     }
 
-    /// Returns the size of the buffer through which the stages of a step pass intermediate results: the largest that any step
-    /// needs, in bytes.
+    /// Returns the size of the buffer through which the stages of a step pass intermediate results: the largest that
+    /// any step needs, in bytes.
     pub(crate) fn shared_bytes(&self, stages: &[(usize, Stage)], storage: Storage) -> usize {
         let shared = stages.iter().filter_map(|(step, stage)| stage.shared(self.nodes[*step].operands.len()));
         shared.map(|operand| storage.tensor_bytes(operand.dtype, &operand.shape)).max().unwrap_or(0)
@@ -132,7 +133,8 @@ impl Recording {
             .fold(Cost::default(), |sum, cost| Cost { macs: sum.macs + cost.macs, flops: sum.flops + cost.flops })
     }
 
-    /// Plans memory for a device that stores tensors as `storage` and has no limit on buffer sizes, and returns the totals.
+    /// Plans memory for a device that stores tensors as `storage` and has no limit on buffer sizes, and returns the
+    /// totals.
     pub fn summary(&self, storage: Storage) -> PlanSummary {
         let bytes_of = |t: &TensorInfo| storage.tensor_bytes(t.dtype, &t.shape);
         let planned: Vec<Lifetime> = self.lifetimes(bytes_of).into_iter().map(|(_, lifetime)| lifetime).collect();
@@ -151,13 +153,14 @@ impl Recording {
 }
 
 impl Recording {
-    /// Returns the bytes of all weights as they are packed on a GPU that stores tensors as `storage`, each counted once.
+    /// Returns the bytes of all weights as they are packed on a GPU that stores tensors as `storage`, each counted
+    /// once.
     pub fn weight_bytes(&self, storage: Storage) -> usize {
         self.sum_over_weights(|o| storage.tensor_bytes(o.dtype, &o.layout.packed_shape(&o.shape)))
     }
 
-    /// Returns the bytes of all weights as they are packed on the CPU device, each counted once. `weights` is the type in which
-    /// weight matrices are stored.
+    /// Returns the bytes of all weights as they are packed on the CPU device, each counted once. `weights` is the type
+    /// in which weight matrices are stored.
     pub fn host_weight_bytes(&self, weights: WeightType) -> usize {
         self.sum_over_weights(|o| 4 * elements(&o.host_layout(weights).packed_shape(&o.shape)))
     }
@@ -181,10 +184,10 @@ impl Recording {
 
 /// Returns the first and last step at which each tensor's bytes have to be preserved; `None` for weights and constants.
 ///
-/// A tensor that is read only by steps with the mask of its writer is alive from the step that writes it to the last step
-/// that reads it. A tensor that is read by other steps or by the caller is *kept*: it is alive to the end, and also during
-/// every step that can run without the tensor being written again, that is, every step that depends on an input which the
-/// tensor does not depend on.
+/// A tensor that is read only by steps with the mask of its writer is alive from the step that writes it to the last
+/// step that reads it. A tensor that is read by other steps or by the caller is *kept*: it is alive to the end, and
+/// also during every step that can run without the tensor being written again, that is, every step that depends on an
+/// input which the tensor does not depend on.
 fn steps_alive(
     nodes: &[Node],
     tensors: &[TensorInfo],
@@ -260,8 +263,8 @@ impl fmt::Display for PlanSummary {
 }
 
 impl Recording {
-    /// Formats the recording with one line per step: number, kernel, variant (if `variants` are given), path, mask of inputs,
-    /// operands with their shapes, and fused operations.
+    /// Formats the recording with one line per step: number, kernel, variant (if `variants` are given), path, mask of
+    /// inputs, operands with their shapes, and fused operations.
     pub fn listing(&self, variants: Option<&[Variant]>) -> String {
         let mut text = String::new();
         for (step, node) in self.nodes.iter().enumerate() {

@@ -17,8 +17,9 @@ pub struct Rounding {
     pub shape: Shape,
     /// Bytes on the device.
     pub bytes: usize,
-    /// Largest absolute error within a row, relative to the largest magnitude in that row; the maximum over all rows. A row is
-    /// one index of the first axis, which is an output channel of a matrix. With 8-bit storage it is at most 1/254.
+    /// Largest absolute error within a row, relative to the largest magnitude in that row; the maximum over all rows. A
+    /// row is one index of the first axis, which is an output channel of a matrix. With 8-bit storage it is at most
+    /// 1/254.
     pub worst: f64,
     /// Sum of the squares of the values.
     pub(crate) squares: f64,

@@ -12,8 +12,8 @@ use mobilediffusion_kernels::kernel::elements;
 
 /// Recording that is ready to run on a device: memory is allocated, weights are loaded and all steps are bound.
 ///
-/// The usual order is [`write`](Self::write) for every input, [`run`](Self::run), then [`read`](Self::read) for the outputs.
-/// Inputs keep their values, so later runs write only what has changed.
+/// The usual order is [`write`](Self::write) for every input, [`run`](Self::run), then [`read`](Self::read) for the
+/// outputs. Inputs keep their values, so later runs write only what has changed.
 #[derive(Debug)]
 pub struct Session {
     recording: Recording,
@@ -24,8 +24,8 @@ pub struct Session {
     written: u64,
     /// Whether the steps that depend on no input have run.
     constants_done: bool,
-    /// Whether outputs cannot be read: there was no run, or the last one was stopped or failed and may have overwritten the
-    /// outputs of the runs before it.
+    /// Whether outputs cannot be read: there was no run, or the last one was stopped or failed and may have overwritten
+    /// the outputs of the runs before it.
     unfinished: bool,
 }
 
@@ -83,11 +83,11 @@ impl Memory {
 }
 
 impl Session {
-    /// Creates a session on the device of `weights`: loads the weights that are not there yet, allocates memory and, on a GPU,
-    /// compiles and binds every step.
+    /// Creates a session on the device of `weights`: loads the weights that are not there yet, allocates memory and, on
+    /// a GPU, compiles and binds every step.
     ///
-    /// `go_on` is called after each step with the number of steps that are ready and the number in all; the work stops when it
-    /// returns false.
+    /// `go_on` is called after each step with the number of steps that are ready and the number in all; the work stops
+    /// when it returns false.
     ///
     /// # Errors
     /// If a weight cannot be loaded, the device has no room or rejects a kernel, or `go_on` returned false.
@@ -173,8 +173,8 @@ impl Session {
         found.ok_or_else(|| self.unknown("output", name, outputs.iter().map(|(known, _)| known.as_str()).collect()))
     }
 
-    /// Writes the values of an input, row by row and without padding. For a u32 input, each value holds the bits of an integer;
-    /// see [`write_u32`](Self::write_u32).
+    /// Writes the values of an input, row by row and without padding. For a u32 input, each value holds the bits of an
+    /// integer; see [`write_u32`](Self::write_u32).
     ///
     /// # Errors
     /// If there is no such input, the number of values is wrong, or the device is lost.
@@ -197,12 +197,12 @@ impl Session {
         self.write(input, &values.iter().map(|v| f32::from_bits(*v)).collect::<Vec<_>>())
     }
 
-    /// Runs the steps that depend on an input written since the last complete run, and waits for the results. The first run
-    /// executes every step.
+    /// Runs the steps that depend on an input written since the last complete run, and waits for the results. The first
+    /// run executes every step.
     ///
-    /// `go_on` is called before each step on the CPU, and before each submission on a GPU, with the number of steps done and the
-    /// number of steps of this run. When it returns false the run stops. Outputs then cannot be read until a later run
-    /// completes, which executes the steps of the stopped run again.
+    /// `go_on` is called before each step on the CPU, and before each submission on a GPU, with the number of steps
+    /// done and the number of steps of this run. When it returns false the run stops. Outputs then cannot be read until
+    /// a later run completes, which executes the steps of the stopped run again.
     ///
     /// # Errors
     /// If an input was never written, the device is lost, or `go_on` returned false.
@@ -213,8 +213,8 @@ impl Session {
         Ok(())
     }
 
-    /// Runs as [`run`](Self::run) does, without blocking the thread while a GPU computes. The CPU device computes inside the
-    /// poll.
+    /// Runs as [`run`](Self::run) does, without blocking the thread while a GPU computes. The CPU device computes
+    /// inside the poll.
     ///
     /// # Errors
     /// If an input was never written, the device is lost, or `go_on` returned false.
@@ -226,12 +226,13 @@ impl Session {
         }
     }
 
-    /// Runs as [`run_async`](Self::run_async) does, but returns as soon as the last steps are submitted to a GPU. The device is
-    /// then not idle between consecutive runs. Whatever is written, run or read next takes effect after those steps.
+    /// Runs as [`run_async`](Self::run_async) does, but returns as soon as the last steps are submitted to a GPU. The
+    /// device is then not idle between consecutive runs. Whatever is written, run or read next takes effect after those
+    /// steps.
     ///
     /// # Errors
-    /// If an input was never written, the device is lost, or `go_on` returned false. If the device is lost during the last
-    /// steps, the next call returns the error.
+    /// If an input was never written, the device is lost, or `go_on` returned false. If the device is lost during the
+    /// last steps, the next call returns the error.
     pub async fn run_ahead(&mut self, go_on: &mut (dyn FnMut(usize, usize) -> bool + Send)) -> Result<(), GraphError> {
         let steps = self.begin()?;
         match &mut self.memory {
@@ -248,8 +249,8 @@ impl Session {
         self.written |= 1 << bit;
     }
 
-    /// Begins a run and returns its steps. All inputs have to be written: steps that depend on a missing one would be left out
-    /// silently.
+    /// Begins a run and returns its steps. All inputs have to be written: steps that depend on a missing one would be
+    /// left out silently.
     fn begin(&mut self) -> Result<Vec<usize>, GraphError> {
         let missing = |t: &&TensorInfo| matches!(t.origin, Origin::Input(bit) if self.written & (1 << bit) == 0);
         if let Some(input) = self.recording.tensors.iter().find(missing) {
@@ -266,8 +267,8 @@ impl Session {
 
     /// Runs as [`run`](Self::run) does, one step at a time, and returns number and duration in seconds of each step.
     ///
-    /// On a GPU the durations come from timestamps if the adapter supports them, otherwise from the wall clock, which includes
-    /// the round trip to the device.
+    /// On a GPU the durations come from timestamps if the adapter supports them, otherwise from the wall clock, which
+    /// includes the round trip to the device.
     ///
     /// # Errors
     /// If an input was never written, or the device is lost.
@@ -281,8 +282,8 @@ impl Session {
         Ok(steps.into_iter().zip(seconds).collect())
     }
 
-    /// Runs all steps on a GPU, and returns the seconds that the host spends encoding and submitting them. Returns `None` on the
-    /// CPU, where nothing is submitted. All inputs have to be written before.
+    /// Runs all steps on a GPU, and returns the seconds that the host spends encoding and submitting them. Returns
+    /// `None` on the CPU, where nothing is submitted. All inputs have to be written before.
     ///
     /// # Errors
     /// If the device is lost.
@@ -300,8 +301,8 @@ impl Session {
         (0..masks.len()).filter(|&step| due(masks[step])).collect()
     }
 
-    /// Returns the values of an output, row by row and without padding. For a u32 output, each value holds the bits of an
-    /// integer; see [`read_u32`](Self::read_u32).
+    /// Returns the values of an output, row by row and without padding. For a u32 output, each value holds the bits of
+    /// an integer; see [`read_u32`](Self::read_u32).
     ///
     /// # Errors
     /// If there is no such output, there was no run or the last one did not complete, or the device is lost.
@@ -333,8 +334,8 @@ impl Session {
     /// Copies an output to an input on the device, as a sampler does between two steps. The input counts as written.
     ///
     /// # Errors
-    /// If either name is unknown, the output has not been computed, the two differ in number of elements, channels or type, or
-    /// the device is lost.
+    /// If either name is unknown, the output has not been computed, the two differ in number of elements, channels or
+    /// type, or the device is lost.
     pub fn feed_back(&mut self, output: &str, input: &str) -> Result<(), GraphError> {
         let from = self.find_output(output)?;
         let (to, bit) = self.find_input(input)?;

@@ -44,8 +44,8 @@ pub trait WeightLoader {
 
     /// Returns the values of `name` with indices in `part`.
     ///
-    /// Large weights are brought to a device in parts, so that the host never holds a whole one. The default implementation
-    /// loads the whole weight and copies the part.
+    /// Large weights are brought to a device in parts, so that the host never holds a whole one. The default
+    /// implementation loads the whole weight and copies the part.
     ///
     /// # Errors
     /// If [`load`](Self::load) would fail.
@@ -62,8 +62,8 @@ pub trait WeightLoader {
 /// Approximate number of elements loaded at a time: all that the host holds of a weight besides what the device keeps.
 const CHUNK: usize = 1 << 20;
 
-/// Splits the first axis into ranges of rows that are loaded and packed together: one range for all rows if packing in this
-/// layout moves values between rows.
+/// Splits the first axis into ranges of rows that are loaded and packed together: one range for all rows if packing in
+/// this layout moves values between rows.
 fn chunks(shape: &[usize], layout: Layout) -> Vec<Range<usize>> {
     let rows = shape.first().copied().unwrap_or(1);
     let row = elements(shape) / rows.max(1);
@@ -74,8 +74,8 @@ fn chunks(shape: &[usize], layout: Layout) -> Vec<Range<usize>> {
     (0..rows).step_by(step).map(|first| first..(first + step).min(rows)).collect()
 }
 
-/// Returns the shape of a 1x1 convolution as a matrix, and other shapes as they are. Devices pad the last axis; of a 1x1
-/// convolution that has to be the input channels instead of the single tap.
+/// Returns the shape of a 1x1 convolution as a matrix, and other shapes as they are. Devices pad the last axis; of a
+/// 1x1 convolution that has to be the input channels instead of the single tap.
 fn matrix(shape: &[usize]) -> Shape {
     match *shape {
         [co, ci, 1, 1] => vec![co, ci],
@@ -94,8 +94,8 @@ pub(crate) enum Resident {
 
 /// Weights of a network on one device, shared by the sessions that use them.
 ///
-/// A weight is loaded when [`load`](Self::load) or a [`Session`](crate::Session) first needs it, and stays on the device
-/// until the `Weights` and all sessions that use it are dropped.
+/// A weight is loaded when [`load`](Self::load) or a [`Session`](crate::Session) first needs it, and stays on the
+/// device until the `Weights` and all sessions that use it are dropped.
 pub struct Weights {
     device: Device,
     loader: Box<dyn WeightLoader + Send>,
@@ -116,8 +116,8 @@ impl Weights {
         Self { device, loader, rounding: Storage::F32, resident: HashMap::new() }
     }
 
-    /// Makes the CPU device and the references round weights as a device that stores tensors as `storage` does. In a comparison
-    /// with that device, its rounding of weights then does not count as an error. Has no effect on a GPU.
+    /// Makes the CPU device and the references round weights as a device that stores tensors as `storage` does. In a
+    /// comparison with that device, its rounding of weights then does not count as an error. Has no effect on a GPU.
     pub fn rounded(self, storage: Storage) -> Self {
         Self { rounding: storage, ..self }
     }
@@ -138,8 +138,8 @@ impl Weights {
 
     /// Loads all weights of a recording that are not on the device yet.
     ///
-    /// `go_on` is called before each weight with the number of weights done and the number in all; loading stops when it
-    /// returns false.
+    /// `go_on` is called before each weight with the number of weights done and the number in all; loading stops when
+    /// it returns false.
     ///
     /// # Errors
     /// If the loader fails, the device has no room, or `go_on` returned false.
@@ -187,7 +187,8 @@ impl Weights {
         Ok(self.rounding.rounded(dtype, &source.selected_shape(), values))
     }
 
-    /// Loads the selected rows of a weight in chunks. Calls `take` with the packed shape of each chunk and its packed values.
+    /// Loads the selected rows of a weight in chunks. Calls `take` with the packed shape of each chunk and its packed
+    /// values.
     pub(crate) fn in_chunks(
         &self,
         (name, source): (&str, &WeightRows),

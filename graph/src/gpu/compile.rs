@@ -16,8 +16,8 @@ struct Module {
     bindings: Vec<Binding>,
 }
 
-/// Compiles the pipelines of all stages, each distinct module once, and passes them to `bind` with the number of the stage, in
-/// order. The first stage that fails ends the work, independently of the order in which the threads finish.
+/// Compiles the pipelines of all stages, each distinct module once, and passes them to `bind` with the number of the
+/// stage, in order. The first stage that fails ends the work, independently of the order in which the threads finish.
 ///
 /// # Errors
 /// If a module does not compile, or `bind` fails; the error is that of the first such stage.

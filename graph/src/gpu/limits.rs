@@ -6,7 +6,8 @@ use crate::record::Recording;
 use mobilediffusion_kernels::{Stage, Storage};
 use mobilediffusion_runtime::{Gpu, RuntimeError};
 
-/// Checks every stage against the limits of the adapter: number of workgroups, number of operands, and size of each operand.
+/// Checks every stage against the limits of the adapter: number of workgroups, number of operands, and size of each
+/// operand.
 pub(super) fn check(
     gpu: &Gpu,
     (recording, stages): (&Recording, &[(usize, Stage)]),

@@ -1,13 +1,13 @@
 //! Placement in a few arenas, for GPUs: a graph colouring that assigns arenas, then a packing of each arena.
 //!
-//! WebGPU tracks usage per buffer, so a step must not write to an arena that it reads. Tensors that a step reads and tensors
-//! that it writes *conflict*: their arenas, the colours, have to differ. An [`Alias`] is a pair of tensors of which the second
-//! may overwrite the first; if both are in the same arena, they are placed as one tensor.
+//! WebGPU tracks usage per buffer, so a step must not write to an arena that it reads. Tensors that a step reads and
+//! tensors that it writes *conflict*: their arenas, the colours, have to differ. An [`Alias`] is a pair of tensors of
+//! which the second may overwrite the first; if both are in the same arena, they are placed as one tensor.
 //!
-//! The search minimises the sum of the peaks of all arenas, where the peak of an arena is the most bytes alive in it at any
-//! step. A move takes a tensor to another arena and everything it conflicts with the other way (a Kempe chain), so every state
-//! of the search is a valid colouring. A move is accepted unless the sum grows by more than a threshold that falls to zero
-//! (threshold accepting). In the end [`pack`](super::pack) assigns offsets within each arena.
+//! The search minimises the sum of the peaks of all arenas, where the peak of an arena is the most bytes alive in it at
+//! any step. A move takes a tensor to another arena and everything it conflicts with the other way (a Kempe chain), so
+//! every state of the search is a valid colouring. A move is accepted unless the sum grows by more than a threshold
+//! that falls to zero (threshold accepting). In the end [`pack`](super::pack) assigns offsets within each arena.
 
 use super::pack::{Packing, Random, columns, pack_with};
 use super::{Lifetime, lower_bound};
@@ -24,8 +24,8 @@ pub(crate) struct Arenas {
     pub(crate) aliased: Vec<bool>,
 }
 
-/// Two tensors of equal size of which the second may overwrite the first: the step that writes the second is the last that
-/// reads the first.
+/// Two tensors of equal size of which the second may overwrite the first: the step that writes the second is the last
+/// that reads the first.
 pub(crate) type Alias = (usize, usize);
 
 impl Arenas {
@@ -41,17 +41,17 @@ const COUNTS: Range<usize> = 2..6;
 const RETRIES: usize = 200;
 /// Number of moves of one search.
 const MOVES: usize = 30_000;
-/// Initial thresholds of the search, as the divisor `d` of an accepted growth of `1 / d`. Some plans need the one, some the
-/// other.
+/// Initial thresholds of the search, as the divisor `d` of an accepted growth of `1 / d`. Some plans need the one, some
+/// the other.
 const THRESHOLDS: [usize; 2] = [50, 25];
 /// Number of elementary operations of one packing.
 const WORK: usize = 3_000_000;
 
 /// Places tensors in arenas of at most `limit` bytes each.
 ///
-/// Tensors that are alive at the same step never share a byte, except for those of an alias, and the tensors of a pair in
-/// `conflicts` never share an arena. No pair may be in both `conflicts` and `aliases`. Returns `None` if no placement was
-/// found. The result is deterministic.
+/// Tensors that are alive at the same step never share a byte, except for those of an alias, and the tensors of a pair
+/// in `conflicts` never share an arena. No pair may be in both `conflicts` and `aliases`. Returns `None` if no
+/// placement was found. The result is deterministic.
 pub(crate) fn arenas(
     lifetimes: &[Lifetime],
     conflicts: &[(usize, usize)],
@@ -142,8 +142,8 @@ impl<'a> Problem<'a> {
         Self { sizes, columns, width, conflicts, aliases, aliases_of, order, orders, limit, enough }
     }
 
-    /// Returns the best colourings found with `count` arenas, one for each initial colouring and threshold. Where one start
-    /// gets stuck, another often succeeds.
+    /// Returns the best colourings found with `count` arenas, one for each initial colouring and threshold. Where one
+    /// start gets stuck, another often succeeds.
     fn search(&self, count: usize) -> Vec<Colouring> {
         let begun = std::iter::once(&self.order).chain(&self.orders).filter_map(|order| self.greedy(count, order));
         let mut begun: Vec<Colouring> = begun.collect();
@@ -169,8 +169,8 @@ impl<'a> Problem<'a> {
         found
     }
 
-    /// Improves a colouring by random moves and returns the best one seen. `threshold` is the divisor of the growth that is
-    /// accepted at first.
+    /// Improves a colouring by random moves and returns the best one seen. `threshold` is the divisor of the growth
+    /// that is accepted at first.
     fn improve(&self, mut now: Colouring, count: usize, threshold: usize) -> Colouring {
         let mut best = now.clone();
         let mut random = Random::new(count as u64);
@@ -199,8 +199,8 @@ impl<'a> Problem<'a> {
         best
     }
 
-    /// Assigns tensors in the given order, each to the arena whose peak grows least; ties go to the arena with the largest load
-    /// during the tensor's lifetime. Returns `None` if a tensor conflicts with every arena.
+    /// Assigns tensors in the given order, each to the arena whose peak grows least; ties go to the arena with the
+    /// largest load during the tensor's lifetime. Returns `None` if a tensor conflicts with every arena.
     fn greedy(&self, count: usize, order: &[usize]) -> Option<Colouring> {
         let none = usize::MAX;
         let mut made = Colouring {
@@ -229,8 +229,8 @@ impl<'a> Problem<'a> {
         self.conflicts[tensor].iter().all(|&other| colouring.arena[other] != arena)
     }
 
-    /// Moves all tensors that conflict with this one out of some arena, and returns that arena; `None` if no arena can be
-    /// freed.
+    /// Moves all tensors that conflict with this one out of some arena, and returns that arena; `None` if no arena can
+    /// be freed.
     fn make_room(&self, colouring: &mut Colouring, tensor: usize) -> Option<usize> {
         let count = colouring.loads.len();
         for (from, to) in (0..count).flat_map(|from| (0..count).map(move |to| (from, to))).filter(|(a, b)| a != b) {
@@ -250,8 +250,8 @@ impl<'a> Problem<'a> {
         colouring.loads[arena][self.columns[tensor].clone()].iter().copied().max().unwrap_or(0)
     }
 
-    /// Returns the Kempe chain of the tensors in `chain`: these and all tensors of the two arenas that have to be exchanged
-    /// with them.
+    /// Returns the Kempe chain of the tensors in `chain`: these and all tensors of the two arenas that have to be
+    /// exchanged with them.
     fn chain(&self, colouring: &Colouring, mut chain: Vec<usize>, (from, to): (usize, usize)) -> Vec<usize> {
         let mut next = 0;
         while next < chain.len() {
@@ -266,7 +266,8 @@ impl<'a> Problem<'a> {
         chain
     }
 
-    /// If the tensors of an alias share an arena, counts them once at the step where both are alive (`once`), or twice again.
+    /// If the tensors of an alias share an arena, counts them once at the step where both are alive (`once`), or twice
+    /// again.
     fn share(&self, colouring: &mut Colouring, alias: usize, once: bool) {
         let (first, second) = self.aliases[alias];
         let arena = colouring.arena[first];
@@ -310,12 +311,13 @@ impl Colouring {
         self.peaks.iter().sum()
     }
 
-    /// Assigns offsets within each arena. Aliased tensors in one arena form a chain, which is placed as its first tensor, the
-    /// root, with a longer lifetime.
+    /// Assigns offsets within each arena. Aliased tensors in one arena form a chain, which is placed as its first
+    /// tensor, the root, with a longer lifetime.
     fn pack(&self, lifetimes: &[Lifetime], aliases: &[Alias]) -> Arenas {
         let aliased: Vec<bool> =
             aliases.iter().map(|&(first, second)| self.arena[first] == self.arena[second]).collect();
-        // Aliases are in the order of their steps, so the root of the first tensor is final when the second refers to it.
+        // Aliases are in the order of their steps, so the root of the first tensor is final when the second refers to
+        // it.
         let mut root: Vec<usize> = (0..lifetimes.len()).collect();
         let mut lives = lifetimes.to_vec();
         for (&(first, second), _) in aliases.iter().zip(&aliased).filter(|(_, aliased)| **aliased) {

@@ -1,10 +1,10 @@
 //! Packing of tensors into one arena: a skyline heuristic that is repeated with adapted priorities.
 //!
-//! The arena is a strip whose width is time and whose height is memory. Tensors are rectangles of fixed columns. An attempt
-//! places tensors one by one on top of those already placed, always choosing one that no remaining tensor could fit under. It
-//! fails as soon as some tensor cannot stay below the best total so far. That tensor gets a higher priority in the following
-//! attempts ("squeaky wheel" optimisation). There is no dependence on a clock or on global state: the same lifetimes always
-//! get the same offsets.
+//! The arena is a strip whose width is time and whose height is memory. Tensors are rectangles of fixed columns. An
+//! attempt places tensors one by one on top of those already placed, always choosing one that no remaining tensor could
+//! fit under. It fails as soon as some tensor cannot stay below the best total so far. That tensor gets a higher
+//! priority in the following attempts ("squeaky wheel" optimisation). There is no dependence on a clock or on global
+//! state: the same lifetimes always get the same offsets.
 
 use super::{Lifetime, lower_bound};
 use std::ops::Range;
@@ -23,7 +23,8 @@ const ATTEMPTS: usize = 12_000;
 /// Largest number of elementary operations: under a second for any plan.
 const WORK: usize = 450_000_000;
 
-/// Weights of the terms in a tensor's priority; see [`Strip::priority`]. Lengths and sizes are relative to the whole strip.
+/// Weights of the terms in a tensor's priority; see [`Strip::priority`]. Lengths and sizes are relative to the whole
+/// strip.
 #[derive(Clone, Copy)]
 struct Preference {
     /// Weight of the height that the fullest column of the tensor would reach if no more memory were wasted.
@@ -88,8 +89,8 @@ pub(super) fn pack_with(lifetimes: &[Lifetime], effort: usize) -> Packing {
     best
 }
 
-/// Returns the range of columns of each tensor, and the number of columns. A column is a step at which some lifetime begins;
-/// the number of bytes alive has its maxima at these steps, so others need not be looked at.
+/// Returns the range of columns of each tensor, and the number of columns. A column is a step at which some lifetime
+/// begins; the number of bytes alive has its maxima at these steps, so others need not be looked at.
 pub(super) fn columns(lifetimes: &[Lifetime]) -> (Vec<Range<usize>>, usize) {
     let mut starts: Vec<usize> = lifetimes.iter().map(|l| l.first).collect();
     starts.sort_unstable();
@@ -138,8 +139,8 @@ impl Strip {
         }
     }
 
-    /// Places every tensor below `limit`; the error is a tensor that did not fit. Adds the number of elementary operations to
-    /// `work`.
+    /// Places every tensor below `limit`; the error is a tensor that did not fit. Adds the number of elementary
+    /// operations to `work`.
     fn attempt(
         &self,
         preference: Preference,
@@ -157,8 +158,8 @@ impl Strip {
         let mut stale = vec![false; count];
         let mut packing = Packing { offsets: vec![0; count], total: 0 };
         while !waiting.is_empty() {
-            // The tensor with the lowest top could still fit under any tensor that begins at or above that top, so those are
-            // not candidates.
+            // The tensor with the lowest top could still fit under any tensor that begins at or above that top, so
+            // those are not candidates.
             let top = waiting.iter().map(|w| w.low + self.sizes[w.tensor]).min().unwrap_or(0);
             *work += 2 * waiting.len();
             let (mut chosen, mut highest) = (0, f64::NEG_INFINITY);
