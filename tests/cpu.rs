@@ -2,16 +2,16 @@
 
 use mobilediffusion_kernels::draw::Draw;
 use mobilediffusion_kernels::kernel::has_weights;
-use mobilediffusion_kernels::runner::{self, Target, stored, target_tolerance};
+use mobilediffusion_kernels::runner::{self, Device, device_tolerance, stored};
 use mobilediffusion_kernels::{Case, FAMILIES, WeightType, check};
 use mobilediffusion_tests::{judge, random};
 use std::sync::LazyLock;
 
-const TARGETS: [Target<'_>; 2] = [Target::CPU, Target::Cpu(WeightType::Int8)];
+const DEVICES: [&Device; 2] = [&Device::CPU, &Device::Cpu(WeightType::Int8)];
 
-/// Returns whether a case runs on `target` exactly as on an earlier target: int8 weights, and a kernel without weights.
-fn is_known(target: Target<'_>, case: &Case) -> bool {
-    matches!(target, Target::Cpu(WeightType::Int8)) && !has_weights(case.kernel.as_ref())
+/// Returns whether a case runs on `device` exactly as on an earlier device: int8 weights, and a kernel without weights.
+fn is_known(device: &Device, case: &Case) -> bool {
+    matches!(device, Device::Cpu(WeightType::Int8)) && !has_weights(case.kernel.as_ref())
 }
 
 /// Pool of one thread, to check that results do not depend on the number of threads.
@@ -19,25 +19,25 @@ static ALONE: LazyLock<rayon::ThreadPool> =
     LazyLock::new(|| rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a thread can be had"));
 
 /// Checks the result of the CPU form, and that one thread gives the same bits as all of them.
-fn passes(target: Target<'_>, case: &Case, seed: u64) -> Result<(), String> {
+fn passes(device: &Device, case: &Case, seed: u64) -> Result<(), String> {
     let kernel = case.kernel.as_ref();
-    let inputs = stored(kernel, target.storage(), check::inputs(case, seed));
-    let run = || runner::run(target, kernel, &inputs).map_err(|error| error.to_string());
+    let inputs = stored(kernel, device.storage(), check::inputs(case, seed));
+    let run = || runner::run(device, kernel, &inputs).map_err(|error| error.to_string());
     let outputs = run()?;
     let bits = |outputs: &[Vec<f32>]| outputs.iter().flatten().map(|v| v.to_bits()).collect::<Vec<_>>();
     if bits(&outputs) != bits(&ALONE.install(run)?) {
         return Err(format!("{kernel:?} gives other bits the second time"));
     }
-    judge(case, seed, &inputs, &outputs, target_tolerance(case, target)).map(|_| ())
+    judge(case, seed, &inputs, &outputs, device_tolerance(case, device)).map(|_| ())
 }
 
 #[test]
 fn every_cpu_form_agrees_with_its_reference() {
     let mut failures = Vec::new();
-    for target in TARGETS {
+    for device in DEVICES {
         for family in FAMILIES {
-            let numbered = (1..).zip((family.cases)()).filter(|(_, case)| !is_known(target, case));
-            failures.extend(numbered.filter_map(|(seed, case)| passes(target, &case, seed).err()));
+            let numbered = (1..).zip((family.cases)()).filter(|(_, case)| !is_known(device, case));
+            failures.extend(numbered.filter_map(|(seed, case)| passes(device, &case, seed).err()));
         }
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
@@ -45,10 +45,10 @@ fn every_cpu_form_agrees_with_its_reference() {
 
 #[test]
 fn every_cpu_form_agrees_with_its_reference_on_random_problems() {
-    for target in TARGETS {
-        let check = |case: &Case, seed, _: &mut Draw<'_>| match is_known(target, case) {
+    for device in DEVICES {
+        let check = |case: &Case, seed, _: &mut Draw<'_>| match is_known(device, case) {
             true => Ok(()),
-            false => passes(target, case, seed),
+            false => passes(device, case, seed),
         };
         let failures: Vec<String> =
             FAMILIES.iter().filter_map(|family| random::problems(family, 200, check).err()).collect();

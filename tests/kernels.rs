@@ -9,7 +9,7 @@ mod stand_in;
 
 use mobilediffusion_kernels::casefile::CaseFile;
 use mobilediffusion_kernels::kernel::has_weights;
-use mobilediffusion_kernels::runner::{self, Target, check_file, variant_tolerance};
+use mobilediffusion_kernels::runner::{self, Device, check_file, variant_tolerance};
 use mobilediffusion_kernels::variant::{self, Machine, MatrixUnit};
 use mobilediffusion_kernels::{Case, FAMILIES, Family, FloatType, Kernel, Storage, Variant, WeightType, check};
 use mobilediffusion_runtime::{AdapterKind, Gpu, MatrixShape, MatrixType};
@@ -271,7 +271,7 @@ fn onnx(storage: Storage) -> Test {
         let paths = fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>()?;
         let mut failures = Vec::new();
         for path in paths.iter().filter(|path| path.extension().is_some_and(|ending| ending == "safetensors")) {
-            let verdict = check_file(Target::Gpu(&gpu, storage), &CaseFile::read(path)?)?;
+            let verdict = check_file(&Device::Gpu(Arc::clone(&gpu), storage), &CaseFile::read(path)?)?;
             failures.extend(verdict.failure.map(|why| format!("{}: {why}", path.display())));
         }
         if failures.is_empty() { Ok(()) } else { Err(failures.join("\n").into()) }

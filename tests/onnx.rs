@@ -2,7 +2,7 @@
 //! the format.
 
 use mobilediffusion_kernels::casefile::CaseFile;
-use mobilediffusion_kernels::runner::{self, Target};
+use mobilediffusion_kernels::runner::{self, Device};
 use mobilediffusion_kernels::{FAMILIES, check};
 use proptest::prelude::*;
 use safetensors::tensor::TensorView;
@@ -55,7 +55,7 @@ fn onnx_agrees_with_references_and_cpu_forms() {
             path.display()
         );
         let reference = runner::judge(kernel, &truth, &file.expected_f64(), tolerance);
-        let cpu = runner::check_file(Target::CPU, &file).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let cpu = runner::check_file(&Device::CPU, &file).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         for (form, verdict) in [("reference", reference), ("CPU form", cpu)] {
             failures.extend(verdict.failure.map(|why| format!("{}: {form}: {why}", path.display())));
         }
@@ -77,7 +77,7 @@ fn every_case_survives_a_round_trip_through_a_file() {
     for family in FAMILIES {
         for (seed, case) in (1..).zip((family.cases)()) {
             let inputs = check::inputs(&case, seed);
-            let expected = runner::run(Target::CPU, case.kernel.as_ref(), &inputs).expect("the CPU form runs");
+            let expected = runner::run(&Device::CPU, case.kernel.as_ref(), &inputs).expect("the CPU form runs");
             let tolerance = case.exact.then_some(mobilediffusion_kernels::Tolerance::EXACT);
             let file = CaseFile { case, inputs, expected, tolerance };
             file.write(&path).unwrap_or_else(|error| panic!("{error}"));
@@ -205,7 +205,7 @@ fn halves_and_integers_are_read() {
     for (dtype, ids) in [(Dtype::I64, wide), (Dtype::I32, narrow.clone()), (Dtype::U32, narrow)] {
         let file = file(dtype, ids).unwrap_or_else(|error| panic!("{error}"));
         assert_eq!(file.inputs[1], [2.0, 0.5], "bfloat16");
-        let verdict = runner::check_file(Target::CPU, &file).expect("the CPU form runs");
+        let verdict = runner::check_file(&Device::CPU, &file).expect("the CPU form runs");
         assert_eq!(verdict.failure, None, "{dtype}");
     }
     let negative: Vec<u8> = [0_i64, -1].into_iter().flat_map(i64::to_le_bytes).collect();
@@ -306,7 +306,7 @@ fn the_example_of_the_page_is_a_case_in_ten_lines() {
     for (name, operand) in runner::split(kernel.as_ref()).0.iter().map(|o| (o.name, o)) {
         assert_eq!(example.contains(&format!("\"{name}\": ")), operand.present, "`{name}` of the example");
     }
-    let verdict = runner::check_file(Target::CPU, &file).expect("the CPU form runs");
+    let verdict = runner::check_file(&Device::CPU, &file).expect("the CPU form runs");
     assert_eq!(verdict.failure, None, "PyTorch's answer is another");
 }
 

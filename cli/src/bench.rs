@@ -13,13 +13,12 @@ mod tune;
 
 use crate::Failure;
 use crate::args::{Floats, WeightsDtype, device};
-use crate::check::{open, target};
+use crate::check::{device, open};
 use crate::graphs::Network;
 use crate::terminal::{note, result};
 use measure::Measured;
-use mobilediffusion_graph::Device;
 use mobilediffusion_kernels::kernel::bytes_moved;
-use mobilediffusion_kernels::runner::{Target, check_case};
+use mobilediffusion_kernels::runner::{Device, check_case};
 use mobilediffusion_kernels::{Case, FAMILIES, Family, WeightType, family, sample};
 use mobilediffusion_model::DeviceChoice;
 use mobilediffusion_runtime::{AdapterKind, Timer};
@@ -119,11 +118,11 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let gpu = open(&args.device)?.map(Arc::new);
     let dtype = args.dtype.unwrap_or_else(|| gpu.as_deref().map_or(Floats::F32, Floats::default_of));
     let args = &Args { dtype: Some(dtype), ..args.clone() };
-    let target = target(gpu.as_deref(), dtype, args.weights_dtype)?;
+    let device = device(gpu.as_ref(), dtype, args.weights_dtype)?;
     let timer = gpu.as_ref().map(|gpu| Timer::new(gpu)).transpose()?;
     let software = gpu.as_ref().is_some_and(|gpu| gpu.adapter().kind == AdapterKind::Software);
     let effort = Effort::new(args.quick, software);
-    let machine = machine::describe(target, timer.as_ref());
+    let machine = machine::describe(&device, timer.as_ref());
     for (name, text) in &machine {
         result(&format!("{name}: {text}"))?;
     }
@@ -135,7 +134,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         note("note: this is a software adapter: it computes on the CPU, so large shapes are left out");
     }
     if args.tune {
-        let (Target::Gpu(gpu, storage), Some(timer)) = (target, &timer) else {
+        let (&Device::Gpu(ref gpu, storage), Some(timer)) = (&device, &timer) else {
             return Err("--tune: expected a GPU, found the CPU, on which kernels have no variants".into());
         };
         let device = tune::Device { gpu, storage, timer, effort };
@@ -145,16 +144,12 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         return if failed == 0 { Ok(()) } else { Err(format!("{failed} variants failed, see the notes above").into()) };
     }
     if let Some(network) = args.plan {
-        let device = match (&gpu, target) {
-            (Some(gpu), Target::Gpu(_, storage)) => Device::Gpu(Arc::clone(gpu), storage),
-            _ => Device::Cpu(args.weights_dtype.into()),
-        };
         let runs = if args.quick { 1 } else { 20 };
         let subject = plan::Subject { network, networks: &args.networks, guidance: args.guidance, runs };
         let measured = plan::run(subject, &device, &time_left)?;
         return write_json(args, machine, json!({ "plan": measured }));
     }
-    let (measured, wrong) = kernels(args, (target, timer.as_ref()), effort, until)?;
+    let (measured, wrong) = kernels(args, (&device, timer.as_ref()), effort, until)?;
     let all = json!({ "peaks": measured.peaks.json(), "shapes": measured.rows,
         "left_out": { "no_room": measured.no_room, "too_long": measured.too_long, "too_late": measured.too_late } });
     write_json(args, machine, all)?;
@@ -176,12 +171,12 @@ struct Kernels {
 /// Checks and times the kernels. Returns the measurements and a description of every wrong result.
 fn kernels(
     args: &Args,
-    (target, timer): (Target<'_>, Option<&Timer>),
+    (device, timer): (&Device, Option<&Timer>),
     effort: Effort,
     until: Option<Instant>,
 ) -> Result<(Kernels, Vec<String>), Failure> {
     let left = || until.map(|until| until.saturating_duration_since(Instant::now()));
-    let peaks = Peaks::measure(target, timer, effort)?;
+    let peaks = Peaks::measure(device, timer, effort)?;
     result(&peaks.to_string())?;
     result(&heading())?;
     let (mut all, mut wrong) = (Kernels { peaks, rows: Vec::new(), no_room: 0, too_long: 0, too_late: 0 }, Vec::new());
@@ -189,7 +184,7 @@ fn kernels(
     let mut shapes_left = families.iter().map(|(_, cases)| cases.len()).sum::<usize>();
     for (family, cases) in families {
         if left().is_none_or(|left| !left.is_zero()) {
-            wrong.extend(check_cpu_form(family, target.storage().weights));
+            wrong.extend(check_cpu_form(family, device.storage().weights));
         }
         for case in cases {
             let share = left().map(|left| left.div_f64(shapes_left as f64));
@@ -202,7 +197,7 @@ fn kernels(
                 all.too_long += 1;
                 continue;
             }
-            let measured = match measure::shape(target, timer, &case, effort.within(share)) {
+            let measured = match measure::shape(device, timer, &case, effort.within(share)) {
                 Ok(measured) => measured,
                 // Other shapes may still fit into the device's memory.
                 Err(error) if measure::is_too_large(error.as_ref()) => {
@@ -211,13 +206,13 @@ fn kernels(
                     continue;
                 }
                 // A lost device ends the run; any other error concerns this shape alone.
-                Err(error) if matches!(target, Target::Gpu(gpu, _) if gpu.wait().is_err()) => return Err(error),
+                Err(error) if matches!(device, Device::Gpu(gpu, _) if gpu.wait().is_err()) => return Err(error),
                 Err(error) => {
                     wrong.push(format!("{} {}: {error}", family.name, sample::text(case.kernel.as_ref())));
                     continue;
                 }
             };
-            let row = Row::new(&case, &measured, &all.peaks, target);
+            let row = Row::new(&case, &measured, &all.peaks, device);
             result(&row.line())?;
             all.rows.push(row.json());
             wrong.extend(measured.wrong);
@@ -263,7 +258,7 @@ fn write_json(args: &Args, machine: Vec<(&'static str, String)>, mut all: Value)
 
 /// Checks the CPU form against its reference on the family's built-in cases. Returns the first failure.
 fn check_cpu_form(family: &Family, weights: WeightType) -> Option<String> {
-    let verdict = |(seed, case): (u64, Case)| match check_case(Target::Cpu(weights), &case, seed) {
+    let verdict = |(seed, case): (u64, Case)| match check_case(&Device::Cpu(weights), &case, seed) {
         Ok(verdict) => verdict.failure.map(|failure| format!("{:?} {failure}", case.kernel)),
         Err(error) => Some(error.to_string()),
     };
@@ -305,13 +300,13 @@ struct Row {
 }
 
 impl Row {
-    fn new(case: &Case, measured: &Measured, peaks: &Peaks, target: Target<'_>) -> Self {
+    fn new(case: &Case, measured: &Measured, peaks: &Peaks, device: &Device) -> Self {
         let kernel = case.kernel.as_ref();
         let seconds = &measured.seconds;
         let at = |part: usize| seconds[(seconds.len() * part / 100).min(seconds.len() - 1)];
         // A pass shorter than the clock's tick counts as one nanosecond.
         let median = at(50).max(1e-9);
-        let moved = bytes_moved(kernel, target.storage());
+        let moved = bytes_moved(kernel, device.storage());
         let (flops, bytes) = (kernel.cost().flops as f64 / median, moved as f64 / median);
         let by_matrices = measured.variant.is_some_and(|variant| variant.needs.matrix.is_some());
         let peak = peaks.matrix_flops.filter(|_| by_matrices).unwrap_or(peaks.flops);

@@ -4,9 +4,9 @@ use crate::Failure;
 use crate::args::{Check, Floats, WeightsDtype};
 use crate::graphs::{Network, borrowed, inputs};
 use crate::terminal::{each_with_bar, note, one_line, result};
-use mobilediffusion_graph::{Against, Device, Weights, compare};
+use mobilediffusion_graph::{Against, Weights, compare};
 use mobilediffusion_kernels::casefile::CaseFile;
-use mobilediffusion_kernels::runner::{RunError, Target, Verdict, check_case, check_file, check_variants, split};
+use mobilediffusion_kernels::runner::{Device, RunError, Verdict, check_case, check_file, check_variants, split};
 use mobilediffusion_kernels::variant::runnable;
 use mobilediffusion_kernels::{Case, FAMILIES, Family, FloatType, Kernel, Operand, Storage, Tolerance, Variant, wgsl};
 use mobilediffusion_model::networks::Shape;
@@ -18,21 +18,19 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub(crate) fn run(args: &Check) -> Result<(), Failure> {
-    let gpu = open(&args.device)?;
-    let target = target(gpu.as_ref(), args.dtype, args.weights_dtype)?;
+    let gpu = open(&args.device)?.map(Arc::new);
+    let device = device(gpu.as_ref(), args.dtype, args.weights_dtype)?;
     match &gpu {
-        None => note(&format!("device: CPU, {}", target.storage())),
-        Some(gpu) => note(&format!("device: {}, {}", gpu.adapter(), target.storage())),
+        None => note(&format!("device: CPU, {}", device.storage())),
+        Some(gpu) => note(&format!("device: {}, {}", gpu.adapter(), device.storage())),
     }
     if let Some(network) = args.plan {
-        let storage = target.storage();
-        let device = gpu.map_or(Device::Cpu(storage.weights), |gpu| Device::Gpu(Arc::new(gpu), storage));
         return plan(args, network, device);
     }
     result(&format!("{:6} {:18} {:>9} {:>9} {:>17}  case", "", "kernel", "max abs", "rel L2", "tolerance"))?;
     let mut tally = Tally::default();
     if args.paths.is_empty() {
-        let checked = gpu.as_ref().map(open_checked).transpose()?;
+        let checked = gpu.as_deref().map(open_checked).transpose()?.map(Arc::new);
         let both = gpu.as_ref().zip(checked.as_ref());
         let wanted = |family: &&Family| args.kernels.is_empty() || args.kernels.iter().any(|name| name == family.name);
         let families: Vec<&Family> = FAMILIES.iter().filter(wanted).collect();
@@ -40,10 +38,10 @@ pub(crate) fn run(args: &Check) -> Result<(), Failure> {
             let cases = (family.cases)();
             if let Some((trusted, watched)) = both.filter(|_| args.every_variant) {
                 let title = format!("[{number}/{}] compiling {}", families.len(), family.name);
-                compile_variants(&title, [trusted, watched], target.storage(), &cases);
+                compile_variants(&title, [trusted, watched], device.storage(), &cases);
             }
             for (seed, case) in (1..).zip(cases) {
-                for (variant, verdict) in verdicts(both, target, &case, seed, args.every_variant) {
+                for (variant, verdict) in verdicts(both, &device, &case, seed, args.every_variant) {
                     tally.row(case.kernel.as_ref(), verdict, &variant)?;
                 }
             }
@@ -51,7 +49,7 @@ pub(crate) fn run(args: &Check) -> Result<(), Failure> {
     }
     for path in &args.paths {
         match case_files(path) {
-            Ok(files) => files.iter().try_for_each(|file| tally.file(target, file))?,
+            Ok(files) => files.iter().try_for_each(|file| tally.file(&device, file))?,
             Err(why) => tally.error(&format!("{}: {why}", path.display()))?,
         }
     }
@@ -85,19 +83,19 @@ fn compile_variants(title: &str, gpus: [&Gpu; 2], storage: Storage, cases: &[Cas
 /// every variant, each with its label. Of `both` devices the first trusts shaders and the second checks them as they
 /// run. The second runs only if all verdicts of the first are good, and its verdicts are the ones returned.
 fn verdicts(
-    both: Option<(&Gpu, &Gpu)>,
-    target: Target<'_>,
+    both: Option<(&Arc<Gpu>, &Arc<Gpu>)>,
+    device: &Device,
     case: &Case,
     seed: u64,
     every_variant: bool,
 ) -> Vec<(String, Result<Verdict, RunError>)> {
-    let Some((trusted, watched)) = both else { return vec![(String::new(), check_case(target, case, seed))] };
-    let on = |gpu| {
+    let Some((trusted, watched)) = both else { return vec![(String::new(), check_case(device, case, seed))] };
+    let on = |gpu: &Arc<Gpu>| {
         if every_variant {
-            let each = check_variants((gpu, target.storage()), case, seed).into_iter();
+            let each = check_variants((gpu, device.storage()), case, seed).into_iter();
             return each.map(|(variant, verdict)| (label(&variant), verdict)).collect();
         }
-        vec![(String::new(), check_case(Target::Gpu(gpu, target.storage()), case, seed))]
+        vec![(String::new(), check_case(&Device::Gpu(Arc::clone(gpu), device.storage()), case, seed))]
     };
     let mut rows: Vec<_> = on(trusted);
     if rows.iter().all(|(_, verdict)| verdict.as_ref().is_ok_and(|verdict| verdict.failure.is_none())) {
@@ -159,12 +157,12 @@ fn open_checked(gpu: &Gpu) -> Result<Gpu, RuntimeError> {
 ///
 /// # Errors
 /// If the CPU was to store floats in f16, with the message that `generate` has for it.
-pub(crate) fn target(gpu: Option<&Gpu>, floats: Floats, weights: WeightsDtype) -> Result<Target<'_>, ModelError> {
+pub(crate) fn device(gpu: Option<&Arc<Gpu>>, floats: Floats, weights: WeightsDtype) -> Result<Device, ModelError> {
     let Some(gpu) = gpu else {
         Options { floats: floats.into(), ..Options::default() }.check_cpu()?;
-        return Ok(Target::Cpu(weights.into()));
+        return Ok(Device::Cpu(weights.into()));
     };
-    Ok(Target::Gpu(gpu, floats.storage(gpu).with_weights(weights.into())))
+    Ok(Device::Gpu(Arc::clone(gpu), floats.storage(gpu).with_weights(weights.into())))
 }
 
 impl Floats {
@@ -222,11 +220,11 @@ struct Tally {
 
 impl Tally {
     /// Runs a case file and prints its row.
-    fn file(&mut self, target: Target<'_>, path: &Path) -> Result<(), Failure> {
+    fn file(&mut self, device: &Device, path: &Path) -> Result<(), Failure> {
         match CaseFile::read(path) {
             Ok(file) => {
                 let label = format!("{}: ", path.display());
-                self.row(file.case.kernel.as_ref(), check_file(target, &file), &label)
+                self.row(file.case.kernel.as_ref(), check_file(device, &file), &label)
             }
             Err(error) => self.error(&error.to_string()),
         }

@@ -6,9 +6,10 @@ use crate::plan::Sharing;
 use crate::record::Recording;
 use crate::reference::ReferenceMemory;
 use crate::run::Memory;
-use crate::weights::{Device, Weights};
+use crate::weights::Weights;
 use mobilediffusion_kernels::check::{self, Mismatch};
 use mobilediffusion_kernels::kernel::elements;
+use mobilediffusion_kernels::runner::Device;
 use mobilediffusion_kernels::{Access, DType, FloatType, Tolerance};
 use std::fmt;
 

@@ -6,9 +6,10 @@ use crate::gpu::GpuMemory;
 use crate::graph::{Origin, TensorInfo};
 use crate::plan::Sharing;
 use crate::record::Recording;
-use crate::weights::{Device, Weights};
+use crate::weights::Weights;
 use mobilediffusion_kernels::Variant;
 use mobilediffusion_kernels::kernel::elements;
+use mobilediffusion_kernels::runner::Device;
 
 /// Recording that is ready to run on a device: memory is allocated, weights are loaded and all steps are bound.
 ///

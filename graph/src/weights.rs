@@ -5,34 +5,13 @@ use crate::graph::{Origin, WeightRows};
 use crate::record::Recording;
 use mobilediffusion_kernels::kernel::{Shape, elements};
 use mobilediffusion_kernels::panels::Aligned;
+use mobilediffusion_kernels::runner::Device;
 use mobilediffusion_kernels::{DType, Layout, Operand, Storage, WeightType};
 use mobilediffusion_runtime::{Bound, Buffer, Gpu, Role};
 use std::collections::HashMap;
 use std::error::Error;
 use std::ops::Range;
 use std::sync::Arc;
-
-/// Device on which a session runs, with the types in which it stores tensors.
-#[derive(Clone, Debug)]
-pub enum Device {
-    /// The host's cores. Activations are f32; the argument is the type of weight matrices.
-    Cpu(WeightType),
-    /// A GPU. The argument is the storage type of activations and weights.
-    Gpu(Arc<Gpu>, Storage),
-}
-
-impl Device {
-    /// The host's cores, with activations and weights in f32.
-    pub const CPU: Self = Self::Cpu(WeightType::Floats);
-
-    /// Returns the types in which the device stores tensors.
-    pub fn storage(&self) -> Storage {
-        match self {
-            Self::Cpu(weights) => Storage::F32.with_weights(*weights),
-            Self::Gpu(_, storage) => *storage,
-        }
-    }
-}
 
 /// Source of weights, such as a checkpoint. Values are f32, dense and in PyTorch's orientation, row by row.
 pub trait WeightLoader {

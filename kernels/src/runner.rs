@@ -11,6 +11,7 @@ use crate::variant::{Machine, Variant, choose, runnable};
 use crate::{FloatType, Storage, WeightType, wgsl};
 use mobilediffusion_runtime::shader::UnknownImport;
 use mobilediffusion_runtime::{Bound, Buffer, Dispatch, Gpu, Role, RuntimeError};
+use std::sync::Arc;
 
 /// Number of poisoned bytes on each side of a tensor on a GPU. A multiple of every alignment.
 const FENCE_BYTES: usize = 256;
@@ -18,24 +19,24 @@ const FENCE_BYTES: usize = 256;
 /// Number of poisoned elements on each side of an output of a CPU form.
 const FENCE: usize = 16;
 
-/// Device and storage with which a problem runs.
-#[derive(Clone, Copy, Debug)]
-pub enum Target<'a> {
-    /// The CPU form in f32, with matrices of weights stored as given.
+/// Device on which kernels run, with the types in which it stores tensors.
+#[derive(Clone, Debug)]
+pub enum Device {
+    /// The host's cores, through the CPU forms. Activations are f32; the argument is the type of weight matrices.
     Cpu(WeightType),
-    /// The shader on this device, with tensors stored as given.
-    Gpu(&'a Gpu, Storage),
+    /// A GPU, through the shaders. The argument is the storage type of activations and weights.
+    Gpu(Arc<Gpu>, Storage),
 }
 
-impl Target<'_> {
-    /// The CPU form, with all floats in f32.
+impl Device {
+    /// The host's cores, with activations and weights in f32.
     pub const CPU: Self = Self::Cpu(WeightType::Floats);
 
-    /// Returns the storage of tensors.
+    /// Returns the types in which the device stores tensors.
     pub fn storage(&self) -> Storage {
-        match *self {
-            Self::Cpu(weights) => Storage::F32.with_weights(weights),
-            Self::Gpu(_, storage) => storage,
+        match self {
+            Self::Cpu(weights) => Storage::F32.with_weights(*weights),
+            Self::Gpu(_, storage) => *storage,
         }
     }
 }
@@ -112,12 +113,12 @@ pub fn variant_tolerance(case: &Case, storage: Storage, variant: &Variant) -> To
     tolerance
 }
 
-/// Returns the tolerance of a case for the variant that [`run`] takes on a target.
-pub fn target_tolerance(case: &Case, target: Target<'_>) -> Tolerance {
-    match target {
-        Target::Cpu(_) => tolerance(case, target.storage()),
-        Target::Gpu(gpu, storage) => {
-            variant_tolerance(case, storage, &choose(case.kernel.as_ref(), &Machine::of(gpu, storage)))
+/// Returns the tolerance of a case for the variant that [`run`] takes on a device.
+pub fn device_tolerance(case: &Case, device: &Device) -> Tolerance {
+    match device {
+        Device::Cpu(_) => tolerance(case, device.storage()),
+        Device::Gpu(gpu, storage) => {
+            variant_tolerance(case, *storage, &choose(case.kernel.as_ref(), &Machine::of(gpu, *storage)))
         }
     }
 }
@@ -145,11 +146,11 @@ pub fn stored(kernel: &dyn Kernel, storage: Storage, inputs: Vec<Vec<f32>>) -> V
 ///
 /// # Errors
 /// If the device reports an error, or the kernel wrote out of bounds or left padding that is not zero.
-pub fn run(target: Target<'_>, kernel: &dyn Kernel, inputs: &[Vec<f32>]) -> Result<Vec<Vec<f32>>, RunError> {
-    match target {
-        Target::Cpu(weights) => run_cpu(kernel, weights, inputs),
-        Target::Gpu(gpu, storage) => {
-            run_variant((gpu, storage), kernel, &choose(kernel, &Machine::of(gpu, storage)), inputs)
+pub fn run(device: &Device, kernel: &dyn Kernel, inputs: &[Vec<f32>]) -> Result<Vec<Vec<f32>>, RunError> {
+    match device {
+        Device::Cpu(weights) => run_cpu(kernel, *weights, inputs),
+        Device::Gpu(gpu, storage) => {
+            run_variant((gpu, *storage), kernel, &choose(kernel, &Machine::of(gpu, *storage)), inputs)
         }
     }
 }
@@ -180,11 +181,11 @@ pub fn judge(kernel: &dyn Kernel, outputs: &[Vec<f32>], expected: &[Vec<f64>], t
 ///
 /// # Errors
 /// Returns the same errors as [`run`].
-pub fn check_case(target: Target<'_>, case: &Case, seed: u64) -> Result<Verdict, RunError> {
+pub fn check_case(device: &Device, case: &Case, seed: u64) -> Result<Verdict, RunError> {
     let kernel = case.kernel.as_ref();
-    let inputs = stored(kernel, target.storage(), check::inputs(case, seed));
-    let outputs = run(target, kernel, &inputs)?;
-    Ok(judge(kernel, &outputs, &check::expected(case, &inputs), target_tolerance(case, target)))
+    let inputs = stored(kernel, device.storage(), check::inputs(case, seed));
+    let outputs = run(device, kernel, &inputs)?;
+    Ok(judge(kernel, &outputs, &check::expected(case, &inputs), device_tolerance(case, device)))
 }
 
 /// Runs [`check_case`] on a GPU with every variant that the device can run, in the kernel's order.
@@ -211,8 +212,8 @@ pub fn check_variants(
 ///
 /// # Errors
 /// Returns the same errors as [`run`].
-pub fn check_file(target: Target<'_>, file: &CaseFile) -> Result<Verdict, RunError> {
-    let (case, storage) = (&file.case, target.storage());
+pub fn check_file(device: &Device, file: &CaseFile) -> Result<Verdict, RunError> {
+    let (case, storage) = (&file.case, device.storage());
     let kernel = case.kernel.as_ref();
     let tolerance = stored_tolerance(kernel, file.tolerance.unwrap_or_else(|| kernel.tolerance()), storage);
     let mut expected = file.expected_f64();
@@ -225,7 +226,7 @@ pub fn check_file(target: Target<'_>, file: &CaseFile) -> Result<Verdict, RunErr
             }
         }
     }
-    Ok(judge(kernel, &run(target, kernel, &rounded)?, &expected, tolerance))
+    Ok(judge(kernel, &run(device, kernel, &rounded)?, &expected, tolerance))
 }
 
 fn run_cpu(kernel: &dyn Kernel, weights: WeightType, inputs: &[Vec<f32>]) -> Result<Vec<Vec<f32>>, RunError> {

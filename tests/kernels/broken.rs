@@ -1,9 +1,10 @@
 //! Kernels with a deliberate mistake, which the comparison has to find on every device.
 
-use mobilediffusion_kernels::runner::{self, RunError, Target};
+use mobilediffusion_kernels::runner::{self, Device, RunError};
 use mobilediffusion_kernels::{Add, Case, Cost, Kernel, Operand, ParamsJson, Program, Storage, Tolerance, Variant};
 use mobilediffusion_runtime::Gpu;
 use mobilediffusion_tests::gpu::Test;
+use std::sync::Arc;
 
 /// Kernel `add` with a shader that is wrong.
 #[derive(Clone, Debug)]
@@ -70,16 +71,16 @@ macro_rules! shader {
 }
 
 /// Runs the kernel with a shader, and returns the failure that the comparison found.
-fn check(gpu: &Gpu, storage: Storage, wgsl: &'static str) -> Result<Option<String>, RunError> {
+fn check(gpu: &Arc<Gpu>, storage: Storage, wgsl: &'static str) -> Result<Option<String>, RunError> {
     // Rows of six elements: each ends with two of padding.
     let kernel = Broken { right: Add { rows: 5, c: 6 }, wgsl };
-    let verdict = runner::check_case(Target::Gpu(gpu, storage), &Case::new(kernel), 1)?;
+    let verdict = runner::check_case(&Device::Gpu(Arc::clone(gpu), storage), &Case::new(kernel), 1)?;
     Ok(verdict.failure)
 }
 
 /// Makes the test that the runner finds every kind of mistake.
 pub(crate) fn test() -> Test {
-    let run = |gpu: std::sync::Arc<Gpu>| {
+    let run = |gpu: Arc<Gpu>| {
         for storage in runner::storages(&gpu) {
             let said = |wgsl| check(&gpu, storage, wgsl);
             assert_eq!(said(shader!("y[at] = store4(sum);")).expect("it runs"), None, "nothing is wrong");

@@ -1,24 +1,24 @@
 //! Description of what a measurement was made on: device, driver, storage types, clock, commit and date.
 
-use mobilediffusion_kernels::runner::Target;
+use mobilediffusion_kernels::runner::Device;
 use mobilediffusion_runtime::Timer;
 use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Returns the lines of a measurement's header as pairs of name and text.
-pub(crate) fn describe(target: Target<'_>, timer: Option<&Timer>) -> Vec<(&'static str, String)> {
-    let mut lines = match target {
-        Target::Cpu(_) => {
+pub(crate) fn describe(device: &Device, timer: Option<&Timer>) -> Vec<(&'static str, String)> {
+    let mut lines = match device {
+        Device::Cpu(_) => {
             let name = cpu_name().unwrap_or_else(|| std::env::consts::ARCH.to_owned());
             vec![("device", format!("CPU, {name}, {} threads", rayon::current_num_threads()))]
         }
-        Target::Gpu(gpu, _) => {
+        Device::Gpu(gpu, _) => {
             let adapter = gpu.adapter();
             let device = format!("{} ({}, {})", adapter.name, adapter.kind, adapter.backend);
             vec![("device", device), ("driver", adapter.driver.clone())]
         }
     };
-    lines.push(("storage", target.storage().to_string().to_lowercase()));
+    lines.push(("storage", device.storage().to_string().to_lowercase()));
     lines.push(("clock", timer.map_or("wall clock", Timer::clock).to_owned()));
     lines.extend(commit().map(|commit| ("commit", commit)));
     lines.push(("date", date(SystemTime::now())));

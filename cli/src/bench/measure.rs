@@ -2,7 +2,7 @@
 
 use super::Effort;
 use crate::Failure;
-use mobilediffusion_kernels::runner::{self, RunError, Target, judge, stored, target_tolerance};
+use mobilediffusion_kernels::runner::{self, Device, RunError, device_tolerance, judge, stored};
 use mobilediffusion_kernels::variant::{Machine, choose};
 use mobilediffusion_kernels::{Access, Case, DType, Operand, Storage, Variant, WeightType, sample};
 use mobilediffusion_runtime::{AdapterKind, Bound, Buffer, Dispatch, Gpu, Role, RuntimeError, Timer};
@@ -23,18 +23,13 @@ pub(crate) struct Measured {
 }
 
 /// Checks and times one shape.
-pub(crate) fn shape(
-    target: Target<'_>,
-    timer: Option<&Timer>,
-    case: &Case,
-    effort: Effort,
-) -> Result<Measured, Failure> {
+pub(crate) fn shape(device: &Device, timer: Option<&Timer>, case: &Case, effort: Effort) -> Result<Measured, Failure> {
     let kernel = case.kernel.as_ref();
-    let inputs = stored(kernel, target.storage(), sample::inputs(case, SEED));
+    let inputs = stored(kernel, device.storage(), sample::inputs(case, SEED));
     let mut outputs = sample::outputs(case);
     let mut taken = None;
-    let (mut seconds, wrong) = match (target, timer) {
-        (Target::Gpu(gpu, storage), Some(timer)) => {
+    let (mut seconds, wrong) = match (device, timer) {
+        (&Device::Gpu(ref gpu, storage), Some(timer)) => {
             let variant = choose(kernel, &Machine::of(gpu, storage));
             taken = Some(variant);
             let (dispatches, written) = prepare((gpu, storage), case, &variant, &inputs)?;
@@ -51,7 +46,7 @@ pub(crate) fn shape(
                 .map(|((operand, _), values)| mobilediffusion_kernels::check::to_f64(operand, values))
                 .collect();
             // Each of the two forms may be off by the tolerance, in opposite directions.
-            let mut allowed = target_tolerance(case, target);
+            let mut allowed = device_tolerance(case, device);
             allowed.absolute *= 2.0;
             allowed.relative *= 2.0;
             let verdict = judge(kernel, &got, &wide, allowed);
@@ -60,7 +55,7 @@ pub(crate) fn shape(
             (timer.time_in_turn(gpu, &dispatches, runs)?, wrong)
         }
         _ => {
-            let packed = sample::packed(case, target.storage().weights, inputs);
+            let packed = sample::packed(case, device.storage().weights, inputs);
             let mut timed = || {
                 let start = Instant::now();
                 sample::run(case, &packed, &mut outputs);

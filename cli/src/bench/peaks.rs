@@ -3,7 +3,7 @@
 use super::{Effort, measure};
 use crate::Failure;
 use crate::terminal::note;
-use mobilediffusion_kernels::runner::Target;
+use mobilediffusion_kernels::runner::Device;
 use mobilediffusion_kernels::variant::MatrixUnit;
 use mobilediffusion_kernels::{Case, DType, Linear, Storage, WeightType, sample};
 use mobilediffusion_runtime::{Binding, Bound, Gpu, Role, RuntimeError, Timer};
@@ -94,9 +94,9 @@ impl fmt::Display for Peaks {
 
 impl Peaks {
     /// Measures all peaks of a device.
-    pub(crate) fn measure(target: Target<'_>, timer: Option<&Timer>, effort: Effort) -> Result<Self, Failure> {
-        match (target, timer) {
-            (Target::Gpu(gpu, _), Some(timer)) => {
+    pub(crate) fn measure(device: &Device, timer: Option<&Timer>, effort: Effort) -> Result<Self, Failure> {
+        match (device, timer) {
+            (Device::Gpu(gpu, _), Some(timer)) => {
                 let unit = MatrixUnit::of(gpu.caps());
                 let by_matrices = unit.map(|unit| gpu_matrix_flops(gpu, unit, timer, effort)).transpose();
                 let matrix_flops = by_matrices.unwrap_or_else(|error| {
