@@ -108,7 +108,7 @@ pub(crate) struct Generate {
     pub(crate) json: bool,
 
     /// `auto` (hardware GPU, else the CPU), `gpu`, `cpu`, or an adapter's index or part of its name
-    #[arg(long, default_value = "auto", value_parser = device, help_heading = "Device and model")]
+    #[arg(long, default_value = "auto", value_parser = device_choice, help_heading = "Device and model")]
     pub(crate) device: DeviceChoice,
     /// How a GPU stores floating-point tensors; f16 takes half the memory of f32 [default: f16 on hardware GPUs with
     /// f16 arithmetic, else f32]
@@ -249,7 +249,7 @@ pub(crate) struct Plan {
     pub(crate) list: bool,
     /// With --list: show the variants that this GPU runs: `gpu`, or an adapter's index or part of its name [default:
     /// the variants that every GPU can run]
-    #[arg(long, value_parser = device, requires = "list")]
+    #[arg(long, value_parser = device_choice, requires = "list")]
     pub(crate) device: Option<DeviceChoice>,
     /// Print the plan as JSON
     #[arg(long)]
@@ -279,7 +279,7 @@ pub(crate) struct Check {
     #[command(flatten)]
     pub(crate) networks: Networks,
     /// `auto` (hardware GPU, else the CPU), `gpu`, `cpu`, or an adapter's index or part of its name
-    #[arg(long, default_value = "auto", value_parser = device)]
+    #[arg(long, default_value = "auto", value_parser = device_choice)]
     pub(crate) device: DeviceChoice,
     /// How a GPU stores floating-point tensors
     #[arg(long, value_enum, default_value_t)]
@@ -311,7 +311,7 @@ fn presets() -> PossibleValuesParser {
     PossibleValuesParser::new(ModelConfig::PRESETS)
 }
 
-pub(crate) fn device(text: &str) -> Result<DeviceChoice, String> {
+pub(crate) fn device_choice(text: &str) -> Result<DeviceChoice, String> {
     Ok(match text {
         "auto" => DeviceChoice::Auto,
         "cpu" => DeviceChoice::Cpu,

@@ -12,7 +12,7 @@ mod plan;
 mod tune;
 
 use crate::Failure;
-use crate::args::{Floats, WeightsDtype, device};
+use crate::args::{Floats, WeightsDtype, device_choice};
 use crate::check::{device, open};
 use crate::graphs::Network;
 use crate::terminal::{note, result};
@@ -52,7 +52,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "G", allow_negative_numbers = true)]
     guidance: Option<f32>,
     /// `auto` (hardware GPU, else the CPU), `gpu`, `cpu`, or an adapter's index or part of its name
-    #[arg(long, default_value = "auto", value_parser = device)]
+    #[arg(long, default_value = "auto", value_parser = device_choice)]
     device: DeviceChoice,
     /// How a GPU stores floating-point tensors [default: f16 on hardware GPUs with f16 arithmetic, else f32]
     #[arg(long, value_enum)]

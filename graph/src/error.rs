@@ -107,8 +107,8 @@ pub enum GraphError {
         memory: &'static str,
         /// Label of the allocation.
         what: String,
-        /// Size of the allocation in bytes; 0 if the failed operation has no size of its own.
-        bytes: u64,
+        /// Size of the allocation in bytes; `None` if it is not known, as for a pipeline.
+        bytes: Option<u64>,
         /// Bytes of activations and bytes of weights of the whole plan, if the allocation was made for a session.
         plan: Option<(usize, usize)>,
     },
@@ -155,13 +155,13 @@ impl GraphError {
 
     /// Error of a host allocation that failed.
     pub(crate) fn out_of_host_memory(what: &str, bytes: usize) -> Self {
-        Self::OutOfMemory { memory: "host", what: what.to_owned(), bytes: bytes as u64, plan: None }
+        Self::OutOfMemory { memory: "host", what: what.to_owned(), bytes: Some(bytes as u64), plan: None }
     }
 }
 
 /// Wording of how much memory an allocation and its plan need.
-fn needs(bytes: u64, plan: Option<(usize, usize)>) -> String {
-    let own = if bytes == 0 { String::new() } else { format!(" needs {bytes} bytes") };
+fn needs(bytes: Option<u64>, plan: Option<(usize, usize)>) -> String {
+    let own = bytes.map_or_else(|| " does not fit".to_owned(), |bytes| format!(" needs {bytes} bytes"));
     let plan = plan.map(|(activations, weights)| {
         format!("; the whole plan needs {activations} bytes of activations and {weights} bytes of weights")
     });

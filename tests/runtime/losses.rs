@@ -81,7 +81,8 @@ fn a_panic_below_is_a_lost_device(gpu: &Arc<Gpu>) {
     // wgpu panics on some failures of drivers. A test cannot provoke those, but its iterator can panic within the call.
     let broken = [&count.there].into_iter().inspect(|_| std::panic::resume_unwind(Box::new("a driver's failure")));
     let error = gpu.submit(broken).expect_err("the panic is caught").to_string();
-    assert_eq!(error, "the device was lost: wgpu panicked at `a compute pass`: a driver's failure");
+    let expected = "the device was lost: wgpu panicked at `a compute pass`: a driver's failure";
+    assert_eq!(error, expected, "the message holds what wgpu said");
     assert_lost(gpu.submit([&count.there]));
     assert_works(&fresh(&gpu));
 }
