@@ -19,10 +19,10 @@ struct Params {
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> q: array<Pack>; // [n, queries, heads * head_dim]
 @group(0) @binding(2) var<storage, read> k: array<Pack>; // [n, keys, heads * head_dim]
-@if(SEPARATE) @group(0) @binding(3) var<storage, read> v: array<Pack>; // [n, keys, heads * head_dim]
+@if(!SHARED) @group(0) @binding(3) var<storage, read> v: array<Pack>; // [n, keys, heads * head_dim]
 @group(0) @binding(4) var<storage, read_write> y: array<Pack>; // [n, queries, heads * head_dim]
 
-@if(PLAIN)
+@if(!MATRIX)
 // Every row has a gap behind it, so that neighbouring rows begin in different banks.
 const ROW = HEAD4 + 1u;
 const Q_SIZE = QUERIES * ROW;
@@ -69,7 +69,7 @@ fn fetch(values: bool, first: u32, key0: u32, row_len: u32, thread: u32) {
     for (var s = 0u; s < KEY_SLOTS; s++) {
         let at = first + place(thread + s * 64u, key0, params.keys, row_len);
         if !values { next[s] = k[at]; }
-        @if(SEPARATE) if values { next[s] = v[at]; }
+        @if(!SHARED) if values { next[s] = v[at]; }
     }
 }
 
@@ -139,13 +139,13 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     for (var key0 = 0u; key0 < seen_by_group; key0 += KEYS) {
         stage(thread);
         workgroupBarrier();
-        @if(SEPARATE) fetch(true, of_keys, key0, row_len, thread);
+        @if(!SHARED) fetch(true, of_keys, key0, row_len, thread);
         @if(SHARED) fetch(false, of_keys, key0 + KEYS, row_len, thread);
         write_scores(query, lane);
         workgroupBarrier();
-        @if(SEPARATE) stage(thread);
-        @if(SEPARATE) workgroupBarrier();
-        @if(SEPARATE) fetch(false, of_keys, key0 + KEYS, row_len, thread);
+        @if(!SHARED) stage(thread);
+        @if(!SHARED) workgroupBarrier();
+        @if(!SHARED) fetch(false, of_keys, key0 + KEYS, row_len, thread);
         let count = min(KEYS, max(seen, key0) - key0);
         if SOFTMAX == 1u {
             // What was summed so far is brought to the new highest score. The first tile has a key for every query.

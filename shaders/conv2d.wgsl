@@ -27,7 +27,7 @@ struct Params {
 @if(HAS_BIAS) @group(0) @binding(3) var<storage, read> bias: array<Pack>; // [co]
 @if(HAS_SHIFT) @group(0) @binding(4) var<storage, read> shift: array<Pack>; // [n, co]
 @if(HAS_RESIDUAL) @group(0) @binding(5) var<storage, read> residual: array<Pack>; // [n, oh, ow, co]
-@if(Y_STORED) @group(0) @binding(8) var<storage, read_write> y: array<Pack>; // [n, oh, ow, co]
+@if(!Y_F32) @group(0) @binding(8) var<storage, read_write> y: array<Pack>; // [n, oh, ow, co]
 @if(Y_F32) @group(0) @binding(8) var<storage, read_write> y: array<vec4<f32>>; // [n, oh, ow, co]
 @if(HAS_MOMENTS) @group(0) @binding(9) var<storage, read_write> moments: array<vec4<f32>>; // [rows / 64, 2, co]
 @end

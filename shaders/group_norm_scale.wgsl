@@ -12,7 +12,7 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
-@if(FROM_STATS) @group(0) @binding(1) var<storage, read> stats: array<vec4<f32>>; // [n, groups, 2]
+@if(!FROM_MOMENTS) @group(0) @binding(1) var<storage, read> stats: array<vec4<f32>>; // [n, groups, 2]
 @if(FROM_MOMENTS) @group(0) @binding(2) var<storage, read> moments: array<f32>; // [tiles, 2, c]
 @group(0) @binding(3) var<storage, read> weight: array<Pack>; // [c]
 @group(0) @binding(4) var<storage, read> bias: array<Pack>; // [c]
@@ -94,7 +94,7 @@ fn main(
     let image = index / params.groups;
     let of_image = index % params.groups;
     let first = of_image * params.per_group;
-    @if(FROM_STATS) let s = stats[index].xy;
+    @if(!FROM_MOMENTS) let s = stats[index].xy;
     @if(FROM_MOMENTS) let s = merged(image, first, thread);
     let row = (params.c + 3u) / 4u * 4u;
     let base = image * 2u * row;

@@ -1,6 +1,6 @@
 // q = x * w_q^T and kv = x * w_kv^T, x read once: see kernels/src/shared_kv_projection.rs.
 #import grid
-@if(PLAIN) #import gemm
+@if(!MATRIX) #import gemm
 @if(MATRIX) #import gemm_matrix
 #import rows
 

@@ -1,7 +1,7 @@
 // y = a * gate(g), (a, g) the halves of x * w^T + bias: see kernels/src/swish_glu.rs.
 #import grid
 #import activation
-@if(PLAIN) #import gemm
+@if(!MATRIX) #import gemm
 @if(MATRIX) #import gemm_matrix
 #import rows
 

@@ -87,7 +87,6 @@ impl Tiling {
         let head4 = head_dim.div_ceil(4);
         vec![
             (names::MATRIX, 0),
-            ("PLAIN", 1),
             ("QUERIES", count(self.queries)),
             ("LANES", count(self.lanes)),
             ("KEYS", count(self.keys)),
@@ -158,7 +157,6 @@ impl Kernel for Attention {
         constants.extend([
             ("SOFTMAX", (self.phi == Phi::Softmax).into()),
             ("CAUSAL", self.causal.into()),
-            ("SEPARATE", (!self.shared).into()),
             ("SHARED", self.shared.into()),
         ]);
         let queries = tile.map_or(tiling.queries, |tile| tile.queries());

@@ -131,7 +131,6 @@ impl Conv2d {
             (names::IN_PLACE, 0),
             ("HAS_MOMENTS", self.moments.into()),
             ("Y_F32", self.f32_output.into()),
-            ("Y_STORED", (!self.f32_output).into()),
             ("ACTIVATION", self.activation.code()),
         ];
         constants.extend(self.prologue.constants());

@@ -91,7 +91,7 @@ impl Kernel for GroupNormScale {
     fn program(&self, _: &Variant) -> Program {
         Program {
             wgsl: include_str!("../../shaders/group_norm_scale.wgsl"),
-            constants: vec![("FROM_STATS", self.eps.is_none().into()), ("FROM_MOMENTS", self.eps.is_some().into())],
+            constants: vec![("FROM_MOMENTS", self.eps.is_some().into())],
             params: vec![
                 Param::size("n", self.n),
                 Param::size("positions", self.positions),

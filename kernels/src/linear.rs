@@ -69,7 +69,6 @@ impl Linear {
             (names::IN_PLACE, 0),
             ("HAS_MOMENTS", self.moments.into()),
             ("Y_F32", 0),
-            ("Y_STORED", 1),
             ("ACTIVATION", self.activation.code()),
         ]);
         constants.extend(self.prologue.constants());

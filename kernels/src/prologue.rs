@@ -115,15 +115,13 @@ impl Prologue {
     }
 
     /// Returns the switches of `shaders/common/source.wgsl`.
-    pub(crate) fn constants(&self) -> [(&'static str, u32); 10] {
+    pub(crate) fn constants(&self) -> [(&'static str, u32); 8] {
         let (by_channel, activation) = match self.norm {
             Norm::Channels { activation, .. } => (true, activation),
             Norm::None | Norm::Rows => (false, Activation::None),
         };
         [
             ("X_F32", self.f32_input.into()),
-            ("X_STORED", (!self.f32_input).into()),
-            ("UNTOUCHED", (!self.f32_input && self.norm == Norm::None).into()),
             ("TOUCHED", (self.f32_input || self.norm != Norm::None).into()),
             ("HAS_X2", (self.joined > 0).into()),
             ("NORM_ROWS", (self.norm == Norm::Rows).into()),

@@ -9,7 +9,7 @@ use crate::check::{self, Agreement, Mismatch, POISON};
 use crate::kernel::{Access, Case, DType, Kernel, Operand, Param, Tolerance, has_weights};
 use crate::variant::{Machine, Variant, choose, runnable};
 use crate::{FloatType, Storage, WeightType, wgsl};
-use mobilediffusion_runtime::shader::UnknownImport;
+use mobilediffusion_runtime::shader::ComposeError;
 use mobilediffusion_runtime::{Bound, Buffer, Dispatch, Gpu, Role, RuntimeError};
 use std::sync::Arc;
 
@@ -47,7 +47,7 @@ impl Device {
 pub enum RunError {
     /// The kernel's shader does not compose.
     #[error(transparent)]
-    Compose(#[from] UnknownImport),
+    Compose(#[from] ComposeError),
     /// The device reported an error.
     #[error(transparent)]
     Runtime(#[from] RuntimeError),

@@ -235,12 +235,9 @@ impl Tile {
         let mut constants = vec![
             ("PRODUCT", product.into()),
             ("ENDS", ends.into()),
-            ("PART", (!ends).into()),
-            ("MET", (!product).into()),
             ("PARTS", parts),
             ("IN_PARTS", (parts > 1).into()),
-            (names::MATRIX, (product && self.matrix.is_some()).into()),
-            ("PLAIN", (product && self.matrix.is_none()).into()),
+            (names::MATRIX, self.matrix.is_some().into()),
             ("ROWS_EACH", size(self.each[0])),
             ("QUADS_EACH", size(self.each[1])),
             ("THREADS_X", size(x)),
@@ -249,7 +246,6 @@ impl Tile {
             ("STEP4", size(self.staged.unwrap_or(0))),
             ("SHARED_SUMS", u32::from(split > 1)),
             ("STAGED", u32::from(self.staged.is_some())),
-            ("NOT_STAGED", u32::from(self.staged.is_none())),
             ("SCRATCH", size(self.scratch())),
             ("ROW_STRIDE", size(row_stride)),
             ("COL_QUADS", size(col_quads)),
@@ -258,13 +254,11 @@ impl Tile {
             constants.extend([
                 ("EDGE", matrix.edge),
                 ("EDGE_8", (matrix.edge == 8).into()),
-                ("EDGE_16", (matrix.edge == 16).into()),
                 ("SUBGROUP", matrix.subgroup),
                 ("STRIPS", matrix.strips),
                 ("TALL", (matrix.strips == 4).into()),
                 ("SUBGROUPS_X", matrix.across),
                 ("WIDE", matrix.vec4_loads.into()),
-                ("NARROW", (!matrix.vec4_loads).into()),
                 ("BATCH", size(self.batch(matrix))),
             ]);
         }

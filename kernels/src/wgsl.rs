@@ -3,7 +3,7 @@
 use crate::kernel::Program;
 use crate::names;
 use crate::storage::Storage;
-use mobilediffusion_runtime::shader::{self, Compose};
+use mobilediffusion_runtime::shader::{self, Compose, ComposeError};
 
 /// Shared WGSL by name, from `shaders/common`. A body imports one by a line `#import <name>`.
 pub const COMMON: &[(&str, &str)] = &[
@@ -28,11 +28,11 @@ pub const COMMON: &[(&str, &str)] = &[
     ("tile_moments", include_str!("../../shaders/common/tile_moments.wgsl")),
 ];
 
-/// Composes the text of the WGSL module for `program`, with tensors stored as `storage`.
+/// Composes the text of the module of a program.
 ///
 /// # Errors
-/// If the body imports a name that is not in [`COMMON`].
-pub fn compose(program: &Program, storage: Storage) -> Result<String, shader::UnknownImport> {
+/// Returns a [`ComposeError`] if the program's file or a shared one has an unknown import or a wrong condition.
+pub fn compose(program: &Program, storage: Storage) -> Result<String, ComposeError> {
     let by_matrices = program.constants.contains(&(names::MATRIX, 1));
     let prelude = if by_matrices { "enable wgpu_cooperative_matrix;\n" } else { "" }.to_owned() + &storage.prelude();
     shader::compose(&Compose { prelude: &prelude, constants: &program.constants, body: program.wgsl, common: COMMON })

@@ -37,8 +37,7 @@ var<workgroup> weights: array<Pack, QUERIES * WEIGHT_ROW>;
 fn put_tile(at: u32, v: Pack) { tile[at] = v; }
 fn put_weights(at: u32, v: Pack) { weights[at] = v; }
 fn scores_at(at: u32) -> vec4<f32> { return scores[at]; }
-@end
-@if(NARROW)
+@else
 const CELLS = 4u;
 var<workgroup> tile: array<f16, 4u * QUERIES * HEAD_ROW>;
 var<workgroup> scores: array<f32, 4u * QUERIES * SCORE_ROW>;
@@ -65,7 +64,7 @@ fn scores_at(at: u32) -> vec4<f32> {
 var<workgroup> shares: array<f32, THREADS>; // what the lanes of a query found
 
 var<private> next_keys: array<Pack, KEY_SLOTS>;
-@if(SEPARATE) var<private> next_values: array<Pack, KEY_SLOTS>;
+@if(!SHARED) var<private> next_values: array<Pack, KEY_SLOTS>;
 
 // Where vec4 `i` of some rows of DEPTH4 vec4s lies, counted from the first of `rows` rows of the head.
 fn place(i: u32, row0: u32, rows: u32, row_len: u32) -> u32 {
@@ -108,7 +107,7 @@ fn stage_keys(key0: u32, at: u32, thread: u32) {
     for (var s = 0u; s < KEY_SLOTS; s++) { stage_slot(s, key0, at, next_keys[s], thread); }
 }
 
-@if(SEPARATE)
+@if(!SHARED)
 fn fetch_values(first: u32, key0: u32, row_len: u32, thread: u32) {
     for (var s = 0u; s < KEY_SLOTS; s++) {
         next_values[s] = v[first + place(thread + s * THREADS, key0, params.keys, row_len)];
@@ -205,7 +204,7 @@ fn write_weights(key0: u32, seen: u32, scale: f32, highest: f32, thread: u32) ->
     var sums = vec4<f32>(0.0);
     for (var j = 0u; j < SCORES4; j++) {
         @if(SOFTMAX) let weight = exp(max(found[j] - highest, vec4<f32>(-88.0)));
-        @if(RELU) let weight = clamp(found[j], vec4<f32>(0.0), vec4<f32>(65504.0));
+        @if(!SOFTMAX) let weight = clamp(found[j], vec4<f32>(0.0), vec4<f32>(65504.0));
         let rounded = Pack(select(vec4<f32>(0.0), weight, are_seen(j, key0, seen, thread)));
         sums += vec4<f32>(rounded);
         put_weights(thread / LANES * WEIGHT_ROW + j * LANES + thread % LANES, rounded);
@@ -300,19 +299,19 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     var keys_at = 0u;
     stage_keys(0u, keys_at, thread);
     workgroupBarrier();
-    @if(SEPARATE) fetch_values(of_keys, 0u, row_len, thread);
+    @if(!SHARED) fetch_values(of_keys, 0u, row_len, thread);
     fetch_keys(of_keys, KEYS, row_len, thread);
     for (var key0 = 0u; key0 < seen_by_group; key0 += KEYS) {
         write_scores(q0, q1, q2, q3, q4, q5, q6, q7, row, keys_at);
         workgroupBarrier();
         sums += write_weights(key0, seen, scale, highest, thread);
-        @if(SEPARATE) let values_at = KEYS;
-        @if(SEPARATE) stage_values(key0, values_at, thread);
+        @if(!SHARED) let values_at = KEYS;
+        @if(!SHARED) stage_values(key0, values_at, thread);
         @if(SHARED) let values_at = keys_at;
         @if(SHARED) keys_at = KEYS - keys_at;
         stage_keys(key0 + KEYS, keys_at, thread);
         workgroupBarrier();
-        @if(SEPARATE) fetch_values(of_keys, key0 + KEYS, row_len, thread);
+        @if(!SHARED) fetch_values(of_keys, key0 + KEYS, row_len, thread);
         fetch_keys(of_keys, key0 + 2u * KEYS, row_len, thread);
         for (var half = 0u; half < 2u; half++) {
             let left = weight_matrix(row, half);

@@ -81,7 +81,7 @@ fn gemm_tile(row0: u32, col0: u32, first4: u32, end4: u32, thread: u32) -> Sums 
 }
 @end
 
-@if(NOT_STAGED)
+@if(!STAGED)
 // Few rows read every weight once or twice: nothing is staged, and neighbouring invocations read neighbouring vec4s of k.
 const ROW_SLOTS = ROWS_EACH;
 

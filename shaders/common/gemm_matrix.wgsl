@@ -37,8 +37,7 @@ fn store_sums(left: Sum, right: Sum, at: u32) {
 }
 
 fn sums_at(at: u32) -> vec4<f32> { return scratch[at]; }
-@end
-@if(NARROW)
+@else
 const CELLS = 4u;
 var<workgroup> x_tile: array<f16, 4u * TILE_ROWS * STEP_STRIDE>;
 var<workgroup> w_tile: array<f16, 16u * TILE_QUADS * STEP_STRIDE>;

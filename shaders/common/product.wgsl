@@ -7,11 +7,14 @@
 //   fn fetch_shift(row: u32, col4: u32) -> Pack                             // what depends on the row's image
 //   fn shifted(v: vec4<f32>, fetched: Pack) -> vec4<f32>                    // adds it, if there is any
 #import grid
-@if(PLAIN) #import gemm
+@if(PRODUCT)
 @if(MATRIX) #import gemm_matrix
-@if(MET) #import gemm_parts
-@if(PART) #import product_part
+@if(!MATRIX) #import gemm
+@else
+#import gemm_parts
+@end
 @if(ENDS) #import product_end
+@if(!ENDS) #import product_part
 
 @if(PRODUCT)
 // The weights of a column of the tile, or of the last that there is.

@@ -19,7 +19,7 @@ fn main(
     let row0 = row_tile(group, groups) * TILE_ROWS;
     if row0 >= params.rows { return; }
     @if(PRODUCT) var sums = gemm_tile(row0, group.x * 4u * TILE_QUADS, 0u, inner4(), thread);
-    @if(MET) var sums = met_sums(row0, group.x * TILE_QUADS, thread);
+    @if(!PRODUCT) var sums = met_sums(row0, group.x * TILE_QUADS, thread);
     let row = row0 + ROWS_EACH * (thread / THREADS_X);
     let last = params.rows - 1u;
     @if(HAS_MOMENTS) var written: array<vec4<f32>, ROWS_EACH>;
@@ -47,7 +47,7 @@ fn main(
             let stored = inside & (row + i < params.rows);
             if stored {
                 let at = (row + i) * params.cols4 + col4;
-                @if(Y_STORED) y[at] = store4(v);
+                @if(!Y_F32) y[at] = store4(v);
                 @if(Y_F32) y[at] = v;
             }
             @if(HAS_MOMENTS) written[i] = select(vec4<f32>(0.0), v, stored);

@@ -7,9 +7,9 @@
 
 // `x` as it is stored, and its four values.
 @if(X_F32) alias Input = vec4<f32>;
-@if(X_STORED) alias Input = Pack;
+@if(!X_F32) alias Input = Pack;
 @if(X_F32) fn input4(v: Input) -> vec4<f32> { return v; }
-@if(X_STORED) fn input4(v: Input) -> vec4<f32> { return load4(v); }
+@if(!X_F32) fn input4(v: Input) -> vec4<f32> { return load4(v); }
 
 // Whether four values of a row lie in `x2`.
 fn is_second(k4: u32) -> bool {
@@ -23,7 +23,7 @@ fn fetch_source(row: u32, k4: u32, k4_len: u32, second: bool) -> Input {
     if second {
         let v = x2[row * (k4_len - params.first4) + k4 - params.first4];
         @if(X_F32) return load4(v);
-        @if(X_STORED) return v;
+        @if(!X_F32) return v;
     }
     @end
     return x[row * params.first4 + k4];
@@ -68,9 +68,10 @@ fn made(fetched: Input, row: RowNorm, k4: u32, k4_len: u32) -> vec4<f32> {
 }
 
 // The same, as values are stored.
-@if(UNTOUCHED) fn made_pack(fetched: Input, row: RowNorm, k4: u32, k4_len: u32) -> Pack { return fetched; }
 @if(TOUCHED)
 fn made_pack(fetched: Input, row: RowNorm, k4: u32, k4_len: u32) -> Pack { return store4(made(fetched, row, k4, k4_len)); }
+@else
+fn made_pack(fetched: Input, row: RowNorm, k4: u32, k4_len: u32) -> Pack { return fetched; }
 @end
 
 fn load_source(row: u32, k4: u32, k4_len: u32) -> vec4<f32> {

@@ -1,6 +1,6 @@
 //! Attention by matrix units, `shaders/common/attention_matrix.wgsl`: its tiles, for each kind of unit.
 
-use super::{Attention, Phi};
+use super::Attention;
 use crate::names;
 use crate::variant::{MatrixUnit, Needs, Variant};
 
@@ -63,17 +63,13 @@ impl Tile {
         let size = |size: usize| u32::try_from(size).expect("a tile is small");
         vec![
             (names::MATRIX, 1),
-            ("PLAIN", 0),
             ("EDGE", self.unit.edge),
             ("EDGE_8", (self.unit.edge == 8).into()),
-            ("EDGE_16", (self.unit.edge == 16).into()),
             ("SUBGROUP", self.unit.subgroup),
             ("WIDE", self.vec4_loads.into()),
-            ("NARROW", (!self.vec4_loads).into()),
             ("MATRICES", size(self.matrices(attention.head_dim))),
             ("QUERIES", size(self.queries())),
             ("HEAD4", size(attention.head_dim.div_ceil(4))),
-            ("RELU", (attention.phi == Phi::Relu).into()),
         ]
     }
 }
