@@ -1,4 +1,6 @@
-// y = activation(scale * x): see kernels/src/activation.rs.
+// Activation: y = activation(scale * x), elementwise. The host side is kernels/src/activation.rs.
+//
+// Operands: x and y [rows, c], rows padded to whole vec4s. Each invocation computes one vec4 of y.
 #import activation
 #import grid
 
@@ -23,7 +25,7 @@ fn main(
     let at = flat_group(group, groups) * 64u + thread;
     if at >= params.vec4s { return; }
     let v = activate(params.activation, params.scale * load4(x[at]));
-    // A negative scale would turn the padding's zeros into negative ones.
+    // The padding of a row has to remain +0, and a negative scale would turn it into -0.
     let c = vec4<u32>(4u * (at % params.c4)) + vec4<u32>(0u, 1u, 2u, 3u);
     y[at] = store4(select(vec4<f32>(0.0), v, c < vec4<u32>(params.c)));
 }

@@ -1,4 +1,5 @@
-// y = a + b: see kernels/src/add.rs.
+// Elementwise sum: y = a + b, all of them [rows, c]. The host side is kernels/src/add.rs. Each invocation computes one
+// vec4 of y.
 #import grid
 
 struct Params {

@@ -1,11 +1,22 @@
-// y = phi(q k^T / sqrt(head_dim)) v, head by head: see kernels/src/attention.rs.
+// Fused multi-head attention: y = phi(q k^T / sqrt(head_dim)) v for every head, where phi is softmax over the keys or
+// relu divided by the number of keys. The host side is kernels/src/attention.rs.
 //
-// Without matrix units, a workgroup computes QUERIES queries of one head, LANES invocations each. Keys come in tiles of
-// KEYS: the scores of a tile lie in workgroup memory, the sums of a query are spread over its lanes, SLICE vec4 each. Where
-// a tile has fewer keys than a query has lanes, PARTS lanes share a score, each the sum over DEPTH4 vec4 of the head.
+// Operands: q and y [n, queries, heads * head_dim]; k and v [n, keys, heads * head_dim]. With SHARED the keys are the
+// values too, and v is absent. With CAUSAL a query sees only the keys up to its own index. Workgroup (x, y, z) computes
+// the x-th block of QUERIES queries of head y of image z. With MATRIX, common/attention_matrix.wgsl defines the entry
+// point.
 //
-// What is staged next is on its way while a tile is computed with: all its loads are issued at once, from the nearest place
-// where they would be outside.
+// Without matrix units, a workgroup has 64 invocations, LANES for each query. It walks over the keys in tiles of KEYS:
+//   1. Stage the tile of keys in workgroup memory, and compute its scores, [QUERIES, KEYS], in workgroup memory.
+//   2. Stage the values of the same keys in the same memory (with SHARED they are there already).
+//   3. Softmax: update the running maximum of the query and rescale what was summed so far, as in FlashAttention.
+//   4. Add weight * value to the accumulator of the query. Its vec4s are interleaved over the lanes, SLICE each.
+// Scores never reach global memory. Every lane of a query finds the maximum and the sum of the weights for itself,
+// because the scores are in workgroup memory anyway: this needs no reduction between lanes. Where a tile has fewer keys
+// than a query has lanes, PARTS lanes share a score: each computes the sum over its own DEPTH4 vec4s of the head.
+//
+// Global loads are software-pipelined: the next tile is loaded into registers while the current one is computed with.
+// All loads of a tile are issued together and without branches: out-of-range indices are clamped to the last row.
 
 @if(MATRIX) #import attention_matrix
 
@@ -13,7 +24,7 @@ struct Params {
     queries: u32,
     keys: u32,
     heads: u32,
-    scale: f32, // times 1 / keys for relu
+    scale: f32, // 1 / sqrt(head_dim), divided by the number of keys for relu
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -23,35 +34,40 @@ struct Params {
 @group(0) @binding(4) var<storage, read_write> y: array<Pack>; // [n, queries, heads * head_dim]
 
 @if(!MATRIX)
-// Every row has a gap behind it, so that neighbouring rows begin in different banks.
+// Row strides in workgroup memory have one element of padding, so that neighbouring rows begin in different banks.
 const ROW = HEAD4 + 1u;
 const Q_SIZE = QUERIES * ROW;
 const TILE_SIZE = KEYS * ROW;
 const SCORE_ROW = KEYS * PARTS + 1u;
 const SCORES_SIZE = QUERIES * SCORE_ROW;
+// Scores of a tile that one lane computes.
 const LANE_SCORES = KEYS * PARTS / LANES;
+// Initial value of the running maximum.
 const LOWEST = -3e38;
-// Keys whose scores and values are read at once, the last again where they would be beyond it.
+// Number of keys whose scores and values are read together. Indices beyond the last key are clamped to it.
 const BATCH = min(KEYS, 4u);
-// Whether every lane has as many vec4s of a head.
+// Whether the vec4s of a head divide evenly among the lanes.
 const EVEN = SLICE * LANES == HEAD4;
 
-var<workgroup> q_tile: array<vec4<f32>, Q_SIZE>; // [QUERIES, HEAD4], scaled
-var<workgroup> tile: array<vec4<f32>, TILE_SIZE>; // [KEYS, HEAD4], keys, then their values
+var<workgroup> q_tile: array<vec4<f32>, Q_SIZE>; // [QUERIES, HEAD4], multiplied by scale
+var<workgroup> tile: array<vec4<f32>, TILE_SIZE>; // [KEYS, HEAD4], first keys, then their values
 var<workgroup> scores: array<f32, SCORES_SIZE>; // [QUERIES, PARTS, KEYS]
 
-// vec4s of the queries and of a tile that one invocation stages.
+// Numbers of vec4s of the queries and of a tile that one invocation stages.
 const QUERY_SLOTS = (QUERIES * HEAD4 + 63u) / 64u;
 const KEY_SLOTS = (KEYS * HEAD4 + 63u) / 64u;
 
+// Prefetched tile of keys or values, as stored.
 var<private> next: array<Pack, KEY_SLOTS>;
 
-// Where vec4 `i` of some rows of a head lies, counted from the first of its `rows` rows.
+// Returns the index of vec4 `i` of a block of rows that begins at `row0`, relative to row 0 of the head. Rows are
+// clamped to the last of `rows`.
 fn place(i: u32, row0: u32, rows: u32, row_len: u32) -> u32 {
     return min(row0 + i / HEAD4, rows - 1u) * row_len + i % HEAD4;
 }
 
-/// Stages the queries, scaled; beyond the last the last again, which nobody writes.
+// Stages the workgroup's queries, multiplied by scale. Rows beyond the last query repeat it; their results are not
+// stored.
 fn stage_queries(first: u32, query0: u32, row_len: u32, thread: u32) {
     var values: array<Pack, QUERY_SLOTS>;
     for (var s = 0u; s < QUERY_SLOTS; s++) {
@@ -64,7 +80,7 @@ fn stage_queries(first: u32, query0: u32, row_len: u32, thread: u32) {
     }
 }
 
-/// Fetches a tile of keys or of their values.
+// Loads a tile of keys, or of values if `values`, into registers.
 fn fetch(values: bool, first: u32, key0: u32, row_len: u32, thread: u32) {
     for (var s = 0u; s < KEY_SLOTS; s++) {
         let at = first + place(thread + s * 64u, key0, params.keys, row_len);
@@ -73,7 +89,7 @@ fn fetch(values: bool, first: u32, key0: u32, row_len: u32, thread: u32) {
     }
 }
 
-/// Stages the tile that was fetched; beyond the last key the last again, which nobody sees.
+// Moves the loaded tile to workgroup memory. Rows beyond the last key repeat it; no query sees them.
 fn stage(thread: u32) {
     for (var s = 0u; s < KEY_SLOTS; s++) {
         let i = thread + s * 64u;
@@ -82,7 +98,7 @@ fn stage(thread: u32) {
     }
 }
 
-/// Writes this lane's share of the scores of its query.
+// Computes this lane's share of the scores of its query: every LANES-th score, or with PARTS > 1 a part of one.
 fn write_scores(query: u32, lane: u32) {
     var sums: array<f32, LANE_SCORES>;
     let first = lane / KEYS % PARTS * DEPTH4;
@@ -97,6 +113,7 @@ fn write_scores(query: u32, lane: u32) {
     }
 }
 
+// Returns the score of a query and a key of the tile, summed over its parts.
 fn score(query: u32, key: u32) -> f32 {
     var sum = 0.0;
     for (var part = 0u; part < PARTS; part++) {
@@ -105,7 +122,7 @@ fn score(query: u32, key: u32) -> f32 {
     return sum;
 }
 
-/// The highest of the first `count` scores of a query and of what was found before.
+// Returns the maximum of `before` and of the first `count` scores of a query.
 fn highest_score(query: u32, count: u32, before: f32) -> f32 {
     var highest = before;
     for (var first = 0u; first < count; first += BATCH) {
@@ -114,6 +131,8 @@ fn highest_score(query: u32, count: u32, before: f32) -> f32 {
     return highest;
 }
 
+// Returns phi(score), without the division by the sum of weights. Exponents are clamped at -88, about where exp
+// underflows.
 fn weight_of(score: f32, highest: f32) -> f32 {
     return select(max(score, 0.0), exp(max(score - highest, -88.0)), SOFTMAX == 1u);
 }
@@ -121,13 +140,13 @@ fn weight_of(score: f32, highest: f32) -> f32 {
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let row_len = params.heads * HEAD4;
-    // Where the head begins among the keys and the queries of its image.
+    // Index of the head's first vec4 in row 0 of the image, in k and v, and in q and y.
     let of_keys = group.z * params.keys * row_len + group.y * HEAD4;
     let of_queries = group.z * params.queries * row_len + group.y * HEAD4;
     let query0 = group.x * QUERIES;
     let query = thread / LANES;
     let lane = thread % LANES;
-    // Keys this query sees, and keys any query of the workgroup sees.
+    // Number of keys that this query sees, and that any query of the workgroup sees.
     let seen = select(params.keys, min(params.keys, query0 + query + 1u), CAUSAL == 1u);
     let seen_by_group = select(params.keys, min(params.keys, query0 + QUERIES), CAUSAL == 1u);
     fetch(false, of_keys, 0u, row_len, thread);
@@ -148,7 +167,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         @if(!SHARED) fetch(false, of_keys, key0 + KEYS, row_len, thread);
         let count = min(KEYS, max(seen, key0) - key0);
         if SOFTMAX == 1u {
-            // What was summed so far is brought to the new highest score. The first tile has a key for every query.
+            // Rescale the sums to the new maximum. Every query sees a key of the first tile, so the maximum is finite.
             let before = highest;
             highest = highest_score(query, count, highest);
             let kept = exp(max(before - highest, -88.0));

@@ -1,4 +1,5 @@
-// y = x, stored as the plan stores floats: see kernels/src/cast.rs.
+// Conversion of f32 to the plan's storage type: y = x, both [rows, c]. The host side is kernels/src/cast.rs. Each
+// invocation converts one vec4.
 #import grid
 
 struct Params {

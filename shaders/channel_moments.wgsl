@@ -1,4 +1,9 @@
-// moments = (mean, variance) of every channel over every tile of 64 positions: see kernels/src/channel_moments.rs.
+// Mean and variance of every channel over every tile of 64 positions, from which group_norm_scale.wgsl computes the
+// statistics of a GroupNorm. The host side is kernels/src/channel_moments.rs.
+//
+// Operands: x [n, positions, c], moments [tiles, 2, c], means first. x may be concatenated with x2 along the channels.
+// A workgroup of 256 invocations takes 64 channels of one tile, and an invocation one vec4 of channels of four
+// positions.
 #import grid
 #import tile_moments
 #import source
@@ -29,7 +34,7 @@ fn main(
     let count = min(64u, params.positions - position0);
     let row0 = tile / params.tiles_per_image * params.positions + position0;
     var values: array<vec4<f32>, 4>;
-    // Loaded without a branch, from the nearest place where it would be outside.
+    // Loads have no branches: indices are clamped, and out-of-range values are replaced by zeros below.
     for (var i = 0u; i < 4u; i++) {
         let at = min(4u * (thread / 16u) + i, count - 1u);
         values[i] = load_source(row0 + at, min(c4, params.c4 - 1u), params.c4);

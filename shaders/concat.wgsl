@@ -1,4 +1,8 @@
-// y = [a | b] along the channels: see kernels/src/concat.rs.
+// Concatenation along the channels: y = [a | b]. The host side is kernels/src/concat.rs.
+//
+// Operands: a [rows, a_channels], b [rows, b_channels], y [rows, a_channels + b_channels]. Each invocation writes one
+// vec4 of y. If a_channels is a multiple of four (ALIGNED), this is a copy of a whole vec4; otherwise it is assembled
+// from channels.
 #import grid
 
 struct Params {
@@ -13,6 +17,7 @@ struct Params {
 @group(0) @binding(2) var<storage, read> b: array<Pack>; // [rows, b_channels]
 @group(0) @binding(3) var<storage, read_write> y: array<Pack>; // [rows, a_channels + b_channels]
 
+// Returns channel `c` of a row of y, and zero in the padding.
 fn channel(row: u32, c: u32) -> f32 {
     if c < params.a_channels {
         return load4(a[row * ((params.a_channels + 3u) / 4u) + c / 4u])[c % 4u];
@@ -35,7 +40,7 @@ fn main(
     let row = at / params.y4;
     let c4 = at % params.y4;
     if ALIGNED == 1u {
-        // The padding of b is that of y.
+        // Copying b also copies its padding, which is the padding of y.
         let a4 = params.a_channels / 4u;
         if c4 < a4 {
             y[at] = a[row * a4 + c4];

@@ -1,4 +1,16 @@
-// y = residual + activation(conv(x, w) + bias + shift): see kernels/src/conv2d.rs.
+// Dense 2D convolution with an epilogue: y = residual + activation(conv(x, w) + bias + shift). The host side is
+// kernels/src/conv2d.rs.
+//
+// Operands: x [n, h, w, ci], w [co, KERNEL, KERNEL, ci], bias [co], shift [n, co], residual and y [n, oh, ow, co].
+// KERNEL is 1 or 3. With UPSAMPLE 2, x is read as if every pixel were repeated two by two. x may be concatenated with
+// x2 along the channels, and normalised on the way (common/source.wgsl); the zeros of the border are inserted after
+// that.
+//
+// The convolution is an implicit matrix product (common/product.wgsl): rows are the output pixels of all images,
+// columns the output channels, and k runs over taps, then input channels. A workgroup computes a tile of pixels x
+// output channels. No patch matrix is written to memory: this file defines where element (pixel, k) lies in x. The tap
+// changes only every ci4 vec4s of k, so the addresses of an invocation's pixels are computed once per tap and kept in
+// registers.
 #import product
 @if(PRODUCT) #import source
 
@@ -34,23 +46,25 @@ struct Params {
 @if(IN_PARTS) @group(0) @binding(10) var<storage, read_write> parts: array<vec4<f32>>; // [PARTS, rows, co]
 
 @if(PRODUCT)
-// Where an output pixel's first tap lies in the upsampled input. Above and left of it the numbers wrap, which puts
-// them beyond the far edge, and one comparison finds both.
+// Position of an output pixel's first tap in the upsampled input. Coordinates above and left of the input wrap around
+// to large numbers, so that one comparison detects both edges.
 struct Pixel {
-    // The first line of its image.
+    // First line of its image, counted over all images.
     line: u32,
     top: u32,
     left: u32,
     norm: RowNorm,
 }
 
-// The pixels of the rows that this invocation loads at every step; where the tap of all of them has its value, and
-// whether that lies within the input.
+// Output pixels whose inputs this invocation loads at every step. For the current tap: the index of each pixel's input
+// row (a pixel of x), and whether it is inside the input.
 var<private> pixels: array<Pixel, ROW_SLOTS>;
 var<private> places: array<u32, ROW_SLOTS>;
 var<private> within: array<bool, ROW_SLOTS>;
+// Current tap; the initial value is none of them.
 var<private> tap: u32 = 9u;
 
+// Computes the position of output pixel `row`. Pixels beyond the last repeat it.
 fn prepare_row(slot: u32, row: u32) {
     let own = min(row, params.rows - 1u);
     let line = own / params.ow;
@@ -60,16 +74,18 @@ fn prepare_row(slot: u32, row: u32) {
     pixels[slot] = Pixel(image * params.h, top, left, row_norm(image * params.positions, params.ci4));
 }
 
+// Computes the addresses of all pixels for the current tap.
 fn place_rows() {
     for (var s = 0u; s < ROW_SLOTS; s++) {
         let up_y = pixels[s].top + tap / KERNEL;
         let up_x = pixels[s].left + tap % KERNEL;
-        // Not `&&`, which is a branch.
+        // `&` instead of `&&`, which would be a branch.
         within[s] = (up_y < params.h * UPSAMPLE) & (up_x < params.w * UPSAMPLE);
         places[s] = select(0u, (pixels[s].line + up_y / UPSAMPLE) * params.w + up_x / UPSAMPLE, within[s]);
     }
 }
 
+// Moves on to the tap of `k4`, and loads the parameters of the norm. Returns whether the channels are in `x2`.
 fn fetch_k(k4: u32) -> bool {
     let own_tap = k4 / params.ci4;
     if own_tap != tap {
@@ -81,24 +97,29 @@ fn fetch_k(k4: u32) -> bool {
     return is_second(c4);
 }
 
+// Loads vec4 `k4` of the pixel in `slot`. Outside the input it loads from row 0, and `made_x` discards the value.
 fn fetch_x(slot: u32, row: u32, k4: u32, second: bool) -> Input {
     return fetch_source(places[slot], k4 - tap * params.ci4, params.ci4, second);
 }
 
+// Normalises a loaded vec4. Outside the input it is zero.
 fn made_x(slot: u32, k4: u32, fetched: Input) -> vec4<f32> {
     let c4 = k4 % params.ci4;
     return select(vec4<f32>(0.0), made(fetched, pixels[slot].norm, c4, params.ci4), within[slot]);
 }
 
+// Normalises a loaded vec4, in the storage type. Outside the input it is zero.
 fn made_pack_x(slot: u32, k4: u32, fetched: Input) -> Pack {
     let c4 = k4 % params.ci4;
     return pack_if(within[slot], made_pack(fetched, pixels[slot].norm, c4, params.ci4));
 }
 
+// Returns the number of vec4s of k.
 fn inner4() -> u32 { return KERNEL * KERNEL * params.ci4; }
 @end
 
 @if(ENDS)
+// Loads the shift of four output channels, which depends on the image of the output pixel `row`.
 fn fetch_shift(row: u32, col4: u32) -> Pack {
     var v = Pack();
     @if(SHIFT_IMAGE) v = shift[col4];
@@ -106,6 +127,7 @@ fn fetch_shift(row: u32, col4: u32) -> Pack {
     return v;
 }
 
+// Adds the shift, if there is one.
 fn shifted(v: vec4<f32>, fetched: Pack) -> vec4<f32> {
     var sum = v;
     @if(HAS_SHIFT) sum += load4(fetched);

@@ -1,8 +1,10 @@
-// y = conv(x, w) + bias + shift, every channel on its own: see kernels/src/depthwise_conv2d.rs.
+// Depthwise 3x3 convolution: y = conv(x, w) + bias + shift, channel by channel, and optionally the moments of y. The
+// host side is kernels/src/depthwise_conv2d.rs.
 //
-// A workgroup takes 64 channels of 64 positions, an invocation four of each, RUN positions of one line at a time. What lies
-// under a run is loaded at once and without a branch, from the nearest place where it would be outside: a compiler then
-// issues every load before it waits for the first.
+// Operands: x [n, h, w, c], w [3, 3, c], bias [c], shift [n, c], y [n, oh, ow, c]. x may be concatenated with x2 along
+// the channels. A workgroup computes 64 channels of 64 output positions, and an invocation one vec4 of channels of four
+// positions. It handles RUN positions of one line at a time, which share 3 x (RUN + 2) inputs. These are loaded
+// together and without branches, at clamped coordinates: compilers then issue all loads before they wait for the first.
 #import grid
 #import source
 #import tile_moments
@@ -28,25 +30,30 @@ struct Params {
 @group(0) @binding(6) var<storage, read_write> y: array<Pack>; // [n, oh, ow, c]
 @if(HAS_MOMENTS) @group(0) @binding(7) var<storage, read_write> moments: array<vec4<f32>>; // [tiles, 2, c]
 
-// Columns under a run of positions, which has a stride of one where it is longer than one.
+// Number of input columns of a run. Runs of more than one position have a stride of one.
 const COLS = RUN + 2u;
 
+// Inputs of a run, [3, COLS], as stored, and the weights of this invocation's channels.
 var<private> taps: array<Input, 3u * COLS>;
 var<private> weights: array<Pack, 9>;
 
-// The row of the input under tap `t` of a run from `top` and `left`, which count the border of zeros.
+// Returns the input row (a pixel of x) of tap `t` of a run, clamped to the input. `top` and `left` are coordinates in
+// the padded input, whose border of zeros is one pixel wide.
 fn row_under(image: u32, top: u32, left: u32, t: u32) -> u32 {
-    // The line above the first wraps to a number beyond the last, and so does the column left of the first.
+    // Above the first line and left of the first column the subtraction wraps to a large number, which min clamps as
+    // well.
     let line = image * params.h + min(top + t / COLS - 1u, params.h - 1u);
     return line * params.w + min(left + t % COLS - 1u, params.w - 1u);
 }
 
+// Loads all inputs of a run.
 fn fetch_taps(image: u32, top: u32, left: u32, c4: u32, second: bool) {
     for (var t = 0u; t < 3u * COLS; t++) {
         taps[t] = fetch_source(row_under(image, top, left, t), c4, params.c4, second);
     }
 }
 
+// Returns the convolution at position `i` of a run. Taps in the border are zero.
 fn convolved(top: u32, left: u32, i: u32) -> vec4<f32> {
     var v = vec4<f32>(0.0);
     for (var t = 0u; t < 9u; t++) {
@@ -73,13 +80,13 @@ fn main(
     @if(HAS_MOMENTS) var written: array<vec4<f32>, 4>;
     for (var first = 0u; first < 4u; first += RUN) {
         let at = 4u * (thread / 16u) + first;
-        // Nothing lies beyond the last but whole runs.
+        // `count` is a multiple of RUN, so a run is either complete or entirely beyond the last position.
         let pixel = tile * 64u + min(at, count - RUN);
         let line = pixel / params.ow;
         let image = line / params.oh;
         let top = line % params.oh * params.stride;
         let left = pixel % params.ow * params.stride;
-        // All of x or all of x2: no load has a branch of its own.
+        // One branch around all loads, instead of one for each.
         if is_second(own4) { fetch_taps(image, top, left, own4, true); } else { fetch_taps(image, top, left, own4, false); }
         @if(HAS_SHIFT) let own_shift = shift[image * params.c4 + own4];
         for (var i = 0u; i < RUN; i++) {

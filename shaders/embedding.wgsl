@@ -1,4 +1,7 @@
-// y[n, i] = token[ids[n, i]] + position[i]: see kernels/src/embedding.rs.
+// Token and position embedding: y[n, i] = token[ids[n, i]] + position[i]. The host side is kernels/src/embedding.rs.
+//
+// Operands: ids [n, l], token [vocab, c], position [positions, c], y [n, l, c]. With HAS_REST the token table is split
+// over two buffers, and token_rest has the rows from `first_rows` on. Each invocation computes one vec4 of y.
 #import grid
 
 struct Params {
@@ -16,6 +19,7 @@ struct Params {
 @group(0) @binding(4) var<storage, read> position: array<Pack>; // [positions, c]
 @group(0) @binding(5) var<storage, read_write> y: array<Pack>; // [n, l, c]
 
+// Loads vec4 `c4` of the embedding of a token.
 fn token_at(id: u32, c4: u32) -> vec4<f32> {
     @if(HAS_REST) if id >= params.first_rows { return load4(token_rest[(id - params.first_rows) * params.c4 + c4]); }
     return load4(token[id * params.c4 + c4]);

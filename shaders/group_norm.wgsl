@@ -1,4 +1,8 @@
-// y = activation(x * scale + offset), as a source reads it: see kernels/src/group_norm.rs.
+// GroupNorm with given scales and offsets: y = activation(x * scale + offset). The host side is
+// kernels/src/group_norm.rs.
+//
+// Operands: x and y [rows, c], norm [images, 2, c] from group_norm_scale.wgsl, scales first. x may be concatenated with
+// x2 along the channels. Each invocation computes one vec4; common/source.wgsl does the arithmetic.
 #import grid
 #import source
 

@@ -1,4 +1,9 @@
-// norm = (scale, offset) of every channel, one workgroup a group of an image: see kernels/src/group_norm_scale.rs.
+// Scale and offset of every channel of a GroupNorm: scale = weight * rstd and offset = bias - mean * scale, so that
+// applying the norm is one multiply-add. The host side is kernels/src/group_norm_scale.rs.
+//
+// Operands: norm [n, 2, c], scales first; weight and bias [c]. The statistics of the groups come from stats
+// [n, groups, 2], or with FROM_MOMENTS are merged here from moments [tiles, 2, c] of single channels over tiles of 64
+// positions. One workgroup of 256 invocations handles one group of one image.
 #import grid
 
 struct Params {
@@ -20,7 +25,7 @@ struct Params {
 
 var<workgroup> partial: array<f32, 256>;
 
-// The sum over all invocations, in a fixed order. Called by all of them.
+// Returns the sum over all invocations of the workgroup, added in a fixed order. All of them must call it.
 fn sum_all(value: f32, thread: u32) -> f32 {
     partial[thread] = value;
     workgroupBarrier();
@@ -34,22 +39,24 @@ fn sum_all(value: f32, thread: u32) -> f32 {
 }
 
 @if(FROM_MOMENTS)
-// Tiles whose moments are loaded at once.
+// Number of tiles whose moments are loaded together.
 const AT_ONCE = 4u;
 
-// Positions of a tile; none beyond the last.
+// Returns the number of positions of a tile of an image: 64, fewer in the last tile, and 0 beyond it.
 fn positions_of(tile: u32) -> f32 {
     return f32(min(64u, max(params.positions, 64u * tile) - 64u * tile));
 }
 
-// Mean and reciprocal deviation of a group, from the moments of its channels in every tile: first the mean, as a
-// difference from one of them, then the squares around it, so that nothing cancels.
+// Returns mean and reciprocal standard deviation of a group, merged from the moments of its channels in every tile. The
+// first pass computes the mean, relative to the mean of one tile; the second adds up variances and squared distances of
+// the means. Computed this way, nothing cancels.
 fn merged(image: u32, first: u32, thread: u32) -> vec2<f32> {
     let row = (params.c + 3u) / 4u * 4u;
     let base = image * params.tiles_per_image * 2u * row + first;
     let last = params.tiles_per_image - 1u;
     let total = f32(params.positions) * f32(params.per_group);
-    // Neighbouring invocations take neighbouring channels, then the next tile; beyond the last whole one they rest.
+    // Neighbouring invocations take neighbouring channels, then the next tile. Invocations beyond the last whole tile
+    // idle.
     let across = min(params.per_group, 256u);
     let step = 256u / across;
     let begin = select(params.tiles_per_image, thread / across, thread / across < step);
@@ -105,7 +112,7 @@ fn main(
         norm[base + c] = scale;
         norm[base + row + c] = b[c % 4u] - s.x * scale;
     }
-    // The padding belongs to nobody else.
+    // The last group also writes zeros to the padding of the row.
     if of_image + 1u == params.groups && thread < row - params.c {
         norm[base + params.c + thread] = 0.0;
         norm[base + row + params.c + thread] = 0.0;

@@ -1,4 +1,8 @@
-// stats = (mean, 1 / sqrt(variance + eps)) of one group of one image: see kernels/src/group_norm_stats.rs.
+// Statistics of a GroupNorm: (mean, 1 / sqrt(variance + eps)) of every group of every image. The host side is
+// kernels/src/group_norm_stats.rs.
+//
+// Operands: x [n, positions, c], stats [n, groups, 2]. One workgroup of 256 invocations handles one group of one image:
+// each invocation gathers count, mean and squares of its share in one pass, and a tree in workgroup memory merges them.
 #import grid
 
 struct Params {
@@ -10,7 +14,7 @@ struct Params {
     eps: f32,
 }
 
-// Count, mean and sum of squared differences from the mean of some values.
+// Count, mean and sum of squared differences from the mean of a set of values.
 struct Moments {
     count: f32,
     mean: f32,
@@ -23,6 +27,7 @@ struct Moments {
 
 var<workgroup> partial: array<Moments, 256>;
 
+// Returns the moments of the union of two sets, by the formula of Chan, Golub and LeVeque.
 fn merge(a: Moments, b: Moments) -> Moments {
     let count = a.count + b.count;
     let delta = b.mean - a.mean;
@@ -30,7 +35,8 @@ fn merge(a: Moments, b: Moments) -> Moments {
     return Moments(count, a.mean + delta * share, a.squares + b.squares + delta * delta * a.count * share);
 }
 
-// Moments of what this invocation reads of channels first..end: every 256th of the vec4s they touch.
+// Returns the moments of this invocation's share of channels `first..end`: every 256th of the vec4s that contain some
+// of them. Sums are relative to the first value read, so that a large mean does not cancel digits of the variance.
 fn gather(image: u32, first: u32, end: u32, thread: u32) -> Moments {
     let first4 = first / 4u;
     let width4 = (end + 3u) / 4u - first4;

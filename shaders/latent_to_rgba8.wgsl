@@ -1,4 +1,8 @@
-// y = the pixel of x in [-1, 1] as four bytes: see kernels/src/latent_to_rgba8.rs.
+// Conversion of the decoder's output to pixels: [-1, 1] becomes 0..255 per channel. The host side is
+// kernels/src/latent_to_rgba8.rs.
+//
+// Operands: x [n, h, w, 3], y [n, h, w] with one RGBA pixel of four bytes in each u32. Each invocation converts one
+// pixel. The alpha of a pixel is 255, or 0 if one of its channels is infinite or NaN.
 #import grid
 
 struct Params {
@@ -18,11 +22,11 @@ fn main(
     let at = flat_group(group, groups) * 64u + thread;
     if at >= params.pixels { return; }
     let color = load4(x[at]).xyz;
-    // By its bits: a compiler may assume that no float is NaN.
+    // Infinity and NaN are detected by their bits, because compilers may assume that no float is NaN.
     let exponent = bitcast<vec3<u32>>(color) & vec3<u32>(0x7f800000u);
     let alpha = select(0u, 255u, all(exponent != vec3<u32>(0x7f800000u)));
     let v = clamp(color, vec3<f32>(-1.0), vec3<f32>(1.0));
-    // NaN becomes some byte, and no more than a byte.
+    // The colour of a NaN is undefined; min keeps it within its byte.
     let bytes = min(vec3<u32>(floor(v * 127.5 + 128.0)), vec3<u32>(255u));
     y[at] = bytes.x | (bytes.y << 8u) | (bytes.z << 16u) | (alpha << 24u);
 }

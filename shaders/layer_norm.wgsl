@@ -1,4 +1,7 @@
-// y = (x - mean) / sqrt(variance + eps) * weight + bias, one workgroup a row: see kernels/src/layer_norm.rs.
+// LayerNorm: y = (x - mean) / sqrt(variance + eps) * weight + bias, row by row. The host side is
+// kernels/src/layer_norm.rs.
+//
+// Operands: x and y [rows, c], weight and bias [c]. One workgroup of 256 invocations handles one row.
 #import grid
 #import row_moments
 

@@ -1,4 +1,7 @@
-// stats = (mean, 1 / sqrt(variance + eps)) of every row, one workgroup a row: see kernels/src/layer_norm_stats.rs.
+// Statistics of a LayerNorm: (mean, 1 / sqrt(variance + eps)) of every row, for kernels that normalise as they read.
+// The host side is kernels/src/layer_norm_stats.rs.
+//
+// Operands: x [rows, c], stats [rows, 2]. One workgroup of 256 invocations handles one row.
 #import grid
 #import row_moments
 

@@ -1,4 +1,9 @@
-// y = residual + activation(x * w^T + bias): see kernels/src/linear.rs.
+// Linear layer with an epilogue: y = residual + activation(x w^T + bias), also for 1x1 convolutions. The host side is
+// kernels/src/linear.rs.
+//
+// Operands: x [rows, k], w [cols, k], bias [cols], residual and y [rows, cols]. x may be concatenated with x2 along k,
+// and normalised on the way (common/source.wgsl). A workgroup computes a tile of y: see common/product.wgsl and
+// common/gemm.wgsl.
 #import product
 @if(PRODUCT) #import rows
 
@@ -29,8 +34,11 @@ struct Params {
 @end
 @if(IN_PARTS) @group(0) @binding(12) var<storage, read_write> parts: array<vec4<f32>>; // [PARTS, rows, cols]
 
+// Returns the number of vec4s of k.
 fn inner4() -> u32 { return params.k4; }
 
+// A linear layer has no shift.
 fn fetch_shift(row: u32, col4: u32) -> Pack { return Pack(); }
 
+// Returns v, as there is no shift.
 fn shifted(v: vec4<f32>, fetched: Pack) -> vec4<f32> { return v; }

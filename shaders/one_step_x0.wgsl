@@ -1,4 +1,8 @@
-// y = x0, or a_next * x0 + s_next * noise: see kernels/src/one_step_x0.rs.
+// Step of the one-step model: y = x0, the clean latent, or with RENOISE y = a_next * x0 + s_next * noise. The host side
+// is kernels/src/one_step_x0.rs.
+//
+// Operands: latent, prediction, noise and y [images, positions, c], all f32. The coefficients of the step are read from
+// a buffer. Each invocation computes one vec4 of y.
 #import grid
 #import prediction
 

@@ -1,4 +1,10 @@
-// q = x * w_q^T and kv = x * w_kv^T, x read once: see kernels/src/shared_kv_projection.rs.
+// Two linear layers of the same input: q = x w_q^T and kv = x w_kv^T, with x read once. The host side is
+// kernels/src/shared_kv_projection.rs.
+//
+// Operands: x [rows, k], w_q [q_cols, k], w_kv [kv_cols, k], q [rows, q_cols], kv [rows, kv_cols]. x may be
+// concatenated with x2 along k, and normalised on the way (common/source.wgsl). A workgroup computes a tile of
+// common/gemm.wgsl, the left half of whose columns belongs to q and the right half to kv: both share the staged rows of
+// x. Each invocation has two vec4s of columns, one of q and one of kv.
 #import grid
 @if(!MATRIX) #import gemm
 @if(MATRIX) #import gemm_matrix
@@ -25,22 +31,25 @@ struct Params {
 @group(0) @binding(9) var<storage, read_write> q: array<Pack>; // [rows, q_cols]
 @group(0) @binding(10) var<storage, read_write> kv: array<Pack>; // [rows, kv_cols]
 
-// Columns of a tile: queries first, then keys and values.
+// Number of columns of a tile that belong to q; as many more belong to kv.
 const HALF = 4u * THREADS_X;
 
-// Of a column's weights, or of those of the last that there is, the one at `i`.
+// Loads entry `i` of the weights of column `col` of the tile, clamped to the last column of its product.
 fn weight_at(col0: u32, col: u32, i: u32, of_q: bool) -> WeightPack {
     let own = col0 + col % HALF;
     if of_q { return w_q[weight_row(min(own, params.q_cols - 1u), params.k4) + i]; }
     return w_kv[weight_row(min(own, params.kv_cols - 1u), params.k4) + i];
 }
 
+// Loads vec4 `k4` of the weights of column `first + at` of the tile.
 fn fetch_w(col0: u32, first: u32, at: u32, k4: u32) -> WeightPack {
-    // Slots that hold columns of one product only are known by `first` alone: no branch on the way to a load.
+    // With SPAN <= HALF, `first` alone decides which product a slot belongs to. It is constant, so there is no branch
+    // before the load.
     let of_q = select(first + at < HALF, first < HALF, SPAN <= HALF);
     return weight_at(col0, first + at, WEIGHT_HEAD + k4, of_q);
 }
 
+// Loads the scale of column `col` of the tile.
 fn fetch_scale(col0: u32, col: u32) -> WeightPack { return weight_at(col0, col, 0u, col < HALF); }
 
 @compute @workgroup_size(THREADS)

@@ -1,4 +1,7 @@
-// y = scale * x[first..first + c] along the channels: see kernels/src/slice.rs.
+// Slice along the channels: y = scale * x[first..first + c]. The host side is kernels/src/slice.rs.
+//
+// Operands: x [rows, channels], y [rows, c]. Each invocation computes one vec4 of y. With ALIGNED it reads a whole vec4
+// of x; otherwise it assembles the vec4 from channels.
 #import grid
 
 struct Params {
@@ -14,6 +17,7 @@ struct Params {
 @group(0) @binding(1) var<storage, read> x: array<Pack>; // [rows, channels]
 @group(0) @binding(2) var<storage, read_write> y: array<Pack>; // [rows, c]
 
+// Returns channel `c` of a row of y, and zero in the padding.
 fn channel(row: u32, c: u32) -> f32 {
     if c >= params.c { return 0.0; }
     let of_x = params.first + c;

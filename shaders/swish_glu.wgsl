@@ -1,4 +1,11 @@
-// y = a * gate(g), (a, g) the halves of x * w^T + bias: see kernels/src/swish_glu.rs.
+// Gated linear unit: y = a * gate(g), where a and g are the left and the right half of x w^T + bias. The host side is
+// kernels/src/swish_glu.rs.
+//
+// Operands: x [rows, k], w [2 * cols, k], bias [2 * cols], y [rows, cols]. x may be concatenated with x2 along k, and
+// normalised on the way (common/source.wgsl). A workgroup computes a tile of common/gemm.wgsl, the left half of whose
+// columns are columns of a and the right half the same columns of g. Each invocation has two vec4s of columns, one of a
+// and the matching one of g, so that the gate needs no exchange between invocations and the wide product is never
+// written.
 #import grid
 #import activation
 @if(!MATRIX) #import gemm
@@ -25,24 +32,26 @@ struct Params {
 @if(NORM_CHANNELS) @group(0) @binding(8) var<storage, read> norm: array<vec4<f32>>; // [images, 2, k]
 @group(0) @binding(9) var<storage, read_write> y: array<Pack>; // [rows, cols]
 
-// Columns of a tile: values first, then gates.
+// Number of columns of a tile that belong to a; as many more belong to g.
 const HALF = 4u * THREADS_X;
 
-// The weights of a column of the tile, or of the last that there is.
+// Returns the index in w of the weights of column `col` of the tile, clamped to the last column of its half.
 fn first_weight(col0: u32, col: u32) -> u32 {
     return weight_row(col / HALF * params.cols + min(col0 + col % HALF, params.cols - 1u), params.k4);
 }
 
+// Loads vec4 `k4` of the weights of column `first + at` of the tile.
 fn fetch_w(col0: u32, first: u32, at: u32, k4: u32) -> WeightPack {
     return w[first_weight(col0, first + at) + WEIGHT_HEAD + k4];
 }
 
+// Loads the scale of column `col` of the tile.
 fn fetch_scale(col0: u32, col: u32) -> WeightPack { return w[first_weight(col0, col)]; }
 
-// Four biases from `first`, of columns from `col`, or of the last that there are.
+// Loads the biases of four columns from `col` of the half that begins at `first`, clamped to the last columns.
 fn bias4(first: u32, col: u32) -> vec4<f32> {
     if params.cols % 4u == 0u { return load4(bias[(first + min(col, params.cols - 4u)) / 4u]); }
-    // The gates' biases do not begin at a vec4.
+    // The second half does not begin at a whole vec4.
     var v = vec4<f32>(0.0);
     for (var lane = 0u; lane < 4u; lane++) {
         let index = first + min(col + lane, params.cols - 1u);

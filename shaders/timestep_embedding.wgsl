@@ -1,4 +1,7 @@
-// y = [cos(t * f), sin(t * f)]: see kernels/src/timestep_embedding.rs.
+// Sinusoidal embedding of timesteps: y = [cos(t * f), sin(t * f)]. The host side is kernels/src/timestep_embedding.rs.
+//
+// Operands: t [n], frequencies f [half], y [n, dim]. Each invocation computes one vec4 of y. WGSL guarantees only eleven
+// bits of sin and cos, and those only near zero, while angles reach far beyond pi: this file brings its own sine.
 #import grid
 
 struct Params {
@@ -14,18 +17,18 @@ struct Params {
 @group(0) @binding(3) var<storage, read_write> y: array<Pack>; // [n, dim]
 
 const QUARTERS = 0.63661977236758134; // 2 / pi
-// pi / 2 in two parts: the first has eight bits, so that its multiples are exact.
+// pi / 2 as the sum of two numbers. The first has eight significant bits, so that its multiples are exact in f32.
 const QUARTER_HIGH = 1.5703125;
 const QUARTER_LOW = 4.8382679489661923e-4;
-// Beyond this the two parts do not suffice. Not reached by any step: the clamp also keeps a compiler from fusing
-// `t * f` into the subtraction, which would leave the angle unrounded.
+// Largest angle for which the two parts are accurate enough. No timestep reaches it. The clamp has a second purpose: it
+// keeps compilers from fusing `t * f` into the subtraction of `sine`, which would leave the angle unrounded.
 const LARGEST_ANGLE = 65536.0;
 
-// sin(angle + turns * pi / 2) to about one unit of rounding; WGSL's own promises only 2^-11. The polynomials are
-// those of the Cephes library for |r| <= pi / 4.
+// Returns sin(angle + turns * pi / 2) with an error of about one unit in the last place. WGSL's own sin guarantees only
+// 2^-11. The angle is reduced to |r| <= pi / 4, where the polynomials of the Cephes library apply.
 fn sine(angle: f32, turns: i32) -> f32 {
     let whole = round(angle * QUARTERS);
-    // In this order whatever a compiler thinks of it: the first difference is exact.
+    // Explicit fma fixes the order of evaluation, whatever the compiler does. The inner difference is exact.
     let r = fma(-whole, QUARTER_LOW, fma(-whole, QUARTER_HIGH, angle));
     let z = r * r;
     let quarter = i32(whole) + turns;

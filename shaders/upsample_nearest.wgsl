@@ -1,4 +1,7 @@
-// y[n, i, j] = x[n, i / 2, j / 2]: see kernels/src/upsample_nearest.rs.
+// Nearest-neighbour upsampling by two: y[n, i, j] = x[n, i / 2, j / 2]. The host side is
+// kernels/src/upsample_nearest.rs.
+//
+// Operands: x [n, h, w, c], y [n, 2h, 2w, c]. Each invocation copies one vec4 of y.
 #import grid
 
 struct Params {
@@ -22,7 +25,7 @@ fn main(
     let c4 = at % params.c4;
     let pixel = at / params.c4;
     let col = pixel % (2u * params.w);
-    // Rows of all images counted through: an image has an even number of them, so halving finds the row of x.
+    // Row counted over all images. Every image has an even number of rows, so half of it is the row of x.
     let row = pixel / (2u * params.w);
     y[at] = x[((row / 2u) * params.w + col / 2u) * params.c4 + c4];
 }

@@ -4,8 +4,8 @@
 //!
 //! * `#import name` inserts the shared file `name` before the importing file, once per module.
 //! * `@if(NAME)` ... `@else` ... `@end`, each alone on its line, keeps the lines of one branch and drops those of the
-//!   other. The first branch is kept if the constant `NAME` is not zero; `@else` may be absent, and blocks may be nested.
-//!   `@if(!NAME)` inverts the condition. `@if(NAME) line` is the short form for a single line.
+//!   other. The first branch is kept if the constant `NAME` is not zero. `@else` may be absent, and blocks may be
+//!   nested. `@if(!NAME)` inverts the condition. `@if(NAME) line` is the short form for a single line.
 //!
 //! A condition keeps or drops whole lines, imports among them. There are no templates and no text replacement, so every
 //! line of a composed module is a line of a file.

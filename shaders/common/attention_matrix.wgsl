@@ -1,33 +1,45 @@
-// Attention by matrix units: what the module that imports this does without them, see kernels/src/attention/matrix.rs.
+// Fused attention by cooperative matrices: the entry point of attention.wgsl on devices with matrix units. Factors are
+// f16, accumulators f32. The operands are declared in attention.wgsl; the tiles are listed in
+// kernels/src/attention/matrix.rs.
 //
-// Each subgroup has EDGE queries, which it holds in as many matrices as a head has, and so their sums; two matrices of
-// scores, of 2 * EDGE keys, go through workgroup memory to become weights in f16. Matrices cannot be scaled row by row, so
-// softmax first looks for the highest score of every query, in a walk over the keys of its own, and no sum is ever brought
-// to another one.
+// A workgroup computes QUERIES queries of one head. Each of its subgroups computes EDGE queries: it holds them as
+// MATRICES left factors of EDGE x EDGE (q0, q1, ...; a head has MATRICES * EDGE channels, zero-padded), and their
+// results as as many accumulators (o0, o1, ...). For each tile of KEYS = 2 * EDGE keys:
+//   1. Scores: two accumulators of EDGE x EDGE per subgroup, stored to workgroup memory.
+//   2. Weights: LANES invocations per query apply phi to its scores and store the result as f16.
+//   3. Results: the weights are loaded as left factors and multiplied by the values of the tile.
 //
-// Keys and values of the next tile are on their way while one is computed with: all loads of a step are issued at once,
-// from the nearest place where they would be outside, and what lies outside becomes zero as it is staged. There is room for
-// two tiles, keys and their values or, where they are the same, one tile and the next: so two barriers a tile are enough.
+// Cooperative matrices cannot be scaled row by row, so the running maximum of FlashAttention is not possible. With
+// SOFTMAX a first walk over all keys finds the maximum of every query, and a second one computes weights and results.
+// The scores are computed twice; the accumulators never need rescaling.
+//
+// Global loads are software-pipelined: keys and values of the next tile are loaded into registers while the current one
+// is computed with. All loads of a tile are issued together and without branches: indices are clamped, and out-of-range
+// elements are replaced by zeros when they are staged. Workgroup memory holds two tiles: the keys and their values or,
+// with SHARED, the current tile and the next. This is why two barriers per tile are enough.
 #import matrix_unit
 
 const THREADS = QUERIES / EDGE * SUBGROUP;
-// Lanes of a query: a subgroup's for each of its rows.
+// Number of invocations that share a query: a subgroup has EDGE queries.
 const LANES = SUBGROUP / EDGE;
 const KEYS = 2u * EDGE;
 const DEPTH4 = MATRICES * EDGE / 4u;
-// vec4s of scores of a lane.
+// Number of vec4s of scores of a tile that one lane turns into weights.
 const SCORES4 = KEYS / 4u / LANES;
-// vec4s from one row to the next: a gap puts neighbours into different banks.
+// Row strides in workgroup memory, in vec4s: padding puts neighbouring rows into different banks.
 const HEAD_ROW = DEPTH4 + 2u;
 const SCORE_ROW = KEYS / 4u + 1u;
 const WEIGHT_ROW = KEYS / 4u + 2u;
+// Initial value of the maximum.
 const LOWEST = -3e38;
-// vec4s of the queries and of a tile that one invocation stages.
+// Numbers of vec4s of the queries and of a tile that one invocation stages.
 const QUERY_SLOTS = (QUERIES * DEPTH4 + THREADS - 1u) / THREADS;
 const KEY_SLOTS = (KEYS * DEPTH4 + THREADS - 1u) / THREADS;
 
-// The queries, then two tiles of keys or of their values, DEPTH4 vec4s a row; scores, at the end sums; weights. As in
-// common/gemm_matrix.wgsl, Vulkan's loads take pointers to vec4s and count in those, and Metal's want scalars.
+// Workgroup memory: `tile` holds the queries at first, then two tiles of keys or values, DEPTH4 vec4s per row; `scores`
+// holds the scores and, at the end, results; `weights` the weights. As in common/gemm_matrix.wgsl, loads on Vulkan
+// (WIDE) take pointers to vec4s and count offsets and strides in vec4s, and loads on Metal take pointers to scalars.
+// CELLS is the number of array elements in a vec4.
 @if(WIDE)
 const CELLS = 1u;
 var<workgroup> tile: array<Pack, QUERIES * HEAD_ROW>;
@@ -61,28 +73,32 @@ fn scores_at(at: u32) -> vec4<f32> {
     return vec4<f32>(scores[4u * at], scores[4u * at + 1u], scores[4u * at + 2u], scores[4u * at + 3u]);
 }
 @end
-var<workgroup> shares: array<f32, THREADS>; // what the lanes of a query found
+var<workgroup> shares: array<f32, THREADS>; // one maximum or sum per lane, to be combined per query
 
+// Prefetched tiles of keys and values, as stored.
 var<private> next_keys: array<Pack, KEY_SLOTS>;
 @if(!SHARED) var<private> next_values: array<Pack, KEY_SLOTS>;
 
-// Where vec4 `i` of some rows of DEPTH4 vec4s lies, counted from the first of `rows` rows of the head.
+// Returns the index of vec4 `i` of a block of rows of DEPTH4 vec4s that begins at `row0`, relative to row 0 of the
+// head. Rows are clamped to the last of `rows`, columns to the last vec4 of the head.
 fn place(i: u32, row0: u32, rows: u32, row_len: u32) -> u32 {
     return min(row0 + i / DEPTH4, rows - 1u) * row_len + min(i % DEPTH4, HEAD4 - 1u);
 }
 
-// Stages vec4 `i` of those rows: zero beyond the last, and beyond the head.
+// Stores vec4 `i` of a block of rows to `tile`, where the block begins at row `at`. Elements beyond the last of `rows`
+// and beyond the head become zeros.
 fn stage(i: u32, row0: u32, rows: u32, at: u32, v: Pack) {
     let inside = (row0 + i / DEPTH4 < rows) & ((HEAD4 == DEPTH4) | (i % DEPTH4 < HEAD4));
     put_tile((at + i / DEPTH4) * HEAD_ROW + i % DEPTH4, pack_if(inside, v));
 }
 
-// The same for slot `s` of a tile, whose last may be one too many.
+// Stages slot `s` of a tile of keys or values. Not every invocation has a last slot.
 fn stage_slot(s: u32, key0: u32, at: u32, v: Pack, thread: u32) {
     let i = thread + s * THREADS;
     if KEY_SLOTS * THREADS == KEYS * DEPTH4 || i < KEYS * DEPTH4 { stage(i, key0, params.keys, at, v); }
 }
 
+// Stages the workgroup's queries.
 fn stage_queries(first: u32, query0: u32, row_len: u32, thread: u32) {
     var values: array<Pack, QUERY_SLOTS>;
     for (var s = 0u; s < QUERY_SLOTS; s++) {
@@ -96,46 +112,51 @@ fn stage_queries(first: u32, query0: u32, row_len: u32, thread: u32) {
     }
 }
 
+// Loads the tile of keys from `key0` into registers.
 fn fetch_keys(first: u32, key0: u32, row_len: u32, thread: u32) {
     for (var s = 0u; s < KEY_SLOTS; s++) {
         next_keys[s] = k[first + place(thread + s * THREADS, key0, params.keys, row_len)];
     }
 }
 
-// `at` is the row of the tile where they begin.
+// Stages the loaded keys from row `at` of `tile`.
 fn stage_keys(key0: u32, at: u32, thread: u32) {
     for (var s = 0u; s < KEY_SLOTS; s++) { stage_slot(s, key0, at, next_keys[s], thread); }
 }
 
 @if(!SHARED)
+// Loads the tile of values from `key0` into registers.
 fn fetch_values(first: u32, key0: u32, row_len: u32, thread: u32) {
     for (var s = 0u; s < KEY_SLOTS; s++) {
         next_values[s] = v[first + place(thread + s * THREADS, key0, params.keys, row_len)];
     }
 }
 
+// Stages the loaded values from row `at` of `tile`.
 fn stage_values(key0: u32, at: u32, thread: u32) {
     for (var s = 0u; s < KEY_SLOTS; s++) { stage_slot(s, key0, at, next_values[s], thread); }
 }
 @end
 
+// Stores two accumulators side by side to `scores`, from row `row`.
 fn store_scores(left: Sum, right: Sum, row: u32) {
     coopStoreT(left, &scores[CELLS * row * SCORE_ROW], CELLS * SCORE_ROW);
     coopStoreT(right, &scores[CELLS * (row * SCORE_ROW + EDGE / 4u)], CELLS * SCORE_ROW);
 }
 
+// Loads matrix `d` of the staged queries from row `row`.
 fn query_matrix(row: u32, d: u32) -> Left {
     return coopLoadT<Left>(&tile[CELLS * (row * HEAD_ROW + d * (EDGE / 4u))], CELLS * HEAD_ROW);
 }
 
-// Adds the products of a matrix of queries and of EDGE keys, from row `at` of the tile.
+// Multiplies matrix `d` of the queries by matrix `d` of EDGE keys, from row `at` of `tile`, and accumulates.
 fn add_scores(sums: Sum, queries: Left, at: u32, d: u32) -> Sum {
-    // Rows of keys are columns of the right factor.
+    // Keys are stored as rows, and the right factor is k^T: hence the load in the other order.
     let keys = coopLoad<Right>(&tile[CELLS * (at * HEAD_ROW + d * (EDGE / 4u))], CELLS * HEAD_ROW);
     return coopMultiplyAdd(queries, keys, sums);
 }
 
-// Writes the scores of a subgroup's queries, from `row`, and of the keys from row `at` of the tile.
+// Computes the scores of a subgroup's queries, from `row`, and of the 2 * EDGE keys from row `at` of `tile`.
 fn write_scores(
     q0: Left, q1: Left, q2: Left, q3: Left, q4: Left, q5: Left, q6: Left, q7: Left, row: u32, at: u32,
 ) {
@@ -172,7 +193,7 @@ fn write_scores(
     store_scores(left, right, row);
 }
 
-// This invocation's scores.
+// Returns this invocation's scores, scaled: every LANES-th vec4 of its query's row.
 fn own_scores(scale: f32, thread: u32) -> array<vec4<f32>, SCORES4> {
     var found: array<vec4<f32>, SCORES4>;
     for (var j = 0u; j < SCORES4; j++) {
@@ -181,13 +202,13 @@ fn own_scores(scale: f32, thread: u32) -> array<vec4<f32>, SCORES4> {
     return found;
 }
 
-// Which of the keys of vec4 `j` of them its query sees.
+// Returns which keys of this invocation's vec4 `j` are among the first `seen`, which its query sees.
 fn are_seen(j: u32, key0: u32, seen: u32, thread: u32) -> vec4<bool> {
     return key0 + 4u * (j * LANES + thread % LANES) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(seen);
 }
 
 @if(SOFTMAX)
-// The highest of this invocation's scores.
+// Returns the maximum of this invocation's scores.
 fn highest_score(key0: u32, seen: u32, scale: f32, thread: u32) -> f32 {
     var found = own_scores(scale, thread);
     var highest = vec4<f32>(LOWEST);
@@ -198,7 +219,8 @@ fn highest_score(key0: u32, seen: u32, scale: f32, thread: u32) -> f32 {
 }
 @end
 
-// Makes weights of this invocation's scores. Their sums are those of the weights that are used.
+// Turns this invocation's scores into weights and returns their sums. The sums are those of the weights after rounding
+// to f16, which are the ones that the values are multiplied by.
 fn write_weights(key0: u32, seen: u32, scale: f32, highest: f32, thread: u32) -> vec4<f32> {
     var found = own_scores(scale, thread);
     var sums = vec4<f32>(0.0);
@@ -212,18 +234,19 @@ fn write_weights(key0: u32, seen: u32, scale: f32, highest: f32, thread: u32) ->
     return sums;
 }
 
+// Loads the weights of the first or second EDGE keys of the tile from row `row`.
 fn weight_matrix(row: u32, half: u32) -> Left {
     return coopLoadT<Left>(&weights[CELLS * (row * WEIGHT_ROW + half * (EDGE / 4u))], CELLS * WEIGHT_ROW);
 }
 
-// Adds the products of a matrix of weights and of matrix `d` of the values from row `at` of the tile.
+// Multiplies a matrix of weights by matrix `d` of the values from row `at` of `tile`, and accumulates.
 fn add_values(sums: Sum, left: Left, at: u32, d: u32) -> Sum {
     let values = coopLoadT<Right>(&tile[CELLS * (at * HEAD_ROW + d * (EDGE / 4u))], CELLS * HEAD_ROW);
     return coopMultiplyAdd(left, values, sums);
 }
 
-// Writes two matrices of the sums of a subgroup's queries, from `row`, the left one being matrix `d` of the head; `first`
-// is where this invocation's query begins in y.
+// Writes two accumulators of results, matrices `d` and `d + 1` of the head, to y through `scores`. `row` is the
+// subgroup's first row, `first` the index in y of this invocation's query.
 fn write_sums(left: Sum, right: Sum, row: u32, d: u32, norm: f32, first: u32, inside: bool, thread: u32) {
     store_scores(left, right, row);
     workgroupBarrier();
@@ -241,13 +264,13 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let query0 = group.x * QUERIES;
     let query = query0 + thread / LANES;
     let row = thread / SUBGROUP * EDGE;
-    // Where the head begins among the keys and the queries of its image.
+    // Index of the head's first vec4 in row 0 of the image, in k and v, and in q and y.
     let of_keys = group.z * params.keys * row_len + group.y * HEAD4;
     let of_queries = group.z * params.queries * row_len + group.y * HEAD4;
-    // Keys this query sees, and keys any query of the workgroup sees.
+    // Number of keys that this query sees, and that any query of the workgroup sees.
     let seen = select(params.keys, min(params.keys, query + 1u), CAUSAL == 1u);
     let seen_by_group = select(params.keys, min(params.keys, query0 + QUERIES), CAUSAL == 1u);
-    // f16 holds weights of relu better before they are divided by the number of keys.
+    // Relu's weights are divided by the number of keys at the very end: f16 represents the undivided ones better.
     let divisor = select(f32(params.keys), 1.0, SOFTMAX == 1u);
     let scale = params.scale * divisor;
 

@@ -1,30 +1,39 @@
-// Tiled matrix product: y[row, col] = sum over k of x[row, k] * w[col, k], both read as vec4 along k. Its sizes are those
-// of a tile of kernels/src/tile.rs.
+// Tiled matrix product on ordinary arithmetic units: y[row, col] = sum over k of x[row, k] * w[col, k]. Both factors
+// are row-major with k innermost, x [rows, k] and w [cols, k], and are read as vec4s along k. Accumulation is in f32.
+// The tile sizes are the constants of a `Tile` in kernels/src/tile.rs.
 //
-// A workgroup of THREADS_X x THREADS_Y x SPLIT invocations computes a tile, ROWS_EACH rows and QUADS_EACH vec4s of columns
-// per invocation; where SPLIT is not one, as many share a sum. Each step stages STEP4 vec4s of k of all rows and columns
-// of the tile in workgroup memory while the next are on their way. They travel as they lie in memory, loaded without a
-// branch and untouched until they are staged: otherwise each load is waited for before the next one starts. The module
-// that imports this declares what common/source.wgsl asks for, and defines
-//   fn prepare_row(slot: u32, row: u32)                                  // called once, before the row's first load
-//   fn fetch_k(k4: u32) -> bool                                          // what all rows need at `k4`; whether it is `x2`'s
-//   fn fetch_x(slot: u32, row: u32, k4: u32, second: bool) -> Input      // anything beyond the last row
-//   fn made_x(slot: u32, k4: u32, fetched: Input) -> vec4<f32>           // the values of what was fetched
-//   fn made_pack_x(slot: u32, k4: u32, fetched: Input) -> Pack           // the same, as they are stored
-//   fn fetch_w(col0: u32, first: u32, at: u32, k4: u32) -> WeightPack    // weights of column `first + at` of the tile, `first`
-//                                                                        // a constant once loops are unrolled
-//   fn fetch_scale(col0: u32, col: u32) -> WeightPack                    // the head of a column's: see Storage::prelude
-// and leaves the sums of columns beyond the last alone, whose weights may be anything.
+// A workgroup computes a tile of TILE_ROWS x 4 * TILE_QUADS sums with THREADS_X x THREADS_Y x SPLIT invocations. Each
+// invocation accumulates ROWS_EACH rows of QUADS_EACH vec4s of columns in registers. With SPLIT > 1, SPLIT invocations
+// share every sum: each takes its part of k, and they add up through workgroup memory at the end (split-k in a
+// workgroup).
+//
+// STAGED: every step of the main loop stages STEP4 vec4s of k of all rows and columns of the tile in workgroup memory,
+// and loads the next step into registers meanwhile. The loads keep the stored format, and conversion, norms and zero
+// padding are applied only when the values are staged. The loads have no branches either: otherwise compilers wait for
+// each load before they start the next. Not STAGED: for few rows, where nothing is reused between invocations, every
+// invocation loads its operands directly.
+//
+// The importing module declares the operands of common/source.wgsl and defines how elements of x and w are found.
+// `slot` numbers the rows that an invocation loads, and `k4` counts vec4s of k:
+//   fn prepare_row(slot: u32, row: u32)                                // called once per slot, before the loads
+//   fn fetch_k(k4: u32) -> bool                                        // loads what rows share; whether k4 is in `x2`
+//   fn fetch_x(slot: u32, row: u32, k4: u32, second: bool) -> Input    // stored x; anything for rows beyond the last
+//   fn made_x(slot: u32, k4: u32, fetched: Input) -> vec4<f32>         // the values of a stored x: norm, zero padding
+//   fn made_pack_x(slot: u32, k4: u32, fetched: Input) -> Pack         // those values in the storage type
+//   fn fetch_w(col0: u32, first: u32, at: u32, k4: u32) -> WeightPack  // stored w of column `first + at` of the tile;
+//                                                                      // `first` is constant once loops are unrolled
+//   fn fetch_scale(col0: u32, col: u32) -> WeightPack                  // scale of a column's weights: Storage::prelude
+// Sums of columns beyond the last are undefined (their weights may be anything), and the importing module ignores them.
 #import gemm_sums
 #import scratch
 @if(STAGED) #import gemm_fetch
 #import gemm_columns
 const THREADS = LAYER * SPLIT;
 
-// The vec4s of k of an invocation's columns: entry `4 * j + i` is column `i` of vec4 `j`.
+// Weights of an invocation's columns at one vec4 of k: entry `4 * j + i` is column `i` of vec4 `j`.
 alias Columns = array<vec4<f32>, 4u * QUADS_EACH>;
 
-// Adds the products of four values of k of a row and of four columns.
+// Returns sums plus the dot products of x with the columns a, b, c and d. It uses fma on vec4s of columns, not dot.
 fn multiplied(x: vec4<f32>, a: vec4<f32>, b: vec4<f32>, c: vec4<f32>, d: vec4<f32>, sums: vec4<f32>) -> vec4<f32> {
     var s = fma(vec4<f32>(x.x), vec4<f32>(a.x, b.x, c.x, d.x), sums);
     s = fma(vec4<f32>(x.y), vec4<f32>(a.y, b.y, c.y, d.y), s);
@@ -33,11 +42,13 @@ fn multiplied(x: vec4<f32>, a: vec4<f32>, b: vec4<f32>, c: vec4<f32>, d: vec4<f3
 }
 
 @if(STAGED)
-// A step of rows, then one of columns: column `4 * q + i` of the tile lies at `i * COL_QUADS + q`, so that neighbouring
-// invocations read neighbouring words. Strides leave gaps between them, see `Tile::strides`.
+// Layout of workgroup memory: x as [STEP4, ROW_STRIDE], then w as [STEP4, COL_STRIDE], in vec4s of k. Column `4 * q +
+// i` of the tile is at `i * COL_QUADS + q`, so that neighbouring invocations read neighbouring vec4s. The strides are
+// padded against bank conflicts: see `Tile::strides`.
 const COL_STRIDE = 4u * COL_QUADS + 1u;
 const FIRST_COL = STEP4 * ROW_STRIDE;
 
+// Stages what `fetch` loaded: rows and columns from `at`, vec4 `k` of the step. Weights from `end4` on become zeros.
 fn stage(at: u32, k: u32, k4: u32, end4: u32) {
     for (var s = 0u; s < ROW_SLOTS; s++) { scratch[k * ROW_STRIDE + at + s * SPAN] = made_x(s, next_k4, next_x[s]); }
     for (var s = 0u; s < COL_SLOTS; s++) {
@@ -47,8 +58,9 @@ fn stage(at: u32, k: u32, k4: u32, end4: u32) {
     }
 }
 
-/// The sums over vec4s of k from `first4` to before `end4` of invocation `thread`, the first LAYER of which hold the tile:
-/// rows from `ROWS_EACH * (thread / THREADS_X)` and vec4s of columns `thread % THREADS_X` and every THREADS_X further.
+// Computes the tile from row `row0` and column `col0`, summed over the vec4s of k in `first4..end4`. Returns the sums
+// of invocation `thread`: rows from `ROWS_EACH * (thread / THREADS_X)`, and every THREADS_X-th vec4 of columns from
+// `thread % THREADS_X`. The first LAYER invocations hold the whole tile.
 fn gemm_tile(row0: u32, col0: u32, first4: u32, end4: u32, thread: u32) -> Sums {
     var sums: Sums;
     var cols: Columns;
@@ -82,10 +94,12 @@ fn gemm_tile(row0: u32, col0: u32, first4: u32, end4: u32, thread: u32) -> Sums 
 @end
 
 @if(!STAGED)
-// Few rows read every weight once or twice: nothing is staged, and neighbouring invocations read neighbouring vec4s of k.
+// With few rows, every weight is read once or twice, and staging would not pay. Neighbouring invocations read
+// neighbouring vec4s of k.
 const ROW_SLOTS = ROWS_EACH;
 
-/// The same.
+// Computes the tile from row `row0` and column `col0`, summed over the vec4s of k in `first4..end4`. Returns the sums
+// of invocation `thread`, placed as in the staged form.
 fn gemm_tile(row0: u32, col0: u32, first4: u32, end4: u32, thread: u32) -> Sums {
     var sums: Sums;
     var fetched_w: array<WeightPack, 4>;
@@ -111,7 +125,8 @@ fn gemm_tile(row0: u32, col0: u32, first4: u32, end4: u32, thread: u32) -> Sums 
 @end
 
 @if(SHARED_SUMS)
-// Sums of the invocations that share them, whose own are at `place`: always in the same order.
+// Adds the sums of the SPLIT invocations that share them, by a tree in workgroup memory: the order is always the same,
+// and so is the result. `place` is the invocation's position in [SPLIT, LAYER].
 fn met(own: Sums, thread: u32, place: u32) -> Sums {
     var sums = own;
     for (var e = 0u; e < SUMS; e++) {

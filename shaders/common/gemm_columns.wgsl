@@ -1,7 +1,8 @@
-// What is left to do to the columns of a tile of sums.
+// Per-column steps at the end of a product: scales of int8 weights, and zeros in the padding of rows.
 
 @if(PRODUCT)
-// Sums of weights in 8 bits, brought to what they are: the weights of a column are whole multiples of its scale.
+// Multiplies the sums by the scales of their columns, if weights are int8. A weight is an integer times its column's
+// scale, so the product accumulates integers, and one multiplication per sum is enough. Other weights have no scale.
 fn scaled(sums: Sums, col0: u32, thread: u32) -> Sums {
     var all = sums;
     if WEIGHT_HEAD == 0u { return all; }
@@ -15,7 +16,7 @@ fn scaled(sums: Sums, col0: u32, thread: u32) -> Sums {
 }
 @end
 
-// Zeros for the columns of a vec4 that are only there to fill it.
+// Replaces the columns of vec4 `col4` that are not below `cols` by zeros: rows are padded to whole vec4s.
 fn without_padding(v: vec4<f32>, col4: u32, cols: u32) -> vec4<f32> {
     return select(vec4<f32>(0.0), v, 4u * col4 + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(cols));
 }

@@ -1,13 +1,19 @@
-// Tiled matrix product by matrix units: what common/gemm.wgsl is for the others, with the same functions asked of the module
-// that imports it. Factors are f16, sums f32. Its sizes are those of a tile with a `Matrix` of kernels/src/tile.rs.
+// Tiled matrix product by cooperative matrices, for devices with matrix units. It computes the same as
+// common/gemm.wgsl, and asks the importing module for the same functions, which are described there. Factors are f16,
+// accumulators f32. The tile sizes are the constants of a `Tile` with a `Matrix` in kernels/src/tile.rs.
 //
-// Each subgroup holds STRIPS x 4 matrices of EDGE x EDGE sums (two strips, or four where it is TALL), SUBGROUPS_X subgroups
-// stand side by side, and SPLIT of them share every sum: each multiplies its part of a step. A step stages STEP4 vec4s of k
-// of the tile's rows and columns in workgroup memory, k innermost, while the next are on their way; it goes through there
-// because rows are made as they are read (norms, taps), and because a load of a whole matrix from memory has no edge.
-// Weights need no packing for that: a column's step is 64 bytes or more in one piece, of which every sector is used (in 8
-// bits half of that, behind its scale). At the end the sums go through workgroup memory too, in batches of a strip and two
-// neighbouring matrices, to where common/gemm.wgsl would have them.
+// A workgroup computes a tile of TILE_ROWS x 4 * TILE_QUADS sums. Each subgroup accumulates STRIPS x 4 matrices of EDGE
+// x EDGE in registers (c00 ... c33; STRIPS is two, or four if TALL). Subgroups form a grid of SUBGROUPS_X x SUBGROUPS_Y
+// x SPLIT: with SPLIT > 1, SPLIT subgroups share every sum, and each multiplies its part of every step of k.
+//
+// Every step of the main loop stages STEP4 vec4s of k of the tile's rows and columns in workgroup memory, k innermost,
+// and loads the next step into registers meanwhile. Matrices are not loaded from global memory directly, for two
+// reasons: rows of x are computed as they are read (norms, taps of a convolution), and cooperative loads have no bounds
+// checks. Weights need no repacking: the step of a column is 64 contiguous bytes or more, so that every memory sector
+// is fully used (half as many bytes for int8, which follow the column's scale).
+//
+// Epilogue: the accumulators go through workgroup memory, one strip and two neighbouring matrices at a time, to the
+// invocations that hold these sums in common/gemm.wgsl. Kernels handle both kinds of products with the same code.
 #import matrix_unit
 #import gemm_sums
 #import scratch
@@ -15,14 +21,15 @@
 #import gemm_columns
 const THREADS = LAYER;
 
-// Subgroups one above the other.
+// Number of subgroups along the rows of the tile.
 const SUBGROUPS_Y = TILE_ROWS / (STRIPS * EDGE);
 
-// vec4s from one row of a step to the next, and of a batch of the sums: a gap puts rows into different banks.
+// Row strides of a staged step and of a batch of sums, in vec4s: padding puts neighbouring rows into different banks.
 const STEP_STRIDE = STEP4 + 2u;
 const SUM_STRIDE = SUBGROUPS_X * (EDGE / 2u) + 1u;
 
-// Vulkan's loads take a pointer to a vec4 and count in those, so that one store stages four values; Metal's want scalars.
+// Cooperative loads and stores on Vulkan (WIDE) take pointers to vec4s and count strides in vec4s, so that one store
+// stages four values. Metal requires pointers to scalars. CELLS is the number of array elements in a vec4.
 @if(WIDE)
 const CELLS = 1u;
 var<workgroup> x_tile: array<Pack, TILE_ROWS * STEP_STRIDE>;
@@ -67,19 +74,21 @@ fn sums_at(at: u32) -> vec4<f32> {
 }
 @end
 
+// Stages what `fetch` loaded: rows and columns from `at`, vec4 `k` of the step. Weights from `end4` on become zeros.
 fn stage(at: u32, k: u32, step: u32, end4: u32) {
     for (var s = 0u; s < ROW_SLOTS; s++) { put_x((at + s * SPAN) * STEP_STRIDE + k, made_pack_x(s, next_k4, next_x[s])); }
     if step + STEP4 <= end4 {
         for (var s = 0u; s < COL_SLOTS; s++) { put_w((at + s * SPAN) * STEP_STRIDE + k, weight_pack(next_w[s])); }
         return;
     }
-    // Beyond the last of k there are zeros.
+    // The last step may be incomplete.
     for (var s = 0u; s < COL_SLOTS; s++) {
         put_w((at + s * SPAN) * STEP_STRIDE + k, pack_if(step + k < end4, weight_pack(next_w[s])));
     }
 }
 
-// Takes what this invocation has among the sums of one row and of two neighbouring matrices of every subgroup.
+// Copies this invocation's share of the batch in workgroup memory, matrices `2 * pair` and `2 * pair + 1` of strip
+// `strip` of every subgroup, to `sums`. Sums that SPLIT subgroups share are added up.
 fn take_sums(sums: ptr<function, Sums>, strip: u32, pair: u32, thread: u32) {
     workgroupBarrier();
     let row = ROWS_EACH * (thread / THREADS_X);
@@ -96,16 +105,19 @@ fn take_sums(sums: ptr<function, Sums>, strip: u32, pair: u32, thread: u32) {
     workgroupBarrier();
 }
 
-/// The sums over vec4s of k from `first4` to before `end4` of invocation `thread`: rows from
-/// `ROWS_EACH * (thread / THREADS_X)` and vec4s of columns `thread % THREADS_X` and every THREADS_X further.
+// Computes the tile from row `row0` and column `col0`, summed over the vec4s of k in `first4..end4`. Returns the sums
+// of invocation `thread`: rows from `ROWS_EACH * (thread / THREADS_X)`, and every THREADS_X-th vec4 of columns from
+// `thread % THREADS_X`.
 fn gemm_tile(row0: u32, col0: u32, first4: u32, end4: u32, thread: u32) -> Sums {
-    // Subgroups of a workgroup of one axis follow each other on every device that we know.
+    // The index of a subgroup is computed from `thread`: in workgroups of one axis, all known devices number subgroups
+    // in the order of invocations.
     let across = thread / SUBGROUP % SUBGROUPS_X;
     let down = thread / SUBGROUP / SUBGROUPS_X % SUBGROUPS_Y;
     let part = thread / SUBGROUP / SUBGROUPS_X / SUBGROUPS_Y;
     let row_len = EDGE * STEP_STRIDE * CELLS;
     let stride = STEP_STRIDE * CELLS;
-    // Not an array: one index that a compiler does not see through, and all of them lie in memory.
+    // Separate variables instead of an array: a single index that the compiler cannot resolve would move the whole
+    // array from registers to memory.
     var c00 = Sum();
     var c01 = Sum();
     var c02 = Sum();
@@ -138,7 +150,7 @@ fn gemm_tile(row0: u32, col0: u32, first4: u32, end4: u32, thread: u32) -> Sums 
             let a1 = coopLoadT<Left>(&x_tile[x_at + row_len], stride);
             @if(TALL) let a2 = coopLoadT<Left>(&x_tile[x_at + 2u * row_len], stride);
             @if(TALL) let a3 = coopLoadT<Left>(&x_tile[x_at + 3u * row_len], stride);
-            // Rows of w are columns of the right factor.
+            // w is stored as [cols, k], and the right factor is its transpose: hence the load in the other order.
             let b0 = coopLoad<Right>(&w_tile[w_at], stride);
             c00 = coopMultiplyAdd(a0, b0, c00);
             c10 = coopMultiplyAdd(a1, b0, c10);

@@ -1,9 +1,10 @@
-// The sums of a tile that other workgroups made in PARTS, each of a part of k: see common/product.wgsl.
+// Second stage of a split-k product: adds the PARTS partial sums of a tile, which the first stage left in `parts`
+// [PARTS, rows, cols]. See common/product.wgsl.
 #import gemm_sums
 const THREADS = LAYER;
 
-/// The sums of invocation `thread`: rows from `ROWS_EACH * (thread / THREADS_X)` and vec4s of columns
-/// `thread % THREADS_X` and every THREADS_X further; beyond the last row and column those of the last.
+// Returns the sums of invocation `thread`: rows from `ROWS_EACH * (thread / THREADS_X)`, and every THREADS_X-th vec4 of
+// columns from `thread % THREADS_X`. Rows and columns beyond the last repeat it.
 fn met_sums(row0: u32, quad0: u32, thread: u32) -> Sums {
     var sums: Sums;
     let row = row0 + ROWS_EACH * (thread / THREADS_X);

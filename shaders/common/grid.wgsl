@@ -1,9 +1,13 @@
-// The flat number of a workgroup in a grid folded by `folded_grid`; it may lie beyond the count.
+// Workgroup numbers in grids that are folded because an axis may have only 65,535 workgroups.
+
+// Returns the flat number of a workgroup in a grid made by `folded_grid` (kernels/src/kernel.rs). The last row of the
+// grid may be incomplete: callers must return if the number is not below the count.
 fn flat_group(group: vec3<u32>, groups: vec3<u32>) -> u32 {
     return group.y * groups.x + group.x;
 }
 
-// The tile of rows of a workgroup in a grid of `tiled_grid`, y first, then z; it may lie beyond the count.
+// Returns the tile of rows of a workgroup in a grid made by `Tile::grid` (kernels/src/tile.rs), whose tiles of rows run
+// along y, then z. Callers must return if the number is not below the count.
 fn row_tile(group: vec3<u32>, groups: vec3<u32>) -> u32 {
     return group.z * groups.y + group.y;
 }

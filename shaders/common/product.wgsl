@@ -1,11 +1,16 @@
-// y = residual + activation(product + bias + shift), with moments of y if they are wanted: the whole of a product with one
-// output. Where it is made in PARTS of k, a stage of its own (PRODUCT without ENDS) leaves the sums of each in `parts`,
-// and another one (ENDS without PRODUCT) does the rest. The module that imports this declares the operands that are there
-// and, in `Params`, `rows`, `cols`, `cols4` (the vec4s of a row of `y`); it defines
-//   prepare_row, fetch_k, fetch_x, made_x and made_pack_x                   // as in common/gemm.wgsl
-//   fn inner4() -> u32                                                      // the vec4s of k
-//   fn fetch_shift(row: u32, col4: u32) -> Pack                             // what depends on the row's image
-//   fn shifted(v: vec4<f32>, fetched: Pack) -> vec4<f32>                    // adds it, if there is any
+// Matrix product with an epilogue: y = residual + activation(x w^T + bias + shift), and optionally the moments of y.
+// This is the entry point of linear.wgsl and conv2d.wgsl; y is [rows, cols].
+//
+// Normally one dispatch does everything (PRODUCT and ENDS). A split-k product takes two: the first (PRODUCT only)
+// writes the partial sums over each of PARTS parts of k to `parts`, and the second (ENDS only) adds them and applies
+// the epilogue.
+//
+// The importing module declares the operands that are present and, in `Params`, `rows`, `cols` and `cols4` (vec4s of a
+// row of y). It defines
+//   prepare_row, fetch_k, fetch_x, made_x and made_pack_x    // as described in common/gemm.wgsl
+//   fn inner4() -> u32                                       // number of vec4s of k
+//   fn fetch_shift(row: u32, col4: u32) -> Pack              // loads the shift, which depends on the row's image
+//   fn shifted(v: vec4<f32>, fetched: Pack) -> vec4<f32>     // adds the shift, if there is one
 #import grid
 @if(PRODUCT)
 @if(MATRIX) #import gemm_matrix
@@ -17,12 +22,14 @@
 @if(!ENDS) #import product_part
 
 @if(PRODUCT)
-// The weights of a column of the tile, or of the last that there is.
+// Returns the index in w of the weights of column `col` of the tile, clamped to the last column.
 fn first_weight(col0: u32, col: u32) -> u32 { return weight_row(min(col0 + col, params.cols - 1u), inner4()); }
 
+// Loads vec4 `k4` of the weights of column `first + at` of the tile.
 fn fetch_w(col0: u32, first: u32, at: u32, k4: u32) -> WeightPack {
     return w[first_weight(col0, first + at) + WEIGHT_HEAD + k4];
 }
 
+// Loads the scale of column `col` of the tile.
 fn fetch_scale(col0: u32, col: u32) -> WeightPack { return w[first_weight(col0, col)]; }
 @end

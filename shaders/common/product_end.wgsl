@@ -1,8 +1,11 @@
-// The stage of a product that finishes its sums and writes them: see common/product.wgsl.
+// Last stage of a product: the entry point that computes the sums of a tile, or adds those of its parts, applies the
+// epilogue and writes y. See common/product.wgsl. Workgroup (x, y, z) computes tile x of the columns and tile
+// `row_tile` of the rows.
 #import activation
 #import gemm_columns
 #import tile_moments
-// What is added last.
+
+// Loads the residual at vec4 `at` of y. With IN_PLACE, y contains it before it is overwritten.
 fn added_at(at: u32) -> Pack {
     var v = Pack();
     @if(HAS_RESIDUAL) v = residual[at];
@@ -27,7 +30,8 @@ fn main(
         let col4 = group.x * TILE_QUADS + j * THREADS_X + thread % THREADS_X;
         let inside = thread < LAYER && row < params.rows && col4 < params.cols4;
         let own4 = min(col4, params.cols4 - 1u);
-        // All loads before any of them is used, and none of what somebody else writes.
+        // All loads are issued before any of them is used. With IN_PLACE, invocations must not read elements that
+        // others write, hence the condition.
         @if(HAS_BIAS) let b = bias[own4];
         var added: array<Pack, ROWS_EACH>;
         var shifts: array<Pack, ROWS_EACH>;
@@ -53,7 +57,7 @@ fn main(
             @if(HAS_MOMENTS) written[i] = select(vec4<f32>(0.0), v, stored);
         }
         @if(HAS_MOMENTS)
-        // The tiles of an image follow each other, and only the last of a single image may be short.
+        // Tiles of moments are 64 consecutive rows. Only the last tile may be incomplete, and only with a single image.
         let tile = row0 / 64u + moment_tile(thread);
         let found = tile_moments(written, min(64u, max(params.rows, 64u * tile) - 64u * tile), thread);
         if inside && moment_row(thread) == 0u && 64u * tile < params.rows {

@@ -1,5 +1,6 @@
-// The stage of a product that leaves the sums of each of PARTS of k in `parts`: [PARTS, rows, cols]. Workgroups along x are
-// the tiles of columns of the first part, then of the next.
+// First stage of a split-k product: the entry point that writes the sums over each of PARTS parts of k to `parts`
+// [PARTS, rows, cols], in f32. See common/product.wgsl. Workgroups along x are the tiles of columns of the first part,
+// then those of the next.
 @compute @workgroup_size(THREADS)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
@@ -11,7 +12,7 @@ fn main(
     let tiles = (params.cols4 + TILE_QUADS - 1u) / TILE_QUADS;
     let part = group.x / tiles;
     let quad0 = group.x % tiles * TILE_QUADS;
-    // Parts of whole steps.
+    // Every part is a multiple of a step.
     let part4 = (inner4() + PARTS * STEP4 - 1u) / (PARTS * STEP4) * STEP4;
     var sums = gemm_tile(row0, 4u * quad0, part * part4, min((part + 1u) * part4, inner4()), thread);
     let row = row0 + ROWS_EACH * (thread / THREADS_X);

@@ -1,8 +1,12 @@
-// Mean and reciprocal deviation of a row of `x`, by a workgroup of 256: what layer_norm and layer_norm_stats share. The
-// module that imports this declares `x`, and `c` and `eps` in `Params`.
+// Mean and reciprocal standard deviation of a row of `x` [rows, c], computed by a workgroup of 256 invocations. Shared
+// by layer_norm.wgsl and layer_norm_stats.wgsl, which declare `x`, and `c` and `eps` in `Params`.
+//
+// Two passes over the row: the first finds the mean up to rounding, the second sums differences from it and their
+// squares. The sum of differences corrects the mean. Unlike mean(x^2) - mean(x)^2 in one pass, this suffers no
+// cancellation.
 var<workgroup> partial: array<vec2<f32>, 256>;
 
-// The sum over all invocations. Called by all of them.
+// Returns the sum over all invocations of the workgroup, which must all call it.
 fn sum_all(value: vec2<f32>, thread: u32) -> vec2<f32> {
     partial[thread] = value;
     workgroupBarrier();
@@ -15,14 +19,15 @@ fn sum_all(value: vec2<f32>, thread: u32) -> vec2<f32> {
     return sum;
 }
 
-// x - near at vec4 `i` of a row, zero in the padding.
+// Returns x - near at vec4 `i` of a row, and zeros in the padding.
 fn difference(row: u32, i: u32, near: f32) -> vec4<f32> {
     let c4 = (params.c + 3u) / 4u;
     let inside = 4u * i + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(params.c);
     return select(vec4<f32>(0.0), load4(x[row * c4 + i]) - near, inside);
 }
 
-// (near, correction, rstd): the mean is `near + correction`, where `near` is the mean but for rounding.
+// Returns (near, correction, rstd): `near` is the mean up to rounding, `near + correction` the mean, and `rstd` is
+// 1 / sqrt(variance + eps).
 fn row_moments(row: u32, thread: u32) -> vec3<f32> {
     let c4 = (params.c + 3u) / 4u;
     let count = f32(params.c);
@@ -35,7 +40,7 @@ fn row_moments(row: u32, thread: u32) -> vec3<f32> {
         sums += vec2<f32>(dot(d, vec4<f32>(1.0)), dot(d, d));
     }
     let moments = sum_all(sums, thread) / count;
-    // The squares' mean is hardly more than the variance: nothing cancels.
+    // `correction` is tiny, so that the subtraction below does not cancel.
     let correction = moments.x;
     return vec3<f32>(near, correction, 1.0 / sqrt(max(moments.y - correction * correction, 0.0) + params.eps));
 }

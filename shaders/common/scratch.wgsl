@@ -1,3 +1,3 @@
-// Workgroup memory, one array for whoever has its turn: steps of a product, then sums that meet. Whoever is done with it
-// leaves by a barrier.
+// Workgroup memory that several functions use one after the other: for staged steps of a product, then for reductions.
+// Every user ends with a barrier, after which the next may write.
 var<workgroup> scratch: array<vec4<f32>, SCRATCH>;

@@ -1,23 +1,29 @@
-// Four values of a row of `x`, or of `x` and `x2` side by side, normalised as they are read: kernels/src/prologue.rs.
+// Input of a kernel with a fused prologue: reads vec4s of a row of `x`, or of `x` and `x2` concatenated along the
+// channels, and normalises them on the way. The host side is kernels/src/prologue.rs.
 //
-// Whoever reads many of them first fetches what lies in memory, then makes values of it: loads that wait for nothing but
-// each other follow each other, and all are under way at once. The module that imports this declares the operands that are
-// there, and in `Params` `first4`, the vec4s of a row of `x`, and `positions`, the rows of an image.
+// Norms: NORM_ROWS is a LayerNorm, (x - mean) * rstd * weight + bias with statistics per row. NORM_CHANNELS is a
+// GroupNorm, activation(x * scale + offset) with scales and offsets per channel and image. NORM_IMAGE means that there
+// is one image, NORM_IMAGES that there are several. TOUCHED means that values are changed or converted at all.
+//
+// Reading is split into loads (`fetch_...`) and arithmetic (`made...`). A kernel first issues the loads of many vec4s
+// and computes afterwards, so that the latencies of all loads overlap. The importing module declares the operands that
+// are present and, in `Params`, `first4` (vec4s of a row of `x`) and `positions` (rows of an image). `k4` counts vec4s
+// of a row of both tensors together, and `k4_len` is their number.
 #import activation
 
-// `x` as it is stored, and its four values.
+// Stored vec4 of `x`, and its conversion to f32.
 @if(X_F32) alias Input = vec4<f32>;
 @if(!X_F32) alias Input = Pack;
 @if(X_F32) fn input4(v: Input) -> vec4<f32> { return v; }
 @if(!X_F32) fn input4(v: Input) -> vec4<f32> { return load4(v); }
 
-// Whether four values of a row lie in `x2`.
+// Returns whether vec4 `k4` of a row is in `x2`.
 fn is_second(k4: u32) -> bool {
     @if(HAS_X2) if k4 >= params.first4 { return true; }
     return false;
 }
 
-// Four values as they lie in memory.
+// Loads vec4 `k4` of a row, from `x2` if `second`.
 fn fetch_source(row: u32, k4: u32, k4_len: u32, second: bool) -> Input {
     @if(HAS_X2)
     if second {
@@ -29,12 +35,13 @@ fn fetch_source(row: u32, k4: u32, k4_len: u32, second: bool) -> Input {
     return x[row * params.first4 + k4];
 }
 
-// What a norm does to four channels of every row, as it lies in memory: fetched once for many rows.
+// Parameters of the norm at the current vec4 of channels, loaded once for many rows.
 @if(NORM_ROWS) var<private> norm_scale: Pack;
 @if(NORM_ROWS) var<private> norm_offset: Pack;
 @if(NORM_IMAGE) var<private> norm_scale: vec4<f32>;
 @if(NORM_IMAGE) var<private> norm_offset: vec4<f32>;
 
+// Loads the parameters of the norm at `k4`. With several images they depend on the row, and `made` loads them.
 fn fetch_norm(k4: u32, k4_len: u32) {
     @if(NORM_ROWS) norm_scale = norm_weight[k4];
     @if(NORM_ROWS) norm_offset = norm_bias[k4];
@@ -42,13 +49,15 @@ fn fetch_norm(k4: u32, k4_len: u32) {
     @if(NORM_IMAGE) norm_offset = norm[k4 + k4_len];
 }
 
-// What a norm does to a row: mean and reciprocal deviation of its own, or where the scales of its image begin.
+// Parameters of the norm of a row: its mean and reciprocal standard deviation, or the index of its image's scales in
+// `norm`.
 struct RowNorm {
     @if(NORM_ROWS) mean: f32,
     @if(NORM_ROWS) rstd: f32,
     image: u32,
 }
 
+// Loads the parameters of the norm of a row.
 fn row_norm(row: u32, k4_len: u32) -> RowNorm {
     var found = RowNorm();
     @if(NORM_ROWS) let s = stats[row];
@@ -58,7 +67,7 @@ fn row_norm(row: u32, k4_len: u32) -> RowNorm {
     return found;
 }
 
-// The values of what was fetched, at `k4` of a row with that norm.
+// Converts a loaded vec4 to f32 and normalises it. `row` holds the parameters of its row.
 fn made(fetched: Input, row: RowNorm, k4: u32, k4_len: u32) -> vec4<f32> {
     var v = input4(fetched);
     @if(NORM_ROWS) v = (v - row.mean) * row.rstd * load4(norm_scale) + load4(norm_offset);
@@ -67,13 +76,14 @@ fn made(fetched: Input, row: RowNorm, k4: u32, k4_len: u32) -> vec4<f32> {
     return v;
 }
 
-// The same, as values are stored.
+// Normalises a loaded vec4 and returns it in the storage type.
 @if(TOUCHED)
 fn made_pack(fetched: Input, row: RowNorm, k4: u32, k4_len: u32) -> Pack { return store4(made(fetched, row, k4, k4_len)); }
 @else
 fn made_pack(fetched: Input, row: RowNorm, k4: u32, k4_len: u32) -> Pack { return fetched; }
 @end
 
+// Loads and normalises vec4 `k4` of a row.
 fn load_source(row: u32, k4: u32, k4_len: u32) -> vec4<f32> {
     fetch_norm(k4, k4_len);
     return made(fetch_source(row, k4, k4_len, is_second(k4)), row_norm(row, k4_len), k4, k4_len);

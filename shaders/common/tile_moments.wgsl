@@ -1,24 +1,29 @@
-// Mean and variance of every channel over tiles of 64 positions, by invocations that lie as those of common/gemm.wgsl:
-// `thread / THREADS_X` counts rows of ROWS_EACH positions, `thread % THREADS_X` channels in vec4s. As many rows as make 64
-// positions are a tile. Positions from `count` of a tile on hold zeros.
+// Mean and variance of every channel over tiles of 64 positions, from values in the registers of a workgroup. The
+// values are laid out as in common/gemm_sums.wgsl: invocation `thread` has ROWS_EACH positions from `ROWS_EACH *
+// (thread / THREADS_X)` of the vec4 of channels `thread % THREADS_X`. MOMENT_ROWS invocations share a tile. Positions
+// from the tile's `count` on must be zeros.
 #import scratch
+
+// Moments of four channels.
 struct TileMoments {
     mean: vec4<f32>,
     variance: vec4<f32>,
 }
 
+// Number of invocations, one below the other, that make up a tile of 64 positions.
 const MOMENT_ROWS = 64u / ROWS_EACH;
 
-// The row of an invocation in its tile of 64 positions, and that tile among those of the workgroup.
+// Returns the row of an invocation in its tile, counted in invocations.
 fn moment_row(thread: u32) -> u32 {
     return thread / THREADS_X % MOMENT_ROWS;
 }
 
+// Returns the number of an invocation's tile in the workgroup.
 fn moment_tile(thread: u32) -> u32 {
     return thread / THREADS_X / MOMENT_ROWS;
 }
 
-// The sum over the rows of a tile. Called by all invocations.
+// Returns the sum over the invocations of a tile. All invocations of the workgroup must call it.
 fn sum_positions(value: vec4<f32>, thread: u32) -> vec4<f32> {
     let row = moment_row(thread);
     scratch[thread] = value;
@@ -32,6 +37,8 @@ fn sum_positions(value: vec4<f32>, thread: u32) -> vec4<f32> {
     return sum;
 }
 
+// Returns the moments of this invocation's channels over its tile, which has `count` positions. The mean comes first,
+// and the variance is summed around it, so that nothing cancels. All invocations of the workgroup must call it.
 fn tile_moments(values: array<vec4<f32>, ROWS_EACH>, count: u32, thread: u32) -> TileMoments {
     var v = values;
     var sum = v[0];
