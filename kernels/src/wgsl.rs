@@ -1,11 +1,11 @@
-//! Composition of a [`Program`] into the text of a WGSL module: storage prelude, constants, imports and body.
+//! Composes the WGSL module of a [`Program`]: storage prelude, constants, imported shared files, and the kernel's file.
 
 use crate::kernel::Program;
 use crate::names;
 use crate::storage::Storage;
 use mobilediffusion_runtime::shader::{self, Compose, ComposeError};
 
-/// Shared WGSL by name, from `shaders/common`. A body imports one by a line `#import <name>`.
+/// Names and texts of the shared files, which a kernel's file inserts by lines `#import <name>`.
 pub const COMMON: &[(&str, &str)] = &[
     ("activation", include_str!("../../shaders/common/activation.wgsl")),
     ("attention_matrix", include_str!("../../shaders/common/attention_matrix.wgsl")),
