@@ -6,7 +6,7 @@
 // positions.
 #import grid
 #import tile_moments
-#import source
+#import prologue
 
 struct Params {
     tiles: u32,

@@ -3,7 +3,7 @@
 //
 // Operands: x [n, h, w, ci], w [co, KERNEL, KERNEL, ci], bias [co], shift [n, co], residual and y [n, oh, ow, co].
 // KERNEL is 1 or 3. With UPSAMPLE 2, x is read as if every pixel were repeated two by two. x may be concatenated with
-// x2 along the channels, and normalised on the way (common/source.wgsl); the zeros of the border are inserted after
+// x2 along the channels, and normalised on the way (common/prologue.wgsl); the zeros of the border are inserted after
 // that.
 //
 // The convolution is an implicit matrix product (common/product.wgsl): rows are the output pixels of all images,
@@ -12,7 +12,7 @@
 // changes only every ci4 vec4s of k, so the addresses of an invocation's pixels are computed once per tap and kept in
 // registers.
 #import product
-@if(PRODUCT) #import source
+@if(PRODUCT) #import prologue
 
 struct Params {
     rows: u32,

@@ -6,7 +6,7 @@
 // positions. It handles RUN positions of one line at a time, which share 3 x (RUN + 2) inputs. These are loaded
 // together and without branches, at clamped coordinates: compilers then issue all loads before they wait for the first.
 #import grid
-#import source
+#import prologue
 #import tile_moments
 
 struct Params {

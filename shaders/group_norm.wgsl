@@ -2,9 +2,9 @@
 // kernels/src/group_norm.rs.
 //
 // Operands: x and y [rows, c], norm [images, 2, c] from group_norm_scale.wgsl, scales first. x may be concatenated with
-// x2 along the channels. Each invocation computes one vec4; common/source.wgsl does the arithmetic.
+// x2 along the channels. Each invocation computes one vec4; common/prologue.wgsl does the arithmetic.
 #import grid
-#import source
+#import prologue
 
 struct Params {
     rows: u32,

@@ -2,7 +2,7 @@
 // kernels/src/linear.rs.
 //
 // Operands: x [rows, k], w [cols, k], bias [cols], residual and y [rows, cols]. x may be concatenated with x2 along k,
-// and normalised on the way (common/source.wgsl). A workgroup computes a tile of y: see common/product.wgsl and
+// and normalised on the way (common/prologue.wgsl). A workgroup computes a tile of y: see common/product.wgsl and
 // common/gemm.wgsl.
 #import product
 @if(PRODUCT) #import rows

@@ -2,7 +2,7 @@
 // kernels/src/shared_kv_projection.rs.
 //
 // Operands: x [rows, k], w_q [q_cols, k], w_kv [kv_cols, k], q [rows, q_cols], kv [rows, kv_cols]. x may be
-// concatenated with x2 along k, and normalised on the way (common/source.wgsl). A workgroup computes a tile of
+// concatenated with x2 along k, and normalised on the way (common/prologue.wgsl). A workgroup computes a tile of
 // common/gemm.wgsl, the left half of whose columns belongs to q and the right half to kv: both share the staged rows of
 // x. Each invocation has two vec4s of columns, one of q and one of kv.
 #import grid

@@ -2,7 +2,7 @@
 // kernels/src/swish_glu.rs.
 //
 // Operands: x [rows, k], w [2 * cols, k], bias [2 * cols], y [rows, cols]. x may be concatenated with x2 along k, and
-// normalised on the way (common/source.wgsl). A workgroup computes a tile of common/gemm.wgsl, the left half of whose
+// normalised on the way (common/prologue.wgsl). A workgroup computes a tile of common/gemm.wgsl, the left half of whose
 // columns are columns of a and the right half the same columns of g. Each invocation has two vec4s of columns, one of a
 // and the matching one of g, so that the gate needs no exchange between invocations and the wide product is never
 // written.

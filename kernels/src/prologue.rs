@@ -9,7 +9,7 @@
 //!   GroupNorm with a scale and an offset for every channel of an image (`norm`, see `group_norm_scale`) and an
 //!   activation.
 //!
-//! The WGSL is `shaders/common/source.wgsl`, and case files call a kernel's prologue `source`. The CPU forms compute
+//! The WGSL is `shaders/common/prologue.wgsl`, and case files call a kernel's prologue `source`. The CPU forms compute
 //! blocks of rows into scratch memory and read them there.
 
 use crate::cpu::{Threads, activate_all, rows_per_task, with_simd};
@@ -114,7 +114,7 @@ impl Prologue {
         ]
     }
 
-    /// Returns the switches of `shaders/common/source.wgsl`.
+    /// Returns the switches of `shaders/common/prologue.wgsl`.
     pub(crate) fn constants(&self) -> [(&'static str, u32); 8] {
         let (by_channel, activation) = match self.norm {
             Norm::Channels { activation, .. } => (true, activation),

@@ -24,7 +24,7 @@ pub const COMMON: &[(&str, &str)] = &[
     ("row_moments", include_str!("../../shaders/common/row_moments.wgsl")),
     ("rows", include_str!("../../shaders/common/rows.wgsl")),
     ("scratch", include_str!("../../shaders/common/scratch.wgsl")),
-    ("source", include_str!("../../shaders/common/source.wgsl")),
+    ("prologue", include_str!("../../shaders/common/prologue.wgsl")),
     ("tile_moments", include_str!("../../shaders/common/tile_moments.wgsl")),
 ];
 

@@ -13,7 +13,7 @@
 // each load before they start the next. Not STAGED: for few rows, where nothing is reused between invocations, every
 // invocation loads its operands directly.
 //
-// The importing module declares the operands of common/source.wgsl and defines how elements of x and w are found.
+// The importing module declares the operands of common/prologue.wgsl and defines how elements of x and w are found.
 // `slot` numbers the rows that an invocation loads, and `k4` counts vec4s of k:
 //   fn prepare_row(slot: u32, row: u32)                                // called once per slot, before the loads
 //   fn fetch_k(k4: u32) -> bool                                        // loads what rows share; whether k4 is in `x2`

@@ -1,6 +1,6 @@
 // Left factor of a product whose rows are the rows of `x`: the functions that common/gemm.wgsl asks for, by the loads
-// and norms of common/source.wgsl. `Params` has `rows` and `k4`, the vec4s of a row. Rows beyond the last repeat it.
-#import source
+// and norms of common/prologue.wgsl. `Params` has `rows` and `k4`, the vec4s of a row. Rows beyond the last repeat it.
+#import prologue
 
 // Row statistics of the rows that this invocation loads.
 var<private> row_norms: array<RowNorm, ROW_SLOTS>;
