@@ -1,8 +1,17 @@
-//! `y = activation(scale * x)`: activations that no other kernel could take along, and plain scaling.
+//! `y = activation(scale * x)`, element by element: activations and scalings that no other kernel applies as it writes.
 //!
-//! `x` and `y [rows, c]`. On the GPU one invocation computes four channels.
+//! | operand | shape | |
+//! |---|---|---|
+//! | `x` | `[rows, c]` | |
+//! | `y` | `[rows, c]` | written |
+//!
+//! * GPU: workgroups of 64 invocations, four channels (one vec4) each.
+//! * CPU: tasks of 64 KiB, in loops that are vectorised for the processor.
+//!
+//! The activations are those of [`Activation`]: SiLU (arXiv 1702.03118), GELU (arXiv 1606.08415) in its exact form,
+//! CLIP's approximation of it, and ReLU.
 
-use crate::cpu::{activate, rows_per_task};
+use crate::cpu::{activate_all, rows_per_task, with_simd};
 use crate::draw::Draw;
 use crate::fold::{EpilogueOffer, EpilogueOp};
 use crate::kernel::{
@@ -12,10 +21,10 @@ use crate::variant::Variant;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-/// Invocations of a workgroup.
+/// Invocations per workgroup.
 const GROUP: usize = 64;
 
-/// An activation of every element.
+/// Scaling and activation of every element of a tensor.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Activate {
@@ -23,13 +32,13 @@ pub struct Activate {
     pub rows: usize,
     /// Channels.
     pub c: usize,
-    /// Applied last.
+    /// Activation, applied after the scaling.
     pub activation: Activation,
-    /// Multiplied before the activation.
+    /// Factor that multiplies `x` before the activation.
     pub scale: f32,
 }
 
-/// The line of the list.
+/// Entry of this kernel in [`FAMILIES`](crate::FAMILIES).
 pub(crate) const FAMILY: Family = Family {
     name: "activation",
     summary: "`activation(scale * x)`",
@@ -66,7 +75,7 @@ impl Kernel for Activate {
     }
 
     fn cost(&self) -> Cost {
-        // The product; four more for an exponential, a sum, a quotient and a product.
+        // One product; an activation counts as four: an exponential, a sum, a quotient and a product.
         Cost::elementwise(self.rows * self.c, if self.activation == Activation::None { 1 } else { 5 })
     }
 
@@ -83,7 +92,13 @@ impl Kernel for Activate {
         let (&[x], [y]) = (inputs, outputs) else { panic!("activation has two operands") };
         let len = rows_per_task(1);
         y.par_chunks_mut(len).zip(x.par_chunks(len)).for_each(|(y, x)| {
-            y.iter_mut().zip(x).for_each(|(y, x)| *y = activate(self.activation, self.scale * x));
+            with_simd(
+                #[inline(always)]
+                || {
+                    y.iter_mut().zip(x).for_each(|(y, x)| *y = self.scale * x);
+                    activate_all(self.activation, y);
+                },
+            );
         });
     }
 
@@ -101,11 +116,11 @@ fn cases() -> Vec<Case> {
         case(7, 6, Activation::None, -1.0),
         case(1031, 17, Activation::None, 0.5).integers(),
         case(13, 5, Activation::Relu, 2.0).integers(),
-        // A workgroup less one vec4, exactly one, and one more.
+        // One vec4 less than a workgroup, exactly one workgroup, one vec4 more.
         case(63, 4, Activation::Silu, 1.0),
         case(32, 7, Activation::Silu, 0.182_15),
         case(65, 3, Activation::Silu, 1.0),
-        // Far into both tails.
+        // Inputs far into both tails.
         case(9, 10, Activation::Silu, -1.0).fill("x", Fill::Normal(0.0, 60.0)),
         case(9, 10, Activation::Gelu, 1.0).fill("x", Fill::Normal(0.0, 60.0)),
     ];
@@ -115,7 +130,7 @@ fn cases() -> Vec<Case> {
 
 fn model_shapes() -> Vec<Case> {
     vec![
-        // A time embedding; the scale of the decoder's latents; a map of the decoder.
+        // A time embedding; the scaling of the decoder's latents; a feature map of the decoder.
         Case::new(Activate { rows: 1, c: 512, activation: Activation::Silu, scale: 1.0 }),
         Case::new(Activate { rows: 4096, c: 8, activation: Activation::None, scale: 0.5 }),
         Case::new(Activate { rows: 4096, c: 320, activation: Activation::Silu, scale: 1.0 }),

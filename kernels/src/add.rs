@@ -1,6 +1,13 @@
-//! `y = a + b`: sums that no other kernel could take along.
+//! `y = a + b`, element by element: sums that no other kernel adds as it writes.
 //!
-//! `a`, `b` and `y [rows, c]`. On the GPU one invocation computes four channels.
+//! | operand | shape | |
+//! |---|---|---|
+//! | `a` | `[rows, c]` | |
+//! | `b` | `[rows, c]` | |
+//! | `y` | `[rows, c]` | written |
+//!
+//! * GPU: workgroups of 64 invocations, four channels (one vec4) each.
+//! * CPU: tasks of 64 KiB.
 
 use crate::cpu::rows_per_task;
 use crate::draw::Draw;
@@ -11,10 +18,10 @@ use crate::variant::Variant;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-/// Invocations of a workgroup.
+/// Invocations per workgroup.
 const GROUP: usize = 64;
 
-/// The sum of two tensors of the same shape.
+/// Sum of two tensors of the same shape.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Add {
@@ -24,7 +31,7 @@ pub struct Add {
     pub c: usize,
 }
 
-/// The line of the list.
+/// Entry of this kernel in [`FAMILIES`](crate::FAMILIES).
 pub(crate) const FAMILY: Family =
     Family { name: "add", summary: "`a + b`", cases, model_shapes, random, parse: parse::<Add> };
 
@@ -56,7 +63,7 @@ impl Kernel for Add {
     }
 
     fn tolerance(&self) -> Tolerance {
-        // One addition.
+        // One rounding, of the addition.
         Tolerance { absolute: 0.0, relative: f64::from(f32::EPSILON), rounding: 0.0 }
     }
 
@@ -86,7 +93,7 @@ fn cases() -> Vec<Case> {
         case(1, 1),
         case(7, 6),
         case(13, 11),
-        // A workgroup less one vec4, exactly one, and one more.
+        // One vec4 less than a workgroup, exactly one workgroup, one vec4 more.
         case(63, 4),
         case(32, 7),
         case(65, 3),

@@ -1,10 +1,21 @@
-//! `y = phi(q kᵀ / sqrt(head_dim)) v`, head by head: self- and cross-attention (specification, sections 1.5 and 3).
+//! `y = phi(q kᵀ / sqrt(head_dim)) v` for every head: self-attention and cross-attention (docs/model.md, sections 1.5
+//! and 3).
 //!
-//! `q` and `y [n, queries, heads * head_dim]`, `k` and `v [n, keys, heads * head_dim]`. `phi` is softmax over the keys,
-//! or relu divided by the number of keys (the paper's final model). With `shared` the values are the keys, read once.
-//! The GPU's workgroup keeps its queries, a tile of keys and their scores in workgroup memory, with a running
-//! maximum for softmax; no score reaches global memory; where a device has matrix units, see `matrix.rs`. On the CPU a block
-//! of queries is two products per head, see `cpu.rs`.
+//! | operand | shape | |
+//! |---|---|---|
+//! | `q` | `[n, queries, heads * head_dim]` | |
+//! | `k` | `[n, keys, heads * head_dim]` | |
+//! | `v` | `[n, keys, heads * head_dim]` | absent if `shared`: the keys are the values, and are read once |
+//! | `y` | `[n, queries, heads * head_dim]` | written |
+//!
+//! `phi` is softmax over the keys, or ReLU divided by the number of keys, as in the paper's final model (arXiv
+//! 2311.16567). A `causal` attention masks the keys after the query's own index.
+//!
+//! * GPU: a workgroup of 64 invocations computes some queries of one head. It stages the queries and one tile of keys
+//!   at a time in workgroup memory, with the scores of the tile, and softmax keeps a running maximum. No score reaches
+//!   global memory. `matrix.rs` has the variants for matrix units.
+//! * CPU: keys and values of every head are packed into panels once; a task computes a block of queries, with two
+//!   products per head (`cpu.rs`).
 
 mod cases;
 mod cpu;
@@ -15,35 +26,35 @@ use crate::names;
 use crate::variant::Variant;
 use serde::{Deserialize, Serialize};
 
-/// What becomes of the scores.
+/// Function that turns the scores of a query into the weights of the values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Phi {
-    /// `max(s, 0) / keys`, where the number of keys includes masked ones.
+    /// `max(s, 0) / keys`. The number of keys includes masked keys.
     Relu,
-    /// `exp(s) / sum of exp(s) over the keys`
+    /// `exp(s)`, divided by the sum of `exp(s)` over the keys.
     Softmax,
 }
 
-/// Attention of every query to the keys of its image.
+/// Attention of every query to the keys of its image or text.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Attention {
     /// Images or texts.
     pub n: usize,
-    /// Queries of an image.
+    /// Queries per image or text.
     pub queries: usize,
-    /// Keys of an image.
+    /// Keys per image or text.
     pub keys: usize,
-    /// Heads: slices of the channels that attend for themselves.
+    /// Heads: equal slices of the channels, each with an attention of its own.
     pub heads: usize,
-    /// Channels of a head: a multiple of four up to 512.
+    /// Channels per head: a multiple of four, at most 512.
     pub head_dim: usize,
-    /// What becomes of the scores.
+    /// Function that turns scores into weights.
     pub phi: Phi,
-    /// Whether a query sees only the keys up to its own index.
+    /// Whether a query attends only to the keys up to its own index.
     pub causal: bool,
-    /// Whether the keys are the values too.
+    /// Whether the keys are also the values.
     pub shared: bool,
 }
 
@@ -52,7 +63,7 @@ impl Attention {
     pub const NAME: &'static str = "attention";
 }
 
-/// The line of the list.
+/// Entry of this kernel in [`FAMILIES`](crate::FAMILIES).
 pub(crate) const FAMILY: Family = Family {
     name: Attention::NAME,
     summary: "`phi(q kᵀ / sqrt(d)) v` with relu or softmax, fused",
@@ -62,18 +73,22 @@ pub(crate) const FAMILY: Family = Family {
     parse: parse::<Attention>,
 };
 
-/// How a workgroup of 64 invocations is divided.
+/// Division of a workgroup of 64 invocations, without matrix units.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Tiling {
+    /// Queries of a workgroup.
     queries: usize,
+    /// Invocations of a query.
     lanes: usize,
+    /// Keys of a tile.
     keys: usize,
-    /// Lanes that share one score.
+    /// Lanes that compute one score together, each over a part of the head.
     parts: usize,
 }
 
 impl Tiling {
-    /// Few queries where a query is long, and as many keys as fit beside them, up to 32.
+    /// Returns the tiling for a head size: fewer queries if a head is large, and as many keys as fit beside them into
+    /// 16 KiB, up to 32.
     fn of(head_dim: usize) -> Self {
         let (queries, lanes) = if head_dim <= 128 { (16, 4) } else { (4, 16) };
         let with = |keys: usize| Self { queries, lanes, keys, parts: (lanes / keys).max(1) };
@@ -81,7 +96,7 @@ impl Tiling {
         [32, 16, 8, 4, 2].map(with).into_iter().find(fits).unwrap_or(with(1))
     }
 
-    /// Switches and sizes of the shader.
+    /// Returns the constants of the shader.
     fn constants(self, head_dim: usize) -> Vec<(&'static str, u32)> {
         let count = |size: usize| u32::try_from(size).expect("a tile is small");
         let head4 = head_dim.div_ceil(4);
@@ -97,7 +112,8 @@ impl Tiling {
         ]
     }
 
-    /// Workgroup memory: queries, keys and scores, each row with a gap behind it.
+    /// Returns the bytes of workgroup memory: queries, keys and scores, each row with a gap behind it against bank
+    /// conflicts.
     fn bytes(self, head_dim: usize) -> usize {
         (self.queries + self.keys) * (head_dim.div_ceil(4) + 1) * 16 + self.queries * (self.keys * self.parts + 1) * 4
     }
@@ -107,17 +123,18 @@ impl Attention {
     /// Largest number of channels of a head.
     pub const MOST_HEAD_DIM: usize = 512;
 
+    /// Returns the number of channels of all heads.
     fn channels(&self) -> usize {
         self.heads * self.head_dim
     }
 
-    /// What the scores are multiplied by before phi.
+    /// Returns the factor of the scores. For ReLU it includes the division by the number of keys.
     fn scale(&self) -> f64 {
         let divisor = if self.phi == Phi::Relu { self.keys as f64 } else { 1.0 };
         1.0 / (self.head_dim as f64).sqrt() / divisor
     }
 
-    /// Keys the query of this index sees.
+    /// Returns the number of keys to which the query of this index attends.
     fn seen(&self, query: usize) -> usize {
         if self.causal { self.keys.min(query + 1) } else { self.keys }
     }
@@ -174,7 +191,7 @@ impl Kernel for Attention {
     }
 
     fn cost(&self) -> Cost {
-        // The masked half counts, as in the paper's figures.
+        // Masked scores count too, as in the paper's figures.
         Cost::macs(2 * self.n * self.queries * self.keys * self.channels())
     }
 

@@ -1,7 +1,14 @@
-//! `y = x`, from f32 to the type a plan stores floats in: where a sampler's state, always f32, enters a network.
+//! `y = x`, from f32 to the type in which the plan stores floats: where a sampler's state, always f32, enters a
+//! network.
 //!
-//! `x [rows, c]` (f32), `y [rows, c]`. On the GPU one invocation stores four channels; where floats are stored as f32,
-//! and on the CPU, it is a copy.
+//! | operand | shape | |
+//! |---|---|---|
+//! | `x` | `[rows, c]` | f32 |
+//! | `y` | `[rows, c]` | written |
+//!
+//! * GPU: workgroups of 64 invocations, four channels (one vec4) each. Where floats are stored as f32 it is a copy;
+//!   values beyond the range of f16 saturate.
+//! * CPU: a copy, in tasks of 64 KiB.
 
 use crate::cpu::rows_per_task;
 use crate::draw::Draw;
@@ -11,10 +18,10 @@ use crate::variant::Variant;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-/// Invocations of a workgroup.
+/// Invocations per workgroup.
 const GROUP: usize = 64;
 
-/// A tensor of f32 as the plan stores floats.
+/// Conversion of an f32 tensor to the stored type of floats.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Cast {
@@ -29,7 +36,7 @@ impl Cast {
     pub const NAME: &'static str = "cast";
 }
 
-/// The line of the list.
+/// Entry of this kernel in [`FAMILIES`](crate::FAMILIES).
 pub(crate) const FAMILY: Family = Family {
     name: Cast::NAME,
     summary: "f32 as the plan stores floats",
@@ -88,18 +95,18 @@ fn cases() -> Vec<Case> {
         case(1, 1),
         case(7, 6),
         case(13, 11),
-        // A workgroup less one vec4, exactly one, and one more.
+        // One vec4 less than a workgroup, exactly one workgroup, one vec4 more.
         case(63, 4),
         case(32, 7),
         case(65, 3),
-        // The largest number of f16.
+        // The most negative finite number of f16.
         case(9, 5).fill("x", Fill::Constant(-65_504.0)),
         case(1031, 17).integers(),
     ]
 }
 
 fn model_shapes() -> Vec<Case> {
-    // The latent on its way into the UNet.
+    // The latent where it enters the UNet.
     vec![Case::new(Cast { rows: 4096, c: 8 })]
 }
 

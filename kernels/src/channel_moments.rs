@@ -1,10 +1,18 @@
-//! `moments = (mean, variance)` of every channel over every tile of 64 positions: the first half of a GroupNorm's
-//! statistics, which `group_norm_scale` merges. Split like this, a large map keeps a GPU busy, and a convolution can
-//! write the moments of its own output on the way out; the bits do not depend on the order in which tiles are done.
+//! `moments = (mean, variance)` of every channel over every tile of 64 positions: the first half of the statistics of a
+//! GroupNorm (arXiv 1803.08494), which `group_norm_scale` merges.
 //!
-//! `x [n, positions, c]`, or of two tensors side by side (`prologue`); `moments [n * tiles, 2, c]` in f32 with `tiles =
-//! positions / 64`, rounded up. On the GPU a workgroup takes 64 channels of a tile (`shaders/common/tile_moments.wgsl`);
-//! on the CPU a task takes a tile.
+//! | operand | shape | |
+//! |---|---|---|
+//! | `x` | `[n, positions, c - joined]` | f32 if the prologue has `f32_input` |
+//! | `x2` | `[n, positions, joined]` | last channels of the input, absent if `joined` is 0 |
+//! | `moments` | `[n * tiles, 2, c]` | f32, written: means, then biased variances |
+//!
+//! An image has `tiles = ceil(positions / 64)` tiles, the last of which may be shorter. Statistics per tile keep a GPU
+//! busy on a large map, and a convolution can write the moments of its own output in its epilogue. The bits of the
+//! result do not depend on the order in which tiles are computed.
+//!
+//! * GPU: one workgroup of 256 invocations per tile and 64 channels (`shaders/common/tile_moments.wgsl`).
+//! * CPU: one task per tile, in loops that are vectorised for the processor.
 
 use crate::cpu::{Threads, with_simd};
 use crate::draw::Draw;
@@ -17,7 +25,7 @@ use crate::variant::Variant;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-/// The moments of one feature map.
+/// Channel moments of one feature map.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ChannelMoments {
@@ -27,12 +35,12 @@ pub struct ChannelMoments {
     pub positions: usize,
     /// Channels.
     pub c: usize,
-    /// How `x` is read: of one tensor or two, not normalised.
+    /// How `x` is read: as one tensor or two, not normalised.
     #[serde(default, rename = "source")]
     pub prologue: Prologue,
 }
 
-/// The line of the list.
+/// Entry of this kernel in [`FAMILIES`](crate::FAMILIES).
 pub(crate) const FAMILY: Family = Family {
     name: "channel_moments",
     summary: "mean and variance of every channel over every tile of 64 positions",
@@ -42,23 +50,23 @@ pub(crate) const FAMILY: Family = Family {
     parse: parse::<ChannelMoments>,
 };
 
-/// The operand that holds the moments of `n` images: whoever writes a map can write it besides.
+/// Returns the operand `moments` for `n` images. Kernels that write a map can write it as a second output.
 pub(crate) fn operand(n: usize, positions: usize, c: usize) -> Operand {
     Operand::write(names::MOMENTS, [n * positions.div_ceil(TILE), 2, c]).dtype(DType::F32)
 }
 
-/// Whether tiles of 64 rows, counted through all images, are tiles of one image each.
+/// Returns whether tiles of 64 consecutive rows of all images never cross from one image into the next.
 pub(crate) fn tiles_fit(n: usize, positions: usize) -> bool {
     n == 1 || positions.is_multiple_of(TILE)
 }
 
-/// The moments of a map on the CPU.
+/// Computes the moments of the map `x [n, positions, c]` on the CPU.
 pub(crate) fn write_all(n: usize, positions: usize, c: usize, x: &[f32], moments: &mut [f32]) {
     let prologue = Prologue::default();
     write_read(n, positions, &prologue.rows(n * positions, c, x, &[&[] as &[f32]; 5]), moments);
 }
 
-/// The moments of a map that is read like that.
+/// Computes the moments of a map that is read through a prologue.
 fn write_read(n: usize, positions: usize, x: &Rows<'_>, moments: &mut [f32]) {
     let (tiles, c) = (positions.div_ceil(TILE), moments.len() / (2 * n * positions.div_ceil(TILE)));
     let each = moments.par_chunks_exact_mut(2 * c).enumerate();
@@ -77,7 +85,7 @@ fn write_read(n: usize, positions: usize, x: &Rows<'_>, moments: &mut [f32]) {
     });
 }
 
-/// The moments of some tiles, `rows` and `moments` from the first of them on; the last one may be cut short.
+/// Computes the moments of consecutive tiles. `rows` and `moments` begin at the first of them; the last may be shorter.
 pub(crate) fn write_tiles(c: usize, rows: &[f32], moments: &mut [f32]) {
     with_simd(
         #[inline(always)]
@@ -89,7 +97,7 @@ pub(crate) fn write_tiles(c: usize, rows: &[f32], moments: &mut [f32]) {
     );
 }
 
-/// The moments of a tile: means as differences from its first position, then the squares around them.
+/// Computes the moments of one tile: means of the differences from its first position, then squares around the means.
 #[inline(always)]
 fn write_tile(rows: &[f32], moments: &mut [f32]) {
     let c = moments.len() / 2;
@@ -107,7 +115,7 @@ fn write_tile(rows: &[f32], moments: &mut [f32]) {
     variance.iter_mut().for_each(|sum| *sum /= count);
 }
 
-/// The moments of a map in f64, by the definition.
+/// Returns the moments of a map in f64, by their definition.
 pub(crate) fn reference(n: usize, positions: usize, c: usize, x: &[f64]) -> Vec<f64> {
     let mut moments = Vec::new();
     for image in 0..n {
@@ -165,7 +173,7 @@ impl Kernel for ChannelMoments {
     }
 
     fn cost(&self) -> Cost {
-        // The difference, the sum, the product and the sum of products.
+        // A difference, a sum, a square and a sum of squares.
         Cost::elementwise(elements(&[self.n, self.positions, self.c]), 4)
     }
 
@@ -207,7 +215,8 @@ fn cases() -> Vec<Case> {
     };
     vec![
         Case::new(moments(1, 1, 1, 0)),
-        // A tile less one position, a tile, one more; the same of the 64 channels of a workgroup.
+        // One position less than a tile, exactly one tile, one position more; likewise for the 64 channels of a
+        // workgroup.
         Case::new(moments(1, 63, 65, 0)),
         Case::new(moments(1, 64, 64, 0)),
         Case::new(moments(2, 65, 63, 0)),
@@ -219,12 +228,12 @@ fn cases() -> Vec<Case> {
             prologue: Prologue { f32_input: true, ..Prologue::default() },
             ..moments(2, 70, 9, 0)
         }),
-        // Far from zero and constant: what sums of squares do not survive.
+        // Values far from zero, and constant values: plain sums of squares would cancel.
         Case::new(moments(1, 100, 9, 0)).fill("x", Fill::Normal(1000.0, 1.0)),
         Case::new(moments(1, 100, 9, 0)).fill("x", Fill::Constant(-1000.1)),
-        // More tiles than one axis of the grid may have.
+        // More tiles than workgroups along one axis of the grid.
         Case::new(moments(65_537, 1, 1, 0)),
-        // Whole numbers of a power of two of positions.
+        // Whole numbers, and a power of two of positions: exact.
         Case::new(moments(2, 128, 10, 0)).fill("x", Fill::Integers),
     ]
 }

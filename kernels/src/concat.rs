@@ -1,7 +1,16 @@
-//! `y = [a | b]` along the channels: the skip connections of the decoder half.
+//! `y = [a | b]` along the channels: the skip connections into the decoder half of the UNet.
 //!
-//! `a [rows, a_channels]`, `b [rows, b_channels]`, `y [rows, a_channels + b_channels]`. On the GPU one invocation writes
-//! four channels; where `a_channels` is a multiple of four (always in the model) they come from one vec4.
+//! | operand | shape | |
+//! |---|---|---|
+//! | `a` | `[rows, a_channels]` | |
+//! | `b` | `[rows, b_channels]` | |
+//! | `y` | `[rows, a_channels + b_channels]` | written |
+//!
+//! * GPU: workgroups of 64 invocations, four channels (one vec4) of `y` each. If `a_channels` is a multiple of four, as
+//!   always in the model, the four channels are one vec4 of `a` or of `b`; otherwise they are gathered one by one.
+//! * CPU: row by row, in tasks of about 64 KiB.
+//!
+//! Consumers whose prologue joins two tensors (`joined`) make this step unnecessary.
 
 use crate::cpu::rows_per_task;
 use crate::draw::Draw;
@@ -12,22 +21,22 @@ use crate::variant::Variant;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-/// Invocations of a workgroup.
+/// Invocations per workgroup.
 const GROUP: usize = 64;
 
-/// Two tensors side by side.
+/// Concatenation of two tensors along their channels.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Concat {
     /// Rows of all three tensors: pixels or tokens of all images.
     pub rows: usize,
-    /// Channels of `a`, the first of `y`.
+    /// Channels of `a`, which come first in `y`.
     pub a_channels: usize,
-    /// Channels of `b`, the last of `y`.
+    /// Channels of `b`, which come last in `y`.
     pub b_channels: usize,
 }
 
-/// The line of the list.
+/// Entry of this kernel in [`FAMILIES`](crate::FAMILIES).
 pub(crate) const FAMILY: Family = Family {
     name: "concat",
     summary: "`[a | b]` along the channels",
@@ -38,7 +47,7 @@ pub(crate) const FAMILY: Family = Family {
 };
 
 impl Concat {
-    /// Channels of `y`.
+    /// Returns the number of channels of `y`.
     fn channels(&self) -> usize {
         self.a_channels + self.b_channels
     }
@@ -126,7 +135,7 @@ fn cases() -> Vec<Case> {
         case(5, 6, 6),
         case(9, 1, 7),
         case(3, 13, 2),
-        // A workgroup less one vec4, exactly one, and one more.
+        // One vec4 less than a workgroup, exactly one workgroup, one vec4 more.
         case(63, 2, 2),
         case(32, 3, 5),
         case(65, 1, 2),

@@ -1,12 +1,27 @@
 //! `y = residual + activation(conv(x, w) + bias + shift)`: every dense convolution, 3x3 or 1x1.
 //!
-//! `x [n, h, w, ci]`, `w [co, ci, kh, kw]` packed to `[co, kh, kw, ci]`, `bias [co]`, `shift [n, co]` (the time embedding),
-//! `residual` and `y [n, oh, ow, co]`, f32 if `f32_output`; `upsample` 2 reads `x` as if every pixel stood for 2x2, and `prologue`
-//! says what else happens to it on the way in; the zeros around it are put there after that. On the GPU an implicit matrix
-//! product (`shaders/common/product.wgsl`): a row is an output pixel, k runs over taps and channels. On the CPU there are
-//! three ways: where it pays, Winograd's algorithm saves more than half of the multiplications (`winograd`); to few
-//! channels a product adds what each pixel gives to its neighbours (`narrow`); anything else is gathered into patches
-//! (`direct`).
+//! | operand | shape | |
+//! |---|---|---|
+//! | `x` | `[n, h, w, ci - joined]` | f32 if the prologue has `f32_input` |
+//! | `w` | `[co, ci, kernel, kernel]` | packed to `[co, kernel, kernel, ci]` on a GPU |
+//! | `bias` | `[co]` | absent without `bias` |
+//! | `shift` | `[n, co]` | the time embedding; absent without `shift` |
+//! | `residual` | `[n, oh, ow, co]` | absent without `residual` |
+//! | `x2` | `[n, h, w, joined]` | last channels of the input, absent if `joined` is 0 |
+//! | `norm` | `[n, 2, ci]` | f32, scales then offsets of a GroupNorm; absent if the prologue has no norm |
+//! | `y` | `[n, oh, ow, co]` | written; f32 if `f32_output` |
+//! | `moments` | `[n * ceil(oh * ow / 64), 2, co]` | f32, written: see `channel_moments`; absent without `moments` |
+//!
+//! The prologue joins, normalises and activates the input as it is read. With `upsample` 2 the result is then read as
+//! if every pixel stood for 2x2 pixels. The zeros of the padding are added last, so that they are not normalised.
+//!
+//! * GPU: an implicit matrix product (`shaders/common/product.wgsl`), whose rows are output pixels, whose columns are
+//!   output channels and whose `k` runs over taps and input channels. `tile.rs` lists the tiles, which are the
+//!   variants.
+//! * CPU: one of three algorithms, chosen by sizes that do not depend on the size of the picture, so that weights are
+//!   packed in one way. `winograd` saves more than half of the multiplications of large 3x3 convolutions; `narrow`
+//!   computes 3x3 convolutions to few channels; `direct` gathers patches for a matrix product and computes everything
+//!   else.
 
 mod cases;
 mod direct;
@@ -27,7 +42,7 @@ use crate::tile::{self, Tile};
 use crate::variant::Variant;
 use serde::{Deserialize, Serialize};
 
-/// One convolution.
+/// Convolution of a feature map.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Conv2d {
@@ -41,40 +56,41 @@ pub struct Conv2d {
     pub ci: usize,
     /// Output channels.
     pub co: usize,
-    /// Edge of the square kernel: 1 or 3.
+    /// Height and width of the kernel: 1 or 3.
     pub kernel: usize,
-    /// Step between output pixels, in (upsampled) input pixels.
+    /// Step between output pixels, in input pixels after upsampling.
     pub stride: usize,
     /// Rows and columns of zeros above and to the left.
     pub pad_start: usize,
     /// Rows and columns of zeros below and to the right.
     pub pad_end: usize,
-    /// 2 reads `x` upsampled by nearest neighbour, 1 as it is.
+    /// Factor of the nearest-neighbour upsampling of the input: 1 or 2.
     pub upsample: usize,
-    /// Whether there is a bias.
+    /// Whether a bias is added.
     #[serde(default)]
     pub bias: bool,
-    /// Whether a value per image and channel is added with the bias.
+    /// Whether `shift`, a value per image and channel, is added with the bias.
     #[serde(default)]
     pub shift: bool,
-    /// Applied before the residual is added.
+    /// Activation, applied before the residual is added.
     #[serde(default)]
     pub activation: Activation,
-    /// Whether a tensor like the output is added last.
+    /// Whether a residual, a tensor of the shape of `y`, is added last.
     #[serde(default)]
     pub residual: bool,
-    /// How `x` is read.
+    /// How `x` is read: joined with `x2`, normalised by channels, as f32.
     #[serde(default, rename = "source")]
     pub prologue: Prologue,
-    /// Whether the moments of the output's channels are written too; of several images each has a multiple of 64 pixels.
+    /// Whether the moments of the channels of `y` are written too. Each of several images must then have a multiple of
+    /// 64 output pixels.
     #[serde(default)]
     pub moments: bool,
-    /// Whether `y` is f32 however the plan stores floats: what a sampler divides.
+    /// Whether `y` is f32 whatever the plan stores floats in: the output of a network, which a sampler divides.
     #[serde(default, rename = "wide")]
     pub f32_output: bool,
 }
 
-/// The line of the list.
+/// Entry of this kernel in [`FAMILIES`](crate::FAMILIES).
 pub(crate) const FAMILY: Family = Family {
     name: "conv2d",
     summary: "`residual + activation(conv(x, w) + bias + shift)`, 3x3 or 1x1, nearest upsampling folded in",
@@ -85,29 +101,29 @@ pub(crate) const FAMILY: Family = Family {
 };
 
 impl Conv2d {
-    /// Height and width of the output.
+    /// Returns height and width of the output.
     pub fn out_size(&self) -> (usize, usize) {
         let out = |size: usize| (size * self.upsample + self.pad_start + self.pad_end - self.kernel) / self.stride + 1;
         (out(self.h), out(self.w))
     }
 
-    /// Output pixels of all images: rows of the matrix product.
+    /// Returns the number of output pixels of all images: the rows of the matrix product.
     fn pixels(&self) -> usize {
         let (oh, ow) = self.out_size();
         self.n * oh * ow
     }
 
-    /// Values under the kernel at one pixel: inner size of the matrix product.
+    /// Returns the number of input values under the kernel at one pixel: the inner size of the matrix product.
     fn patch_len(&self) -> usize {
         self.kernel * self.kernel * self.ci
     }
 
-    /// Whether `x` itself is the patch matrix.
+    /// Returns whether `x` itself is the matrix of patches.
     fn is_pointwise(&self) -> bool {
         (self.kernel, self.stride, self.upsample, self.pad_start, self.pad_end) == (1, 1, 1, 0, 0)
     }
 
-    /// How the weights lie for the CPU.
+    /// Returns the layout of the weights for the CPU form.
     fn host_layout(&self) -> Layout {
         match winograd::layout(self) {
             Some(layout) => layout,
@@ -116,6 +132,7 @@ impl Conv2d {
         }
     }
 
+    /// Returns the program that computes `y` with one of the tiles.
     fn program_of(&self, tile: &Tile) -> Program {
         let switch = |size: usize| u32::try_from(size).expect("1, 2 or 3");
         let (oh, ow) = self.out_size();
@@ -151,8 +168,9 @@ impl Conv2d {
         Program { wgsl, constants, params, grid: tile.grid(self.pixels(), self.co) }
     }
 
-    /// The input row or column under `tap` at output `at`, if it is inside `size` pixels.
-    fn source(&self, at: usize, tap: usize, size: usize) -> Option<usize> {
+    /// Returns the input row (or column) under tap `tap` at output row `at`, or `None` if it is in the padding. `size`
+    /// is the number of input rows.
+    fn input_at(&self, at: usize, tap: usize, size: usize) -> Option<usize> {
         let padded = at * self.stride + tap;
         let inside = padded >= self.pad_start && padded - self.pad_start < size * self.upsample;
         inside.then(|| (padded - self.pad_start) / self.upsample)
@@ -174,7 +192,7 @@ impl Kernel for Conv2d {
             Norm::Rows => Some("`norm` must be `none` or `channels`"),
             Norm::Channels { images, .. } if images != self.n => Some("`images` must be `n`"),
             _ if self.moments && !tiles_fit(self.n, self.pixels() / self.n.max(1)) => {
-                Some("`moments` of several images want a multiple of 64 pixels each")
+                Some("`moments` of several images need a multiple of 64 output pixels per image")
             }
             _ => {
                 let rows = self.n * self.h * self.w;
@@ -223,7 +241,7 @@ impl Kernel for Conv2d {
     }
 
     fn residual_in_place(&self) -> bool {
-        // What is read there is stored as what is written.
+        // In place, the residual is read in the type of `y`, but an f32 `y` has a residual of the stored type.
         self.residual && !self.f32_output
     }
 
@@ -288,8 +306,9 @@ impl Kernel for Conv2d {
                 Self { h: self.h / 2, w: self.w / 2, upsample: 2, ..self.clone() }
             }
             PrologueOp::Normalise(Norm::Rows) => return None,
-            // A value is read under nine taps and for every tile of columns: a norm in here would be computed dozens of
-            // times. What is written once instead is the largest map there is where channels become fewer.
+            // A 3x3 convolution reads every value under nine taps and for every tile of columns, and would normalise it
+            // dozens of times. Where channels become fewer it does so all the same: the normalised map, which would be
+            // written instead, is the largest map there.
             PrologueOp::Normalise(_) if self.kernel > 1 && self.ci <= self.co => return None,
             op => Self { prologue: self.prologue.with(self.ci, op)?, ..self.clone() },
         };
@@ -313,7 +332,8 @@ impl Kernel for Conv2d {
     }
 }
 
-/// The sum over the taps and channels of one output element, from the definition: the input is upsampled, then padded.
+/// Returns the sum over taps and channels for one output element `[image, oy, ox, o]`, by the definition: the input is
+/// upsampled, then padded.
 fn reference_sum(conv: &Conv2d, x: &[f64], w: &[f64], [image, oy, ox, o]: [usize; 4]) -> f64 {
     let mut sum = 0.0;
     for ky in 0..conv.kernel {

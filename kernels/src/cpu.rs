@@ -1,5 +1,8 @@
-//! What the CPU forms share: activations in f32, what products add on their way out, and parallel rows. Matrix products are
-//! in `panels`.
+//! Shared parts of the CPU forms: activations in f32, the epilogue of products, vectorised loops and sizes of parallel
+//! tasks.
+//!
+//! Matrix products are in [`panels`](crate::panels). A result never depends on the number of threads: tasks write
+//! disjoint outputs, and no sum is divided among threads in a way that depends on how many there are.
 
 mod awake;
 
@@ -10,24 +13,27 @@ use crate::kernel::Activation;
 /// Threads a matrix product may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Threads {
-    /// The calling thread: inside a loop that is already parallel.
+    /// The calling thread only, for products inside a loop that is already parallel.
     One,
-    /// All of rayon's pool.
+    /// All threads of rayon's pool.
     All,
 }
 
-/// Runs a loop compiled for the widest vectors this processor has. What the closure calls has to be inlined into it.
+/// Runs a loop compiled for the widest vectors of this processor.
+///
+/// Functions that the closure calls must be inlined into it (`inline(always)`), or they are compiled for the baseline
+/// processor.
 #[inline(always)]
 pub(crate) fn with_simd<R>(run: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(run)
 }
 
-/// `activation(u)` in f32.
+/// Returns `activation(u)` in f32.
 #[inline(always)]
 pub(crate) fn activate(activation: Activation, u: f32) -> f32 {
     match activation {
         Activation::None => u,
-        // Not `max`, which makes zero of a NaN.
+        // `f32::max` would turn a NaN into zero.
         Activation::Relu => {
             if u < 0.0 {
                 0.0
@@ -44,10 +50,11 @@ pub(crate) fn activate(activation: Activation, u: f32) -> f32 {
     }
 }
 
-/// `e^x` to about two units of rounding, without a branch or a table, so that loops over it vectorise.
+/// Returns `e^x` to about two units of rounding. It has no branch and no table, so that loops over it vectorise.
 ///
-/// `x = n ln 2 + r` with `|r| <= ln 2 / 2`; `e^r` by a polynomial of degree six, `2^n` through the exponent bits.
-/// Adding `1.5 * 2^23` rounds to the nearest whole number and leaves `n` in the low bits of the sum.
+/// `x` is clamped to `[-87, 88]` and split into `n ln 2 + r` with a whole `n` and `|r| <= ln 2 / 2`. A polynomial of
+/// degree six gives `e^r`, and `2^n` is written into the exponent bits. Adding `1.5 * 2^23` rounds to the nearest whole
+/// number and leaves `n` in the low bits of the sum.
 #[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0;
@@ -62,8 +69,10 @@ pub(crate) fn exp(x: f32) -> f32 {
     (1.0 + (r + r * r * tail)) * scale
 }
 
-/// The complementary error function of `z >= 0` (Press et al., Numerical Recipes, section 6.2, `erfcc`): relative error below
-/// 1.2e-7, and what rounding the exponent adds, so that what is left of large negative inputs keeps its digits.
+/// Returns the complementary error function of `z >= 0` (Press et al., Numerical Recipes, section 6.2, `erfcc`).
+///
+/// The relative error of the formula is below 1.2e-7; rounding of the exponent adds to it. Because the error is
+/// relative, GELU keeps its digits for large negative inputs.
 #[inline(always)]
 fn erfc(z: f32) -> f32 {
     const TERMS: [f32; 10] = [
@@ -83,7 +92,9 @@ fn erfc(z: f32) -> f32 {
     t * exp(exponent - z * z)
 }
 
-/// Applies `activation` in place.
+/// Applies `activation` to every value of `row` in place.
+///
+/// Every activation has a loop of its own: a loop with the choice inside is not vectorised.
 #[inline(always)]
 pub(crate) fn activate_all(activation: Activation, row: &mut [f32]) {
     match activation {
@@ -95,25 +106,48 @@ pub(crate) fn activate_all(activation: Activation, row: &mut [f32]) {
     }
 }
 
-/// What a matrix product adds on its way out: `y = residual + activation(y + bias + shift)`.
+/// The epilogue of a matrix product: `y = residual + activation(y + bias + shift)`, where `y` is `[rows, cols]`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Epilogue<'a> {
-    /// One value per column, or empty.
+    /// `[cols]`, or empty for no bias.
     pub(crate) bias: &'a [f32],
-    /// One row per image, or empty.
+    /// `[images, cols]`, or empty for no shift.
     pub(crate) shift: &'a [f32],
-    /// Rows that share one row of `shift`.
+    /// Rows of an image: they share one row of `shift`.
     pub(crate) rows_per_image: usize,
-    /// Applied after bias and shift.
+    /// Activation, applied after bias and shift.
     pub(crate) activation: Activation,
-    /// A tensor like the output, or empty.
+    /// `[rows, cols]`, or empty for no residual.
     pub(crate) residual: &'a [f32],
 }
 
-impl Epilogue<'_> {
-    /// Finishes what `y` holds of row `index`, from column `first` on, of an output of `cols` columns.
+/// An epilogue for a block of rows of the output.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RowsEpilogue<'a> {
+    epilogue: &'a Epilogue<'a>,
+    /// Index of the block's first row in the output.
+    first_row: usize,
+}
+
+impl RowsEpilogue<'_> {
+    /// Applies the epilogue to a piece of row `row` of the block. `y` begins at column `first`, and the output has
+    /// `cols` columns.
     #[inline(always)]
-    pub(crate) fn row(&self, y: &mut [f32], cols: usize, index: usize, first: usize) {
+    pub(crate) fn row(&self, y: &mut [f32], cols: usize, row: usize, first: usize) {
+        self.epilogue.row(y, cols, self.first_row + row, first);
+    }
+}
+
+impl<'a> Epilogue<'a> {
+    /// Returns the epilogue for a block of rows that begins at row `first_row` of the output.
+    pub(crate) fn at_row(&'a self, first_row: usize) -> RowsEpilogue<'a> {
+        RowsEpilogue { epilogue: self, first_row }
+    }
+
+    /// Applies the epilogue to a piece of row `index` of the output. `y` begins at column `first`, and the output has
+    /// `cols` columns.
+    #[inline(always)]
+    fn row(&self, y: &mut [f32], cols: usize, index: usize, first: usize) {
         let add = |y: &mut [f32], from: &[f32]| y.iter_mut().zip(from).for_each(|(y, value)| *y += value);
         if !self.bias.is_empty() {
             add(y, &self.bias[first..]);
@@ -127,7 +161,7 @@ impl Epilogue<'_> {
         }
     }
 
-    /// Finishes rows `first_row..` of an output of `cols` columns.
+    /// Applies the epilogue to whole rows of an output of `cols` columns. `y` begins at row `first_row`.
     #[inline(always)]
     pub(crate) fn apply(&self, y: &mut [f32], cols: usize, first_row: usize) {
         for (i, row) in y.chunks_exact_mut(cols).enumerate() {
@@ -136,7 +170,8 @@ impl Epilogue<'_> {
     }
 }
 
-/// Rows of `cols` elements that make a task long enough to be worth handing to another thread (about 64 KiB).
+/// Returns the number of rows of `cols` elements that make a task worth handing to another thread: about 64 KiB, at
+/// least one row.
 pub(crate) fn rows_per_task(cols: usize) -> usize {
     (16_384 / cols.max(1)).max(1)
 }
@@ -157,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_error_function_leaves_keeps_its_digits() {
+    fn complementary_error_function_keeps_its_digits() {
         for (z, want) in [(0.0, 1.0), (0.5, 0.479_500_122), (2.0, 4.677_734_98e-3), (4.0, 1.541_725_79e-8)] {
             let error = (f64::from(erfc(z)) - want).abs() / want;
             assert!(error < 3e-6, "erfc({z}) = {} is off by {error:e}", erfc(z));

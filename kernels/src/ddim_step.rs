@@ -1,8 +1,21 @@
-//! `y = a_prev x0 + direction e + sigma noise`: one step of DDIM, guidance included (specification, section 4.1).
+//! `y = a_prev x0 + direction e + sigma noise`: one step of DDIM (arXiv 2010.02502) with classifier-free guidance
+//! (docs/model.md, section 4.1).
 //!
-//! `latent`, `prediction` and `y [b, positions, c]`, where `b = images`, or twice as many if guided: first without text,
-//! then with it, `p = p_u + guidance (p_c - p_u)`. `x0` and the noise `e` follow from `p` and the latent `z`. Both halves
-//! of the latent are the same; the first is read, both are written. On the GPU one invocation computes four channels.
+//! | operand | shape | |
+//! |---|---|---|
+//! | `latent` | `[b, positions, c]` | f32, the latent `z` |
+//! | `prediction` | `[b, positions, c]` | f32, the network's output |
+//! | `coefficients` | `[8]` | f32: `a`, `s`, `a_prev`, `direction`, `guidance`, `sigma`, two unused |
+//! | `noise` | `[images, positions, c]` | f32, absent without `noise` |
+//! | `y` | `[b, positions, c]` | f32, written |
+//!
+//! The batch `b` is `images`, or `2 * images` if `guided`: first every image without text (`p_u`), then every image
+//! with text (`p_c`), and `p = p_u + guidance (p_c - p_u)`. [`Prediction`] says how the clean latent `x0` and the noise
+//! `e` follow from `p` and `z = a x0 + s e`. Both halves of a guided latent are equal: the first is read, both are
+//! written.
+//!
+//! * GPU: workgroups of 64 invocations, four channels (one vec4) of an image each.
+//! * CPU: one thread.
 
 use crate::draw::Draw;
 use crate::kernel::{
@@ -12,28 +25,28 @@ use crate::prediction::Prediction;
 use crate::variant::Variant;
 use serde::{Deserialize, Serialize};
 
-/// Invocations of a workgroup.
+/// Invocations per workgroup.
 const GROUP: usize = 64;
 
-/// A step for `images` latents.
+/// One DDIM step for the latents of `images` images.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DdimStep {
-    /// Images, each counted once.
+    /// Images. A guided batch holds each of them twice.
     pub images: usize,
     /// Positions of a latent: height times width.
     pub positions: usize,
     /// Channels of a latent.
     pub c: usize,
-    /// Whether the batch holds every image twice: without text, then with it.
+    /// Whether the batch holds every image twice: first all without text, then all with text.
     pub guided: bool,
-    /// What the network predicts.
+    /// Quantity that the network predicts.
     pub prediction: Prediction,
-    /// Whether fresh noise is added (eta above zero).
+    /// Whether fresh noise is added: DDIM with an eta above zero.
     pub noise: bool,
 }
 
-/// The line of the list.
+/// Entry of this kernel in [`FAMILIES`](crate::FAMILIES).
 pub(crate) const FAMILY: Family = Family {
     name: "ddim_step",
     summary: "one step of DDIM with guidance: `a_prev x0 + direction e + sigma noise`",
@@ -44,6 +57,7 @@ pub(crate) const FAMILY: Family = Family {
 };
 
 impl DdimStep {
+    /// Returns the number of latents of the batch.
     fn batch(&self) -> usize {
         if self.guided { 2 * self.images } else { self.images }
     }
@@ -81,7 +95,7 @@ impl Kernel for DdimStep {
     }
 
     fn tolerance(&self) -> Tolerance {
-        // About ten roundings, with factors near one.
+        // About ten roundings, of factors near one.
         Tolerance::f32_sum(1)
     }
 
@@ -139,7 +153,7 @@ fn cases() -> Vec<Case> {
             step(1, 13, 5, false, true),
             step(2, 7, 6, true, false),
             step(3, 11, 3, true, true),
-            // A workgroup less one vec4, exactly one, and one more.
+            // One vec4 less than a workgroup, exactly one workgroup, one vec4 more.
             step(1, 63, 4, true, false),
             step(2, 16, 8, true, true),
             step(1, 65, 4, false, false),

@@ -1,9 +1,21 @@
-//! `y = conv(x, w) + bias + shift` for every channel on its own: the 3x3 of the separable residual blocks.
+//! `y = conv(x, w) + bias + shift` for every channel by itself: the 3x3 convolutions of the separable residual blocks.
 //!
-//! `x [n, h, w, c]`, `y [n, oh, ow, c]`, `w [c, 1, 3, 3]` packed to `[3, 3, c]`, `bias [c]`, `shift [n, c]` (the time
-//! embedding); one row and column of zeros around; `x` may be of two tensors side by side (`prologue`). With `moments` those
-//! of the output's channels are written too, for the GroupNorm that follows. On the GPU a workgroup takes 64 channels of
-//! 64 pixels, each invocation four side by side; on the CPU a task has a line of the image.
+//! | operand | shape | |
+//! |---|---|---|
+//! | `x` | `[n, h, w, c - joined]` | f32 if the prologue has `f32_input` |
+//! | `w` | `[c, 1, 3, 3]` | packed to `[3, 3, c]` |
+//! | `bias` | `[c]` | absent without `bias` |
+//! | `shift` | `[n, c]` | the time embedding; absent without `shift` |
+//! | `x2` | `[n, h, w, joined]` | last channels of the input, absent if `joined` is 0 |
+//! | `y` | `[n, oh, ow, c]` | written |
+//! | `moments` | `[n * ceil(oh * ow / 64), 2, c]` | f32, written: see `channel_moments`; absent without `moments` |
+//!
+//! The input has one row and one column of zeros on every side. The moments are for the GroupNorm that follows.
+//!
+//! * GPU: one workgroup of 256 invocations per 64 channels and 64 output pixels. An invocation computes four channels
+//!   of four pixels: with a stride of one and a width that is a multiple of four, four neighbours, which share their
+//!   input.
+//! * CPU: one task per output line, with sums in vector registers (`line.rs`).
 
 mod line;
 
@@ -15,35 +27,36 @@ use crate::names;
 use crate::prologue::{Norm, Prologue};
 use crate::tile::WHOLE;
 use crate::variant::Variant;
-use line::Line;
+use line::{Input, Line};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-/// One depthwise convolution.
+/// Depthwise 3x3 convolution of a feature map.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DepthwiseConv2d {
     /// Images.
     pub n: usize,
-    /// Height.
+    /// Height of the input.
     pub h: usize,
-    /// Width.
+    /// Width of the input.
     pub w: usize,
     /// Channels.
     pub c: usize,
-    /// Step between output pixels, in input pixels.
+    /// Step between output pixels, in input pixels; 1 by default.
     #[serde(default = "one")]
     pub stride: usize,
-    /// Whether there is a bias.
+    /// Whether a bias is added.
     #[serde(default)]
     pub bias: bool,
-    /// Whether a value per image and channel is added.
+    /// Whether `shift`, a value per image and channel, is added.
     #[serde(default)]
     pub shift: bool,
-    /// How `x` is read: of one tensor or two, not normalised.
+    /// How `x` is read: as one tensor or two, not normalised.
     #[serde(default, rename = "source")]
     pub prologue: Prologue,
-    /// Whether the moments of the output's channels are written too; of several images each has a multiple of 64 pixels.
+    /// Whether the moments of the channels of `y` are written too. Each of several images must then have a multiple of
+    /// 64 output pixels.
     #[serde(default)]
     pub moments: bool,
 }
@@ -52,7 +65,7 @@ fn one() -> usize {
     1
 }
 
-/// The line of the list.
+/// Entry of this kernel in [`FAMILIES`](crate::FAMILIES).
 pub(crate) const FAMILY: Family = Family {
     name: "depthwise_conv2d",
     summary: "`conv(x, w) + bias + shift`, 3x3, every channel on its own",
@@ -63,7 +76,7 @@ pub(crate) const FAMILY: Family = Family {
 };
 
 impl DepthwiseConv2d {
-    /// Height and width of the output.
+    /// Returns height and width of the output.
     pub fn out_size(&self) -> (usize, usize) {
         let out = |size: usize| (size - 1) / self.stride + 1;
         (out(self.h), out(self.w))
@@ -82,7 +95,7 @@ impl Kernel for DepthwiseConv2d {
         let (oh, ow) = self.out_size();
         match self.prologue.norm {
             Norm::None if self.moments && !tiles_fit(self.n, oh * ow) => {
-                Some("`moments` of several images want a multiple of 64 pixels each")
+                Some("`moments` of several images need a multiple of 64 output pixels per image")
             }
             Norm::None => self.prologue.refusal(self.n * self.h * self.w, self.c),
             _ => Some("`norm` must be `none`"),
@@ -105,7 +118,8 @@ impl Kernel for DepthwiseConv2d {
 
     fn program(&self, _: &Variant) -> Program {
         let (oh, ow) = self.out_size();
-        // Four positions side by side are under six columns; elsewhere each is under three of its own.
+        // Four neighbouring pixels read six columns together; in any other case each pixel reads three columns of its
+        // own.
         let in_line = self.stride == 1 && ow.is_multiple_of(4);
         let mut constants = vec![
             ("RUN", if in_line { 4 } else { 1 }),
@@ -171,10 +185,10 @@ impl Kernel for DepthwiseConv2d {
             panic!("depthwise_conv2d has seven operands")
         };
         let (first, (oh, ow)) = (self.prologue.first(self.c), self.out_size());
-        let x = [(first, x), (self.c - first, x2)];
+        let x = [Input { channels: first, values: x }, Input { channels: self.c - first, values: x2 }];
         y.par_chunks_mut(ow * self.c).enumerate().for_each(|(index, y)| {
-            let added = [bias, shift.get(index / oh * self.c..).unwrap_or_default()];
-            pulp::Arch::new().dispatch(Line { conv: self, index, x, w, added, y });
+            let shift = shift.get(index / oh * self.c..).unwrap_or_default();
+            pulp::Arch::new().dispatch(Line { conv: self, index, x, w, added: [bias, shift], y });
         });
         if self.moments {
             channel_moments::write_all(self.n, oh * ow, self.c, y, moments);
@@ -203,13 +217,13 @@ fn cases() -> Vec<Case> {
         Case::new(plain(1, 1, 1, 1)),
         Case::new(full(2, 1, 5, 3)),
         Case::new(full(1, 7, 1, 6)),
-        // One vec4 less than a workgroup, a workgroup, one more.
+        // More pixels than a workgroup takes, exactly as many, and several workgroups in one line.
         Case::new(full(1, 5, 17, 12)),
         Case::new(full(1, 8, 8, 16)),
         Case::new(plain(1, 1, 257, 4)),
         Case::new(DepthwiseConv2d { shift: true, ..plain(2, 5, 7, 10) }),
         Case::new(DepthwiseConv2d { bias: true, ..plain(2, 4, 6, 33) }).fill("x", Fill::Normal(3.0, 1.0)),
-        // From two tensors; with the moments of what it writes.
+        // Inputs of two tensors or in f32; outputs with moments.
         Case::new(joined(full(2, 9, 5, 23), 7)).integers(),
         Case::new(joined(full(1, 20, 3, 132), 64)),
         Case::new(DepthwiseConv2d {
@@ -229,7 +243,7 @@ fn cases() -> Vec<Case> {
 }
 
 fn model_shapes() -> Vec<Case> {
-    // The separable blocks as they run: down, the first and the other middle ones, up.
+    // The separable blocks as the plan runs them: down, the first and the other blocks of the middle, up.
     let shapes = [(32, 320, 0), (16, 640, 0), (16, 1024, 0), (32, 1664, 640), (32, 960, 320)];
     let block = |(size, c, joined)| {
         let prologue = Prologue { joined, ..Prologue::default() };

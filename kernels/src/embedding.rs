@@ -1,9 +1,18 @@
-//! `y[n, i] = token[ids[n, i]] + position[i]`: the entry of the text encoder (specification, section 3).
+//! `y[n, i] = token[ids[n, i]] + position[i]`: the first step of the text encoder (docs/model.md, section 3).
 //!
-//! `ids [n, l]` (u32), `token [vocab - rest, c]`, `token_rest [rest, c]`, `position [positions, c]`, `y [n, l, c]`. The
-//! table of tokens may come in two parts, since in f32 CLIP's is larger than what many GPUs bind. An id beyond the
-//! vocabulary counts as the last one, so that no form reads outside the table. On the GPU one invocation moves four
-//! channels.
+//! | operand | shape | |
+//! |---|---|---|
+//! | `ids` | `[n, l]` | u32 |
+//! | `token` | `[vocab - rest, c]` | first rows of the token table |
+//! | `token_rest` | `[rest, c]` | last rows of the token table; absent if `rest` is 0 |
+//! | `position` | `[positions, c]` | |
+//! | `y` | `[n, l, c]` | written |
+//!
+//! The token table may come in two parts because CLIP's, in f32, is larger than the largest binding of many GPUs. An id
+//! beyond the vocabulary counts as the last id, so that no form reads outside the table.
+//!
+//! * GPU: workgroups of 64 invocations, four channels (one vec4) of a token each.
+//! * CPU: one thread, token by token.
 
 use crate::draw::Draw;
 use crate::kernel::{
@@ -12,10 +21,10 @@ use crate::kernel::{
 use crate::variant::Variant;
 use serde::{Deserialize, Serialize};
 
-/// Invocations of a workgroup.
+/// Invocations per workgroup.
 const GROUP: usize = 64;
 
-/// The embedding of `n` texts of `l` tokens.
+/// Embedding of `n` texts of `l` tokens each.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Embedding {
@@ -23,18 +32,18 @@ pub struct Embedding {
     pub n: usize,
     /// Tokens of a text, at most `positions`.
     pub l: usize,
-    /// Rows of the table of tokens.
+    /// Rows of the token table, both parts together.
     pub vocab: usize,
-    /// How many of them, the last ones, come as a table of their own; less than all.
+    /// Last rows of the token table that form the operand `token_rest`, fewer than `vocab`.
     #[serde(default)]
     pub rest: usize,
-    /// Rows of the table of positions.
+    /// Rows of the position table.
     pub positions: usize,
     /// Channels.
     pub c: usize,
 }
 
-/// The line of the list.
+/// Entry of this kernel in [`FAMILIES`](crate::FAMILIES).
 pub(crate) const FAMILY: Family = Family {
     name: "embedding",
     summary: "`token[id] + position[i]`, the entry of the text encoder",
@@ -88,7 +97,7 @@ impl Kernel for Embedding {
     }
 
     fn tolerance(&self) -> Tolerance {
-        // One addition.
+        // One rounding, of the addition.
         Tolerance { absolute: 0.0, relative: f64::from(f32::EPSILON), rounding: 0.0 }
     }
 
@@ -133,11 +142,11 @@ fn cases() -> Vec<Case> {
         case(1, 7, 13, 7, 9),
         case(2, 5, 11, 8, 6),
         case(3, 77, 101, 77, 4),
-        // A workgroup less one vec4, exactly one, and one more.
+        // One vec4 less than a workgroup, exactly one workgroup, one vec4 more.
         case(1, 63, 7, 64, 4),
         case(2, 32, 7, 32, 3),
         case(1, 65, 7, 65, 4),
-        // Half of the ids lie beyond the vocabulary.
+        // About half of the ids are beyond the vocabulary.
         case(2, 19, 5, 23, 8).fill("ids", Fill::Below(10)),
         split(2, 37, 11, 4, 6),
         split(1, 40, 2, 1, 8),

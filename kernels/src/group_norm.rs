@@ -1,8 +1,17 @@
-//! `y = activation(x * scale + offset)` with the scales and offsets of `group_norm_scale`: a GroupNorm as a step of its own,
-//! where consumers do not apply it while they read.
+//! `y = activation(x * scale + offset)` with one scale and one offset per image and channel: the second half of a
+//! GroupNorm (arXiv 1803.08494), as a step of its own where consumers do not normalise as they read.
 //!
-//! `x` and `y [rows, c]`, `norm [images, 2, c]` in f32; the last channels may come from `x2`, see [`Prologue`]. On the GPU an
-//! invocation takes one vec4; on the CPU a task takes some rows.
+//! | operand | shape | |
+//! |---|---|---|
+//! | `x` | `[rows, c - joined]` | f32 if the prologue has `f32_input` |
+//! | `x2` | `[rows, joined]` | last channels of the input, absent if `joined` is 0 |
+//! | `norm` | `[images, 2, c]` | f32, scales then offsets, from `group_norm_scale` |
+//! | `y` | `[rows, c]` | written |
+//!
+//! `rows` are the pixels of all images, equally many of each.
+//!
+//! * GPU: workgroups of 256 invocations, four channels (one vec4) each.
+//! * CPU: tasks of about 64 KiB of rows, in loops that are vectorised for the processor.
 
 use crate::cpu::Threads;
 use crate::draw::Draw;
@@ -15,23 +24,23 @@ use crate::prologue::{Norm, Prologue};
 use crate::variant::Variant;
 use serde::{Deserialize, Serialize};
 
-/// Invocations of one workgroup.
+/// Invocations per workgroup.
 const THREADS: usize = 256;
 
-/// The normalisation of one feature map.
+/// Application of a GroupNorm to one feature map.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GroupNorm {
-    /// Pixels of all images.
+    /// Rows: pixels of all images.
     pub rows: usize,
     /// Channels.
     pub c: usize,
-    /// How `x` is read: with a norm of channels.
+    /// How `x` is read. Its `norm` is [`Norm::Channels`], which holds the images and the activation.
     #[serde(rename = "source")]
     pub prologue: Prologue,
 }
 
-/// The line of the list.
+/// Entry of this kernel in [`FAMILIES`](crate::FAMILIES).
 pub(crate) const FAMILY: Family = Family {
     name: "group_norm",
     summary: "`activation(x * scale + offset)` by scales and offsets of every channel",
@@ -42,7 +51,7 @@ pub(crate) const FAMILY: Family = Family {
 };
 
 impl GroupNorm {
-    /// The normalisation of `images` of `positions` pixels each.
+    /// Returns the normalisation of `images` images of `positions` pixels each, with `c` channels.
     pub fn new(images: usize, positions: usize, c: usize, activation: Activation) -> Self {
         let norm = Norm::Channels { images, activation };
         Self { rows: images * positions, c, prologue: Prologue { norm, ..Prologue::default() } }
@@ -83,7 +92,7 @@ impl Kernel for GroupNorm {
     }
 
     fn tolerance(&self) -> Tolerance {
-        // Two roundings and those of the activation.
+        // Two roundings, and those of the activation.
         Tolerance::f32_sum(4)
     }
 
@@ -121,14 +130,14 @@ fn cases() -> Vec<Case> {
         Case::new(norm(2, 7, 5)),
         Case::new(norm(2, 19, 9)).integers(),
         Case::new(norm(2, 5, 320)),
-        // One vec4 less than a workgroup, a workgroup, one more; more than one task of the CPU form.
+        // One vec4 less than a workgroup, exactly one workgroup, one vec4 more; more than one task of the CPU form.
         Case::new(norm(1, 85, 12)),
         Case::new(norm(1, 128, 8)),
         Case::new(norm(1, 257, 4)),
         Case::new(norm(2, 1401, 15)),
-        // Far from zero.
+        // Values far from zero.
         Case::new(norm(2, 31, 20)).fill("x", Fill::Normal(1000.0, 1.0)),
-        // From two tensors, from f32.
+        // An input of two tensors, then an f32 input.
         Case::new(reading(norm(2, 9, 23), 7, false)).integers(),
         Case::new(reading(norm(1, 33, 64), 40, false)),
         Case::new(reading(norm(2, 9, 10), 0, true)),
@@ -139,7 +148,7 @@ fn cases() -> Vec<Case> {
 }
 
 fn model_shapes() -> Vec<Case> {
-    // Before the 3x3 convolutions of the UNet and the decoder.
+    // Norms before 3x3 convolutions of the UNet and of the decoder.
     let shapes = [(64, 320), (64, 256), (128, 256), (256, 128), (512, 64)];
     let norm = |(size, c): (usize, usize)| Case::new(GroupNorm::new(1, size * size, c, Activation::Silu));
     shapes.into_iter().map(norm).collect()

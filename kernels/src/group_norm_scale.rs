@@ -1,9 +1,21 @@
-//! `norm = (scale, offset)` of every channel of every image, `scale = rstd * weight` and `offset = bias - mean * scale`:
-//! a GroupNorm as consumers apply it while they read, `x * scale + offset`. PyTorch's own kernels do the same.
+//! `scale = rstd * weight` and `offset = bias - mean * scale` for every channel of every image: a GroupNorm (arXiv
+//! 1803.08494) in the form in which consumers apply it as they read, `x * scale + offset`. PyTorch's own kernels do the
+//! same.
 //!
-//! Mean and deviation of the groups come as `stats [n, groups, 2]` or are merged from the `moments` of
-//! `channel_moments`; `weight` and `bias [c]`, `norm [n, 2, c]` in f32, scales first. On the GPU a workgroup takes a
-//! group of an image; on the CPU a task does.
+//! | operand | shape | |
+//! |---|---|---|
+//! | `stats` | `[n, groups, 2]` | f32: mean and `rstd` of every group; absent with `eps` |
+//! | `moments` | `[n * tiles, 2, c]` | f32, from `channel_moments`; absent without `eps` |
+//! | `weight` | `[c]` | |
+//! | `bias` | `[c]` | |
+//! | `norm` | `[n, 2, c]` | f32, written: scales, then offsets |
+//!
+//! Without `eps`, mean and `rstd` of a group are read from `stats`. With `eps`, they are merged from the means and
+//! variances of its channels over tiles of 64 positions, `tiles = ceil(positions / 64)` per image: first the mean, then
+//! the squares around it, so that nothing cancels when values are far from zero.
+//!
+//! * GPU: one workgroup of 256 invocations per group and image.
+//! * CPU: one task per group and image, with sums in f64.
 
 use crate::draw::Draw;
 use crate::fold::PrologueOp;
@@ -14,7 +26,7 @@ use crate::variant::Variant;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-/// The scales of one feature map.
+/// Scales and offsets of one feature map.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GroupNormScale {
@@ -22,16 +34,16 @@ pub struct GroupNormScale {
     pub n: usize,
     /// Pixels of one image.
     pub positions: usize,
-    /// Channels, a multiple of `groups`.
+    /// Channels: a multiple of `groups`.
     pub c: usize,
-    /// Groups of neighbouring channels.
+    /// Number of groups of neighbouring channels.
     pub groups: usize,
-    /// Added to the variance that `moments` give; none if `stats` are given.
+    /// Epsilon, added to the variance that is merged from `moments`. `None` reads `stats`, which contain it already.
     #[serde(default)]
     pub eps: Option<f32>,
 }
 
-/// The line of the list.
+/// Entry of this kernel in [`FAMILIES`](crate::FAMILIES).
 pub(crate) const FAMILY: Family = Family {
     name: "group_norm_scale",
     summary: "scale and offset of every channel, from statistics or moments",
@@ -42,15 +54,17 @@ pub(crate) const FAMILY: Family = Family {
 };
 
 impl GroupNormScale {
+    /// Returns the number of tiles of an image.
     fn tiles(&self) -> usize {
         self.positions.div_ceil(TILE)
     }
 
+    /// Returns the number of channels of a group.
     fn per_group(&self) -> usize {
         self.c / self.groups
     }
 
-    /// Mean and reciprocal deviation of a group from the moments of one image.
+    /// Merges mean and reciprocal deviation of a group from the moments of one image.
     fn merged(&self, group: usize, eps: f32, moments: &[f32]) -> (f64, f64) {
         let value = |at: usize| f64::from(moments[at]);
         let of_tile = |tile: usize| {
@@ -191,12 +205,13 @@ fn cases() -> Vec<Case> {
     vec![
         Case::new(given(1, 1, 1, 1)),
         Case::new(given(2, 9, 18, 3)),
-        // Channels that are no multiple of four; a group wider than a workgroup.
+        // A number of channels that is no multiple of four.
         Case::new(given(2, 5, 35, 5)),
         case(merged(1, 1, 1, 1)),
         case(merged(2, 63, 10, 5)),
         case(merged(1, 64, 64, 32)),
         case(merged(3, 65, 21, 3)),
+        // A group of more channels than a workgroup has invocations.
         case(merged(1, 700, 300, 1)),
         case(merged(2, 4097, 12, 2)),
         // Means far from zero.
@@ -217,6 +232,6 @@ fn random(draw: &mut Draw<'_>) -> Case {
     let groups = draw.of(&[1, 2, 3, 8]);
     let c = groups * draw.of(&[1, 2, 3, 5, 10]);
     let (n, positions, eps) = (draw.of(&[1, 2]), draw.size(TILE), draw.of(&[None, Some(1e-5)]));
-    // Any numbers will do for means, but no variance is negative.
+    // Means may be any numbers, but no variance may be negative.
     Case::new(GroupNormScale { n, positions, c, groups, eps }).fill("moments", Fill::Normal(1.0, 0.1))
 }

@@ -1,8 +1,16 @@
-//! `stats = (mean, 1 / sqrt(variance + eps))` of every group of channels of every image; the variance is the biased one.
+//! `stats = (mean, 1 / sqrt(variance + eps))` of every group of channels of every image: the statistics of a GroupNorm
+//! (arXiv 1803.08494). The variance is the biased one.
 //!
-//! `x [n, positions, c]`, `stats [n, groups, 2]` in f32. On the GPU a workgroup takes one group of one image: every
-//! invocation sums differences from its own first value, then the 256 (count, mean, squares) merge pairwise after Chan,
-//! Golub and LeVeque 1979, so nothing cancels far from zero. On the CPU blocks of positions do the same per channel.
+//! | operand | shape | |
+//! |---|---|---|
+//! | `x` | `[n, positions, c]` | |
+//! | `stats` | `[n, groups, 2]` | f32, written: mean, reciprocal deviation |
+//!
+//! * GPU: one workgroup of 256 invocations per group and image. Every invocation sums differences from the first value
+//!   that it reads; the 256 triples (count, mean, squares) are then merged pairwise (Chan, Golub and LeVeque 1979).
+//!   Nothing cancels when values are far from zero.
+//! * CPU: tasks of 16 to 512 positions sum differences from their first position for every channel, and are merged in
+//!   the same way, in f64.
 
 use crate::channel_moments::ChannelMoments;
 use crate::draw::Draw;
@@ -16,7 +24,7 @@ use crate::variant::Variant;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-/// The statistics of one feature map.
+/// GroupNorm statistics of one feature map.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GroupNormStats {
@@ -24,15 +32,15 @@ pub struct GroupNormStats {
     pub n: usize,
     /// Pixels of one image.
     pub positions: usize,
-    /// Channels, a multiple of `groups`.
+    /// Channels: a multiple of `groups`.
     pub c: usize,
-    /// Groups of neighbouring channels.
+    /// Number of groups of neighbouring channels.
     pub groups: usize,
-    /// Added to the variance.
+    /// Epsilon, added to the variance.
     pub eps: f32,
 }
 
-/// The line of the list.
+/// Entry of this kernel in [`FAMILIES`](crate::FAMILIES).
 pub(crate) const FAMILY: Family = Family {
     name: "group_norm_stats",
     summary: "mean and reciprocal deviation of every group of channels",
@@ -42,16 +50,17 @@ pub(crate) const FAMILY: Family = Family {
     parse: parse::<GroupNormStats>,
 };
 
-/// What is known of some values; two of these merge into that of all their values.
+/// Moments of a set of values. Two of them merge into the moments of the union.
 #[derive(Clone, Copy, Debug, Default)]
 struct Moments {
     count: f64,
     mean: f64,
-    /// Sum of the squared differences from the mean.
+    /// Sum of squared differences from the mean.
     squares: f64,
 }
 
 impl Moments {
+    /// Merges the moments of two sets of values (Chan, Golub and LeVeque 1979).
     fn merge(self, other: Self) -> Self {
         let count = self.count + other.count;
         let delta = other.mean - self.mean;
@@ -65,7 +74,8 @@ impl Moments {
 }
 
 impl GroupNormStats {
-    /// Moments of every group over a block of positions, from sums of differences from the block's first position.
+    /// Returns the moments of every group over a block of positions `[positions, c]`, from sums of differences from the
+    /// block's first position.
     fn block(&self, x: &[f32]) -> Vec<Moments> {
         let origin = &x[..self.c];
         let (mut sums, mut squares) = (vec![0.0_f32; self.c], vec![0.0_f32; self.c]);
@@ -122,7 +132,7 @@ impl Kernel for GroupNormStats {
     }
 
     fn cost(&self) -> Cost {
-        // The difference, the sum, the product and the sum of products.
+        // A difference, a sum, a square and a sum of squares.
         Cost::elementwise(elements(&[self.n, self.positions, self.c]), 4)
     }
 
@@ -180,19 +190,20 @@ fn cases() -> Vec<Case> {
     let unet = GroupNormStats { eps: 1e-6, ..stats(1, 100, 40, 4) };
     vec![
         Case::new(stats(1, 1, 1, 1)),
-        // Groups of 1, 2, 3, 5, 6 and 10 channels lie across the vec4s in every way.
+        // Groups of 1, 2, 3, 5, 6 and 10 channels begin and end at every place inside a vec4.
         Case::new(stats(2, 7, 5, 5)),
         Case::new(stats(1, 33, 64, 32)),
         Case::new(stats(2, 19, 9, 3)),
         Case::new(stats(1, 11, 15, 3)),
         Case::new(stats(2, 23, 18, 3)),
         Case::new(stats(2, 31, 320, 32)),
-        // One position less than a workgroup, a workgroup, one more; more than one block of the CPU form.
+        // One position less than a workgroup reads at once, exactly as many, one more; more than one block of the CPU
+        // form.
         Case::new(stats(1, 255, 4, 1)),
         Case::new(stats(1, 256, 8, 2)),
         Case::new(stats(1, 257, 12, 3)),
         Case::new(stats(2, 1201, 12, 2)),
-        // Far from zero and constant: what sums of squares do not survive.
+        // Values far from zero, and constant values: plain sums of squares would cancel.
         Case::new(unet.clone()).fill("x", Fill::Normal(1000.0, 1.0)),
         Case::new(stats(2, 700, 20, 2)).fill("x", Fill::Normal(-300.0, 0.05)),
         Case::new(unet.clone()).fill("x", Fill::Normal(0.0, 1e-3)),

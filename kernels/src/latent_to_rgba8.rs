@@ -1,8 +1,17 @@
-//! `y = r | g << 8 | b << 16 | 255 << 24`: the decoder's output as pixels (specification, section 2.2).
+//! `y = r | g << 8 | b << 16 | a << 24`: converts the decoder's output in [-1, 1] to RGBA pixels of four bytes
+//! (docs/model.md, section 2.2).
 //!
-//! `x [n, h, w, 3]`, `y [n, h, w]` in u32. Every channel is clamped to [-1, 1], and `(v + 1) / 2 * 255` is rounded, halves
-//! up. Alpha is 255, and 0 where a channel is no finite number: no picture is to be made of such a pixel. One invocation of
-//! the GPU computes one pixel.
+//! | operand | shape | |
+//! |---|---|---|
+//! | `x` | `[n, h, w, 3]` | red, green, blue |
+//! | `y` | `[n, h, w]` | u32, written |
+//!
+//! A channel `v` is clamped to [-1, 1] and becomes `(v + 1) / 2 * 255`, rounded with halves up. Alpha is 255, or 0 if
+//! one of the channels is not finite, which marks a pixel that must not end up in a picture.
+//!
+//! * GPU: workgroups of 64 invocations, one pixel each. Non-finite values are recognised by their bits, since a shader
+//!   compiler may assume that no float is NaN.
+//! * CPU: tasks of 8192 pixels.
 
 use crate::draw::Draw;
 use crate::kernel::{Case, Cost, DType, Family, Fill, Kernel, Operand, Param, Program, Tolerance, folded_grid, parse};
@@ -10,13 +19,13 @@ use crate::variant::Variant;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-/// Invocations of a workgroup.
+/// Invocations per workgroup.
 const GROUP: usize = 64;
 
-/// Pixels of a CPU task.
+/// Pixels per task of the CPU form.
 const BLOCK: usize = 8192;
 
-/// The pixels of `n` images.
+/// Conversion of `n` images to RGBA pixels.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rgba8 {
@@ -28,7 +37,7 @@ pub struct Rgba8 {
     pub w: usize,
 }
 
-/// The line of the list.
+/// Entry of this kernel in [`FAMILIES`](crate::FAMILIES).
 pub(crate) const FAMILY: Family = Family {
     name: "latent_to_rgba8",
     summary: "the decoder's output in [-1, 1] as pixels of four bytes",
@@ -39,6 +48,7 @@ pub(crate) const FAMILY: Family = Family {
 };
 
 impl Rgba8 {
+    /// Returns the number of pixels of all images.
     fn pixels(&self) -> usize {
         self.n * self.h * self.w
     }
@@ -87,7 +97,7 @@ impl Kernel for Rgba8 {
     fn cpu(&self, inputs: &[&[f32]], outputs: &mut [&mut [f32]]) {
         let (&[x], [y]) = (inputs, outputs) else { panic!("latent_to_rgba8 has two operands") };
         let y: &mut [u32] = bytemuck::cast_slice_mut(y);
-        // A conversion to u8 takes NaN to zero and cuts off the fraction.
+        // `as u8` truncates, and converts NaN to zero.
         let byte = |v: f32| (v.clamp(-1.0, 1.0) * 127.5 + 128.0) as u8;
         y.par_chunks_mut(BLOCK).zip(x.par_chunks(3 * BLOCK)).for_each(|(y, x)| {
             for (y, pixel) in y.iter_mut().zip(x.chunks_exact(3)) {
@@ -106,7 +116,7 @@ fn cases() -> Vec<Case> {
         case(1, 8, 8),
         case(1, 5, 13),
         case(2, 11, 17),
-        // Both ends and the middle, which is a half; and values beyond the ends.
+        // Both ends of the range, and its middle, which is halfway between two bytes; then values beyond the ends.
         case(1, 9, 10).integers(),
         case(1, 6, 6).fill("x", Fill::Normal(0.0, 3.0)),
         case(1, 2, 3).fill("x", Fill::Constant(6e4)),
@@ -120,7 +130,7 @@ fn model_shapes() -> Vec<Case> {
 
 fn random(draw: &mut Draw<'_>) -> Case {
     let kernel = Rgba8 { n: draw.of(&[1, 2]), h: draw.size(8), w: draw.size(8) };
-    // Not just any values: one in ten thousand lies so near to a half level that f32 and f64 round it apart.
+    // No arbitrary values: one in ten thousand is so close to a half that f32 and f64 round it differently.
     Case::new(kernel).fill("x", draw.of(&[Fill::Integers, Fill::Constant(0.3), Fill::Constant(-0.7)]))
 }
 
@@ -129,7 +139,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_not_finite_is_transparent() {
+    fn non_finite_pixels_are_transparent() {
         let mut y = [1.0; 3];
         let x = [f32::NAN, 1.0, -1.0, 0.0, 0.0, f32::INFINITY, 0.0, 1e9, 0.0];
         Rgba8 { n: 1, h: 1, w: 3 }.cpu(&[&x], &mut [&mut y]);

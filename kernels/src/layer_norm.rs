@@ -1,8 +1,20 @@
-//! `y = (x - mean) / sqrt(variance + eps) * weight + bias` of every row; the variance is the biased one.
+//! `y = (x - mean) / sqrt(variance + eps) * weight + bias` for every row: LayerNorm (arXiv 1607.06450), with the biased
+//! variance.
 //!
-//! `x` and `y [rows, c]`, `weight` and `bias [c]`. Two passes: the mean, then the differences from it, whose own mean
-//! corrects what the first lost to rounding far from zero. On the GPU a workgroup takes one row; on the CPU a task takes
-//! some rows.
+//! | operand | shape | |
+//! |---|---|---|
+//! | `x` | `[rows, c]` | |
+//! | `weight` | `[c]` | |
+//! | `bias` | `[c]` | |
+//! | `y` | `[rows, c]` | written |
+//!
+//! The mean is computed twice: first from the values, then from their differences from the first result, which corrects
+//! what the first sum lost to rounding when values are far from zero.
+//!
+//! * GPU: one workgroup of 256 invocations per row (`shaders/common/row_moments.wgsl`).
+//! * CPU: tasks of about 64 KiB of rows, in loops that are vectorised for the processor.
+//!
+//! A consumer that normalises as it reads needs only the statistics: [`LayerNormStats`].
 
 use crate::cpu::{rows_per_task, with_simd};
 use crate::draw::Draw;
@@ -15,7 +27,7 @@ use crate::variant::Variant;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-/// The normalisation of some rows.
+/// LayerNorm of some rows.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LayerNorm {
@@ -23,11 +35,11 @@ pub struct LayerNorm {
     pub rows: usize,
     /// Features.
     pub c: usize,
-    /// Added to the variance.
+    /// Epsilon, added to the variance.
     pub eps: f32,
 }
 
-/// The line of the list.
+/// Entry of this kernel in [`FAMILIES`](crate::FAMILIES).
 pub(crate) const FAMILY: Family = Family {
     name: "layer_norm",
     summary: "`(x - mean) / sqrt(variance + eps) * weight + bias` of every row",
@@ -37,7 +49,7 @@ pub(crate) const FAMILY: Family = Family {
     parse: parse::<LayerNorm>,
 };
 
-/// The sum of `f` over a row, in lanes, so that it vectorises and stays accurate.
+/// Returns the sum of `f` over a row. It has 32 partial sums, so that it vectorises and stays accurate.
 #[inline(always)]
 fn sum(row: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     let mut lanes = [0.0_f32; 32];
@@ -49,14 +61,25 @@ fn sum(row: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     rest + lanes.iter().sum::<f32>()
 }
 
-/// The mean in two parts, what a first sum finds and what that lost to rounding, and the reciprocal deviation.
+/// Statistics of a row, whose mean is `near + correction`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RowMoments {
+    /// Mean, as a first sum finds it.
+    pub(crate) near: f32,
+    /// Mean of the differences from `near`: the part that the first sum lost to rounding.
+    pub(crate) correction: f32,
+    /// Reciprocal deviation, `1 / sqrt(variance + eps)`.
+    pub(crate) rstd: f32,
+}
+
+/// Returns the statistics of a row.
 #[inline(always)]
-pub(crate) fn row_moments(row: &[f32], eps: f32) -> (f32, f32, f32) {
+pub(crate) fn row_moments(row: &[f32], eps: f32) -> RowMoments {
     let count = row.len() as f32;
     let near = sum(row, |v| v) / count;
     let correction = sum(row, |v| v - near) / count;
     let variance = sum(row, |v| (v - near - correction) * (v - near - correction)) / count;
-    (near, correction, 1.0 / (variance + eps).sqrt())
+    RowMoments { near, correction, rstd: 1.0 / (variance + eps).sqrt() }
 }
 
 impl Kernel for LayerNorm {
@@ -83,7 +106,7 @@ impl Kernel for LayerNorm {
     }
 
     fn cost(&self) -> Cost {
-        // The mean; the difference, its mean and its square's; the scaling.
+        // Per value: the mean takes 1, the difference, its mean and the mean of its square take 4, the scaling 4.
         Cost::elementwise(self.rows * self.c, 9)
     }
 
@@ -119,7 +142,7 @@ impl Kernel for LayerNorm {
                 #[inline(always)]
                 || {
                     for (y, x) in y.chunks_exact_mut(self.c).zip(x.chunks_exact(self.c)) {
-                        let (near, correction, rstd) = row_moments(x, self.eps);
+                        let RowMoments { near, correction, rstd } = row_moments(x, self.eps);
                         for ((y, x), (weight, bias)) in y.iter_mut().zip(x).zip(weight.iter().zip(bias)) {
                             *y = (x - near - correction) * rstd * weight + bias;
                         }
@@ -140,31 +163,32 @@ impl Kernel for LayerNorm {
     }
 }
 
-/// Cases of what is computed for every row of a length, by a kernel that `of` makes of their number and length.
+/// Test cases of kernels that work row by row. `of(rows, c)` makes the kernel.
 pub(crate) fn row_cases<K: Kernel + 'static>(of: impl Fn(usize, usize) -> K) -> Vec<Case> {
     vec![
         Case::new(of(1, 1)),
         Case::new(of(3, 2)),
         Case::new(of(5, 7)),
         Case::new(of(77, 37)),
-        // One vec4 less than a workgroup, a workgroup, one more, and not full.
+        // One vec4 less than a workgroup reads at once, exactly as many, one more, and a last vec4 with padding.
         Case::new(of(2, 1020)),
         Case::new(of(3, 1024)),
         Case::new(of(2, 1028)),
         Case::new(of(2, 1026)),
-        // A small variance shows eps; padding must not enter mean or variance, so neither is near zero.
+        // A small variance, which shows a wrong eps; then means far from zero, which show padding in the mean or
+        // variance.
         Case::new(of(4, 33)).fill("x", Fill::Normal(0.0, 3e-3)),
         Case::new(of(4, 41)).fill("x", Fill::Normal(1000.0, 1.0)),
         Case::new(of(3, 643)).fill("x", Fill::Normal(-300.0, 0.05)),
         Case::new(of(2, 29)).fill("x", Fill::Constant(1000.1)),
         Case::new(of(2, 640)).fill("x", Fill::Constant(0.1)),
         Case::new(of(2, 12)).fill("x", Fill::Constant(0.0)),
-        // More rows than one axis of the grid may have.
+        // More rows than workgroups along one axis of the grid.
         Case::new(of(65_537, 1)),
     ]
 }
 
-/// Those of the transformers at 16x16 and at 32x32, and of the text encoder.
+/// Shapes of the model: the transformers at 16x16 and at 32x32, and the text encoder. `of(rows, c)` makes the kernel.
 pub(crate) fn row_shapes<K: Kernel + 'static>(of: impl Fn(usize, usize) -> K) -> Vec<Case> {
     [(256, 1024), (1024, 640), (77, 768)].into_iter().map(|(rows, c)| Case::new(of(rows, c))).collect()
 }

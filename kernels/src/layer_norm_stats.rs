@@ -1,17 +1,23 @@
-//! `stats = (mean, 1 / sqrt(variance + eps))` of every row: what a consumer needs that normalises as it reads.
+//! `stats = (mean, 1 / sqrt(variance + eps))` of every row: the statistics of a LayerNorm (arXiv 1607.06450) for a
+//! consumer that normalises as it reads. The variance is the biased one.
 //!
-//! `x [rows, c]`, `stats [rows, 2]` in f32; the variance is the biased one. The sums are those of `layer_norm`. On the
-//! GPU a workgroup takes one row (`shaders/common/row_moments.wgsl`); on the CPU a task takes some rows.
+//! | operand | shape | |
+//! |---|---|---|
+//! | `x` | `[rows, c]` | |
+//! | `stats` | `[rows, 2]` | f32, written: mean, reciprocal deviation |
+//!
+//! * GPU: one workgroup of 256 invocations per row (`shaders/common/row_moments.wgsl`, shared with `layer_norm`).
+//! * CPU: tasks of about 64 KiB of rows, with the sums of `layer_norm`.
 
 use crate::cpu::{rows_per_task, with_simd};
 use crate::draw::Draw;
 use crate::kernel::{Case, Cost, DType, Family, Fill, Kernel, Operand, Param, Program, Tolerance, folded_grid, parse};
-use crate::layer_norm::{row_cases, row_moments, row_shapes};
+use crate::layer_norm::{RowMoments, row_cases, row_moments, row_shapes};
 use crate::variant::Variant;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-/// The statistics of some rows.
+/// LayerNorm statistics of some rows.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LayerNormStats {
@@ -19,11 +25,11 @@ pub struct LayerNormStats {
     pub rows: usize,
     /// Features.
     pub c: usize,
-    /// Added to the variance.
+    /// Epsilon, added to the variance.
     pub eps: f32,
 }
 
-/// The line of the list.
+/// Entry of this kernel in [`FAMILIES`](crate::FAMILIES).
 pub(crate) const FAMILY: Family = Family {
     name: "layer_norm_stats",
     summary: "mean and reciprocal deviation of every row",
@@ -52,7 +58,7 @@ impl Kernel for LayerNormStats {
     }
 
     fn cost(&self) -> Cost {
-        // The mean; the difference, its mean and its square's.
+        // Per value: the mean takes 1, the difference, its mean and the mean of its square take 4.
         Cost::elementwise(self.rows * self.c, 5)
     }
 
@@ -85,7 +91,7 @@ impl Kernel for LayerNormStats {
                 #[inline(always)]
                 || {
                     for (stats, x) in stats.chunks_exact_mut(2).zip(x.chunks_exact(self.c)) {
-                        let (near, correction, rstd) = row_moments(x, self.eps);
+                        let RowMoments { near, correction, rstd } = row_moments(x, self.eps);
                         stats.copy_from_slice(&[near + correction, rstd]);
                     }
                 },

@@ -1,8 +1,22 @@
 //! `y = residual + activation(x wᵀ + bias)`: every fully connected layer and every 1x1 convolution.
 //!
-//! `x [rows, k]`, `w [cols, k]` (PyTorch's orientation), `bias [cols]`, `residual` and `y [rows, cols]`; `prologue` says what
-//! happens to `x` on the way in. On the GPU a workgroup computes a tile, see `tile.rs` and `shaders/common/gemm.wgsl`; on the
-//! CPU it is one product with panels, or one for each block of rows that `prologue` makes ready.
+//! | operand | shape | |
+//! |---|---|---|
+//! | `x` | `[rows, k - joined]` | f32 if the prologue has `f32_input` |
+//! | `w` | `[cols, k]` | PyTorch's orientation |
+//! | `bias` | `[cols]` | absent without `bias` |
+//! | `residual` | `[rows, cols]` | absent without `residual` |
+//! | `x2`, `stats`, `norm_weight`, `norm_bias`, `norm` | | operands of the prologue |
+//! | `y` | `[rows, cols]` | written |
+//! | `moments` | `[ceil(rows / 64), 2, cols]` | f32, written: see `channel_moments`; absent without `moments` |
+//!
+//! The prologue joins, normalises and activates the input as it is read.
+//!
+//! * GPU: every workgroup computes one tile of `y`. `tile.rs` lists the tiles, which are the variants of the kernel;
+//!   `shaders/common/gemm.wgsl` and `gemm_matrix.wgsl` (matrix units) compute them. With some of the tiles several
+//!   workgroups sum over a part of `k` each, and a second stage adds the parts and applies the epilogue.
+//! * CPU: one product with packed panels (`panels.rs`) on all threads or, if the prologue changes the input, one
+//!   product per block of rows, which is first written to scratch memory.
 
 use crate::channel_moments::{self, tiles_fit};
 use crate::cpu::{Epilogue, Threads};
@@ -18,13 +32,13 @@ use crate::tile::{self, TILE, Tile};
 use crate::variant::Variant;
 use serde::{Deserialize, Serialize};
 
-/// Rows of a block of an input of `k` features that is made ready in scratch memory: 4 MiB, enough that reading the
-/// weights again for the next block does not matter.
+/// Returns the number of rows of a block of a prepared input of `k` features: 4 MiB of scratch memory, so that reading
+/// the weights again for every block does not matter.
 pub(crate) fn rows_per_block(k: usize) -> usize {
     ((1 << 20) / k).max(TILE)
 }
 
-/// One product of `rows` rows.
+/// Fully connected layer applied to `rows` rows.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Linear {
@@ -34,25 +48,25 @@ pub struct Linear {
     pub k: usize,
     /// Output features.
     pub cols: usize,
-    /// Whether there is a bias.
+    /// Whether a bias is added.
     #[serde(default)]
     pub bias: bool,
-    /// Applied before the residual is added.
+    /// Activation, applied before the residual is added.
     #[serde(default)]
     pub activation: Activation,
-    /// Whether a tensor like the output is added last.
+    /// Whether a residual, a tensor of the shape of `y`, is added last.
     #[serde(default)]
     pub residual: bool,
-    /// How `x` is read.
+    /// How `x` is read: joined with `x2`, normalised, as f32.
     #[serde(default, rename = "source")]
     pub prologue: Prologue,
-    /// Whether the moments of the output's channels are written too; the rows are then one image, or images of a
-    /// multiple of 64 rows.
+    /// Whether the moments of the channels of `y` are written too. The rows must be one image, or images of a multiple
+    /// of 64 rows each.
     #[serde(default)]
     pub moments: bool,
 }
 
-/// The line of the list.
+/// Entry of this kernel in [`FAMILIES`](crate::FAMILIES).
 pub(crate) const FAMILY: Family = Family {
     name: "linear",
     summary: "`residual + activation(x wᵀ + bias)`, also every 1x1 convolution",
@@ -63,6 +77,7 @@ pub(crate) const FAMILY: Family = Family {
 };
 
 impl Linear {
+    /// Returns the program that computes `y` with one of the tiles.
     fn program_of(&self, tile: &Tile) -> Program {
         let mut constants = vec![("HAS_BIAS", self.bias.into()), (names::HAS_RESIDUAL, self.residual.into())];
         constants.extend([
@@ -167,7 +182,7 @@ impl Kernel for Linear {
         prologue.in_blocks(block, |first, x| {
             let rows = x.len() / self.k;
             let y = &mut y[first * self.cols..][..rows * self.cols];
-            multiply(y, Left::new(x, rows, self.k), w, Some((&epilogue, first)), Threads::All);
+            multiply(y, Left::new(x, rows, self.k), w, Some(epilogue.at_row(first)), Threads::All);
         });
         if self.moments {
             channel_moments::write_all(1, self.rows, self.cols, y, moments);
@@ -215,22 +230,22 @@ fn cases() -> Vec<Case> {
         |linear: Linear, joined, norm| Linear { prologue: Prologue { joined, norm, ..Prologue::default() }, ..linear };
     let channels = |images, activation| Norm::Channels { images, activation };
     cases.extend([
-        // Rows of two tensors: the second of any width, the border of the two within a step of k and at its end.
+        // An input of two tensors: the second of any width, the border inside a step of `k` and at its end.
         Case::new(reading(full(65, 23, 70), 3, Norm::None)),
         Case::new(reading(full(7, 36, 5), 20, Norm::None)).integers(),
-        // Normalised as they are read, where padding must stay zero; one image after the other within a tile.
+        // Normalised inputs, whose padding must stay zero; a tile that contains rows of several images.
         Case::new(reading(full(66, 17, 65), 0, Norm::Rows)).fill("x", Fill::Normal(3.0, 1.0)),
         Case::new(reading(plain(5, 64, 3), 0, Norm::Rows)).integers(),
         Case::new(reading(full(66, 18, 63), 0, channels(3, Activation::Silu))),
         Case::new(reading(plain(130, 40, 9), 0, channels(2, Activation::None))).integers(),
         Case::new(reading(full(12, 21, 64), 9, channels(1, Activation::Relu))),
-        // f32 beside what is stored like all floats.
+        // An f32 `x`, alone and beside an `x2` in the stored type.
         Case::new(Linear { prologue: Prologue { f32_input: true, ..Prologue::default() }, ..full(67, 21, 64) }),
         Case::new(Linear {
             prologue: Prologue { joined: 9, f32_input: true, norm: channels(1, Activation::Silu) },
             ..full(12, 21, 64)
         }),
-        // With the moments of what it writes: tiles of columns and rows that are not full.
+        // With moments: tiles of rows and columns that are not full.
         Case::new(Linear { moments: true, ..full(63, 17, 65) }),
         Case::new(Linear { moments: true, activation: Activation::Silu, ..full(193, 16, 6) }),
         Case::new(Linear { moments: true, ..reading(full(128, 20, 67), 8, channels(2, Activation::Silu)) }),
@@ -243,12 +258,12 @@ fn cases() -> Vec<Case> {
 fn model_shapes() -> Vec<Case> {
     let plain = Linear { rows: 256, k: 1024, cols: 1024, ..Linear::default() };
     vec![
-        // mid_block: queries; the feed-forward's way out; pwconv1 and pwconv2.
+        // mid_block: queries; the second matrix of the feed-forward; pwconv1 and pwconv2.
         Case::new(plain.clone()),
         Case::new(Linear { k: 3072, bias: true, residual: true, ..plain.clone() }),
         Case::new(Linear { cols: 6144, bias: true, activation: Activation::Silu, ..plain.clone() }),
         Case::new(Linear { k: 6144, bias: true, residual: true, ..plain.clone() }),
-        // mid_block: queries of a LayerNorm; pwconv1 of a GroupNorm.
+        // mid_block: queries with a LayerNorm; pwconv1 with a GroupNorm.
         Case::new(Linear { prologue: Prologue { norm: Norm::Rows, ..Prologue::default() }, ..plain.clone() }),
         Case::new(Linear {
             cols: 6144,
@@ -260,7 +275,8 @@ fn model_shapes() -> Vec<Case> {
             },
             ..plain.clone()
         }),
-        // up_blocks.0: the shortcut of 1664 channels at 32x32, of one tensor and of two; keys of the text; a time projection.
+        // up_blocks.0: the shortcut of 1664 channels at 32x32, from one tensor and from two; text keys; a time
+        // projection.
         Case::new(Linear { rows: 1024, k: 1664, cols: 640, bias: true, ..plain.clone() }),
         Case::new(Linear {
             rows: 1024,

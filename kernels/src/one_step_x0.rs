@@ -1,8 +1,20 @@
-//! `y = x0`, or `a_next x0 + s_next noise`: the sampler of the one-step model (specification, section 4.2).
+//! `y = x0`, or `y = a_next x0 + s_next noise` before a further step: the sampler of the one-step model (docs/model.md,
+//! section 4.2).
 //!
-//! `latent`, `prediction`, `noise` and `y [images, positions, c]`. The last step gives the clean latent; a step before
-//! it adds fresh noise for the next. In f32: dividing by `a` amplifies errors 14.6 times at step 999. On the GPU one
-//! invocation computes four channels.
+//! | operand | shape | |
+//! |---|---|---|
+//! | `latent` | `[images, positions, c]` | f32, the latent `z` |
+//! | `prediction` | `[images, positions, c]` | f32, the network's output |
+//! | `coefficients` | `[4]` | f32: `a`, `s`, `a_next`, `s_next` |
+//! | `noise` | `[images, positions, c]` | f32, absent without `renoise` |
+//! | `y` | `[images, positions, c]` | f32, written |
+//!
+//! [`Prediction`] says how the clean latent `x0` follows from the prediction and `z = a x0 + s e`. The last step
+//! returns it; a step before the last adds fresh noise for the next. All operands are f32, because the division by `a`
+//! amplifies errors 14.6 times at timestep 999.
+//!
+//! * GPU: workgroups of 64 invocations, four channels (one vec4) each.
+//! * CPU: one thread.
 
 use crate::draw::Draw;
 use crate::kernel::{
@@ -12,10 +24,10 @@ use crate::prediction::Prediction;
 use crate::variant::Variant;
 use serde::{Deserialize, Serialize};
 
-/// Invocations of a workgroup.
+/// Invocations per workgroup.
 const GROUP: usize = 64;
 
-/// A step for `images` latents.
+/// One step of the one-step sampler for the latents of `images` images.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OneStepX0 {
@@ -25,13 +37,13 @@ pub struct OneStepX0 {
     pub positions: usize,
     /// Channels of a latent.
     pub c: usize,
-    /// What the network predicts.
+    /// Quantity that the network predicts.
     pub prediction: Prediction,
-    /// Whether noise is added for another step.
+    /// Whether noise is added for a further step.
     pub renoise: bool,
 }
 
-/// The line of the list.
+/// Entry of this kernel in [`FAMILIES`](crate::FAMILIES).
 pub(crate) const FAMILY: Family = Family {
     name: "one_step_x0",
     summary: "the clean latent of the one-step model, or that with fresh noise",
@@ -72,7 +84,7 @@ impl Kernel for OneStepX0 {
     }
 
     fn tolerance(&self) -> Tolerance {
-        // About six roundings, with factors near one.
+        // About six roundings, of factors near one.
         Tolerance::f32_sum(1)
     }
 
@@ -118,7 +130,7 @@ fn cases() -> Vec<Case> {
             step(1, 1, 1, false),
             step(1, 13, 5, true),
             step(2, 11, 3, false),
-            // A workgroup less one vec4, exactly one, and one more.
+            // One vec4 less than a workgroup, exactly one workgroup, one vec4 more.
             step(1, 63, 4, false),
             step(2, 16, 8, true),
             step(1, 65, 4, true),

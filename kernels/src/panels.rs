@@ -1,52 +1,64 @@
-//! Products with weights that were laid out for it when they were loaded, and the memory they lie in.
+//! Matrix products on the CPU with weights that are packed once, when they are loaded.
 //!
-//! Weights `[cols, k]` lie as *panels* of 64 columns (the last one narrower, a multiple of 16), and a panel as *grains*, the
-//! columns that the innermost loop takes at once: all of a grain for the first of `k`, then for the next, one line of the
-//! cache after the other, which is the order in which a product reads them. Nothing is packed when a product runs, and rows
-//! of the other factor are read where they lie.
+//! Weights `[cols, k]` are stored as *panels* of [`PANEL`] = 64 columns; the last panel may be narrower, a multiple of
+//! [`STEP`] = 16 columns, filled up with zeros. A panel consists of *grains*, the columns that the innermost loop takes
+//! at once. A grain stores its columns for the first `k`, then for the next `k`, and so on: `[k, grain]`. A product
+//! therefore reads weights strictly in memory order, one cache line after the other.
+//!
+//! Nothing is packed while a product runs, and the rows of the left factor are read where they lie.
+//!
+//! * `product` divides a product into tasks for threads, and a task into strips.
+//! * `tile` has the innermost loops, which keep a tile of sums in vector registers.
+//! * `int8` has panels of 8-bit weights.
 
 pub(crate) mod int8;
 mod product;
 mod tile;
+
+#[cfg(test)]
+mod tests;
 
 use rayon::prelude::*;
 use std::ops::{Deref, DerefMut, Range};
 use std::sync::OnceLock;
 use tile::Lanes;
 
-pub(crate) use product::{multiply, multiply_gated, multiply_part, multiply_strided};
+pub(crate) use product::{Halves, multiply, multiply_gated, multiply_part, multiply_strided};
 pub(crate) use tile::ROWS;
 
-/// Columns of a panel: four vectors of AVX-512, a width that divides almost every width of the model.
+/// Columns of a panel: four vectors of AVX-512. Almost every width of the model is a multiple of it.
 pub(crate) const PANEL: usize = 64;
 
-/// The width of the last panel is a multiple of this.
+/// The width of the last panel is a multiple of this number of columns.
 pub(crate) const STEP: usize = 16;
 
-/// Columns of a grain of a panel of `width`: all of them with vectors of 16, which keep as many sums in registers, else one
-/// step.
+/// Returns the number of columns of a grain in a panel of `width` columns.
+///
+/// A grain is the whole panel where vectors have 16 lanes, since a tile of sums that wide fits into registers, and
+/// [`STEP`] columns where vectors are narrower.
 pub(crate) fn grain(width: usize) -> usize {
     static LANES: OnceLock<usize> = OnceLock::new();
     let lanes = *LANES.get_or_init(|| pulp::Arch::new().dispatch(Lanes));
     if lanes == STEP { width } else { STEP.min(width) }
 }
 
-/// Values that begin at a line of the cache, so that no vector of a panel crosses two.
+/// A vector of f32 whose memory begins at a cache line (64 bytes), so that no vector of a panel crosses two lines.
 #[derive(Clone, Debug, Default)]
 pub struct Aligned {
     lines: Vec<Line>,
     len: usize,
 }
 
+/// The values of one cache line.
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C, align(64))]
 struct Line([f32; 16]);
 
 impl Aligned {
-    /// So many zeros.
+    /// Allocates `len` zeros.
     ///
     /// # Errors
-    /// If there is no room for them.
+    /// If there is not enough memory.
     pub fn zeros(len: usize) -> Result<Self, std::collections::TryReserveError> {
         let mut lines = Vec::new();
         lines.try_reserve_exact(len.div_ceil(16))?;
@@ -54,8 +66,8 @@ impl Aligned {
         Ok(Self { lines, len })
     }
 
-    /// Makes it as long at least.
-    fn make_room(&mut self, len: usize) {
+    /// Grows the vector to at least `len` values.
+    fn grow_to(&mut self, len: usize) {
         if self.len < len {
             self.lines.resize(len.div_ceil(16), Line([0.0; 16]));
             self.len = len;
@@ -85,12 +97,14 @@ impl DerefMut for Aligned {
     }
 }
 
-/// Elements of `cols` columns of `k` values as panels.
+/// Returns the number of f32 values that `cols` columns of `k` weights occupy as panels.
 pub(crate) fn packed_len(cols: usize, k: usize) -> usize {
     cols.next_multiple_of(STEP) * k
 }
 
-/// Lays out `cols` columns of `k` values, which `column` writes from a position of `k` on, 16 or fewer at a time.
+/// Packs `cols` columns of `k` values into panels, on all threads.
+///
+/// `column(col, at, out)` writes the values `at..at + out.len()` of column `col` into `out`, at most 16 of them.
 pub(crate) fn pack(cols: usize, k: usize, column: impl Fn(usize, usize, &mut [f32]) + Sync) -> Vec<f32> {
     let mut out = vec![0.0; packed_len(cols, k)];
     let panels = out.par_chunks_mut(PANEL * k.max(1)).enumerate();
@@ -98,27 +112,33 @@ pub(crate) fn pack(cols: usize, k: usize, column: impl Fn(usize, usize, &mut [f3
     out
 }
 
-/// The same by one thread, to where there are zeros.
+/// Packs `cols` columns of `k` values into panels, on the calling thread. `out` holds zeros; `column` is called as by
+/// [`pack`].
 pub(crate) fn pack_into(out: &mut [f32], cols: usize, k: usize, column: impl Fn(usize, usize, &mut [f32])) {
     let panels = out.chunks_mut(PANEL * k.max(1)).enumerate();
     panels.for_each(|(panel, out)| pack_panel(out, panel * PANEL, cols, k, &column));
 }
 
-/// The grains of a panel whose columns begin at `first`: for each its columns that are there, its width and its place.
-fn grains<T>(
-    panel: &mut [T],
-    first: usize,
-    cols: usize,
-    k: usize,
-) -> impl Iterator<Item = (Range<usize>, usize, &mut [T])> {
-    let grain = grain(PANEL.min(cols.next_multiple_of(STEP) - first));
-    panel.chunks_mut(grain * k.max(1)).enumerate().map(move |(part, out)| {
-        let first = first + part * grain;
-        (first..(first + grain).min(cols), grain, out)
+/// One grain of a panel that is being packed.
+struct Grain<'a, T> {
+    /// Columns of the matrix that the grain holds; empty if all of it is padding.
+    cols: Range<usize>,
+    /// Columns of the grain, padding included.
+    width: usize,
+    /// `[k, width]`
+    out: &'a mut [T],
+}
+
+/// Returns the grains of the panel whose first column is `first`, of a matrix of `cols` columns.
+fn grains<T>(panel: &mut [T], first: usize, cols: usize, k: usize) -> impl Iterator<Item = Grain<'_, T>> {
+    let width = grain(PANEL.min(cols.next_multiple_of(STEP) - first));
+    panel.chunks_mut(width * k.max(1)).enumerate().map(move |(part, out)| {
+        let first = first + part * width;
+        Grain { cols: first..(first + width).min(cols), width, out }
     })
 }
 
-/// The panel whose columns begin at `first`.
+/// Packs the panel whose first column is `first`, of a matrix of `cols` columns.
 fn pack_panel<T: Copy + Default>(
     out: &mut [T],
     first: usize,
@@ -126,234 +146,152 @@ fn pack_panel<T: Copy + Default>(
     k: usize,
     column: impl Fn(usize, usize, &mut [T]),
 ) {
-    for (there, grain, out) in grains(out, first, cols, k) {
-        for (block, out) in out.chunks_mut(STEP * grain).enumerate() {
-            for (at, col) in there.clone().enumerate() {
+    for Grain { cols, width, out } in grains(out, first, cols, k) {
+        for (block, out) in out.chunks_mut(STEP * width).enumerate() {
+            for (at, col) in cols.clone().enumerate() {
                 let mut values = [T::default(); STEP];
-                let values = &mut values[..out.len() / grain];
+                let values = &mut values[..out.len() / width];
                 column(col, block * STEP, values);
-                values.iter().enumerate().for_each(|(i, value)| out[i * grain + at] = *value);
+                values.iter().enumerate().for_each(|(i, value)| out[i * width + at] = *value);
             }
         }
     }
 }
 
-/// Lays out what `line` gives for every position of `k`, `cols` values each, to where there are zeros.
+/// Packs `k` rows of `cols` values into panels, on the calling thread: the transpose of what [`pack_into`] takes.
+///
+/// `line(i)` returns the row at position `i` of `k`. `out` holds zeros.
 pub(crate) fn pack_lines<'a>(out: &mut [f32], cols: usize, k: usize, line: impl Fn(usize) -> &'a [f32]) {
     for (panel, out) in out.chunks_mut(PANEL * k.max(1)).enumerate() {
-        for (there, grain, out) in grains(out, panel * PANEL, cols, k).filter(|(there, ..)| !there.is_empty()) {
-            for (i, out) in out.chunks_exact_mut(grain).enumerate() {
-                out[..there.len()].copy_from_slice(&line(i)[there.clone()]);
+        for Grain { cols, width, out } in grains(out, panel * PANEL, cols, k).filter(|grain| !grain.cols.is_empty()) {
+            for (i, out) in out.chunks_exact_mut(width).enumerate() {
+                out[..cols.len()].copy_from_slice(&line(i)[cols.clone()]);
             }
         }
     }
 }
 
-/// `[cols, k]`, row by row, as panels.
+/// Packs a row-major matrix `[cols, k]` into panels of floats, on all threads.
 pub(crate) fn pack_matrix(cols: usize, k: usize, data: &[f32]) -> Vec<f32> {
     pack(cols, k, |col, at, out| out.copy_from_slice(&data[col * k + at..][..out.len()]))
 }
 
-/// Weights as panels.
+/// How the weights of a matrix are stored in its panels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Format {
+    /// One f32 per weight.
+    Floats,
+    /// 8 bits per weight and an f32 scale per column, see [`int8`].
+    Int8,
+}
+
+/// A matrix of weights `[cols, k]`, packed into panels.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Panels<'a> {
     words: &'a [f32],
-    int8: bool,
+    format: Format,
     k: usize,
     cols: usize,
 }
 
-/// One of them, with its width and its columns that are not there to fill it up.
+/// One panel of a matrix.
 #[derive(Clone, Copy, Debug)]
 struct Panel<'a> {
     values: Values<'a>,
+    /// Columns, padding included.
     width: usize,
+    /// Columns of the matrix.
     cols: usize,
+    /// Weights of a column.
+    k: usize,
 }
 
+/// The weights of one panel.
 #[derive(Clone, Copy, Debug)]
 enum Values<'a> {
-    /// With what is read after it, and fetched meanwhile.
-    Floats(&'a [f32], &'a [f32]),
+    Floats {
+        /// `[width / grain, k, grain]`
+        panel: &'a [f32],
+        /// The values that are probably read after this panel: they are prefetched meanwhile.
+        next: &'a [f32],
+    },
     Int8(int8::Int8<'a>),
 }
 
 impl<'a> Panels<'a> {
-    /// Panels of floats or of 8 bits, which their length tells: it would be the same only for a `k` of 4/3.
+    /// Wraps a weight operand of a kernel: panels of floats ([`Layout::Panels`](crate::Layout::Panels)) or, on a device
+    /// with 8-bit weights, of bytes ([`Layout::Int8Panels`](crate::Layout::Int8Panels)).
+    ///
+    /// The CPU form of a kernel is not told which of the two an operand is, so the length decides. It is unambiguous:
+    /// `cols * k` floats and `cols + cols * k / 4` words are equally many only for a `k` of 4/3.
     ///
     /// # Panics
-    /// If these are no panels of that size: a bug of the calling kernel.
+    /// If `words` has neither length, which is a bug of the calling kernel.
     pub(crate) fn new(words: &'a [f32], cols: usize, k: usize) -> Self {
-        let int8 = words.len() == int8::packed_len(cols, k);
-        assert!(int8 || words.len() == packed_len(cols, k), "{} words of {cols} columns of {k} as panels", words.len());
-        Self { words, int8, k, cols }
+        if words.len() == int8::packed_len(cols, k) {
+            Self { words, format: Format::Int8, k, cols }
+        } else {
+            Self::floats(words, cols, k)
+        }
     }
 
+    /// Wraps panels of floats.
+    ///
+    /// # Panics
+    /// If `values` has another length than [`packed_len`], which is a bug of the calling kernel.
+    pub(crate) fn floats(values: &'a [f32], cols: usize, k: usize) -> Self {
+        let len = values.len();
+        assert_eq!(len, packed_len(cols, k), "{len} values are no {cols} columns of {k} weights as panels");
+        Self { words: values, format: Format::Floats, k, cols }
+    }
+
+    /// Returns the number of panels.
     fn count(self) -> usize {
         self.cols.div_ceil(PANEL)
     }
 
-    /// A panel, and the one that is likely to be read next.
+    /// Returns panel `index`. Panel `next` is the one that is probably read after it.
     fn panel(self, index: usize, next: usize) -> Panel<'a> {
         let first = index * PANEL;
         let width = PANEL.min(self.cols.next_multiple_of(STEP) - first);
-        let values = if self.int8 {
-            let words = &self.words[index * int8::packed_len(PANEL, self.k)..];
-            Values::Int8(int8::Int8::new(&words[..int8::packed_len(width, self.k)], width))
-        } else {
-            let next = (next * PANEL * self.k).min(self.words.len());
-            Values::Floats(&self.words[first * self.k..][..width * self.k], &self.words[next..])
+        let values = match self.format {
+            Format::Int8 => {
+                let words = &self.words[index * int8::packed_len(PANEL, self.k)..];
+                Values::Int8(int8::Int8::new(&words[..int8::packed_len(width, self.k)], width))
+            }
+            Format::Floats => {
+                let next = (next * PANEL * self.k).min(self.words.len());
+                let panel = &self.words[first * self.k..][..width * self.k];
+                Values::Floats { panel, next: &self.words[next..] }
+            }
         };
-        Panel { values, width, cols: PANEL.min(self.cols - first) }
+        Panel { values, width, cols: PANEL.min(self.cols - first), k: self.k }
     }
 }
 
-/// Rows of one factor.
+/// The left factor of a product: rows that are read where they lie.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Left<'a> {
     values: &'a [f32],
     rows: usize,
+    /// Values from the beginning of one row to that of the next.
     stride: usize,
 }
 
 impl<'a> Left<'a> {
-    /// `rows` rows that begin `stride` values apart.
+    /// Wraps `rows` rows that begin `stride` values apart.
     pub(crate) fn new(values: &'a [f32], rows: usize, stride: usize) -> Self {
         Self { values, rows, stride }
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use super::product::Shared;
-    use super::tile::Strip;
-    use super::*;
-    use crate::cpu::{Epilogue, Threads};
-    use crate::kernel::Activation;
-
-    /// Whole numbers, so that every order of adding gives the same.
-    fn whole(len: usize, step: usize) -> Vec<f32> {
-        (0..len).map(|i| ((i * step) % 13) as f32 - 6.0).collect()
+    /// Returns some of the rows.
+    fn slice_rows(self, rows: &Range<usize>) -> Self {
+        Self { values: &self.values[rows.start * self.stride..], rows: rows.len(), stride: self.stride }
     }
 
-    /// `left * weights` from the definition, of rows `stride` apart.
-    fn plain(left: &[f32], stride: usize, weights: &[f32], (rows, cols, k): (usize, usize, usize)) -> Vec<f32> {
-        let sum = |row: usize, col: usize| (0..k).map(|i| left[row * stride + i] * weights[col * k + i]).sum();
-        (0..rows * cols).map(|at| sum(at / cols, at % cols)).collect()
-    }
-
-    #[test]
-    fn products_are_what_the_definition_gives() {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().expect("threads can be had");
-        // Rows and columns about tiles, panels and tasks; `k` of one, of blocks of packing, of two parts.
-        let sizes = [(1, 1, 1), (5, 3, 17), (6, 16, 16), (7, 63, 40), (13, 64, 15), (12, 65, 9), (70, 130, 33)];
-        for (rows, cols, k) in sizes.into_iter().chain([(200, 177, 25), (9, 97, 1300), (401, 48, 20)]) {
-            let (stride, weights) = (k + 3, whole(cols * k, 7));
-            let (left, residual) = (whole(rows * stride, 5), whole(rows * cols, 3));
-            let want = plain(&left, stride, &weights, (rows, cols, k));
-            let packed = Aligned::from(pack_matrix(cols, k, &weights).as_slice());
-            let (left, panels) = (Left::new(&left, rows, stride), Panels::new(&packed, cols, k));
-            let bias = whole(cols, 2);
-            let epilogue = Epilogue {
-                bias: &bias,
-                shift: &[],
-                rows_per_image: rows,
-                activation: Activation::Relu,
-                residual: &residual,
-            };
-            for threads in [Threads::One, Threads::All] {
-                let mut y = vec![f32::NAN; rows * cols];
-                pool.install(|| multiply(&mut y, left, panels, None, threads));
-                assert_eq!(y, want, "{rows}x{k} by {k}x{cols}, {threads:?}");
-                pool.install(|| multiply(&mut y, left, panels, Some((&epilogue, 0)), threads));
-                let finished = |i: usize| (want[i] + bias[i % cols]).max(0.0) + residual[i];
-                assert!((0..y.len()).all(|i| y[i] == finished(i)), "{rows}x{k} by {k}x{cols} finished, {threads:?}");
-            }
-        }
-    }
-
-    /// Runs a strip with vectors of some kind, of which a grain has so many columns of a panel of that width.
-    type Way = (&'static str, fn(usize) -> usize, Box<dyn Fn(Strip<'_>)>);
-
-    #[test]
-    fn every_kind_of_vectors_gives_the_same() {
-        let (rows, k) = (9, 23);
-        for (width, cols) in [(16, 5), (32, 32), (48, 33), (64, 64), (64, 50)] {
-            let (left, weights) = (whole(rows * k, 5), whole(cols * k, 7));
-            let want = plain(&left, k, &weights, (rows, cols, k));
-            let panel_of = |grain: usize| {
-                let mut panel = vec![0.0; width * k];
-                let at = |col: usize, i: usize| col / grain * grain * k + i * grain + col % grain;
-                (0..cols * k).for_each(|i| panel[at(i / k, i % k)] = weights[i]);
-                panel
-            };
-            let mut ways: Vec<Way> = vec![
-                ("what there is", grain, Box::new(|strip| pulp::Arch::new().dispatch(strip))),
-                ("no vectors", |_| STEP, Box::new(|strip| pulp::WithSimd::with_simd(strip, pulp::Scalar))),
-                ("four lanes", |_| STEP, Box::new(|strip| pulp::WithSimd::with_simd(strip, pulp::Scalar128b))),
-            ];
-            #[cfg(target_arch = "x86_64")]
-            if let Some(avx2) = pulp::x86::V3::try_new() {
-                ways.push(("AVX2", |_| STEP, Box::new(move |strip| pulp::Simd::vectorize(avx2, strip))));
-            }
-            for (name, grain, run) in &ways {
-                let grain = grain(width);
-                let panel = panel_of(grain);
-                // A gap after every row, which nobody writes; added to what is there the second time.
-                let mut y = vec![0.5; rows * (cols + 2)];
-                for (accumulate, times) in [(false, 1.0), (true, 2.0)] {
-                    let (panel, y, left) = (&panel[..], &Shared::new(&mut y), &left[..]);
-                    let (at, stride, y_stride) = (0, k, cols + 2);
-                    let (k, depth) = (0..k, k);
-                    let next = panel;
-                    run(Strip {
-                        left,
-                        stride,
-                        rows,
-                        k,
-                        panel,
-                        width,
-                        depth,
-                        grain,
-                        next,
-                        y,
-                        at,
-                        y_stride,
-                        cols,
-                        accumulate,
-                    });
-                    for (row, want) in want.chunks(cols).enumerate() {
-                        #[expect(unsafe_code, reason = "a row of what was written")]
-                        // SAFETY: no strip runs any more.
-                        let got = unsafe { y.piece(row * y_stride, y_stride) };
-                        assert!(
-                            got[..cols].iter().zip(want).all(|(got, want)| *got == times * want),
-                            "{name}, {width}"
-                        );
-                        assert_eq!(got[cols..], [0.5, 0.5], "{name} wrote into a gap");
-                    }
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn panels_begin_at_lines_of_the_cache() {
-        let values = Aligned::from(&[1.0, 2.0, 3.0][..]);
-        assert_eq!((&values[..], values.as_ptr().align_offset(64)), (&[1.0, 2.0, 3.0][..], 0));
-        assert_eq!(Aligned::zeros(17).expect("there is room").len(), 17);
-    }
-
-    #[test]
-    #[should_panic(expected = "as panels")]
-    fn weights_of_another_size_are_refused() {
-        Panels::new(&[0.0; 32], 3, 3);
-    }
-
-    #[test]
-    #[should_panic(expected = "of 5")]
-    fn a_short_product_is_refused() {
-        let packed = pack_matrix(3, 1, &[1.0; 3]);
-        multiply(&mut [0.0; 5], Left::new(&[1.0; 2], 2, 1), Panels::new(&packed, 3, 1), None, Threads::One);
+    /// Returns the rows without the first `k` values of each.
+    #[inline(always)]
+    fn skip_k(self, k: usize) -> Self {
+        Self { values: &self.values[k..], ..self }
     }
 }

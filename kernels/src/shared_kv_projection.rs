@@ -1,9 +1,18 @@
-//! `q = x w_qᵀ` and `kv = x w_kvᵀ`: the queries and the one tensor that is keys and values of a self-attention, from one
-//! read of the input.
+//! `q = x w_qᵀ` and `kv = x w_kvᵀ` from one read of `x`: the projections of a self-attention whose keys and values are
+//! the same tensor (docs/model.md, section 1.5).
 //!
-//! `x [rows, k]`, `w_q [q_cols, k]`, `w_kv [kv_cols, k]`, `q [rows, q_cols]`, `kv [rows, kv_cols]`; `prologue` says what
-//! happens to `x` on the way in. On the GPU a workgroup stages one tile of `x` and two of weights
-//! (`shaders/common/gemm.wgsl`); on the CPU both products take the same block of rows.
+//! | operand | shape | |
+//! |---|---|---|
+//! | `x` | `[rows, k - joined]` | f32 if the prologue has `f32_input` |
+//! | `w_q` | `[q_cols, k]` | PyTorch's orientation |
+//! | `w_kv` | `[kv_cols, k]` | PyTorch's orientation |
+//! | `x2`, `stats`, `norm_weight`, `norm_bias`, `norm` | | operands of the prologue |
+//! | `q` | `[rows, q_cols]` | written |
+//! | `kv` | `[rows, kv_cols]` | written |
+//!
+//! * GPU: every workgroup computes a tile of `q` and the tile of `kv` at the same rows and columns: it stages one tile
+//!   of `x` and two of weights (`shaders/common/gemm.wgsl`). `tile.rs` lists the tiles (`PAIR`).
+//! * CPU: two products with packed panels (`panels.rs`) for the same block of rows.
 
 use crate::cpu::Threads;
 use crate::draw::Draw;
@@ -17,7 +26,7 @@ use crate::tile::{self, TILE};
 use crate::variant::Variant;
 use serde::{Deserialize, Serialize};
 
-/// Two projections of `rows` rows.
+/// Query and key-value projections of `rows` rows.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SharedKvProjection {
@@ -27,14 +36,14 @@ pub struct SharedKvProjection {
     pub k: usize,
     /// Features of the queries.
     pub q_cols: usize,
-    /// Features of keys and values.
+    /// Features of the tensor that is both keys and values.
     pub kv_cols: usize,
-    /// How `x` is read.
+    /// How `x` is read: joined with `x2`, normalised, as f32.
     #[serde(default, rename = "source")]
     pub prologue: Prologue,
 }
 
-/// The line of the list.
+/// Entry of this kernel in [`FAMILIES`](crate::FAMILIES).
 pub(crate) const FAMILY: Family = Family {
     name: "shared_kv_projection",
     summary: "`x w_qᵀ` and `x w_kvᵀ` from one read of `x`",
@@ -143,7 +152,7 @@ fn cases() -> Vec<Case> {
         Case::new(plain(1, 1, 1, 1)),
         Case::new(plain(63, 17, 65, 65)),
         Case::new(plain(64, 16, 64, 64)),
-        // Two widths, either the larger.
+        // Two widths: first `kv` is wider, then `q`.
         Case::new(plain(65, 15, 63, 130)),
         Case::new(plain(5, 40, 70, 3)),
         Case::new(plain(67, 29, 131, 66)).integers(),
@@ -160,7 +169,7 @@ fn cases() -> Vec<Case> {
 }
 
 fn model_shapes() -> Vec<Case> {
-    // The self-attention of the middle.
+    // The self-attention of mid_block.
     let prologue = Prologue { norm: Norm::Rows, ..Prologue::default() };
     vec![Case::new(SharedKvProjection { rows: 256, k: 1024, q_cols: 1024, kv_cols: 1024, prologue })]
 }

@@ -1,7 +1,13 @@
-//! `y = scale * x[first..first + c]` along the channels: the mean in what the encoder says of a latent.
+//! `y = scale * x[.., first..first + c]` along the channels: takes the mean out of the output of the VAE encoder.
 //!
-//! `x [rows, channels]`, `y [rows, c]`. On the GPU one invocation writes four channels; where `first` is a multiple of
-//! four (always in the model) they come from one vec4.
+//! | operand | shape | |
+//! |---|---|---|
+//! | `x` | `[rows, channels]` | |
+//! | `y` | `[rows, c]` | written |
+//!
+//! * GPU: workgroups of 64 invocations, four channels (one vec4) of `y` each. If `first` and `c` are multiples of four,
+//!   as in the model, the four channels are one vec4 of `x`; otherwise they are gathered one by one.
+//! * CPU: row by row, in tasks of about 64 KiB of `x`.
 
 use crate::cpu::rows_per_task;
 use crate::draw::Draw;
@@ -10,10 +16,10 @@ use crate::variant::Variant;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-/// Invocations of a workgroup.
+/// Invocations per workgroup.
 const GROUP: usize = 64;
 
-/// Some of the channels of a tensor, scaled.
+/// A range of the channels of a tensor, scaled.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Slice {
@@ -21,15 +27,15 @@ pub struct Slice {
     pub rows: usize,
     /// Channels of `x`.
     pub channels: usize,
-    /// The channel of `x` that is the first of `y`.
+    /// Channel of `x` that becomes the first channel of `y`.
     pub first: usize,
     /// Channels of `y`.
     pub c: usize,
-    /// What they are multiplied by.
+    /// Factor that multiplies the channels.
     pub scale: f32,
 }
 
-/// The line of the list.
+/// Entry of this kernel in [`FAMILIES`](crate::FAMILIES).
 pub(crate) const FAMILY: Family = Family {
     name: "slice",
     summary: "`scale * x[first..first + c]` along the channels",
@@ -56,7 +62,7 @@ impl Kernel for Slice {
     fn program(&self, _: &Variant) -> Program {
         let y4 = self.c.div_ceil(4);
         let vec4s = self.rows * y4;
-        // The last vec4 of a row may hold channels beyond the slice, which have to become zeros.
+        // Otherwise the last vec4 of a row holds channels beyond the slice, which must become zero padding.
         let aligned = self.first.is_multiple_of(4) && self.c.is_multiple_of(4);
         Program {
             wgsl: include_str!("../../shaders/slice.wgsl"),
@@ -113,7 +119,7 @@ fn cases() -> Vec<Case> {
         case(11, 6, 4, 2, 3.0),
         case(5, 7, 0, 7, 1.0),
         case(9, 12, 4, 3, 0.182_15),
-        // A workgroup less one vec4, exactly one, and one more.
+        // One vec4 less than a workgroup, exactly one workgroup, one vec4 more.
         case(63, 5, 1, 4, 1.0),
         case(32, 11, 3, 8, 1.0),
         case(65, 4, 3, 1, 1.0),

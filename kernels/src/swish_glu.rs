@@ -1,10 +1,19 @@
-//! `y = a * gate(g)` with `(a, g)` the halves of `x wᵀ + bias`: the transformers' gated feed-forward on its way in, by
-//! silu in the paper's networks, by gelu in Stable Diffusion's.
+//! `y = a * gate(g)` with `[a | g] = x wᵀ + bias`: the first half of the gated feed-forward of a transformer block (GLU
+//! variants, arXiv 2002.05202). The gate is SiLU in the paper's networks and GELU in Stable Diffusion's.
 //!
-//! `x [rows, k]`, `w [2 * cols, k]`, `bias [2 * cols]`, `y [rows, cols]`; value rows first, gate rows second;
-//! `prologue` says what happens to `x` on the way in. On the GPU a workgroup stages one tile of `x` and two of `w`, so
-//! that `x` is read once for both halves; on the CPU panels of both halves are multiplied one after the other, and
-//! together at once; where they are no whole panels, blocks of rows.
+//! | operand | shape | |
+//! |---|---|---|
+//! | `x` | `[rows, k - joined]` | f32 if the prologue has `f32_input` |
+//! | `w` | `[2 * cols, k]` | rows of `a`, then rows of `g` |
+//! | `bias` | `[2 * cols]` | of `a`, then of `g` |
+//! | `x2`, `stats`, `norm_weight`, `norm_bias`, `norm` | | operands of the prologue |
+//! | `y` | `[rows, cols]` | written |
+//!
+//! * GPU: every workgroup computes the same tile of `a` and of `g`: it stages one tile of `x` and two of `w`
+//!   (`shaders/common/gemm.wgsl`), so that `x` is read once for both. `tile.rs` lists the tiles (`PAIR`).
+//! * CPU: if `cols` is a multiple of a panel (64), a task multiplies a panel of `a` and the panel of `g` that belongs
+//!   to it and combines them at once. Otherwise both products of a block of rows are written to scratch memory and
+//!   combined there.
 
 use crate::cpu::{Threads, activate_all, with_simd};
 use crate::draw::Draw;
@@ -12,13 +21,13 @@ use crate::fold::PrologueOp;
 use crate::kernel::{Activation, Case, Cost, Family, Fill, Kernel, Layout, Operand, Param, Program, Tolerance, parse};
 use crate::linear::rows_per_block;
 use crate::names;
-use crate::panels::{Left, PANEL, Panels, multiply, multiply_gated};
+use crate::panels::{Halves, Left, PANEL, Panels, multiply, multiply_gated};
 use crate::prologue::{Norm, Prologue};
 use crate::tile::{self, TILE};
 use crate::variant::Variant;
 use serde::{Deserialize, Serialize};
 
-/// One gated product of `rows` rows.
+/// Gated product of `rows` rows.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SwishGlu {
@@ -26,12 +35,12 @@ pub struct SwishGlu {
     pub rows: usize,
     /// Input features.
     pub k: usize,
-    /// Output features: half of the weight's rows.
+    /// Output features: half of the rows of `w`.
     pub cols: usize,
-    /// What the second half goes through before it is multiplied.
+    /// Activation of the gates `g`.
     #[serde(default = "silu")]
     pub gate: Activation,
-    /// How `x` is read.
+    /// How `x` is read: joined with `x2`, normalised, as f32.
     #[serde(default, rename = "source")]
     pub prologue: Prologue,
 }
@@ -40,7 +49,7 @@ fn silu() -> Activation {
     Activation::Silu
 }
 
-/// The line of the list.
+/// Entry of this kernel in [`FAMILIES`](crate::FAMILIES).
 pub(crate) const FAMILY: Family = Family {
     name: "swish_glu",
     summary: "`a * gate(g)`, gated by silu or another activation, with `(a, g)` the halves of `x wᵀ + bias`",
@@ -96,7 +105,7 @@ impl Kernel for SwishGlu {
     }
 
     fn tolerance(&self) -> Tolerance {
-        // Either factor has the error of a sum, and the product is compared with its own size: twice that of one sum.
+        // Each factor has the relative error of a sum, and the errors of the two factors add up.
         let sum = Tolerance::f32_sum(self.k);
         Tolerance { relative: 2.0 * sum.relative, ..sum }
     }
@@ -122,12 +131,12 @@ impl Kernel for SwishGlu {
     }
 
     fn cpu(&self, inputs: &[&[f32]], outputs: &mut [&mut [f32]]) {
-        // Rows of a block that both products, where they have to be somewhere, do not need much memory for.
+        // Rows of a block whose two products are written to scratch memory: few, so that they need little of it.
         const BLOCK: usize = 512;
         let (&[x, w, bias, ref rest @ ..], [y]) = (inputs, outputs) else { panic!("swish_glu has nine operands") };
         let (k, cols) = (self.k, self.cols);
         let w = Panels::new(w, 2 * cols, k);
-        let bias = bias.split_at(cols);
+        let bias = Halves { values: &bias[..cols], gates: &bias[cols..] };
         let prologue = self.prologue.rows(self.rows, k, x, rest);
         if cols.is_multiple_of(PANEL) {
             let block = if prologue.plain().is_some() { self.rows } else { rows_per_block(k) };
@@ -139,8 +148,9 @@ impl Kernel for SwishGlu {
                     Left::new(x, rows, k),
                     w,
                     #[inline(always)]
-                    |y: &mut [f32], halves: (&[f32], &[f32]), first: usize| {
-                        gate(self.gate, y, halves, (&bias.0[first..], &bias.1[first..]));
+                    |y: &mut [f32], halves: Halves<'_>, col: usize| {
+                        let bias = Halves { values: &bias.values[col..], gates: &bias.gates[col..] };
+                        gated(self.gate, y, halves, bias);
                     },
                 );
             });
@@ -154,7 +164,8 @@ impl Kernel for SwishGlu {
                 #[inline(always)]
                 || {
                     for (y, both) in y.chunks_exact_mut(cols).zip(both.chunks_exact(2 * cols)) {
-                        gate(self.gate, y, both.split_at(cols), bias);
+                        let (values, gates) = both.split_at(cols);
+                        gated(self.gate, y, Halves { values, gates }, bias);
                     }
                 },
             );
@@ -167,13 +178,13 @@ impl Kernel for SwishGlu {
     }
 }
 
-/// `(a + bias) * gate(g + bias)` of one row.
+/// Writes `(values + bias) * gate(gates + bias)` of a piece of a row to `y`.
 #[inline(always)]
-fn gate(gate: Activation, y: &mut [f32], (a, g): (&[f32], &[f32]), (bias_a, bias_g): (&[f32], &[f32])) {
-    // One loop each: with the choice of the gate inside of it, a loop is not vectorised.
-    y.iter_mut().zip(g.iter().zip(bias_g)).for_each(|(y, (g, bias))| *y = g + bias);
+fn gated(gate: Activation, y: &mut [f32], halves: Halves<'_>, bias: Halves<'_>) {
+    // Three loops: a loop that contains the choice of the activation is not vectorised.
+    y.iter_mut().zip(halves.gates.iter().zip(bias.gates)).for_each(|(y, (g, bias))| *y = g + bias);
     activate_all(gate, y);
-    y.iter_mut().zip(a.iter().zip(bias_a)).for_each(|(y, (a, bias))| *y *= a + bias);
+    y.iter_mut().zip(halves.values.iter().zip(bias.values)).for_each(|(y, (a, bias))| *y *= a + bias);
 }
 
 fn cases() -> Vec<Case> {
@@ -189,7 +200,7 @@ fn cases() -> Vec<Case> {
         Case::new(glu(5, 40, 66)),
         Case::new(glu(3, 130, 7)).fill("x", Fill::Normal(3.0, 1.0)),
         Case::new(glu(515, 3, 5)),
-        // Whole numbers: a wrong row or column would be far off. Large negative gates close without NaN.
+        // Whole numbers, where a wrong row or column is far off; large negative gates, which must close without NaN.
         Case::new(glu(67, 29, 131)).fill("x", Fill::Integers).fill("w", Fill::Integers).fill("bias", Fill::Integers),
         Case::new(glu(7, 9, 13)).fill("bias", Fill::Constant(-150.0)),
         Case::new(SwishGlu { prologue: Prologue { f32_input: true, ..Prologue::default() }, ..glu(9, 17, 66) }),
@@ -197,17 +208,17 @@ fn cases() -> Vec<Case> {
         gated(Activation::QuickGelu),
         gated(Activation::None).integers(),
         gated(Activation::Relu).integers(),
-        // Normalised as it is read, and from two tensors.
+        // Normalised inputs; one of them from two tensors.
         Case::new(reading(glu(66, 21, 63), 0, Norm::Rows)).fill("x", Fill::Normal(3.0, 1.0)),
         Case::new(reading(glu(513, 6, 7), 0, Norm::Rows)),
-        // More rows than a block of the CPU form, where the halves are whole panels: several of them.
+        // More rows than a block of the CPU form, where the halves are several whole panels.
         Case::new(reading(glu(257, 4097, 128), 0, Norm::Rows)).fill("w", Fill::Normal(0.0, 0.1)),
         Case::new(reading(glu(12, 19, 5), 7, Norm::Channels { images: 2, activation: Activation::Silu })),
     ]
 }
 
 fn model_shapes() -> Vec<Case> {
-    // The feed-forwards at 16x16 and at 32x32.
+    // The feed-forwards of the transformers at 16x16 and at 32x32.
     let shapes = [(256, 1024, 3072), (1024, 640, 1920)];
     let prologue = Prologue { norm: Norm::Rows, ..Prologue::default() };
     let glu = |(rows, k, cols)| SwishGlu { rows, k, cols, gate: Activation::Silu, prologue: prologue.clone() };

@@ -1,28 +1,37 @@
-//! `y = [cos(t f), sin(t f)]`: the timestep as the UNet sees it (specification, section 1.6; `flip_sin_to_cos`).
+//! `y = [cos(t f), sin(t f)]`: the sinusoidal embedding of timesteps (docs/model.md, section 1.6).
 //!
-//! `t [n]` and `frequencies [dim / 2]` in f32, `y [n, dim]`, cosines first. The angle `t f` is rounded to f32 as in
-//! diffusers, in all forms. The shader takes it into the first eighth of the circle and evaluates its own
-//! polynomials, since WGSL's sine and cosine promise eleven bits, and those only near zero.
+//! | operand | shape | |
+//! |---|---|---|
+//! | `t` | `[n]` | f32 |
+//! | `frequencies` | `[dim / 2]` | f32, see [`TimestepEmbedding::frequencies`] |
+//! | `y` | `[n, dim]` | written; cosines first (diffusers' `flip_sin_to_cos`) |
+//!
+//! All forms round the angle `t f` to f32, as diffusers does.
+//!
+//! * GPU: workgroups of 64 invocations, four values (one vec4) each. The shader reduces the angle to [-π/4, π/4] and
+//!   evaluates polynomials of its own, because WGSL guarantees only eleven bits for sine and cosine, and those only for
+//!   small angles.
+//! * CPU: one thread, with the standard library's `sin_cos`.
 
 use crate::draw::Draw;
 use crate::kernel::{Case, Cost, DType, Family, Fill, Kernel, Operand, Param, Program, Tolerance, folded_grid, parse};
 use crate::variant::Variant;
 use serde::{Deserialize, Serialize};
 
-/// Invocations of a workgroup.
+/// Invocations per workgroup.
 const GROUP: usize = 64;
 
-/// The embedding of `n` timesteps.
+/// Sinusoidal embedding of `n` timesteps.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TimestepEmbedding {
-    /// Timesteps: one per image.
+    /// Timesteps, one per image.
     pub n: usize,
-    /// Values per timestep, even: half cosines, half sines.
+    /// Values per timestep, an even number: the first half are cosines, the second half sines.
     pub dim: usize,
 }
 
-/// The line of the list.
+/// Entry of this kernel in [`FAMILIES`](crate::FAMILIES).
 pub(crate) const FAMILY: Family = Family {
     name: "timestep_embedding",
     summary: "`[cos(t f), sin(t f)]`, the timestep as the UNet sees it",
@@ -33,7 +42,7 @@ pub(crate) const FAMILY: Family = Family {
 };
 
 impl TimestepEmbedding {
-    /// `exp(-ln(10000) i / half)` for `i` in `0..half`, where `half = dim / 2`: the operand `frequencies`.
+    /// Returns the operand `frequencies`: `exp(-ln(10000) i / half)` for `i` in `0..half`, where `half = dim / 2`.
     pub fn frequencies(dim: usize) -> Vec<f32> {
         let half = dim / 2;
         (0..half).map(|i| (-(10_000_f64.ln()) * i as f64 / half as f64).exp() as f32).collect()
@@ -73,12 +82,12 @@ impl Kernel for TimestepEmbedding {
     }
 
     fn cost(&self) -> Cost {
-        // A product, the reduction and a polynomial.
+        // A product, the reduction of the angle and a polynomial.
         Cost::elementwise(self.n * self.dim, 16)
     }
 
     fn tolerance(&self) -> Tolerance {
-        // Values of at most one, from an angle that is off by a unit of rounding after its reduction.
+        // Values are at most one, and the reduced angle is off by about a unit of rounding.
         Tolerance { absolute: 3.0 * f64::from(f32::EPSILON), ..Tolerance::EXACT }
     }
 
@@ -108,7 +117,7 @@ impl Kernel for TimestepEmbedding {
 }
 
 fn case(n: usize, dim: usize) -> Case {
-    // Whole steps, frequencies like the true ones: angles up to about a thousand, a few of them negative.
+    // Whole timesteps and frequencies near the real ones: angles up to about a thousand, a few of them negative.
     let case = Case::new(TimestepEmbedding { n, dim });
     case.fill("t", Fill::Below(1000)).fill("frequencies", Fill::Normal(0.5, 0.2))
 }
@@ -120,12 +129,12 @@ fn cases() -> Vec<Case> {
         case(3, 6),
         case(5, 14),
         case(9, 64),
-        // A workgroup less one vec4, exactly one, and one more.
+        // One vec4 less than a workgroup, exactly one workgroup, one vec4 more.
         case(1, 252),
         case(2, 128),
         case(1, 260),
         case(2, 320),
-        // Step zero: ones and zeros. And small angles of either sign.
+        // Timestep zero, which gives ones and zeros; small angles of either sign; the last timestep.
         case(2, 10).fill("t", Fill::Constant(0.0)),
         case(4, 40).fill("t", Fill::Normal(0.0, 1.0)),
         case(2, 320).fill("t", Fill::Constant(999.0)),

@@ -1,6 +1,14 @@
-//! Doubles a feature map's height and width, every pixel repeated two by two.
+//! `y[n, i, j] = x[n, i / 2, j / 2]`: doubles height and width of a feature map by nearest neighbour.
 //!
-//! `x [n, h, w, c]`, `y [n, 2h, 2w, c]`. On the GPU one invocation writes four channels of a pixel.
+//! | operand | shape | |
+//! |---|---|---|
+//! | `x` | `[n, h, w, c]` | |
+//! | `y` | `[n, 2 h, 2 w, c]` | written |
+//!
+//! * GPU: workgroups of 64 invocations, four channels (one vec4) of a pixel of `y` each.
+//! * CPU: a task writes two rows of `y`, which repeat one row of `x`.
+//!
+//! A convolution with `upsample` 2 reads `x` like this and makes the step unnecessary.
 
 use crate::draw::Draw;
 use crate::fold::{PrologueOffer, PrologueOp};
@@ -9,10 +17,10 @@ use crate::variant::Variant;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-/// Invocations of a workgroup.
+/// Invocations per workgroup.
 const GROUP: usize = 64;
 
-/// Nearest-neighbour upsampling by two.
+/// Nearest-neighbour upsampling of a feature map by two.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct UpsampleNearest {
@@ -26,7 +34,7 @@ pub struct UpsampleNearest {
     pub c: usize,
 }
 
-/// The line of the list.
+/// Entry of this kernel in [`FAMILIES`](crate::FAMILIES).
 pub(crate) const FAMILY: Family = Family {
     name: "upsample_nearest",
     summary: "every pixel repeated two by two",
@@ -85,7 +93,7 @@ impl Kernel for UpsampleNearest {
     fn cpu(&self, inputs: &[&[f32]], outputs: &mut [&mut [f32]]) {
         let (&[x], [y]) = (inputs, outputs) else { panic!("upsample_nearest has two operands") };
         let row = self.w * self.c;
-        // Two rows of y, one below the other, come from one row of x.
+        // Two neighbouring rows of `y` repeat one row of `x`.
         y.par_chunks_exact_mut(4 * row).zip(x.par_chunks_exact(row)).for_each(|(y, x)| {
             let (upper, lower) = y.split_at_mut(2 * row);
             for (y, x) in upper.chunks_exact_mut(2 * self.c).zip(x.chunks_exact(self.c)) {
@@ -109,7 +117,7 @@ fn cases() -> Vec<Case> {
         case(3, 7, 2, 13),
         case(1, 1, 11, 4),
         case(2, 13, 1, 3),
-        // Exactly a workgroup, and a pixel of x more.
+        // Exactly one workgroup; one pixel of `x` more.
         case(1, 4, 4, 4),
         case(1, 1, 17, 2),
         case(2, 17, 19, 9).integers(),
@@ -118,7 +126,7 @@ fn cases() -> Vec<Case> {
 
 fn model_shapes() -> Vec<Case> {
     vec![
-        // Out of the U-Net's middle; the last doubling of a 512x512 image.
+        // The two upsamplers of the UNet; the last upsampling of the decoder for a 512x512 image.
         Case::new(UpsampleNearest { n: 1, h: 16, w: 16, c: 1024 }),
         Case::new(UpsampleNearest { n: 1, h: 32, w: 32, c: 640 }),
         Case::new(UpsampleNearest { n: 1, h: 256, w: 256, c: 64 }),

@@ -1,4 +1,4 @@
-//! Problems of attention: what makes its mistakes visible, what the model has, and any.
+//! Cases of the attention kernel: problems that expose mistakes, the shapes of the model, and random problems.
 
 use super::{Attention, Phi, Tiling};
 use crate::draw::Draw;
@@ -20,28 +20,28 @@ pub(super) fn cases() -> Vec<Case> {
     let shared = |attention| Attention { shared: true, ..attention };
     let causal = |attention| Attention { causal: true, ..attention };
     let mut cases = vec![
-        // Cross-attention to a text, and one key: the answer of softmax is its value.
+        // Cross-attention to a text; a single key, for which softmax returns its value.
         Case::new(softmax(1, 19, 77, 2, 64)),
         Case::new(relu(2, 20, 77, 3, 64)),
         Case::new(softmax(2, 5, 1, 2, 8)),
         Case::new(shared(relu(1, 1, 1, 1, 4))),
-        // The text encoder's mask; more keys than queries, and more queries than keys.
+        // The causal mask of the text encoder; with more keys than queries, and with more queries than keys.
         Case::new(causal(softmax(1, 77, 77, 1, 64))),
         Case::new(causal(relu(2, 35, 35, 2, 12))),
         Case::new(causal(shared(softmax(1, 7, 21, 1, 16)))),
         Case::new(causal(softmax(1, 40, 9, 1, 132))),
-        // Scores far beyond the range of exp, all equal or far apart but exact.
+        // Scores far beyond the range of `exp`: all equal, then far apart but exact.
         Case::new(softmax(1, 3, 40, 1, 64)).fill("q", Fill::Constant(16.0)).fill("k", Fill::Constant(16.0)),
         Case::new(softmax(1, 3, 40, 1, 64)).fill("q", Fill::Constant(-16.0)).fill("k", Fill::Constant(16.0)),
         Case::new(softmax(1, 17, 70, 1, 64)).fill("q", Fill::Constant(32.0)).fill("k", Fill::Integers),
         Case::new(causal(softmax(1, 9, 9, 1, 256))).fill("q", Fill::Constant(-64.0)).fill("k", Fill::Integers),
-        // Not one positive product: zero.
+        // No positive score: ReLU gives zero.
         Case::new(relu(1, 5, 33, 2, 16)).fill("q", Fill::Constant(-1.0)).fill("k", Fill::Constant(1.0)),
-        // Every factor a power of two: exact.
+        // Every divisor is a power of two: exact.
         Case::new(relu(1, 18, 8, 2, 4)).integers(),
         Case::new(shared(relu(1, 5, 8, 1, 16))).integers(),
     ];
-    // The tile of every kind of head, and its neighbours.
+    // Exactly a tile, and one query or key more or less, for every kind of tiling.
     for head_dim in [4, 32, 64, 72, 128, 132, 260, 500, 512] {
         let tile = Tiling::of(head_dim);
         cases.push(Case::new(softmax(1, tile.queries, tile.keys, 2, head_dim)));
@@ -66,7 +66,7 @@ pub(super) fn model_shapes() -> Vec<Case> {
     let cross = Attention { keys: 77, shared: false, ..attention.clone() };
     let text = Attention { queries: 77, heads: 12, phi: Phi::Softmax, causal: true, ..cross.clone() };
     vec![
-        // mid_block: attn1, before the last fine-tuning and after it; attn2. up_blocks.0: attn2. The text encoder.
+        // mid_block: attn1 with ReLU and with softmax, attn2. up_blocks.0: attn2. The text encoder.
         Case::new(attention.clone()),
         Case::new(Attention { phi: Phi::Softmax, ..attention }),
         Case::new(cross.clone()),

@@ -1,5 +1,8 @@
-//! The CPU form of attention: keys and values of a head are laid out as panels once, and a block of queries is two products
-//! with them.
+//! The CPU form of attention.
+//!
+//! Keys and values of every head are packed into panels once. A task then computes a block of queries: per head, one
+//! product with the keys gives the scores, which become weights in place, and one product with the values gives the
+//! result.
 
 use super::{Attention, Phi};
 use crate::cpu::{activate, exp, with_simd};
@@ -7,96 +10,97 @@ use crate::kernel::Activation;
 use crate::panels::{self, Aligned, Left, Panels};
 use rayon::prelude::*;
 
-/// Most queries of a task, whose scores stay in a core's own cache.
+/// Largest number of queries of a task, so that their scores stay in a core's own cache.
 const BLOCK: usize = 48;
 
-/// Keys and values as panels, those of a head after those of the one before, image by image.
-struct Packed {
+/// The keys and values of all heads as panels, image by image and head by head.
+struct Packed<'a> {
+    attention: &'a Attention,
     keys: Aligned,
     values: Aligned,
 }
 
-/// Every query's result.
+/// Computes the attention of all queries.
 pub(super) fn run(attention: &Attention, q: &[f32], k: &[f32], v: &[f32], y: &mut [f32]) {
     let channels = attention.channels();
-    // As many to each task as there can be, in whole tiles of a product.
+    // Tasks of equal length, in whole tiles of a product.
     let block_len = attention.queries.div_ceil(attention.queries.div_ceil(BLOCK)).next_multiple_of(panels::ROWS);
     let (per_image, per_block) = (attention.queries * channels, block_len * channels);
-    let packed = pack(attention, k, v);
+    let packed = Packed::new(attention, k, v);
     let images = y.par_chunks_mut(per_image).zip(q.par_chunks(per_image)).enumerate();
     images.for_each(|(image, (y, q))| {
         let blocks = y.par_chunks_mut(per_block).zip(q.par_chunks(per_block)).enumerate();
         blocks.for_each_init(Vec::new, |scores, (block, (y, q))| {
-            attend(attention, &packed, image, block * block_len, q, y, scores);
+            packed.attend(image, block * block_len, q, y, scores);
         });
     });
 }
 
-fn pack(attention: &Attention, k: &[f32], v: &[f32]) -> Packed {
-    let (keys, head_dim, channels) = (attention.keys, attention.head_dim, attention.channels());
-    let heads = attention.n * attention.heads;
-    // A key is a column of the first product, and a line of the second.
-    let lens = [panels::packed_len(keys, head_dim), panels::packed_len(head_dim, keys)];
-    let [mut of_keys, mut of_values] = lens.map(|len| Aligned::zeros(heads * len).expect("as much as there is of `k`"));
-    let pairs = of_keys.par_chunks_mut(lens[0].max(1)).zip(of_values.par_chunks_mut(lens[1].max(1)));
-    pairs.enumerate().for_each(|(head, (of_keys, of_values))| {
-        let first = head / attention.heads * keys * channels + head % attention.heads * head_dim;
-        let (k, v) = (&k[first..], &v[first..]);
-        panels::pack_into(of_keys, keys, head_dim, |key, d, out| {
-            out.copy_from_slice(&k[key * channels + d..][..out.len()]);
+impl<'a> Packed<'a> {
+    /// Packs keys and values, on all threads.
+    fn new(attention: &'a Attention, k: &[f32], v: &[f32]) -> Self {
+        let (keys, head_dim, channels) = (attention.keys, attention.head_dim, attention.channels());
+        let heads = attention.n * attention.heads;
+        // A key is a column of the first product, and a position of `k` in the second.
+        let (keys_len, values_len) = (panels::packed_len(keys, head_dim), panels::packed_len(head_dim, keys));
+        let [mut of_keys, mut of_values] = [keys_len, values_len]
+            .map(|len| Aligned::zeros(heads * len).expect("the panels take about as much memory as the operands"));
+        let pairs = of_keys.par_chunks_mut(keys_len.max(1)).zip(of_values.par_chunks_mut(values_len.max(1)));
+        pairs.enumerate().for_each(|(head, (of_keys, of_values))| {
+            let first = head / attention.heads * keys * channels + head % attention.heads * head_dim;
+            let (k, v) = (&k[first..], &v[first..]);
+            panels::pack_into(of_keys, keys, head_dim, |key, d, out| {
+                out.copy_from_slice(&k[key * channels + d..][..out.len()]);
+            });
+            panels::pack_lines(of_values, head_dim, keys, |key| &v[key * channels..][..head_dim]);
         });
-        panels::pack_lines(of_values, head_dim, keys, |key| &v[key * channels..][..head_dim]);
-    });
-    Packed { keys: of_keys, values: of_values }
-}
+        Self { attention, keys: of_keys, values: of_values }
+    }
 
-fn of_head(packed: &Aligned, head: usize, cols: usize, k: usize) -> Panels<'_> {
-    let len = panels::packed_len(cols, k);
-    Panels::new(&packed[head * len..][..len], cols, k)
-}
+    /// Returns the keys of a head, which is counted over all images.
+    fn keys(&self, head: usize) -> Panels<'_> {
+        head_panels(&self.keys, head, self.attention.keys, self.attention.head_dim)
+    }
 
-/// The queries of a block, which begin at `first` of their image.
-fn attend(
-    attention: &Attention,
-    packed: &Packed,
-    image: usize,
-    first: usize,
-    q: &[f32],
-    y: &mut [f32],
-    scores: &mut Vec<f32>,
-) {
-    let &Attention { keys, heads, head_dim, phi, .. } = attention;
-    let (channels, scale) = (attention.channels(), attention.scale() as f32);
-    let rows = y.len() / channels;
-    scores.resize(rows * keys, 0.0);
-    for head in 0..heads {
-        let at = head * head_dim;
-        let queries = Left::new(&q[at..], rows, channels);
-        panels::multiply_strided(scores, keys, queries, of_head(&packed.keys, image * heads + head, keys, head_dim));
-        with_simd(
-            #[inline(always)]
-            || {
-                for (row, scores) in scores.chunks_exact_mut(keys).enumerate() {
-                    let (seen, masked) = scores.split_at_mut(attention.seen(first + row));
-                    masked.fill(0.0);
-                    match phi {
-                        Phi::Relu => seen.iter_mut().for_each(|s| *s = activate(Activation::Relu, *s) * scale),
-                        Phi::Softmax => softmax(seen, scale),
+    /// Returns the values of a head, which is counted over all images.
+    fn values(&self, head: usize) -> Panels<'_> {
+        head_panels(&self.values, head, self.attention.head_dim, self.attention.keys)
+    }
+
+    /// Computes a block of queries that begins at query `first` of its image. `scores` is scratch memory.
+    fn attend(&self, image: usize, first: usize, q: &[f32], y: &mut [f32], scores: &mut Vec<f32>) {
+        let &Attention { keys, heads, head_dim, phi, .. } = self.attention;
+        let (channels, scale) = (self.attention.channels(), self.attention.scale() as f32);
+        let rows = y.len() / channels;
+        scores.resize(rows * keys, 0.0);
+        for head in 0..heads {
+            let (at, of_all) = (head * head_dim, image * heads + head);
+            panels::multiply_strided(scores, keys, Left::new(&q[at..], rows, channels), self.keys(of_all));
+            with_simd(
+                #[inline(always)]
+                || {
+                    for (row, scores) in scores.chunks_exact_mut(keys).enumerate() {
+                        let (seen, masked) = scores.split_at_mut(self.attention.seen(first + row));
+                        masked.fill(0.0);
+                        match phi {
+                            Phi::Relu => seen.iter_mut().for_each(|s| *s = activate(Activation::Relu, *s) * scale),
+                            Phi::Softmax => softmax(seen, scale),
+                        }
                     }
-                }
-            },
-        );
-        let weights = Left::new(scores, rows, keys);
-        panels::multiply_strided(
-            &mut y[at..],
-            channels,
-            weights,
-            of_head(&packed.values, image * heads + head, head_dim, keys),
-        );
+                },
+            );
+            panels::multiply_strided(&mut y[at..], channels, Left::new(scores, rows, keys), self.values(of_all));
+        }
     }
 }
 
-/// `exp(scale s) / sum of exp(scale s)` in place, of a positive scale.
+/// Returns the panels of one head, `cols` columns of `k`.
+fn head_panels(packed: &Aligned, head: usize, cols: usize, k: usize) -> Panels<'_> {
+    let len = panels::packed_len(cols, k);
+    Panels::floats(&packed[head * len..][..len], cols, k)
+}
+
+/// Replaces every score `s` by `exp(scale s)`, divided by their sum. `scale` is positive.
 #[inline(always)]
 fn softmax(scores: &mut [f32], scale: f32) {
     let highest = fold(scores, f32::NEG_INFINITY, f32::max);
@@ -105,7 +109,7 @@ fn softmax(scores: &mut [f32], scale: f32) {
     scores.iter_mut().for_each(|s| *s *= norm);
 }
 
-/// A fold in sixteen lanes, which is what lets it vectorise.
+/// Folds the values in sixteen lanes, so that the loop vectorises, then folds the lanes.
 #[inline(always)]
 fn fold(values: &[f32], start: f32, combine: impl Fn(f32, f32) -> f32) -> f32 {
     let mut lanes = [start; 16];

@@ -1,28 +1,30 @@
-//! Attention by matrix units, `shaders/common/attention_matrix.wgsl`: its tiles, for each kind of unit.
+//! The variants of attention for matrix units (`shaders/common/attention_matrix.wgsl`): one tile for each kind of unit.
 
 use super::Attention;
 use crate::names;
 use crate::variant::{MatrixUnit, Needs, Variant};
 
-/// Matrices of sums that a subgroup holds at most: heads of 128 channels on NVIDIA, of 64 on Apple.
+/// Largest number of matrices of sums that a subgroup holds: heads of 128 channels on NVIDIA, of 64 on Apple.
 const MOST_MATRICES: usize = 8;
 
-/// Subgroups of a workgroup.
+/// Subgroups per workgroup.
 const SUBGROUPS: usize = 4;
 
-/// What a workgroup computes at a time.
+/// Queries that a workgroup computes at a time, by matrices of one size.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Tile {
+    /// Name of the variant.
     name: &'static str,
     unit: MatrixUnit,
-    /// Whether matrices are loaded through pointers to vec4s, which Vulkan has and Metal has not.
+    /// Whether matrices are loaded through pointers to vec4s. Vulkan allows them, Metal requires pointers to scalars.
     vec4_loads: bool,
-    /// Multiplications in a given time, beside those of the form without matrices. No measurement.
+    /// Estimated multiplications per time, relative to the form without matrices. It is not measured.
     rate: f64,
 }
 
-/// Of NVIDIA's matrices, of Apple's, and of Mesa's driver, whose subgroups have the width of a CPU's vectors: by both kinds
-/// of pointers, for nothing else runs the scalar ones without an Apple device.
+/// The tiles for the matrices of NVIDIA, of Apple and of Mesa's software driver, whose subgroups are as wide as the
+/// vectors of a CPU. Mesa's have both kinds of pointers: no other device runs scalar pointers where there is no Apple
+/// device.
 const TILES: &[Tile] = &[
     Tile { name: "m16", unit: MatrixUnit { edge: 16, subgroup: 32 }, vec4_loads: true, rate: 4.0 },
     Tile { name: "m8", unit: MatrixUnit { edge: 8, subgroup: 32 }, vec4_loads: false, rate: 1.5 },
@@ -31,34 +33,35 @@ const TILES: &[Tile] = &[
 ];
 
 impl Tile {
-    /// The tile of a variant, if it is one of these.
+    /// Returns the tile of a variant, or `None` if the variant has no matrices.
     pub(super) fn of(variant: &Variant) -> Option<Self> {
         TILES.iter().find(|tile| tile.name == variant.name).copied()
     }
 
+    /// Returns the rows, and the columns, of a matrix.
     fn edge(&self) -> usize {
         self.unit.edge as usize
     }
 
-    /// Queries of a workgroup.
+    /// Returns the number of queries of a workgroup.
     pub(super) fn queries(&self) -> usize {
         SUBGROUPS * self.edge()
     }
 
-    /// Matrices that a head's channels are.
+    /// Returns the number of matrices that hold the channels of a head.
     fn matrices(&self, head_dim: usize) -> usize {
         head_dim.div_ceil(self.edge())
     }
 
-    /// Bytes of the queries, then of two tiles of half as many keys, of scores and of weights, each row with a gap behind
-    /// it, and of what the lanes of a query share.
+    /// Returns the bytes of workgroup memory: the queries and later, in the same memory, two tiles of half as many keys
+    /// each; scores; weights; and what the lanes of a query share. Each row has a gap behind it.
     fn bytes(&self, head_dim: usize) -> usize {
         let (queries, keys) = (self.queries(), 2 * self.edge());
         let heads = 2 * queries * (self.matrices(head_dim) * self.edge() + 8);
         heads + 4 * queries * (keys + 4) + 2 * queries * (keys + 8) + 4 * SUBGROUPS * self.unit.subgroup as usize
     }
 
-    /// Switches and sizes of the shader.
+    /// Returns the constants of the shader.
     pub(super) fn constants(&self, attention: &Attention) -> Vec<(&'static str, u32)> {
         let size = |size: usize| u32::try_from(size).expect("a tile is small");
         vec![
@@ -74,8 +77,8 @@ impl Tile {
     }
 }
 
-/// The variants of a problem whose heads fit into the matrices of a subgroup. `queries` of a workgroup without matrices are
-/// the measure of work.
+/// Returns the variants whose subgroups hold the heads of this problem. The unit of `work` is one query of a workgroup
+/// without matrices.
 pub(super) fn variants(attention: &Attention) -> impl Iterator<Item = Variant> {
     let Attention { n, queries, heads, head_dim, .. } = *attention;
     let fit = TILES.iter().filter(move |tile| tile.matrices(head_dim) <= MOST_MATRICES);

@@ -1,4 +1,4 @@
-//! The cases of the convolution.
+//! Cases of the convolution: problems that expose mistakes, the shapes of the model, and random problems.
 
 use super::{Conv2d, winograd};
 use crate::draw::Draw;
@@ -6,7 +6,7 @@ use crate::kernel::{Activation, Case, Fill};
 use crate::prologue::{Norm, Prologue};
 use crate::tile::TILE;
 
-/// A 3x3 convolution of stride 1 that keeps the size, without bias.
+/// Returns a 3x3 convolution of stride 1 that keeps height and width, without bias.
 pub(super) fn plain(n: usize, h: usize, w: usize, ci: usize, co: usize) -> Conv2d {
     Conv2d { n, h, w, ci, co, kernel: 3, stride: 1, pad_start: 1, pad_end: 1, upsample: 1, ..Conv2d::default() }
 }
@@ -17,11 +17,11 @@ pub(super) fn cases() -> Vec<Case> {
     let mut cases = vec![
         Case::new(plain(1, 1, 1, 1, 1)),
         Case::new(full(2, 5, 7, 3, 5)),
-        // One pixel less than a tile, a tile, one more; the same of channels.
+        // One pixel less than a tile, exactly a tile, one pixel more; likewise for channels.
         Case::new(full(1, 7, 9, 4, 63)),
         Case::new(full(1, 8, 8, 16, 64)),
         Case::new(full(1, 5, 13, 17, 65)),
-        // Stride 2 on even and odd sizes, and the encoder's padding at the far side only.
+        // Stride 2 with even and odd sizes; the encoder's padding, below and to the right only.
         Case::new(Conv2d { stride: 2, ..full(2, 6, 8, 5, 6) }),
         Case::new(Conv2d { stride: 2, ..full(1, 7, 9, 6, 7) }),
         Case::new(Conv2d { stride: 2, pad_start: 0, ..full(2, 8, 6, 7, 9) }),
@@ -29,9 +29,9 @@ pub(super) fn cases() -> Vec<Case> {
         Case::new(Conv2d { upsample: 2, ..full(1, 8, 4, 33, 3) }),
         Case::new(pointwise(full(2, 5, 7, 11, 13))),
         Case::new(Conv2d { stride: 2, ..pointwise(full(1, 5, 7, 11, 13)) }),
-        // More pixels than one block of the CPU form; a mean that padding with anything but zero would show.
+        // More pixels than one block of the CPU form; a mean that exposes padding with anything but zero.
         Case::new(full(2, 31, 37, 8, 20)).fill("x", Fill::Normal(3.0, 1.0)),
-        // Enough tiles and channels for Winograd's algorithm on the CPU, with an odd row and column, or upsampled.
+        // Enough tiles and channels for Winograd's algorithm on the CPU: an odd number of rows and columns; upsampled.
         Case::new(full(2, 11, 17, 32, 40)).fill("x", Fill::Normal(3.0, 1.0)),
         Case::new(Conv2d { upsample: 2, ..full(2, 7, 5, 40, 32) }).fill("x", Fill::Normal(3.0, 1.0)),
         Case::new(Conv2d { activation: Activation::Silu, ..full(1, 9, 14, 96, 64) }),
@@ -50,21 +50,21 @@ pub(super) fn cases() -> Vec<Case> {
     let shifted = |n, h, w, ci, co| Conv2d { residual: false, ..full(n, h, w, ci, co) };
     let channels = |images, activation| Norm::Channels { images, activation };
     cases.extend([
-        // From two tensors and normalised on the way in, by every CPU form; the zeros around are not normalised, which
-        // an offset of three would show.
+        // Inputs of two tensors and normalised inputs, for every CPU form. Offsets of three expose zeros of the padding
+        // that are normalised.
         Case::new(reading(full(2, 5, 7, 9, 5), 5, Norm::None)).integers(),
         Case::new(reading(full(2, 9, 6, 11, 6), 0, channels(2, Activation::Silu))).fill("norm", Fill::Normal(3.0, 1.0)),
         Case::new(reading(Conv2d { upsample: 2, ..full(1, 5, 4, 6, 7) }, 2, channels(1, Activation::Relu))),
         Case::new(reading(Conv2d { stride: 2, ..full(2, 9, 5, 10, 4) }, 6, channels(2, Activation::None))).integers(),
         Case::new(reading(pointwise(full(2, 5, 7, 11, 13)), 3, channels(2, Activation::Silu))),
-        // f32 beside what is stored like all floats.
+        // An f32 `x`, alone and beside an `x2` in the stored type.
         Case::new(Conv2d {
             prologue: Prologue { joined: 5, f32_input: true, ..Prologue::default() },
             ..full(2, 5, 7, 9, 5)
         }),
         Case::new(Conv2d { prologue: Prologue { f32_input: true, ..Prologue::default() }, ..full(1, 9, 7, 8, 70) })
             .integers(),
-        // f32 at the other end too, by every CPU form and with moments of what is not rounded.
+        // An f32 output, for every CPU form, and with moments of values that are not rounded.
         Case::new(Conv2d { f32_output: true, ..full(2, 5, 7, 9, 5) }),
         Case::new(Conv2d { f32_output: true, ..shifted(1, 13, 11, 40, 6) }).fill("bias", Fill::Normal(3.0, 1.0)),
         Case::new(Conv2d { f32_output: true, moments: true, ..shifted(1, 9, 15, 32, 66) }),
@@ -74,9 +74,9 @@ pub(super) fn cases() -> Vec<Case> {
         Case::new(reading(full(2, 11, 17, 32, 40), 0, channels(2, Activation::Relu))).integers(),
         Case::new(reading(Conv2d { upsample: 2, ..full(2, 9, 5, 40, 32) }, 16, channels(2, Activation::Relu)))
             .integers(),
-        // Weights too large for one thread's cache, and so few pixels that all threads share a block.
+        // Weights too large for one thread's cache: all threads work on one block.
         Case::new(reading(full(1, 3, 5, 250, 240), 2, channels(1, Activation::Silu))),
-        // With the moments of what it writes.
+        // Outputs with moments.
         Case::new(Conv2d { moments: true, ..full(1, 7, 9, 5, 65) }),
         Case::new(Conv2d { moments: true, ..full(2, 8, 16, 32, 40) }).fill("bias", Fill::Normal(30.0, 1.0)),
         Case::new(Conv2d {
@@ -98,12 +98,12 @@ pub(super) fn model_shapes() -> Vec<Case> {
     let f32_input = Prologue { f32_input: true, ..Prologue::default() };
     let upsampled = |size, c| Conv2d { upsample: 2, ..with_bias(size, c, c) };
     vec![
-        // UNet: conv_in; a residual block's two halves; the widest; the samplers; conv_out.
+        // UNet: conv_in; both convolutions of a residual block; the widest; the samplers; conv_out.
         Case::new(Conv2d { prologue: f32_input.clone(), ..with_bias(64, 8, 320) }),
         Case::new(Conv2d { shift: true, ..with_bias(64, 320, 320) }),
         Case::new(Conv2d { residual: true, ..with_bias(64, 320, 320) }),
         Case::new(Conv2d { shift: true, ..with_bias(64, 960, 320) }),
-        // The same as they run: normalised, and of a concatenation.
+        // Convolutions as the plan runs them: with a normalised input, and with an input of two tensors.
         Case::new(Conv2d { residual: true, prologue: normalised(0), ..with_bias(64, 320, 320) }),
         Case::new(Conv2d { shift: true, prologue: normalised(320), ..with_bias(64, 960, 320) }),
         Case::new(Conv2d { stride: 2, ..with_bias(64, 320, 320) }),
@@ -111,7 +111,7 @@ pub(super) fn model_shapes() -> Vec<Case> {
         Case::new(upsampled(16, 1024)),
         Case::new(upsampled(32, 640)),
         Case::new(Conv2d { f32_output: true, ..with_bias(64, 320, 8) }),
-        // Decoder: one residual block of each width; the samplers; conv_out.
+        // Decoder: a residual block of every width; the upsamplers; conv_out.
         Case::new(Conv2d { residual: true, ..with_bias(64, 256, 256) }),
         Case::new(Conv2d { residual: true, ..with_bias(128, 256, 256) }),
         Case::new(Conv2d { residual: true, ..with_bias(256, 128, 128) }),

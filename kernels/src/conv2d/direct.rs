@@ -1,5 +1,6 @@
-//! The CPU form of any convolution: blocks of output pixels become rows of a patch matrix, which is multiplied by the
-//! weights. Input that is changed as it is read is made ready in scratch memory, the lines under one block at a time.
+//! The CPU form of any convolution: blocks of output pixels become rows of a matrix of patches, which is multiplied by
+//! the weights. If the prologue changes the input as it is read, the input lines under one block at a time are prepared
+//! in scratch memory.
 
 use super::Conv2d;
 use crate::cpu::{Epilogue, Threads, rows_per_task};
@@ -7,84 +8,89 @@ use crate::linear::rows_per_block;
 use crate::panels::{Left, Panels, multiply};
 use crate::prologue::Rows;
 use rayon::prelude::*;
+use std::ops::Range;
 
-/// Lines of the input, counted through all images, from `first` on.
+/// Prepared lines of the input.
 #[derive(Clone, Copy)]
 struct Lines<'a> {
+    /// Index of the first line, counted over all images.
     first: usize,
+    /// `[lines, w, ci]`
     values: &'a [f32],
 }
 
-/// The convolution.
+/// Computes the convolution, except for its moments.
 pub(super) fn run(conv: &Conv2d, x: &Rows<'_>, w: &[f32], epilogue: &Epilogue<'_>, y: &mut [f32]) {
     let w = Panels::new(w, conv.co, conv.patch_len());
     if conv.is_pointwise() {
         return pointwise(conv, x, w, epilogue, y);
     }
-    // Both limits are in values of the patch matrix, measured: 2 MiB a thread stays in its L2 cache and is enough
-    // work for weights that are smaller; reading larger ones again pays only for the 16 MiB all threads share.
+    // Both limits are measured, in values of the matrix of patches. 2 MiB per thread stay in its L2 cache and are
+    // enough work for smaller weights; reading larger weights again pays only for blocks of 16 MiB, which all threads
+    // share.
     const OWN: usize = 1 << 19;
     const SHARED: usize = 1 << 22;
     if conv.co * conv.patch_len() > OWN {
-        in_turn(conv, (SHARED / conv.patch_len()).max(1), x, w, epilogue, y);
+        one_by_one(conv, (SHARED / conv.patch_len()).max(1), x, w, epilogue, y);
     } else {
         let fair = conv.pixels().div_ceil(4 * rayon::current_num_threads());
         side_by_side(conv, (OWN / conv.patch_len()).clamp(1, fair), x, w, epilogue, y);
     }
 }
 
-/// A 1x1 convolution: `x` itself is the patch matrix.
+/// Computes a 1x1 convolution, where `x` itself is the matrix of patches.
 fn pointwise(conv: &Conv2d, x: &Rows<'_>, w: Panels<'_>, epilogue: &Epilogue<'_>, y: &mut [f32]) {
     let block = if x.plain().is_some() { conv.pixels() } else { rows_per_block(conv.ci) };
     x.in_blocks(block, |first, x| {
         let rows = x.len() / conv.ci;
         let y = &mut y[first * conv.co..][..rows * conv.co];
-        multiply(y, Left::new(x, rows, conv.ci), w, Some((epilogue, first)), Threads::All);
+        multiply(y, Left::new(x, rows, conv.ci), w, Some(epilogue.at_row(first)), Threads::All);
     });
 }
 
-/// The lines of the input under output pixels `first..first + count`, counted through all images, as first and end.
-fn lines_under(conv: &Conv2d, first: usize, count: usize) -> (usize, usize) {
+/// Returns the input lines, counted over all images, under these output pixels of all images.
+fn lines_under(conv: &Conv2d, pixels: &Range<usize>) -> Range<usize> {
     let (oh, ow) = conv.out_size();
     let under = |pixel: usize, tap: usize| {
         let (image, oy) = (pixel / (oh * ow), pixel / ow % oh);
         let line = (oy * conv.stride + tap).saturating_sub(conv.pad_start) / conv.upsample;
         image * conv.h + line.min(conv.h - 1)
     };
-    (under(first, 0), under(first + count - 1, conv.kernel - 1) + 1)
+    under(pixels.start, 0)..under(pixels.end - 1, conv.kernel - 1) + 1
 }
 
-/// The lines under some output pixels: where they lie, or ready in `scratch`.
+/// Returns the input lines under these output pixels: where they lie in memory or, if the prologue changes them,
+/// prepared in `scratch`.
 fn ready<'a>(
     conv: &Conv2d,
     x: &Rows<'a>,
-    (first, count): (usize, usize),
+    pixels: &Range<usize>,
     scratch: &'a mut Vec<f32>,
     threads: Threads,
 ) -> Lines<'a> {
     if let Some(values) = x.plain() {
         return Lines { first: 0, values };
     }
-    let (first, end) = lines_under(conv, first, count);
-    scratch.resize((end - first) * conv.w * conv.ci, 0.0);
-    x.make_ready(first * conv.w, scratch, threads);
-    Lines { first, values: scratch }
+    let lines = lines_under(conv, pixels);
+    scratch.resize(lines.len() * conv.w * conv.ci, 0.0);
+    x.make_ready(lines.start * conv.w, scratch, threads);
+    Lines { first: lines.start, values: scratch }
 }
 
-/// Copies what lies under the kernel at output pixels `first..` into the rows of `patches`.
+/// Copies the input values under the kernel, for consecutive output pixels from `first` on, into the rows of `patches`.
 fn gather(conv: &Conv2d, x: Lines<'_>, first: usize, patches: &mut [f32]) {
     let (oh, ow) = conv.out_size();
     let len = conv.w * conv.ci;
     for (i, patch) in patches.chunks_exact_mut(conv.patch_len()).enumerate() {
         let (image, oy, ox) = ((first + i) / (oh * ow), (first + i) / ow % oh, (first + i) % ow);
         for (ky, row) in patch.chunks_exact_mut(conv.kernel * conv.ci).enumerate() {
-            let Some(iy) = conv.source(oy, ky, conv.h) else {
+            let Some(iy) = conv.input_at(oy, ky, conv.h) else {
                 row.fill(0.0);
                 continue;
             };
             let line = &x.values[(image * conv.h + iy - x.first) * len..][..len];
             for (kx, tap) in row.chunks_exact_mut(conv.ci).enumerate() {
-                match conv.source(ox, kx, conv.w) {
+                match conv.input_at(ox, kx, conv.w) {
                     Some(ix) => tap.copy_from_slice(&line[ix * conv.ci..][..conv.ci]),
                     None => tap.fill(0.0),
                 }
@@ -93,24 +99,26 @@ fn gather(conv: &Conv2d, x: Lines<'_>, first: usize, patches: &mut [f32]) {
     }
 }
 
-/// Blocks of `block` pixels after each other, all threads on each: the weights are read once a block.
-fn in_turn(conv: &Conv2d, block: usize, x: &Rows<'_>, w: Panels<'_>, epilogue: &Epilogue<'_>, y: &mut [f32]) {
+/// Computes one block of `block` pixels after the other, with all threads on each: the weights are read once per block.
+fn one_by_one(conv: &Conv2d, block: usize, x: &Rows<'_>, w: Panels<'_>, epilogue: &Epilogue<'_>, y: &mut [f32]) {
     let len = conv.patch_len();
     let mut patches = vec![0.0; block.min(conv.pixels()) * len];
     let mut scratch = Vec::new();
     for (i, y) in y.chunks_mut(block * conv.co).enumerate() {
         let rows = y.len() / conv.co;
-        let x = ready(conv, x, (i * block, rows), &mut scratch, Threads::All);
+        let x = ready(conv, x, &(i * block..i * block + rows), &mut scratch, Threads::All);
         let patches = &mut patches[..rows * len];
         let task = rows_per_task(len);
         let gather = |(j, part): (usize, &mut [f32])| gather(conv, x, i * block + j * task, part);
         patches.par_chunks_mut(task * len).enumerate().for_each(gather);
-        multiply(y, Left::new(patches, rows, len), w, Some((epilogue, i * block)), Threads::All);
+        multiply(y, Left::new(patches, rows, len), w, Some(epilogue.at_row(i * block)), Threads::All);
     }
 }
 
-/// Blocks of `block` pixels side by side, one thread on each. Lines that have to be made ready are so for a few blocks
-/// together, because a block's first and last are under its neighbours too.
+/// Computes blocks of `block` pixels in parallel, with one thread on each.
+///
+/// Input lines that must be prepared are prepared for several blocks together, because the outer lines of a block are
+/// under its neighbours too.
 pub(super) fn side_by_side(
     conv: &Conv2d,
     block: usize,
@@ -119,18 +127,20 @@ pub(super) fn side_by_side(
     epilogue: &Epilogue<'_>,
     y: &mut [f32],
 ) {
+    // Output lines for which the input is prepared together.
     const LINES: usize = 16;
     let len = conv.patch_len();
     let (_, ow) = conv.out_size();
     let task = if x.plain().is_some() { block } else { block.max(LINES * ow) };
     let buffers = || (Vec::new(), vec![0.0; block * len]);
     y.par_chunks_mut(task * conv.co).enumerate().for_each_init(buffers, |(scratch, patches), (i, y)| {
-        let x = ready(conv, x, (i * task, y.len() / conv.co), scratch, Threads::One);
+        let pixels = i * task..i * task + y.len() / conv.co;
+        let x = ready(conv, x, &pixels, scratch, Threads::One);
         for (j, y) in y.chunks_mut(block * conv.co).enumerate() {
             let (first, rows) = (i * task + j * block, y.len() / conv.co);
             let patches = &mut patches[..rows * len];
             gather(conv, x, first, patches);
-            multiply(y, Left::new(patches, rows, len), w, Some((epilogue, first)), Threads::One);
+            multiply(y, Left::new(patches, rows, len), w, Some(epilogue.at_row(first)), Threads::One);
         }
     });
 }
@@ -143,7 +153,7 @@ mod tests {
     use crate::prologue::{Norm, Prologue};
 
     #[test]
-    fn every_way_to_cut_into_blocks_gives_the_same() {
+    fn every_block_size_gives_the_same_result() {
         let norm = Norm::Channels { images: 2, activation: Activation::Relu };
         for prologue in [Prologue::default(), Prologue { joined: 1, norm, f32_input: false }] {
             let conv = Conv2d { bias: true, shift: true, residual: true, stride: 2, prologue, ..plain(2, 9, 7, 5, 6) };
@@ -160,8 +170,8 @@ mod tests {
             let epilogue = Epilogue { bias, shift, rows_per_image, activation: Activation::None, residual };
             for block in [1, 7, conv.pixels(), 1000] {
                 let mut y = vec![f32::NAN; want.len()];
-                in_turn(&conv, block, &x, w, &epilogue, &mut y);
-                assert_eq!(y, want, "in turn, {block} pixels each");
+                one_by_one(&conv, block, &x, w, &epilogue, &mut y);
+                assert_eq!(y, want, "one by one, {block} pixels each");
                 y.fill(f32::NAN);
                 side_by_side(&conv, block, &x, w, &epilogue, &mut y);
                 assert_eq!(y, want, "side by side, {block} pixels each");

@@ -1,8 +1,8 @@
-//! Threads that stay awake while a plan runs.
+//! Keeps the threads of rayon's pool awake while a plan runs.
 //!
-//! A thread of the pool that finds nothing to do falls asleep at once, and is woken for the next step: in a virtual machine
-//! that takes as long as a small step. So a run is one task of the pool, and the other threads look for its parts until it
-//! ends, or until nothing came for a while.
+//! A pool thread without work falls asleep at once and must be woken for the next step. In a virtual machine waking it
+//! takes as long as a small step. Therefore a run is one task of the pool, and the other threads poll for parallel work
+//! until the run ends or no work has come for a while.
 
 use rayon::Yield;
 use std::hint::spin_loop;
@@ -10,16 +10,22 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// How long a thread looks for work. An end of its own, besides the run's, is what keeps two runs from waiting for each
-/// other, each of them in the middle of a task of the other's.
+/// Longest time that a thread polls without finding work.
+///
+/// Polling must end by itself and not only with the run: two runs could otherwise wait for each other, each inside a
+/// task of the other.
 const PATIENCE: Duration = Duration::from_millis(2);
 
-/// What `work` gives, computed on a thread of the pool.
+/// Runs `work` on a thread of rayon's pool, keeps the other threads awake meanwhile, and returns its result.
+///
+/// # Panics
+/// If `work` panics, with the same payload.
 pub fn awake<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     let over = Arc::new(AtomicBool::new(false));
     rayon::scope(|_| {
         let (own, theirs) = (rayon::current_thread_index(), Arc::clone(&over));
-        // Nobody waits for these: a thread may be in the midst of somebody else's task, and that may last.
+        // Spawned outside the scope, so that the run does not wait for them: a thread may be inside a long task of
+        // another caller.
         rayon::spawn_broadcast(move |context| {
             if Some(context.index()) != own {
                 look_for_work(&theirs);
@@ -31,6 +37,7 @@ pub fn awake<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     })
 }
 
+/// Runs parallel work of the pool until `over` is set or there was none for [`PATIENCE`].
 fn look_for_work(over: &AtomicBool) {
     let mut since = Instant::now();
     while !over.load(Ordering::Acquire) {
@@ -54,7 +61,7 @@ mod tests {
     }
 
     #[test]
-    fn runs_at_the_same_time_and_within_each_other_come_to_an_end() {
+    fn concurrent_and_nested_runs_end() {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(4).build().expect("threads can be had");
         let want: u64 = (0..1000).map(|i| i * i).sum();
         let many = || (0..50).map(|_| awake(|| (0..20).map(|_| sum(1000)).max())).collect::<Vec<_>>();
@@ -68,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_that_waits_for_what_comes_after_the_work_does_not_hold_it_up() {
+    fn a_busy_thread_does_not_delay_the_run() {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().expect("threads can be had");
         let (send, received) = std::sync::mpsc::channel();
         let (began, begun) = std::sync::mpsc::channel();
@@ -83,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_comes_out() {
+    fn a_panic_of_the_work_is_propagated() {
         let caught = std::panic::catch_unwind(|| awake(|| panic!("of the work")));
         assert_eq!(caught.expect_err("it panics").downcast_ref::<&str>(), Some(&"of the work"));
     }

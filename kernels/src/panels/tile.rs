@@ -1,43 +1,47 @@
-//! The innermost loops of a product with panels: a tile of the result stays in registers while `k` passes by.
+//! The innermost loops of a product with panels: a tile of sums stays in vector registers while `k` passes by.
 //!
-//! Written once over the vectors of whatever the processor has: with AVX-512 six rows of a whole panel are 24 of its 32
-//! registers; with AVX2, NEON and SSE six rows of 16 columns.
+//! The loops are written once, over the vector type of the processor. With AVX-512 a tile has six rows of a whole
+//! panel, 24 of the 32 registers; with AVX2, NEON and SSE it has six rows of 16 columns.
 
-use super::STEP;
-use super::product::Shared;
+use super::product::Target;
+use super::{Left, STEP};
 use pulp::{Scalar128b, Simd, WithSimd};
 use std::array::from_fn;
 use std::ops::Range;
 
-/// Most rows of a tile.
+/// Largest number of rows of a tile.
 pub(crate) const ROWS: usize = 6;
 
-/// Rows of a product at the columns of one panel.
-#[derive(Clone)]
+/// The product of some rows with a part of one panel.
 pub(super) struct Strip<'a> {
-    /// The rows of the other factor, `stride` apart, from the first of `k` on.
-    pub(super) left: &'a [f32],
-    pub(super) stride: usize,
-    pub(super) rows: usize,
-    /// What is added up: a part of the panel's `depth`.
-    pub(super) k: Range<usize>,
-    /// `[width / grain, depth, grain]`
-    pub(super) panel: &'a [f32],
-    pub(super) width: usize,
-    pub(super) depth: usize,
-    pub(super) grain: usize,
-    /// What will be read after this panel, as much as the panel at most: fetched into the caches meanwhile.
-    pub(super) next: &'a [f32],
-    /// Where the result is, from `at` on with rows `y_stride` apart; of the panel's columns `cols` are there.
-    pub(super) y: &'a Shared<'a>,
-    pub(super) at: usize,
-    pub(super) y_stride: usize,
+    /// The rows, from the first `k` of the part on.
+    pub(super) left: Left<'a>,
+    pub(super) panel: PanelPart<'a>,
+    pub(super) target: Target<'a>,
+    /// Columns to write: those of the panel without its padding.
     pub(super) cols: usize,
-    /// Whether it is added to what is there.
+    /// Whether the product is added to the target instead of replacing it.
     pub(super) accumulate: bool,
 }
 
-/// The lanes of a vector.
+/// A range of `k` of one panel.
+pub(super) struct PanelPart<'a> {
+    /// The whole panel, `[width / grain, depth, grain]`.
+    pub(super) values: &'a [f32],
+    /// Columns of the panel, padding included.
+    pub(super) width: usize,
+    /// Weights of a column.
+    pub(super) depth: usize,
+    /// Columns of a grain.
+    pub(super) grain: usize,
+    /// The part to sum over, inside `0..depth`.
+    pub(super) k: Range<usize>,
+    /// Values that are read after this part, at most as many as a grain of it has: prefetched into the caches
+    /// meanwhile.
+    pub(super) next: &'a [f32],
+}
+
+/// A query for the number of f32 lanes of the processor's vectors.
 pub(super) struct Lanes;
 
 impl WithSimd for Lanes {
@@ -54,31 +58,31 @@ impl WithSimd for Strip<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        match (S::F32_LANES, self.grain / STEP) {
+        match (S::F32_LANES, self.panel.grain / STEP) {
             (16, 4) => self.pass::<S, 4>(simd),
             (16, 3) => self.pass::<S, 3>(simd),
             (16, 2) => self.pass::<S, 2>(simd),
             (16, _) => self.pass::<S, 1>(simd),
             (8, _) => self.pass::<S, 2>(simd),
             (4, _) => self.pass::<S, 4>(simd),
-            // Nothing known of the processor: four lanes are something that every compiler makes vectors of.
+            // No vectors known for this processor: every compiler vectorises loops over four lanes.
             _ => self.pass::<Scalar128b, 4>(Scalar128b),
         }
     }
 }
 
 impl Strip<'_> {
-    /// All rows, `V` vectors of columns at a time.
+    /// Multiplies all rows, grain by grain. A grain is `V` vectors wide.
     #[inline(always)]
     fn pass<S: Simd, const V: usize>(&self, simd: S) {
-        assert_eq!(self.grain, V * S::F32_LANES, "columns of a grain");
-        for col in (0..self.width).step_by(V * S::F32_LANES) {
-            let mut next = self.next(col + V * S::F32_LANES);
-            let share = next.len().div_ceil(self.rows.div_ceil(ROWS));
-            for row in (0..self.rows).step_by(ROWS) {
+        assert_eq!(self.panel.grain, V * S::F32_LANES, "columns of a grain");
+        for col in (0..self.panel.width).step_by(V * S::F32_LANES) {
+            let mut next = self.panel.after(col + V * S::F32_LANES);
+            let share = next.len().div_ceil(self.left.rows.div_ceil(ROWS));
+            for row in (0..self.left.rows).step_by(ROWS) {
                 let (now, later) = next.split_at(share.min(next.len()));
                 next = later;
-                match self.rows - row {
+                match self.left.rows - row {
                     1 => self.tile::<S, 1, V>(simd, row, col, now),
                     2 => self.tile::<S, 2, V>(simd, row, col, now),
                     3 => self.tile::<S, 3, V>(simd, row, col, now),
@@ -90,24 +94,18 @@ impl Strip<'_> {
         }
     }
 
-    /// What is read once the columns before `col`, which are whole grains, are done.
-    #[inline(always)]
-    fn next(&self, col: usize) -> &[f32] {
-        let grains = &self.panel[col * self.depth..];
-        if grains.is_empty() { self.next } else { &grains[self.grain * self.k.start..self.grain * self.k.end] }
-    }
-
+    /// Computes `M` rows from `row` on, at the columns of the grain that begins at column `col`.
     #[inline(always)]
     fn tile<S: Simd, const M: usize, const V: usize>(&self, simd: S, row: usize, col: usize, next: &[f32]) {
-        let left: [&[f32]; M] = from_fn(|i| &self.left[(row + i) * self.stride..][..self.k.len()]);
-        let panel = &self.panel[col * self.depth..][self.grain * self.k.start..self.grain * self.k.end];
-        let sums = sums::<S, M, V>(simd, left, panel, next);
+        let (rows, target, depth) = (&self.left, &self.target, self.panel.k.len());
+        let left: [&[f32]; M] = from_fn(|i| &rows.values[(row + i) * rows.stride..][..depth]);
+        let sums = sums::<S, M, V>(simd, left, self.panel.grain_at(col), next);
         let there = (V * S::F32_LANES).min(self.cols.saturating_sub(col));
         for i in 0..M {
-            let at = self.at + (row + i) * self.y_stride + col;
-            #[expect(unsafe_code, reason = "columns of a row that belong to whoever runs this strip")]
-            // SAFETY: whoever makes a strip has its rows and columns to itself, and this is the only piece of them.
-            let y = unsafe { self.y.piece(at, there) };
+            let at = target.at + (row + i) * target.stride + col;
+            #[expect(unsafe_code, reason = "columns of a row that belong to the caller of this strip")]
+            // SAFETY: the caller of a strip has its rows and columns to itself, and this is the only piece of them.
+            let y = unsafe { target.y.piece(at, there) };
             if there == V * S::F32_LANES {
                 for (y, sum) in S::as_mut_simd_f32s(y).0.iter_mut().zip(sums[i]) {
                     *y = if self.accumulate { simd.add_f32s(*y, sum) } else { sum };
@@ -122,8 +120,24 @@ impl Strip<'_> {
     }
 }
 
-/// Sums over `k` of `M` rows and `V` vectors of columns, which are a grain. A function of its own that nothing borrows the
-/// sums of, so that they stay in registers: twice as fast as when the compiler also keeps them in memory.
+impl<'a> PanelPart<'a> {
+    /// Returns the part of the grain that begins at column `col`.
+    #[inline(always)]
+    fn grain_at(&self, col: usize) -> &'a [f32] {
+        &self.values[col * self.depth..][self.grain * self.k.start..self.grain * self.k.end]
+    }
+
+    /// Returns the values that are read after the grains before column `col`.
+    #[inline(always)]
+    fn after(&self, col: usize) -> &'a [f32] {
+        if col * self.depth == self.values.len() { self.next } else { self.grain_at(col) }
+    }
+}
+
+/// Returns the sums over `k` for `M` rows and the `V` vectors of a grain.
+///
+/// Nothing borrows the sums inside this function, so that they stay in registers: twice as fast as when the compiler
+/// also keeps them in memory.
 #[inline(always)]
 fn sums<S: Simd, const M: usize, const V: usize>(
     simd: S,
@@ -140,7 +154,7 @@ fn sums<S: Simd, const M: usize, const V: usize>(
     let rest = stretches.remainder();
     for (stretch, panel) in stretches.enumerate() {
         next.next().unwrap_or(&[]).chunks(LINE).for_each(prefetch);
-        // Of a length that the compiler knows, so that nothing but the sums is left of the loop.
+        // Arrays of a constant length: without bounds checks, the loop contains nothing but the sums.
         let left: [&[f32; STRETCH]; M] =
             from_fn(|i| left[i][stretch * STRETCH..].first_chunk().expect("a row is as long"));
         for k in 0..STRETCH {
@@ -157,7 +171,8 @@ fn sums<S: Simd, const M: usize, const V: usize>(
     sums
 }
 
-/// The sums with the products of one of `k` added. Loops, not closures, so that nothing but `inline(always)` has to be inlined.
+/// Adds the products at one `k` to the sums. It has loops instead of closures, so that inlining depends on nothing but
+/// `inline(always)`.
 #[inline(always)]
 fn step<S: Simd, const M: usize, const V: usize>(
     simd: S,
@@ -175,18 +190,18 @@ fn step<S: Simd, const M: usize, const V: usize>(
     sums
 }
 
-/// Steps of `k` that are one piece of code, and between two looks at what is to be fetched.
+/// Steps of `k` that are unrolled into one piece of code. A prefetch happens before each stretch.
 pub(super) const STRETCH: usize = 16;
 
-/// Values in a line of the cache.
+/// Values in a cache line.
 const LINE: usize = 16;
 
-/// Asks for a line of the cache; a processor that we cannot ask fetches it when it is read.
+/// Prefetches a cache line into the second-level cache. Does nothing on processors other than x86-64.
 #[inline(always)]
 fn prefetch(line: &[f32]) {
     #[cfg(target_arch = "x86_64")]
     #[expect(unsafe_code, reason = "the instruction takes an address")]
-    // SAFETY: the address is that of a slice, and the instruction changes nothing but caches.
+    // SAFETY: the address is that of a live slice, and the instruction changes nothing but caches.
     unsafe {
         use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
         _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast());
