@@ -38,6 +38,12 @@ pub(super) fn cases() -> Vec<Case> {
         Case::new(full(2, 11, 17, 64, 80)).fill("x", Fill::Normal(3.0, 1.0)),
         Case::new(full(1, 13, 13, 40, 32)).integers(),
         Case::new(Conv2d { upsample: 2, ..full(1, 7, 9, 32, 40) }).integers(),
+        // Upsampled maps smaller than a tile, with an odd row or column, and of exactly whole tiles.
+        Case::new(Conv2d { upsample: 2, ..full(1, 1, 1, 32, 48) }).integers(),
+        Case::new(Conv2d { upsample: 2, ..full(2, 1, 4, 48, 32) }).integers(),
+        Case::new(Conv2d { upsample: 2, ..full(2, 3, 5, 64, 80) }).integers(),
+        Case::new(Conv2d { upsample: 2, ..full(1, 6, 2, 80, 64) }).integers(),
+        Case::new(Conv2d { upsample: 2, ..full(1, 11, 13, 128, 64) }).fill("x", Fill::Normal(3.0, 1.0)),
         Case::new(plain(2, 9, 5, 7, 67)).integers(),
         Case::new(Conv2d { stride: 2, ..full(2, 9, 11, 9, 5) }).integers(),
         Case::new(Conv2d { upsample: 2, ..full(2, 5, 3, 5, 66) }).integers(),

@@ -1,10 +1,21 @@
-//! 3x3 convolutions of stride 1 by Winograd's algorithm: F(4x4, 3x3), 36 products per tile of 4x4 output pixels where the
-//! definition has 144; with few channels F(2x2, 3x3), 16 where it has 36; and 9 where the input is upsampled.
+//! Winograd's algorithm for 3x3 convolutions of stride 1 with one pixel of padding, on the CPU (Lavin and Gray,
+//! arXiv 1509.09308).
 //!
-//! A tile's input, `N` by `N` pixels, is transformed to `B' d B`, the weights when they are loaded to `G g G'`; each of the
-//! `N * N` places is one matrix product over all tiles of a block, `[tiles, ci] x [ci, co]`, and `A' m A` is the output,
-//! `M` by `M` pixels. `lines` has the three matrices.
+//! The output is computed in tiles of `M` by `M` pixels. The `D` by `D` input pixels under a tile are transformed to
+//! `B^T d B`. The weights are transformed to `G g G^T`, `N` by `N` places, once when they are loaded. At each place all tiles
+//! of a block are multiplied by the weights, `[tiles, ci] x [ci, co]`. The products are transformed to outputs by `A^T m A`.
+//! Module `lines` derives the matrices.
+//!
+//! | form | used for | `D` | `N` | `M` | multiplications per output pixel and input channel |
+//! |---|---|---|---|---|---|
+//! | by definition | | | | | 9 |
+//! | F(2x2, 3x3) | few channels | 4 | 4 | 2 | 4 |
+//! | F(4x4, 3x3) | many channels | 6 | 6 | 4 | 2.25 |
+//! | upsampled | `upsample` 2 | 4 | 5 | 4 | 1.5625 |
+//!
+//! The upsampled form reads the map before upsampling: 4 by 4 of its pixels are under a tile of 4 by 4 outputs.
 
+mod input;
 mod lines;
 mod transform;
 mod weights;
@@ -13,59 +24,75 @@ pub(crate) use weights::transformed_weights;
 
 use super::Conv2d;
 use crate::channel_moments;
-use crate::cpu::{Epilogue, Threads, with_simd};
+use crate::cpu::{Epilogue, with_simd};
 use crate::kernel::Layout;
-use crate::panels::{self, Left, PANEL, STEP};
+use crate::panels::{self, Left, PANEL, ROWS, STEP};
 use crate::prologue::Rows;
 use crate::tile::TILE;
+use input::{Lines, ready};
+use lines::pixel_of;
 use rayon::prelude::*;
 use std::sync::{Mutex, PoisonError};
 use transform::{Inputs, Outputs};
 
-/// Values between two places of a block.
+/// Gap in values between two places of a block. Places a power of two apart would share a few sets of the cache.
 const SKEW: usize = 48;
 
-/// Fewest input or output channels: below, the transforms cost more than they save.
+/// Fewest input and output channels that use Winograd's algorithm. With fewer, the transforms cost more than they save.
 const FEWEST: usize = 32;
 
-/// Fewest input and output channels for tiles of 4x4: with fewer, its transforms cost more than it saves over tiles of 2x2.
+/// Fewest input and output channels that use F(4x4, 3x3). With fewer, its transforms cost more than it saves over
+/// F(2x2, 3x3).
 const FEWEST_LARGE: usize = 64;
 
-/// Fewest rows of tiles of a task whose input has to be made ready.
-const ROWS: usize = 8;
+/// Fewest rows of tiles of a task whose input has to be prepared, because neighbouring tasks prepare the lines between
+/// them twice.
+const FEWEST_ROWS: usize = 8;
 
-/// Whether this way suits the problem: whatever the size of the picture, so that weights are laid out in one way.
+/// Returns whether Winograd's algorithm takes the convolution. The answer does not depend on the size of the image, so that
+/// weights have one layout.
 pub(super) fn suits(conv: &Conv2d) -> bool {
     let form = (conv.kernel, conv.stride, conv.pad_start, conv.pad_end) == (3, 1, 1, 1) && conv.upsample <= 2;
     let channels = |c: usize| c >= FEWEST && c.is_multiple_of(STEP);
     form && channels(conv.ci) && channels(conv.co)
 }
 
-/// Places along the edge of a tile.
-fn edge(conv: &Conv2d) -> usize {
-    match conv.upsample {
-        1 if conv.ci.min(conv.co) >= FEWEST_LARGE => 6,
-        1 => 4,
-        _ => 3,
+/// Edges of a tile in each of its states.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Edges {
+    /// Edge of the input pixels, `D`.
+    pixels: usize,
+    /// Edge of the places where products are computed, `N`.
+    places: usize,
+    /// Edge of the output pixels, `M`.
+    outputs: usize,
+}
+
+impl Edges {
+    /// Returns the edges of the form that computes the convolution.
+    fn of(conv: &Conv2d) -> Self {
+        match conv.upsample {
+            1 if conv.ci.min(conv.co) >= FEWEST_LARGE => Self { pixels: 6, places: 6, outputs: 4 },
+            1 => Self { pixels: 4, places: 4, outputs: 2 },
+            _ => Self { pixels: 4, places: 5, outputs: 4 },
+        }
     }
 }
 
-/// Output pixels along the edge of a tile.
-fn tile(conv: &Conv2d) -> usize {
-    if edge(conv) == 6 { 4 } else { 2 }
-}
-
-/// Whether whole numbers give whole numbers: with tiles of 4x4 weights are divided by multiples of three.
+/// Returns whether the result of whole numbers is exact. F(4x4, 3x3) divides weights by multiples of three, the other forms
+/// by powers of two.
 pub(super) fn is_exact(conv: &Conv2d) -> bool {
-    !suits(conv) || tile(conv) == 2
+    !suits(conv) || Edges::of(conv).pixels == 4
 }
 
-/// How the weights lie in memory, if this way suits the problem.
+/// Returns the layout of the weights, or `None` if Winograd's algorithm does not take the convolution.
 pub(super) fn layout(conv: &Conv2d) -> Option<Layout> {
-    suits(conv).then(|| Layout::Winograd(edge(conv)))
+    suits(conv).then(|| Layout::Winograd(Edges::of(conv).places))
 }
 
-/// The convolution and, if it is wanted, the moments of what it writes, in blocks of about `block` tiles.
+/// Computes the convolution in blocks of about `block` tiles, and the moments of the output if the convolution has them.
+///
+/// The result has the same bits for every `block` and number of threads.
 pub(super) fn run(
     conv: &Conv2d,
     block: usize,
@@ -74,89 +101,113 @@ pub(super) fn run(
     epilogue: &Epilogue<'_>,
     y: (&mut [f32], &mut [f32]),
 ) {
-    match edge(conv) {
-        6 => run_with::<6, 4>(conv, block, x, w, epilogue, y),
-        4 => run_with::<4, 2>(conv, block, x, w, epilogue, y),
-        _ => run_with::<3, 2>(conv, block, x, w, epilogue, y),
+    match Edges::of(conv).places {
+        6 => run_with::<6, 6, 4>(conv, block, x, w, epilogue, y),
+        5 => run_with::<4, 5, 4>(conv, block, x, w, epilogue, y),
+        _ => run_with::<4, 4, 2>(conv, block, x, w, epilogue, y),
     }
 }
 
-/// Tiles a block should have: the block's transformed input and output and a place's weights want to lie in a core's
-/// share of the cache, but every block reads all the weights once.
+/// Returns the most tiles of a block. Few tiles keep a block's transformed input and output and the weights of a place in a
+/// core's share of the cache. Many tiles read the weights less often, since every block reads all of them.
 pub(super) fn block(conv: &Conv2d) -> usize {
     // Processors without vectors of 16 have smaller caches, too: 512 KiB a core on AMD's Zen 3, where this was measured.
     let (values, fewest) = if panels::grain(PANEL) == PANEL { (1 << 19, 96) } else { (1 << 18, 48) };
-    // Weights that leave the cache between two blocks anyway: fewer, larger blocks read them less often.
+    // Weights of this size leave the cache between two blocks in any case, so that larger blocks are better.
     const LARGE: usize = 1 << 17;
-    let places = edge(conv) * edge(conv);
-    let tiles = values / (places * (conv.ci + conv.co));
+    let Edges { pixels, places, .. } = Edges::of(conv);
+    let tiles = values / (pixels * pixels * conv.ci + places * places * conv.co);
     let tiles = if conv.ci * conv.co > LARGE { 256 } else { tiles.max(fewest) };
     tiles.min(Tiles::of(conv).count().div_ceil(rayon::current_num_threads())).max(1)
 }
 
-/// Rows of tiles and tiles in a row, of one image.
+/// Grid of tiles.
 #[derive(Clone, Copy)]
 struct Tiles {
+    /// Number of images.
     images: usize,
+    /// Rows of tiles in an image.
     rows: usize,
+    /// Tiles in a row.
     cols: usize,
 }
 
 impl Tiles {
+    /// Returns the grid that covers the output of the convolution.
     fn of(conv: &Conv2d) -> Self {
-        let (oh, ow) = conv.out_size();
-        Self { images: conv.n, rows: oh.div_ceil(tile(conv)), cols: ow.div_ceil(tile(conv)) }
+        let ((oh, ow), edge) = (conv.out_size(), Edges::of(conv).outputs);
+        Self { images: conv.n, rows: oh.div_ceil(edge), cols: ow.div_ceil(edge) }
     }
 
+    /// Returns the number of tiles of all images.
     fn count(self) -> usize {
         self.images * self.rows * self.cols
     }
+
+    /// Returns the number of tasks for each image: a task has about `rows` rows of tiles, and the tasks of all images come
+    /// out even between `threads` threads where there are enough rows.
+    fn tasks(self, rows: usize, threads: usize) -> usize {
+        let all = self.images * self.rows.div_ceil(rows);
+        all.next_multiple_of(threads).div_ceil(self.images.max(1)).min(self.rows)
+    }
 }
 
-/// Whole rows of tiles, since their output is one piece of memory.
+/// Some whole rows of tiles of an image, whose output is contiguous.
 struct Task<'a> {
+    /// Index of the image.
     image: usize,
-    /// The first row of tiles.
+    /// Index of the first row of tiles in the image.
     first: usize,
+    /// Output lines of the rows.
     y: &'a mut [f32],
-    /// Empty if they are not wanted, or do not begin with a row of tiles.
+    /// Moments of the output, or empty if this task does not write them.
     moments: &'a mut [f32],
 }
 
-/// `rows` rows of tiles each.
+/// Returns the tasks of a convolution with tiles of `M` by `M` outputs: `per_image` for each image, which differ by one row
+/// of tiles at most. If `moments` is not empty, `M` output lines are a multiple of [`TILE`] pixels.
 fn tasks<'a, const M: usize>(
     conv: &Conv2d,
-    rows: usize,
+    per_image: usize,
     y: &'a mut [f32],
     mut moments: &'a mut [f32],
 ) -> impl Iterator<Item = Task<'a>> {
     let (oh, ow) = conv.out_size();
-    let co = conv.co;
-    let mut tasks = Vec::new();
-    for (image, y) in y.chunks_mut(oh * ow * co).enumerate() {
-        for (i, y) in y.chunks_mut(M * rows * ow * co).enumerate() {
-            let len = if moments.is_empty() { 0 } else { (y.len() / co).div_ceil(TILE) * 2 * co };
-            let (own, others) = std::mem::take(&mut moments).split_at_mut(len);
+    let (co, rows) = (conv.co, Tiles::of(conv).rows);
+    let mut tasks = Vec::with_capacity(conv.n * per_image);
+    for (image, mut y) in y.chunks_mut(oh * ow * co).enumerate() {
+        for i in 0..per_image {
+            let (first, end) = (i * rows / per_image, (i + 1) * rows / per_image);
+            let lines = oh.min(M * end) - M * first;
+            let (own_y, others) = std::mem::take(&mut y).split_at_mut(lines * ow * co);
+            y = others;
+            let len = if moments.is_empty() { 0 } else { (lines * ow).div_ceil(TILE) * 2 * co };
+            let (own_moments, others) = std::mem::take(&mut moments).split_at_mut(len);
             moments = others;
-            tasks.push(Task { image, first: i * rows, y, moments: own });
+            tasks.push(Task { image, first, y: own_y, moments: own_moments });
         }
     }
     tasks.into_iter()
 }
 
-/// What a thread works in, once for the whole call: as parts of a parallel iterator there would be one a piece.
+/// Scratch memory of one thread, allocated once per convolution. State of a parallel iterator would be allocated for each of
+/// its pieces.
 #[derive(Default)]
 struct Scratch {
+    /// Transformed pixels of a block.
     input: Vec<f32>,
+    /// Products of a block.
     output: Vec<f32>,
+    /// Prepared input lines of a task.
     lines: Vec<f32>,
+    /// Pixels under a tile that reaches beyond the image.
     patch: Vec<f32>,
 }
 
-/// What all tasks have in common.
+/// Data that all tasks share.
 struct Job<'a> {
     conv: &'a Conv2d,
-    /// Tiles of a block.
+    /// Most tiles of a block.
     block: usize,
     /// Tiles in a row.
     cols: usize,
@@ -165,7 +216,8 @@ struct Job<'a> {
     epilogue: &'a Epilogue<'a>,
 }
 
-fn run_with<const N: usize, const M: usize>(
+/// Implements [`run`] for one form.
+fn run_with<const D: usize, const N: usize, const M: usize>(
     conv: &Conv2d,
     block: usize,
     x: &Rows<'_>,
@@ -174,22 +226,21 @@ fn run_with<const N: usize, const M: usize>(
     (y, moments): (&mut [f32], &mut [f32]),
 ) {
     let (oh, ow) = conv.out_size();
-    let tiles = Tiles::of(conv);
-    // Lines that have to be made ready are so for a few rows together, because the outer ones are under two tasks.
-    let fair = tiles.rows.div_ceil(rayon::current_num_threads());
-    let at_least = if x.plain().is_some() { 1 } else { ROWS.min(fair) };
-    let rows = (block / tiles.cols).max(at_least);
-    // Moments of what is in the cache, where tiles of positions begin with rows of tiles.
+    let (tiles, threads) = (Tiles::of(conv), rayon::current_num_threads());
+    let at_least = if x.plain().is_some() { 1 } else { FEWEST_ROWS.min(tiles.rows.div_ceil(threads)) };
+    let per_image = tiles.tasks((block / tiles.cols).max(at_least), threads);
+    // A task measures its output while that is in the cache, provided that rows of tiles begin at tiles of moments.
     let measures = conv.moments && (M * ow).is_multiple_of(TILE);
-    let tasks = Mutex::new(tasks::<M>(conv, rows, y, if measures { &mut *moments } else { &mut [] }));
-    let job = Job { conv, block: block.min(rows * tiles.cols), cols: tiles.cols, x, w, epilogue };
-    // One for each thread, but for no thread in particular: one of them may be at somebody else's task.
-    (0..rayon::current_num_threads()).into_par_iter().with_max_len(1).for_each(|_| {
+    let tasks = Mutex::new(tasks::<M>(conv, per_image, y, if measures { &mut *moments } else { &mut [] }));
+    let job =
+        Job { conv, block: block.min(tiles.rows.div_ceil(per_image) * tiles.cols), cols: tiles.cols, x, w, epilogue };
+    // One loop per thread, none of which is bound to a thread: a thread may be busy with a task of another caller.
+    (0..threads).into_par_iter().with_max_len(1).for_each(|_| {
         let mut scratch = Scratch::default();
         loop {
             let task = tasks.lock().unwrap_or_else(PoisonError::into_inner).next();
             let Some(task) = task else { return };
-            job.run::<N, M>(task, &mut scratch);
+            job.run::<D, N, M>(task, &mut scratch);
         }
     });
     drop(tasks);
@@ -199,27 +250,28 @@ fn run_with<const N: usize, const M: usize>(
 }
 
 impl Job<'_> {
-    /// A task, block by block.
-    fn run<const N: usize, const M: usize>(&self, task: Task<'_>, scratch: &mut Scratch) {
+    /// Runs a task block by block.
+    fn run<const D: usize, const N: usize, const M: usize>(&self, task: Task<'_>, scratch: &mut Scratch) {
         let (conv, per_row) = (self.conv, self.cols);
         let (oh, ow) = conv.out_size();
         let line = ow * conv.co;
-        // Places a power of two apart would share the same few sets of the cache.
         let (place_in, place_out) = (self.block * conv.ci + SKEW, self.block * conv.co + SKEW);
-        scratch.input.resize(N * N * place_in, 0.0);
+        scratch.input.resize(D * D * place_in, 0.0);
         scratch.output.resize(N * N * place_out, 0.0);
         let inside = task.y.len() / line;
         let count = inside.div_ceil(M) * per_row;
-        let x = &ready::<N>(conv, self.x, task.image, (task.first, inside.div_ceil(M)), &mut scratch.lines);
+        // Blocks of equal size, in whole tiles of the product's rows.
+        let block = count.div_ceil(count.div_ceil(self.block)).next_multiple_of(ROWS).min(self.block);
+        let x = &ready::<D>(conv, self.x, task.image, (task.first, inside.div_ceil(M)), &mut scratch.lines);
         let mut finished = 0;
-        for first in (0..count).step_by(self.block) {
-            let tiles = first..(first + self.block).min(count);
+        for first in (0..count).step_by(block) {
+            let tiles = first..(first + block).min(count);
             let within = task.first * per_row + tiles.start..task.first * per_row + tiles.end;
             let (out, patch) = (&mut scratch.input, &mut scratch.patch);
-            pulp::Arch::new().dispatch(Inputs::<N> { conv, x, tiles: within, per_row, out, stride: place_in, patch });
+            pulp::Arch::new().dispatch(Inputs::<D> { conv, x, tiles: within, per_row, out, stride: place_in, patch });
             let products = &mut scratch.output;
-            multiply_places::<N>(conv, self.w, (&scratch.input, place_in), (products, place_out), tiles.len());
-            // Whole lines are finished while they are in the cache.
+            multiply_places::<D, N>(conv, self.w, (&scratch.input, place_in), (products, place_out), tiles.len());
+            // The epilogue takes complete lines, while they are in the cache.
             let done = if tiles.end == count { inside } else { M * (tiles.end / per_row) };
             let (y, stride, co) = (&mut *task.y, place_out, conv.co);
             pulp::Arch::new().dispatch(Outputs::<N, M> { products, stride, tiles, per_row, y, ow, co });
@@ -237,8 +289,9 @@ impl Job<'_> {
     }
 }
 
-/// The products of all places: `rows` tiles each.
-fn multiply_places<const N: usize>(
+/// Computes the products of all places for `rows` tiles. Places are `place_in` values apart in `input` and `place_out` in
+/// `output`.
+fn multiply_places<const D: usize, const N: usize>(
     conv: &Conv2d,
     w: &[f32],
     (input, place_in): (&[f32], usize),
@@ -246,7 +299,8 @@ fn multiply_places<const N: usize>(
     rows: usize,
 ) {
     for place in 0..N * N {
-        let input = Left::new(&input[place * place_in..], rows, conv.ci);
+        let pixel = pixel_of::<D, N>(place / N) * D + pixel_of::<D, N>(place % N);
+        let input = Left::new(&input[pixel * place_in..], rows, conv.ci);
         let output = &mut output[place * place_out..][..rows * conv.co];
         for first in (0..conv.co).step_by(PANEL) {
             let width = PANEL.min(conv.co - first);
@@ -254,64 +308,6 @@ fn multiply_places<const N: usize>(
             panels::multiply_part(output, conv.co, first, input, (values, width, conv.ci));
         }
     }
-}
-
-/// Lines of the input of an image, from `first` on.
-struct Lines<'a> {
-    first: usize,
-    values: &'a [f32],
-}
-
-impl Lines<'_> {
-    /// The pixels under a tile, line by line: where they lie if all are inside, else in `patch` with zeros around them.
-    #[inline(always)]
-    fn under<'a, const N: usize>(
-        &'a self,
-        conv: &Conv2d,
-        (row, col): (usize, usize),
-        patch: &'a mut [f32],
-    ) -> [&'a [f32]; N] {
-        // Tiles are `N - 2` pixels of the input apart; the first pixel is one before the tile's own.
-        let (y, x) = (row * (N - 2), col * (N - 2));
-        let at = |y: usize, x: usize| ((y - self.first) * conv.w + x) * conv.ci;
-        let mut lines = [&[] as &[f32]; N];
-        if y > 0 && x > 0 && y + N - 1 <= conv.h && x + N - 1 <= conv.w {
-            for (i, line) in lines.iter_mut().enumerate() {
-                *line = &self.values[at(y - 1 + i, x - 1)..][..N * conv.ci];
-            }
-            return lines;
-        }
-        patch.fill(0.0);
-        let (left, right) = (1_usize.saturating_sub(x), N.min(conv.w + 1 - x));
-        for i in 1_usize.saturating_sub(y)..N.min(conv.h + 1 - y) {
-            let from = at(y + i - 1, x + left - 1);
-            let inside = &self.values[from..][..(right - left) * conv.ci];
-            patch[(i * N + left) * conv.ci..][..inside.len()].copy_from_slice(inside);
-        }
-        for (line, pixels) in lines.iter_mut().zip(patch.chunks_exact(N * conv.ci)) {
-            *line = pixels;
-        }
-        lines
-    }
-}
-
-/// The lines under `rows` rows of tiles: where they lie, or ready in `scratch`.
-fn ready<'a, const N: usize>(
-    conv: &Conv2d,
-    x: &Rows<'a>,
-    image: usize,
-    (first_row, rows): (usize, usize),
-    scratch: &'a mut Vec<f32>,
-) -> Lines<'a> {
-    if let Some(values) = x.plain() {
-        return Lines { first: 0, values: &values[image * conv.h * conv.w * conv.ci..] };
-    }
-    let step = N - 2;
-    let first = (first_row * step).saturating_sub(1);
-    let end = ((first_row + rows - 1) * step + N - 1).min(conv.h);
-    scratch.resize((end - first) * conv.w * conv.ci, 0.0);
-    x.make_ready((image * conv.h + first) * conv.w, scratch, Threads::One);
-    Lines { first, values: scratch }
 }
 
 #[cfg(test)]

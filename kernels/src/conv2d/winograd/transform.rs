@@ -1,44 +1,45 @@
-//! The transforms of Winograd's algorithm, of all tiles of a block.
+//! Winograd's transforms of all tiles of a block, vectorised over channels.
 
 use super::lines::{input_line, output_line};
 use super::{Conv2d, Lines};
 use pulp::{Simd, WithSimd};
 use std::ops::Range;
 
-/// `B' d B` of tiles, every place `stride` from the one before.
-pub(super) struct Inputs<'a, const N: usize> {
+/// Task that transforms the input pixels of some tiles: `B^T d B`, `D` by `D` pixels per tile.
+pub(super) struct Inputs<'a, const D: usize> {
     pub(super) conv: &'a Conv2d,
     pub(super) x: &'a Lines<'a>,
-    /// Counted from the first of the image, `per_row` in a row.
+    /// Tiles to transform, counted from the first tile of the image.
     pub(super) tiles: Range<usize>,
+    /// Number of tiles in a row of tiles.
     pub(super) per_row: usize,
-    /// `[N * N, tiles, ci]`, with a gap after every place.
+    /// Result `[D * D, tiles, ci]`, whose outermost steps are `stride` values apart.
     pub(super) out: &'a mut [f32],
     pub(super) stride: usize,
-    /// Memory for the pixels of a tile that is not all inside.
+    /// Scratch memory for the pixels of a tile that reaches beyond the image.
     pub(super) patch: &'a mut Vec<f32>,
 }
 
-impl<const N: usize> WithSimd for Inputs<'_, N> {
+impl<const D: usize> WithSimd for Inputs<'_, D> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let (ci, zero) = (self.conv.ci, simd.splat_f32s(0.0));
-        self.patch.resize(N * N * ci, 0.0);
+        self.patch.resize(D * D * ci, 0.0);
         for (index, tile) in self.tiles.enumerate() {
-            let pixels = self.x.under::<N>(self.conv, (tile / self.per_row, tile % self.per_row), self.patch);
+            let pixels = self.x.under::<D>(self.conv, (tile / self.per_row, tile % self.per_row), self.patch);
             for c in (0..ci).step_by(S::F32_LANES) {
-                let mut lines = [[zero; N]; N];
+                let mut lines = [[zero; D]; D];
                 for (line, pixels) in lines.iter_mut().zip(pixels) {
                     for (j, value) in line.iter_mut().enumerate() {
                         *value = load::<S>(pixels, j * ci + c);
                     }
                     *line = input_line(simd, *line);
                 }
-                for j in 0..N {
+                for j in 0..D {
                     for (i, value) in input_line(simd, column(&lines, j)).into_iter().enumerate() {
-                        store::<S>(self.out, (i * N + j) * self.stride + index * ci + c, value);
+                        store::<S>(self.out, (i * D + j) * self.stride + index * ci + c, value);
                     }
                 }
             }
@@ -46,17 +47,22 @@ impl<const N: usize> WithSimd for Inputs<'_, N> {
     }
 }
 
-/// `A' m A` of tiles: `M` rows of `M` pixels, or those that are there.
+/// Task that transforms the products of some tiles to outputs: `A^T m A`, `M` by `M` pixels per tile.
+///
+/// Pixels of a tile beyond the right or lower edge of the image are not written.
 pub(super) struct Outputs<'a, const N: usize, const M: usize> {
-    /// `[N * N, tiles, co]`, every place `stride` from the one before.
+    /// Products `[N * N, tiles, co]`, whose outermost steps are `stride` values apart.
     pub(super) products: &'a [f32],
     pub(super) stride: usize,
-    /// Counted from the first of `y`, `per_row` in a row.
+    /// Tiles to transform, counted from the first tile of `y`.
     pub(super) tiles: Range<usize>,
+    /// Number of tiles in a row of tiles.
     pub(super) per_row: usize,
-    /// `[lines, ow, co]`
+    /// Output lines `[lines, ow, co]`.
     pub(super) y: &'a mut [f32],
+    /// Width of the output in pixels.
     pub(super) ow: usize,
+    /// Number of output channels.
     pub(super) co: usize,
 }
 
@@ -88,6 +94,7 @@ impl<const N: usize, const M: usize> WithSimd for Outputs<'_, N, M> {
     }
 }
 
+/// Returns column `at` of a tile.
 #[inline(always)]
 fn column<V: Copy, const N: usize>(lines: &[[V; N]; N], at: usize) -> [V; N] {
     let mut column = lines[0];
@@ -97,11 +104,13 @@ fn column<V: Copy, const N: usize>(lines: &[[V; N]; N], at: usize) -> [V; N] {
     column
 }
 
+/// Returns the vector that begins at element `at`.
 #[inline(always)]
 fn load<S: Simd>(from: &[f32], at: usize) -> S::f32s {
     S::as_simd_f32s(&from[at..at + S::F32_LANES]).0[0]
 }
 
+/// Writes a vector that begins at element `at`.
 #[inline(always)]
 fn store<S: Simd>(to: &mut [f32], at: usize, value: S::f32s) {
     S::as_mut_simd_f32s(&mut to[at..at + S::F32_LANES]).0[0] = value;

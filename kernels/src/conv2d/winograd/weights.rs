@@ -1,20 +1,22 @@
-//! The weights of Winograd's algorithm, transformed when they are loaded.
+//! Transformation of weights for Winograd's algorithm, done once when they are loaded.
 
 use super::lines::weight_line;
 use crate::panels::{PANEL, STEP, grain};
 use rayon::prelude::*;
 use std::array::from_fn;
 
-/// `G g G'` of all weights, `[co, ci, 3, 3]` to panels of output channels, in each `[edge, edge, width / grain, ci,
-/// grain]`.
+/// Returns `G g G^T` of the weights `w [co, ci, 3, 3]` for `edge * edge` products per tile.
+///
+/// The result is a sequence of panels of output channels (see `panels`), each `[edge, edge, width / grain, ci, grain]`.
 pub(crate) fn transformed_weights(edge: usize, ci: usize, co: usize, w: &[f32]) -> Vec<f32> {
     match edge {
-        3 => transformed::<3>(ci, co, w),
         4 => transformed::<4>(ci, co, w),
+        5 => transformed::<5>(ci, co, w),
         _ => transformed::<6>(ci, co, w),
     }
 }
 
+/// Implements [`transformed_weights`] for an edge of `N` products.
 fn transformed<const N: usize>(ci: usize, co: usize, w: &[f32]) -> Vec<f32> {
     let padded = co.next_multiple_of(STEP);
     let mut out = vec![0.0; N * N * ci * padded];
@@ -22,7 +24,7 @@ fn transformed<const N: usize>(ci: usize, co: usize, w: &[f32]) -> Vec<f32> {
         let first = panel * PANEL;
         let width = PANEL.min(padded - first);
         let grain = grain(width);
-        // As many input channels at once as keep what is written in the cache of a core.
+        // A block of input channels is small enough that the part of the result it touches stays in the core's cache.
         for block in (0..ci).step_by(STEP) {
             for o in 0..width.min(co - first) {
                 for i in block..(block + STEP).min(ci) {
