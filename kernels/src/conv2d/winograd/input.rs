@@ -2,7 +2,7 @@
 
 use super::Conv2d;
 use crate::cpu::Threads;
-use crate::source::Rows;
+use crate::prologue::Rows;
 
 /// Lines of the input of an image.
 pub(super) struct Lines<'a> {
