@@ -10,8 +10,9 @@
 // STAGED: every step of the main loop stages STEP4 vec4s of k of all rows and columns of the tile in workgroup memory,
 // and loads the next step into registers meanwhile. The loads keep the stored format, and conversion, norms and zero
 // padding are applied only when the values are staged. The loads have no branches either: otherwise compilers wait for
-// each load before they start the next. Not STAGED: for few rows, where nothing is reused between invocations, every
-// invocation loads its operands directly.
+// each load before they start the next.
+//
+// Not STAGED: for few rows, where nothing is reused between invocations, every invocation loads its operands directly.
 //
 // The importing module declares the operands of common/prologue.wgsl and defines how elements of x and w are found.
 // `slot` numbers the rows that an invocation loads, and `k4` counts vec4s of k:
@@ -42,9 +43,9 @@ fn multiplied(x: vec4<f32>, a: vec4<f32>, b: vec4<f32>, c: vec4<f32>, d: vec4<f3
 }
 
 @if(STAGED)
-// Layout of workgroup memory: x as [STEP4, ROW_STRIDE], then w as [STEP4, COL_STRIDE], in vec4s of k. Column `4 * q +
-// i` of the tile is at `i * COL_QUADS + q`, so that neighbouring invocations read neighbouring vec4s. The strides are
-// padded against bank conflicts: see `Tile::strides`.
+// Layout of workgroup memory: x as [STEP4, ROW_STRIDE], then w as [STEP4, COL_STRIDE], in vec4s of k.
+// Column `4 * q + i` of the tile is at `i * COL_QUADS + q`, so that neighbouring invocations read neighbouring vec4s.
+// The strides are padded against bank conflicts: see `Tile::strides`.
 const COL_STRIDE = 4u * COL_QUADS + 1u;
 const FIRST_COL = STEP4 * ROW_STRIDE;
 

@@ -2,9 +2,10 @@
 // common/gemm.wgsl, and asks the importing module for the same functions, which are described there. Factors are f16,
 // accumulators f32. The tile sizes are the constants of a `Tile` with a `Matrix` in kernels/src/tile.rs.
 //
-// A workgroup computes a tile of TILE_ROWS x 4 * TILE_QUADS sums. Each subgroup accumulates STRIPS x 4 matrices of EDGE
-// x EDGE in registers (c00 ... c33; STRIPS is two, or four if TALL). Subgroups form a grid of SUBGROUPS_X x SUBGROUPS_Y
-// x SPLIT: with SPLIT > 1, SPLIT subgroups share every sum, and each multiplies its part of every step of k.
+// A workgroup computes a tile of TILE_ROWS x 4 * TILE_QUADS sums. Each subgroup accumulates STRIPS x 4 matrices of
+// EDGE x EDGE in registers (c00 ... c33; STRIPS is two, or four if TALL). The subgroups form a grid of
+// SUBGROUPS_X x SUBGROUPS_Y x SPLIT: with SPLIT > 1, SPLIT subgroups share every sum, and each multiplies its part of
+// every step of k.
 //
 // Every step of the main loop stages STEP4 vec4s of k of the tile's rows and columns in workgroup memory, k innermost,
 // and loads the next step into registers meanwhile. Matrices are not loaded from global memory directly, for two
