@@ -56,7 +56,7 @@ pub enum GraphError {
     },
     /// The planner found no placement of the tensors in buffers as small as the device's limit.
     #[error(
-        "the plan's tensors fit into no buffers of at most {limit} bytes that were tried; {bytes} bytes are alive at once"
+        "found no placement of the plan's tensors in buffers of at most {limit} bytes; {bytes} bytes are alive at once"
     )]
     NoPlacement {
         /// Most bytes alive at any step: the lower bound of every placement.
