@@ -1,10 +1,10 @@
 // One DDIM step with classifier-free guidance: y = a_prev * x0 + direction * e + sigma * noise, where x0 and the noise
 // e are derived from the network's prediction. The host side is kernels/src/ddim_step.rs.
 //
-// Operands: latent, prediction and y [b, positions, c], all f32. With GUIDED the batch has two halves, the first without
-// text and the second with it. The prediction is p_u + guidance * (p_c - p_u), where p_u is from the first half and p_c
-// from the second, and both halves of y receive the result. The coefficients of the step are read from a buffer. Each
-// invocation computes one vec4 of a half.
+// Operands: latent, prediction and y [b, positions, c], all f32. With GUIDED the batch has two halves, the first
+// without text and the second with it. The prediction is p_u + guidance * (p_c - p_u), where p_u is from the first half
+// and p_c from the second, and both halves of y receive the result. The coefficients of the step are read from a
+// buffer. Each invocation computes one vec4 of a half.
 #import grid
 #import prediction
 

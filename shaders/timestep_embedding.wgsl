@@ -1,7 +1,8 @@
 // Sinusoidal embedding of timesteps: y = [cos(t * f), sin(t * f)]. The host side is kernels/src/timestep_embedding.rs.
 //
-// Operands: t [n], frequencies f [half], y [n, dim]. Each invocation computes one vec4 of y. WGSL guarantees only eleven
-// bits of sin and cos, and those only near zero, while angles reach far beyond pi: this file brings its own sine.
+// Operands: t [n], frequencies f [half], y [n, dim]. Each invocation computes one vec4 of y. WGSL guarantees only
+// eleven bits of sin and cos, and those only near zero, while angles reach far beyond pi: this file brings its own
+// sine.
 #import grid
 
 struct Params {

@@ -86,7 +86,7 @@ fn a_list_runs_in_order(gpu: &Arc<Gpu>) {
 }
 
 fn large_uploads_arrive_whole(gpu: &Arc<Gpu>) {
-    // Longer than one upload chunk of 32 MiB, and not a multiple of it.
+    // Longer than one upload chunk of 8 MiB, and not a multiple of it.
     let values: Vec<u32> = (0..(9 << 20) + 3).collect();
     let buffer = gpu.buffer("x", 4 * values.len() as u64, Role::Storage).expect("there is room");
     gpu.upload(&buffer, bytemuck::cast_slice(&values)).expect("the upload succeeds");

@@ -148,7 +148,7 @@ pub enum ModelError {
     /// The device was lost. [`Pipeline::recover`](crate::Pipeline::recover) opens it again.
     #[error("the device was lost: {reason}")]
     DeviceLost {
-        /// Driver's message.
+        /// Message of the driver or of wgpu, or the runtime's own where they give none.
         reason: String,
     },
     /// The caller asked to stop.

@@ -22,7 +22,7 @@ pub(super) fn check(
         };
         let (most, groups) = (caps.max_groups as usize, program.grid.into_iter().max().unwrap_or(0) as usize);
         if groups > most {
-            return exceeded("number of workgroups on an axis", most, groups);
+            return exceeded("number of workgroups along one axis", most, groups);
         }
         let (most, present) = (caps.max_storage_buffers as usize, operands.iter().filter(|o| o.present).count());
         if present > most {

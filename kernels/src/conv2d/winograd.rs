@@ -2,9 +2,9 @@
 //! arXiv 1509.09308).
 //!
 //! The output is computed in tiles of `M` by `M` pixels. The `D` by `D` input pixels under a tile are transformed to
-//! `B^T d B`. The weights are transformed to `G g G^T`, `N` by `N` places, once when they are loaded. At each place all tiles
-//! of a block are multiplied by the weights, `[tiles, ci] x [ci, co]`. The products are transformed to outputs by `A^T m A`.
-//! Module `lines` derives the matrices.
+//! `B^T d B`. The weights are transformed to `G g G^T`, `N` by `N` places, once when they are loaded. At each place all
+//! tiles of a block are multiplied by the weights, `[tiles, ci] x [ci, co]`. The products are transformed to outputs by
+//! `A^T m A`. Module `lines` derives the matrices.
 //!
 //! | form | used for | `D` | `N` | `M` | multiplications per output pixel and input channel |
 //! |---|---|---|---|---|---|
@@ -49,8 +49,8 @@ const FEWEST_LARGE: usize = 64;
 /// them twice.
 const FEWEST_ROWS: usize = 8;
 
-/// Returns whether Winograd's algorithm takes the convolution. The answer does not depend on the size of the image, so that
-/// weights have one layout.
+/// Returns whether Winograd's algorithm takes the convolution. The answer does not depend on the size of the image, so
+/// that weights have one layout.
 pub(super) fn suits(conv: &Conv2d) -> bool {
     let form = (conv.kernel, conv.stride, conv.pad_start, conv.pad_end) == (3, 1, 1, 1) && conv.upsample <= 2;
     let channels = |c: usize| c >= FEWEST && c.is_multiple_of(STEP);
@@ -79,8 +79,8 @@ impl Edges {
     }
 }
 
-/// Returns whether the result of whole numbers is exact. F(4x4, 3x3) divides weights by multiples of three, the other forms
-/// by powers of two.
+/// Returns whether the result of whole numbers is exact. F(4x4, 3x3) divides weights by multiples of three, the other
+/// forms by powers of two.
 pub(super) fn is_exact(conv: &Conv2d) -> bool {
     !suits(conv) || Edges::of(conv).pixels == 4
 }
@@ -90,7 +90,8 @@ pub(super) fn layout(conv: &Conv2d) -> Option<Layout> {
     suits(conv).then(|| Layout::Winograd(Edges::of(conv).places))
 }
 
-/// Computes the convolution in blocks of about `block` tiles, and the moments of the output if the convolution has them.
+/// Computes the convolution in blocks of about `block` tiles, and the moments of the output if the convolution has
+/// them.
 ///
 /// The result has the same bits for every `block` and number of threads.
 pub(super) fn run(
@@ -108,10 +109,11 @@ pub(super) fn run(
     }
 }
 
-/// Returns the most tiles of a block. Few tiles keep a block's transformed input and output and the weights of a place in a
-/// core's share of the cache. Many tiles read the weights less often, since every block reads all of them.
+/// Returns the most tiles of a block. Few tiles keep a block's transformed input and output and the weights of a place
+/// in a core's share of the cache. Many tiles read the weights less often, since every block reads all of them.
 pub(super) fn block(conv: &Conv2d) -> usize {
-    // Processors without vectors of 16 have smaller caches, too: 512 KiB a core on AMD's Zen 3, where this was measured.
+    // Processors without vectors of 16 have smaller caches, too: 512 KiB a core on AMD's Zen 3, where this was
+    // measured.
     let (values, fewest) = if panels::grain(PANEL) == PANEL { (1 << 19, 96) } else { (1 << 18, 48) };
     // Weights of this size leave the cache between two blocks in any case, so that larger blocks are better.
     const LARGE: usize = 1 << 17;
@@ -144,8 +146,8 @@ impl Tiles {
         self.images * self.rows * self.cols
     }
 
-    /// Returns the number of tasks for each image: a task has about `rows` rows of tiles, and the tasks of all images come
-    /// out even between `threads` threads where there are enough rows.
+    /// Returns the number of tasks for each image: a task has about `rows` rows of tiles, and the tasks of all images
+    /// come out even between `threads` threads where there are enough rows.
     fn tasks(self, rows: usize, threads: usize) -> usize {
         let all = self.images * self.rows.div_ceil(rows);
         all.next_multiple_of(threads).div_ceil(self.images.max(1)).min(self.rows)
@@ -164,8 +166,8 @@ struct Task<'a> {
     moments: &'a mut [f32],
 }
 
-/// Returns the tasks of a convolution with tiles of `M` by `M` outputs: `per_image` for each image, which differ by one row
-/// of tiles at most. If `moments` is not empty, `M` output lines are a multiple of [`TILE`] pixels.
+/// Returns the tasks of a convolution with tiles of `M` by `M` outputs: `per_image` for each image, which differ by one
+/// row of tiles at most. If `moments` is not empty, `M` output lines are a multiple of [`TILE`] pixels.
 fn tasks<'a, const M: usize>(
     conv: &Conv2d,
     per_image: usize,
@@ -190,8 +192,8 @@ fn tasks<'a, const M: usize>(
     tasks.into_iter()
 }
 
-/// Scratch memory of one thread, allocated once per convolution. State of a parallel iterator would be allocated for each of
-/// its pieces.
+/// Scratch memory of one thread, allocated once per convolution. State of a parallel iterator would be allocated for
+/// each of its pieces.
 #[derive(Default)]
 struct Scratch {
     /// Transformed pixels of a block.
@@ -289,8 +291,8 @@ impl Job<'_> {
     }
 }
 
-/// Computes the products of all places for `rows` tiles. Places are `place_in` values apart in `input` and `place_out` in
-/// `output`.
+/// Computes the products of all places for `rows` tiles. Places are `place_in` values apart in `input` and `place_out`
+/// in `output`.
 fn multiply_places<const D: usize, const N: usize>(
     conv: &Conv2d,
     w: &[f32],

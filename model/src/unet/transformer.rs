@@ -7,7 +7,7 @@ use mobilediffusion_kernels::{Activation, Phi};
 /// Division of a width into attention heads.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Heads {
-    /// As many heads as fit, each of this width.
+    /// Width of every head; a layer has as many heads as fit.
     Wide(usize),
     /// This many heads.
     Many(usize),

@@ -13,8 +13,8 @@ pub(super) struct Lines<'a> {
 }
 
 impl Lines<'_> {
-    /// Returns the `D` lines of `D` pixels under a tile. They are slices of the input if the tile lies inside the image,
-    /// otherwise of `patch`, where pixels beyond the image are zeros.
+    /// Returns the `D` lines of `D` pixels under a tile. They are slices of the input if the tile lies inside the
+    /// image, otherwise of `patch`, where pixels beyond the image are zeros.
     #[inline(always)]
     pub(super) fn under<'a, const D: usize>(
         &'a self,
@@ -46,8 +46,8 @@ impl Lines<'_> {
     }
 }
 
-/// Returns the lines under `rows` rows of tiles from `first_row` on. A plain source is borrowed as it lies in memory; for
-/// others the lines are prepared in `scratch`.
+/// Returns the lines under `rows` rows of tiles from `first_row` on. A plain source is borrowed as it lies in memory;
+/// for others the lines are prepared in `scratch`.
 pub(super) fn ready<'a, const D: usize>(
     conv: &Conv2d,
     x: &Rows<'a>,

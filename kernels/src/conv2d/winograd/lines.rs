@@ -1,32 +1,33 @@
 //! Winograd's transforms of one line: a row or a column of a tile.
 //!
-//! A line of outputs is `y = A^T ((G g) * (B^T d))`, with `*` element by element: `d` are the `D` input pixels under the
-//! line, `g` the three weights, and the element-wise product has `N` entries. Two-dimensional transforms apply these to
-//! the rows and then to the columns of a tile.
+//! A line of outputs is `y = A^T ((G g) * (B^T d))`, with `*` element by element: `d` are the `D` input pixels under
+//! the line, `g` the three weights, and the element-wise product has `N` entries. Two-dimensional transforms apply
+//! these to the rows and then to the columns of a tile.
 //!
 //! # Tiles of 2x2 and of 4x4
 //!
-//! The matrices follow from the points at which the polynomials of `d` and `g` are evaluated. F(2x2, 3x3) uses 0, 1, -1 and
-//! infinity. F(4x4, 3x3) uses 0, `A`, `-A`, `B`, `-B` and infinity. `A` = 3/4 and `B` = 3/2 lose fewer digits than the usual
-//! 1 and 2: with 128 channels of normally distributed numbers the largest error is 7.9e-6 instead of 2.7e-5.
+//! The matrices follow from the points at which the polynomials of `d` and `g` are evaluated. F(2x2, 3x3) uses 0, 1, -1
+//! and infinity. F(4x4, 3x3) uses 0, `A`, `-A`, `B`, `-B` and infinity. `A` = 3/4 and `B` = 3/2 lose fewer digits than
+//! the usual 1 and 2: with 128 channels of normally distributed numbers the largest error is 7.9e-6 instead of 2.7e-5.
 //!
 //! # Tiles of 4x4 of an upsampled map
 //!
-//! Tiles begin at multiples of four. The first of four outputs is at the upsampled pixel `4 t`, and with one pixel of padding
-//! the line reads the upsampled pixels `4 t - 1` to `4 t + 4`. Upsampled pixel `u` is source pixel `floor(u / 2)`, so these six
-//! are `a b b c c e`, where `a b c e` are the source pixels `2 t - 1` to `2 t + 2`. The zeros around the upsampled map are
-//! zeros around the source map, as an upsampled map has an even number of pixels. The four outputs are
+//! Tiles begin at multiples of four. The first of four outputs is at the upsampled pixel `4 t`, and with one pixel of
+//! padding the line reads the upsampled pixels `4 t - 1` to `4 t + 4`. Upsampled pixel `u` is source pixel `floor(u /
+//! 2)`, so these six are `a b b c c e`, where `a b c e` are the source pixels `2 t - 1` to `2 t + 2`. The zeros around
+//! the upsampled map are zeros around the source map, as an upsampled map has an even number of pixels. The four
+//! outputs are
 //!
 //! ```text
 //! y0 = g0 a + (g1 + g2) b        y1 = (g0 + g1) b + g2 c
 //! y2 = g0 b + (g1 + g2) c        y3 = (g0 + g1) c + g2 e
 //! ```
 //!
-//! Take six points, of which one is -1 and the other five are 0, 1, `s`, `-s` and infinity. The row of `B^T` for a point is the
-//! coefficients of the product of `x - q` over all other finite points `q`. For the point -1 this is
-//! `x (x - 1) (x^2 - s^2) = (x^4 - x^3) - s^2 (x^2 - x)`: its coefficients of `x` and `x^2`, and of `x^3` and `x^4`, are
-//! opposite and meet equal pixels, so this entry is always zero and five products are left. The rows for `s` and `-s` both
-//! become multiples of `c - b`. So only the sum and the difference of their products matter, which are products
+//! Take six points, of which one is -1 and the other five are 0, 1, `s`, `-s` and infinity. The row of `B^T` for a
+//! point is the coefficients of the product of `x - q` over all other finite points `q`. For the point -1 this is `x (x
+//! - 1) (x^2 - s^2) = (x^4 - x^3) - s^2 (x^2 - x)`: its coefficients of `x` and `x^2`, and of `x^3` and `x^4`, are
+//! opposite and meet equal pixels, so this entry is always zero and five products are left. The rows for `s` and `-s`
+//! both become multiples of `c - b`. So only the sum and the difference of their products matter, which are products
 //! with `c - b` again and need only `s^2`. With `s^2 = -1` all factors but those of the weights are 1 or -1:
 //!
 //! ```text
@@ -37,8 +38,8 @@
 //! m4 = g2 (b - e)
 //! ```
 //!
-//! The four transformed pixels are those of F(2x2, 3x3), so that both forms share `B^T`. A tile of 4x4 outputs takes 5 x 5
-//! products of 4 x 4 transformed pixels.
+//! The four transformed pixels are those of F(2x2, 3x3), so that both forms share `B^T`. A tile of 4x4 outputs takes 5
+//! x 5 products of 4 x 4 transformed pixels.
 
 use pulp::Simd;
 
@@ -118,7 +119,8 @@ pub(super) fn input_line<S: Simd, const D: usize>(simd: S, d: [S::f32s; D]) -> [
     out
 }
 
-/// Returns `A^T m`, the outputs of a line: two for `N` = 4, otherwise four. The other elements of the result are unspecified.
+/// Returns `A^T m`, the outputs of a line: two for `N` = 4, otherwise four. The other elements of the result are
+/// unspecified.
 #[inline(always)]
 pub(super) fn output_line<S: Simd, const N: usize>(simd: S, m: [S::f32s; N]) -> [S::f32s; N] {
     let line = Line { simd, values: m };
