@@ -38,7 +38,7 @@
 //!
 //! # Checking and timing
 //!
-//! [`runner::check_case`] runs a [`Case`] on a [`runner::Target`] and compares the outputs with the reference. Outputs
+//! [`runner::check_case`] runs a [`Case`] on a [`runner::Device`] and compares the outputs with the reference. Outputs
 //! are poisoned and fenced, so that elements that were not written and writes out of bounds are found. Case files
 //! ([`casefile`]) hold operands and expected outputs that another program computed. [`sample`] prepares operands for
 //! timing; the command line times kernels with `bench`.

@@ -21,18 +21,18 @@ const FILE: &str = "variants.json";
 pub type Measured = BTreeMap<String, String>;
 
 /// Measurements of all adapters of a machine.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tuning {
-    /// Hash of the kernels that were measured: others may be slower or faster.
-    kernels: String,
     adapters: BTreeMap<String, Measured>,
 }
 
-impl Default for Tuning {
-    fn default() -> Self {
-        Self { kernels: kernels_hash().to_owned(), adapters: BTreeMap::new() }
-    }
+/// Content of the file.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Content {
+    /// Hash of the kernels that were measured: others may be slower or faster.
+    kernels: String,
+    adapters: BTreeMap<String, Measured>,
 }
 
 impl Tuning {
@@ -51,11 +51,10 @@ impl Tuning {
     /// # Errors
     /// Returns a line that says what is wrong: the text is not such a table, or it was written with other kernels.
     pub fn parse(text: &[u8]) -> Result<Self, String> {
-        let found: Self = serde_json::from_slice(text).map_err(|error| error.to_string())?;
+        let Content { kernels, adapters } = serde_json::from_slice(text).map_err(|error| error.to_string())?;
         let expected = kernels_hash();
-        let Self { kernels, .. } = &found;
         if kernels == expected {
-            Ok(found)
+            Ok(Self { adapters })
         } else {
             Err(format!("it was measured with other kernels, expected hash {expected}, found {kernels}"))
         }
@@ -66,8 +65,13 @@ impl Tuning {
     /// # Errors
     /// If there is no cache folder, or the file cannot be written.
     pub fn write(&self, gpu: &Gpu) -> Result<(), RuntimeError> {
-        let text = serde_json::to_string_pretty(&Self::read(gpu).0.with(self)).expect("names are strings") + "\n";
-        gpu.keep(FILE, text.as_bytes())
+        gpu.keep(FILE, &Self::read(gpu).0.with(self).text(kernels_hash()))
+    }
+
+    /// Returns the text of a file, for kernels with the given hash.
+    fn text(self, kernels: &str) -> Vec<u8> {
+        let content = Content { kernels: kernels.to_owned(), adapters: self.adapters };
+        (serde_json::to_string_pretty(&content).expect("names are strings") + "\n").into_bytes()
     }
 
     /// Returns the union of both tables. Where both know a problem, the entry of `other` holds.
@@ -230,18 +234,16 @@ mod tests {
     #[test]
     fn a_file_is_read_as_it_was_written_and_another_is_told() {
         let (tuning, _) = table();
-        let text = serde_json::to_vec(&tuning).expect("names are strings");
+        let text = tuning.clone().text(kernels_hash());
         assert_eq!(Tuning::parse(&text), Ok(tuning));
-        assert!(Tuning::parse(&text[..text.len() - 1]).is_err(), "cut short");
+        assert!(Tuning::parse(&text[..text.len() - 2]).is_err(), "cut short");
         assert!(Tuning::parse(b"{}").is_err(), "no hash");
     }
 
     #[test]
     fn entries_of_other_kernels_are_not_used() {
         let (tuning, _) = table();
-        let old = Tuning { kernels: "0123456789abcdef".to_owned(), ..tuning };
-        let text = serde_json::to_vec(&old).expect("names are strings");
-        let why = Tuning::parse(&text).expect_err("other kernels");
+        let why = Tuning::parse(&tuning.text("0123456789abcdef")).expect_err("other kernels");
         assert!(why.contains("0123456789abcdef") && why.contains(kernels_hash()), "{why}");
     }
 
