@@ -1,7 +1,7 @@
 //! Matrix products on the CPU with weights that are packed once, when they are loaded.
 //!
-//! Weights `[cols, k]` are stored as *panels* of [`PANEL`] = 64 columns; the last panel may be narrower, a multiple of
-//! [`STEP`] = 16 columns, filled up with zeros. A panel consists of *grains*, the columns that the innermost loop takes
+//! Weights `[cols, k]` are stored as *panels* of `PANEL` = 64 columns; the last panel may be narrower, a multiple of
+//! `STEP` = 16 columns, filled up with zeros. A panel consists of *grains*, the columns that the innermost loop takes
 //! at once. A grain stores its columns for the first `k`, then for the next `k`, and so on: `[k, grain]`. A product
 //! therefore reads weights strictly in memory order, one cache line after the other.
 //!

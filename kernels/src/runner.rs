@@ -332,7 +332,7 @@ pub fn shared(
 }
 
 /// Prepares the dispatch of all stages of a variant. `bound` holds the kernel's operands in order, and `shared` the
-/// memory from [`shared`](self::shared), if the stages need it.
+/// memory from [`shared`], if the stages need it.
 ///
 /// # Errors
 /// Returns the same errors as [`run`].
