@@ -43,9 +43,13 @@ fn folder(name: &str) -> PathBuf {
 
 /// Compares the network of folder `name` with a case, on the weights of folder `weights`.
 fn check_with(name: &str, case: &str, weights: &str) {
-    for (device_name, device) in devices() {
-        let bound = bound(&device);
-        let all = compare(&folder(name), &format!("{case}.safetensors"), &folder(weights), device)
+    check_on(&devices(), name, case, weights);
+}
+
+fn check_on(devices: &[(String, Device)], name: &str, case: &str, weights: &str) {
+    for (device_name, device) in devices {
+        let bound = bound(device);
+        let all = compare(&folder(name), &format!("{case}.safetensors"), &folder(weights), device.clone())
             .unwrap_or_else(|error| panic!("{device_name}: {name}/{case}: {error}"));
         for agreement in &all {
             let (output, error) = (&agreement.output, agreement.relative_l2);
@@ -80,8 +84,14 @@ fn unet_of_an_empty_latent_at_timestep_0_equals_the_twin() {
 
 #[test]
 fn alternatives_of_the_unet_equal_the_twin() {
+    // They run the kernels of the UNet in another order. Software drivers, which compile for minutes, compare f32 only.
+    let mut devices = devices();
+    devices.retain(|(_, device)| match device {
+        Device::Gpu(gpu, storage) => gpu.adapter().kind != AdapterKind::Software || *storage == Storage::F32,
+        Device::Cpu(_) => true,
+    });
     for name in ["alt-1", "alt-2", "alt-4", "alt-7"] {
-        check(name, "golden");
+        check_on(&devices, name, "golden", name);
     }
 }
 
