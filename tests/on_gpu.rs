@@ -201,15 +201,13 @@ fn draws_like_the_cpu(gpu: &Gpu, prompts: &[&str], weights: WeightType) {
     ));
 }
 
-/// Returns whether the adapter draws all pictures: hardware does, and one of the software drivers, which take minutes.
+/// Returns whether the adapter draws pictures: hardware does, and one of the software drivers, which take minutes.
 fn draws(gpu: &Gpu) -> bool {
     devices().contains(&DeviceChoice::Named(gpu.adapter().index.to_string()))
 }
 
-/// Draws all prompts, or three where another software driver draws them all.
 fn gpu_and_cpu_draw_the_same(gpu: Arc<Gpu>) {
-    let count = if draws(&gpu) { sheet::PROMPTS.len() } else { 3 };
-    draws_like_the_cpu(&gpu, &sheet::PROMPTS[..count], WeightType::default());
+    draws_like_the_cpu(&gpu, &sheet::PROMPTS, WeightType::default());
 }
 
 fn weights_in_8_bits_draw_the_same(gpu: Arc<Gpu>) {
@@ -268,12 +266,14 @@ fn main() {
         ("a_replay_makes_nothing", a_replay_makes_nothing),
         ("sessions_take_what_was_measured", sessions_take_what_was_measured),
         ("every_variant_is_judged", every_variant_is_judged),
-        ("gpu_and_cpu_draw_the_same", gpu_and_cpu_draw_the_same),
         ("a_gpu_computes_with_weights_rounded_to_8_bits", int8::a_gpu_computes_with_weights_rounded_to_8_bits),
     ];
     const SOFTWARE: &[Own] =
         &[("a_long_run_is_stopped_between_two_submissions", a_long_run_is_stopped_between_two_submissions)];
-    const INT8: &[Own] = &[("weights_in_8_bits_draw_the_same", weights_in_8_bits_draw_the_same)];
+    const PICTURES: &[Own] = &[
+        ("gpu_and_cpu_draw_the_same", gpu_and_cpu_draw_the_same),
+        ("weights_in_8_bits_draw_the_same", weights_in_8_bits_draw_the_same),
+    ];
     let boxed = |own: &Own| {
         let (name, test) = *own;
         Test::new(name, move |gpu| {
@@ -285,9 +285,8 @@ fn main() {
         let hardware = gpu.is_some_and(|gpu| gpu.adapter().kind != AdapterKind::Software);
         // A hardware GPU takes the whole plan in one submission, so there is nothing between two of them.
         let stopped = SOFTWARE.iter().map(|own| boxed(own).ignored_if(hardware));
-        // The networks with int8 weights are compared on every adapter; whole pictures on one software driver are
-        // enough.
-        let int8 = INT8.iter().filter(|_| gpu.is_none_or(draws)).map(boxed);
-        TESTS.iter().map(boxed).chain(stopped).chain(int8).collect()
+        // Golden files and int8 networks are compared on every adapter; whole pictures on one software driver are enough.
+        let pictures = PICTURES.iter().filter(|_| gpu.is_none_or(draws)).map(boxed);
+        TESTS.iter().map(boxed).chain(stopped).chain(pictures).collect()
     });
 }
