@@ -64,14 +64,16 @@ var<private> within: array<bool, ROW_SLOTS>;
 // Current tap; the initial value is none of them.
 var<private> tap: u32 = 9u;
 
-// Computes the position of output pixel `row`. Pixels beyond the last repeat it.
-fn prepare_row(slot: u32, row: u32) {
-    let own = min(row, params.rows - 1u);
-    let line = own / params.ow;
-    let image = line / params.oh;
-    let top = line % params.oh * STRIDE - params.pad_start;
-    let left = own % params.ow * STRIDE - params.pad_start;
-    pixels[slot] = Pixel(image * params.h, top, left, row_norm(image * params.positions, params.ci4));
+// Computes the positions of this invocation's output pixels. Pixels beyond the last repeat it.
+fn prepare_rows(row0: u32, at: u32, thread: u32) {
+    for (var s = 0u; s < ROW_SLOTS; s++) {
+        let own = min(row0 + at + s * SPAN, params.rows - 1u);
+        let line = own / params.ow;
+        let image = line / params.oh;
+        let top = line % params.oh * STRIDE - params.pad_start;
+        let left = own % params.ow * STRIDE - params.pad_start;
+        pixels[s] = Pixel(image * params.h, top, left, row_norm(image * params.positions, params.ci4));
+    }
 }
 
 // Computes the addresses of all pixels for the current tap.

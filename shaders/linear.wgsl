@@ -14,6 +14,8 @@ struct Params {
     cols4: u32,
     first4: u32,
     positions: u32,
+    @if(NORM_ROWS) channels: u32,
+    @if(NORM_ROWS) eps: f32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -21,7 +23,7 @@ struct Params {
 @group(0) @binding(1) var<storage, read> x: array<Input>; // [rows, k], less the channels of x2
 @group(0) @binding(2) var<storage, read> w: array<WeightPack>; // [cols, k]
 @if(HAS_X2) @group(0) @binding(5) var<storage, read> x2: array<Pack>; // [rows, the rest of k]
-@if(NORM_ROWS) @group(0) @binding(6) var<storage, read> stats: array<vec4<f32>>; // [rows, 2]
+@if(NORM_ROWS) @group(0) @binding(6) var<storage, read> stats: array<vec4<f32>>; // [rows, 2, k / 32]
 @if(NORM_ROWS) @group(0) @binding(7) var<storage, read> norm_weight: array<Pack>; // [k]
 @if(NORM_ROWS) @group(0) @binding(8) var<storage, read> norm_bias: array<Pack>; // [k]
 @if(NORM_CHANNELS) @group(0) @binding(9) var<storage, read> norm: array<vec4<f32>>; // [images, 2, k]
@@ -31,8 +33,9 @@ struct Params {
 @if(HAS_RESIDUAL) @group(0) @binding(4) var<storage, read> residual: array<Pack>; // [rows, cols]
 @group(0) @binding(10) var<storage, read_write> y: array<Pack>; // [rows, cols]
 @if(HAS_MOMENTS) @group(0) @binding(11) var<storage, read_write> moments: array<vec4<f32>>; // [rows / 64, 2, cols]
+@if(HAS_ROW_MOMENTS) @group(0) @binding(12) var<storage, read_write> row_moments: array<f32>; // [rows, 2, cols / 32]
 @end
-@if(IN_PARTS) @group(0) @binding(12) var<storage, read_write> parts: array<vec4<f32>>; // [PARTS, rows, cols]
+@if(IN_PARTS) @group(0) @binding(13) var<storage, read_write> parts: array<vec4<f32>>; // [PARTS, rows, cols]
 
 // Returns the number of vec4s of k.
 fn inner4() -> u32 { return params.k4; }

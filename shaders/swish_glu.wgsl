@@ -19,6 +19,8 @@ struct Params {
     cols4: u32,
     first4: u32,
     positions: u32,
+    @if(NORM_ROWS) channels: u32,
+    @if(NORM_ROWS) eps: f32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -26,7 +28,7 @@ struct Params {
 @group(0) @binding(2) var<storage, read> w: array<WeightPack>; // [2 * cols, k]
 @group(0) @binding(3) var<storage, read> bias: array<Pack>; // [2 * cols]
 @if(HAS_X2) @group(0) @binding(4) var<storage, read> x2: array<Pack>; // [rows, the rest of k]
-@if(NORM_ROWS) @group(0) @binding(5) var<storage, read> stats: array<vec4<f32>>; // [rows, 2]
+@if(NORM_ROWS) @group(0) @binding(5) var<storage, read> stats: array<vec4<f32>>; // [rows, 2, k / 32]
 @if(NORM_ROWS) @group(0) @binding(6) var<storage, read> norm_weight: array<Pack>; // [k]
 @if(NORM_ROWS) @group(0) @binding(7) var<storage, read> norm_bias: array<Pack>; // [k]
 @if(NORM_CHANNELS) @group(0) @binding(8) var<storage, read> norm: array<vec4<f32>>; // [images, 2, k]

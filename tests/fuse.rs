@@ -177,7 +177,17 @@ fn a_fused_network_computes_the_same_and_its_taps_stay() {
     let names = |r: &Recording| r.outputs.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
     assert_eq!(names(&fused), names(&plain));
     let found: BTreeSet<&str> = fused.fused.iter().map(|fused| fused.what).collect();
-    let all = ["activation", "concat", "group norm", "layer norm", "moments", "residual", "statistics", "upsample"];
+    let all = [
+        "activation",
+        "concat",
+        "group norm",
+        "layer norm",
+        "moments",
+        "residual",
+        "row moments",
+        "statistics",
+        "upsample",
+    ];
     assert_eq!(found, BTreeSet::from(all));
     assert!(fused.fused[0].to_string().contains(&fused.fused[0].path), "{}", fused.fused[0]);
 }

@@ -147,7 +147,11 @@ fn sizes_no_form_takes_are_refused() {
     for (kernel, params, words) in [
         ("conv2d", format!(r#"{{{conv},"kernel":3,"stride":1}}"#), "fit the padded"),
         ("conv2d", format!(r#"{{{conv},"kernel":1,"stride":0}}"#), "`stride`"),
-        ("group_norm", r#"{"rows":1,"c":3,"source":{"norm":"rows"}}"#.into(), "`norm` must be `channels`"),
+        (
+            "group_norm",
+            r#"{"rows":1,"c":3,"source":{"norm":{"rows":{"eps":1e-5}}}}"#.into(),
+            "`norm` must be `channels`",
+        ),
         ("group_norm_stats", r#"{"n":1,"positions":1,"c":3,"groups":0,"eps":0.1}"#.into(), "multiple of `groups`"),
         ("embedding", r#"{"n":1,"l":3,"vocab":1,"positions":2,"c":1}"#.into(), "at most `positions`"),
         ("timestep_embedding", r#"{"n":1,"dim":3}"#.into(), "even"),

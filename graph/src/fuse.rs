@@ -3,7 +3,7 @@
 //! The builder emits unfused steps. This pass asks kernels for the fusions they offer and accept, through the interface
 //! in [`fold`](mobilediffusion_kernels::fold); it knows no kernel by name. There are two kinds:
 //!
-//! * An *epilogue* (activation, residual, moments) moves into the step that writes its operand. That step then writes
+//! * An *epilogue* (activation, residual, moments of channels or rows) moves into the step that writes its operand. That step then writes
 //!   the result of the epilogue.
 //! * A *prologue* (concatenation, upsampling, norm, cast) moves into all steps that read its result. They then read the
 //!   operands of the prologue.

@@ -73,25 +73,23 @@ impl Graph {
         self.step_one(name, kernel, &[Some(x)], x.shape())
     }
 
-    /// Adds the projections of a self-attention whose keys and values are one tensor; returns the queries and that
-    /// tensor.
+    /// Adds two fully connected layers without bias that read the same tensor, `[.., k] -> [.., cols]` each, and returns
+    /// both results. They are one step, which reads `x` once.
     ///
-    /// Each projection maps `[.., k] -> [.., cols]` without bias. Their weights are `q.weight` and `kv.weight`, where
-    /// `(q, kv)` are the names given.
+    /// The weights are `a.weight` and `b.weight`, where `(a, b)` are the names given.
     ///
     /// # Errors
     /// If the kernel does not support the problem.
-    pub fn shared_kv_projection(
+    pub fn linear_pair(
         &mut self,
         x: &Tensor,
-        (q, kv): (&str, &str),
+        (a, b): (&str, &str),
         cols: usize,
     ) -> Result<(Tensor, Tensor), GraphError> {
         let k = x.channels();
-        let [w_q, w_kv] = [q, kv].map(|name| self.scope(name, |g| g.weight("weight", [cols, k])));
-        let kernel =
-            kernels::SharedKvProjection { rows: x.rows(), k, q_cols: cols, kv_cols: cols, ..Default::default() };
-        let written = self.step(q, kernel, &[Some(x), Some(&w_q), Some(&w_kv)])?;
+        let [w_a, w_b] = [a, b].map(|name| self.scope(name, |g| g.weight("weight", [cols, k])));
+        let kernel = kernels::LinearPair { rows: x.rows(), k, a_cols: cols, b_cols: cols, ..Default::default() };
+        let written = self.step(a, kernel, &[Some(x), Some(&w_a), Some(&w_b)])?;
         let shaped = |tensor: &Tensor| tensor.reshaped(with_channels(x, cols));
         Ok((shaped(&written[0]), shaped(&written[1])))
     }

@@ -38,12 +38,12 @@ use crate::kernel::{
 };
 use crate::names;
 use crate::prologue::{Norm, Prologue};
-use crate::tile::{self, Tile};
+use crate::tile::{self, Moments, Tile};
 use crate::variant::Variant;
 use serde::{Deserialize, Serialize};
 
 /// Convolution of a feature map.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Conv2d {
     /// Images.
@@ -147,6 +147,7 @@ impl Conv2d {
             (names::HAS_RESIDUAL, self.residual.into()),
             (names::IN_PLACE, 0),
             ("HAS_MOMENTS", self.moments.into()),
+            ("HAS_ROW_MOMENTS", 0),
             ("Y_F32", self.f32_output.into()),
             ("ACTIVATION", self.activation.code()),
         ];
@@ -189,7 +190,7 @@ impl Kernel for Conv2d {
             return Some("`kernel` must be 1 or 3 and fit the padded `x`, `stride` 1 or more, `upsample` 1 or 2");
         }
         match self.prologue.norm {
-            Norm::Rows => Some("`norm` must be `none` or `channels`"),
+            Norm::Rows { .. } => Some("`norm` must be `none` or `channels`"),
             Norm::Channels { images, .. } if images != self.n => Some("`images` must be `n`"),
             _ if self.moments && !tiles_fit(self.n, self.pixels() / self.n.max(1)) => {
                 Some("`moments` of several images need a multiple of 64 output pixels per image")
@@ -224,7 +225,12 @@ impl Kernel for Conv2d {
     }
 
     fn variants(&self) -> Vec<Variant> {
-        tile::variants(tile::SINGLE, [self.pixels(), self.patch_len(), self.co], &self.prologue, self.moments)
+        tile::variants(
+            tile::SINGLE,
+            [self.pixels(), self.patch_len(), self.co],
+            &self.prologue,
+            Moments::of_channels(self.moments),
+        )
     }
 
     fn program(&self, variant: &Variant) -> Program {
@@ -305,7 +311,7 @@ impl Kernel for Conv2d {
             PrologueOp::Upsample if self.upsample == 1 && even && self.prologue.joined == 0 => {
                 Self { h: self.h / 2, w: self.w / 2, upsample: 2, ..self.clone() }
             }
-            PrologueOp::Normalise(Norm::Rows) => return None,
+            PrologueOp::Normalise(Norm::Rows { .. }) => return None,
             // A 3x3 convolution reads every value under nine taps and for every tile of columns, and would normalise it
             // dozens of times. Where channels become fewer it does so all the same: the normalised map, which would be
             // written instead, is the largest map there.

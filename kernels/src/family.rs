@@ -2,6 +2,7 @@
 
 use crate::draw::Draw;
 use crate::kernel::Kernel;
+use crate::names;
 use std::fmt;
 
 /// Values that fill an operand of a test.
@@ -22,7 +23,8 @@ pub enum Fill {
 pub struct Case {
     /// Problem to solve.
     pub kernel: Box<dyn Kernel>,
-    /// Fills of single operands, by name. All other operands are filled with `Normal(0, 1)`.
+    /// Fills of single operands, by name. All other operands are filled with `Normal(0, 1)`, or with `Normal(1, 0.1)` if
+    /// they hold variances, which are not negative.
     pub fills: Vec<(&'static str, Fill)>,
     /// Whether the result must be exact, regardless of the kernel's tolerance.
     pub exact: bool,
@@ -49,7 +51,9 @@ impl Case {
 
     /// Returns the fill of an operand.
     pub(crate) fn fill_of(&self, operand: &str) -> Fill {
-        self.fills.iter().rev().find(|(name, _)| *name == operand).map_or(Fill::Normal(0.0, 1.0), |(_, fill)| *fill)
+        let own = self.fills.iter().rev().find(|(name, _)| *name == operand).map(|(_, fill)| *fill);
+        let with_variances = [names::STATS, names::MOMENTS].contains(&operand);
+        own.unwrap_or(if with_variances { Fill::Normal(1.0, 0.1) } else { Fill::Normal(0.0, 1.0) })
     }
 }
 

@@ -9,7 +9,7 @@
 //! offers and knows no kernel by name.
 //!
 //! Operands are matched by name. A [`Prologue`](crate::Prologue) adds the operands `x2`, `stats`, `norm_weight`,
-//! `norm_bias` and `norm`; an epilogue adds `residual` or `moments`.
+//! `norm_bias` and `norm`; an epilogue adds `residual`, `moments` or `row_moments`.
 
 use crate::kernel::{Activation, Kernel};
 use crate::names;
@@ -42,7 +42,7 @@ impl PrologueOp {
         match self {
             Self::Concat { .. } => "concat",
             Self::Upsample => "upsample",
-            Self::Normalise(Norm::Rows) => "layer norm",
+            Self::Normalise(Norm::Rows { .. }) => "layer norm",
             Self::Normalise(_) => "group norm",
             Self::CastF32 => "cast",
             Self::MergeMoments { .. } => "statistics",
@@ -86,6 +86,9 @@ pub enum EpilogueOp {
         /// Number of images in the output.
         images: usize,
     },
+    /// Writes the moments of the output's rows to the further output `row_moments`, see
+    /// [`RowMoments`](crate::RowMoments).
+    RowMoments,
 }
 
 impl EpilogueOp {
@@ -95,13 +98,18 @@ impl EpilogueOp {
             Self::Activate(_) => "activation",
             Self::AddResidual => "residual",
             Self::Moments { .. } => "moments",
+            Self::RowMoments => "row moments",
         }
     }
 
     /// Returns the name of the further output that the operation adds to the producer. `None` if the folded step's
     /// output replaces the producer's own.
     pub fn extra_output(&self) -> Option<&'static str> {
-        matches!(self, Self::Moments { .. }).then_some(names::MOMENTS)
+        match self {
+            Self::Activate(_) | Self::AddResidual => None,
+            Self::Moments { .. } => Some(names::MOMENTS),
+            Self::RowMoments => Some(names::ROW_MOMENTS),
+        }
     }
 }
 

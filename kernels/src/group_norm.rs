@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 const THREADS: usize = 256;
 
 /// Application of a GroupNorm to one feature map.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GroupNorm {
     /// Rows: pixels of all images.
@@ -66,7 +66,7 @@ impl Kernel for GroupNorm {
     fn refusal(&self) -> Option<&'static str> {
         match self.prologue.norm {
             Norm::Channels { .. } => self.prologue.refusal(self.rows, self.c),
-            Norm::None | Norm::Rows => Some("`norm` must be `channels`"),
+            Norm::None | Norm::Rows { .. } => Some("`norm` must be `channels`"),
         }
     }
 

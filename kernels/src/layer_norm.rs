@@ -11,18 +11,18 @@
 //! The mean is computed twice: first from the values, then from their differences from the first result, which corrects
 //! what the first sum lost to rounding when values are far from zero.
 //!
-//! * GPU: one workgroup of 256 invocations per row (`shaders/common/row_moments.wgsl`).
+//! * GPU: one workgroup of 256 invocations per row.
 //! * CPU: tasks of about 64 KiB of rows, in loops that are vectorised for the processor.
 //!
-//! A consumer that normalises as it reads needs only the statistics: [`LayerNormStats`].
+//! A consumer that normalises as it reads needs only the moments of every row: [`RowMoments`](crate::RowMoments).
 
 use crate::cpu::{rows_per_task, with_simd};
 use crate::draw::Draw;
 use crate::fold::{OperandSource, PrologueOffer, PrologueOp};
 use crate::kernel::{Case, Cost, Family, Fill, Kernel, Operand, Param, Program, Tolerance, folded_grid, parse};
-use crate::layer_norm_stats::LayerNormStats;
 use crate::names;
 use crate::prologue::Norm;
+use crate::row_moments::RowMoments;
 use crate::variant::Variant;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -51,7 +51,7 @@ pub(crate) const FAMILY: Family = Family {
 
 /// Returns the sum of `f` over a row. It has 32 partial sums, so that it vectorises and stays accurate.
 #[inline(always)]
-fn sum(row: &[f32], f: impl Fn(f32) -> f32) -> f32 {
+pub(crate) fn sum(row: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     let mut lanes = [0.0_f32; 32];
     let chunks = row.chunks_exact(32);
     let rest = chunks.remainder().iter().map(|v| f(*v)).sum::<f32>();
@@ -63,23 +63,23 @@ fn sum(row: &[f32], f: impl Fn(f32) -> f32) -> f32 {
 
 /// Statistics of a row, whose mean is `near + correction`.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct RowMoments {
+struct Statistics {
     /// Mean, as a first sum finds it.
-    pub(crate) near: f32,
+    near: f32,
     /// Mean of the differences from `near`: the part that the first sum lost to rounding.
-    pub(crate) correction: f32,
+    correction: f32,
     /// Reciprocal deviation, `1 / sqrt(variance + eps)`.
-    pub(crate) rstd: f32,
+    rstd: f32,
 }
 
 /// Returns the statistics of a row.
 #[inline(always)]
-pub(crate) fn row_moments(row: &[f32], eps: f32) -> RowMoments {
+fn statistics(row: &[f32], eps: f32) -> Statistics {
     let count = row.len() as f32;
     let near = sum(row, |v| v) / count;
     let correction = sum(row, |v| v - near) / count;
     let variance = sum(row, |v| (v - near - correction) * (v - near - correction)) / count;
-    RowMoments { near, correction, rstd: 1.0 / (variance + eps).sqrt() }
+    Statistics { near, correction, rstd: 1.0 / (variance + eps).sqrt() }
 }
 
 impl Kernel for LayerNorm {
@@ -142,7 +142,7 @@ impl Kernel for LayerNorm {
                 #[inline(always)]
                 || {
                     for (y, x) in y.chunks_exact_mut(self.c).zip(x.chunks_exact(self.c)) {
-                        let RowMoments { near, correction, rstd } = row_moments(x, self.eps);
+                        let Statistics { near, correction, rstd } = statistics(x, self.eps);
                         for ((y, x), (weight, bias)) in y.iter_mut().zip(x).zip(weight.iter().zip(bias)) {
                             *y = (x - near - correction) * rstd * weight + bias;
                         }
@@ -158,8 +158,9 @@ impl Kernel for LayerNorm {
             (names::NORM_WEIGHT, OperandSource::Folded("weight")),
             (names::NORM_BIAS, OperandSource::Folded("bias")),
         ];
-        let rest = Box::new(LayerNormStats { rows: self.rows, c: self.c, eps: self.eps });
-        Some(PrologueOffer { op: PrologueOp::Normalise(Norm::Rows), main: Some("x"), operands, remainder: Some(rest) })
+        let rest = Box::new(RowMoments { rows: self.rows, c: self.c });
+        let op = PrologueOp::Normalise(Norm::Rows { eps: self.eps });
+        Some(PrologueOffer { op, main: Some("x"), operands, remainder: Some(rest) })
     }
 }
 

@@ -90,15 +90,15 @@ mod group_norm_scale;
 mod group_norm_stats;
 mod latent_to_rgba8;
 mod layer_norm;
-mod layer_norm_stats;
 mod layout;
 mod linear;
+mod linear_pair;
 mod one_step_x0;
 mod operand;
 mod prediction;
 mod prologue;
 mod reference;
-mod shared_kv_projection;
+mod row_moments;
 mod slice;
 mod swish_glu;
 mod tile;
@@ -124,12 +124,12 @@ pub use kernel::{
 };
 pub use latent_to_rgba8::Rgba8;
 pub use layer_norm::LayerNorm;
-pub use layer_norm_stats::LayerNormStats;
 pub use linear::Linear;
+pub use linear_pair::LinearPair;
 pub use one_step_x0::OneStepX0;
 pub use prediction::Prediction;
 pub use prologue::{Norm, Prologue};
-pub use shared_kv_projection::SharedKvProjection;
+pub use row_moments::RowMoments;
 pub use slice::Slice;
 pub use storage::{FloatType, Storage, WeightType};
 pub use swish_glu::SwishGlu;
@@ -154,10 +154,10 @@ pub const FAMILIES: &[Family] = &[
     group_norm_stats::FAMILY,
     latent_to_rgba8::FAMILY,
     layer_norm::FAMILY,
-    layer_norm_stats::FAMILY,
     linear::FAMILY,
+    linear_pair::FAMILY,
     one_step_x0::FAMILY,
-    shared_kv_projection::FAMILY,
+    row_moments::FAMILY,
     slice::FAMILY,
     swish_glu::FAMILY,
     timestep_embedding::FAMILY,

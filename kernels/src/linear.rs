@@ -9,6 +9,7 @@
 //! | `x2`, `stats`, `norm_weight`, `norm_bias`, `norm` | | operands of the prologue |
 //! | `y` | `[rows, cols]` | written |
 //! | `moments` | `[ceil(rows / 64), 2, cols]` | f32, written: see `channel_moments`; absent without `moments` |
+//! | `row_moments` | `[rows, 2, ceil(cols / 32)]` | f32, written: see `row_moments`; absent without `row_moments` |
 //!
 //! The prologue joins, normalises and activates the input as it is read.
 //!
@@ -28,7 +29,8 @@ use crate::kernel::{
 use crate::names;
 use crate::panels::{Left, Panels, multiply};
 use crate::prologue::{Norm, Prologue};
-use crate::tile::{self, TILE, Tile};
+use crate::row_moments;
+use crate::tile::{self, Moments, TILE, Tile};
 use crate::variant::Variant;
 use serde::{Deserialize, Serialize};
 
@@ -39,7 +41,7 @@ pub(crate) fn rows_per_block(k: usize) -> usize {
 }
 
 /// Fully connected layer applied to `rows` rows.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Linear {
     /// Rows of `x`: pixels or tokens of all images.
@@ -64,6 +66,9 @@ pub struct Linear {
     /// of 64 rows each.
     #[serde(default)]
     pub moments: bool,
+    /// Whether the moments of the rows of `y` are written too. Cannot be combined with `moments`.
+    #[serde(default)]
+    pub row_moments: bool,
 }
 
 /// Entry of this kernel in [`FAMILIES`](crate::FAMILIES).
@@ -83,6 +88,7 @@ impl Linear {
         constants.extend([
             (names::IN_PLACE, 0),
             ("HAS_MOMENTS", self.moments.into()),
+            ("HAS_ROW_MOMENTS", self.row_moments.into()),
             ("Y_F32", 0),
             ("ACTIVATION", self.activation.code()),
         ]);
@@ -106,6 +112,9 @@ impl Kernel for Linear {
     }
 
     fn refusal(&self) -> Option<&'static str> {
+        if self.moments && self.row_moments {
+            return Some("`moments` and `row_moments` exclude each other");
+        }
         self.prologue.refusal(self.rows, self.k).or_else(|| too_many(&self.operands()))
     }
 
@@ -119,11 +128,13 @@ impl Kernel for Linear {
         operands.extend(self.prologue.operands(&[self.rows], self.k));
         operands.push(Operand::write(names::Y, [self.rows, self.cols]));
         operands.push(channel_moments::operand(1, self.rows, self.cols).optional(self.moments));
+        operands.push(row_moments::operand(self.rows, self.cols).optional(self.row_moments));
         operands
     }
 
     fn variants(&self) -> Vec<Variant> {
-        tile::variants(tile::SINGLE, [self.rows, self.k, self.cols], &self.prologue, self.moments)
+        let moments = if self.row_moments { Moments::Rows } else { Moments::of_channels(self.moments) };
+        tile::variants(tile::SINGLE, [self.rows, self.k, self.cols], &self.prologue, moments)
     }
 
     fn program(&self, variant: &Variant) -> Program {
@@ -168,12 +179,13 @@ impl Kernel for Linear {
             }
         }
         let moments = if self.moments { channel_moments::reference(1, self.rows, self.cols, &y) } else { Vec::new() };
-        vec![y, moments]
+        let of_rows = if self.row_moments { row_moments::reference(self.rows, self.cols, &y) } else { Vec::new() };
+        vec![y, moments, of_rows]
     }
 
     fn cpu(&self, inputs: &[&[f32]], outputs: &mut [&mut [f32]]) {
-        let (&[x, w, bias, residual, ref rest @ ..], [y, moments]) = (inputs, outputs) else {
-            panic!("linear has eleven operands")
+        let (&[x, w, bias, residual, ref rest @ ..], [y, moments, of_rows]) = (inputs, outputs) else {
+            panic!("linear has twelve operands")
         };
         let w = Panels::new(w, self.cols, self.k);
         let epilogue = Epilogue { bias, shift: &[], rows_per_image: self.rows, activation: self.activation, residual };
@@ -187,6 +199,9 @@ impl Kernel for Linear {
         if self.moments {
             channel_moments::write_all(1, self.rows, self.cols, y, moments);
         }
+        if self.row_moments {
+            row_moments::write_all(self.cols, y, of_rows);
+        }
     }
 
     fn with_prologue(&self, operand: &str, op: &PrologueOp) -> Option<Box<dyn Kernel>> {
@@ -195,16 +210,19 @@ impl Kernel for Linear {
     }
 
     fn with_epilogue(&self, op: &EpilogueOp) -> Option<Box<dyn Kernel>> {
+        // Nothing changes an output whose moments are written.
+        if self.moments || self.row_moments {
+            return None;
+        }
         let changed = match *op {
-            EpilogueOp::Activate(activation)
-                if self.activation == Activation::None && !self.residual && !self.moments =>
-            {
+            EpilogueOp::Activate(activation) if self.activation == Activation::None && !self.residual => {
                 Self { activation, ..self.clone() }
             }
-            EpilogueOp::Moments { images } if !self.moments && tiles_fit(images, self.rows / images) => {
+            EpilogueOp::Moments { images } if tiles_fit(images, self.rows / images) => {
                 Self { moments: true, ..self.clone() }
             }
-            EpilogueOp::AddResidual if !self.residual && !self.moments => Self { residual: true, ..self.clone() },
+            EpilogueOp::RowMoments => Self { row_moments: true, ..self.clone() },
+            EpilogueOp::AddResidual if !self.residual => Self { residual: true, ..self.clone() },
             _ => return None,
         };
         Some(Box::new(changed))
@@ -234,8 +252,9 @@ fn cases() -> Vec<Case> {
         Case::new(reading(full(65, 23, 70), 3, Norm::None)),
         Case::new(reading(full(7, 36, 5), 20, Norm::None)).integers(),
         // Normalised inputs, whose padding must stay zero; a tile that contains rows of several images.
-        Case::new(reading(full(66, 17, 65), 0, Norm::Rows)).fill("x", Fill::Normal(3.0, 1.0)),
-        Case::new(reading(plain(5, 64, 3), 0, Norm::Rows)).integers(),
+        Case::new(reading(full(66, 17, 65), 0, Norm::LAYER)).fill("x", Fill::Normal(3.0, 1.0)),
+        // Statistics of several blocks of channels, the last of which is not full.
+        Case::new(reading(plain(5, 330, 3), 0, Norm::LAYER)).fill("x", Fill::Normal(3.0, 1.0)),
         Case::new(reading(full(66, 18, 63), 0, channels(3, Activation::Silu))),
         Case::new(reading(plain(130, 40, 9), 0, channels(2, Activation::None))).integers(),
         Case::new(reading(full(12, 21, 64), 9, channels(1, Activation::Relu))),
@@ -249,8 +268,13 @@ fn cases() -> Vec<Case> {
         Case::new(Linear { moments: true, ..full(63, 17, 65) }),
         Case::new(Linear { moments: true, activation: Activation::Silu, ..full(193, 16, 6) }),
         Case::new(Linear { moments: true, ..reading(full(128, 20, 67), 8, channels(2, Activation::Silu)) }),
+        // With moments of rows: one block, several, and a last one that is not full; a padding of none, one and two.
+        Case::new(Linear { row_moments: true, ..full(65, 17, 31) }),
+        Case::new(Linear { row_moments: true, activation: Activation::Relu, ..full(18, 16, 195) })
+            .fill("bias", Fill::Normal(30.0, 1.0)),
+        Case::new(Linear { row_moments: true, residual: false, ..reading(full(130, 140, 128), 0, Norm::LAYER) }),
         // More rows than a block of the CPU form.
-        Case::new(reading(full(257, 4097, 3), 0, Norm::Rows)),
+        Case::new(reading(full(257, 4097, 3), 0, Norm::LAYER)),
     ]);
     cases
 }
@@ -264,7 +288,7 @@ fn model_shapes() -> Vec<Case> {
         Case::new(Linear { cols: 6144, bias: true, activation: Activation::Silu, ..plain.clone() }),
         Case::new(Linear { k: 6144, bias: true, residual: true, ..plain.clone() }),
         // mid_block: queries with a LayerNorm; pwconv1 with a GroupNorm.
-        Case::new(Linear { prologue: Prologue { norm: Norm::Rows, ..Prologue::default() }, ..plain.clone() }),
+        Case::new(Linear { prologue: Prologue { norm: Norm::LAYER, ..Prologue::default() }, ..plain.clone() }),
         Case::new(Linear {
             cols: 6144,
             bias: true,
@@ -275,8 +299,8 @@ fn model_shapes() -> Vec<Case> {
             },
             ..plain.clone()
         }),
-        // up_blocks.0: the shortcut of 1664 channels at 32x32, from one tensor and from two; text keys; a time
-        // projection.
+        // up_blocks.0: the shortcut of 1664 channels at 32x32, from one tensor and from two. A projection of the text
+        // encoder, and one of the time.
         Case::new(Linear { rows: 1024, k: 1664, cols: 640, bias: true, ..plain.clone() }),
         Case::new(Linear {
             rows: 1024,
@@ -286,7 +310,7 @@ fn model_shapes() -> Vec<Case> {
             prologue: Prologue { joined: 640, ..Prologue::default() },
             ..plain.clone()
         }),
-        Case::new(Linear { rows: 77, k: 768, ..plain.clone() }),
+        Case::new(Linear { rows: 77, k: 768, cols: 768, bias: true, residual: true, ..plain.clone() }),
         Case::new(Linear { rows: 1, k: 512, bias: true, ..plain }),
     ]
 }
@@ -294,10 +318,12 @@ fn model_shapes() -> Vec<Case> {
 fn random(draw: &mut Draw<'_>) -> Case {
     let (rows, k, cols, bias) = (draw.size(TILE), draw.size(16), draw.size(TILE), draw.flip());
     let (activation, residual) = (draw.of(&Activation::ALL), draw.flip());
-    let norms = [Norm::None, Norm::Rows, Norm::Channels { images: 1, activation: Activation::Silu }];
+    let norms = [Norm::None, Norm::LAYER, Norm::Channels { images: 1, activation: Activation::Silu }];
     let prologue = Prologue::random(draw, k, &norms);
-    let moments = prologue.norm != Norm::Rows && draw.flip();
-    let exact = activation == Activation::None && prologue.norm == Norm::None && !moments;
-    let case = Case::new(Linear { rows, k, cols, bias, activation, residual, prologue, moments });
+    let moments = prologue.norm != Norm::LAYER && draw.flip();
+    // With a LayerNorm, a residual and row moments it would bind more buffers than every device has.
+    let row_moments = !moments && (prologue.norm != Norm::LAYER || !residual) && draw.flip();
+    let exact = activation == Activation::None && prologue.norm == Norm::None && !moments && !row_moments;
+    let case = Case::new(Linear { rows, k, cols, bias, activation, residual, prologue, moments, row_moments });
     if exact && draw.flip() { case.integers() } else { case }
 }

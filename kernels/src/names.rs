@@ -7,7 +7,8 @@
 pub const X: &str = "x";
 /// Second input of a prologue, joined to `x` along the channels.
 pub const X2: &str = "x2";
-/// Mean and reciprocal standard deviation, of every row (LayerNorm) or of every group of channels (GroupNorm).
+/// Statistics of a norm: the moments of every row (LayerNorm, see [`RowMoments`](crate::RowMoments)), or mean and
+/// reciprocal standard deviation of every group of channels (GroupNorm).
 pub const STATS: &str = "stats";
 /// Weight of the LayerNorm of a prologue.
 pub const NORM_WEIGHT: &str = "norm_weight";
@@ -25,6 +26,8 @@ pub const RESIDUAL: &str = "residual";
 pub const Y: &str = "y";
 /// Moments of an output's channels, see [`ChannelMoments`](crate::ChannelMoments).
 pub const MOMENTS: &str = "moments";
+/// Moments of an output's rows, see [`RowMoments`](crate::RowMoments).
+pub const ROW_MOMENTS: &str = "row_moments";
 /// Partial sums that the stages of a split-k product share.
 pub const PARTS: &str = "parts";
 

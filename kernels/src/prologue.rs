@@ -17,11 +17,12 @@ use crate::draw::Draw;
 use crate::fold::PrologueOp;
 use crate::kernel::{Activation, DType, Operand, Param};
 use crate::names;
+use crate::row_moments;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 /// Operations on a kernel's input as it is loaded. The default loads one tensor unchanged.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Prologue {
     /// Number of channels that come from `x2` and follow those of `x`. The channels of `x` must then be a multiple of
@@ -35,15 +36,18 @@ pub struct Prologue {
 }
 
 /// Normalisation with statistics that are given.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Norm {
     /// No normalisation.
     #[default]
     None,
-    /// LayerNorm: `(x - mean) * rstd * norm_weight + norm_bias`, with mean and `rstd` of every row in `stats [rows,
-    /// 2]`.
-    Rows,
+    /// LayerNorm: `(x - mean) / sqrt(variance + eps) * norm_weight + norm_bias`. Mean and variance of every row are
+    /// merged from `stats [rows, 2, channels / 32]`, see [`RowMoments`](crate::RowMoments).
+    Rows {
+        /// Constant added to the variance.
+        eps: f32,
+    },
     /// GroupNorm: `activation(x * scale + offset)`, with scales and then offsets in `norm [images, 2, channels]`.
     Channels {
         /// Number of images. Each has the same number of rows.
@@ -53,6 +57,16 @@ pub enum Norm {
     },
 }
 
+impl Norm {
+    /// LayerNorm of test cases, with the epsilon of the model.
+    pub(crate) const LAYER: Self = Self::Rows { eps: 1e-5 };
+
+    /// Whether every row is normalised by itself.
+    fn is_of_rows(self) -> bool {
+        matches!(self, Self::Rows { .. })
+    }
+}
+
 /// Number of operands that a prologue may add to its kernel.
 pub(crate) const OPERANDS: usize = 5;
 
@@ -60,7 +74,7 @@ impl Prologue {
     /// Draws a random prologue for an input of `channels` channels.
     pub(crate) fn random(draw: &mut Draw<'_>, channels: usize, norms: &[Norm]) -> Self {
         let norm = draw.of(norms);
-        let joined = if channels > 4 && norm != Norm::Rows && draw.flip() { channels - 4 } else { 0 };
+        let joined = if channels > 4 && !norm.is_of_rows() && draw.flip() { channels - 4 } else { 0 };
         Self { joined, norm, f32_input: draw.flip() }
     }
 
@@ -69,12 +83,12 @@ impl Prologue {
         let joins = self.joined == 0 || (self.joined < channels && (channels - self.joined).is_multiple_of(4));
         let images = match self.norm {
             Norm::Channels { images, .. } => images,
-            Norm::None | Norm::Rows => 1,
+            Norm::None | Norm::Rows { .. } => 1,
         };
         if !joins {
             return Some("`joined` must leave a multiple of four channels to `x`");
         }
-        if self.joined > 0 && self.norm == Norm::Rows {
+        if self.joined > 0 && self.norm.is_of_rows() {
             return Some("`rows` are normalised of one tensor only");
         }
         (images == 0 || !rows.is_multiple_of(images)).then_some("`images` must divide the rows")
@@ -104,10 +118,10 @@ impl Prologue {
     /// the channels.
     pub(crate) fn operands(&self, lead: &[usize], channels: usize) -> [Operand; OPERANDS] {
         let rows = lead.iter().product();
-        let (by_row, by_channel) = (self.norm == Norm::Rows, matches!(self.norm, Norm::Channels { .. }));
+        let (by_row, by_channel) = (self.norm.is_of_rows(), matches!(self.norm, Norm::Channels { .. }));
         [
             Operand::read(names::X2, [lead, &[self.joined]].concat()).optional(self.joined > 0),
-            Operand::read(names::STATS, [rows, 2]).dtype(DType::F32).optional(by_row),
+            Operand::read(names::STATS, row_moments::shape(rows, channels)).dtype(DType::F32).optional(by_row),
             Operand::read(names::NORM_WEIGHT, [channels]).optional(by_row),
             Operand::read(names::NORM_BIAS, [channels]).optional(by_row),
             Operand::read(names::NORM, [self.images(), 2, channels]).dtype(DType::F32).optional(by_channel),
@@ -118,13 +132,13 @@ impl Prologue {
     pub(crate) fn constants(&self) -> [(&'static str, u32); 8] {
         let (by_channel, activation) = match self.norm {
             Norm::Channels { activation, .. } => (true, activation),
-            Norm::None | Norm::Rows => (false, Activation::None),
+            Norm::None | Norm::Rows { .. } => (false, Activation::None),
         };
         [
             ("X_F32", self.f32_input.into()),
             ("TOUCHED", (self.f32_input || self.norm != Norm::None).into()),
             ("HAS_X2", (self.joined > 0).into()),
-            ("NORM_ROWS", (self.norm == Norm::Rows).into()),
+            ("NORM_ROWS", self.norm.is_of_rows().into()),
             ("NORM_CHANNELS", by_channel.into()),
             // Several images cost a division for every four values that are read; one image does not need it.
             ("NORM_IMAGE", (by_channel && self.images() == 1).into()),
@@ -134,16 +148,20 @@ impl Prologue {
     }
 
     /// Returns the last fields of the shader's `Params`.
-    pub(crate) fn params(&self, rows: usize, channels: usize) -> [Param; 2] {
+    pub(crate) fn params(&self, rows: usize, channels: usize) -> Vec<Param> {
         let first4 = self.first(channels).div_ceil(4);
-        [Param::size("first4", first4), Param::size("positions", rows / self.images())]
+        let mut params = vec![Param::size("first4", first4), Param::size("positions", rows / self.images())];
+        if let Norm::Rows { eps } = self.norm {
+            params.extend([Param::size("channels", channels), Param::F("eps", eps)]);
+        }
+        params
     }
 
     /// Returns this prologue with the operation `op` added, or `None` if it cannot be added.
     pub(crate) fn with(&self, channels: usize, op: &PrologueOp) -> Option<Self> {
         match *op {
             PrologueOp::Concat { channels: joined } => {
-                let fits = self.joined == 0 && self.norm != Norm::Rows && (channels - joined).is_multiple_of(4);
+                let fits = self.joined == 0 && !self.norm.is_of_rows() && (channels - joined).is_multiple_of(4);
                 fits.then(|| Self { joined, ..self.clone() })
             }
             PrologueOp::Normalise(norm) => self.is_plain().then(|| Self { norm, ..self.clone() }),
@@ -158,13 +176,22 @@ impl Prologue {
         let &[x2, stats, weight, bias, norm] = rest else { panic!("a prologue has five operands") };
         let first = self.first(channels);
         let rows = x.len() / first;
+        let blocks = channels.div_ceil(32);
         let mut all = Vec::with_capacity(rows * channels);
         for row in 0..rows {
+            let (mut mean, mut deviation) = (0.0, 1.0);
+            if let Norm::Rows { eps } = self.norm {
+                let (means, variances) = stats[2 * row * blocks..][..2 * blocks].split_at(blocks);
+                // Every channel has the mean and the variance of its block.
+                mean = (0..channels).map(|c| means[c / 32]).sum::<f64>() / channels as f64;
+                let square = |c: usize| variances[c / 32] + (means[c / 32] - mean).powi(2);
+                deviation = ((0..channels).map(square).sum::<f64>() / channels as f64 + f64::from(eps)).sqrt();
+            }
             for c in 0..channels {
                 let v = if c < first { x[row * first + c] } else { x2[row * self.joined + c - first] };
                 all.push(match self.norm {
                     Norm::None => v,
-                    Norm::Rows => (v - stats[2 * row]) * stats[2 * row + 1] * weight[c] + bias[c],
+                    Norm::Rows { .. } => (v - mean) / deviation * weight[c] + bias[c],
                     Norm::Channels { images, activation } => {
                         let of_image = row / (rows / images) * 2 * channels;
                         let (scale, offset) = (norm[of_image + c], norm[of_image + channels + c]);
@@ -219,8 +246,10 @@ impl<'a> Rows<'a> {
     fn read_part(&self, row: usize, at: usize, x: &[f32], out: &mut [f32]) {
         match self.prologue.norm {
             Norm::None => out.copy_from_slice(x),
-            Norm::Rows => {
-                let (mean, rstd) = (self.stats[2 * row], self.stats[2 * row + 1]);
+            Norm::Rows { eps } => {
+                let [_, both, blocks] = row_moments::shape(1, self.channels);
+                let moments = &self.stats[row * both * blocks..][..both * blocks];
+                let (mean, rstd) = row_moments::merged(self.channels, moments, eps);
                 let affine = self.weight[at..].iter().zip(&self.bias[at..]);
                 out.iter_mut().zip(x).zip(affine).for_each(|((out, x), (w, b))| *out = (x - mean) * rstd * w + b);
             }

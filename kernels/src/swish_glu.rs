@@ -23,12 +23,12 @@ use crate::linear::rows_per_block;
 use crate::names;
 use crate::panels::{Halves, Left, PANEL, Panels, multiply, multiply_gated};
 use crate::prologue::{Norm, Prologue};
-use crate::tile::{self, TILE};
+use crate::tile::{self, Moments, TILE};
 use crate::variant::Variant;
 use serde::{Deserialize, Serialize};
 
 /// Gated product of `rows` rows.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SwishGlu {
     /// Rows of `x`: tokens of all images.
@@ -80,7 +80,7 @@ impl Kernel for SwishGlu {
     }
 
     fn variants(&self) -> Vec<Variant> {
-        tile::variants(tile::PAIR, [self.rows, self.k, self.cols], &self.prologue, false)
+        tile::variants(tile::PAIR, [self.rows, self.k, self.cols], &self.prologue, Moments::None)
     }
 
     fn program(&self, variant: &Variant) -> Program {
@@ -209,10 +209,10 @@ fn cases() -> Vec<Case> {
         gated(Activation::None).integers(),
         gated(Activation::Relu).integers(),
         // Normalised inputs; one of them from two tensors.
-        Case::new(reading(glu(66, 21, 63), 0, Norm::Rows)).fill("x", Fill::Normal(3.0, 1.0)),
-        Case::new(reading(glu(513, 6, 7), 0, Norm::Rows)),
+        Case::new(reading(glu(66, 21, 63), 0, Norm::LAYER)).fill("x", Fill::Normal(3.0, 1.0)),
+        Case::new(reading(glu(513, 6, 7), 0, Norm::LAYER)),
         // More rows than a block of the CPU form, where the halves are several whole panels.
-        Case::new(reading(glu(257, 4097, 128), 0, Norm::Rows)).fill("w", Fill::Normal(0.0, 0.1)),
+        Case::new(reading(glu(257, 4097, 128), 0, Norm::LAYER)).fill("w", Fill::Normal(0.0, 0.1)),
         Case::new(reading(glu(12, 19, 5), 7, Norm::Channels { images: 2, activation: Activation::Silu })),
     ]
 }
@@ -220,7 +220,7 @@ fn cases() -> Vec<Case> {
 fn model_shapes() -> Vec<Case> {
     // The feed-forwards of the transformers at 16x16 and at 32x32.
     let shapes = [(256, 1024, 3072), (1024, 640, 1920)];
-    let prologue = Prologue { norm: Norm::Rows, ..Prologue::default() };
+    let prologue = Prologue { norm: Norm::LAYER, ..Prologue::default() };
     let glu = |(rows, k, cols)| SwishGlu { rows, k, cols, gate: Activation::Silu, prologue: prologue.clone() };
     shapes.into_iter().map(|shape| Case::new(glu(shape))).collect()
 }
@@ -228,6 +228,6 @@ fn model_shapes() -> Vec<Case> {
 fn random(draw: &mut Draw<'_>) -> Case {
     let gate = draw.of(&[Activation::Silu, Activation::Gelu]);
     let (rows, k, cols) = (draw.size(TILE), draw.size(16), draw.size(TILE));
-    let norms = [Norm::None, Norm::Rows, Norm::Channels { images: 1, activation: Activation::None }];
+    let norms = [Norm::None, Norm::LAYER, Norm::Channels { images: 1, activation: Activation::None }];
     Case::new(SwishGlu { rows, k, cols, gate, prologue: Prologue::random(draw, k, &norms) })
 }

@@ -1,4 +1,4 @@
-//! Tiles of matrix products on a GPU: the variants of `linear`, `conv2d`, `swish_glu` and `shared_kv_projection`.
+//! Tiles of matrix products on a GPU: the variants of `linear`, `conv2d`, `swish_glu` and `linear_pair`.
 //!
 //! The best tile depends on the shape. A large tile moves fewer bytes for every multiplication. A small tile keeps a
 //! device busy where there are few rows and columns, and so does a workgroup whose invocations or subgroups share the
@@ -9,6 +9,7 @@
 use crate::kernel::{DType, Operand, Program, Stage, elements, folded_grid};
 use crate::names;
 use crate::prologue::{Norm, Prologue};
+use crate::row_moments::BLOCK;
 use crate::variant::{MatrixUnit, Needs, Variant};
 
 /// Number of positions that one entry of the moments covers, see `channel_moments`. Also the number of rows and columns
@@ -49,11 +50,28 @@ enum Share {
     End(u32),
 }
 
+/// Moments that a product writes of its output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Moments {
+    None,
+    /// Moments of channels, see `channel_moments`.
+    Channels,
+    /// Moments of rows, see `row_moments`.
+    Rows,
+}
+
+impl Moments {
+    /// Returns the moments of channels if they are `written`.
+    pub(crate) fn of_channels(written: bool) -> Self {
+        if written { Self::Channels } else { Self::None }
+    }
+}
+
 /// Cost of the second dispatch of a split product, in steps of k. An estimate, see [`Tile::rate`].
 const DISPATCH: f64 = 256.0;
 
 /// Operands that the end of a split product binds. The first stage binds all others.
-const AT_END: [&str; 5] = [names::BIAS, names::SHIFT, names::RESIDUAL, names::Y, names::MOMENTS];
+const AT_END: [&str; 6] = [names::BIAS, names::SHIFT, names::RESIDUAL, names::Y, names::MOMENTS, names::ROW_MOMENTS];
 
 /// Largest number of bytes of partial sums. Products that would have more also have enough tiles without a split.
 const MOST_SUMS: usize = 32 << 20;
@@ -174,6 +192,8 @@ pub(crate) const WHOLE: Tile = Tile {
 /// Tile of the second stage of a split product. It has 64 rows, because moments cover 64 rows, and few columns, so that
 /// there are many workgroups.
 const END: Tile = Tile { name: "end", each: [4, 1], threads: [4, 16, 1], staged: None, ..WHOLE };
+/// Tile of the second stage of a split product that writes the moments of rows, which cover 32 columns.
+const END_OF_ROWS: Tile = Tile { name: "end of rows", each: [2, 1], threads: [8, 16, 1], ..END };
 
 impl Tile {
     fn rows(&self) -> usize {
@@ -183,6 +203,16 @@ impl Tile {
     /// Number of columns, of all products together.
     fn cols(&self) -> usize {
         4 * self.each[1] * self.threads[0]
+    }
+
+    /// Whether the shader can write `moments` of such a tile: it has whole tiles of positions, or whole blocks of
+    /// columns and an even number of rows for every invocation.
+    fn writes(&self, moments: Moments) -> bool {
+        match moments {
+            Moments::None => true,
+            Moments::Channels => self.rows().is_multiple_of(TILE),
+            Moments::Rows => self.cols().is_multiple_of(BLOCK) && self.each[0].is_multiple_of(2),
+        }
     }
 
     /// Returns the grid of workgroups for an output of `rows` x `cols`. Tiles of columns lie along x, tiles of rows
@@ -210,15 +240,16 @@ impl Tile {
     }
 
     /// Number of vec4s of workgroup memory that the shader declares: one step of rows and columns with their gaps and
-    /// one more vec4 for each vec4 of k, and at least one for every invocation, where sums are exchanged.
+    /// one more vec4 for each vec4 of k, and at least one for every invocation, where sums are exchanged, and for every
+    /// row, where statistics are.
     fn scratch(&self) -> usize {
+        let least = self.rows().max(self.threads.iter().product());
         if let Some(matrix) = &self.matrix {
-            let threads = self.threads.iter().product();
-            return if matrix.vec4_loads { (self.batch(matrix) * matrix.split as usize).max(threads) } else { threads };
+            return if matrix.vec4_loads { (self.batch(matrix) * matrix.split as usize).max(least) } else { least };
         }
         let [row_stride, col_quads] = self.strides();
         let staged = self.staged.map_or(0, |step4| step4 * (row_stride + 4 * col_quads + 1));
-        staged.max(self.threads.iter().product())
+        staged.max(least)
     }
 
     /// Returns the switches and sizes that the shader takes as constants.
@@ -291,15 +322,15 @@ impl Tile {
     }
 }
 
-/// Returns the variants of a product of `rows` x `k` by `k` x `cols`. With `moments`, tiles must have a multiple of 64
-/// rows. Matrix units are left out if the input is f32 on purpose, because they would round it to f16.
-pub(crate) fn variants(tiles: &[Tile], sizes: [usize; 3], prologue: &Prologue, moments: bool) -> Vec<Variant> {
+/// Returns the variants of a product of `rows` x `k` by `k` x `cols` that write `moments`. Matrix units are left out if
+/// the input is f32 on purpose, because they would round it to f16.
+pub(crate) fn variants(tiles: &[Tile], sizes: [usize; 3], prologue: &Prologue, moments: Moments) -> Vec<Variant> {
     let [rows, _, cols] = sizes;
     let few = |tile: &Tile| match tile.share {
         Share::Part(parts) => 4 * elements(&sums(parts, [rows, cols]).device_shape()) <= MOST_SUMS,
         _ => true,
     };
-    let fit = tiles.iter().filter(|tile| !moments || tile.rows().is_multiple_of(TILE));
+    let fit = tiles.iter().filter(|tile| tile.writes(moments));
     let fit = fit.filter(|tile| tile.matrix.is_none() || !prologue.f32_input).filter(|tile| few(tile));
     fit.map(|tile| tile.variant(sizes, prologue)).collect()
 }
@@ -325,7 +356,9 @@ pub(crate) fn stages(
         });
         Stage { program: program(tile), operands: bound.chain([sums(parts, size)]).collect() }
     };
-    vec![stage(&tile, false), stage(&Tile { share: Share::End(parts), ..END }, true)]
+    let by_rows = operands.iter().any(|operand| operand.present && operand.name == names::ROW_MOMENTS);
+    let end = if by_rows { END_OF_ROWS } else { END };
+    vec![stage(&tile, false), stage(&Tile { share: Share::End(parts), ..end }, true)]
 }
 
 /// Returns the tile of a variant.

@@ -9,6 +9,7 @@ use mobilediffusion_runtime::shader::{self, Compose, ComposeError};
 pub const COMMON: &[(&str, &str)] = &[
     ("activation", include_str!("../../shaders/common/activation.wgsl")),
     ("attention_matrix", include_str!("../../shaders/common/attention_matrix.wgsl")),
+    ("block_moments", include_str!("../../shaders/common/block_moments.wgsl")),
     ("gemm", include_str!("../../shaders/common/gemm.wgsl")),
     ("gemm_columns", include_str!("../../shaders/common/gemm_columns.wgsl")),
     ("gemm_fetch", include_str!("../../shaders/common/gemm_fetch.wgsl")),
@@ -21,7 +22,6 @@ pub const COMMON: &[(&str, &str)] = &[
     ("product", include_str!("../../shaders/common/product.wgsl")),
     ("product_end", include_str!("../../shaders/common/product_end.wgsl")),
     ("product_part", include_str!("../../shaders/common/product_part.wgsl")),
-    ("row_moments", include_str!("../../shaders/common/row_moments.wgsl")),
     ("rows", include_str!("../../shaders/common/rows.wgsl")),
     ("scratch", include_str!("../../shaders/common/scratch.wgsl")),
     ("prologue", include_str!("../../shaders/common/prologue.wgsl")),

@@ -1,5 +1,5 @@
-// Matrix product with an epilogue: y = residual + activation(x w^T + bias + shift), and optionally the moments of y.
-// This is the entry point of linear.wgsl and conv2d.wgsl; y is [rows, cols].
+// Matrix product with an epilogue: y = residual + activation(x w^T + bias + shift), and optionally the moments of y, by
+// channels or by rows. This is the entry point of linear.wgsl and conv2d.wgsl; y is [rows, cols].
 //
 // Normally one dispatch does everything (PRODUCT and ENDS). A split-k product takes two: the first (PRODUCT only)
 // writes the partial sums over each of PARTS parts of k to `parts`, and the second (ENDS only) adds them and applies
@@ -7,7 +7,7 @@
 //
 // The importing module declares the operands that are present and, in `Params`, `rows`, `cols` and `cols4` (vec4s of a
 // row of y). It defines
-//   prepare_row, fetch_k, fetch_x, made_x and made_pack_x    // as described in common/gemm.wgsl
+//   prepare_rows, fetch_k, fetch_x, made_x and made_pack_x    // as described in common/gemm.wgsl
 //   fn inner4() -> u32                                       // number of vec4s of k
 //   fn fetch_shift(row: u32, col4: u32) -> Pack              // loads the shift, which depends on the row's image
 //   fn shifted(v: vec4<f32>, fetched: Pack) -> vec4<f32>     // adds the shift, if there is one

@@ -3,7 +3,8 @@
 // `row_tile` of the rows.
 #import activation
 #import gemm_columns
-#import tile_moments
+@if(HAS_MOMENTS) #import tile_moments
+@if(HAS_ROW_MOMENTS) #import block_moments
 
 // Loads the residual at vec4 `at` of y. With IN_PLACE, y contains it before it is overwritten.
 fn added_at(at: u32) -> Pack {
@@ -55,6 +56,7 @@ fn main(
                 @if(Y_F32) y[at] = v;
             }
             @if(HAS_MOMENTS) written[i] = select(vec4<f32>(0.0), v, stored);
+            @if(HAS_ROW_MOMENTS) sums[i * QUADS_EACH + j] = select(vec4<f32>(0.0), v, stored);
         }
         @if(HAS_MOMENTS)
         // Tiles of moments are 64 consecutive rows. Only the last tile may be incomplete, and only with a single image.
@@ -66,4 +68,5 @@ fn main(
         }
         @end
     }
+    @if(HAS_ROW_MOMENTS) write_row_moments(&sums, row, group.x * TILE_QUADS, thread);
 }

@@ -1,9 +1,10 @@
 // Input of a kernel with a fused prologue: reads vec4s of a row of `x`, or of `x` and `x2` concatenated along the
 // channels, and normalises them on the way. The host side is kernels/src/prologue.rs.
 //
-// Norms: NORM_ROWS is a LayerNorm, (x - mean) * rstd * weight + bias with statistics per row. NORM_CHANNELS is a
-// GroupNorm, activation(x * scale + offset) with scales and offsets per channel and image. NORM_IMAGE means that there
-// is one image, NORM_IMAGES that there are several. TOUCHED means that values are changed or converted at all.
+// Norms: NORM_ROWS is a LayerNorm, (x - mean) * rstd * weight + bias, with statistics merged from the moments of each
+// row in `stats`; `Params` then also has `channels` and `eps`. NORM_CHANNELS is a GroupNorm, activation(x * scale +
+// offset) with scales and offsets per channel and image. NORM_IMAGE means that there is one image, NORM_IMAGES that
+// there are several. TOUCHED means that values are changed or converted at all.
 //
 // Reading is split into loads (`fetch_...`) and arithmetic (`made...`). A kernel first issues the loads of many vec4s
 // and computes afterwards, so that the latencies of all loads overlap. The importing module declares the operands that
@@ -57,12 +58,45 @@ struct RowNorm {
     image: u32,
 }
 
-// Loads the parameters of the norm of a row.
+@if(NORM_ROWS)
+// Number of vec4s of moments that are loaded together.
+const AT_ONCE = 4u;
+
+// Returns mean and reciprocal standard deviation of a row, merged from its moments over blocks of 32 channels. Sums are
+// relative to the mean of the first block, so that a large mean does not cancel digits of the variance. Loads have no
+// branches: indices are clamped, and blocks beyond the last have no channels.
+fn merged(row: u32) -> vec2<f32> {
+    let blocks4 = (params.channels + 127u) / 128u;
+    let first = 2u * row * blocks4;
+    let origin = stats[first].x;
+    var means: array<vec4<f32>, AT_ONCE>;
+    var variances: array<vec4<f32>, AT_ONCE>;
+    var sum = 0.0;
+    var squares = 0.0;
+    for (var begin = 0u; begin < blocks4; begin += AT_ONCE) {
+        for (var i = 0u; i < AT_ONCE; i++) {
+            let place = first + min(begin + i, blocks4 - 1u);
+            means[i] = stats[place];
+            variances[i] = stats[place + blocks4];
+        }
+        for (var i = 0u; i < AT_ONCE; i++) {
+            let channel = 128u * (begin + i) + vec4<u32>(0u, 32u, 64u, 96u);
+            let count = vec4<f32>(min(vec4<u32>(32u), max(vec4<u32>(params.channels), channel) - channel));
+            let d = means[i] - origin;
+            sum += dot(count, d);
+            squares += dot(count, variances[i] + d * d);
+        }
+    }
+    let share = 1.0 / f32(params.channels);
+    let shifted = sum * share;
+    let variance = max(squares * share - shifted * shifted, 0.0);
+    return vec2<f32>(origin + shifted, 1.0 / sqrt(variance + params.eps));
+}
+@end
+
+// Returns the parameters of the norm of a row, except for the statistics of NORM_ROWS.
 fn row_norm(row: u32, k4_len: u32) -> RowNorm {
     var found = RowNorm();
-    @if(NORM_ROWS) let s = stats[row];
-    @if(NORM_ROWS) found.mean = s.x;
-    @if(NORM_ROWS) found.rstd = s.y;
     @if(NORM_IMAGES) found.image = row / params.positions * 2u * k4_len;
     return found;
 }

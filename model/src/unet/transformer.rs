@@ -96,12 +96,11 @@ impl Transformer<'_> {
         };
         let attend = Attend { heads, phi: self.phi, causal: false };
         let y = if shared {
-            let (q, kv) = g.shared_kv_projection(n, ("to_q", "to_kv"), d)?;
+            let (q, kv) = g.linear_pair(n, ("to_q", "to_kv"), d)?;
             g.attention(&q, &kv, None, attend)?
         } else {
             let q = g.linear(n, "to_q", projection)?;
-            let k = g.linear(source, "to_k", projection)?;
-            let v = g.linear(source, "to_v", projection)?;
+            let (k, v) = g.linear_pair(source, ("to_k", "to_v"), d)?;
             g.attention(&q, &k, Some(&v), attend)?
         };
         g.linear(&y, "to_out.0", Linear { bias: true, residual: Some(h), ..projection })
