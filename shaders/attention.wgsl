@@ -7,16 +7,22 @@
 // point.
 //
 // Without matrix units, a workgroup has 64 invocations, LANES for each query. It walks over the keys in tiles of KEYS:
-//   1. Stage the tile of keys in workgroup memory, and compute its scores, [QUERIES, KEYS], in workgroup memory.
-//   2. Stage the values of the same keys in the same memory (with SHARED they are there already).
-//   3. Softmax: update the running maximum of the query and rescale what was summed so far, as in FlashAttention.
+//   1. Stage the tile of keys in workgroup memory. Every lane computes its share of the query's scores in registers.
+//   2. Softmax: the lanes of a query exchange the maxima of their shares, update the running maximum and rescale what
+//      was summed so far, as in FlashAttention.
+//   3. Every lane turns its share of scores into weights, [QUERIES, KEYS], in workgroup memory. Meanwhile the values of
+//      the same keys are staged in the memory of the keys (with SHARED they are there already).
 //   4. Add weight * value to the accumulator of the query. Its vec4s are interleaved over the lanes, SLICE each.
-// Scores never reach global memory. Every lane of a query finds the maximum and the sum of the weights for itself,
-// because the scores are in workgroup memory anyway: this needs no reduction between lanes. Where a tile has fewer keys
-// than a query has lanes, PARTS lanes share a score: each computes the sum over its own DEPTH4 vec4s of the head.
+// Scores never reach global memory, and every weight is computed once. Every lane of a query sums the weights for
+// itself, because it reads them all anyway. ReLU has no maximum, so it needs no barrier between steps 1 and 3.
 //
-// Global loads are software-pipelined: the next tile is loaded into registers while the current one is computed with.
-// All loads of a tile are issued together and without branches: out-of-range indices are clamped to the last row.
+// Where a tile has fewer keys than a query has lanes, PARTS lanes share a score: each computes the sum over its own
+// DEPTH4 vec4s of the head, and the parts are exchanged instead of the maxima. Softmax adds them up in step 2, ReLU
+// whenever it reads a weight.
+//
+// Global loads are software-pipelined: the next tile, if there is one, is loaded into registers while the current one is
+// computed with. All loads of a tile are issued together and without branches: out-of-range indices are clamped to the
+// last row.
 
 @if(MATRIX) #import attention_matrix
 
@@ -38,20 +44,26 @@ struct Params {
 const ROW = HEAD4 + 1u;
 const Q_SIZE = QUERIES * ROW;
 const TILE_SIZE = KEYS * ROW;
-const SCORE_ROW = KEYS * PARTS + 1u;
-const SCORES_SIZE = QUERIES * SCORE_ROW;
-// Scores of a tile that one lane computes.
+const WEIGHT_ROW = KEYS + 1u;
+const WEIGHTS_SIZE = QUERIES * WEIGHT_ROW;
+// Scores of a tile that one lane computes. With PARTS > 1 it is a part of one.
 const LANE_SCORES = KEYS * PARTS / LANES;
+alias Scores = array<f32, LANE_SCORES>;
 // Initial value of the running maximum.
 const LOWEST = -3e38;
-// Number of keys whose scores and values are read together. Indices beyond the last key are clamped to it.
+// Score, or part of one, of a key that the query does not see.
+@if(SOFTMAX) const UNSEEN = LOWEST / f32(PARTS);
+@if(!SOFTMAX) const UNSEEN = 0.0;
+// Number of keys whose weights and values are read together. It divides KEYS.
 const BATCH = min(KEYS, 4u);
 // Whether the vec4s of a head divide evenly among the lanes.
 const EVEN = SLICE * LANES == HEAD4;
 
 var<workgroup> q_tile: array<vec4<f32>, Q_SIZE>; // [QUERIES, HEAD4], multiplied by scale
 var<workgroup> tile: array<vec4<f32>, TILE_SIZE>; // [KEYS, HEAD4], first keys, then their values
-var<workgroup> scores: array<f32, SCORES_SIZE>; // [QUERIES, PARTS, KEYS]
+var<workgroup> weights: array<f32, WEIGHTS_SIZE>; // [QUERIES, KEYS]; not used by relu with PARTS > 1
+// [QUERIES, LANES]: maxima of the lanes' scores. With PARTS > 1, [QUERIES, PARTS, KEYS]: parts of scores.
+var<workgroup> shares: array<f32, 64>;
 
 // Numbers of vec4s of the queries and of a tile that one invocation stages.
 const QUERY_SLOTS = (QUERIES * HEAD4 + 63u) / 64u;
@@ -89,7 +101,7 @@ fn fetch(values: bool, first: u32, key0: u32, row_len: u32, thread: u32) {
     }
 }
 
-// Moves the loaded tile to workgroup memory. Rows beyond the last key repeat it; no query sees them.
+// Moves the loaded tile to workgroup memory. Rows beyond the last key repeat it; their weights are zero.
 fn stage(thread: u32) {
     for (var s = 0u; s < KEY_SLOTS; s++) {
         let i = thread + s * 64u;
@@ -98,44 +110,86 @@ fn stage(thread: u32) {
     }
 }
 
-// Computes this lane's share of the scores of its query: every LANES-th score, or with PARTS > 1 a part of one.
-fn write_scores(query: u32, lane: u32) {
-    var sums: array<f32, LANE_SCORES>;
+// Returns the key of the tile that score `i` of a lane belongs to.
+fn key_of(lane: u32, i: u32) -> u32 {
+    return (lane + i * LANES) % KEYS;
+}
+
+// Returns this lane's share of the scores of its query: every LANES-th score, or with PARTS > 1 a part of one. The
+// query sees the first `count` keys of the tile.
+fn own_scores(query: u32, lane: u32, count: u32) -> Scores {
+    var sums: Scores;
     let first = lane / KEYS % PARTS * DEPTH4;
     for (var d = first; d < min(first + DEPTH4, HEAD4); d++) {
         let value = q_tile[query * ROW + d];
-        for (var i = 0u; i < LANE_SCORES; i++) {
-            sums[i] += dot(value, tile[(lane + i * LANES) % KEYS * ROW + d]);
-        }
+        for (var i = 0u; i < LANE_SCORES; i++) { sums[i] += dot(value, tile[key_of(lane, i) * ROW + d]); }
     }
-    for (var i = 0u; i < LANE_SCORES; i++) {
-        scores[query * SCORE_ROW + lane + i * LANES] = sums[i];
-    }
+    for (var i = 0u; i < LANE_SCORES; i++) { sums[i] = select(UNSEEN, sums[i], key_of(lane, i) < count); }
+    return sums;
 }
 
 // Returns the score of a query and a key of the tile, summed over its parts.
-fn score(query: u32, key: u32) -> f32 {
+fn joined_score(query: u32, key: u32) -> f32 {
     var sum = 0.0;
-    for (var part = 0u; part < PARTS; part++) {
-        sum += scores[query * SCORE_ROW + part * KEYS + key];
-    }
+    for (var part = 0u; part < PARTS; part++) { sum += shares[query * LANES + part * KEYS + key]; }
     return sum;
 }
 
-// Returns the maximum of `before` and of the first `count` scores of a query.
-fn highest_score(query: u32, count: u32, before: f32) -> f32 {
+@if(SOFTMAX)
+// Returns what a lane tells the others before the maximum is known: the maximum of its scores, or its part of a score.
+fn share_of(own: Scores) -> f32 {
+    var scores = own;
+    var highest = scores[0];
+    for (var i = 1u; i < LANE_SCORES; i++) { highest = max(highest, scores[i]); }
+    return highest;
+}
+
+// Returns the maximum of `before` and of the query's scores in the tile, from the shares of its lanes.
+fn highest_score(query: u32, before: f32) -> f32 {
     var highest = before;
-    for (var first = 0u; first < count; first += BATCH) {
-        for (var b = 0u; b < BATCH; b++) { highest = max(highest, score(query, min(first + b, count - 1u))); }
+    if PARTS == 1u {
+        for (var lane = 0u; lane < LANES; lane++) { highest = max(highest, shares[query * LANES + lane]); }
+    } else {
+        for (var key = 0u; key < KEYS; key++) { highest = max(highest, joined_score(query, key)); }
     }
     return highest;
 }
 
-// Returns phi(score), without the division by the sum of weights. Exponents are clamped at -88, about where exp
-// underflows.
-fn weight_of(score: f32, highest: f32) -> f32 {
-    return select(max(score, 0.0), exp(max(score - highest, -88.0)), SOFTMAX == 1u);
+// Turns a lane's scores into weights, without the division by their sum. With PARTS > 1, the first KEYS lanes turn one
+// joined score each. Exponents are clamped at -88, about where exp underflows.
+fn write_weights(query: u32, lane: u32, own: Scores, count: u32, highest: f32) {
+    var scores = own;
+    if PARTS > 1u { scores[0] = joined_score(query, lane % KEYS); }
+    for (var i = 0u; i < LANE_SCORES; i++) {
+        let key = key_of(lane, i);
+        let weight = select(0.0, exp(max(scores[i] - highest, -88.0)), key < count);
+        if PARTS == 1u || lane < KEYS { weights[query * WEIGHT_ROW + key] = weight; }
+    }
 }
+
+// Returns the weight of a key of the tile.
+fn weight_of(query: u32, key: u32) -> f32 {
+    return weights[query * WEIGHT_ROW + key];
+}
+@else
+// Turns a lane's scores into weights. With PARTS > 1 it only shares its part of a score: `weight_of` joins them.
+fn write_weights(query: u32, lane: u32, own: Scores) {
+    var scores = own;
+    if PARTS > 1u {
+        shares[query * LANES + lane] = scores[0];
+    } else {
+        for (var i = 0u; i < LANE_SCORES; i++) {
+            weights[query * WEIGHT_ROW + key_of(lane, i)] = max(scores[i], 0.0);
+        }
+    }
+}
+
+// Returns the weight of a key of the tile.
+fn weight_of(query: u32, key: u32) -> f32 {
+    if PARTS > 1u { return max(joined_score(query, key), 0.0); }
+    return weights[query * WEIGHT_ROW + key];
+}
+@end
 
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
@@ -158,26 +212,33 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     for (var key0 = 0u; key0 < seen_by_group; key0 += KEYS) {
         stage(thread);
         workgroupBarrier();
+        // There may be no next tile. The condition is the same for the whole workgroup.
+        let more = key0 + KEYS < seen_by_group;
         @if(!SHARED) fetch(true, of_keys, key0, row_len, thread);
-        @if(SHARED) fetch(false, of_keys, key0 + KEYS, row_len, thread);
-        write_scores(query, lane);
+        @if(SHARED) if more { fetch(false, of_keys, key0 + KEYS, row_len, thread); }
+        let count = min(KEYS, max(seen, key0) - key0);
+        let own = own_scores(query, lane, count);
+        @if(SOFTMAX) shares[thread] = share_of(own);
+        @if(!SOFTMAX) write_weights(query, lane, own);
         workgroupBarrier();
         @if(!SHARED) stage(thread);
-        @if(!SHARED) workgroupBarrier();
-        @if(!SHARED) fetch(false, of_keys, key0 + KEYS, row_len, thread);
-        let count = min(KEYS, max(seen, key0) - key0);
-        if SOFTMAX == 1u {
-            // Rescale the sums to the new maximum. Every query sees a key of the first tile, so the maximum is finite.
-            let before = highest;
-            highest = highest_score(query, count, highest);
-            let kept = exp(max(before - highest, -88.0));
-            sum *= kept;
-            for (var i = 0u; i < SLICE; i++) { acc[i] *= kept; }
-        }
-        for (var first = 0u; first < count; first += BATCH) {
+        @if(SOFTMAX)
+        // Rescale the sums to the new maximum. Every query sees a key of the first tile, so the maximum is finite.
+        let before = highest;
+        highest = highest_score(query, highest);
+        write_weights(query, lane, own, count, highest);
+        let kept = exp(max(before - highest, -88.0));
+        sum *= kept;
+        for (var i = 0u; i < SLICE; i++) { acc[i] *= kept; }
+        @end
+        // Both need a barrier: the staged values, and the weights of softmax.
+        if SHARED == 0u || SOFTMAX == 1u { workgroupBarrier(); }
+        @if(!SHARED) if more { fetch(false, of_keys, key0 + KEYS, row_len, thread); }
+        // Keys that some queries do not see have weights of zero, so that all queries take equally many steps.
+        for (var first = 0u; first < min(KEYS, seen_by_group - key0); first += BATCH) {
             for (var b = 0u; b < BATCH; b++) {
-                let key = min(first + b, count - 1u);
-                let weight = select(0.0, weight_of(score(query, key), highest), first + b < count);
+                let key = first + b;
+                let weight = weight_of(query, key);
                 sum += weight;
                 for (var i = 0u; i < SLICE; i++) {
                     let d = lane + i * LANES;

@@ -12,8 +12,9 @@
 //! 2311.16567). A `causal` attention masks the keys after the query's own index.
 //!
 //! * GPU: a workgroup of 64 invocations computes some queries of one head. It stages the queries and one tile of keys
-//!   at a time in workgroup memory, with the scores of the tile, and softmax keeps a running maximum. No score reaches
-//!   global memory. `matrix.rs` has the variants for matrix units.
+//!   at a time in workgroup memory. The invocations of a query share its scores, turn each into a weight once, and
+//!   exchange the weights through workgroup memory; softmax keeps a running maximum. No score reaches global memory.
+//!   `matrix.rs` has the variants for matrix units.
 //! * CPU: keys and values of every head are packed into panels once; a task computes a block of queries, with two
 //!   products per head (`cpu.rs`).
 
@@ -112,10 +113,11 @@ impl Tiling {
         ]
     }
 
-    /// Returns the bytes of workgroup memory: queries, keys and scores, each row with a gap behind it against bank
-    /// conflicts.
+    /// Returns the bytes of workgroup memory: queries, keys and weights, each row with a gap behind it against bank
+    /// conflicts, and a number that each invocation shares with the others of its query.
     fn bytes(self, head_dim: usize) -> usize {
-        (self.queries + self.keys) * (head_dim.div_ceil(4) + 1) * 16 + self.queries * (self.keys * self.parts + 1) * 4
+        let rows = (self.queries + self.keys) * (head_dim.div_ceil(4) + 1) * 16;
+        rows + self.queries * (self.keys + 1) * 4 + self.queries * self.lanes * 4
     }
 }
 

@@ -14,8 +14,9 @@
 // The scores are computed twice; the accumulators never need rescaling.
 //
 // Global loads are software-pipelined: keys and values of the next tile are loaded into registers while the current one
-// is computed with. All loads of a tile are issued together and without branches: indices are clamped, and out-of-range
-// elements are replaced by zeros when they are staged. Workgroup memory holds two tiles: the keys and their values or,
+// is computed with, unless there is none: that condition is the same for the whole workgroup. All loads of a tile are
+// issued together and without branches: indices are clamped, and out-of-range elements are replaced by zeros when they
+// are staged. Workgroup memory holds two tiles: the keys and their values or,
 // with SHARED, the current tile and the next. This is why two barriers per tile are enough.
 #import matrix_unit
 
@@ -299,7 +300,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     for (var key0 = 0u; key0 < seen_by_group; key0 += KEYS) {
         stage_keys(key0, 0u, thread);
         workgroupBarrier();
-        fetch_keys(of_keys, key0 + KEYS, row_len, thread);
+        if key0 + KEYS < seen_by_group { fetch_keys(of_keys, key0 + KEYS, row_len, thread); }
         write_scores(q0, q1, q2, q3, q4, q5, q6, q7, row, 0u);
         workgroupBarrier();
         highest = max(highest, highest_score(key0, seen, scale, thread));
@@ -323,7 +324,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     stage_keys(0u, keys_at, thread);
     workgroupBarrier();
     @if(!SHARED) fetch_values(of_keys, 0u, row_len, thread);
-    fetch_keys(of_keys, KEYS, row_len, thread);
+    if KEYS < seen_by_group { fetch_keys(of_keys, KEYS, row_len, thread); }
     for (var key0 = 0u; key0 < seen_by_group; key0 += KEYS) {
         write_scores(q0, q1, q2, q3, q4, q5, q6, q7, row, keys_at);
         workgroupBarrier();
@@ -332,10 +333,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         @if(!SHARED) stage_values(key0, values_at, thread);
         @if(SHARED) let values_at = keys_at;
         @if(SHARED) keys_at = KEYS - keys_at;
+        // After the last tile this stages old registers or zeros, which nothing reads.
         stage_keys(key0 + KEYS, keys_at, thread);
         workgroupBarrier();
-        @if(!SHARED) fetch_values(of_keys, key0 + KEYS, row_len, thread);
-        fetch_keys(of_keys, key0 + 2u * KEYS, row_len, thread);
+        @if(!SHARED) if key0 + KEYS < seen_by_group { fetch_values(of_keys, key0 + KEYS, row_len, thread); }
+        if key0 + 2u * KEYS < seen_by_group { fetch_keys(of_keys, key0 + 2u * KEYS, row_len, thread); }
         for (var half = 0u; half < 2u; half++) {
             let left = weight_matrix(row, half);
             let at = values_at + half * EDGE;
