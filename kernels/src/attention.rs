@@ -255,6 +255,7 @@ mod tests {
             assert_eq!(tiling.keys * tiling.parts % tiling.lanes, 0, "{tiling:?} leaves lanes without a score");
         }
         assert_eq!(Tiling::of(64), Tiling { queries: 16, lanes: 4, keys: 32, parts: 1 });
+        assert_eq!(Tiling::of(484), Tiling { queries: 4, lanes: 16, keys: 4, parts: 4 });
         assert_eq!(Tiling::of(512), Tiling { queries: 4, lanes: 16, keys: 2, parts: 8 });
     }
 }
