@@ -3,7 +3,9 @@
 
 use crate::error::GraphError;
 use crate::graph::{Origin, TensorInfo};
-use crate::plan::{ARENA_ALIGNMENT, Alias, Arenas, Lifetime, Sharing, arenas, lower_bound, lower_bound_in_place};
+use crate::plan::{
+    ARENA_ALIGNMENT, Alias, Arenas, Lifetime, Satellite, Sharing, arenas, lower_bound, lower_bound_in_place,
+};
 use crate::record::Recording;
 use mobilediffusion_kernels::kernel::elements;
 use mobilediffusion_kernels::{Access, Storage, names};
@@ -41,11 +43,13 @@ impl Recording {
         let (steps, aliases): (Vec<usize>, Vec<Alias>) = self.aliases(&tensors, &lifetimes).into_iter().unzip();
         let mut conflicts = self.conflicts(&tensors);
         conflicts.retain(|pair| !aliases.contains(pair));
-        let mut best = arenas(&lifetimes, &conflicts, &aliases, limit);
+        let satellites = self.satellites((&tensors, &lifetimes), &conflicts, &aliases);
+        conflicts.retain(|(a, b)| !satellites.iter().any(|(_, satellite)| satellite == a || satellite == b));
+        let mut best = arenas(&lifetimes, &conflicts, &aliases, &satellites, limit);
         let near = |plan: &Arenas| plan.total() <= bound + bound / 30;
         if !best.as_ref().is_some_and(near) {
             // The search rarely finds the plan in which every alias is used, so that one is tried separately.
-            let all = all_aliased(&lifetimes, &conflicts, &aliases, limit);
+            let all = all_aliased(&lifetimes, &conflicts, &aliases, &satellites, limit);
             let better = |plan: &Arenas| best.as_ref().is_none_or(|best| plan.total() < best.total());
             best = all.filter(better).or(best);
         }
@@ -89,6 +93,35 @@ impl Recording {
         pairs
     }
 
+    /// Returns the further outputs of steps that can follow the first to its arena: they are much smaller, and what
+    /// conflicts with them conflicts with the first as well, or is what the first may overwrite.
+    fn satellites(
+        &self,
+        (tensors, lifetimes): (&[usize], &[Lifetime]),
+        conflicts: &[(usize, usize)],
+        aliases: &[Alias],
+    ) -> Vec<Satellite> {
+        let number = |tensor: usize| tensors.binary_search(&tensor).ok();
+        let conflicts_of = |tensor: usize| {
+            let other = move |&(a, b): &(usize, usize)| (a == tensor).then_some(b).or((b == tensor).then_some(a));
+            conflicts.iter().filter_map(other)
+        };
+        let mut found = Vec::new();
+        for (step, node) in self.nodes.iter().enumerate() {
+            let written = node.operands.iter().flatten().filter(|t| self.tensors[**t].origin == Origin::Step(step));
+            let mut written = written.filter_map(|&tensor| number(tensor));
+            let Some(first) = written.next() else { continue };
+            let follows = |second: &usize| {
+                let is_small = 4 * lifetimes[*second].bytes <= lifetimes[first].bytes;
+                let is_alias = aliases.iter().any(|(a, b)| a == second || b == second);
+                let fits = |other| conflicts_of(first).any(|of| of == other) || aliases.contains(&(other, first));
+                is_small && !is_alias && conflicts_of(*second).all(fits)
+            };
+            found.extend(written.filter(follows).map(|second| (first, second)));
+        }
+        found
+    }
+
     /// Returns the steps whose output may be written over their residual, with the pair of tensors: no other operand of
     /// the step and no later step reads the residual.
     fn aliases(&self, tensors: &[usize], lifetimes: &[Lifetime]) -> Vec<(usize, Alias)> {
@@ -119,6 +152,7 @@ fn all_aliased(
     lifetimes: &[Lifetime],
     conflicts: &[(usize, usize)],
     aliases: &[Alias],
+    satellites: &[Satellite],
     limit: usize,
 ) -> Option<Arenas> {
     // Aliases are in the order of their steps, so the root of the first tensor is final when the second refers to it.
@@ -132,7 +166,8 @@ fn all_aliased(
     let group: Vec<usize> = root.iter().map(|tensor| kept.partition_point(|k| k < tensor)).collect();
     let merged: Vec<Lifetime> = kept.iter().map(|&tensor| lives[tensor]).collect();
     let pairs: Vec<_> = conflicts.iter().map(|&(a, b)| (group[a], group[b])).filter(|(a, b)| a != b).collect();
-    let Arenas { places, bytes, .. } = arenas(&merged, &pairs, &[], limit)?;
+    let satellites: Vec<Satellite> = satellites.iter().map(|&(a, b)| (group[a], group[b])).collect();
+    let Arenas { places, bytes, .. } = arenas(&merged, &pairs, &[], &satellites, limit)?;
     let places = group.iter().map(|&group| places[group]).collect();
     Some(Arenas { places, bytes, aliased: vec![true; aliases.len()] })
 }

@@ -13,11 +13,10 @@
 // SOFTMAX a first walk over all keys finds the maximum of every query, and a second one computes weights and results.
 // The scores are computed twice; the accumulators never need rescaling.
 //
-// Global loads are software-pipelined: keys and values of the next tile are loaded into registers while the current one
-// is computed with, unless there is none: that condition is the same for the whole workgroup. All loads of a tile are
-// issued together and without branches: indices are clamped, and out-of-range elements are replaced by zeros when they
-// are staged. Workgroup memory holds two tiles: the keys and their values or,
-// with SHARED, the current tile and the next. This is why two barriers per tile are enough.
+// Global loads are software-pipelined: keys and values of the next tile, if there is one, are loaded into registers
+// while the current one is computed with. All loads of a tile are issued together and without branches: indices are
+// clamped, and out-of-range elements are replaced by zeros when they are staged. Workgroup memory holds two tiles: the
+// keys and their values or, with SHARED, the current tile and the next. This is why two barriers per tile are enough.
 #import matrix_unit
 
 const THREADS = QUERIES / EDGE * SUBGROUP;

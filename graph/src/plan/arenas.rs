@@ -8,6 +8,8 @@
 //! any step. A move takes a tensor to another arena and everything it conflicts with the other way (a Kempe chain), so
 //! every state of the search is a valid colouring. A move is accepted unless the sum grows by more than a threshold
 //! that falls to zero (threshold accepting). In the end [`pack`](super::pack) assigns offsets within each arena.
+//!
+//! A [`Satellite`], such as the moments of a tensor, follows another tensor to its arena. The search does not see it.
 
 use super::pack::{Packing, Random, columns, pack_with};
 use super::{Lifetime, lower_bound};
@@ -28,6 +30,10 @@ pub(crate) struct Arenas {
 /// that reads the first.
 pub(crate) type Alias = (usize, usize);
 
+/// A small tensor, second, that lies in the arena of a tensor that the same step writes, first: whatever must not share
+/// an arena with the second must not share one with the first either.
+pub(crate) type Satellite = (usize, usize);
+
 impl Arenas {
     /// Returns the bytes of all arenas together.
     pub(crate) fn total(&self) -> usize {
@@ -39,8 +45,8 @@ impl Arenas {
 const COUNTS: Range<usize> = 2..6;
 /// Number of increasingly shuffled orders to try if none of the regular orders leads to a colouring.
 const RETRIES: usize = 200;
-/// Number of moves of one search.
-const MOVES: usize = 30_000;
+/// Largest number of moves of one search. Most networks need a few thousand, Stable Diffusion's UNet needs most of them.
+const MOVES: usize = 150_000;
 /// Initial thresholds of the search, as the divisor `d` of an accepted growth of `1 / d`. Some plans need the one, some
 /// the other.
 const THRESHOLDS: [usize; 2] = [50, 25];
@@ -50,24 +56,36 @@ const WORK: usize = 3_000_000;
 /// Places tensors in arenas of at most `limit` bytes each.
 ///
 /// Tensors that are alive at the same step never share a byte, except for those of an alias, and the tensors of a pair
-/// in `conflicts` never share an arena. No pair may be in both `conflicts` and `aliases`. Returns `None` if no
-/// placement was found. The result is deterministic.
+/// in `conflicts` never share an arena. No pair may be in both `conflicts` and `aliases`, and no satellite in either.
+/// Returns `None` if no placement was found. The result is deterministic.
 pub(crate) fn arenas(
     lifetimes: &[Lifetime],
     conflicts: &[(usize, usize)],
     aliases: &[Alias],
+    satellites: &[Satellite],
     limit: usize,
 ) -> Option<Arenas> {
     if lifetimes.is_empty() {
         return Some(Arenas::default());
     }
-    let problem = Problem::new(lifetimes, conflicts, aliases, limit);
+    let is_searched = |tensor: &usize| !satellites.iter().any(|(_, satellite)| satellite == tensor);
+    let searched: Vec<usize> = (0..lifetimes.len()).filter(is_searched).collect();
+    let number = |tensor: usize| searched.partition_point(|&other| other < tensor);
+    let numbered = |pairs: &[(usize, usize)]| pairs.iter().map(|&(a, b)| (number(a), number(b))).collect::<Vec<_>>();
+    let lives: Vec<Lifetime> = searched.iter().map(|&tensor| lifetimes[tensor]).collect();
+    let (conflicts, own_aliases) = (numbered(conflicts), numbered(aliases));
+    let problem = Problem::new(&lives, &conflicts, &own_aliases, limit);
     let mut found: Vec<Colouring> = Vec::new();
+    let mut least = usize::MAX;
     for count in COUNTS {
-        found.extend(problem.search(count));
-        if found.iter().any(|colouring| problem.cost(colouring) <= problem.enough) {
+        let colourings = problem.search(count);
+        let cost = colourings.iter().map(|colouring| problem.cost(colouring)).min().unwrap_or(usize::MAX);
+        found.extend(colourings);
+        // More arenas do not help, if the last one did not.
+        if cost <= problem.enough || (least < usize::MAX && cost >= least) {
             break;
         }
+        least = least.min(cost);
     }
     found.sort_by_key(Colouring::total);
     let mut best: Option<Arenas> = None;
@@ -76,7 +94,10 @@ pub(crate) fn arenas(
         if best.as_ref().is_some_and(|best| best.total() <= colouring.total()) {
             break;
         }
-        let packed = colouring.pack(lifetimes, aliases);
+        let mut arena = vec![0; lifetimes.len()];
+        searched.iter().zip(&colouring.arena).for_each(|(&tensor, &of)| arena[tensor] = of);
+        satellites.iter().for_each(|&(tensor, satellite)| arena[satellite] = arena[tensor]);
+        let packed = pack_each(&arena, colouring.peaks.len(), lifetimes, aliases);
         let better = best.as_ref().is_none_or(|best| packed.total() < best.total());
         if better && packed.bytes.iter().all(|&bytes| bytes <= limit) {
             best = Some(packed);
@@ -143,7 +164,7 @@ impl<'a> Problem<'a> {
     }
 
     /// Returns the best colourings found with `count` arenas, one for each initial colouring and threshold. Where one
-    /// start gets stuck, another often succeeds.
+    /// start gets stuck, another often succeeds. If two arrive at the same cost, there is hardly a lower one.
     fn search(&self, count: usize) -> Vec<Colouring> {
         let begun = std::iter::once(&self.order).chain(&self.orders).filter_map(|order| self.greedy(count, order));
         let mut begun: Vec<Colouring> = begun.collect();
@@ -156,11 +177,12 @@ impl<'a> Problem<'a> {
             (0..=retry).for_each(|_| order.swap(random.below(len), random.below(len)));
             begun.extend(self.greedy(count, &order));
         }
-        let mut found = Vec::new();
+        let mut found: Vec<Colouring> = Vec::new();
         let starts = THRESHOLDS.into_iter().flat_map(|threshold| begun.iter().map(move |begun| (threshold, begun)));
         for (threshold, begun) in starts {
             let improved = self.improve(begun.clone(), count, threshold);
-            let done = self.cost(&improved) <= self.enough;
+            let cost = self.cost(&improved);
+            let done = cost <= self.enough || found.iter().any(|other| self.cost(other) == cost);
             found.push(improved);
             if done {
                 break;
@@ -310,33 +332,32 @@ impl Colouring {
     fn total(&self) -> usize {
         self.peaks.iter().sum()
     }
+}
 
-    /// Assigns offsets within each arena. Aliased tensors in one arena form a chain, which is placed as its first
-    /// tensor, the root, with a longer lifetime.
-    fn pack(&self, lifetimes: &[Lifetime], aliases: &[Alias]) -> Arenas {
-        let aliased: Vec<bool> =
-            aliases.iter().map(|&(first, second)| self.arena[first] == self.arena[second]).collect();
-        // Aliases are in the order of their steps, so the root of the first tensor is final when the second refers to
-        // it.
-        let mut root: Vec<usize> = (0..lifetimes.len()).collect();
-        let mut lives = lifetimes.to_vec();
-        for (&(first, second), _) in aliases.iter().zip(&aliased).filter(|(_, aliased)| **aliased) {
-            root[second] = root[first];
-            lives[root[first]].last = lives[second].last;
-        }
-        let mut made = Arenas { places: vec![(0, 0); lifetimes.len()], bytes: Vec::new(), aliased };
-        for arena in 0..self.peaks.len() {
-            let is_root = |&tensor: &usize| self.arena[tensor] == arena && root[tensor] == tensor;
-            let roots: Vec<usize> = (0..lifetimes.len()).filter(is_root).collect();
-            if roots.is_empty() {
-                continue;
-            }
-            let alive: Vec<Lifetime> = roots.iter().map(|&tensor| lives[tensor]).collect();
-            let Packing { offsets, total } = pack_with(&alive, WORK);
-            roots.iter().zip(offsets).for_each(|(&tensor, at)| made.places[tensor] = (made.bytes.len(), at));
-            made.bytes.push(total);
-        }
-        made.places = root.iter().map(|&root| made.places[root]).collect();
-        made
+/// Assigns offsets within each arena. Aliased tensors in one arena form a chain, which is placed as its first
+/// tensor, the root, with a longer lifetime. `arena` holds the arena of each tensor, below `count`.
+fn pack_each(arena: &[usize], count: usize, lifetimes: &[Lifetime], aliases: &[Alias]) -> Arenas {
+    let aliased: Vec<bool> = aliases.iter().map(|&(first, second)| arena[first] == arena[second]).collect();
+    // Aliases are in the order of their steps, so the root of the first tensor is final when the second refers to
+    // it.
+    let mut root: Vec<usize> = (0..lifetimes.len()).collect();
+    let mut lives = lifetimes.to_vec();
+    for (&(first, second), _) in aliases.iter().zip(&aliased).filter(|(_, aliased)| **aliased) {
+        root[second] = root[first];
+        lives[root[first]].last = lives[second].last;
     }
+    let mut made = Arenas { places: vec![(0, 0); lifetimes.len()], bytes: Vec::new(), aliased };
+    for number in 0..count {
+        let is_root = |&tensor: &usize| arena[tensor] == number && root[tensor] == tensor;
+        let roots: Vec<usize> = (0..lifetimes.len()).filter(is_root).collect();
+        if roots.is_empty() {
+            continue;
+        }
+        let alive: Vec<Lifetime> = roots.iter().map(|&tensor| lives[tensor]).collect();
+        let Packing { offsets, total } = pack_with(&alive, WORK);
+        roots.iter().zip(offsets).for_each(|(&tensor, at)| made.places[tensor] = (made.bytes.len(), at));
+        made.bytes.push(total);
+    }
+    made.places = root.iter().map(|&root| made.places[root]).collect();
+    made
 }
