@@ -6,6 +6,7 @@ use crate::error::{ModelError, mib};
 use crate::networks::LatentSize;
 use mobilediffusion_graph::plan::{Lifetime, lower_bound};
 use mobilediffusion_graph::{Device, Recording};
+use mobilediffusion_kernels::kernel::elements;
 use mobilediffusion_kernels::{FloatType, Storage, WeightType};
 use mobilediffusion_runtime::AdapterKind;
 use std::sync::Arc;
@@ -27,7 +28,11 @@ impl Need {
     /// most crowded step, and the stages of a step may need memory of their own.
     pub(super) fn of(recording: &Recording, device: &Device) -> Self {
         let storage = device.storage();
-        let lifetimes = recording.lifetimes(|tensor| storage.tensor_bytes(tensor.dtype, &tensor.shape));
+        // Rows are padded on a GPU alone.
+        let lifetimes = recording.lifetimes(|tensor| match device {
+            Device::Cpu(_) => 4 * elements(&tensor.shape),
+            Device::Gpu(..) => storage.tensor_bytes(tensor.dtype, &tensor.shape),
+        });
         let lifetimes: Vec<Lifetime> = lifetimes.into_iter().map(|(_, lifetime)| lifetime).collect();
         let operands = recording.nodes.iter().flat_map(|node| node.kernel.operands());
         let bytes = operands.map(|o| storage.tensor_bytes(o.dtype, &o.layout.packed_shape(&o.shape)));
