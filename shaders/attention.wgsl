@@ -20,9 +20,9 @@
 // DEPTH4 vec4s of the head, and the parts are exchanged instead of the maxima. Softmax adds them up in step 2, ReLU
 // whenever it reads a weight.
 //
-// Global loads are software-pipelined: the next tile, if there is one, is loaded into registers while the current one is
-// computed with. All loads of a tile are issued together and without branches: out-of-range indices are clamped to the
-// last row.
+// Global loads are software-pipelined: the next tile, if there is one, is loaded into registers while the current one
+// is computed with. All loads of a tile are issued together and without branches: out-of-range indices are clamped to
+// the last row.
 
 @if(MATRIX) #import attention_matrix
 

@@ -65,7 +65,7 @@ var<private> within: array<bool, ROW_SLOTS>;
 var<private> tap: u32 = 9u;
 
 // Computes the positions of this invocation's output pixels. Pixels beyond the last repeat it.
-fn prepare_rows(row0: u32, at: u32, thread: u32) {
+fn prepare_rows(row0: u32, at: u32) {
     for (var s = 0u; s < ROW_SLOTS; s++) {
         let own = min(row0 + at + s * SPAN, params.rows - 1u);
         let line = own / params.ow;
@@ -75,6 +75,9 @@ fn prepare_rows(row0: u32, at: u32, thread: u32) {
         pixels[s] = Pixel(image * params.h, top, left, row_norm(image * params.positions, params.ci4));
     }
 }
+
+// The parameters of the norm are those of the pixels' images.
+fn finish_rows(row0: u32, at: u32, thread: u32) {}
 
 // Computes the addresses of all pixels for the current tap.
 fn place_rows() {

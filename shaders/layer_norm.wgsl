@@ -1,9 +1,9 @@
 // LayerNorm: y = (x - mean) / sqrt(variance + eps) * weight + bias, row by row. The host side is
 // kernels/src/layer_norm.rs.
 //
-// Operands: x and y [rows, c], weight and bias [c]. One workgroup of 256 invocations handles one row, in two passes: the
-// first finds the mean up to rounding, the second sums differences from it and their squares. The sum of differences
-// corrects the mean. Unlike mean(x^2) - mean(x)^2 in one pass, this suffers no cancellation.
+// Operands: x and y [rows, c], weight and bias [c]. One workgroup of 256 invocations handles one row. It takes two
+// passes: the first finds the mean up to rounding, the second sums differences from it and their squares. The sum of
+// differences corrects the mean. Unlike mean(x^2) - mean(x)^2 in one pass, this suffers no cancellation.
 #import grid
 
 struct Params {

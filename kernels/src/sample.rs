@@ -17,9 +17,21 @@ pub fn text(kernel: &dyn Kernel) -> String {
         Value::Number(number) if number.is_f64() => Some(format!("{name}={}", number.as_f64().unwrap_or(0.0) as f32)),
         Value::String(text) if text == "none" => None,
         Value::String(text) => Some(format!("{name}={text}")),
-        other => Some(format!("{name}={other}")),
+        other => Some(format!("{name}={}", shortened(other))),
     };
     sizes.iter().filter_map(part).collect::<Vec<_>>().join(" ")
+}
+
+/// Returns a value whose fractional numbers have the digits of an f32, at any depth.
+fn shortened(value: &Value) -> Value {
+    match value {
+        Value::Number(number) if number.is_f64() => {
+            let short = number.as_f64().and_then(|exact| (exact as f32).to_string().parse::<f64>().ok());
+            short.map_or_else(|| value.clone(), Value::from)
+        }
+        Value::Object(fields) => fields.iter().map(|(name, value)| (name.clone(), shortened(value))).collect(),
+        other => other.clone(),
+    }
 }
 
 /// Returns values of all operands that a case reads, in order, dense and in PyTorch's orientation. Large operands
@@ -66,6 +78,13 @@ pub fn run(case: &Case, packed: &[Aligned], outputs: &mut [Vec<f32>]) {
 mod tests {
     use super::*;
     use crate::FAMILIES;
+
+    #[test]
+    fn fractions_have_the_digits_of_an_f32() {
+        let prologue = crate::Prologue { norm: crate::Norm::Rows { eps: 1e-5 }, ..crate::Prologue::default() };
+        let text = text(&crate::Linear { rows: 1, k: 2, cols: 3, prologue, ..crate::Linear::default() });
+        assert!(text.contains(r#""eps":1e-5"#) || text.contains(r#""eps":0.00001"#), "{text}");
+    }
 
     #[test]
     fn every_model_shape_has_a_text_and_inputs_of_the_right_length() {

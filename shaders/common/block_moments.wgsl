@@ -1,7 +1,7 @@
-// Mean and variance of rows over blocks of 32 columns, from values in the registers of a workgroup, which lie as sums of
-// a product do (common/gemm_sums.wgsl). Values beyond the last column must be zeros. Tiles have whole blocks of columns,
-// and ROWS_EACH is even. The importing module declares `row_moments` [rows, 2, blocks], means first, and in `Params`
-// `rows` and `cols`.
+// Mean and variance of rows over blocks of 32 columns, from values in the registers of a workgroup that are laid out as
+// the sums of a product (common/gemm_sums.wgsl). Values beyond the last column must be zeros. A tile has whole blocks
+// of columns, and ROWS_EACH is even. The importing module declares `row_moments` [rows, 2, blocks], means first, and in
+// `Params` `rows` and `cols`.
 #import gemm_sums
 #import scratch
 

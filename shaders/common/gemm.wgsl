@@ -16,8 +16,10 @@
 //
 // The importing module declares the operands of common/prologue.wgsl and defines how elements of x and w are found.
 // `slot` numbers the rows that an invocation loads, and `k4` counts vec4s of k:
-//   fn prepare_rows(row0: u32, at: u32, thread: u32)                   // called once by all invocations, before the
-//                                                                      // loads; slot s is row `row0 + at + s * SPAN`
+//   fn prepare_rows(row0: u32, at: u32)                                // called once, before the loads; slot s is row
+//                                                                      // `row0 + at + s * SPAN`
+//   fn finish_rows(row0: u32, at: u32, thread: u32)                    // called once by all invocations, as the first
+//                                                                      // step is being loaded
 //   fn fetch_k(k4: u32) -> bool                                        // loads what rows share; whether k4 is in `x2`
 //   fn fetch_x(slot: u32, row: u32, k4: u32, second: bool) -> Input    // stored x; anything for rows beyond the last
 //   fn made_x(slot: u32, k4: u32, fetched: Input) -> vec4<f32>         // the values of a stored x: norm, zero padding
@@ -71,8 +73,9 @@ fn gemm_tile(row0: u32, col0: u32, first4: u32, end4: u32, thread: u32) -> Sums 
     let first_k = thread / LAYER * (STEP4 / SPLIT);
     let at = thread / STEP4;
     let own_k = thread % STEP4;
-    prepare_rows(row0, at, thread);
+    prepare_rows(row0, at);
     fetch(row0, col0, at, first4 + own_k, end4);
+    finish_rows(row0, at, thread);
     for (var step = first4; step < end4; step += STEP4) {
         stage(at, own_k, step + own_k, end4);
         workgroupBarrier();
@@ -109,7 +112,8 @@ fn gemm_tile(row0: u32, col0: u32, first4: u32, end4: u32, thread: u32) -> Sums 
     var fetched_x: array<Input, ROWS_EACH>;
     var cols: Columns;
     let quad = thread / SPLIT;
-    prepare_rows(row0, 0u, thread);
+    prepare_rows(row0, 0u);
+    finish_rows(row0, 0u, thread);
     for (var k4 = first4 + thread % SPLIT; k4 < end4; k4 += SPLIT) {
         let second = fetch_k(k4);
         for (var c = 0u; c < 4u; c++) { fetched_w[c] = fetch_w(col0, c, 4u * quad, k4); }

@@ -137,8 +137,9 @@ fn gemm_tile(row0: u32, col0: u32, first4: u32, end4: u32, thread: u32) -> Sums 
     @if(TALL) var c33 = Sum();
     let at = thread / STEP4;
     let own_k = thread % STEP4;
-    prepare_rows(row0, at, thread);
+    prepare_rows(row0, at);
     fetch(row0, col0, at, first4 + own_k, end4);
+    finish_rows(row0, at, thread);
     for (var step = first4; step < end4; step += STEP4) {
         stage(at, own_k, step, end4);
         workgroupBarrier();

@@ -7,10 +7,10 @@
 //
 // The importing module declares the operands that are present and, in `Params`, `rows`, `cols` and `cols4` (vec4s of a
 // row of y). It defines
-//   prepare_rows, fetch_k, fetch_x, made_x and made_pack_x    // as described in common/gemm.wgsl
-//   fn inner4() -> u32                                       // number of vec4s of k
-//   fn fetch_shift(row: u32, col4: u32) -> Pack              // loads the shift, which depends on the row's image
-//   fn shifted(v: vec4<f32>, fetched: Pack) -> vec4<f32>     // adds the shift, if there is one
+//   prepare_rows, finish_rows, fetch_k, fetch_x, made_x and made_pack_x    // as described in common/gemm.wgsl
+//   fn inner4() -> u32                                                    // number of vec4s of k
+//   fn fetch_shift(row: u32, col4: u32) -> Pack                           // loads the shift of the row's image
+//   fn shifted(v: vec4<f32>, fetched: Pack) -> vec4<f32>                  // adds the shift, if there is one
 #import grid
 @if(PRODUCT)
 @if(MATRIX) #import gemm_matrix

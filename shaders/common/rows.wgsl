@@ -6,9 +6,12 @@
 // Parameters of the norm of the rows that this invocation loads.
 var<private> row_norms: array<RowNorm, ROW_SLOTS>;
 
+// Nothing has to be known of the rows before they are loaded.
+fn prepare_rows(row0: u32, at: u32) {}
+
 // Finds the parameters of the norm of this invocation's rows. With NORM_ROWS the workgroup merges the moments of every
 // row of the tile once, and exchanges the results through workgroup memory.
-fn prepare_rows(row0: u32, at: u32, thread: u32) {
+fn finish_rows(row0: u32, at: u32, thread: u32) {
     @if(NORM_ROWS)
     for (var i = thread; i < TILE_ROWS; i += THREADS) {
         scratch[i] = vec4<f32>(merged(min(row0 + i, params.rows - 1u)), 0.0, 0.0);
