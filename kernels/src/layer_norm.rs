@@ -51,7 +51,7 @@ pub(crate) const FAMILY: Family = Family {
 
 /// Returns the sum of `f` over a row. It has 32 partial sums, so that it vectorises and stays accurate.
 #[inline(always)]
-pub(crate) fn sum(row: &[f32], f: impl Fn(f32) -> f32) -> f32 {
+fn sum(row: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     let mut lanes = [0.0_f32; 32];
     let chunks = row.chunks_exact(32);
     let rest = chunks.remainder().iter().map(|v| f(*v)).sum::<f32>();

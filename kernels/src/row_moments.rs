@@ -17,7 +17,7 @@ use crate::cpu::{rows_per_task, with_simd};
 use crate::draw::Draw;
 use crate::fold::{EpilogueOffer, EpilogueOp};
 use crate::kernel::{Case, Cost, DType, Family, Fill, Kernel, Operand, Param, Program, Tolerance, parse};
-use crate::layer_norm::{row_cases, row_shapes, sum};
+use crate::layer_norm::{row_cases, row_shapes};
 use crate::names;
 use crate::tile::{TILE, WHOLE};
 use crate::variant::Variant;
@@ -79,9 +79,26 @@ pub(crate) fn write_all(c: usize, x: &[f32], moments: &mut [f32]) {
 /// large values lose no digits.
 #[inline(always)]
 fn block_moments(x: &[f32]) -> (f32, f32) {
-    let (origin, count) = (x[0], x.len() as f32);
-    let mean = origin + sum(x, |v| v - origin) / count;
-    (mean, sum(x, |v| (v - mean) * (v - mean)) / count)
+    // A full block is an array, whose loops have constant bounds and become a few vector instructions.
+    if let Ok(x) = <&[f32; BLOCK]>::try_from(x) {
+        let mean = x[0] + total(x, |v| v - x[0]) / BLOCK as f32;
+        return (mean, total(x, |v| (v - mean) * (v - mean)) / BLOCK as f32);
+    }
+    let count = x.len() as f32;
+    let mean = x[0] + x.iter().map(|v| v - x[0]).sum::<f32>() / count;
+    (mean, x.iter().map(|v| (v - mean) * (v - mean)).sum::<f32>() / count)
+}
+
+/// Returns the sum of `f` over a full block, in eight partial sums.
+#[inline(always)]
+fn total(x: &[f32; BLOCK], f: impl Fn(f32) -> f32) -> f32 {
+    let mut sums = [0.0_f32; 8];
+    for first in [0, 8, 16, 24] {
+        for lane in 0..8 {
+            sums[lane] += f(x[first + lane]);
+        }
+    }
+    ((sums[0] + sums[4]) + (sums[2] + sums[6])) + ((sums[1] + sums[5]) + (sums[3] + sums[7]))
 }
 
 /// Returns mean and reciprocal deviation of a row of `c` channels, merged from its moments, `[2, blocks]`, in f64.
