@@ -268,7 +268,7 @@ fn cases() -> Vec<Case> {
         Case::new(Linear { moments: true, ..full(63, 17, 65) }),
         Case::new(Linear { moments: true, activation: Activation::Silu, ..full(193, 16, 6) }),
         Case::new(Linear { moments: true, ..reading(full(128, 20, 67), 8, channels(2, Activation::Silu)) }),
-        // With moments of rows: one block, several, and a last one that is not full; a padding of none, one and two.
+        // With moments of rows: one block, several, and a last one that is not full; a padding of three, one and none.
         Case::new(Linear { row_moments: true, ..full(65, 17, 31) }),
         Case::new(Linear { row_moments: true, activation: Activation::Relu, ..full(18, 16, 195) })
             .fill("bias", Fill::Normal(30.0, 1.0)),
