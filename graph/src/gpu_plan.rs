@@ -4,7 +4,7 @@
 use crate::error::GraphError;
 use crate::graph::{Origin, TensorInfo};
 use crate::plan::{
-    ARENA_ALIGNMENT, Alias, Arenas, Lifetime, Satellite, Sharing, arenas, lower_bound, lower_bound_in_place,
+    ARENA_ALIGNMENT, Alias, Arenas, Lifetime, Satellite, Sharing, Tensors, arenas, lower_bound, lower_bound_in_place,
 };
 use crate::record::Recording;
 use mobilediffusion_kernels::kernel::elements;
@@ -25,8 +25,7 @@ impl Recording {
     /// Places all planned tensors in a few arenas of at most `limit` bytes each, for a GPU that stores tensors as
     /// `storage`.
     ///
-    /// An output is written over its step's residual where that makes the plan smaller. It does not always: an aliased
-    /// tensor stays in one arena for longer, which constrains others.
+    /// An output is written over its step's residual where that makes the plan smaller.
     ///
     /// # Errors
     /// If no placement in arenas of at most `limit` bytes was found.
@@ -39,21 +38,15 @@ impl Recording {
             let arenas = lifetimes.iter().map(|lifetime| lifetime.bytes).collect();
             return Ok(GpuPlan { places: self.by_tensor(&tensors, &places), arenas, in_place });
         }
-        let bound = lower_bound(&lifetimes);
         let (steps, aliases): (Vec<usize>, Vec<Alias>) = self.aliases(&tensors, &lifetimes).into_iter().unzip();
         let mut conflicts = self.conflicts(&tensors);
         conflicts.retain(|pair| !aliases.contains(pair));
         let satellites = self.satellites((&tensors, &lifetimes), &conflicts, &aliases);
         conflicts.retain(|(a, b)| !satellites.iter().any(|(_, satellite)| satellite == a || satellite == b));
-        let mut best = arenas(&lifetimes, &conflicts, &aliases, &satellites, limit);
-        let near = |plan: &Arenas| plan.total() <= bound + bound / 30;
-        if !best.as_ref().is_some_and(near) {
-            // The search rarely finds the plan in which every alias is used, so that one is tried separately.
-            let all = all_aliased(&lifetimes, &conflicts, &aliases, &satellites, limit);
-            let better = |plan: &Arenas| best.as_ref().is_none_or(|best| plan.total() < best.total());
-            best = all.filter(better).or(best);
-        }
-        let Arenas { places, bytes, aliased } = best.ok_or(GraphError::NoPlacement { bytes: bound, limit })?;
+        let all = Tensors { lifetimes: &lifetimes, conflicts: &conflicts, aliases: &aliases, satellites: &satellites };
+        let best = arenas(&all, limit);
+        let Arenas { places, bytes, aliased } =
+            best.ok_or_else(|| GraphError::NoPlacement { bytes: lower_bound(&lifetimes), limit })?;
         steps.into_iter().zip(aliased).for_each(|(step, aliased)| in_place[step] = aliased);
         Ok(GpuPlan { places: self.by_tensor(&tensors, &places), arenas: bytes, in_place })
     }
@@ -144,30 +137,4 @@ impl Recording {
         };
         self.nodes.iter().enumerate().filter_map(alias).collect()
     }
-}
-
-/// Returns the plan in which every alias is used: each chain of aliased tensors is placed as one tensor with a longer
-/// lifetime.
-fn all_aliased(
-    lifetimes: &[Lifetime],
-    conflicts: &[(usize, usize)],
-    aliases: &[Alias],
-    satellites: &[Satellite],
-    limit: usize,
-) -> Option<Arenas> {
-    // Aliases are in the order of their steps, so the root of the first tensor is final when the second refers to it.
-    let mut root: Vec<usize> = (0..lifetimes.len()).collect();
-    let mut lives = lifetimes.to_vec();
-    for &(first, second) in aliases {
-        root[second] = root[first];
-        lives[root[first]].last = lives[second].last;
-    }
-    let kept: Vec<usize> = (0..lifetimes.len()).filter(|&tensor| root[tensor] == tensor).collect();
-    let group: Vec<usize> = root.iter().map(|tensor| kept.partition_point(|k| k < tensor)).collect();
-    let merged: Vec<Lifetime> = kept.iter().map(|&tensor| lives[tensor]).collect();
-    let pairs: Vec<_> = conflicts.iter().map(|&(a, b)| (group[a], group[b])).filter(|(a, b)| a != b).collect();
-    let satellites: Vec<Satellite> = satellites.iter().map(|&(a, b)| (group[a], group[b])).collect();
-    let Arenas { places, bytes, .. } = arenas(&merged, &pairs, &[], &satellites, limit)?;
-    let places = group.iter().map(|&group| places[group]).collect();
-    Some(Arenas { places, bytes, aliased: vec![true; aliases.len()] })
 }
