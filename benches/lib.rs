@@ -16,6 +16,6 @@ pub fn only_once() -> bool {
 /// # Errors
 /// If a weight is refused.
 pub fn session(graph: Graph) -> Result<Session, GraphError> {
-    let mut weights = Weights::new(Device::CPU, Box::new(Synthetic { seed: 1 }));
-    Session::new(Recording::new(graph), &mut weights, &mut |_, _| true)
+    let weights = Weights::new(Device::CPU, Box::new(Synthetic { seed: 1 }));
+    Session::new(Recording::new(graph), &weights, &mut |_, _| true)
 }

@@ -85,8 +85,8 @@ fn overhead() {
         x = graph.activate(&x, Activation::Silu, 1.0).expect("it fits");
     }
     graph.output("y", &x);
-    let mut weights = Weights::new(Device::Gpu(Arc::clone(&gpu), Storage::F32), Box::new(Synthetic { seed: 1 }));
-    let mut session = Session::new(Recording::new(graph), &mut weights, &mut |_, _| true).expect("it is made");
+    let weights = Weights::new(Device::Gpu(Arc::clone(&gpu), Storage::F32), Box::new(Synthetic { seed: 1 }));
+    let mut session = Session::new(Recording::new(graph), &weights, &mut |_, _| true).expect("it is made");
     session.write("x", &[1.0; 4]).expect("it fits");
     session.run(&mut |_, _| true).expect("it runs");
     let mut once = || session.overhead().expect("the device answers").expect("a GPU is submitted to");

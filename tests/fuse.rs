@@ -78,8 +78,8 @@ fn run(recording: Recording, device: Device) -> Vec<(String, Vec<f32>)> {
     let names: Vec<String> = recording.outputs.iter().map(|(name, _)| name.clone()).collect();
     let input = |t: &mobilediffusion_graph::TensorInfo| matches!(t.origin, Origin::Input(_)).then(|| t.clone());
     let inputs: Vec<_> = recording.tensors.iter().filter_map(input).collect();
-    let mut weights = Weights::new(device, Box::new(MadeUp));
-    let mut session = Session::new(recording, &mut weights, &mut |_, _| true).expect("the session is made");
+    let weights = Weights::new(device, Box::new(MadeUp));
+    let mut session = Session::new(recording, &weights, &mut |_, _| true).expect("the session is made");
     for info in inputs {
         session.write(&info.name, &values(&info.name, elements(&info.shape))).expect("the input is there");
     }

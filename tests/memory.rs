@@ -65,7 +65,7 @@ fn beside(device: Device, graph: Graph, path: &Path, compiled: bool) -> (usize, 
         most = private_bytes().max(most);
         true
     };
-    let mut weights = Weights::new(device.clone(), Box::new(checkpoint));
+    let weights = Weights::new(device.clone(), Box::new(checkpoint));
     let recording = Recording::new(graph);
     let summary = recording.summary(device.storage());
     let weight_bytes = match device {
@@ -80,7 +80,7 @@ fn beside(device: Device, graph: Graph, path: &Path, compiled: bool) -> (usize, 
             most = private_bytes().max(most);
             true
         };
-        let session = Session::new(recording, &mut weights, &mut sample).expect("it has room");
+        let session = Session::new(recording, &weights, &mut sample).expect("it has room");
         let most = most.max(private_bytes());
         drop(session);
         most.saturating_sub(before + weight_bytes + summary.activation_bytes.max(summary.arena_bytes))
@@ -90,8 +90,8 @@ fn beside(device: Device, graph: Graph, path: &Path, compiled: bool) -> (usize, 
 
 /// Compiles the kernels for a small vocabulary first, so that memory kept by a driver's compiler is not counted.
 fn compile(device: Device) {
-    let mut weights = Weights::new(device, Box::new(Synthetic { seed: 0 }));
-    Session::new(Recording::new(graph_of(64)), &mut weights, &mut |_, _| true).expect("a small one fits");
+    let weights = Weights::new(device, Box::new(Synthetic { seed: 0 }));
+    Session::new(Recording::new(graph_of(64)), &weights, &mut |_, _| true).expect("a small one fits");
 }
 
 /// Builds the full-size UNet, whose weights take 774 MB in f16.

@@ -34,8 +34,8 @@ impl WeightLoader for Counted {
 }
 
 fn session(gpu: &Arc<Gpu>, graph: Graph) -> Result<Session, GraphError> {
-    let mut weights = Weights::new(Device::Gpu(Arc::clone(gpu), Storage::F32), Box::new(Counted));
-    Session::new(Recording::new(graph), &mut weights, &mut |_, _| true)
+    let weights = Weights::new(Device::Gpu(Arc::clone(gpu), Storage::F32), Box::new(Counted));
+    Session::new(Recording::new(graph), &weights, &mut |_, _| true)
 }
 
 /// CLIP's token table takes 151.8 MB in f32, and many drivers bind at most 128 MiB.
@@ -48,8 +48,8 @@ fn a_table_beyond_the_largest_binding_is_read_in_two_parts(gpu: Arc<Gpu>) {
         let y = graph.embedding(&input, (vocab, ids.len(), c)).expect("it fits");
         graph.output("y", &y);
         assert_eq!(graph.weights()[0], ("token_embedding.weight".to_owned(), vec![vocab, c]), "one weight, whole");
-        let mut weights = Weights::new(device, Box::new(Counted));
-        let mut session = Session::new(Recording::new(graph), &mut weights, &mut |_, _| true).expect("it is made");
+        let weights = Weights::new(device, Box::new(Counted));
+        let mut session = Session::new(Recording::new(graph), &weights, &mut |_, _| true).expect("it is made");
         session.write_u32("ids", &ids).expect("it fits");
         session.run(&mut |_, _| true).expect("it runs");
         let got = session.read("y").expect("it is there");
@@ -102,10 +102,10 @@ fn a_tensor_beyond_the_largest_binding_is_refused_by_name(gpu: Arc<Gpu>) {
 }
 
 fn plans_share_one_set_of_weights(gpu: Arc<Gpu>) {
-    let mut weights = Weights::new(Device::Gpu(Arc::clone(&gpu), Storage::F32), Box::new(MadeUp::default()));
-    let mut made = || {
+    let weights = Weights::new(Device::Gpu(Arc::clone(&gpu), Storage::F32), Box::new(MadeUp::default()));
+    let made = || {
         let before = gpu.counters();
-        let session = Session::new(Recording::new(mini_denoise()), &mut weights, &mut |_, _| true).expect("it is made");
+        let session = Session::new(Recording::new(mini_denoise()), &weights, &mut |_, _| true).expect("it is made");
         let after = gpu.counters();
         (session, after.buffers - before.buffers, after.pipelines - before.pipelines)
     };
@@ -151,14 +151,14 @@ fn a_lost_device_is_an_error_of_the_run(gpu: Arc<Gpu>) {
 }
 
 fn a_replay_makes_nothing(gpu: Arc<Gpu>) {
-    let mut weights = Weights::new(Device::Gpu(gpu.clone(), Storage::F32), Box::new(MadeUp::default()));
+    let weights = Weights::new(Device::Gpu(gpu.clone(), Storage::F32), Box::new(MadeUp::default()));
     let mut graph = Graph::new();
     let mut x = graph.input("x", [1, 4], DType::Elem);
     for _ in 0..300 {
         x = graph.activate(&x, Activation::Silu, 1.0).expect("it fits");
     }
     graph.output("y", &x);
-    let mut session = Session::new(Recording::new(graph), &mut weights, &mut |_, _| true).expect("it is made");
+    let mut session = Session::new(Recording::new(graph), &weights, &mut |_, _| true).expect("it is made");
     let mut run = || {
         session.write("x", &[1.0; 4]).expect("it fits");
         let start = Instant::now();

@@ -60,8 +60,8 @@ fn mask(side: usize) -> Mask {
 fn round_trip(pipeline: &Pipeline, picture: &Picture) -> Vec<u8> {
     let config = pipeline.model().config();
     let size = LatentSize::of(config, picture.width, picture.height).expect("the size is valid");
-    let mut weights = Weights::new(pipeline.model().device(), Box::new(Synthetic { seed: SEED }));
-    let mut session = |graph| Session::new(Recording::new(graph), &mut weights, &mut |_, _| true).expect("it is made");
+    let weights = Weights::new(pipeline.model().device(), Box::new(Synthetic { seed: SEED }));
+    let session = |graph| Session::new(Recording::new(graph), &weights, &mut |_, _| true).expect("it is made");
     let mut encode = session(encode_graph(config, size).expect("the encoder builds"));
     let mut decode = session(decode_graph(config, size, Decoder::Light).expect("the decoder builds"));
     let colours = picture.rgba.chunks_exact(4).flat_map(|pixel| &pixel[..3]);

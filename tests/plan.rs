@@ -111,8 +111,8 @@ proptest! {
             let run = |sharing| {
                 let recording = Recording::new(random_graph(&operations));
                 let names: Vec<String> = recording.outputs.iter().map(|(name, _)| name.clone()).collect();
-                let mut weights = Weights::new(device.clone(), Box::new(MadeUp::default()));
-                let mut session = Session::with_sharing(recording, &mut weights, sharing, &mut |_, _| true)?;
+                let weights = Weights::new(device.clone(), Box::new(MadeUp::default()));
+                let mut session = Session::with_sharing(recording, &weights, sharing, &mut |_, _| true)?;
                 session.poison()?;
                 session.write("x", &values("x", 80))?;
                 session.write("y", &values("y", 64))?;
@@ -182,8 +182,8 @@ fn a_residual_that_is_taken_over_changes_no_bit() {
     simulation::play(&recording(), &[1, 1]).expect("nothing is lost");
     for device in devices() {
         let run = |sharing| {
-            let mut weights = Weights::new(device.clone(), Box::new(MadeUp::default()));
-            let mut session = Session::with_sharing(recording(), &mut weights, sharing, &mut |_, _| true)?;
+            let weights = Weights::new(device.clone(), Box::new(MadeUp::default()));
+            let mut session = Session::with_sharing(recording(), &weights, sharing, &mut |_, _| true)?;
             session.poison()?;
             session.write_u32("ids", &(0..77).collect::<Vec<_>>())?;
             session.run(&mut |_, _| true)?;
@@ -212,8 +212,8 @@ fn steps_in_stages_compute_the_same() {
     assert_eq!(plan.in_place, [false, true], "else nothing is read in place");
     let mut results: Vec<Vec<f32>> = Vec::new();
     for device in devices() {
-        let mut weights = Weights::new(device.clone(), Box::new(MadeUp::default()));
-        let mut session = Session::new(recording(), &mut weights, &mut |_, _| true).expect("it has room");
+        let weights = Weights::new(device.clone(), Box::new(MadeUp::default()));
+        let mut session = Session::new(recording(), &weights, &mut |_, _| true).expect("it has room");
         if let Device::Gpu(gpu, _) = &device
             && gpu.adapter().kind == AdapterKind::Software
         {
@@ -236,9 +236,9 @@ fn steps_in_stages_compute_the_same() {
 #[test]
 fn a_stopped_run_gives_no_output() {
     for device in devices() {
-        let mut weights = Weights::new(device, Box::new(MadeUp::default()));
+        let weights = Weights::new(device, Box::new(MadeUp::default()));
         let recording = Recording::new(random_graph(&[(2, 0, 1), (4, 2, 0)]));
-        let mut session = Session::new(recording, &mut weights, &mut |_, _| true).expect("it is made");
+        let mut session = Session::new(recording, &weights, &mut |_, _| true).expect("it is made");
         session.write("x", &values("x", 80)).expect("it fits");
         session.write("y", &values("y", 64)).expect("it fits");
         let stopped = session.run(&mut |_, _| false).expect_err("we said no").to_string();
@@ -253,10 +253,10 @@ fn a_stopped_run_gives_no_output() {
 #[test]
 fn every_step_is_timed() {
     for device in devices() {
-        let mut weights = Weights::new(device, Box::new(MadeUp::default()));
+        let weights = Weights::new(device, Box::new(MadeUp::default()));
         let recording = Recording::new(mini_denoise());
         let (inputs, steps) = (plan_graphs::inputs(&recording), recording.nodes.len());
-        let mut session = Session::new(recording, &mut weights, &mut |_, _| true).expect("it is made");
+        let mut session = Session::new(recording, &weights, &mut |_, _| true).expect("it is made");
         for (name, len, _) in &inputs {
             session.write(name, &values(name, *len)).expect("it fits");
         }
@@ -275,14 +275,14 @@ fn every_step_is_timed() {
 
 #[test]
 fn only_what_depends_on_an_input_runs_again() {
-    let mut weights = Weights::new(Device::CPU, Box::new(MadeUp::default()));
+    let weights = Weights::new(Device::CPU, Box::new(MadeUp::default()));
     let recording = Recording::new(mini_denoise());
     let inputs = plan_graphs::inputs(&recording);
     let bit = |name: &str| 1_u64 << inputs.iter().find(|(known, ..)| known == name).expect("an input").2;
     let timed = recording.masks.iter().filter(|mask| **mask & bit("timestep") != 0).count();
     let of_text = recording.masks.iter().filter(|mask| **mask == bit("context")).count();
     assert!(of_text > 0 && timed < recording.nodes.len(), "keys and values depend on the text alone");
-    let mut session = Session::new(recording, &mut weights, &mut |_, _| true).expect("it is made");
+    let mut session = Session::new(recording, &weights, &mut |_, _| true).expect("it is made");
     for (name, len, _) in &inputs {
         session.write(name, &values(name, *len)).expect("it fits");
     }
@@ -309,9 +309,9 @@ fn only_what_depends_on_an_input_runs_again() {
 fn int8_weights_on_the_cpu_give_the_bits_of_rounded_weights() {
     const INT8: Storage = Storage::F32.with_weights(WeightType::Int8);
     let next = |weights: Weights| {
-        let (mut weights, recording) = (weights, Recording::new(mini_denoise()));
+        let (weights, recording) = (weights, Recording::new(mini_denoise()));
         let inputs = plan_graphs::inputs(&recording);
-        let mut session = Session::new(recording, &mut weights, &mut |_, _| true).expect("it is made");
+        let mut session = Session::new(recording, &weights, &mut |_, _| true).expect("it is made");
         for (name, len, _) in &inputs {
             session.write(name, &values(name, *len)).expect("it fits");
         }
@@ -337,8 +337,8 @@ fn errors_name_the_input_output_or_step() {
     graph.input("row", [48], DType::Elem);
     graph.input("numbers", [1, 3, 4, 4], DType::U32);
     graph.output("y", &y);
-    let mut weights = Weights::new(Device::CPU, Box::new(MadeUp::default()));
-    let mut session = Session::new(Recording::new(graph), &mut weights, &mut |_, _| true).expect("it is made");
+    let weights = Weights::new(Device::CPU, Box::new(MadeUp::default()));
+    let mut session = Session::new(Recording::new(graph), &weights, &mut |_, _| true).expect("it is made");
     let refused = |what: Result<(), GraphError>, words: &[&str]| {
         let text = what.expect_err("it is wrong").to_string();
         assert!(words.iter().all(|word| text.contains(word)), "{text}");

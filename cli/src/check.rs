@@ -117,12 +117,12 @@ fn plan(args: &Check, network: Network, device: Device) -> Result<(), Failure> {
     let recording = network.record(&config, &shape)?;
     let values = inputs(&recording);
     let references = args.references || matches!(device, Device::Cpu(_));
-    let mut weights = Weights::new(device, network.weights(&args.networks)?);
+    let weights = Weights::new(device, network.weights(&args.networks)?);
     let rounded = Storage::F32.with_weights(args.weights_dtype.into());
-    let mut cpu = Weights::new(Device::CPU, network.weights(&args.networks)?).rounded(rounded);
+    let cpu = Weights::new(Device::CPU, network.weights(&args.networks)?).rounded(rounded);
     let (truth, name) = match references {
         true => (Against::References(&cpu), "the kernels' references"),
-        false => (Against::Device(&mut cpu), "the CPU"),
+        false => (Against::Device(&cpu), "the CPU"),
     };
     let steps = recording.nodes.len();
     note(&format!(
@@ -130,7 +130,7 @@ fn plan(args: &Check, network: Network, device: Device) -> Result<(), Failure> {
         network.title(),
         config.defaults.name
     ));
-    match compare(&recording, truth, &mut weights, &borrowed(&values), &mut |_, _| ())? {
+    match compare(&recording, truth, &weights, &borrowed(&values), &mut |_, _| ())? {
         Some(divergence) => {
             result(&divergence.to_string())?;
             Err(format!("step {} of {steps} differs", divergence.step).into())

@@ -69,7 +69,7 @@ impl Network {
     }
 
     /// Opens the network's weights: the model's, or synthetic ones for an architecture that has none.
-    pub(crate) fn weights(self, networks: &Networks) -> Result<Box<dyn WeightLoader + Send>, Failure> {
+    pub(crate) fn weights(self, networks: &Networks) -> Result<Box<dyn WeightLoader + Send + Sync>, Failure> {
         let Some(folder) = networks.folder()? else { return Ok(Box::new(Synthetic { seed: 0 })) };
         let checkpoint = Checkpoint::open(&folder.join(self.folder()))?;
         Ok(Box::new(checkpoint))

@@ -47,7 +47,7 @@ impl fmt::Display for Divergence {
 #[derive(Debug)]
 pub enum Against<'a> {
     /// Another device, given by its weights.
-    Device(&'a mut Weights),
+    Device(&'a Weights),
     /// The f64 references of the kernels. They are slow, so this is for small pictures. Weights are used as their
     /// loader returns them, rounded if [`Weights::rounded`] says so.
     References(&'a Weights),
@@ -106,7 +106,7 @@ impl<'a> Side<'a> {
 pub fn compare(
     recording: &Recording,
     expected: Against<'_>,
-    weights: &mut Weights,
+    weights: &Weights,
     inputs: &[(&str, &[f32])],
     on_progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Option<Divergence>, GraphError> {

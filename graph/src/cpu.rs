@@ -51,7 +51,7 @@ impl CpuMemory {
 
     pub(crate) fn new(
         recording: &Recording,
-        weights: &mut Weights,
+        weights: &Weights,
         sharing: Sharing,
         go_on: &mut dyn FnMut(usize, usize) -> bool,
     ) -> Result<Self, GraphError> {

@@ -90,7 +90,9 @@ impl Pass<'_> {
     /// Returns slot and operand name of every read of a tensor; a step that reads it twice is listed twice.
     fn readers(&self, tensor: usize) -> Vec<(usize, &'static str)> {
         let mut found = Vec::new();
-        for (slot, node) in self.nodes.iter().enumerate().filter_map(|(slot, node)| Some((slot, node.as_ref()?))) {
+        let nodes = self.nodes.iter().enumerate().filter_map(|(slot, node)| Some((slot, node.as_ref()?)));
+        // Asking a kernel for its operands takes longer than looking whether the step holds the tensor at all.
+        for (slot, node) in nodes.filter(|(_, node)| node.operands.contains(&Some(tensor))) {
             for (operand, held) in node.kernel.operands().iter().zip(&node.operands) {
                 if *held == Some(tensor) && operand.access == Access::Read {
                     found.push((slot, operand.name));

@@ -51,7 +51,7 @@ impl GpuMemory {
     pub(crate) fn new(
         (gpu, storage): (Arc<Gpu>, Storage),
         recording: &Recording,
-        weights: &mut Weights,
+        weights: &Weights,
         sharing: Sharing,
         go_on: &mut dyn FnMut(usize, usize) -> bool,
     ) -> Result<Self, GraphError> {
@@ -119,7 +119,7 @@ impl GpuMemory {
         recording: &Recording,
         (step, stage): (usize, &Stage),
         pipeline: &Arc<Pipeline>,
-        weights: &mut Weights,
+        weights: &Weights,
         others: &Others<'_>,
     ) -> Result<Dispatch, GraphError> {
         let node = &recording.nodes[step];
@@ -149,7 +149,7 @@ impl GpuMemory {
         info: &TensorInfo,
         tensor: usize,
         operand: &Operand,
-        weights: &mut Weights,
+        weights: &Weights,
     ) -> Result<(Buffer, u64), GraphError> {
         match &info.origin {
             Origin::Input(_) | Origin::Step(_) => {

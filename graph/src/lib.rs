@@ -34,8 +34,8 @@
 //!     let y = graph.linear(&x, "proj", Linear { cols: 3, ..Linear::default() })?;
 //!     graph.output("y", &y);
 //!
-//!     let mut weights = Weights::new(Device::CPU, Box::new(Ones));
-//!     let mut session = Session::new(Recording::new(graph), &mut weights, &mut |_, _| true)?;
+//!     let weights = Weights::new(Device::CPU, Box::new(Ones));
+//!     let mut session = Session::new(Recording::new(graph), &weights, &mut |_, _| true)?;
 //!     session.write("x", &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0])?;
 //!     session.run(&mut |_, _| true)?;
 //!     assert_eq!(session.read("y")?, [10.0, 10.0, 10.0, 26.0, 26.0, 26.0]);

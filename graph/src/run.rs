@@ -40,7 +40,7 @@ pub(crate) enum Memory {
 impl Memory {
     pub(crate) fn new(
         recording: &Recording,
-        weights: &mut Weights,
+        weights: &Weights,
         sharing: Sharing,
         go_on: &mut dyn FnMut(usize, usize) -> bool,
     ) -> Result<Self, GraphError> {
@@ -94,7 +94,7 @@ impl Session {
     /// If a weight cannot be loaded, the device has no room or rejects a kernel, or `go_on` returned false.
     pub fn new(
         recording: Recording,
-        weights: &mut Weights,
+        weights: &Weights,
         go_on: &mut dyn FnMut(usize, usize) -> bool,
     ) -> Result<Self, GraphError> {
         Self::with_sharing(recording, weights, Sharing::Planned, go_on)
@@ -106,7 +106,7 @@ impl Session {
     /// If [`new`](Self::new) would fail.
     pub fn with_sharing(
         recording: Recording,
-        weights: &mut Weights,
+        weights: &Weights,
         sharing: Sharing,
         go_on: &mut dyn FnMut(usize, usize) -> bool,
     ) -> Result<Self, GraphError> {

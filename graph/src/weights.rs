@@ -11,7 +11,7 @@ use mobilediffusion_runtime::{Bound, Buffer, Gpu, Role};
 use std::collections::HashMap;
 use std::error::Error;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Source of weights, such as a checkpoint. Values are f32, dense and in PyTorch's orientation, row by row.
 pub trait WeightLoader {
@@ -71,28 +71,34 @@ pub(crate) enum Resident {
     Gpu(Buffer),
 }
 
+/// Name of a weight, the rows that an operand takes of it, and the layout and type in which the operand is stored.
+type Key = (String, Range<usize>, Layout, DType);
+
 /// Weights of a network on one device, shared by the sessions that use them.
 ///
 /// A weight is loaded when [`load`](Self::load) or a [`Session`](crate::Session) first needs it, and stays on the
-/// device until the `Weights` and all sessions that use it are dropped.
+/// device until the `Weights` and all sessions that use it are dropped. Threads that need a weight at the same time may
+/// all load it; one of the copies is kept.
 pub struct Weights {
     device: Device,
-    loader: Box<dyn WeightLoader + Send>,
+    loader: Box<dyn WeightLoader + Send + Sync>,
     /// Storage type to which the CPU device rounds values; see [`rounded`](Self::rounded).
     rounding: Storage,
-    resident: HashMap<(String, Range<usize>, Layout, DType), Resident>,
+    /// Locked to look up and to insert only. Weights are packed by rayon, and a thread that waits for rayon may take up
+    /// any other of its jobs, even one that needs this lock.
+    resident: Mutex<HashMap<Key, Resident>>,
 }
 
 impl std::fmt::Debug for Weights {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Weights({} resident)", self.resident.len())
+        write!(f, "Weights({} resident)", self.resident().len())
     }
 }
 
 impl Weights {
     /// Creates an empty set of weights on `device`, to be loaded by `loader`.
-    pub fn new(device: Device, loader: Box<dyn WeightLoader + Send>) -> Self {
-        Self { device, loader, rounding: Storage::F32, resident: HashMap::new() }
+    pub fn new(device: Device, loader: Box<dyn WeightLoader + Send + Sync>) -> Self {
+        Self { device, loader, rounding: Storage::F32, resident: Mutex::default() }
     }
 
     /// Makes the CPU device and the references round weights as a device that stores tensors as `storage` does. In a
@@ -112,7 +118,7 @@ impl Weights {
             Resident::Cpu(values) => size_of_val(&values[..]) as u64,
             Resident::Gpu(buffer) => buffer.bytes(),
         };
-        self.resident.values().map(bytes).sum()
+        self.resident().values().map(bytes).sum()
     }
 
     /// Loads all weights of a recording that are not on the device yet.
@@ -122,11 +128,7 @@ impl Weights {
     ///
     /// # Errors
     /// If the loader fails, the device has no room, or `go_on` returned false.
-    pub fn load(
-        &mut self,
-        recording: &Recording,
-        go_on: &mut dyn FnMut(usize, usize) -> bool,
-    ) -> Result<(), GraphError> {
+    pub fn load(&self, recording: &Recording, go_on: &mut dyn FnMut(usize, usize) -> bool) -> Result<(), GraphError> {
         let operands = recording.nodes.iter().flat_map(|node| node.kernel.operands().into_iter().zip(&node.operands));
         let weights = operands.filter_map(|(declared, tensor)| {
             let info = &recording.tensors[(*tensor)?];
@@ -143,21 +145,26 @@ impl Weights {
     }
 
     /// Returns the weight `name` packed for `operand`, loading it if necessary.
-    pub(crate) fn get(&mut self, name: &str, source: &WeightRows, operand: &Operand) -> Result<Resident, GraphError> {
+    pub(crate) fn get(&self, name: &str, source: &WeightRows, operand: &Operand) -> Result<Resident, GraphError> {
         let layout = match self.device {
             Device::Cpu(weights) => operand.host_layout(weights),
             Device::Gpu(..) => operand.layout,
         };
         let key = (name.to_owned(), source.rows.clone(), layout, operand.dtype);
-        if let Some(resident) = self.resident.get(&key) {
+        if let Some(resident) = self.resident().get(&key) {
             return Ok(resident.clone());
         }
-        let resident = match &self.device {
+        let loaded = match &self.device {
             Device::Cpu(weights) => self.to_cpu(*weights, (name, source, operand))?,
             Device::Gpu(gpu, storage) => self.to_gpu(gpu, *storage, (name, source, operand))?,
         };
-        self.resident.insert(key, resident.clone());
-        Ok(resident)
+        Ok(self.resident().entry(key).or_insert(loaded).clone())
+    }
+
+    /// Locks the weights that are on the device.
+    fn resident(&self) -> MutexGuard<'_, HashMap<Key, Resident>> {
+        // A thread that panicked has left the map whole.
+        self.resident.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns the selected rows of a weight in the order of the checkpoint, rounded for operands of type `dtype`.
@@ -216,9 +223,10 @@ impl Weights {
         let len = elements(&host.packed_shape(&shape));
         let mut all = Aligned::zeros(len).map_err(|_| GraphError::out_of_host_memory(name, 4 * len))?;
         let mut at = 0;
+        // Values are rounded in the GPU's layout, because 8-bit scales belong to the rows of that layout.
+        let layout = if rounding == Storage::F32 { Layout::Rows } else { operand.layout };
         for chunk in chunks(&shape, host) {
-            // Values are rounded in the GPU's layout, because 8-bit scales belong to the rows of that layout.
-            let (shape, layout) = (rows_of(&shape, chunk.len()), operand.layout);
+            let shape = rows_of(&shape, chunk.len());
             let values = self.packed(name, source, layout, &chunk)?;
             let values = rounding.rounded(operand.dtype, &matrix(&layout.packed_shape(&shape)), values);
             let values = if layout == host { values } else { host.pack(&shape, layout.unpack(&shape, values)) };

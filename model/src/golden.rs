@@ -45,8 +45,8 @@ pub fn compare(folder: &Path, case: &str, weights: &Path, device: Device) -> Res
     let mut needed = g.weights();
     needed.extend(half);
     checkpoint.verify(&needed)?;
-    let mut weights = Weights::new(device, Box::new(checkpoint));
-    let mut session = Session::new(Recording::new(g), &mut weights, &mut |_, _| true)?;
+    let weights = Weights::new(device, Box::new(checkpoint));
+    let mut session = Session::new(Recording::new(g), &weights, &mut |_, _| true)?;
     for name in case.names("input.")? {
         // Token ids are integers; `values` passes their bits on unchanged.
         session.write(&name, &case.values(&format!("input.{name}"))?.1)?;

@@ -5,6 +5,7 @@ use crate::device::Gpu;
 use crate::error::RuntimeError;
 use crate::pipeline::{Binding, Pipeline};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// A byte range of a buffer, to be bound, copied, written or read.
 #[derive(Clone, Copy, Debug)]
@@ -150,6 +151,8 @@ impl Gpu {
             Submission(self.queue.submit([encoder.finish()]))
         })?;
         *passes = passes.wrapping_add(1);
+        // Staging memory of the uploads so far is freed once this submission is done.
+        self.pending_upload.store(0, Ordering::Relaxed);
         Ok(submitted)
     }
 }

@@ -45,10 +45,10 @@ fn latent_to_picture(config: &ModelConfig) -> Result<Graph, GraphError> {
 fn output(network: &Network, source: &Source, device: &Device) -> Vec<f32> {
     let WeightsFrom::Directory(path) = &source.weights else { panic!("the bundled checkpoint is a folder") };
     let checkpoint = Checkpoint::open(&path.join(network.folder)).expect("the checkpoint opens");
-    let mut weights = Weights::new(device.clone(), Box::new(checkpoint));
+    let weights = Weights::new(device.clone(), Box::new(checkpoint));
     let recording = Recording::new((network.graph)(&source.config).expect("the network builds"));
     let name = recording.outputs[0].0.clone();
-    let mut session = Session::new(recording, &mut weights, &mut |_, _| true).expect("it fits");
+    let mut session = Session::new(recording, &weights, &mut |_, _| true).expect("it fits");
     for (input, values) in &network.inputs {
         session.write(input, values).expect("the input has this length");
     }

@@ -41,16 +41,16 @@ pub(super) fn run(subject: Subject<'_>, device: &Device, time_left: &dyn Fn() ->
     let size = networks.size.unwrap_or(config.defaults.image_size);
     let recording = record(network, networks, guidance)?;
     result(&format!("plan: {} of {}, {size}x{size} pixels", network.title(), config.defaults.name))?;
-    let mut weights = Weights::new(device.clone(), network.weights(networks)?);
+    let weights = Weights::new(device.clone(), network.weights(networks)?);
     let values = inputs(&recording);
     if let Device::Gpu(_, storage) = device {
         // The CPU gets the rounded values that int8 weights stand for, not those of the file.
         let rounded = Storage::F32.with_weights(storage.weights);
-        let mut cpu = Weights::new(Device::CPU, network.weights(networks)?).rounded(rounded);
-        let found = compare(&recording, Against::Device(&mut cpu), &mut weights, &borrowed(&values), &mut |_, _| ())?;
+        let cpu = Weights::new(Device::CPU, network.weights(networks)?).rounded(rounded);
+        let found = compare(&recording, Against::Device(&cpu), &weights, &borrowed(&values), &mut |_, _| ())?;
         found.map_or(Ok(()), |divergence| Err(format!("the plan computes a wrong result: {divergence}")))?;
     }
-    let mut session = Session::new(recording, &mut weights, &mut |_, _| true)?;
+    let mut session = Session::new(recording, &weights, &mut |_, _| true)?;
     repeats(&mut session, &values)?;
     let (mut whole, mut each) = (Vec::new(), Vec::new());
     // The checks may have used up the time; short plans are measured for a second all the same.

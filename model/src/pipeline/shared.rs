@@ -30,9 +30,8 @@ struct Opened {
     line: String,
     /// Number of times that the device was opened again.
     generation: u64,
-    /// Weights of every network, by folder. They are brought to the device when a plan first needs them. Each has a
-    /// lock of its own, so that a progress callback may ask the model for anything else.
-    weights: HashMap<&'static str, Arc<Mutex<Weights>>>,
+    /// Weights of every network, by folder. They are brought to the device when a plan first needs them.
+    weights: HashMap<&'static str, Arc<Weights>>,
     /// Number of bytes on the device, by network; two networks may share a folder.
     bytes: HashMap<Part, u64>,
 }
@@ -75,8 +74,10 @@ impl Model {
     pub async fn load_async(source: Source, options: Options) -> Result<Self, ModelError> {
         source.config.validate()?;
         let schedule = Schedule::new(&source.config.scheduler)?;
+        // Building the tokenizer takes as long as opening a device.
+        let tokenizer = std::thread::spawn(Tokenizer::clip);
         let opened = Mutex::new(Opened::new(&source, &options, 0).await?);
-        let tokenizer = Tokenizer::clip()?;
+        let tokenizer = tokenizer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         Ok(Self { source, options, schedule, tokenizer, opened })
     }
 
@@ -189,11 +190,9 @@ impl Model {
         go_on: GoOn<'_>,
     ) -> Result<(), ModelError> {
         let weights = self.weights(part)?;
-        let mut held = lock(&weights);
-        let before = held.bytes();
-        let loaded = held.load(recording, &mut |done, total| go_on(Phase::Load, done, total));
-        let brought = held.bytes() - before;
-        drop(held);
+        let before = weights.bytes();
+        let loaded = weights.load(recording, &mut |done, total| go_on(Phase::Load, done, total));
+        let brought = weights.bytes() - before;
         let mut opened = self.opened();
         // The device may have been opened again in the meantime; then these weights belong to the lost one.
         if opened.weights.get(self.source.folder(part)).is_some_and(|now| Arc::ptr_eq(now, &weights)) {
@@ -207,11 +206,11 @@ impl Model {
     /// Makes a session over weights that are on the device.
     pub(super) fn session(&self, part: Part, recording: Recording, go_on: GoOn<'_>) -> Result<Session, ModelError> {
         let weights = self.weights(part)?;
-        Ok(Session::new(recording, &mut lock(&weights), &mut |done, total| go_on(Phase::Compile, done, total))?)
+        Ok(Session::new(recording, &weights, &mut |done, total| go_on(Phase::Compile, done, total))?)
     }
 
     /// Returns the weights of a network.
-    fn weights(&self, part: Part) -> Result<Arc<Mutex<Weights>>, ModelError> {
+    fn weights(&self, part: Part) -> Result<Arc<Weights>, ModelError> {
         self.check(part)?;
         let opened = self.opened();
         Ok(Arc::clone(opened.weights.get(self.source.folder(part)).expect("just checked")))
@@ -219,17 +218,12 @@ impl Model {
 
     /// Locks the state that is lost with the device.
     fn opened(&self) -> MutexGuard<'_, Opened> {
-        lock(&self.opened)
+        // A thread that panicked has left the value whole: it is only ever replaced or added to.
+        self.opened.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Returns weights of a device, none of which are loaded yet.
-fn on_device(device: &Device, source: Box<dyn WeightLoader + Send>) -> Arc<Mutex<Weights>> {
-    Arc::new(Mutex::new(Weights::new(device.clone(), source)))
-}
-
-/// Locks a mutex, even if a thread panicked while holding it.
-fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A thread that panicked has left the value whole: it is only ever replaced or added to.
-    shared.lock().unwrap_or_else(PoisonError::into_inner)
+fn on_device(device: &Device, source: Box<dyn WeightLoader + Send + Sync>) -> Arc<Weights> {
+    Arc::new(Weights::new(device.clone(), source))
 }

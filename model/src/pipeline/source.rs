@@ -72,7 +72,7 @@ impl Source {
 
     /// Opens the weights of a network and checks that they are what its graph needs. Names and shapes do not depend
     /// on the size of the picture.
-    pub(super) fn part(&self, part: Part) -> Result<Box<dyn WeightLoader + Send>, ModelError> {
+    pub(super) fn part(&self, part: Part) -> Result<Box<dyn WeightLoader + Send + Sync>, ModelError> {
         let weights = self.weights_of(part)?;
         let folder = self.folder(part);
         let path = match &self.weights {
