@@ -23,7 +23,7 @@ use std::ops::{Deref, DerefMut, Range};
 use std::sync::OnceLock;
 use tile::Lanes;
 
-pub(crate) use product::{Halves, multiply, multiply_gated, multiply_part, multiply_strided};
+pub(crate) use product::{multiply, multiply_gated, multiply_part, multiply_strided};
 pub(crate) use tile::ROWS;
 
 /// Columns of a panel: four vectors of AVX-512. Almost every width of the model is a multiple of it.

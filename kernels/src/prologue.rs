@@ -237,7 +237,9 @@ impl<'a> Rows<'a> {
             let row = first + i;
             let (left, right) = out.split_at_mut(own);
             self.read_part(row, 0, &self.x[row * own..][..own], left);
-            self.read_part(row, own, &self.x2[row * joined..][..joined], right);
+            if joined > 0 {
+                self.read_part(row, own, &self.x2[row * joined..][..joined], right);
+            }
         }
     }
 

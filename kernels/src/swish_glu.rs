@@ -21,7 +21,7 @@ use crate::fold::PrologueOp;
 use crate::kernel::{Activation, Case, Cost, Family, Fill, Kernel, Layout, Operand, Param, Program, Tolerance, parse};
 use crate::linear::rows_per_block;
 use crate::names;
-use crate::panels::{Halves, Left, PANEL, Panels, multiply, multiply_gated};
+use crate::panels::{Left, PANEL, Panels, multiply, multiply_gated};
 use crate::prologue::{Norm, Prologue};
 use crate::tile::{self, Moments, TILE};
 use crate::variant::Variant;
@@ -136,7 +136,7 @@ impl Kernel for SwishGlu {
         let (&[x, w, bias, ref rest @ ..], [y]) = (inputs, outputs) else { panic!("swish_glu has nine operands") };
         let (k, cols) = (self.k, self.cols);
         let w = Panels::new(w, 2 * cols, k);
-        let bias = Halves { values: &bias[..cols], gates: &bias[cols..] };
+        let (bias, gate_bias) = bias.split_at(cols);
         let prologue = self.prologue.rows(self.rows, k, x, rest);
         if cols.is_multiple_of(PANEL) {
             let block = if prologue.plain().is_some() { self.rows } else { rows_per_block(k) };
@@ -148,9 +148,8 @@ impl Kernel for SwishGlu {
                     Left::new(x, rows, k),
                     w,
                     #[inline(always)]
-                    |y: &mut [f32], halves: Halves<'_>, col: usize| {
-                        let bias = Halves { values: &bias.values[col..], gates: &bias.gates[col..] };
-                        gated(self.gate, y, halves, bias);
+                    |y: &mut [f32], gates: &mut [f32], col: usize| {
+                        gated(self.gate, (y, &bias[col..]), (gates, &gate_bias[col..]));
                     },
                 );
             });
@@ -163,9 +162,10 @@ impl Kernel for SwishGlu {
             with_simd(
                 #[inline(always)]
                 || {
-                    for (y, both) in y.chunks_exact_mut(cols).zip(both.chunks_exact(2 * cols)) {
-                        let (values, gates) = both.split_at(cols);
-                        gated(self.gate, y, Halves { values, gates }, bias);
+                    for (y, both) in y.chunks_exact_mut(cols).zip(both.chunks_exact_mut(2 * cols)) {
+                        let (values, gates) = both.split_at_mut(cols);
+                        y.copy_from_slice(values);
+                        gated(self.gate, (y, bias), (gates, gate_bias));
                     }
                 },
             );
@@ -178,13 +178,14 @@ impl Kernel for SwishGlu {
     }
 }
 
-/// Writes `(values + bias) * gate(gates + bias)` of a piece of a row to `y`.
+/// Computes `y = (y + bias) * gate(gates + bias)` for a piece of a row. `y` and `gates` come with their biases; the
+/// activated gates are left in `gates`.
 #[inline(always)]
-fn gated(gate: Activation, y: &mut [f32], halves: Halves<'_>, bias: Halves<'_>) {
+fn gated(gate: Activation, (y, bias): (&mut [f32], &[f32]), (gates, gate_bias): (&mut [f32], &[f32])) {
     // Three loops: a loop that contains the choice of the activation is not vectorised.
-    y.iter_mut().zip(halves.gates.iter().zip(bias.gates)).for_each(|(y, (g, bias))| *y = g + bias);
-    activate_all(gate, y);
-    y.iter_mut().zip(halves.values.iter().zip(bias.values)).for_each(|(y, (a, bias))| *y *= a + bias);
+    gates.iter_mut().zip(gate_bias).for_each(|(gate, bias)| *gate += bias);
+    activate_all(gate, gates);
+    y.iter_mut().zip(bias).zip(gates).for_each(|((y, bias), gate)| *y = (*y + bias) * *gate);
 }
 
 fn cases() -> Vec<Case> {

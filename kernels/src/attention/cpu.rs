@@ -10,72 +10,82 @@ use crate::kernel::Activation;
 use crate::panels::{self, Aligned, Left, Panels};
 use rayon::prelude::*;
 
-/// Largest number of queries of a task, so that their scores stay in a core's own cache.
+/// Number of queries of a task at most, if tiles of rows divide it, so that their scores stay in a core's own cache.
 const BLOCK: usize = 48;
 
-/// The keys and values of all heads as panels, image by image and head by head.
+/// The keys and values of all heads as panels.
 struct Packed<'a> {
     attention: &'a Attention,
-    keys: Aligned,
-    values: Aligned,
+    /// Keys and values of each head, image by image.
+    heads: Vec<(Aligned, Aligned)>,
 }
 
 /// Computes the attention of all queries.
 pub(super) fn run(attention: &Attention, q: &[f32], k: &[f32], v: &[f32], y: &mut [f32]) {
-    let channels = attention.channels();
-    // Tasks of equal length, in whole tiles of a product.
-    let block_len = attention.queries.div_ceil(attention.queries.div_ceil(BLOCK)).next_multiple_of(panels::ROWS);
-    let (per_image, per_block) = (attention.queries * channels, block_len * channels);
     let packed = Packed::new(attention, k, v);
-    let images = y.par_chunks_mut(per_image).zip(q.par_chunks(per_image)).enumerate();
-    images.for_each(|(image, (y, q))| {
-        let blocks = y.par_chunks_mut(per_block).zip(q.par_chunks(per_block)).enumerate();
-        blocks.for_each_init(Vec::new, |scores, (block, (y, q))| {
-            packed.attend(image, block * block_len, q, y, scores);
-        });
-    });
+    blocks(attention, y).into_par_iter().for_each_init(Vec::new, |scores, block| packed.attend(block, q, scores));
+}
+
+/// Block of queries, the work of one task.
+struct Block<'a> {
+    /// Index of the image.
+    image: usize,
+    /// Index of the first query in the image.
+    first: usize,
+    /// `[queries of the block, channels]`
+    y: &'a mut [f32],
+}
+
+/// Divides the queries into blocks. Of each image they differ by one tile of rows at most, and those of all images come
+/// out even between the threads where there are enough rows.
+fn blocks<'a>(attention: &Attention, y: &'a mut [f32]) -> Vec<Block<'a>> {
+    let &Attention { n, queries, .. } = attention;
+    let (channels, tiles) = (attention.channels(), queries.div_ceil(panels::ROWS));
+    let fewest = (n * queries.div_ceil(BLOCK)).next_multiple_of(rayon::current_num_threads());
+    let per_image = fewest.div_ceil(n.max(1)).min(tiles);
+    let mut blocks = Vec::with_capacity(n * per_image);
+    for (image, mut rest) in y.chunks_mut((queries * channels).max(1)).enumerate() {
+        for i in 0..per_image {
+            let [first, end] = [i, i + 1].map(|i| queries.min(i * tiles / per_image * panels::ROWS));
+            let (y, others) = std::mem::take(&mut rest).split_at_mut((end - first) * channels);
+            blocks.push(Block { image, first, y });
+            rest = others;
+        }
+    }
+    blocks
 }
 
 impl<'a> Packed<'a> {
     /// Packs keys and values, on all threads.
     fn new(attention: &'a Attention, k: &[f32], v: &[f32]) -> Self {
         let (keys, head_dim, channels) = (attention.keys, attention.head_dim, attention.channels());
-        let heads = attention.n * attention.heads;
         // A key is a column of the first product, and a position of `k` in the second.
         let (keys_len, values_len) = (panels::packed_len(keys, head_dim), panels::packed_len(head_dim, keys));
-        let [mut of_keys, mut of_values] = [keys_len, values_len]
-            .map(|len| Aligned::zeros(heads * len).expect("the panels take about as much memory as the operands"));
-        let pairs = of_keys.par_chunks_mut(keys_len.max(1)).zip(of_values.par_chunks_mut(values_len.max(1)));
-        pairs.enumerate().for_each(|(head, (of_keys, of_values))| {
+        let zeros = |len| Aligned::zeros(len).expect("the panels take about as much memory as the operands");
+        let of_head = |head: usize| {
             let first = head / attention.heads * keys * channels + head % attention.heads * head_dim;
             let (k, v) = (&k[first..], &v[first..]);
-            panels::pack_into(of_keys, keys, head_dim, |key, d, out| {
+            let (mut of_keys, mut of_values) = (zeros(keys_len), zeros(values_len));
+            panels::pack_into(&mut of_keys, keys, head_dim, |key, d, out| {
                 out.copy_from_slice(&k[key * channels + d..][..out.len()]);
             });
-            panels::pack_lines(of_values, head_dim, keys, |key| &v[key * channels..][..head_dim]);
-        });
-        Self { attention, keys: of_keys, values: of_values }
+            panels::pack_lines(&mut of_values, head_dim, keys, |key| &v[key * channels..][..head_dim]);
+            (of_keys, of_values)
+        };
+        Self { attention, heads: (0..attention.n * attention.heads).into_par_iter().map(of_head).collect() }
     }
 
-    /// Returns the keys of a head, which is counted over all images.
-    fn keys(&self, head: usize) -> Panels<'_> {
-        head_panels(&self.keys, head, self.attention.keys, self.attention.head_dim)
-    }
-
-    /// Returns the values of a head, which is counted over all images.
-    fn values(&self, head: usize) -> Panels<'_> {
-        head_panels(&self.values, head, self.attention.head_dim, self.attention.keys)
-    }
-
-    /// Computes a block of queries that begins at query `first` of its image. `scores` is scratch memory.
-    fn attend(&self, image: usize, first: usize, q: &[f32], y: &mut [f32], scores: &mut Vec<f32>) {
-        let &Attention { keys, heads, head_dim, phi, .. } = self.attention;
+    /// Computes a block of queries. `q` holds those of all images, and `scores` is scratch memory.
+    fn attend(&self, Block { image, first, y }: Block<'_>, q: &[f32], scores: &mut Vec<f32>) {
+        let &Attention { queries, keys, heads, head_dim, phi, .. } = self.attention;
         let (channels, scale) = (self.attention.channels(), self.attention.scale() as f32);
-        let rows = y.len() / channels;
+        let (rows, q) = (y.len() / channels, &q[(image * queries + first) * channels..]);
         scores.resize(rows * keys, 0.0);
         for head in 0..heads {
-            let (at, of_all) = (head * head_dim, image * heads + head);
-            panels::multiply_strided(scores, keys, Left::new(&q[at..], rows, channels), self.keys(of_all));
+            let (of_keys, of_values) = &self.heads[image * heads + head];
+            let at = head * head_dim;
+            let of_keys = Panels::floats(of_keys, keys, head_dim);
+            panels::multiply_strided(scores, keys, Left::new(&q[at..], rows, channels), of_keys);
             with_simd(
                 #[inline(always)]
                 || {
@@ -89,15 +99,10 @@ impl<'a> Packed<'a> {
                     }
                 },
             );
-            panels::multiply_strided(&mut y[at..], channels, Left::new(scores, rows, keys), self.values(of_all));
+            let of_values = Panels::floats(of_values, head_dim, keys);
+            panels::multiply_strided(&mut y[at..], channels, Left::new(scores, rows, keys), of_values);
         }
     }
-}
-
-/// Returns the panels of one head, `cols` columns of `k`.
-fn head_panels(packed: &Aligned, head: usize, cols: usize, k: usize) -> Panels<'_> {
-    let len = panels::packed_len(cols, k);
-    Panels::floats(&packed[head * len..][..len], cols, k)
 }
 
 /// Replaces every score `s` by `exp(scale s)`, divided by their sum. `scale` is positive.

@@ -25,15 +25,6 @@ pub(super) struct Target<'a> {
     pub(super) stride: usize,
 }
 
-/// The two results of a gated product, or their biases, at the same columns.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Halves<'a> {
-    /// Results of the first half of the weights.
-    pub(crate) values: &'a [f32],
-    /// Results of the second half, which gate the values.
-    pub(crate) gates: &'a [f32],
-}
-
 #[expect(unsafe_code, reason = "blocks of columns interleave in memory, so they are no slices of their own")]
 // SAFETY: elements are reached only by `piece`, whose caller guarantees that pieces do not overlap while they exist.
 unsafe impl Sync for Shared<'_> {}
@@ -108,8 +99,8 @@ pub(crate) fn multiply_strided(y: &mut [f32], stride: usize, left: Left<'_>, wei
 /// Computes two products with the two halves of the columns of `weights` and combines them into `y`,
 /// `[left.rows, weights.cols / 2]`.
 ///
-/// `gate(y, halves, col)` writes a piece of a row of `y` from the two products at the same columns, the first of which
-/// is column `col` of `y`.
+/// `gate(y, gates, col)` combines a piece of a row of `y`, which holds the first product and begins at column `col`,
+/// with the second product at the same columns. `gates` is scratch memory.
 ///
 /// # Panics
 /// If half of the columns are not a multiple of [`PANEL`], or if `y` or `left` is too short: bugs of the calling
@@ -118,28 +109,29 @@ pub(crate) fn multiply_gated(
     y: &mut [f32],
     left: Left<'_>,
     weights: Panels<'_>,
-    gate: impl Fn(&mut [f32], Halves<'_>, usize) + Copy + Sync,
+    gate: impl Fn(&mut [f32], &mut [f32], usize) + Copy + Sync,
 ) {
     let cols = weights.cols / 2;
     assert!(cols.is_multiple_of(PANEL), "{cols} columns are not a multiple of {PANEL}");
     let y = Shared::new(y);
     in_tasks(left.rows, weights, cols / PANEL, Threads::All, |rows, panels| {
-        let (mut values, mut gates) = (vec![0.0; rows.len() * PANEL], vec![0.0; rows.len() * PANEL]);
+        let (left, mut gates) = (left.slice_rows(&rows), vec![0.0; rows.len() * PANEL]);
         for panel in panels {
             let gate_panel = panel + cols / PANEL;
-            for (y, panel, next) in [(&mut values, panel, gate_panel), (&mut gates, gate_panel, panel + 1)] {
-                let target = Target { y: &Shared::new(y), at: 0, stride: PANEL };
-                block(target, left.slice_rows(&rows), weights.panel(panel, next));
-            }
+            // The first product goes straight to its place: the memory of `y` is fetched while the product runs, and
+            // not by a pass that does little else.
+            let values = Target { y: &y, at: rows.start * cols + panel * PANEL, stride: cols };
+            block(values, left, weights.panel(panel, gate_panel));
+            let target = Target { y: &Shared::new(&mut gates), at: 0, stride: PANEL };
+            block(target, left, weights.panel(gate_panel, panel + 1));
             with_simd(
                 #[inline(always)]
                 || {
-                    let halves = values.chunks_exact(PANEL).zip(gates.chunks_exact(PANEL));
-                    for (i, (values, gates)) in rows.clone().zip(halves) {
+                    for (i, gates) in rows.clone().zip(gates.chunks_exact_mut(PANEL)) {
                         #[expect(unsafe_code, reason = "columns of a row that belong to this task")]
                         // SAFETY: no other task has these rows and panels, and this task has one piece at a time.
                         let y = unsafe { y.piece(i * cols + panel * PANEL, PANEL) };
-                        gate(y, Halves { values, gates }, panel * PANEL);
+                        gate(y, gates, panel * PANEL);
                     }
                 },
             );
