@@ -119,14 +119,68 @@ fn a_copy_does_not_leave_its_part(gpu: &Arc<Gpu>) {
     let (from, to) = (buffer("from", 64), buffer("to", 64));
     let refused = gpu.copy(&from, Bound::prefix(&to, 16)).expect_err("64 bytes are more than 16");
     assert!(matches!(refused, RuntimeError::TooLarge { bytes: 64, allowed: 16, .. }), "{refused}");
+    // Lengths that no buffer has do not wrap around to short ones.
+    let staging = gpu.buffer("staging", 64, Role::Staging).expect("there is room");
+    for bytes in [u64::MAX, u64::MAX - 3] {
+        let refused = gpu.copy(Bound::prefix(&from, bytes), &to).expect_err("no buffer is as long");
+        assert!(matches!(refused, RuntimeError::TooLarge { allowed: 64, .. }), "{bytes} bytes: {refused}");
+        let refused = gpu.download(Bound::prefix(&from, bytes), &staging).expect_err("no buffer is as long");
+        assert!(matches!(refused, RuntimeError::TooLarge { allowed: 64, .. }), "{bytes} bytes: {refused}");
+        let refused = gpu.copy(Bound::prefix(&from, bytes), Bound::prefix(&to, bytes)).expect_err("nor as this");
+        let known = matches!(refused, RuntimeError::TooLarge { .. } | RuntimeError::Validation { .. });
+        assert!(known, "{bytes} bytes: {refused}");
+    }
+}
+
+fn a_submission_belongs_to_its_device(gpu: &Arc<Gpu>) {
+    let other = Arc::new(fresh(gpu));
+    let count = Count::new(&other, 64, 1).expect("there is room");
+    other.upload(&count.x, &[0; 256]).expect("it fits");
+    let submissions = [(); 50].map(|()| other.start([&count.there, &count.back]).expect("the list runs"));
+    for submission in [&submissions[0], &submissions[49]] {
+        for refused in [gpu.wait_for(submission), pollster::block_on(gpu.finished_for(submission))] {
+            let refused = refused.expect_err("another device made it").to_string();
+            assert!(refused.contains("another device"), "{refused}");
+        }
+        other.wait_for(submission).expect("it is its own");
+    }
+    assert_works(gpu);
+    assert_works(&other);
+}
+
+fn the_callers_iterator_is_the_callers(gpu: &Arc<Gpu>) {
+    let gpu = fresh(gpu);
+    let count = Count::new(&gpu, 64, 1).expect("there is room");
+    gpu.upload(&count.x, &[0; 256]).expect("it fits");
+    // It may use the device, and its panics are not those of the device.
+    let busy = [&count.there].into_iter().inspect(|_| gpu.submit([&count.there, &count.back]).expect("the list runs"));
+    gpu.submit(busy).expect("the list runs");
+    gpu.submit([&count.back]).expect("the list runs");
+    assert_eq!(count.read(&gpu), Ok(vec![4; 64]), "two submissions, one after the other");
+    let broken = [&count.there].into_iter().inspect(|_| std::panic::resume_unwind(Box::new("the caller's mistake")));
+    let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| gpu.submit(broken)));
+    assert!(caught.is_err(), "the caller's panic was swallowed");
+    assert_works(&gpu);
 }
 
 fn what_does_not_fit_is_refused_with_both_numbers(gpu: &Arc<Gpu>) {
     let caps = gpu.caps();
-    for (role, allowed) in [(Role::Storage, caps.max_binding_bytes), (Role::Staging, caps.max_buffer_bytes)] {
-        let error = gpu.buffer("huge", allowed + 4, role).expect_err("it is beyond the limit");
-        let both = matches!(error, RuntimeError::TooLarge { bytes, allowed: a, .. } if (bytes, a) == (allowed.next_multiple_of(4) + 4, allowed));
-        assert!(both, "{error}");
+    // A buffer for read-backs has four bytes more, for the count of passes.
+    let limits = [(Role::Storage, caps.max_binding_bytes, 0), (Role::Staging, caps.max_buffer_bytes, 4)];
+    for (role, allowed, behind) in limits {
+        let beyond = allowed / 4 * 4 + 4 - behind;
+        let rounded = (beyond + behind, allowed);
+        for (asked, numbers) in [(beyond, rounded), (beyond - 1, rounded)] {
+            let error = gpu.buffer("huge", asked, role).expect_err("it is beyond the limit");
+            let both = matches!(error, RuntimeError::TooLarge { bytes, allowed, .. } if (bytes, allowed) == numbers);
+            assert!(both, "{asked} bytes of {role:?}: {error}");
+        }
+    }
+    for role in [Role::Storage, Role::Arena, Role::Uniform, Role::Staging, Role::Timestamps] {
+        for asked in [u64::MAX, u64::MAX - 3, u64::MAX - 4, u64::MAX - 7] {
+            let error = gpu.buffer("endless", asked, role).expect_err("no memory is as large");
+            assert!(matches!(error, RuntimeError::TooLarge { .. }), "{asked} bytes of {role:?}: {error}");
+        }
     }
     let small = gpu.buffer("small", 8, Role::Storage).expect("there is room");
     let error = gpu.upload(&small, &[0; 12]).expect_err("twelve bytes do not fit into eight");
@@ -199,6 +253,8 @@ fn main() {
         ("large_uploads_arrive_whole", large_uploads_arrive_whole),
         ("a_download_arrives_while_others_wait", a_download_arrives_while_others_wait),
         ("a_copy_does_not_leave_its_part", a_copy_does_not_leave_its_part),
+        ("a_submission_belongs_to_its_device", a_submission_belongs_to_its_device),
+        ("the_callers_iterator_is_the_callers", the_callers_iterator_is_the_callers),
         ("what_does_not_fit_is_refused_with_both_numbers", what_does_not_fit_is_refused_with_both_numbers),
         ("a_binding_that_does_not_fit_is_an_error", a_binding_that_does_not_fit_is_an_error),
         ("times_are_taken", times_are_taken),

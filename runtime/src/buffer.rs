@@ -39,7 +39,8 @@ pub enum Role {
     Arena,
     /// A uniform buffer with the parameters of kernels. It can be copied to.
     Uniform,
-    /// A buffer that the host can map, for reading data back. It can be copied to.
+    /// A buffer that the host can map, for reading data back. It can be copied to. It occupies four bytes more than its
+    /// size, for the device's count of passes.
     Staging,
     /// A buffer that timestamp queries are resolved to. It can be copied from.
     Timestamps,
@@ -60,14 +61,20 @@ impl Gpu {
     /// [`RuntimeError::TooLarge`] if the size exceeds a limit of the adapter, [`RuntimeError::OutOfMemory`] if the
     /// memory cannot be allocated, or [`RuntimeError::Lost`].
     pub fn buffer(&self, label: &str, bytes: u64, role: Role) -> Result<Buffer, RuntimeError> {
-        let bytes = bytes.max(4).next_multiple_of(4);
+        // Every read-back carries the device's count of passes behind the data.
+        let behind = if role == Role::Staging { Tally::BYTES } else { 0 };
         let caps = self.caps();
-        let too_large = |limit, allowed| RuntimeError::TooLarge { what: label.to_owned(), bytes, limit, allowed };
-        if bytes > caps.max_buffer_bytes {
-            return Err(too_large("adapter's largest buffer", caps.max_buffer_bytes));
+        let too_large =
+            |bytes, limit, allowed| RuntimeError::TooLarge { what: label.to_owned(), bytes, limit, allowed };
+        let sizes =
+            bytes.max(4).checked_next_multiple_of(4).and_then(|bytes| Some((bytes, bytes.checked_add(behind)?)));
+        let largest = caps.max_buffer_bytes;
+        let (bytes, size) = sizes.ok_or_else(|| too_large(bytes, "adapter's largest buffer", largest))?;
+        if size > largest {
+            return Err(too_large(size, "adapter's largest buffer", largest));
         }
         if role == Role::Storage && bytes > caps.max_binding_bytes {
-            return Err(too_large("adapter's largest storage binding", caps.max_binding_bytes));
+            return Err(too_large(bytes, "adapter's largest storage binding", caps.max_binding_bytes));
         }
         use wgpu::BufferUsages as Usage;
         let usage = match role {
@@ -76,8 +83,6 @@ impl Gpu {
             Role::Staging => Usage::MAP_READ | Usage::COPY_DST,
             Role::Timestamps => Usage::QUERY_RESOLVE | Usage::COPY_SRC,
         };
-        // Every read-back carries the device's count of passes behind the data.
-        let size = if role == Role::Staging { bytes + Tally::BYTES } else { bytes };
         let descriptor = wgpu::BufferDescriptor { label: Some(label), size, usage, mapped_at_creation: false };
         let raw = self.scoped(label, Some(bytes), || self.device.create_buffer(&descriptor))?;
         self.buffers_made.fetch_add(1, Ordering::Relaxed);
@@ -160,9 +165,9 @@ impl Gpu {
     /// outside its buffer, or an error of the device.
     pub fn start_download<'a>(&self, from: impl Into<Bound<'a>>, staging: &Buffer) -> Result<Download, RuntimeError> {
         let from = from.into();
-        let expected = self.start_reading(from, staging)?;
+        let (copied, expected) = self.start_reading(from, staging)?;
         let (send, mapped) = oneshot::channel();
-        let range = 0..from.bytes.next_multiple_of(4) + Tally::BYTES;
+        let range = 0..copied + Tally::BYTES;
         self.scoped(&staging.label, None, || {
             staging.raw.map_async(wgpu::MapMode::Read, range.clone(), move |result| {
                 // The receiver is gone if the download was dropped; then the result is not needed.
@@ -173,10 +178,10 @@ impl Gpu {
         Ok(Download { staging, range, bytes: from.bytes, expected, mapped, incidents })
     }
 
-    /// Copies a part of a buffer to `staging`, with the device's count of passes behind it, and returns the value that
-    /// the count must have. The copy is preceded by a pass of its own, so that its count differs from the count of the
+    /// Copies a part of a buffer to `staging`, with the device's count of passes behind it. Returns the number of bytes
+    /// in front of the count, and the value that the count must have. The copy is preceded by a pass of its own, so that its count differs from the count of the
     /// copy before, which is what remains in `staging` if this copy fails.
-    fn start_reading(&self, from: Bound<'_>, staging: &Buffer) -> Result<u32, RuntimeError> {
+    fn start_reading(&self, from: Bound<'_>, staging: &Buffer) -> Result<(u64, u32), RuntimeError> {
         let bytes = copied_bytes(from, Bound::whole(staging))?;
         let mut passes = self.tally.passes();
         self.scoped(&staging.label, None, || {
@@ -187,7 +192,7 @@ impl Gpu {
             self.queue.submit([encoder.finish()]);
         })?;
         *passes = passes.wrapping_add(1);
-        Ok(*passes)
+        Ok((bytes, *passes))
     }
 
     /// Reads a buffer, or a part of one, back to the host through `staging`, and blocks until everything submitted
@@ -208,12 +213,16 @@ impl Gpu {
 /// # Errors
 /// If they do not fit into `to`.
 fn copied_bytes(from: Bound<'_>, to: Bound<'_>) -> Result<u64, RuntimeError> {
-    let bytes = from.bytes.next_multiple_of(4);
-    if bytes > to.bytes.next_multiple_of(4) {
-        let (what, allowed) = (to.buffer.label.clone(), to.bytes);
-        return Err(RuntimeError::TooLarge { what, bytes, limit: "destination", allowed });
+    // A length that cannot be rounded up is larger than any buffer. Lengths are compared in words, which do not overflow.
+    match from.bytes.checked_next_multiple_of(4) {
+        Some(bytes) if bytes / 4 <= to.bytes.div_ceil(4) => Ok(bytes),
+        rounded => Err(RuntimeError::TooLarge {
+            what: to.buffer.label.clone(),
+            bytes: rounded.unwrap_or(from.bytes),
+            limit: "destination",
+            allowed: to.bytes,
+        }),
     }
-    Ok(bytes)
 }
 
 /// A read-back in progress, made by [`Gpu::start_download`]. Dropping it cancels the read-back.

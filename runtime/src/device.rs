@@ -101,10 +101,33 @@ impl Gpu {
         Err(refused.expect("there are candidates"))
     }
 
-    async fn open_on(raw: &wgpu::Adapter, chosen: AdapterSummary, shader_checks: bool) -> Result<Self, RuntimeError> {
+    /// Opens a device with the matrix units that pass a trial, or without any if the trial loses the device.
+    async fn open_on(
+        raw: &wgpu::Adapter,
+        mut chosen: AdapterSummary,
+        shader_checks: bool,
+    ) -> Result<Self, RuntimeError> {
+        let opened = Self::open_with(raw, chosen.clone(), shader_checks, adapter::FEATURES).await?;
+        let opened = opened.keep_working_matrices();
+        if opened.incidents.loss().is_none() {
+            return Ok(opened);
+        }
+        drop(opened);
+        chosen.caps.matrices.clear();
+        let plain = adapter::FEATURES - wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
+        Self::open_with(raw, chosen, shader_checks, plain).await
+    }
+
+    /// Opens a device with those of `features` that the adapter has.
+    async fn open_with(
+        raw: &wgpu::Adapter,
+        chosen: AdapterSummary,
+        shader_checks: bool,
+        features: wgpu::Features,
+    ) -> Result<Self, RuntimeError> {
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("mobilediffusion"),
-            required_features: raw.features() & adapter::FEATURES,
+            required_features: raw.features() & features,
             required_limits: raw.limits(),
             // Weights and arenas are large, and blocks shared by several of them would stay half empty. A buffer that
             // does not fit into a block of the smallest size gets an allocation of its own.
@@ -120,9 +143,9 @@ impl Gpu {
         };
         let (device, queue) = opened
             .map_err(|e| RuntimeError::NoDevice { adapter: chosen.name.clone(), reason: one_line(&e.to_string()) })?;
-        let opened = Self {
+        Ok(Self {
             incidents: Incidents::watch(&device),
-            tally: Tally::new(&device),
+            tally: Tally::new(&device, shader_checks),
             device,
             queue,
             pipelines: Pipelines::default(),
@@ -134,8 +157,7 @@ impl Gpu {
             pending_upload: AtomicU64::new(0),
             pipelines_made: AtomicU64::new(0),
             adapter: chosen,
-        };
-        Ok(opened.keep_working_matrices())
+        })
     }
 
     /// Opens a new device on the same adapter, to replace one that was lost. The new device has the same setting for
@@ -239,7 +261,7 @@ impl Gpu {
     /// Blocks until a submission, and everything submitted before it, is done.
     ///
     /// # Errors
-    /// The errors of [`wait`](Self::wait).
+    /// The errors of [`wait`](Self::wait), or [`RuntimeError::Validation`] if the submission was made on another device.
     pub fn wait_for(&self, submission: &Submission) -> Result<(), RuntimeError> {
         self.wait_until(Some(submission))
     }
@@ -247,20 +269,26 @@ impl Gpu {
     fn wait_until(&self, last: Option<&Submission>) -> Result<(), RuntimeError> {
         const LIMIT: Duration = Duration::from_secs(600);
         let start = Instant::now();
+        let refused = |message: String| RuntimeError::Validation { what: "a submission".to_owned(), message };
         loop {
             self.incident("a submission")?;
-            let submission_index = last.map(|submission| submission.0.clone());
+            // wgpu numbers the submissions of every device from one, so that it would take one for another.
+            if last.is_some_and(|submission| !Arc::ptr_eq(&submission.device, &self.incidents)) {
+                return Err(refused("it was made on another device and cannot be waited for on this one".to_owned()));
+            }
+            let submission_index = last.map(|submission| submission.index.clone());
             let slice = wgpu::PollType::Wait { submission_index, timeout: Some(Duration::from_secs(5)) };
             // `Device::poll` panics when the driver reports a loss.
             match catch_unwind(AssertUnwindSafe(|| self.device.poll(slice))) {
                 Ok(Ok(_)) => return self.incident("a submission"),
-                Ok(Err(_)) if start.elapsed() < LIMIT => {}
+                Ok(Err(wgpu::PollError::Timeout)) if start.elapsed() < LIMIT => {}
                 // The device is marked as lost, so that later calls do not wait for it again.
-                Ok(Err(_)) => {
+                Ok(Err(wgpu::PollError::Timeout)) => {
                     return Err(self
                         .incidents
                         .lose(format!("it did not finish its work within {} s", LIMIT.as_secs())));
                 }
+                Ok(Err(error)) => return Err(refused(error.to_string())),
                 Err(panic) => return Err(self.gave_up("a submission", &*panic)),
             }
         }
@@ -281,7 +309,8 @@ impl Gpu {
     /// device, so that the executor is not blocked.
     ///
     /// # Errors
-    /// The errors of [`finished`](Self::finished).
+    /// The errors of [`finished`](Self::finished), or [`RuntimeError::Validation`] if the submission was made on another
+    /// device.
     pub async fn finished_for(self: &Arc<Self>, submission: &Submission) -> Result<(), RuntimeError> {
         self.done(Some(submission.clone())).await
     }

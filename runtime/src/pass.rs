@@ -1,7 +1,7 @@
 //! Dispatches: pipelines with bound operands, which are made once and replayed in compute passes.
 
 use crate::buffer::Buffer;
-use crate::device::Gpu;
+use crate::device::{Gpu, Incidents};
 use crate::error::RuntimeError;
 use crate::pipeline::{Binding, Pipeline};
 use std::sync::Arc;
@@ -84,7 +84,11 @@ impl Dispatch {
 /// Handle of a submission made by [`Gpu::start`], which can be waited for with [`Gpu::wait_for`] or
 /// [`Gpu::finished_for`].
 #[derive(Clone, Debug)]
-pub struct Submission(pub(crate) wgpu::SubmissionIndex);
+pub struct Submission {
+    pub(crate) index: wgpu::SubmissionIndex,
+    /// Identifies the device on which it was made.
+    pub(crate) device: Arc<Incidents>,
+}
 
 impl Gpu {
     /// Binds `operands` to bindings 0, 1, … of group 0 of a pipeline, and fixes the grid: the number of workgroups
@@ -138,8 +142,10 @@ impl Gpu {
     /// # Errors
     /// The errors of [`submit`](Self::submit).
     pub fn start<'a>(&self, dispatches: impl IntoIterator<Item = &'a Dispatch>) -> Result<Submission, RuntimeError> {
+        // The caller's iterator is run to its end first: it may take time, panic or use the device itself.
+        let dispatches: Vec<&Dispatch> = dispatches.into_iter().collect();
         let mut passes = self.tally.passes();
-        let submitted = self.scoped("a compute pass", None, || {
+        let index = self.scoped("a compute pass", None, || {
             let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
             {
                 let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
@@ -148,11 +154,11 @@ impl Gpu {
                 }
                 self.tally.count(&mut pass);
             }
-            Submission(self.queue.submit([encoder.finish()]))
+            self.queue.submit([encoder.finish()])
         })?;
         *passes = passes.wrapping_add(1);
         // Staging memory of the uploads so far is freed once this submission is done.
         self.pending_upload.store(0, Ordering::Relaxed);
-        Ok(submitted)
+        Ok(Submission { index, device: Arc::clone(&self.incidents) })
     }
 }

@@ -90,7 +90,8 @@ impl Gpu {
 
     fn compile(&self, label: &str, wgsl: &str, bindings: &[Binding]) -> Pipeline {
         let source = wgpu::ShaderSource::Wgsl(wgsl.into());
-        let module = self.module(wgpu::ShaderModuleDescriptor { label: Some(label), source });
+        let descriptor = wgpu::ShaderModuleDescriptor { label: Some(label), source };
+        let module = module(&self.device, self.shader_checks, descriptor);
         let entries: Vec<wgpu::BindGroupLayoutEntry> =
             (0..).zip(bindings).filter_map(|(i, b)| layout_entry(i, *b)).collect();
         let layout = self
@@ -115,20 +116,24 @@ impl Gpu {
         });
         Pipeline { raw, layout, bindings: bindings.to_vec() }
     }
+}
 
-    /// Compiles a module with runtime checks or without, as the device was opened.
-    #[expect(unsafe_code, reason = "wgpu's checks keep drivers from unrolling loops, and slow down every access")]
-    fn module(&self, descriptor: wgpu::ShaderModuleDescriptor<'_>) -> wgpu::ShaderModule {
-        if self.shader_checks {
-            return self.device.create_shader_module(descriptor);
-        }
-        // SAFETY: the module must keep to the shader contract of `Gpu::pipeline`, for which its caller vouches. The
-        // shaders of this project bound every access by the sizes from which the graph derives both the grid and the
-        // bindings, and every loop by a constant or such a size. tests/kernels.rs runs each of them with checks and
-        // without, between fences, with the same results; tests/shaders.rs validates every variant of every case with
-        // naga.
-        unsafe { self.device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) }
+/// Compiles a module with runtime checks or without, as the device was opened.
+#[expect(unsafe_code, reason = "wgpu's checks keep drivers from unrolling loops, and slow down every access")]
+pub(crate) fn module(
+    device: &wgpu::Device,
+    shader_checks: bool,
+    descriptor: wgpu::ShaderModuleDescriptor<'_>,
+) -> wgpu::ShaderModule {
+    if shader_checks {
+        return device.create_shader_module(descriptor);
     }
+    // SAFETY: the module must keep to the shader contract of `Gpu::pipeline`, for which its caller vouches. The counter
+    // of `Tally` accesses the one word that is bound. The shaders of this project bound every access by the sizes from
+    // which the graph derives both the grid and the bindings, and every loop by a constant or such a size.
+    // tests/kernels.rs runs each of them with checks and without, between fences, with the same results;
+    // tests/shaders.rs validates every variant of every case with naga.
+    unsafe { device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) }
 }
 
 /// Returns the layout of a binding; `None` if it is absent.

@@ -6,6 +6,8 @@
 //! counter along, so that the host can compare it with its own count.
 
 use crate::device::{Gpu, locked};
+use crate::error::RuntimeError;
+use crate::pipeline::module;
 use std::sync::{Mutex, MutexGuard};
 
 const ADD_ONE: &str = "
@@ -29,10 +31,10 @@ impl Tally {
     /// Size of the counter in bytes.
     pub(crate) const BYTES: u64 = 4;
 
-    pub(crate) fn new(device: &wgpu::Device) -> Self {
+    pub(crate) fn new(device: &wgpu::Device, shader_checks: bool) -> Self {
         let label = Some("passes");
         let source = wgpu::ShaderSource::Wgsl(ADD_ONE.into());
-        let module = device.create_shader_module(wgpu::ShaderModuleDescriptor { label, source });
+        let module = module(device, shader_checks, wgpu::ShaderModuleDescriptor { label, source });
         let add_one = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
             label,
             layout: None,
@@ -71,9 +73,18 @@ impl Tally {
 
 impl Gpu {
     /// Increments the host's count of passes only, as if the driver had skipped a submitted pass. This is meant for
-    /// tests of error handling: the next read-back returns [`RuntimeError::Lost`](crate::RuntimeError::Lost).
+    /// tests of error handling: the next read-back returns [`RuntimeError::Lost`].
     pub fn forget_a_pass(&self) {
         let mut passes = self.tally.passes();
         *passes = passes.wrapping_add(1);
+    }
+
+    /// Panics within a call to the device and catches it, as happens where wgpu panics because a driver failed. This is
+    /// meant for tests of error handling.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Lost`] with this message, here and in every later call.
+    pub fn break_down(&self, message: &'static str) -> Result<(), RuntimeError> {
+        self.scoped("a call that breaks down", None, || std::panic::resume_unwind(Box::new(message)))
     }
 }

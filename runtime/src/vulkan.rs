@@ -34,8 +34,8 @@ pub(crate) fn open(
     let raw = unsafe { instance.create_device(hal.raw_physical_device(), &info, None) }.ok()?;
     // SAFETY: the device was just created from this adapter, with these extensions and this queue family, and nobody
     // else holds it. It has all features that wgpu expects except robust access. Only modules with wgpu's checks rely
-    // on that: `Gpu::module` creates none of them on a device that was opened here, and wgpu's internal modules have no
-    // checks.
+    // on that: `pipeline::module`, which compiles all modules of this crate, creates none of them on a device that was
+    // opened here, and wgpu's internal modules have no checks.
     let opened =
         unsafe { hal.device_from_raw(raw, None, &extensions, features, limits, &descriptor.memory_hints, FAMILY, 0) };
     // SAFETY: the device is this adapter's, opened with the features and limits of the same descriptor.

@@ -78,10 +78,9 @@ fn a_pass_that_was_not_carried_out_is_a_lost_device(gpu: &Arc<Gpu>) {
 fn a_panic_below_is_a_lost_device(gpu: &Arc<Gpu>) {
     let gpu = fresh(gpu);
     let count = Count::new(&gpu, 64, 1).expect("there is room");
-    // wgpu panics on some failures of drivers. A test cannot provoke those, but its iterator can panic within the call.
-    let broken = [&count.there].into_iter().inspect(|_| std::panic::resume_unwind(Box::new("a driver's failure")));
-    let error = gpu.submit(broken).expect_err("the panic is caught").to_string();
-    let expected = "the device was lost: wgpu panicked at `a compute pass`: a driver's failure";
+    // wgpu panics on some failures of drivers, which a test cannot provoke.
+    let error = gpu.break_down("a driver's failure").expect_err("the panic is caught").to_string();
+    let expected = "the device was lost: wgpu panicked at `a call that breaks down`: a driver's failure";
     assert_eq!(error, expected, "the message holds what wgpu said");
     assert_lost(gpu.submit([&count.there]));
     assert_works(&fresh(&gpu));
