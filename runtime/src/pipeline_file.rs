@@ -40,24 +40,33 @@ impl PipelineFile {
     }
 }
 
-/// Writes a file atomically: the data goes to a temporary file in the same folder, which is then renamed to `path`. If
-/// `path` exists and is no regular file, such as a terminal, the data is written to it directly.
+/// Writes a file atomically: the data goes to a temporary file in the same folder and to the disk, and the file is then
+/// renamed to `path`. A file that exists keeps its permissions, and where `path` is a link to a file, that file is
+/// replaced and not the link. If `path` exists and is no regular file, such as a terminal, the data is written to it
+/// directly.
 ///
 /// # Errors
 /// If the file cannot be written, for instance because its folder does not exist.
 pub fn write_whole(path: &Path, data: &[u8]) -> std::io::Result<()> {
-    if std::fs::metadata(path).is_ok_and(|there| !there.is_file()) {
+    let there = std::fs::metadata(path).ok();
+    if there.as_ref().is_some_and(|there| !there.is_file()) {
         return std::fs::write(path, data);
     }
+    let target = if there.is_some() { std::fs::canonicalize(path)? } else { path.to_owned() };
     // The parent of a bare file name is an empty path.
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = target.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut beside = tempfile::Builder::new();
     // A new file's usual permissions; a temporary file would be readable by its owner only.
     #[cfg(unix)]
     beside.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
     let mut file = beside.tempfile_in(folder)?;
     file.write_all(data)?;
-    file.persist(path)?;
+    if let Some(there) = there {
+        file.as_file().set_permissions(there.permissions())?;
+    }
+    // Otherwise a crash of the machine could leave an empty file under the new name.
+    file.as_file().sync_all()?;
+    file.persist(target)?;
     Ok(())
 }
 
@@ -179,6 +188,14 @@ mod tests {
             std::fs::write(folder.path().join("plain"), "").expect("it can be written");
             let plain = std::fs::metadata(folder.path().join("plain")).expect("it is there").permissions().mode();
             assert_eq!(mode, plain, "not the rights of any new file");
+            std::fs::set_permissions(&path, PermissionsExt::from_mode(0o640)).expect("it is ours");
+            let link = folder.path().join("link");
+            std::os::unix::fs::symlink("file", &link).expect("it can be made");
+            write_whole(&link, b"third").expect("it can be written");
+            assert!(std::fs::symlink_metadata(&link).expect("it is there").is_symlink(), "the link was replaced");
+            assert_eq!(std::fs::read_to_string(&path).expect("it is there"), "third", "the link's target is old");
+            let kept = std::fs::metadata(&path).expect("it is there").permissions().mode();
+            assert_eq!(kept & 0o777, 0o640, "the rights of the file are lost");
             write_whole(Path::new("/dev/null"), b"gone").expect("it takes everything");
             assert!(!std::fs::metadata("/dev/null").expect("it is there").is_file());
         }
