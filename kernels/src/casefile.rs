@@ -102,6 +102,18 @@ pub enum Problem {
         /// Shape and type in the file.
         found: String,
     },
+    /// The number of tensors to write is not that of the kernel's operands.
+    #[error("`{kernel}` has {found} {tensors}, expected {expected}")]
+    Count {
+        /// Name of the kernel.
+        kernel: &'static str,
+        /// What was counted: `inputs` or `expected outputs`.
+        tensors: &'static str,
+        /// Number of the kernel's operands.
+        expected: usize,
+        /// Number of tensors that were given.
+        found: usize,
+    },
     /// An integer does not fit into u32.
     #[error("tensor `{tensor}` holds {found} at {at}, expected a whole number of 0..2^32")]
     Integer {
@@ -168,16 +180,24 @@ impl CaseFile {
         Ok(Self { case, inputs: values, expected, tolerance })
     }
 
-    /// Writes a case file, with floats as f32 and integers as u32.
+    /// Writes a case file, with floats as f32 and integers as u32. [`Tolerance::rounding`] is not written: it depends on
+    /// the variant that runs and not on the problem.
     ///
     /// # Errors
-    /// If the file cannot be written.
+    /// If the number of inputs or of expected outputs is not the kernel's, or the file cannot be written.
     pub fn write(&self, path: &Path) -> Result<(), CaseFileError> {
         let written = self.bytes().and_then(|bytes| Ok(mobilediffusion_runtime::write_whole(path, &bytes)?));
         written.map_err(|problem| CaseFileError { path: path.to_owned(), problem })
     }
 
     fn bytes(&self) -> Result<Vec<u8>, Problem> {
+        let kernel = self.case.kernel.as_ref();
+        let (read, written) = runner::split(kernel);
+        let counts = [("inputs", read, &self.inputs), ("expected outputs", written, &self.expected)];
+        if let Some((tensors, operands, values)) = counts.iter().find(|(_, o, values)| o.len() != values.len()) {
+            let (expected, found) = (operands.len(), values.len());
+            return Err(Problem::Count { kernel: kernel.name(), tensors, expected, found });
+        }
         let names = tensor_names(&self.case);
         let mut views = Vec::new();
         for ((name, operand), values) in names.iter().zip(self.inputs.iter().chain(&self.expected)) {
@@ -187,7 +207,6 @@ impl CaseFile {
                 views.push((name, safetensors::tensor::TensorView::new(dtype, operand.shape.clone(), data)?));
             }
         }
-        let kernel = self.case.kernel.as_ref();
         let mut metadata = HashMap::from([
             ("kernel".to_owned(), kernel.name().to_owned()),
             ("params".to_owned(), kernel.params_json().to_string()),
@@ -326,4 +345,24 @@ fn shortened(text: &str) -> String {
         line.push_str("...");
     }
     line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Add;
+
+    #[test]
+    fn files_are_written_with_all_tensors_only() {
+        let written = |inputs: usize, expected: usize| {
+            let case = Case::new(Add { rows: 1, c: 1 });
+            let of = |count| vec![vec![1.0]; count];
+            CaseFile { case, inputs: of(inputs), expected: of(expected), tolerance: None }.bytes()
+        };
+        assert!(CaseFile::parse(&written(2, 1).expect("all are there")).is_ok(), "what was written reads");
+        for (inputs, expected) in [(1, 1), (3, 1), (2, 0), (2, 2)] {
+            let refused = written(inputs, expected).expect_err("a tensor is missing, or there is one more");
+            assert!(matches!(refused, Problem::Count { .. }), "{inputs} inputs, {expected} outputs: {refused}");
+        }
+    }
 }

@@ -159,6 +159,11 @@ pub fn run(device: &Device, kernel: &dyn Kernel, inputs: &[Vec<f32>]) -> Result<
 pub fn judge(kernel: &dyn Kernel, outputs: &[Vec<f32>], expected: &[Vec<f64>], tolerance: Tolerance) -> Verdict {
     let (_, written) = split(kernel);
     let mut verdict = Verdict { agreement: Agreement::default(), tolerance, failure: None };
+    let (count, found, wanted) = (written.len(), outputs.len(), expected.len());
+    if [found, wanted] != [count; 2] {
+        verdict.agreement = Agreement { max_abs: f64::NAN, relative_l2: f64::NAN };
+        verdict.failure = Some(format!("{found} outputs and {wanted} expected ones, expected {count} of each"));
+    }
     for ((operand, got), want) in written.iter().zip(outputs).zip(expected) {
         let tolerance = if operand.dtype == DType::U32 { Tolerance::EXACT } else { tolerance };
         let agreement =
@@ -170,7 +175,7 @@ pub fn judge(kernel: &dyn Kernel, outputs: &[Vec<f32>], expected: &[Vec<f64>], t
                 }
             });
         // `f64::max` would drop a NaN.
-        let worse = |a: f64, b: f64| if b <= a { a } else { b };
+        let worse = |a: f64, b: f64| if a.is_nan() || b <= a { a } else { b };
         verdict.agreement.max_abs = worse(verdict.agreement.max_abs, agreement.max_abs);
         verdict.agreement.relative_l2 = worse(verdict.agreement.relative_l2, agreement.relative_l2);
     }
