@@ -2,7 +2,8 @@
 // kernels/src/latent_to_rgba8.rs.
 //
 // Operands: x [n, h, w, 3], y [n, h, w] with one RGBA pixel of four bytes in each u32. Each invocation converts one
-// pixel. The alpha of a pixel is 255, or 0 if one of its channels is infinite or NaN.
+// pixel. The alpha of a pixel is 255, or 0 if one of its channels is NaN or beyond the range of f16,
+// at whose ends stores in f16 saturate.
 #import grid
 
 struct Params {
@@ -22,9 +23,10 @@ fn main(
     let at = flat_group(group, groups) * 64u + thread;
     if at >= params.pixels { return; }
     let color = load4(x[at]).xyz;
-    // Infinity and NaN are detected by their bits, because compilers may assume that no float is NaN.
-    let exponent = bitcast<vec3<u32>>(color) & vec3<u32>(0x7f800000u);
-    let alpha = select(0u, 255u, all(exponent != vec3<u32>(0x7f800000u)));
+    // Compared by bits, because compilers may assume that no float is NaN. Those of 65504 are the smallest of a value
+    // that counts as not finite.
+    let magnitude = bitcast<vec3<u32>>(color) & vec3<u32>(0x7fffffffu);
+    let alpha = select(0u, 255u, all(magnitude < vec3<u32>(0x477fe000u)));
     let v = clamp(color, vec3<f32>(-1.0), vec3<f32>(1.0));
     // The colour of a NaN is undefined; min keeps it within its byte.
     let bytes = min(vec3<u32>(floor(v * 127.5 + 128.0)), vec3<u32>(255u));

@@ -217,12 +217,18 @@ fn spoiled(folder: &Path, name: &str, value: f32) -> Source {
 fn a_picture_that_is_flat_or_not_finite_is_an_error() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     for device in devices() {
-        let drawn = |value| {
-            let source = spoiled(folder.path(), "decoder.conv_out.weight", value);
-            load(source, &device).generate(&Request::new("sun"), &mut |_| Flow::Continue)
-        };
-        let (flat, huge) = (drawn(0.0), drawn(3e38));
-        assert!(matches!(flat, Err(ModelError::Flat)), "{device:?}: {flat:?}");
-        assert!(matches!(huge, Err(ModelError::NotFinite { .. })), "{device:?}: {huge:?}");
+        // Where a device has no floats of 16 bits in shaders, `F16` stores them packed. The CPU computes in f32 only.
+        let all = if device == DeviceChoice::Cpu { &[Floats::F32][..] } else { &[Floats::F32, Floats::F16] };
+        for floats in all {
+            let drawn = |value| {
+                let source = spoiled(folder.path(), "decoder.conv_out.weight", value);
+                let options = Options { device: device.clone(), floats: *floats, ..Options::default() };
+                let mut pipeline = Pipeline::load(source, options).expect("it loads");
+                pipeline.generate(&Request::new("sun"), &mut |_| Flow::Continue)
+            };
+            let (flat, huge) = (drawn(0.0), drawn(3e38));
+            assert!(matches!(flat, Err(ModelError::Flat)), "{device:?} {floats:?}: {flat:?}");
+            assert!(matches!(huge, Err(ModelError::NotFinite { .. })), "{device:?} {floats:?}: {huge:?}");
+        }
     }
 }

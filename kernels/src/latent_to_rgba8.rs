@@ -7,7 +7,8 @@
 //! | `y` | `[n, h, w]` | u32, written |
 //!
 //! A channel `v` is clamped to [-1, 1] and becomes `(v + 1) / 2 * 255`, rounded with halves up. Alpha is 255, or 0 if
-//! one of the channels is not finite, which marks a pixel that must not end up in a picture.
+//! one of the channels is not finite, which marks a pixel that must not end up in a picture. Stores in f16 saturate at
+//! 65504, so that magnitudes from there on count as not finite, whatever floats are stored in.
 //!
 //! * GPU: workgroups of 64 invocations, one pixel each. Non-finite values are recognised by their bits, since a shader
 //!   compiler may assume that no float is NaN.
@@ -21,6 +22,9 @@ use serde::{Deserialize, Serialize};
 
 /// Invocations per workgroup.
 const GROUP: usize = 64;
+
+/// Magnitude from which a value counts as not finite: the largest of f16.
+const NOT_FINITE: f32 = 65_504.0;
 
 /// Pixels per task of the CPU form.
 const BLOCK: usize = 8192;
@@ -88,7 +92,7 @@ impl Kernel for Rgba8 {
         let mut y = Vec::with_capacity(self.pixels());
         for pixel in x.chunks_exact(3) {
             let byte = |v: f64| ((v.clamp(-1.0, 1.0) + 1.0) / 2.0 * 255.0 + 0.5).floor();
-            let alpha = if pixel.iter().all(|v| v.is_finite()) { 255.0 } else { 0.0 };
+            let alpha = if pixel.iter().all(|v| v.abs() < f64::from(NOT_FINITE)) { 255.0 } else { 0.0 };
             y.push(byte(pixel[0]) + 256.0 * byte(pixel[1]) + 65_536.0 * byte(pixel[2]) + alpha * 16_777_216.0);
         }
         vec![y]
@@ -101,7 +105,7 @@ impl Kernel for Rgba8 {
         let byte = |v: f32| (v.clamp(-1.0, 1.0) * 127.5 + 128.0) as u8;
         y.par_chunks_mut(BLOCK).zip(x.par_chunks(3 * BLOCK)).for_each(|(y, x)| {
             for (y, pixel) in y.iter_mut().zip(x.chunks_exact(3)) {
-                let alpha = if pixel.iter().all(|v| v.is_finite()) { 255 } else { 0 };
+                let alpha = if pixel.iter().all(|v| v.abs() < NOT_FINITE) { 255 } else { 0 };
                 *y = u32::from_le_bytes([byte(pixel[0]), byte(pixel[1]), byte(pixel[2]), alpha]);
             }
         });
@@ -121,6 +125,10 @@ fn cases() -> Vec<Case> {
         case(1, 6, 6).fill("x", Fill::Normal(0.0, 3.0)),
         case(1, 2, 3).fill("x", Fill::Constant(6e4)),
         case(1, 2, 3).fill("x", Fill::Constant(-6e4)),
+        // The ends of f16, where stores saturate, and a value beyond them.
+        case(1, 2, 3).fill("x", Fill::Constant(65_504.0)),
+        case(1, 2, 3).fill("x", Fill::Constant(-65_504.0)),
+        case(1, 2, 3).fill("x", Fill::Constant(1e9)),
     ]
 }
 
@@ -140,9 +148,10 @@ mod tests {
 
     #[test]
     fn non_finite_pixels_are_transparent() {
-        let mut y = [1.0; 3];
-        let x = [f32::NAN, 1.0, -1.0, 0.0, 0.0, f32::INFINITY, 0.0, 1e9, 0.0];
-        Rgba8 { n: 1, h: 1, w: 3 }.cpu(&[&x], &mut [&mut y]);
-        assert_eq!(y.map(f32::to_bits), [0x0000_FF00, 0x00FF_8080, 0xFF80_FF80]);
+        let mut y = [1.0; 4];
+        let x = [f32::NAN, 1.0, -1.0, 0.0, 0.0, f32::INFINITY, 0.0, 65_503.0, 0.0, 0.0, 65_504.0, 0.0];
+        Rgba8 { n: 1, h: 1, w: 4 }.cpu(&[&x], &mut [&mut y]);
+        let expected = [0x0000_FF00, 0x00FF_8080, 0xFF80_FF80, 0x0080_FF80];
+        assert_eq!(y.map(f32::to_bits), expected, "NaN, infinity, the largest finite value, the end of f16");
     }
 }
