@@ -5,6 +5,7 @@
 // [n, groups, 2], or with FROM_MOMENTS are merged here from moments [tiles, 2, c] of single channels over tiles of 64
 // positions. One workgroup of 256 invocations handles one group of one image.
 #import grid
+@if(FROM_MOMENTS) #import sum_all
 
 struct Params {
     n: u32,
@@ -23,20 +24,7 @@ struct Params {
 @group(0) @binding(4) var<storage, read> bias: array<Pack>; // [c]
 @group(0) @binding(5) var<storage, read_write> norm: array<f32>; // [n, 2, c]
 
-var<workgroup> partial: array<f32, 256>;
-
-// Returns the sum over all invocations of the workgroup, added in a fixed order. All of them must call it.
-fn sum_all(value: f32, thread: u32) -> f32 {
-    partial[thread] = value;
-    workgroupBarrier();
-    for (var half = 128u; half > 0u; half /= 2u) {
-        if thread < half { partial[thread] += partial[thread + half]; }
-        workgroupBarrier();
-    }
-    let sum = partial[0];
-    workgroupBarrier();
-    return sum;
-}
+@if(FROM_MOMENTS) alias Summed = f32;
 
 @if(FROM_MOMENTS)
 // Number of tiles whose moments are loaded together.

@@ -5,6 +5,7 @@
 // passes: the first finds the mean up to rounding, the second sums differences from it and their squares. The sum of
 // differences corrects the mean. Unlike mean(x^2) - mean(x)^2 in one pass, this suffers no cancellation.
 #import grid
+#import sum_all
 
 struct Params {
     rows: u32,
@@ -18,20 +19,7 @@ struct Params {
 @group(0) @binding(3) var<storage, read> bias: array<Pack>; // [c]
 @group(0) @binding(4) var<storage, read_write> y: array<Pack>; // [rows, c]
 
-var<workgroup> partial: array<vec2<f32>, 256>;
-
-// Returns the sum over all invocations of the workgroup, which must all call it.
-fn sum_all(value: vec2<f32>, thread: u32) -> vec2<f32> {
-    partial[thread] = value;
-    workgroupBarrier();
-    for (var half = 128u; half > 0u; half /= 2u) {
-        if thread < half { partial[thread] += partial[thread + half]; }
-        workgroupBarrier();
-    }
-    let sum = partial[0];
-    workgroupBarrier();
-    return sum;
-}
+alias Summed = vec2<f32>;
 
 // Returns x - near at vec4 `i` of a row, and zeros in the padding.
 fn difference(row: u32, i: u32, near: f32) -> vec4<f32> {

@@ -25,6 +25,7 @@ pub const COMMON: &[(&str, &str)] = &[
     ("rows", include_str!("../../shaders/common/rows.wgsl")),
     ("scratch", include_str!("../../shaders/common/scratch.wgsl")),
     ("prologue", include_str!("../../shaders/common/prologue.wgsl")),
+    ("sum_all", include_str!("../../shaders/common/sum_all.wgsl")),
     ("tile_moments", include_str!("../../shaders/common/tile_moments.wgsl")),
 ];
 
