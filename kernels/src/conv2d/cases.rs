@@ -102,31 +102,39 @@ pub(super) fn model_shapes() -> Vec<Case> {
         ..Prologue::default()
     };
     let f32_input = Prologue { f32_input: true, ..Prologue::default() };
+    let measured = |conv: Conv2d| Case::new(Conv2d { moments: true, ..conv });
+    let reading = |prologue: &Prologue, conv: Conv2d| Conv2d { prologue: prologue.clone(), ..conv };
+    let added = |size, c| Conv2d { residual: true, ..with_bias(size, c, c) };
     let upsampled = |size, c| Conv2d { upsample: 2, ..with_bias(size, c, c) };
+    // As the plan runs them, see `plan --list`: with the moments that a norm behind them needs, and with a norm before
+    // them where channels become fewer.
     vec![
-        // UNet: conv_in; both convolutions of a residual block; the widest; the samplers; conv_out.
-        Case::new(Conv2d { prologue: f32_input.clone(), ..with_bias(64, 8, 320) }),
-        Case::new(Conv2d { shift: true, ..with_bias(64, 320, 320) }),
-        Case::new(Conv2d { residual: true, ..with_bias(64, 320, 320) }),
-        Case::new(Conv2d { shift: true, ..with_bias(64, 960, 320) }),
-        // Convolutions as the plan runs them: with a normalised input, and with an input of two tensors.
-        Case::new(Conv2d { residual: true, prologue: normalised(0), ..with_bias(64, 320, 320) }),
-        Case::new(Conv2d { shift: true, prologue: normalised(320), ..with_bias(64, 960, 320) }),
+        // UNet: conv_in; both convolutions of a residual block; the first convolutions of the last two blocks, whose
+        // input is two tensors; the samplers; conv_out.
+        measured(reading(&f32_input, with_bias(64, 8, 320))),
+        measured(Conv2d { shift: true, ..with_bias(64, 320, 320) }),
+        Case::new(added(64, 320)),
+        measured(added(64, 320)),
+        measured(reading(&normalised(320), Conv2d { shift: true, ..with_bias(64, 960, 320) })),
+        measured(reading(&normalised(320), Conv2d { shift: true, ..with_bias(64, 640, 320) })),
         Case::new(Conv2d { stride: 2, ..with_bias(64, 320, 320) }),
         Case::new(Conv2d { stride: 2, ..with_bias(32, 640, 640) }),
         Case::new(upsampled(16, 1024)),
         Case::new(upsampled(32, 640)),
-        Case::new(Conv2d { f32_output: true, ..with_bias(64, 320, 8) }),
-        // Decoder: a residual block of every width; the upsamplers; conv_out.
-        Case::new(Conv2d { residual: true, ..with_bias(64, 256, 256) }),
-        Case::new(Conv2d { residual: true, ..with_bias(128, 256, 256) }),
-        Case::new(Conv2d { residual: true, ..with_bias(256, 128, 128) }),
-        Case::new(Conv2d { residual: true, ..with_bias(512, 64, 64) }),
-        Case::new(Conv2d { residual: true, prologue: normalised(0), ..with_bias(512, 64, 64) }),
-        Case::new(upsampled(64, 256)),
-        Case::new(upsampled(128, 256)),
-        Case::new(upsampled(256, 128)),
-        Case::new(with_bias(512, 64, 3)),
+        Case::new(reading(&normalised(0), Conv2d { f32_output: true, ..with_bias(64, 320, 8) })),
+        // Decoder: conv_in; a residual block of every width; those in which channels become fewer; the upsamplers;
+        // conv_out.
+        measured(with_bias(64, 8, 256)),
+        measured(added(64, 256)),
+        measured(added(128, 256)),
+        measured(added(256, 128)),
+        measured(added(512, 64)),
+        measured(reading(&normalised(0), with_bias(256, 256, 128))),
+        measured(reading(&normalised(0), with_bias(512, 128, 64))),
+        measured(upsampled(64, 256)),
+        measured(upsampled(128, 256)),
+        measured(upsampled(256, 128)),
+        Case::new(reading(&normalised(0), with_bias(512, 64, 3))),
     ]
 }
 
