@@ -20,7 +20,7 @@ use crate::fold::{EpilogueOffer, EpilogueOp, PrologueOp};
 use crate::kernel::{Case, Cost, DType, Family, Fill, Kernel, Operand, Param, Program, Tolerance, elements, parse};
 use crate::names;
 use crate::prologue::{Norm, Prologue, Rows};
-use crate::tile::{TILE, WHOLE};
+use crate::tile::{TILE, UNSTAGED};
 use crate::variant::Variant;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -160,7 +160,7 @@ impl Kernel for ChannelMoments {
         let c4 = self.c.div_ceil(4);
         Program {
             wgsl: include_str!("../../shaders/channel_moments.wgsl"),
-            constants: [&self.prologue.constants()[..], &WHOLE.constants()].concat(),
+            constants: [&self.prologue.constants()[..], &UNSTAGED.constants()].concat(),
             params: vec![
                 Param::size("tiles", self.n * tiles),
                 Param::size("tiles_per_image", tiles),
@@ -168,7 +168,7 @@ impl Kernel for ChannelMoments {
                 Param::size("first4", self.prologue.first(self.c).div_ceil(4)),
                 Param::size("positions", self.positions),
             ],
-            grid: WHOLE.grid(self.n * tiles * TILE, self.c),
+            grid: UNSTAGED.grid(self.n * tiles * TILE, self.c),
         }
     }
 

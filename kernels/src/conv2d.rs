@@ -101,9 +101,13 @@ pub(crate) const FAMILY: Family = Family {
 };
 
 impl Conv2d {
-    /// Returns height and width of the output.
+    /// Returns height and width of the output: 0 where the kernel does not fit the padded input, or `stride` is 0.
     pub fn out_size(&self) -> (usize, usize) {
-        let out = |size: usize| (size * self.upsample + self.pad_start + self.pad_end - self.kernel) / self.stride + 1;
+        let padded = |size: usize| {
+            size.saturating_mul(self.upsample).saturating_add(self.pad_start).saturating_add(self.pad_end)
+        };
+        let last = |size: usize| padded(size).checked_sub(self.kernel)?.checked_div(self.stride);
+        let out = |size: usize| last(size).map_or(0, |last| last.saturating_add(1));
         (out(self.h), out(self.w))
     }
 
@@ -184,15 +188,15 @@ impl Kernel for Conv2d {
     }
 
     fn refusal(&self) -> Option<&'static str> {
-        let fits = |size: usize| size * self.upsample + self.pad_start + self.pad_end >= self.kernel;
-        let known = matches!(self.kernel, 1 | 3) && matches!(self.upsample, 1 | 2) && self.stride > 0;
-        if !known || !fits(self.h) || !fits(self.w) {
+        let (oh, ow) = self.out_size();
+        let known = matches!(self.kernel, 1 | 3) && matches!(self.upsample, 1 | 2);
+        if !known || oh == 0 || ow == 0 {
             return Some("`kernel` must be 1 or 3 and fit the padded `x`, `stride` 1 or more, `upsample` 1 or 2");
         }
         match self.prologue.norm {
             Norm::Rows { .. } => Some("`norm` must be `none` or `channels`"),
             Norm::Channels { images, .. } if images != self.n => Some("`images` must be `n`"),
-            _ if self.moments && !tiles_fit(self.n, self.pixels() / self.n.max(1)) => {
+            _ if self.moments && !tiles_fit(self.n, oh * ow) => {
                 Some("`moments` of several images need a multiple of 64 output pixels per image")
             }
             _ => {
@@ -357,4 +361,23 @@ fn reference_sum(conv: &Conv2d, x: &[f64], w: &[f64], [image, oy, ox, o]: [usize
         }
     }
     sum
+}
+
+#[cfg(test)]
+mod tests {
+    use super::cases::plain;
+    use super::*;
+
+    #[test]
+    fn empty_and_huge_maps_are_refused_and_not_computed_with() {
+        let size = |conv: &Conv2d| conv.out_size();
+        let unpadded = Conv2d { pad_start: 0, pad_end: 0, ..plain(1, 0, 2, 4, 4) };
+        assert_eq!(size(&unpadded), (0, 0), "the kernel does not fit");
+        assert_eq!(size(&Conv2d { stride: 0, ..plain(1, 5, 5, 4, 4) }), (0, 0), "there is no step");
+        assert!(unpadded.refusal().is_some(), "an output without pixels");
+        let huge = plain(1 << 21, 1 << 21, 1 << 21, 1, 1);
+        let huge = Conv2d { upsample: 2, moments: true, ..huge };
+        assert_eq!(size(&huge), (1 << 22, 1 << 22), "sizes of a case file");
+        assert!(huge.refusal().is_none(), "whole tiles of positions: the number of elements is for others to refuse");
+    }
 }

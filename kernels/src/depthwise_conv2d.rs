@@ -25,7 +25,7 @@ use crate::fold::{EpilogueOp, PrologueOp};
 use crate::kernel::{Case, Cost, Family, Fill, Kernel, Layout, Operand, Param, Program, Tolerance, parse};
 use crate::names;
 use crate::prologue::{Norm, Prologue};
-use crate::tile::WHOLE;
+use crate::tile::UNSTAGED;
 use crate::variant::Variant;
 use line::{Input, Line};
 use rayon::prelude::*;
@@ -76,9 +76,10 @@ pub(crate) const FAMILY: Family = Family {
 };
 
 impl DepthwiseConv2d {
-    /// Returns height and width of the output.
+    /// Returns height and width of the output: 0 for an empty input, or if `stride` is 0.
     pub fn out_size(&self) -> (usize, usize) {
-        let out = |size: usize| (size - 1) / self.stride + 1;
+        let last = |size: usize| size.checked_sub(1)?.checked_div(self.stride);
+        let out = |size: usize| last(size).map_or(0, |last| last + 1);
         (out(self.h), out(self.w))
     }
 }
@@ -128,7 +129,7 @@ impl Kernel for DepthwiseConv2d {
             ("HAS_MOMENTS", self.moments.into()),
         ];
         constants.extend(self.prologue.constants());
-        constants.extend(WHOLE.constants());
+        constants.extend(UNSTAGED.constants());
         let mut params = vec![
             Param::size("n", self.n),
             Param::size("h", self.h),
@@ -140,7 +141,7 @@ impl Kernel for DepthwiseConv2d {
         ];
         params.extend(self.prologue.params(self.n * self.h * self.w, self.c));
         let wgsl = include_str!("../../shaders/depthwise_conv2d.wgsl");
-        Program { wgsl, constants, params, grid: WHOLE.grid(self.n * oh * ow, self.c) }
+        Program { wgsl, constants, params, grid: UNSTAGED.grid(self.n * oh * ow, self.c) }
     }
 
     fn cost(&self) -> Cost {
@@ -258,4 +259,18 @@ fn random(draw: &mut Draw<'_>) -> Case {
     let (prologue, moments) = (Prologue::random(draw, c, &[Norm::None]), n == 1 && draw.flip());
     let case = Case::new(DepthwiseConv2d { n, h, w, c, stride, bias, shift, prologue, moments });
     if !moments && draw.flip() { case.integers() } else { case }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn empty_maps_have_empty_outputs() {
+        let of = |h, stride| DepthwiseConv2d { n: 1, h, w: 7, c: 4, stride, ..Default::default() };
+        assert_eq!(of(0, 1).out_size(), (0, 7), "no rows");
+        assert_eq!(of(5, 0).out_size(), (0, 0), "there is no step");
+        assert_eq!(of(5, 2).out_size(), (3, 4), "every second pixel");
+        assert!(of(0, 1).refusal().is_some() && of(5, 0).refusal().is_some(), "an output without pixels");
+    }
 }

@@ -19,7 +19,7 @@ use crate::fold::{EpilogueOffer, EpilogueOp};
 use crate::kernel::{Case, Cost, DType, Family, Fill, Kernel, Operand, Param, Program, Tolerance, parse};
 use crate::layer_norm::{row_cases, row_shapes};
 use crate::names;
-use crate::tile::{TILE, WHOLE};
+use crate::tile::{TILE, UNSTAGED};
 use crate::variant::Variant;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -143,9 +143,9 @@ impl Kernel for RowMoments {
     fn program(&self, _: &Variant) -> Program {
         Program {
             wgsl: include_str!("../../shaders/row_moments.wgsl"),
-            constants: WHOLE.constants(),
+            constants: UNSTAGED.constants(),
             params: vec![Param::size("rows", self.rows), Param::size("cols", self.c)],
-            grid: WHOLE.grid(self.rows, self.c),
+            grid: UNSTAGED.grid(self.rows, self.c),
         }
     }
 

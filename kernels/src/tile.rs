@@ -11,6 +11,7 @@ use crate::names;
 use crate::prologue::{Norm, Prologue};
 use crate::row_moments::BLOCK;
 use crate::variant::{MatrixUnit, Needs, Variant};
+use mobilediffusion_runtime::Caps;
 
 /// Number of positions that one entry of the moments covers, see `channel_moments`. Also the number of rows and columns
 /// of the tile of kernels that have only one.
@@ -189,6 +190,10 @@ pub(crate) const WHOLE: Tile = Tile {
     rate: 0.6,
 };
 
+/// Tile like [`WHOLE`] for kernels that are no products and stage nothing: its workgroup memory holds sums of its
+/// invocations only.
+pub(crate) const UNSTAGED: Tile = Tile { staged: None, ..WHOLE };
+
 /// Tile of the second stage of a split product. It has 64 rows, because moments cover 64 rows, and few columns, so that
 /// there are many workgroups.
 const END: Tile = Tile { name: "end", each: [4, 1], threads: [4, 16, 1], staged: None, ..WHOLE };
@@ -223,10 +228,18 @@ impl Tile {
         [u32::try_from(parts * (self.products * cols).div_ceil(self.cols())).expect("sizes are below 2^32"), y, z]
     }
 
+    /// Whether every WebGPU device accepts the grids of the tile, and of the second stage if the tile splits k. Axes y
+    /// and z are folded, and x is not.
+    fn is_accepted(&self, rows: usize, cols: usize, moments: Moments) -> bool {
+        let end = if moments == Moments::Rows { END_OF_ROWS } else { END };
+        let ends = matches!(self.share, Share::Part(_)).then_some(&end);
+        [self].into_iter().chain(ends).all(|tile| tile.grid(rows, cols)[0] <= Caps::PORTABLE.max_groups)
+    }
+
     /// Number of vec4s of workgroup memory for one batch of the sums of matrices, with a gap after each row. Shared
     /// sums need one batch for each subgroup that shares them.
     fn batch(&self, matrix: &Matrix) -> usize {
-        self.rows() / matrix.strips as usize * ((matrix.across * matrix.edge / 2) as usize + 1)
+        self.rows() / matrix.strips as usize * ((matrix.across * matrix.edge / 2 + matrix.edge / 8) as usize)
     }
 
     /// Strides in workgroup memory, in vec4s: from one vec4 of k of all rows to the next, and from one column of a quad
@@ -326,13 +339,17 @@ impl Tile {
 /// the input is f32 on purpose, because they would round it to f16.
 pub(crate) fn variants(tiles: &[Tile], sizes: [usize; 3], prologue: &Prologue, moments: Moments) -> Vec<Variant> {
     let [rows, _, cols] = sizes;
+    let accepted = |tile: &&Tile| tile.is_accepted(rows, cols, moments);
     let few = |tile: &Tile| match tile.share {
         Share::Part(parts) => 4 * elements(&sums(parts, [rows, cols]).device_shape()) <= MOST_SUMS,
         _ => true,
     };
     let fit = tiles.iter().filter(|tile| tile.writes(moments));
     let fit = fit.filter(|tile| tile.matrix.is_none() || !prologue.f32_input).filter(|tile| few(tile));
-    fit.map(|tile| tile.variant(sizes, prologue)).collect()
+    let fit: Vec<&Tile> = fit.collect();
+    // A device refuses a product that is too wide for all tiles, by name and with both numbers.
+    let any = fit.iter().any(accepted);
+    fit.into_iter().filter(|tile| !any || accepted(tile)).map(|tile| tile.variant(sizes, prologue)).collect()
 }
 
 /// Returns the operand that holds the partial sums of a split product.

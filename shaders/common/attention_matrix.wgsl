@@ -28,7 +28,7 @@ const DEPTH4 = MATRICES * EDGE / 4u;
 const SCORES4 = KEYS / 4u / LANES;
 // Row strides in workgroup memory, in vec4s: padding puts neighbouring rows into different banks.
 const HEAD_ROW = DEPTH4 + 2u;
-const SCORE_ROW = KEYS / 4u + 1u;
+const SCORE_ROW = KEYS / 4u + EDGE / 8u;
 const WEIGHT_ROW = KEYS / 4u + 2u;
 // Initial value of the maximum.
 const LOWEST = -3e38;

@@ -25,9 +25,10 @@ const THREADS = LAYER;
 // Number of subgroups along the rows of the tile.
 const SUBGROUPS_Y = TILE_ROWS / (STRIPS * EDGE);
 
-// Row strides of a staged step and of a batch of sums, in vec4s: padding puts neighbouring rows into different banks.
+// Row strides of a staged step and of a batch of sums, in vec4s: padding puts rows that are stored together into
+// different banks.
 const STEP_STRIDE = STEP4 + 2u;
-const SUM_STRIDE = SUBGROUPS_X * (EDGE / 2u) + 1u;
+const SUM_STRIDE = SUBGROUPS_X * (EDGE / 2u) + EDGE / 8u;
 
 // Cooperative loads and stores on Vulkan (WIDE) take pointers to vec4s and count strides in vec4s, so that one store
 // stages four values. Metal requires pointers to scalars. CELLS is the number of array elements in a vec4.
@@ -74,6 +75,15 @@ fn sums_at(at: u32) -> vec4<f32> {
     return vec4<f32>(batch[4u * at], batch[4u * at + 1u], batch[4u * at + 2u], batch[4u * at + 3u]);
 }
 @end
+
+// Returns the first row, and column, of the tile that an invocation stages, below SPAN. Every number occurs once for
+// each vec4 of k. Sixteen invocations store at a time, two rows if a step has eight vec4s of k: these rows are four
+// apart, because neighbours share some of their banks.
+fn staged_row(thread: u32) -> u32 {
+    let t = thread / STEP4;
+    if STEP4 != 8u || SPAN % 8u != 0u { return t; }
+    return (t & ~7u) | ((t & 1u) << 2u) | ((t >> 1u) & 3u);
+}
 
 // Stages what `fetch` loaded: rows and columns from `at`, vec4 `k` of the step. Weights from `end4` on become zeros.
 fn stage(at: u32, k: u32, step: u32, end4: u32) {
@@ -135,7 +145,7 @@ fn gemm_tile(row0: u32, col0: u32, first4: u32, end4: u32, thread: u32) -> Sums 
     @if(TALL) var c31 = Sum();
     @if(TALL) var c32 = Sum();
     @if(TALL) var c33 = Sum();
-    let at = thread / STEP4;
+    let at = staged_row(thread);
     let own_k = thread % STEP4;
     prepare_rows(row0, at);
     fetch(row0, col0, at, first4 + own_k, end4);

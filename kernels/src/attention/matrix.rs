@@ -58,7 +58,10 @@ impl Tile {
     fn bytes(&self, head_dim: usize) -> usize {
         let (queries, keys) = (self.queries(), 2 * self.edge());
         let heads = 2 * queries * (self.matrices(head_dim) * self.edge() + 8);
-        heads + 4 * queries * (keys + 4) + 2 * queries * (keys + 8) + 4 * SUBGROUPS * self.unit.subgroup as usize
+        heads
+            + 4 * queries * (keys + self.edge() / 2)
+            + 2 * queries * (keys + 8)
+            + 4 * SUBGROUPS * self.unit.subgroup as usize
     }
 
     /// Returns the constants of the shader.

@@ -1,7 +1,8 @@
 //! Tests of the choice of a tile for a shape, and of the properties of tiles that the shaders rely on.
 
-use super::{Matrix, PAIR, SINGLE};
+use super::{Matrix, Moments, PAIR, SINGLE, UNSTAGED, variants};
 use crate::kernel::{Kernel, Stage};
+use crate::prologue::Prologue;
 use crate::storage::Storage;
 use crate::variant::{Machine, choose};
 use crate::{Conv2d, Linear};
@@ -62,6 +63,32 @@ fn long_sums_of_few_tiles_are_made_in_parts() {
     assert_eq!(first.program.grid, [4 * 16, 4, 1]);
     let large = Linear { rows: 65_536, ..linear };
     assert!(large.variants().iter().all(|variant| !variant.name.contains("in 4")), "a GiB of sums");
+}
+
+#[test]
+fn wide_products_take_tiles_that_devices_accept() {
+    // One column more than 65,535 workgroups of 16 columns compute.
+    let wide = Linear { rows: 1, k: 1, cols: (1 << 20) + 1, ..Linear::default() };
+    for busy_groups in [1, 256] {
+        let chosen = choose(&wide, &Machine { busy_groups, ..Machine::PORTABLE });
+        assert_ne!(chosen.name, "2x16/64", "65,537 workgroups along x");
+    }
+    for kernel in [wide.clone(), Linear { row_moments: true, ..wide.clone() }, Linear { cols: 1 << 20, ..wide }] {
+        for variant in kernel.variants() {
+            for stage in kernel.stages(&variant) {
+                let grid = stage.program.grid;
+                let fits = grid.iter().all(|groups| *groups <= Caps::PORTABLE.max_groups);
+                assert!(fits, "{kernel:?} by {}: a grid of {grid:?}", variant.name);
+            }
+        }
+    }
+    let endless = variants(SINGLE, [1, 1, 1 << 30], &Prologue::default(), Moments::None);
+    assert!(!endless.is_empty(), "something must be left for the device to refuse");
+}
+
+#[test]
+fn a_tile_that_stages_nothing_has_a_vec4_for_each_invocation() {
+    assert_eq!(UNSTAGED.scratch(), 256, "sums of 256 invocations");
 }
 
 #[test]
