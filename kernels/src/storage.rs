@@ -112,20 +112,25 @@ impl Storage {
                 "alias WeightPack = Pack;\n\
                  const WEIGHT_HEAD = 0u;\n\
                  fn weight_scale(head: WeightPack) -> f32 { return 1.0; }\n\
-                 fn weight4(p: WeightPack) -> vec4<f32> { return load4(p); }\n\
-                 fn weight_pack(p: WeightPack) -> Pack { return p; }\n"
+                 fn weight4(p: WeightPack) -> vec4<f32> { return load4(p); }\n"
             }
             WeightType::Int8 => {
                 "alias WeightPack = u32;\n\
                  const WEIGHT_HEAD = 1u;\n\
                  fn weight_scale(head: WeightPack) -> f32 { return bitcast<f32>(head); }\n\
-                 fn weight4(p: WeightPack) -> vec4<f32> { return vec4<f32>(unpack4xI8(p)); }\n\
-                 fn weight_pack(p: WeightPack) -> Pack { return store4(weight4(p)); }\n"
+                 fn weight4(p: WeightPack) -> vec4<f32> { return vec4<f32>(unpack4xI8(p)); }\n"
             }
         };
+        let weight_pack = match (self.weights, self.floats) {
+            (WeightType::Floats, _) => "return p;",
+            // Whole numbers up to 127 need not saturate.
+            (WeightType::Int8, FloatType::F16) => "return Pack(weight4(p));",
+            (WeightType::Int8, _) => "return store4(weight4(p));",
+        };
+        let weight_pack = format!("fn weight_pack(p: WeightPack) -> Pack {{ {weight_pack} }}\n");
         let both = "fn pack_if(there: bool, p: Pack) -> Pack { return select(Pack(), p, there); }\n\
                     fn weight_row(row: u32, len4: u32) -> u32 { return row * (len4 + WEIGHT_HEAD); }\n";
-        [floats, weights, both].concat()
+        [floats, weights, &weight_pack, both].concat()
     }
 
     /// Encodes a dense tensor of packed `shape` as the device's bytes: rows are padded with zeros, floats rounded to

@@ -29,7 +29,8 @@ fn main(
     @if(HAS_MOMENTS) var written: array<vec4<f32>, ROWS_EACH>;
     for (var j = 0u; j < QUADS_EACH; j++) {
         let col4 = group.x * TILE_QUADS + j * THREADS_X + thread % THREADS_X;
-        let inside = thread < LAYER && row < params.rows && col4 < params.cols4;
+        // `&` instead of `&&`, which would be a branch.
+        let inside = (thread < LAYER) & (row < params.rows) & (col4 < params.cols4);
         let own4 = min(col4, params.cols4 - 1u);
         // All loads are issued before any of them is used. With IN_PLACE, invocations must not read elements that
         // others write, hence the condition.
