@@ -21,7 +21,7 @@ fn listing_devices_says_nothing_on_standard_error() {
 
 #[test]
 fn a_wrong_command_line_exits_with_two() {
-    let wrong: [&[&str]; 9] = [
+    let wrong: &[&[&str]] = &[
         &["--no-such-flag"],
         &["generate", "red apple"],
         &["generate", "red apple", "-o", "x.png", "--no-such-flag"],
@@ -31,10 +31,23 @@ fn a_wrong_command_line_exits_with_two() {
         &["completions", "no-such-shell"],
         &["info", "--preset", "no-such-preset"],
         &["bench", "--weights-dtype", "int4"],
+        // Options that would have no effect.
+        &["check", "--preset", "mini"],
+        &["check", "--model", "mini", "--kernel", "add"],
+        &["check", "tests/data/onnx", "--size", "64"],
+        &["bench", "add", "--preset", "mini"],
+        &["bench", "--model", "mini"],
+        &["bench", "--resolution", "64"],
+        &["bench", "--guidance", "3"],
+        &["bench", "--tune", "--size", "64"],
+        &["bench", "--tune", "--picture"],
+        &["plan", "--list", "--json"],
+        &["info", "--weights-dtype", "int8", "--size", "64"],
     ];
     for args in wrong {
         let done = run(args);
         assert_eq!(done.status.code(), Some(2), "{args:?}: {}", stderr(&done));
+        assert!(done.stdout.is_empty(), "{args:?}: something was done before the error");
     }
 }
 
@@ -53,7 +66,42 @@ fn a_file_that_cannot_be_written_is_refused_before_the_work() {
         let message = failure(&run(&["generate", "red apple", "-o", target, "--model", "no-such-model"]));
         assert!(message.starts_with("cannot write ") && message.contains(target), "{message}");
     }
+    // Numbers may be written over, and to devices that are no files.
+    for target in [folder.path().to_owned(), folder.path().join("missing/x.json"), plain.join("x.json")] {
+        let target = target.to_str().expect("the path is UTF-8");
+        let done = run(&["bench", "add", "--device", "no-such-adapter", "--json", target]);
+        let message = failure(&done);
+        assert!(message.starts_with("cannot write ") && message.contains(target), "{message}");
+        assert!(done.stdout.is_empty(), "{target}: a device was opened before it was refused");
+    }
     assert_eq!(fs::read_dir(folder.path()).expect("the folder reads").count(), 1, "something was left behind");
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn file_names_may_be_as_long_as_the_system_takes() {
+    let folder = folder();
+    for (length, fits) in [(255, true), (256, false)] {
+        let output = folder.path().join(format!("{}.png", "x".repeat(length - 4)));
+        let output = output.to_str().expect("the path is UTF-8");
+        // The output is checked before the model, which does not exist.
+        let message = failure(&run(&["generate", "sun", "-o", output, "--model", "no-such-model"]));
+        assert_eq!(message.contains("no-such-model"), fits, "{length} bytes: {message}");
+    }
+    assert!(is_empty(folder.path()), "something was left behind");
+}
+
+#[test]
+fn a_picture_without_texts_is_refused() {
+    let folder = folder();
+    let file = folder.path().join("plain.png");
+    image::RgbaImage::new(4, 4).save(&file).expect("the picture is written");
+    let file = file.to_str().expect("the path is UTF-8");
+    for more in [&[][..], &["--json"]] {
+        let done = run(&[&["show", file], more].concat());
+        let message = failure(&done);
+        assert!(message.contains("found a picture without texts") && done.stdout.is_empty(), "{more:?}: {message}");
+    }
 }
 
 #[test]
@@ -157,6 +205,8 @@ fn listing_variants_needs_a_gpu() {
     assert!(message.contains("expected a GPU, found the CPU"), "{message}");
     let message = failure(&run(&["plan", "--list", "--device", "no-such-adapter"]));
     assert!(message.contains("no-such-adapter"), "{message}");
+    let message = failure(&run(&["check", "--kernel", "add", "--every-variant", "--device", "cpu"]));
+    assert!(message.starts_with("--every-variant: expected a GPU, found the CPU"), "{message}");
 }
 
 #[test]
@@ -185,8 +235,15 @@ fn an_impossible_setting_is_named() {
         assert!(last.starts_with("error: width: expected at most 8192 pixels, found "), "{args:?}: {said}");
     }
     for guidance in ["nan", "-5"] {
-        let message = failure(&run(&["plan", "--guidance", guidance]));
-        assert!(message.starts_with("guidance: expected"), "{message}");
+        let commands: [&[&str]; 3] = [
+            &["plan"],
+            &["bench", "--plan", "unet", "--quick", "--device", "cpu"],
+            &["bench", "--picture", "--quick", "--device", "cpu"],
+        ];
+        for command in commands {
+            let message = failure(&run(&[command, &["--guidance", guidance]].concat()));
+            assert!(message.starts_with("guidance: expected"), "{command:?}: {message}");
+        }
     }
     // A refused request creates no folder for previews.
     let previews = folder.path().join("previews");

@@ -3,18 +3,13 @@
 
 use mobilediffusion_model::DeviceChoice;
 use mobilediffusion_tests::devices;
+use mobilediffusion_tests::program::{self, stderr};
 use serde_json::Value;
-use std::path::Path;
-use std::process::Command;
 
 /// Runs the program, asserts that it succeeds, and returns its standard output.
 fn run(args: &[&str]) -> String {
-    let test = std::env::current_exe().expect("a test knows where it lies");
-    let folder = test.parent().and_then(Path::parent).expect("tests lie in deps");
-    let program = folder.join(format!("mobilediffusion{}", std::env::consts::EXE_SUFFIX));
-    assert!(program.is_file(), "there is no {}: run `cargo build --release` before", program.display());
-    let done = Command::new(program).args(args).output().expect("the program starts");
-    assert!(done.status.success(), "{args:?}: {}", String::from_utf8_lossy(&done.stderr));
+    let done = program::run(args);
+    assert!(done.status.success(), "{args:?}: {}", stderr(&done));
     String::from_utf8(done.stdout).expect("results are UTF-8")
 }
 
@@ -102,7 +97,8 @@ fn rounding_errors_of_int8_weights_are_listed() {
 
 #[test]
 fn a_kernel_alone_is_checked_by_every_variant() {
-    for device in names() {
+    // The CPU has no variants, which `tests/cli.rs` tests.
+    for device in names().into_iter().filter(|name| name != "cpu") {
         let text = run(&["check", "--kernel", "add", "--kernel", "slice", "--every-variant", "--device", &device]);
         let kernels = text.lines().skip(1).map(|row| row.split_whitespace().take(2).collect::<Vec<_>>().join(" "));
         let kernels = kernels.collect::<Vec<_>>();
@@ -196,11 +192,13 @@ fn plans_and_pictures_are_made_with_int8_weights() {
         let (said, numbers) = bench(&["--plan", "text", "--size", "32"], &device, "int8");
         assert!(said.contains("storage: f32 with int8 weights\n") && said.contains("plan: text encoder"), "{said}");
         assert!(numbers["plan"]["whole_us"].as_f64().is_some_and(|us| us > 0.0), "{numbers}");
-        let (_, numbers) = bench(&["--picture", "--size", "32"], &device, "int8");
+        let (said, numbers) = bench(&["--picture", "--size", "32"], &device, "int8");
+        assert!(said.contains("32x32 pixels, 1 step, guidance 1 (sampler: one step)\n"), "{said}");
         let bytes = numbers["picture"]["weight_bytes"].as_u64().expect("a number");
         // The CPU keeps convolutions by Winograd's algorithm in f32, and their transformed weights are larger.
         assert!(if device == "cpu" { bytes > expected } else { bytes == expected }, "{expected}: {numbers}");
-        let (_, floats) = bench(&["--picture", "--size", "32"], &device, "floats");
+        let (said, floats) = bench(&["--picture", "--size", "32", "--guidance", "2"], &device, "floats");
+        assert!(said.contains(" steps, guidance 2 (sampler: DDIM)\n"), "{said}");
         assert!(floats["picture"]["weight_bytes"].as_u64().is_some_and(|floats| bytes < floats), "{bytes}: {floats}");
     }
 }

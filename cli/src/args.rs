@@ -3,7 +3,7 @@
 //! Settings of a model have no default here: an option that is left out stands for the model's own value.
 
 use clap::builder::PossibleValuesParser;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use mobilediffusion_kernels::FAMILIES;
 use mobilediffusion_model::{DeviceChoice, ModelConfig, ModelError, Source, WeightsFrom};
 use std::path::PathBuf;
@@ -216,12 +216,13 @@ impl Networks {
     }
 }
 
+/// Arguments of `info`.
 #[derive(Debug, Args)]
 pub(crate) struct Info {
     #[command(flatten)]
     pub(crate) networks: Networks,
     /// Show instead how far each weight is rounded when weight matrices are stored in this type, and the bytes it takes
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, conflicts_with = "size")]
     pub(crate) weights_dtype: Option<WeightsDtype>,
     /// With --weights-dtype: how all other floating-point weights are stored
     #[arg(long, value_enum, default_value_t, requires = "weights_dtype")]
@@ -231,6 +232,7 @@ pub(crate) struct Info {
     pub(crate) json: bool,
 }
 
+/// Arguments of `plan`.
 #[derive(Debug, Args)]
 pub(crate) struct Plan {
     /// Networks to show [default: all of the model]
@@ -245,7 +247,7 @@ pub(crate) struct Plan {
     #[arg(long, value_enum, default_value_t)]
     pub(crate) dtype: Floats,
     /// Also list every step with its operands and the variant of its kernel
-    #[arg(long)]
+    #[arg(long, conflicts_with = "json")]
     pub(crate) list: bool,
     /// With --list: show the variants that this GPU runs: `gpu`, or an adapter's index or part of its name [default:
     /// the variants that every GPU can run]
@@ -256,7 +258,16 @@ pub(crate) struct Plan {
     pub(crate) json: bool,
 }
 
+/// Arguments of `check`. Only a plan has a model and a size.
 #[derive(Debug, Args)]
+#[command(group(
+    ArgGroup::new("of_plan")
+        .args(["model", "preset", "size"])
+        .multiple(true)
+        .requires("plan")
+        // clap waives a requirement that conflicts with another argument.
+        .conflicts_with_all(["paths", "kernels", "every_variant"])
+))]
 pub(crate) struct Check {
     /// Case files, or folders that hold case files [default: the kernels' built-in cases]
     #[arg(value_name = "FILE|DIR", conflicts_with = "plan")]

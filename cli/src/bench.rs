@@ -9,27 +9,38 @@ mod measure;
 mod peaks;
 mod picture;
 mod plan;
+mod row;
 mod tune;
 
 use crate::Failure;
 use crate::args::{Floats, WeightsDtype, device_choice};
 use crate::check::{device, open};
 use crate::graphs::Network;
+use crate::output::check_numbers;
 use crate::terminal::{note, result};
-use measure::Measured;
-use mobilediffusion_kernels::kernel::bytes_moved;
+use clap::ArgGroup;
 use mobilediffusion_kernels::runner::{Device, check_case};
 use mobilediffusion_kernels::{Case, FAMILIES, Family, WeightType, family, sample};
 use mobilediffusion_model::DeviceChoice;
 use mobilediffusion_runtime::{AdapterKind, Timer};
 use peaks::Peaks;
+use row::{Row, heading};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Arguments of `bench`.
+/// Arguments of `bench`. Only plans and pictures have a model, a size and a scale of guidance.
 #[derive(Clone, Debug, clap::Args)]
+#[command(group(ArgGroup::new("whole").args(["plan", "picture"])))]
+#[command(group(
+    ArgGroup::new("of_whole")
+        .args(["model", "preset", "size", "guidance"])
+        .multiple(true)
+        .requires("whole")
+        // clap waives a requirement that conflicts with another argument.
+        .conflicts_with("kernels")
+))]
 pub(crate) struct Args {
     /// Kernels to time [default: all]
     #[arg(value_name = "KERNEL", value_parser = clap::builder::PossibleValuesParser::new(FAMILIES.iter().map(|f| f.name)))]
@@ -43,12 +54,12 @@ pub(crate) struct Args {
     picture: bool,
     /// Time every variant of each kernel that has several, and save the fastest in the user's cache folder, where later
     /// runs on this adapter find it. Uses the model's shapes or, with --plan, those of a network
-    #[arg(long)]
+    #[arg(long, conflicts_with = "picture")]
     tune: bool,
     #[command(flatten)]
     networks: crate::args::Networks,
-    /// With --plan or --picture: scale of classifier-free guidance; any value but 1 doubles the UNet's batch [default:
-    /// the model's]
+    /// With --plan or --picture: scale of classifier-free guidance; any value but 1 doubles the UNet's batch, and makes
+    /// a one-step model draw a picture by DDIM, in more steps [default: the model's]
     #[arg(long, value_name = "G", allow_negative_numbers = true)]
     guidance: Option<f32>,
     /// `auto` (hardware GPU, else the CPU), `gpu`, `cpu`, or an adapter's index or part of its name
@@ -115,6 +126,7 @@ impl Effort {
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let until = args.within.and_then(|within| Instant::now().checked_add(within));
     let time_left = || until.is_none_or(|until| Instant::now() < until);
+    args.json.as_deref().map_or(Ok(()), check_numbers)?;
     let gpu = open(&args.device)?.map(Arc::new);
     let dtype = args.dtype.unwrap_or_else(|| gpu.as_deref().map_or(Floats::F32, Floats::default_of));
     let args = &Args { dtype: Some(dtype), ..args.clone() };
@@ -263,107 +275,4 @@ fn check_cpu_form(family: &Family, weights: WeightType) -> Option<String> {
         Err(error) => Some(error.to_string()),
     };
     (1..).zip((family.cases)()).find_map(verdict)
-}
-
-/// Formats the heading of the table.
-fn heading() -> String {
-    format!(
-        "{:18} {:>11} {:>11} {:>11} {:>9} {:>8} {:>6} {:>6} {:8} {:10} shape",
-        "kernel", "median us", "min us", "p90 us", "GFLOP/s", "GB/s", "%flops", "%copy", "bound", "variant"
-    )
-}
-
-/// Row of the table: one shape of one kernel.
-#[derive(Debug)]
-struct Row {
-    kernel: &'static str,
-    shape: String,
-    runs: usize,
-    /// Median of the runs, in seconds.
-    median: f64,
-    /// Shortest run, in seconds.
-    min: f64,
-    /// 90th percentile of the runs, in seconds.
-    p90: f64,
-    /// Floating-point operations per second.
-    flops: f64,
-    /// Bytes moved per second.
-    bytes: f64,
-    /// `flops` in proportion to the measured peak. Algorithms that save multiplications may exceed 1.
-    of_flops: f64,
-    /// `bytes` in proportion to the measured peak of copies.
-    of_copy: f64,
-    /// Whether `of_flops` refers to the peak of the matrix units.
-    by_matrices: bool,
-    /// Name of the kernel's variant; `None` on the CPU.
-    variant: Option<&'static str>,
-}
-
-impl Row {
-    fn new(case: &Case, measured: &Measured, peaks: &Peaks, device: &Device) -> Self {
-        let kernel = case.kernel.as_ref();
-        let seconds = &measured.seconds;
-        let at = |part: usize| seconds[(seconds.len() * part / 100).min(seconds.len() - 1)];
-        // A pass shorter than the clock's tick counts as one nanosecond.
-        let median = at(50).max(1e-9);
-        let moved = bytes_moved(kernel, device.storage());
-        let (flops, bytes) = (kernel.cost().flops as f64 / median, moved as f64 / median);
-        let by_matrices = measured.variant.is_some_and(|variant| variant.needs.matrix.is_some());
-        let peak = peaks.matrix_flops.filter(|_| by_matrices).unwrap_or(peaks.flops);
-        Self {
-            kernel: kernel.name(),
-            shape: sample::text(kernel),
-            runs: seconds.len(),
-            median,
-            min: seconds[0],
-            p90: at(90),
-            flops,
-            bytes,
-            of_flops: flops / peak,
-            of_copy: bytes / peaks.copy,
-            by_matrices,
-            variant: measured.variant.map(|variant| variant.name),
-        }
-    }
-
-    /// Returns `compute` or `memory`, the peak that the kernel is closer to.
-    fn bound(&self) -> &'static str {
-        if self.of_flops > self.of_copy { "compute" } else { "memory" }
-    }
-
-    fn line(&self) -> String {
-        format!(
-            "{:18} {:11.1} {:11.1} {:11.1} {:9.1} {:8.2} {:6.1} {:6.1} {:8} {:10} {}",
-            self.kernel,
-            self.median * 1e6,
-            self.min * 1e6,
-            self.p90 * 1e6,
-            self.flops / 1e9,
-            self.bytes / 1e9,
-            self.of_flops * 100.0,
-            self.of_copy * 100.0,
-            self.bound(),
-            self.variant.unwrap_or_default(),
-            self.shape
-        )
-    }
-
-    fn json(&self) -> Value {
-        json!({
-            "kernel": self.kernel,
-            "shape": self.shape,
-            "runs": self.runs,
-            "median_us": self.median * 1e6,
-            "min_us": self.min * 1e6,
-            "p90_us": self.p90 * 1e6,
-            "flops_per_second": self.flops,
-            "bytes_per_second": self.bytes,
-            "by_matrix_units": self.by_matrices,
-            "part_of_flops": self.of_flops,
-            "part_of_copy": self.of_copy,
-            "part_of_limit": self.of_flops.max(self.of_copy),
-            "bound": self.bound(),
-            "variant": self.variant,
-        })
-    }
 }

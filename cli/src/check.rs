@@ -20,6 +20,9 @@ use std::sync::Arc;
 pub(crate) fn run(args: &Check) -> Result<(), Failure> {
     let gpu = open(&args.device)?.map(Arc::new);
     let device = device(gpu.as_ref(), args.dtype, args.weights_dtype)?;
+    if args.every_variant && gpu.is_none() {
+        return Err("--every-variant: expected a GPU, found the CPU, on which kernels have no variants".into());
+    }
     match &gpu {
         None => note(&format!("device: CPU, {}", device.storage())),
         Some(gpu) => note(&format!("device: {}, {}", gpu.adapter(), device.storage())),

@@ -180,10 +180,18 @@ impl Previews<'_> {
 }
 
 /// Describes the settings in one line.
-fn described(settings: &Settings) -> String {
+pub(crate) fn described(settings: &Settings) -> String {
     let Settings { width, height, steps, guidance, .. } = settings;
     let plural = if *steps == 1 { "" } else { "s" };
     format!("{width}x{height} pixels, {steps} step{plural}, guidance {guidance}")
+}
+
+/// Returns the name of the sampler.
+pub(crate) fn sampler(settings: &Settings) -> &'static str {
+    match settings.sampler {
+        Sampler::Ddim => "DDIM",
+        Sampler::OneStep => "one step",
+    }
 }
 
 /// Collects the texts to store in each file: everything needed to draw the picture again, except its seed.
@@ -192,10 +200,6 @@ fn facts(
     (model, device, floats): (&str, &str, &str),
     (request, settings): (&Request, &Settings),
 ) -> Vec<(&'static str, String)> {
-    let sampler = match settings.sampler {
-        Sampler::Ddim => "DDIM",
-        Sampler::OneStep => "one step",
-    };
     let name = |path: &PathBuf| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let mut facts = vec![("Description", args.prompt.clone())];
     facts.extend((!args.negative.is_empty()).then(|| ("Negative", args.negative.clone())));
@@ -203,7 +207,7 @@ fn facts(
         ("Software", concat!("mobilediffusion ", env!("CARGO_PKG_VERSION")).to_owned()),
         ("Model", model.to_owned()),
         ("Size", format!("{}x{}", settings.width, settings.height)),
-        ("Sampler", sampler.to_owned()),
+        ("Sampler", sampler(settings).to_owned()),
         ("Steps", settings.steps.to_string()),
         ("Guidance", settings.guidance.to_string()),
     ]);

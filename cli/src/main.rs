@@ -6,7 +6,7 @@ mod check;
 mod devices;
 mod generate;
 mod graphs;
-mod networks;
+mod info;
 mod output;
 mod plan;
 mod show;
@@ -31,7 +31,7 @@ fn main() -> ExitCode {
     let done = match command {
         Command::Generate(args) => generate::run(&args),
         Command::Devices => devices::run(),
-        Command::Info(args) => networks::info(&args),
+        Command::Info(args) => info::run(&args),
         Command::Plan(args) => plan::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Bench(args) => bench::run(&args),

@@ -1,4 +1,4 @@
-//! Output files of `generate`: their names, the checks before any work is done, and writing them.
+//! Output files: their names, the checks before any work is done, and writing the pictures of `generate`.
 
 use crate::args::Generate;
 use mobilediffusion_model::{ModelError, Picture};
@@ -102,13 +102,27 @@ pub(crate) fn check_file(path: &Path, force: bool) -> Result<(), ModelError> {
 /// Checks that `path` names a PNG file in a folder that can be written to.
 fn check(path: &Path, force: bool) -> Result<(), ModelError> {
     let ends_open = path.as_os_str().as_encoded_bytes().last().is_some_and(|end| is_separator(char::from(*end)));
-    let Some(name) = path.file_name().filter(|_| !ends_open) else {
+    if path.file_name().is_none() || ends_open {
         return Err(refuse(path, "expected the name of a file, found a folder"));
-    };
+    }
     if !path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("png")) {
         return Err(refuse(path, "expected a name that ends in .png"));
     }
     check_file(path, force)?;
+    check_folder(path)
+}
+
+/// Checks that a file of numbers can be written to `path`. It may exist, and may be a terminal or a pipe.
+pub(crate) fn check_numbers(path: &Path) -> Result<(), ModelError> {
+    match fs::metadata(path) {
+        Ok(there) if there.is_dir() => Err(refuse(path, "expected the name of a file, found a folder")),
+        Ok(there) if !there.is_file() => Ok(()),
+        _ => check_folder(path),
+    }
+}
+
+/// Checks that the folder of `path` exists, that files can be created in it, and that the system takes the name.
+fn check_folder(path: &Path) -> Result<(), ModelError> {
     let folder = match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
@@ -116,9 +130,12 @@ fn check(path: &Path, force: bool) -> Result<(), ModelError> {
     if !folder.is_dir() {
         return Err(refuse(path, format!("the folder {} does not exist", folder.display())));
     }
-    let mut probe = name.to_owned();
-    probe.push(format!(".{}.probe", std::process::id()));
-    let probe = folder.join(probe);
-    let tried = fs::File::create_new(&probe).and_then(|_| fs::remove_file(&probe));
+    let named = match path.symlink_metadata() {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    };
+    // A short name of its own: with an ending, the file's name may be longer than a file system allows.
+    let probe = folder.join(format!(".{}.probe", std::process::id()));
+    let tried = named.and_then(|()| fs::File::create_new(&probe)).and_then(|_| fs::remove_file(&probe));
     tried.map_err(|source| ModelError::Output { path: path.to_owned(), source })
 }

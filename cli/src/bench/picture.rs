@@ -2,6 +2,7 @@
 
 use super::Args;
 use crate::Failure;
+use crate::generate::{described, sampler};
 use crate::terminal::{Clock, result};
 use mobilediffusion_model::{Flow, Options, Pipeline, Request, Source, WeightsFrom};
 use serde_json::{Value, json};
@@ -20,13 +21,16 @@ pub(super) fn run(args: &Args, time_left: &dyn Fn() -> bool) -> Result<Value, Fa
     let weights = args.networks.folder()?.map_or(WeightsFrom::Synthetic(SEED), WeightsFrom::Directory);
     let config = args.networks.config()?;
     let size = args.networks.size.unwrap_or(config.defaults.image_size);
-    result(&format!("pictures of {}, {size}x{size} pixels", config.defaults.name))?;
     let (floats, stored) = (args.dtype.unwrap_or_default().into(), args.weights_dtype.into());
     let options = Options { device: args.device.clone(), floats, weights: stored, ..Options::default() };
-    let begin = Instant::now();
-    let mut pipeline = Pipeline::load(Source { config, weights }, options)?;
+    let name = config.defaults.name.clone();
     let (width, height) = (Some(size), Some(size));
     let request = Request { width, height, guidance: args.guidance, ..Request::new("red apple") };
+    request.check(&config)?;
+    let begin = Instant::now();
+    let mut pipeline = Pipeline::load(Source { config, weights }, options)?;
+    let settings = pipeline.settings(&request)?;
+    result(&format!("pictures of {name}, {} (sampler: {})", described(&settings), sampler(&settings)))?;
     let (first, phases) = draw(&mut pipeline, &request)?;
     let ready = begin.elapsed().as_secs_f64();
     result(&line("the first, loading and compiling included", ready, &phases))?;

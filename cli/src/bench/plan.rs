@@ -5,6 +5,7 @@ use crate::graphs::{Network, borrowed, inputs};
 use crate::terminal::{note, result};
 use mobilediffusion_graph::{Against, Device, Recording, Session, Weights, compare};
 use mobilediffusion_kernels::{Storage, Variant, sample};
+use mobilediffusion_model::Request;
 use mobilediffusion_model::networks::Shape;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -21,7 +22,7 @@ pub(super) struct Subject<'a> {
     pub(super) runs: usize,
 }
 
-/// Records a network at the requested size and guidance.
+/// Records a network at the requested size and guidance, which are checked like a request for a picture.
 pub(super) fn record(
     network: Network,
     networks: &crate::args::Networks,
@@ -29,6 +30,7 @@ pub(super) fn record(
 ) -> Result<Recording, Failure> {
     let config = networks.config()?;
     let size = networks.size.unwrap_or(config.defaults.image_size);
+    Request { guidance, ..Request::new("") }.check(&config)?;
     let guided = guidance.unwrap_or(config.defaults.guidance) != 1.0;
     let shape = Shape { guided, ..Shape::own(&config, size)? };
     network.record(&config, &shape)

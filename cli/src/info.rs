@@ -10,7 +10,7 @@ use mobilediffusion_model::config::Sampler;
 use mobilediffusion_model::networks::Shape;
 use serde_json::{Value, json};
 
-pub(crate) fn info(args: &Info) -> Result<(), Failure> {
+pub(crate) fn run(args: &Info) -> Result<(), Failure> {
     match args.weights_dtype {
         Some(weights) => losses(args, args.dtype.planned().with_weights(weights.into())),
         None => parts(&args.networks),

@@ -1,0 +1,111 @@
+//! Rows of the table of kernels, as text and as JSON.
+
+use super::measure::Measured;
+use super::peaks::Peaks;
+use mobilediffusion_kernels::kernel::bytes_moved;
+use mobilediffusion_kernels::runner::Device;
+use mobilediffusion_kernels::{Case, sample};
+use serde_json::{Value, json};
+
+/// Formats the heading of the table.
+pub(super) fn heading() -> String {
+    format!(
+        "{:18} {:>11} {:>11} {:>11} {:>9} {:>8} {:>6} {:>6} {:8} {:10} shape",
+        "kernel", "median us", "min us", "p90 us", "GFLOP/s", "GB/s", "%flops", "%copy", "bound", "variant"
+    )
+}
+
+/// Row of the table: one shape of one kernel.
+#[derive(Debug)]
+pub(super) struct Row {
+    kernel: &'static str,
+    shape: String,
+    runs: usize,
+    /// Median of the runs, in seconds.
+    median: f64,
+    /// Shortest run, in seconds.
+    min: f64,
+    /// 90th percentile of the runs, in seconds.
+    p90: f64,
+    /// Floating-point operations per second.
+    flops: f64,
+    /// Bytes moved per second.
+    bytes: f64,
+    /// `flops` in proportion to the measured peak. Algorithms that save multiplications may exceed 1.
+    of_flops: f64,
+    /// `bytes` in proportion to the measured peak of copies.
+    of_copy: f64,
+    /// Whether `of_flops` refers to the peak of the matrix units.
+    by_matrices: bool,
+    /// Name of the kernel's variant; `None` on the CPU.
+    variant: Option<&'static str>,
+}
+
+impl Row {
+    pub(super) fn new(case: &Case, measured: &Measured, peaks: &Peaks, device: &Device) -> Self {
+        let kernel = case.kernel.as_ref();
+        let seconds = &measured.seconds;
+        let at = |part: usize| seconds[(seconds.len() * part / 100).min(seconds.len() - 1)];
+        // A pass shorter than the clock's tick counts as one nanosecond.
+        let median = at(50).max(1e-9);
+        let moved = bytes_moved(kernel, device.storage());
+        let (flops, bytes) = (kernel.cost().flops as f64 / median, moved as f64 / median);
+        let by_matrices = measured.variant.is_some_and(|variant| variant.needs.matrix.is_some());
+        let peak = peaks.matrix_flops.filter(|_| by_matrices).unwrap_or(peaks.flops);
+        Self {
+            kernel: kernel.name(),
+            shape: sample::text(kernel),
+            runs: seconds.len(),
+            median,
+            min: seconds[0],
+            p90: at(90),
+            flops,
+            bytes,
+            of_flops: flops / peak,
+            of_copy: bytes / peaks.copy,
+            by_matrices,
+            variant: measured.variant.map(|variant| variant.name),
+        }
+    }
+
+    /// Returns `compute` or `memory`, the peak that the kernel is closer to.
+    fn bound(&self) -> &'static str {
+        if self.of_flops > self.of_copy { "compute" } else { "memory" }
+    }
+
+    pub(super) fn line(&self) -> String {
+        format!(
+            "{:18} {:11.1} {:11.1} {:11.1} {:9.1} {:8.2} {:6.1} {:6.1} {:8} {:10} {}",
+            self.kernel,
+            self.median * 1e6,
+            self.min * 1e6,
+            self.p90 * 1e6,
+            self.flops / 1e9,
+            self.bytes / 1e9,
+            self.of_flops * 100.0,
+            self.of_copy * 100.0,
+            self.bound(),
+            self.variant.unwrap_or_default(),
+            self.shape
+        )
+    }
+
+    pub(super) fn json(&self) -> Value {
+        json!({
+            "kernel": self.kernel,
+            "shape": self.shape,
+            "runs": self.runs,
+            "median_us": self.median * 1e6,
+            "min_us": self.min * 1e6,
+            "p90_us": self.p90 * 1e6,
+            "flops_per_second": self.flops,
+            "bytes_per_second": self.bytes,
+            "by_matrix_units": self.by_matrices,
+            "part_of_flops": self.of_flops,
+            "part_of_copy": self.of_copy,
+            "part_of_limit": self.of_flops.max(self.of_copy),
+            "bound": self.bound(),
+            "variant": self.variant,
+        })
+    }
+}
