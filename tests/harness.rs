@@ -80,6 +80,32 @@ fn a_quick_run_writes_a_record_and_prints_its_table() {
     assert_eq!(fs::read(json).expect("the record reads"), before, "the record was written over");
 }
 
+/// A wrong result is an error of the whole run, after everything else was measured and recorded.
+#[test]
+#[cfg(unix)]
+fn a_run_with_a_wrong_kernel_fails_and_writes_its_record() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().expect("there is a temporary folder");
+    let (script, records) = (folder.path().join("program"), folder.path().join("records"));
+    let real = program().get_program().to_str().expect("the path is UTF-8").to_owned();
+    let wrong = "case $* in bench\\ add\\ linear\\ *) echo 'error: wrong results: linear' >&2; exit 1;; esac";
+    fs::write(&script, format!("#!/bin/sh\n'{real}' \"$@\" || exit $?\n{wrong}\n")).expect("the script is written");
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).expect("the script is executable");
+    let [script, out] = [&script, &records].map(|path| path.to_str().expect("the path is UTF-8"));
+    let quick = ["--quick", "--no-peers", "--device", "cpu", "--minutes", "0.5", "--out", out, "--program", script];
+    let done = harness(&quick);
+    let said = text(&done.stderr);
+    assert_eq!(done.status.code(), Some(2), "{said}");
+    assert_eq!(said.lines().last(), Some("error: kernels, f32: wrong results: linear"), "{said}");
+    for words in
+        ["part of kernels, f32: wrong results: linear", "| linear |", "one evaluation", "first picture on disk"]
+    {
+        assert!(text(&done.stdout).contains(words), "no {words} in:\n{}", text(&done.stdout));
+    }
+    let written = fs::read_dir(&records).expect("the folder reads").flatten().map(|device| device.path());
+    assert_eq!(written.flat_map(fs::read_dir).flatten().count(), 2, "the record is not there: {said}");
+}
+
 #[test]
 fn what_makes_no_sense_is_refused_in_one_line() {
     for (arguments, named) in [

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -14,10 +15,11 @@ PAPER = {"unet": (142, 357), "decoder": (92, 285)}
 
 
 class Section:
-    """Collector of the record's rows, and of what was left out with the reasons."""
+    """Collector of the record's rows, of what was left out with the reasons, and of measurements that found errors."""
 
     def __init__(self, program, budget, record):
         self.program, self.budget, self.record = program, budget, record
+        self.failed = []
 
     def attempt(self, what, run):
         """Return the result of `run(seconds left)`. If it fails, note the reason and return None."""
@@ -26,6 +28,7 @@ class Section:
             measured = run(self.budget.left())
             if isinstance(measured, dict) and "failed" in measured:
                 self.leave_out(f"part of {what}", measured["failed"])
+                self.failed.append(f"{what}: {measured['failed']}")
             return measured
         except Failed as failed:
             self.leave_out(what, str(failed))
@@ -201,6 +204,7 @@ def starts(section, models, dtypes):
     for model in models:
         for dtype in dtypes:
             with tempfile.TemporaryDirectory() as folder:
+                keep_variants(Path(folder))
                 row = {"model": model, "dtype": dtype}
                 for start in ("cold", "warm"):
                     run = lambda left: one_start(section.program, model, dtype, Path(folder), left)
@@ -209,11 +213,24 @@ def starts(section, models, dtypes):
                     section.record["starts"].append(row)
 
 
+def keep_variants(folder):
+    """Make the cache folder of starts, empty but for the variants that `bench --tune` saved.
+
+    They decide which shaders run, here as in all other measurements, and nothing in them is compiled.
+    """
+    place = folder / "cache" / "mobilediffusion"
+    place.mkdir(parents=True)
+    user = os.environ.get("XDG_CACHE_HOME", "")
+    user = Path(user) if os.path.isabs(user) else Path.home() / ".cache"
+    saved = user / "mobilediffusion" / "variants.json"
+    if saved.is_file():
+        shutil.copyfile(saved, place / saved.name)
+
+
 def one_start(program, model, dtype, folder, limit):
     # All caches of compiled shaders, the program's and the drivers', are placed in the folder.
     env = {k: v for k, v in os.environ.items() if not k.startswith("MESA_SHADER_CACHE")}
     cache = str(folder / "cache")
-    os.makedirs(cache, exist_ok=True)
     env |= {"XDG_CACHE_HOME": cache, "MESA_SHADER_CACHE_DIR": cache, "__GL_SHADER_DISK_CACHE_PATH": cache}
     command = [program.path, "generate", "red apple", "-o", folder / "x.png", "--force", "--json"]
     command += ["--device", program.device, *storage(dtype)]

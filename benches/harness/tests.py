@@ -76,6 +76,25 @@ class Jobs(unittest.TestCase):
                 got = section.attempt("kernels", lambda left: section.program.bench(["add"], 20))
         self.assertEqual(got["shapes"], [1])
         self.assertEqual(section.record["left_out"], [{"what": "part of kernels", "why": "one is wrong"}])
+        self.assertEqual(section.failed, ["kernels: one is wrong"], "`run` ends with an error")
+
+    def test_starts_compile_the_variants_that_were_tuned(self):
+        script = "#!/bin/sh\ncd $XDG_CACHE_HOME\nprintf '{\"seconds\": \"%s\"}' \"$(cat $(find . -type f) </dev/null)\"\n"
+        for saved in ("the fastest", ""):
+            with tempfile.TemporaryDirectory() as folder:
+                program = Path(folder) / "program"
+                program.write_text(script)
+                program.chmod(0o755)
+                user = Path(folder) / "user" / "mobilediffusion"
+                user.mkdir(parents=True)
+                (user / "pipelines").write_text("compiled")
+                if saved:
+                    (user / "variants.json").write_text(saved)
+                section = sections.Section(Program(program, "cpu"), Budget(100), {"left_out": [], "starts": []})
+                with mock.patch("builtins.print"), mock.patch.dict("os.environ", XDG_CACHE_HOME=str(user.parent)):
+                    sections.starts(section, ["mini"], ["f32"])
+            row, = section.record["starts"]
+            self.assertEqual([row[start]["phases"] for start in ("cold", "warm")], 2 * [saved], "and no pipelines")
 
     def test_weights_of_8_bits_are_asked_for_everywhere(self):
         self.assertEqual(storage("f16"), ["--dtype", "f16", "--weights-dtype", "floats"])

@@ -180,7 +180,8 @@ struct Kernels {
     too_late: usize,
 }
 
-/// Checks and times the kernels. Returns the measurements and a description of every wrong result.
+/// Checks and times the kernels. Returns the measurements and a description of every wrong result. Shapes with wrong
+/// results have no row, so that their times are compared with nothing.
 fn kernels(
     args: &Args,
     (device, timer): (&Device, Option<&Timer>),
@@ -195,8 +196,14 @@ fn kernels(
     let families: Vec<_> = chosen(args).into_iter().map(|family| (family, (family.model_shapes)())).collect();
     let mut shapes_left = families.iter().map(|(_, cases)| cases.len()).sum::<usize>();
     for (family, cases) in families {
-        if left().is_none_or(|left| !left.is_zero()) {
-            wrong.extend(check_cpu_form(family, device.storage().weights));
+        if left().is_none_or(|left| !left.is_zero())
+            && let Some(why) = check_cpu_form(family, device.storage().weights)
+        {
+            // The CPU form is what is timed here, or what the GPU is compared with.
+            note(&format!("left out: {}: its CPU form is wrong: {why}", family.name));
+            wrong.push(format!("{} on the CPU: {why}", family.name));
+            shapes_left -= cases.len();
+            continue;
         }
         for case in cases {
             let share = left().map(|left| left.div_f64(shapes_left as f64));
@@ -224,10 +231,14 @@ fn kernels(
                     continue;
                 }
             };
+            if let Some(why) = measured.wrong {
+                note(&format!("left out: {} {}: {why}", family.name, sample::text(case.kernel.as_ref())));
+                wrong.push(why);
+                continue;
+            }
             let row = Row::new(&case, &measured, &all.peaks, device);
             result(&row.line())?;
             all.rows.push(row.json());
-            wrong.extend(measured.wrong);
         }
     }
     if all.too_long > 0 {
