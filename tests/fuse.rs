@@ -2,7 +2,6 @@
 
 use mobilediffusion_graph::{Conv, Device, Fusion, Graph, GraphError, Linear, Origin, Recording, Session};
 use mobilediffusion_graph::{WeightLoader, Weights};
-use mobilediffusion_kernels::check::Random;
 use mobilediffusion_kernels::kernel::elements;
 use mobilediffusion_kernels::{Access, Activation, DType, Storage};
 use mobilediffusion_model::ModelConfig;
@@ -10,6 +9,7 @@ use mobilediffusion_model::config::Sampler;
 use mobilediffusion_model::networks::{Decoder, Shape, decode_graph, denoise_graph, text_graph};
 use mobilediffusion_model::unet::unet;
 use mobilediffusion_runtime::{Gpu, Select, adapters};
+use mobilediffusion_tests::made_up::values;
 use mobilediffusion_tests::say;
 use std::collections::BTreeSet;
 use std::error::Error;
@@ -27,12 +27,6 @@ impl WeightLoader for MadeUp {
         let mean = if name.contains("norm") && name.ends_with("weight") { 1.0 } else { 0.0 };
         Ok(values(name, elements(shape)).iter().map(|v| mean + v / terms.sqrt()).collect())
     }
-}
-
-fn values(name: &str, len: usize) -> Vec<f32> {
-    let seed = name.bytes().fold(7_u64, |seed, byte| seed.wrapping_mul(31).wrapping_add(u64::from(byte)));
-    let mut random = Random::new(seed);
-    (0..len).map(|_| random.normal()).collect()
 }
 
 fn devices() -> Vec<Device> {

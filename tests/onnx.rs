@@ -4,13 +4,13 @@
 use mobilediffusion_kernels::casefile::CaseFile;
 use mobilediffusion_kernels::runner::{self, Device};
 use mobilediffusion_kernels::{FAMILIES, check};
+use mobilediffusion_tests::program::run;
 use proptest::prelude::*;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, serialize};
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 /// Kernels that ONNX's vectors cover, with the least number of files for each.
 const COVERED: &[(&str, usize)] = &[
@@ -273,11 +273,8 @@ fn the_program_judges_every_file_it_is_given() {
     put("b.safetensors", &good[..good.len() - 1]);
     put("c.safetensors", &bytes(&tensors, metadata));
     put("d.safetensors", &good);
-    let test = std::env::current_exe().expect("a test knows where it lies");
-    let program = test.parent().and_then(Path::parent).expect("tests lie in deps").join("mobilediffusion");
     let check = |path: &Path| {
-        let done = Command::new(&program).args(["check", "--device", "cpu"]).arg(path).output();
-        let done = done.expect("the program starts: `cargo build --release` comes before");
+        let done = run(&["check", "--device", "cpu", path.to_str().expect("the path is UTF-8")]);
         (done.status.code(), String::from_utf8(done.stdout).expect("rows are UTF-8"))
     };
     let (code, rows) = check(folder.path());
