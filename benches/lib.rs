@@ -1,7 +1,8 @@
 //! Helpers shared by the benches of kernels and of the model.
 //!
 //! `cargo bench -p mobilediffusion-benches` measures. `cargo test --benches` runs everything once and leaves out large
-//! shapes. Results are kept in `records/`; `peers/` holds programs to compare with.
+//! shapes. `run` writes the records that are kept, in `records/`;
+//! `peers/` holds programs to compare with.
 
 use mobilediffusion_graph::{Device, Graph, GraphError, Recording, Session, Weights};
 use mobilediffusion_model::weights::Synthetic;

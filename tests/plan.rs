@@ -370,14 +370,13 @@ fn a_broken_weight_is_found() {
         inputs.iter().map(|(name, len, _)| (name.clone(), values(name, *len))).collect();
     let filled: Vec<(&str, &[f32])> = filled.iter().map(|(name, v)| (name.as_str(), v.as_slice())).collect();
     let broken = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight";
-    let mut right = Weights::new(Device::CPU, Box::new(MadeUp::default()));
+    let right = Weights::new(Device::CPU, Box::new(MadeUp::default()));
     for device in devices() {
-        let mut same = Weights::new(device.clone(), Box::new(MadeUp::default()));
-        let none =
-            compare(&recording, Against::Device(&mut right), &mut same, &filled, &mut |_, _| ()).expect("both run");
+        let same = Weights::new(device.clone(), Box::new(MadeUp::default()));
+        let none = compare(&recording, Against::Device(&right), &same, &filled, &mut |_, _| ()).expect("both run");
         assert!(none.is_none(), "{device:?}: {}", none.map(|d| d.to_string()).unwrap_or_default());
-        let mut wrong = Weights::new(device, Box::new(MadeUp { broken: Some(broken) }));
-        let found = compare(&recording, Against::References(&right), &mut wrong, &filled, &mut |_, _| ())
+        let wrong = Weights::new(device, Box::new(MadeUp { broken: Some(broken) }));
+        let found = compare(&recording, Against::References(&right), &wrong, &filled, &mut |_, _| ())
             .expect("both run")
             .expect("one is broken");
         assert!(broken.starts_with(&found.path) && found.kernel == "linear_pair", "{found}");

@@ -7,7 +7,7 @@
 The networks are the UNet at 64x64 latents, the light decoder to 512x512 pixels and the text encoder of 77 tokens, in
 f32 with random weights. The peers run the twin in `reference/`; onnxruntime runs an export of it, which is kept in
 `--cache`. First all three compute one golden case of the twin, and one that is further than 1e-4 (relative L2) from it
-is not timed. Then, in every round, the program times its plan (`bench --plan`, the median of seven runs, or of fewer if
+is not timed. Then, in every round, the program times its plan (`bench --plan`, the median of 20 runs, or of fewer if
 `--within` is short) and each peer runs a few times, so that a busy or throttled machine affects all of them. The script
 reports medians over the rounds and the ratio to each peer.
 """

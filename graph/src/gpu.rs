@@ -2,18 +2,20 @@
 
 mod compile;
 mod limits;
+mod planned;
 
 use crate::error::GraphError;
-use crate::gpu_plan::GpuPlan;
 use crate::graph::{Origin, TensorInfo};
 use crate::plan::Sharing;
 use crate::record::Recording;
 use crate::weights::{Resident, Weights};
-use mobilediffusion_kernels::variant::Machine;
 use mobilediffusion_kernels::{Operand, Param, Stage, Storage, Variant};
 use mobilediffusion_runtime::{AdapterKind, Bound, Buffer, Dispatch, Gpu, Pipeline, Role, Submission, Timer};
+use planned::Planned;
 use std::sync::Arc;
 use std::time::Instant;
+
+pub use planned::compile_ahead;
 
 /// Floating-point operations of one submission on a discrete GPU: half a second at 200 GFLOP/s. A limit bounds the time
 /// between two calls of the caller's callback, and keeps a submission well below the few seconds after which drivers
@@ -59,11 +61,7 @@ impl GpuMemory {
             let info: &TensorInfo = &recording.tensors[tensor];
             storage.tensor_bytes(info.dtype, &info.shape)
         };
-        let variants = recording.variants(&Machine::of(&gpu, storage));
-        let mut stages = recording.stages(&variants);
-        limits::check(&gpu, (recording, &stages), storage)?;
-        let limit = usize::try_from(gpu.caps().max_buffer_bytes).unwrap_or(usize::MAX / 8);
-        let GpuPlan { places, arenas, in_place } = recording.arenas(storage, sharing, limit)?;
+        let Planned { variants, stages, places, arenas } = Planned::new(&gpu, storage, recording, sharing)?;
         let arena = |(number, bytes): (usize, usize)| {
             let label = format!("arena {number}");
             gpu.buffer(&label, bytes as u64, Role::Arena).map_err(GraphError::at(&label))
@@ -71,7 +69,6 @@ impl GpuMemory {
         let arenas = arenas.into_iter().enumerate().map(arena).collect::<Result<Vec<_>, _>>()?;
         let read_back = recording.outputs.iter().map(|(_, tensor)| bytes_of(*tensor)).max().unwrap_or(4);
         let staging = gpu.buffer("staging", read_back as u64, Role::Staging).map_err(GraphError::at("staging"))?;
-        stages.iter_mut().filter(|(step, _)| in_place[*step]).for_each(|(_, stage)| stage.read_in_place());
         let uniforms = Uniforms::new(&gpu, &stages)?;
         let dummy = gpu.buffer("absent operand", 16, Role::Storage).map_err(GraphError::at("absent operand"))?;
         let shared = match recording.shared_bytes(&stages, storage) as u64 {

@@ -74,6 +74,7 @@ mod weights;
 pub use compare::{Against, Divergence, compare};
 pub use error::GraphError;
 pub use fuse::{Fused, Fusion};
+pub use gpu::compile_ahead;
 pub use gpu_plan::GpuPlan;
 pub use graph::{Graph, Node, Origin, Tensor, TensorInfo, WeightRows};
 pub use layers::{Attend, Conv, Glu, Linear};

@@ -239,8 +239,9 @@ impl Graph {
     ) -> Result<Tensor, GraphError> {
         let (n, d) = (q.shape()[0], q.channels());
         let head_dim = d / attend.heads.max(1);
-        if head_dim * attend.heads != d || !head_dim.is_multiple_of(4) || !(4..=512).contains(&head_dim) {
-            let expected = format!("{} heads with a multiple of 4 channels each, at most 512", attend.heads);
+        let most = kernels::Attention::MOST_HEAD_DIM;
+        if head_dim * attend.heads != d || !head_dim.is_multiple_of(4) || !(4..=most).contains(&head_dim) {
+            let expected = format!("{} heads with a multiple of 4 channels each, at most {most}", attend.heads);
             return Err(self.size_error("", "channels", expected, d));
         }
         let kernel = kernels::Attention {

@@ -91,6 +91,9 @@ pub struct Defaults {
     pub description: String,
 }
 
+/// Guidance scales that models and requests may ask for.
+pub(crate) const GUIDANCE: std::ops::RangeInclusive<f32> = 0.0..=100.0;
+
 /// Defaults of DDIM on a one-step model, which uses it for more steps, guidance or fresh noise.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -312,8 +315,8 @@ impl ModelConfig {
 
     /// Returns the UNet that a sampler evaluates.
     ///
-    /// With DDIM, a one-step model uses its base UNet ([`unet_base`](Self::unet_base)) if it has one. Otherwise the
-    /// model has a single UNet.
+    /// With DDIM, a one-step model uses its base UNet, whose weights lie in a folder of their own, `unet_base`. Its
+    /// configuration is [`unet_base`](Self::unet_base) if it has one, else that of the one-step UNet.
     pub fn unet_of(&self, sampler: Sampler) -> &UnetConfig {
         match (self.defaults.sampler, sampler, &self.unet_base) {
             (Sampler::OneStep, Sampler::Ddim, Some(base)) => base,

@@ -49,7 +49,7 @@ pub mod unet;
 mod vae;
 pub mod weights;
 
-pub use config::ModelConfig;
+pub use config::{ModelConfig, Sampler};
 pub use error::ModelError;
 pub use mobilediffusion_graph::{Device, GraphError, PlanSummary};
 pub use mobilediffusion_kernels::{Storage, WeightType};

@@ -45,9 +45,11 @@ impl Picture {
     /// kept.
     ///
     /// # Panics
-    /// If `rgba` does not have `4 * width * height` bytes.
+    /// If a side is 0, or `rgba` does not have `4 * width * height` bytes.
     #[must_use]
     pub fn fill(self, width: usize, height: usize) -> Self {
+        let sides = [self.width, self.height, width, height];
+        assert!(!sides.contains(&0), "{}x{} pixels cannot fill {width}x{height}", self.width, self.height);
         if (self.width, self.height) == (width, height) {
             return self;
         }

@@ -24,10 +24,12 @@ use crate::error::ModelError;
 use crate::networks::Shape;
 use crate::picture::Picture;
 use memory::{Ask, Need};
-use mobilediffusion_graph::{Device, PlanSummary, Recording};
+use mobilediffusion_graph::{Device, PlanSummary, Recording, compile_ahead};
 use plans::{Key, Plans};
 use source::Part;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
 /// Draws pictures with a model. A pipeline can be sent to another thread, and several pipelines may share one model.
 #[derive(Debug)]
@@ -295,12 +297,21 @@ fn make(
     };
     let steps = |(_, _, recording): &(Key, Need, Recording)| recording.nodes.len();
     let total: usize = missing.iter().map(steps).sum();
-    for (at, (key, need, recording)) in missing.iter().enumerate() {
-        // A network's weights count as much as the steps that use them.
-        let (before, own) = (missing[..at].iter().map(steps).sum::<usize>(), recording.nodes.len());
-        let mut go_on = |phase, done: usize, of: usize| tell(phase, before + own * done / of.max(1), total);
-        model.bring((key.part(), need.weights), recording, &mut go_on)?;
-    }
+    let mut load = || {
+        missing.iter().enumerate().try_for_each(|(at, (key, need, recording))| {
+            // A network's weights count as much as the steps that use them.
+            let (before, own) = (missing[..at].iter().map(steps).sum::<usize>(), recording.nodes.len());
+            let mut go_on = |phase, done: usize, of: usize| tell(phase, before + own * done / of.max(1), total);
+            model.bring((key.part(), need.weights), recording, &mut go_on)
+        })
+    };
+    let (device, loaded) = (model.device(), AtomicBool::new(false));
+    thread::scope(|scope| {
+        scope.spawn(|| compile_ahead(missing.iter().map(|(_, _, recording)| recording), &device, &loaded));
+        let result = load();
+        loaded.store(true, Ordering::Relaxed);
+        result
+    })?;
     if !tell(Phase::Load, total, total) {
         return Err(ModelError::Stopped);
     }

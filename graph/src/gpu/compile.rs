@@ -28,11 +28,10 @@ pub(super) fn each_stage(
     mut bind: impl FnMut(usize, &Arc<Pipeline>) -> Result<(), GraphError>,
 ) -> Result<(), GraphError> {
     let (modules, module_of) = modules((recording, stages), storage)?;
-    let threads = thread::available_parallelism().map_or(1, usize::from).min(modules.len());
     let (next, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
     thread::scope(|scope| {
         let (send, receive) = mpsc::channel();
-        for _ in 0..threads {
+        for _ in 0..threads(&modules) {
             let send = send.clone();
             let (next, stop, modules) = (&next, &stop, &modules);
             scope.spawn(move || {
@@ -61,6 +60,31 @@ pub(super) fn each_stage(
     })
 }
 
+/// Compiles the pipelines of all stages until `stop` is set, and leaves errors to [`each_stage`].
+pub(super) fn ahead(
+    gpu: &Gpu,
+    storage: Storage,
+    (recording, stages): (&Recording, &[(usize, Stage)]),
+    stop: &AtomicBool,
+) {
+    let Ok((modules, _)) = modules((recording, stages), storage) else { return };
+    let next = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        for _ in 0..threads(&modules) {
+            scope.spawn(|| {
+                while let Some((_, module)) = take(&next, &modules).filter(|_| !stop.load(Ordering::Relaxed)) {
+                    let _ = gpu.pipeline(module.kernel, &module.text, &module.bindings);
+                }
+            });
+        }
+    });
+}
+
+/// Returns the number of threads that compile modules.
+fn threads(modules: &[Module]) -> usize {
+    thread::available_parallelism().map_or(1, usize::from).min(modules.len())
+}
+
 /// Takes the next module that no thread has begun.
 fn take<'a>(next: &AtomicUsize, modules: &'a [Module]) -> Option<(usize, &'a Module)> {
     let number = next.fetch_add(1, Ordering::Relaxed);
@@ -73,7 +97,14 @@ fn modules(
     storage: Storage,
 ) -> Result<(Vec<Module>, Vec<usize>), GraphError> {
     let (mut modules, mut known, mut module_of) = (Vec::new(), HashMap::new(), Vec::new());
+    // Most stages share template and constants, and thus the text, with one before them.
+    let mut composed: HashMap<_, usize> = HashMap::new();
     for (step, stage) in stages {
+        let key = (stage.program.wgsl.as_ptr(), &stage.program.constants);
+        if let Some(&number) = composed.get(&key) {
+            module_of.push(number);
+            continue;
+        }
         let node = &recording.nodes[*step];
         let kernel = node.kernel.name();
         let text = wgsl::compose(&stage.program, storage).map_err(|unknown| GraphError::Device {
@@ -84,6 +115,7 @@ fn modules(
             modules.push(Module { kernel, text, bindings: stage.bindings() });
             modules.len() - 1
         });
+        composed.insert(key, number);
         module_of.push(number);
     }
     Ok((modules, module_of))

@@ -102,14 +102,14 @@ impl Defaults {
         };
         check.within("steps", self.steps, 1..=most)?;
         let guidance = self.guidance;
-        check.that(guidance.is_finite() && guidance >= 0.0, "guidance", "a number of at least 0", guidance)?;
+        check.that(super::GUIDANCE.contains(&guidance), "guidance", "a number from 0 to 100", guidance)?;
         let guided = self.sampler == Sampler::Ddim || guidance == 1.0;
         check.that(guided, "guidance", "1.0, since one_step uses none", guidance)?;
         let Some(ddim) = &self.ddim else { return Ok(()) };
         check.that(self.sampler == Sampler::OneStep, "ddim", "no value, since the sampler is ddim", "one")?;
         check.within("ddim.steps", ddim.steps, crate::schedule::MOST_ONE_STEP + 1..=train_steps - 1)?;
         let guidance = ddim.guidance;
-        check.that(guidance.is_finite() && guidance >= 0.0, "ddim.guidance", "a number of at least 0", guidance)
+        check.that(super::GUIDANCE.contains(&guidance), "ddim.guidance", "a number from 0 to 100", guidance)
     }
 }
 

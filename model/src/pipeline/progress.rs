@@ -62,8 +62,8 @@ pub enum Flow {
 
 /// Callback for progress, called at least once between two chunks of work, that decides whether to go on.
 ///
-/// It may query the model. It must not draw with another pipeline of the same model: that pipeline would wait for the
-/// one that called it.
+/// It may query the model. On the CPU device it may be called on another thread than the one that draws, a thread of
+/// rayon's pool, and the device computes nothing until it returns.
 pub type OnProgress<'a> = &'a mut (dyn FnMut(&Progress) -> Flow + Send);
 
 /// Callback that receives each picture of a request once it is drawn, with its index from 0, and decides whether to

@@ -1,6 +1,6 @@
 //! Requests, and the settings that they amount to with a model's own values.
 
-use crate::config::{ModelConfig, Sampler};
+use crate::config::{GUIDANCE, ModelConfig, Sampler};
 use crate::error::ModelError;
 use crate::networks::{LatentSize, Shape};
 use crate::picture::{Mask, Picture};
@@ -185,6 +185,9 @@ impl Request {
             let expected = format!("more than {MOST_ONE_STEP} with guidance, a negative prompt or an eta");
             return Err(refused("steps", expected, steps));
         }
+        if self.init.is_some() && config.vae.is_none() {
+            return Err(ModelError::NoEncoder);
+        }
         self.check_values(&settings)?;
         match sampler {
             Sampler::Ddim => schedule.ddim(steps, eta).map(drop)?,
@@ -212,7 +215,7 @@ impl Request {
     /// Checks the values that do not depend on the schedule.
     fn check_values(&self, settings: &Settings) -> Result<(), ModelError> {
         let guidance = settings.guidance;
-        if !(0.0..=100.0).contains(&guidance) {
+        if !GUIDANCE.contains(&guidance) {
             return Err(refused("guidance", "a number from 0 to 100", guidance));
         }
         if guidance == 1.0 && !self.negative.is_empty() {
@@ -290,6 +293,17 @@ mod tests {
             let settings = guided.settings(&config, &schedule).expect("valid");
             assert_eq!((settings.steps, settings.guidance), expected);
         }
+    }
+
+    #[test]
+    fn a_picture_to_begin_from_needs_an_encoder() {
+        let mut config = ModelConfig::preset("mini").expect("there is a preset");
+        config.vae = None;
+        let picture = Picture { width: 64, height: 64, rgba: vec![255; 4 * 64 * 64] };
+        let request = Request { init: Some(Init::new(picture)), ..Request::new("sun") };
+        let schedule = Schedule::new(&config.scheduler).expect("the schedule is valid");
+        let refused = request.settings(&config, &schedule);
+        assert!(matches!(refused, Err(ModelError::NoEncoder)), "{refused:?}");
     }
 
     #[test]
