@@ -8,7 +8,7 @@ use mobilediffusion_model::{
     DeviceChoice, Floats, Flow, Model, ModelError, Options, Phase, Picture, Pipeline, Progress, Request, Source,
     WeightType,
 };
-use mobilediffusion_tests::devices;
+use mobilediffusion_tests::{devices, say};
 use rayon::prelude::*;
 use std::collections::HashSet;
 use std::future::Future;
@@ -127,7 +127,7 @@ fn threads_of_rayon_may_draw_with_a_model_that_is_not_loaded_yet() {
             scope.spawn(|| send.send(threads.install(|| (0..6).into_par_iter().map(draw_one).collect::<Vec<_>>())));
             let drawn = done.recv_timeout(Duration::from_mins(2)).unwrap_or_else(|_| {
                 // The threads wait for each other for ever, and the scope would wait for them.
-                eprintln!("error: drawing from rayon's threads has come to a standstill");
+                say("error: drawing from rayon's threads has come to a standstill");
                 std::process::abort()
             });
             assert!(drawn.iter().all(|pictures| *pictures == drawn[0]), "the same request drew different pictures");

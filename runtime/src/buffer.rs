@@ -179,8 +179,8 @@ impl Gpu {
     }
 
     /// Copies a part of a buffer to `staging`, with the device's count of passes behind it. Returns the number of bytes
-    /// in front of the count, and the value that the count must have. The copy is preceded by a pass of its own, so that its count differs from the count of the
-    /// copy before, which is what remains in `staging` if this copy fails.
+    /// in front of the count, and the value that the count must have. The copy is preceded by a pass of its own, so that
+    /// its count differs from the count of the copy before, which is what remains in `staging` if this copy fails.
     fn start_reading(&self, from: Bound<'_>, staging: &Buffer) -> Result<(u64, u32), RuntimeError> {
         let bytes = copied_bytes(from, Bound::whole(staging))?;
         let mut passes = self.tally.passes();
@@ -213,7 +213,7 @@ impl Gpu {
 /// # Errors
 /// If they do not fit into `to`.
 fn copied_bytes(from: Bound<'_>, to: Bound<'_>) -> Result<u64, RuntimeError> {
-    // A length that cannot be rounded up is larger than any buffer. Lengths are compared in words, which do not overflow.
+    // A length that cannot be rounded up is larger than any buffer. Words are compared, whose number does not overflow.
     match from.bytes.checked_next_multiple_of(4) {
         Some(bytes) if bytes / 4 <= to.bytes.div_ceil(4) => Ok(bytes),
         rounded => Err(RuntimeError::TooLarge {

@@ -261,7 +261,8 @@ impl Gpu {
     /// Blocks until a submission, and everything submitted before it, is done.
     ///
     /// # Errors
-    /// The errors of [`wait`](Self::wait), or [`RuntimeError::Validation`] if the submission was made on another device.
+    /// The errors of [`wait`](Self::wait), or [`RuntimeError::Validation`] if the submission was made on another
+    /// device.
     pub fn wait_for(&self, submission: &Submission) -> Result<(), RuntimeError> {
         self.wait_until(Some(submission))
     }
