@@ -2,8 +2,8 @@
 // kernels/src/latent_to_rgba8.rs.
 //
 // Operands: x [n, h, w, 3], y [n, h, w] with one RGBA pixel of four bytes in each u32. Each invocation converts one
-// pixel. The alpha of a pixel is 255, or 0 if one of its channels is NaN or beyond the range of f16,
-// at whose ends stores in f16 saturate.
+// pixel. The alpha of a pixel is 255, or 0 if one of its channels is NaN or beyond the range of f16, at
+// whose ends stores in f16 saturate.
 #import grid
 
 struct Params {
