@@ -26,6 +26,19 @@ pub fn devices() -> Vec<DeviceChoice> {
     std::iter::once(DeviceChoice::Cpu).chain(hardware.into_iter().chain(one).map(named)).collect()
 }
 
+/// Returns the peak signal-to-noise ratio of two RGBA pictures in dB, over their colours without alpha.
+///
+/// # Panics
+/// If the pictures are of different lengths.
+pub fn psnr(a: &[u8], b: &[u8]) -> f64 {
+    assert_eq!(a.len(), b.len(), "bytes of a picture");
+    let colours = |bytes: &[u8]| bytes.chunks_exact(4).flat_map(|p| [p[0], p[1], p[2]]).collect::<Vec<_>>();
+    let (a, b) = (colours(a), colours(b));
+    let squares: f64 = a.iter().zip(&b).map(|(a, b)| f64::from(a.abs_diff(*b)).powi(2)).sum();
+    // Equal pictures get a finite ratio.
+    10.0 * (255.0 * 255.0 * a.len() as f64 / squares.max(1e-9)).log10()
+}
+
 /// Compares the outputs of a case with the reference.
 ///
 /// # Errors

@@ -16,7 +16,7 @@ use mobilediffusion_model::{DeviceChoice, Floats, Flow, Options, Pipeline, Reque
 use mobilediffusion_runtime::{AdapterKind, Gpu, RuntimeError};
 use mobilediffusion_tests::gpu::{self, Test};
 use mobilediffusion_tests::made_up::{MadeUp, mini_denoise};
-use mobilediffusion_tests::{devices, say};
+use mobilediffusion_tests::{devices, psnr, say};
 use std::error::Error;
 use std::sync::Arc;
 use std::time::Instant;
@@ -188,9 +188,7 @@ fn draws_like_the_cpu(gpu: &Gpu, prompts: &[&str], weights: WeightType) {
     let mut worst = f64::INFINITY;
     for prompt in prompts {
         let (cpu, gpu) = (drawn(&mut expected, prompt), drawn(&mut found, prompt));
-        let squares = cpu.iter().zip(&gpu).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2));
-        let mean = squares.sum::<f64>() / (cpu.len() as f64);
-        let psnr = 10.0 * (255.0 * 255.0 / mean.max(1e-12)).log10();
+        let psnr = psnr(&cpu, &gpu);
         assert!(psnr >= 35.0, "{prompt}: the pictures differ: PSNR {psnr:.1} dB");
         worst = worst.min(psnr);
     }

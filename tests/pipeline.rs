@@ -8,7 +8,7 @@ use mobilediffusion_model::{
     DeviceChoice, Floats, Flow, Model, ModelError, Options, Phase, Picture, Pipeline, Progress, Request, Source,
     WeightType,
 };
-use mobilediffusion_tests::{devices, say};
+use mobilediffusion_tests::{devices, psnr, say};
 use rayon::prelude::*;
 use std::collections::HashSet;
 use std::future::Future;
@@ -70,8 +70,7 @@ fn fewer_bits_draw_nearly_the_same_and_halves_not_on_the_cpu() {
         let mut fewer = Pipeline::load(source(), smaller).expect("it loads");
         let mut whole = load(device.clone());
         let (found, expected) = (draw(&mut fewer, &small("sun")), draw(&mut whole, &small("sun")));
-        let squares = found[0].rgba.iter().zip(&expected[0].rgba).map(|(a, b)| f64::from(a.abs_diff(*b)).powi(2));
-        let psnr = 10.0 * (255.0 * 255.0 * found[0].rgba.len() as f64 / squares.sum::<f64>().max(1e-9)).log10();
+        let psnr = psnr(&found[0].rgba, &expected[0].rgba);
         assert!(psnr > 30.0, "{device:?}: PSNR {psnr:.1} dB");
         assert!(psnr < 90.0, "{device:?}: PSNR {psnr:.1} dB, which fewer bits do not give");
         let [fewer, f32] = [fewer, whole].map(|pipeline| pipeline.counters().weight_bytes);

@@ -6,7 +6,7 @@
 
 use libtest_mimic::{Arguments, Trial};
 use mobilediffusion_model::{DeviceChoice, Floats, Flow, Options, Pipeline, Request, Source};
-use mobilediffusion_tests::{devices, say};
+use mobilediffusion_tests::{devices, psnr, say};
 use std::path::Path;
 
 /// Pictures to compare: folder of the twin's picture, prompt, and number of evaluations if it is not the model's own.
@@ -22,15 +22,6 @@ fn twins(folder: &str, prompt: &str) -> Vec<u8> {
     let name = format!("data/golden/mini/{folder}/{}-0.png", prompt.replace(' ', "-"));
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
     image::open(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display())).to_rgba8().into_raw()
-}
-
-/// Returns the peak signal-to-noise ratio of two RGBA pictures in dB, over their colours without alpha.
-fn psnr(a: &[u8], b: &[u8]) -> f64 {
-    assert_eq!(a.len(), b.len(), "bytes of a picture");
-    let colours = |bytes: &[u8]| bytes.chunks_exact(4).flat_map(|p| [p[0], p[1], p[2]]).collect::<Vec<_>>();
-    let (a, b) = (colours(a), colours(b));
-    let squares: f64 = a.iter().zip(&b).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum();
-    10.0 * (255.0 * 255.0 * a.len() as f64 / squares.max(1e-9)).log10()
 }
 
 /// Draws the pictures on a device, and asserts that each agrees with the twin's: PSNR of at least `least` dB.

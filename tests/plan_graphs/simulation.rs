@@ -116,3 +116,47 @@ pub(crate) fn play(recording: &Recording, runs: &[u64]) -> Result<(), String> {
     }
     Ok(())
 }
+
+/// A simulation that finds nothing is worth something only if it finds plans that are wrong.
+#[test]
+fn wrong_places_are_found() {
+    use mobilediffusion_graph::plan::{ARENA_ALIGNMENT, Sharing};
+    use mobilediffusion_kernels::Storage;
+    let recording = Recording::new(mobilediffusion_tests::made_up::mini_denoise());
+    let plan = recording.arenas(Storage::F32, Sharing::Planned, usize::MAX / 8).expect("there is no limit");
+    let bytes_of = |t: usize| Storage::F32.tensor_bytes(recording.tensors[t].dtype, &recording.tensors[t].shape);
+    let run = |places: &[Option<(usize, usize)>], one_way: bool| {
+        Memory::new(&recording, places, bytes_of, (ARENA_ALIGNMENT, one_way)).run(u64::MAX)
+    };
+    let same: Vec<_> = plan.places.iter().map(|place| place.map(|_| (0, 0))).collect();
+    let found = run(&same, false).expect_err("all tensors are at one place");
+    assert!(found.contains("is overwritten"), "{found}");
+
+    // Side by side in one arena nothing is overwritten, but a GPU must not read an arena that a step writes.
+    let mut end = 0;
+    let mut beside = |(tensor, place): (usize, &Option<(usize, usize)>)| {
+        place.map(|_| {
+            let offset = end;
+            end += bytes_of(tensor).next_multiple_of(ARENA_ALIGNMENT);
+            (0, offset)
+        })
+    };
+    let beside: Vec<_> = plan.places.iter().enumerate().map(&mut beside).collect();
+    run(&beside, false).expect("every tensor has a place of its own");
+    let found = run(&beside, true).expect_err("all tensors are in one arena");
+    assert!(found.ends_with("reads and writes one arena"), "{found}");
+
+    // A step reads two tensors, of which one begins in the last unit of the other.
+    let mut pairs = recording.nodes.iter().enumerate().filter_map(|(step, node)| {
+        let planned = |t: &usize| beside[*t].is_some() && recording.tensors[*t].origin != Origin::Step(step);
+        let mut read = node.operands.iter().flatten().copied().filter(planned);
+        let (a, b) = (read.next()?, read.next()?);
+        (a != b).then_some((a, b))
+    });
+    let (a, b) = pairs.next_back().expect("a step reads two tensors");
+    let mut shared = beside.clone();
+    let units = bytes_of(a).div_ceil(ARENA_ALIGNMENT);
+    shared[b] = beside[a].map(|(arena, offset)| (arena, offset + (units - 1) * ARENA_ALIGNMENT));
+    let found = run(&shared, false).expect_err("two tensors share a unit");
+    assert!(found.contains("is overwritten"), "{found}");
+}
