@@ -4,14 +4,8 @@
 #![allow(missing_docs, reason = "criterion's macros write no docs")]
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use mobilediffusion_benches::only_once;
 use mobilediffusion_kernels::{FAMILIES, Storage, WeightType, sample};
 use std::time::Duration;
-
-/// Largest shape that runs as a test, in floating-point operations and in bytes of operands. Larger ones are left out
-/// there.
-const MOST_FLOPS: u64 = 1_000_000_000;
-const MOST_BYTES: usize = 32 << 20;
 
 fn kernels(criterion: &mut Criterion) {
     for family in FAMILIES {
@@ -21,9 +15,6 @@ fn kernels(criterion: &mut Criterion) {
             let kernel = case.kernel.as_ref();
             let flops = kernel.cost().flops;
             let bytes = mobilediffusion_kernels::kernel::bytes_moved(kernel, Storage::F32);
-            if only_once() && (flops > MOST_FLOPS || bytes > MOST_BYTES) {
-                continue;
-            }
             let unit = if flops > 0 { Throughput::Elements(flops) } else { Throughput::Bytes(bytes as u64) };
             group.throughput(unit);
             group.bench_function(BenchmarkId::from_parameter(sample::text(kernel)), |bencher| {

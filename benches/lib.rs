@@ -1,16 +1,8 @@
-//! Helpers shared by the benches of kernels and of the model.
-//!
-//! `cargo bench -p mobilediffusion-benches` measures. `cargo test --benches` runs everything once and leaves out large
-//! shapes. `run` writes the records that are kept, in `records/`;
-//! `peers/` holds programs to compare with.
+//! Helpers of the benches: `cargo bench -p mobilediffusion-benches`. Criterion keeps its results in `target/criterion`
+//! and compares with those of the run before. Records are written by `run`; `peers/` holds programs to compare with.
 
 use mobilediffusion_graph::{Device, Graph, GraphError, Recording, Session, Weights};
 use mobilediffusion_model::weights::Synthetic;
-
-/// Returns whether everything runs only once, as a test: then cargo does not pass `--bench`.
-pub fn only_once() -> bool {
-    !std::env::args().any(|argument| argument == "--bench")
-}
 
 /// Prepares a graph on the CPU with synthetic weights.
 ///

@@ -14,7 +14,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("model", &["runtime", "kernels", "graph"]),
     ("cli", &["runtime", "kernels", "graph", "model"]),
     ("tests", &["runtime", "kernels", "graph", "model"]),
-    ("benches", &["runtime", "kernels", "graph", "model", "tests"]),
+    ("benches", &["runtime", "kernels", "graph", "model"]),
 ];
 
 /// Largest number of lines of a source file.
