@@ -71,7 +71,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
 pub(crate) struct Peaks {
     /// Bytes per second of a copy, bytes read and bytes written together.
     pub(crate) copy: f64,
-    /// Floating-point operations per second in f32.
+    /// Floating-point operations per second in f32; on the CPU those of this project's own matrix product.
     pub(crate) flops: f64,
     /// Floating-point operations per second of the matrix units, with factors in f16 and sums in f32; `None` if kernels
     /// do not use them.
@@ -79,12 +79,14 @@ pub(crate) struct Peaks {
     /// Floating-point operations per second in f16, where shaders can compute in it. No kernel is compared with this
     /// peak: kernels store in f16 but add up in f32.
     pub(crate) half_flops: Option<f64>,
+    /// What was timed for `flops`, for the user.
+    what: &'static str,
 }
 
 impl fmt::Display for Peaks {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (copy, flops) = (self.copy / 1e9, self.flops / 1e9);
-        write!(f, "peaks: copies {copy:.1} GB/s, multiply-adds {flops:.1} GFLOP/s in f32")?;
+        write!(f, "peaks: copies {copy:.1} GB/s, multiply-adds {flops:.1} GFLOP/s in f32{}", self.what)?;
         for (flops, what) in [(self.half_flops, "in f16"), (self.matrix_flops, "of matrix units")] {
             flops.map_or(Ok(()), |flops| write!(f, ", {:.1} GFLOP/s {what}", flops / 1e9))?;
         }
@@ -106,9 +108,13 @@ impl Peaks {
                 let half =
                     gpu.caps().shader_f16.then(|| gpu_flops(gpu, timer, effort, "enable f16; alias V = vec4<f16>;"));
                 let flops = gpu_flops(gpu, timer, effort, "alias V = vec4<f32>;")?;
-                Ok(Self { copy: gpu_copy(gpu, effort)?, flops, half_flops: half.transpose()?, matrix_flops })
+                Ok(Self { copy: gpu_copy(gpu, effort)?, flops, half_flops: half.transpose()?, matrix_flops, what: "" })
             }
-            _ => Ok(Self { copy: cpu_copy(effort), flops: cpu_flops(), half_flops: None, matrix_flops: None }),
+            _ => {
+                // Not the processor's limit, so the percentages of kernels are to be read with care.
+                let what = " (this project's own product of 1024x1024 matrices)";
+                Ok(Self { copy: cpu_copy(effort), flops: cpu_flops(), half_flops: None, matrix_flops: None, what })
+            }
         }
     }
 
