@@ -33,10 +33,11 @@ impl Candle {
 }
 
 impl Run for Candle {
-    fn run(&mut self) -> Result<(), Failure> {
-        let result =
-            if self.conv { self.left.conv2d(&self.right, 1, 1, 1, 1)? } else { self.left.matmul(&self.right)? };
-        self.result = Some(result);
+    fn run(&mut self, runs: usize) -> Result<(), Failure> {
+        for _ in 0..runs {
+            let (left, right) = (&self.left, &self.right);
+            self.result = Some(if self.conv { left.conv2d(right, 1, 1, 1, 1)? } else { left.matmul(right)? });
+        }
         Ok(())
     }
 
