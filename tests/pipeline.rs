@@ -8,8 +8,7 @@ use mobilediffusion_model::{
     DeviceChoice, Floats, Flow, Model, ModelError, Options, Phase, Picture, Pipeline, Progress, Request, Source,
     WeightType,
 };
-use mobilediffusion_tests::{devices, psnr, say};
-use rayon::prelude::*;
+use mobilediffusion_tests::{devices, psnr};
 use std::collections::HashSet;
 use std::future::Future;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -110,26 +109,6 @@ fn pipelines_share_one_model_across_threads() {
                 assert!(pictures == expected, "another pipeline drew something else");
                 assert_eq!(pipeline.counters().weight_bytes, weights, "the weights are there once");
             }
-        });
-    }
-}
-
-#[test]
-fn threads_of_rayon_may_draw_with_a_model_that_is_not_loaded_yet() {
-    // A thread of rayon that waits for the others takes up further jobs: while it loads weights, it draws the next.
-    let threads = rayon::ThreadPoolBuilder::new().num_threads(2).build().expect("the threads start");
-    for device in devices() {
-        let model = Arc::new(Model::load(source(), on(device)).expect("it loads"));
-        let draw_one = |_| draw(&mut Pipeline::over(Arc::clone(&model)), &small("sun"));
-        let (send, done) = mpsc::channel();
-        thread::scope(|scope| {
-            scope.spawn(|| send.send(threads.install(|| (0..6).into_par_iter().map(draw_one).collect::<Vec<_>>())));
-            let drawn = done.recv_timeout(Duration::from_mins(2)).unwrap_or_else(|_| {
-                // The threads wait for each other for ever, and the scope would wait for them.
-                say("error: drawing from rayon's threads has come to a standstill");
-                std::process::abort()
-            });
-            assert!(drawn.iter().all(|pictures| *pictures == drawn[0]), "the same request drew different pictures");
         });
     }
 }

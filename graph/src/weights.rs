@@ -274,6 +274,7 @@ fn rows_of(shape: &[usize], rows: usize) -> Shape {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rayon::prelude::*;
 
     #[test]
     fn large_weights_are_loaded_in_chunks_and_small_ones_whole() {
@@ -336,5 +337,28 @@ mod tests {
             panic!("the host has room")
         };
         assert!(got[..] == Counting.load("w", &last.shape).unwrap()[4 << 20..], "other rows were loaded");
+    }
+
+    /// Loader that does other work of rayon's thread before it returns, as a parallel loop may that waits for its parts.
+    struct Yielding;
+
+    impl WeightLoader for Yielding {
+        fn load(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, Box<dyn Error + Send + Sync>> {
+            rayon::yield_now();
+            Counting.load(name, shape)
+        }
+    }
+
+    #[test]
+    fn a_thread_of_rayon_may_need_a_weight_that_it_is_loading() {
+        let (send, done) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let weights = Weights::new(Device::CPU, Box::new(Yielding));
+            let one = |_| weights.get("w", &WeightRows::whole(vec![5, 7]), &Operand::read("w", [5, 7])).is_ok();
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("the thread starts");
+            let _ = send.send(pool.install(|| (0..3).into_par_iter().all(one)));
+        });
+        let all = done.recv_timeout(std::time::Duration::from_secs(30));
+        assert_eq!(all, Ok(true), "the thread waits for itself");
     }
 }

@@ -325,3 +325,47 @@ impl Chain {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loads_and_peaks_are_those_of_the_arenas_after_every_move() {
+        let life = |i: usize| Lifetime { first: i, last: i + 1 + i % 4, bytes: 8 + 8 * (i % 4) };
+        let lifetimes: Vec<Lifetime> = (0..40).map(life).collect();
+        let conflicts: Vec<(usize, usize)> = (2..40).map(|i| (i - 2, i)).collect();
+        // A tensor that ends where the one of its size begins.
+        let fits = |&(a, b): &(usize, usize)| life(a).last == life(b).first && life(a).bytes == life(b).bytes;
+        let pairs = (0..40).flat_map(|a| (a + 1..40).map(move |b| (a, b)));
+        let aliases: Vec<Alias> = pairs.filter(fits).filter(|pair| !conflicts.contains(pair)).collect();
+        assert!(!aliases.is_empty(), "no tensor overwrites another");
+        let effort = Effort { limit: usize::MAX / 8, enough: 0, round: 0 };
+        let problem = Problem::new(&lifetimes, &conflicts, &aliases, effort);
+        let mut random = Random::new(1);
+        let mut now = problem.beginnings(3, &mut random).swap_remove(0);
+        let mut chain = Chain::new(lifetimes.len());
+        for step in 0..500 {
+            let (tensor, to) = (problem.any(&mut random), random.below(3));
+            let from = now.arena[tensor];
+            if from != to {
+                chain.follow(&problem, &now, [tensor], (from, to));
+                problem.flip(&mut now, &chain, (from, to));
+            }
+            for arena in 0..3 {
+                let load = |column: usize| -> usize {
+                    let here = |tensor: &&usize| now.arena[**tensor] == arena;
+                    let alive: usize = problem.alive[column].iter().filter(here).map(|t| problem.sizes[*t]).sum();
+                    let shared = |(a, b): &&Alias| {
+                        now.arena[*a] == arena && now.arena[*b] == arena && problem.columns[*b].start == column
+                    };
+                    alive - aliases.iter().filter(shared).map(|(_, b)| problem.sizes[*b]).sum::<usize>()
+                };
+                let loads: Vec<usize> = (0..problem.alive.len()).map(load).collect();
+                assert_eq!(now.loads[arena], loads, "loads of arena {arena} after move {step}");
+                let (peak, column) = now.peaks[arena];
+                assert_eq!((Some(&peak), loads[column]), (loads.iter().max(), peak), "peak after move {step}");
+            }
+        }
+    }
+}
