@@ -9,7 +9,7 @@ use mobilediffusion_kernels::runner::Device;
 use mobilediffusion_kernels::variant::Machine;
 use mobilediffusion_kernels::{Stage, Storage, Variant};
 use mobilediffusion_runtime::Gpu;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// What is decided for a recording before anything is made on the device.
 pub(super) struct Planned {
@@ -46,7 +46,7 @@ impl Planned {
 /// An error is left to the session, which meets it again and names the step.
 pub fn compile_ahead<'a>(recordings: impl IntoIterator<Item = &'a Recording>, device: &Device, stop: &AtomicBool) {
     let &Device::Gpu(ref gpu, storage) = device else { return };
-    for recording in recordings {
+    for recording in recordings.into_iter().take_while(|_| !stop.load(Ordering::Relaxed)) {
         if let Ok(Planned { stages, .. }) = Planned::new(gpu, storage, recording, Sharing::Planned) {
             compile::ahead(gpu, storage, (recording, &stages), stop);
         }
