@@ -148,8 +148,12 @@ enum Units {
     StandIn(MatrixUnit),
 }
 
-/// Matrix units of real GPUs that are tested with the stand-in: NVIDIA's, then Apple's.
-const STAND_INS: [MatrixUnit; 2] = [MatrixUnit { edge: 16, subgroup: 32 }, MatrixUnit { edge: 8, subgroup: 32 }];
+/// Matrix units of real GPUs that are tested with the stand-in: NVIDIA's, AMD's, and Apple's.
+const STAND_INS: [MatrixUnit; 3] = [
+    MatrixUnit { edge: 16, subgroup: 32 },
+    MatrixUnit { edge: 16, subgroup: 64 },
+    MatrixUnit { edge: 8, subgroup: 32 },
+];
 
 impl Units {
     /// Returns the variants of a kernel that use these matrix units. They need floats in f16.

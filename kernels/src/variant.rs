@@ -176,7 +176,8 @@ mod tests {
         assert!(!changed(&|m| m.caps.matrices[0].k = 8), "another shape");
         assert!(!changed(&|m| m.caps.shader_f16 = false), "no f16 in shaders");
         assert!(!changed(&|m| m.caps.subgroup_size = None), "subgroups of several sizes");
-        assert!(!changed(&|m| m.caps.subgroup_size = Some(64)), "subgroups of another size");
+        assert!(changed(&|m| m.caps.subgroup_size = Some(64)), "tiles for subgroups of 64");
+        assert!(!changed(&|m| m.caps.subgroup_size = Some(16)), "subgroups of a size without tiles");
         assert!(!changed(&|m| m.storage = Storage::F32), "tensors in f32");
         assert!(!changed(&|m| m.storage = Storage::F16_PACKED), "f16 that shaders do not know");
     }

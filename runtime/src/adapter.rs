@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::LazyLock;
 
 /// Optional features of wgpu that are requested where the adapter offers them.
-pub(crate) const FEATURES: wgpu::Features = wgpu::Features::SHADER_F16
+const FEATURES: wgpu::Features = wgpu::Features::SHADER_F16
     .union(wgpu::Features::TIMESTAMP_QUERY)
     .union(wgpu::Features::PIPELINE_CACHE)
     .union(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX);
@@ -53,6 +53,11 @@ impl MatrixShape {
         Self { m: edge, n: edge, k: edge, input, sum }
     }
 
+    /// Whether a device must pass a trial of this shape: square, f16 to f32. Kernels use no others.
+    pub(crate) fn is_tried(&self) -> bool {
+        *self == Self::square(self.m, MatrixType::F16, MatrixType::F32)
+    }
+
     fn of(found: &wgpu::CooperativeMatrixProperties) -> Self {
         let of = |scalar| match scalar {
             wgpu::CooperativeScalarType::F16 => MatrixType::F16,
@@ -79,12 +84,11 @@ pub struct Caps {
     pub timestamps: bool,
     /// Whether the driver can export compiled pipelines, so that they can be kept in a file.
     pub pipeline_cache: bool,
-    /// Number of invocations in a subgroup, if all subgroups have the same known size. It is determined only for
-    /// adapters with matrix units and is `None` for all others.
+    /// Number of invocations in a subgroup, in shaders that use matrix units. `None` on adapters without matrix units,
+    /// and on those whose subgroups have several sizes until a device is open: a trial product then tells the size.
     pub subgroup_size: Option<u32>,
-    /// Matrix products that a subgroup computes in one operation (wgpu's "cooperative matrices"). On an open
-    /// device with a known subgroup size, square products of f16 with an f32 accumulator are listed only if a trial
-    /// product came out right.
+    /// Matrix products that a subgroup computes in one operation (wgpu's "cooperative matrices"). On an open device,
+    /// square products of f16 with an f32 accumulator are listed only if a trial product came out right.
     pub matrices: Vec<MatrixShape>,
     /// Largest range of a buffer that can be bound as storage, in bytes.
     pub max_binding_bytes: u64,
@@ -142,15 +146,24 @@ impl Caps {
         if !features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX) {
             return caps;
         }
+        // On Metal, wgpu reports one range of subgroup sizes for all GPUs, and reports matrix units for some GPUs that are
+        // not Apple's. Only Apple's are known to have matrix units, with subgroups of 32.
         let subgroup_size = match (info.backend, info.subgroup_min_size, info.subgroup_max_size) {
-            // On Metal, wgpu reports one range of subgroup sizes for all GPUs, and reports matrix units for some GPUs
-            // that are not Apple's. Only Apple's are known to have matrix units, with subgroups of 32.
-            (wgpu::Backend::Metal, ..) => info.name.starts_with("Apple").then_some(32),
+            (wgpu::Backend::Metal, ..) if !info.name.starts_with("Apple") => return caps,
+            (wgpu::Backend::Metal, ..) => Some(32),
             (_, least, most) => (least == most).then_some(least),
         };
         let matrices = adapter.cooperative_matrix_properties().iter().map(MatrixShape::of).collect();
         Self { subgroup_size, matrices, ..caps }
     }
+}
+
+/// Returns the features to open a device with. Those that the adapter does not have are left out later.
+pub(crate) fn features(caps: &Caps) -> wgpu::Features {
+    // With the feature for subgroups, drivers choose a size of subgroups for every shader. It is for the trial product,
+    // which reads the size.
+    let reads_size = caps.subgroup_size.is_none() && caps.matrices.iter().any(MatrixShape::is_tried);
+    if reads_size { FEATURES | wgpu::Features::SUBGROUP } else { FEATURES }
 }
 
 /// Kind of hardware or software behind an adapter. The order is the order of preference.

@@ -102,19 +102,20 @@ impl Gpu {
     }
 
     /// Opens a device with the matrix units that pass a trial, or without any if the trial loses the device.
-    async fn open_on(
+    pub(crate) async fn open_on(
         raw: &wgpu::Adapter,
         mut chosen: AdapterSummary,
         shader_checks: bool,
     ) -> Result<Self, RuntimeError> {
-        let opened = Self::open_with(raw, chosen.clone(), shader_checks, adapter::FEATURES).await?;
+        let features = adapter::features(&chosen.caps);
+        let opened = Self::open_with(raw, chosen.clone(), shader_checks, features).await?;
         let opened = opened.keep_working_matrices();
         if opened.incidents.loss().is_none() {
             return Ok(opened);
         }
         drop(opened);
         chosen.caps.matrices.clear();
-        let plain = adapter::FEATURES - wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
+        let plain = adapter::features(&chosen.caps) - wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
         Self::open_with(raw, chosen, shader_checks, plain).await
     }
 

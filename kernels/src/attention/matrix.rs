@@ -22,11 +22,12 @@ pub(super) struct Tile {
     rate: f64,
 }
 
-/// The tiles for the matrices of NVIDIA, of Apple and of Mesa's software driver, whose subgroups are as wide as the
+/// The tiles for the matrices of NVIDIA, of AMD, of Apple and of Mesa's software driver, whose subgroups are as wide as the
 /// vectors of a CPU. Mesa's have both kinds of pointers: no other device runs scalar pointers where there is no Apple
 /// device.
 const TILES: &[Tile] = &[
     Tile { name: "m16", unit: MatrixUnit { edge: 16, subgroup: 32 }, vec4_loads: true, rate: 4.0 },
+    Tile { name: "m16/64", unit: MatrixUnit { edge: 16, subgroup: 64 }, vec4_loads: true, rate: 2.0 },
     Tile { name: "m8", unit: MatrixUnit { edge: 8, subgroup: 32 }, vec4_loads: false, rate: 1.5 },
     Tile { name: "m8/8", unit: MatrixUnit { edge: 8, subgroup: 8 }, vec4_loads: true, rate: 0.8 },
     Tile { name: "m8/8 narrow", unit: MatrixUnit { edge: 8, subgroup: 8 }, vec4_loads: false, rate: 0.7 },

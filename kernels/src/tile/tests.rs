@@ -42,6 +42,10 @@ fn the_shape_decides_among_matrices_too() {
     assert_eq!(taken(256, 1024), "m16 32x64/8");
     let long = Linear { rows: 256, k: 6144, cols: 1024, ..Linear::default() };
     assert_eq!(choose(&long, &machine).name, "m16 64x128/2 in 4");
+    let wide = Machine { caps: Caps { subgroup_size: Some(64), ..machine.caps.clone() }, ..machine.clone() };
+    let taken = |rows, cols| choose(&Linear { rows, k: 1024, cols, ..Linear::default() }, &wide).name;
+    assert_eq!(taken(65_536, 512), "m16/64 128x128 4x4");
+    assert_eq!(taken(4096, 320), "m16/64 32x64/4");
 }
 
 #[test]
