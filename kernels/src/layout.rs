@@ -2,6 +2,7 @@
 
 use crate::kernel::{Shape, elements};
 use crate::{conv2d, panels};
+use rayon::prelude::*;
 
 /// Layout of an operand in memory, relative to the orientation in PyTorch's files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -59,12 +60,14 @@ impl Layout {
             (Self::Winograd(edge), &[co, ci, ..]) => return conv2d::transformed_weights(edge, ci, co, &data),
             _ => return data,
         };
-        let mut packed = Vec::with_capacity(data.len());
-        for o in 0..outer {
-            for tap in 0..taps {
-                packed.extend((0..inner).map(|i| data[(o * inner + i) * taps + tap]));
+        let mut packed = vec![0.0; outer * inner * taps];
+        let blocks =
+            packed.par_chunks_exact_mut((inner * taps).max(1)).zip(data.par_chunks_exact((inner * taps).max(1)));
+        blocks.for_each(|(to, from)| {
+            for (tap, to) in to.chunks_exact_mut(inner).enumerate() {
+                to.iter_mut().zip(from.chunks_exact(taps)).for_each(|(to, from)| *to = from[tap]);
             }
-        }
+        });
         packed
     }
 

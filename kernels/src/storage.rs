@@ -5,7 +5,14 @@ pub(crate) mod int8;
 use crate::kernel::{DType, elements, padded};
 use half::f16;
 use half::slice::HalfFloatSliceExt;
+use rayon::prelude::*;
 use std::fmt;
+
+/// Number of values that one thread encodes at a time.
+const TASK: usize = 1 << 16;
+
+/// Largest finite value of an f16.
+const F16_MAX: f32 = f16::MAX.to_f32_const();
 
 /// Storage type of floats on a device: of operands of type [`DType::Elem`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -142,21 +149,25 @@ impl Storage {
         let cols = shape.last().copied().unwrap_or(1).max(1);
         let stride = if dtype == DType::U32 { cols } else { cols.next_multiple_of(4) };
         let mut bytes = vec![0_u8; self.tensor_bytes(dtype, shape)];
+        let rows = TASK.div_ceil(cols);
         if self.bytes(dtype) == 2 {
-            const F16_MAX: f32 = f16::MAX.to_f32_const();
-            let mut row = Vec::with_capacity(cols);
-            for (to, from) in
-                bytemuck::cast_slice_mut::<u8, f16>(&mut bytes).chunks_mut(stride).zip(values.chunks(cols))
-            {
-                // Shaders saturate in the same way.
-                row.clear();
-                row.extend(from.iter().map(|value| value.clamp(-F16_MAX, F16_MAX)));
-                to[..cols].convert_from_f32_slice(&row);
-            }
+            let blocks = bytemuck::cast_slice_mut::<u8, f16>(&mut bytes).par_chunks_mut(rows * stride);
+            blocks.zip(values.par_chunks(rows * cols)).for_each(|(to, from)| {
+                let mut row = Vec::with_capacity(cols);
+                for (to, from) in to.chunks_mut(stride).zip(from.chunks(cols)) {
+                    // Shaders saturate in the same way.
+                    row.clear();
+                    row.extend(from.iter().map(|value| value.clamp(-F16_MAX, F16_MAX)));
+                    to[..cols].convert_from_f32_slice(&row);
+                }
+            });
         } else {
-            for (to, from) in bytes.chunks_mut(4 * stride).zip(values.chunks(cols)) {
-                to[..4 * cols].copy_from_slice(bytemuck::cast_slice(from));
-            }
+            let blocks = bytes.par_chunks_mut(4 * rows * stride).zip(values.par_chunks(rows * cols));
+            blocks.for_each(|(to, from)| {
+                for (to, from) in to.chunks_mut(4 * stride).zip(from.chunks(cols)) {
+                    to[..4 * cols].copy_from_slice(bytemuck::cast_slice(from));
+                }
+            });
         }
         bytes
     }

@@ -7,7 +7,9 @@
 //! On a GPU a row starts with a u32 that holds the bits of `s`. Its weights follow, four in a u32 and padded like those
 //! of every tensor. A range of rows is therefore a contiguous range of bytes, and can be loaded by itself.
 
+use super::TASK;
 use crate::kernel::elements;
+use rayon::prelude::*;
 
 /// Number of bytes of a row's scale.
 pub(super) const SCALE_BYTES: usize = 4;
@@ -49,18 +51,19 @@ fn strides(shape: &[usize]) -> (usize, usize, usize) {
 pub(super) fn encode(shape: &[usize], values: &[f32]) -> Vec<u8> {
     let (cols, stride, row_bytes) = strides(shape);
     let mut bytes = vec![0; rows(shape) * row_bytes];
-    let row_len = elements(shape) / rows(shape).max(1);
-    for (to, row) in bytes.chunks_exact_mut(row_bytes).zip(values.chunks_exact(row_len.max(1))) {
+    let row_len = (elements(shape) / rows(shape).max(1)).max(1);
+    let each = bytes.par_chunks_exact_mut(row_bytes).zip(values.par_chunks_exact(row_len));
+    each.with_min_len(TASK.div_ceil(row_len)).for_each(|(to, row)| {
         let scale = scale(row);
         if scale == 0.0 {
-            continue;
+            return;
         }
         let (head, to) = to.split_at_mut(SCALE_BYTES);
         head.copy_from_slice(&scale.to_le_bytes());
         for (to, from) in to.chunks_exact_mut(stride).zip(row.chunks_exact(cols)) {
             to.iter_mut().zip(from).for_each(|(to, w)| *to = quantised(*w, scale));
         }
-    }
+    });
     bytes
 }
 
