@@ -110,8 +110,8 @@ pub(crate) struct Generate {
     /// `auto` (hardware GPU, else the CPU), `gpu`, `cpu`, or an adapter's index or part of its name
     #[arg(long, default_value = "auto", value_parser = device_choice, help_heading = "Device and model")]
     pub(crate) device: DeviceChoice,
-    /// How a GPU stores floating-point tensors; f16 takes half the memory of f32 [default: f16 on hardware GPUs with
-    /// f16 arithmetic, else f32]
+    /// How a GPU stores floating-point tensors; f16 takes half the memory of f32 [default: f16 on hardware GPUs, else
+    /// f32]
     #[arg(long, value_enum, help_heading = "Device and model")]
     pub(crate) dtype: Option<Floats>,
     /// How weight matrices are stored. int8 takes half the memory of f16, and changes the picture a little

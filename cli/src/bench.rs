@@ -65,7 +65,7 @@ pub(crate) struct Args {
     /// `auto` (hardware GPU, else the CPU), `gpu`, `cpu`, or an adapter's index or part of its name
     #[arg(long, default_value = "auto", value_parser = device_choice)]
     device: DeviceChoice,
-    /// How a GPU stores floating-point tensors [default: f16 on hardware GPUs with f16 arithmetic, else f32]
+    /// How a GPU stores floating-point tensors [default: f16 on hardware GPUs, else f32]
     #[arg(long, value_enum)]
     dtype: Option<Floats>,
     /// How weight matrices are stored; does not affect kernels without weights

@@ -52,7 +52,7 @@ impl DeviceChoice {
 /// Type in which a GPU stores weights and activations. Sums are always f32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Floats {
-    /// 16 bits on a hardware GPU that computes with 16-bit floats, as GPUs with matrix units do; else 32 bits.
+    /// 16 bits on a hardware GPU, else 32 bits.
     #[default]
     Auto,
     /// 32 bits.
@@ -62,13 +62,18 @@ pub enum Floats {
 }
 
 impl Floats {
-    /// Returns the storage on an adapter. `shader_f16` says whether its shaders compute with 16-bit floats.
+    /// Returns the storage on an adapter. `shader_f16` says whether its shaders know 16-bit floats. Where they do not,
+    /// as on GPUs of many phones, these are stored in pairs: steps that wait for memory gain as much by that.
     pub fn stored(self, adapter: AdapterKind, shader_f16: bool) -> Storage {
-        match (self, shader_f16) {
-            (Self::F16, true) => Storage::F16,
-            (Self::F16, false) => Storage::F16_PACKED,
-            (Self::Auto, true) if adapter != AdapterKind::Software => Storage::F16,
-            (Self::Auto | Self::F32, _) => Storage::F32,
+        let halves = match self {
+            Self::Auto => adapter != AdapterKind::Software,
+            Self::F32 => false,
+            Self::F16 => true,
+        };
+        match (halves, shader_f16) {
+            (false, _) => Storage::F32,
+            (true, false) => Storage::F16_PACKED,
+            (true, true) => Storage::F16,
         }
     }
 }
@@ -142,10 +147,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn halves_are_for_hardware_that_computes_with_them() {
+    fn halves_are_for_hardware() {
         let (hardware, software) = (AdapterKind::Discrete, AdapterKind::Software);
         assert_eq!(Floats::Auto.stored(hardware, true), Storage::F16);
-        assert_eq!(Floats::Auto.stored(hardware, false), Storage::F32);
+        assert_eq!(Floats::Auto.stored(hardware, false), Storage::F16_PACKED);
         assert_eq!(Floats::Auto.stored(software, true), Storage::F32);
         assert_eq!(Floats::F32.stored(hardware, true), Storage::F32);
         assert_eq!(Floats::F16.stored(software, true), Storage::F16);
