@@ -238,14 +238,15 @@ fn the_full_size_networks_lose_at_least_a_fifth_of_their_steps() {
             assert!(!left.contains(&kernel), "{name}: a step of {kernel} is left");
         }
         // A norm stays a step of its own only before a 3x3 convolution, whose nine taps would compute it nine times,
-        // and only if its map is no larger than the convolution's output.
+        // and on the small maps of the UNet only if its map is no larger than the convolution's output.
         for (norm, node) in fused.nodes.iter().enumerate().filter(|(_, node)| node.kernel.name() == "group_norm") {
             let written = node.operands.last().copied().flatten();
             let reads = |reader: &&mobilediffusion_graph::Node| reader.operands[0] == written;
             for reader in fused.nodes[norm + 1..].iter().filter(reads) {
                 let sizes = reader.kernel.params_json();
                 let of = |size: &str| sizes[size].as_u64().unwrap_or(0);
-                assert!(of("kernel") == 3 && of("ci") <= of("co"), "{name}: {} of {sizes}", node.path);
+                let pays = of("ci") <= of("co") || name == "decoder" && of("h") >= 256;
+                assert!(of("kernel") == 3 && pays, "{name}: {} of {sizes}", node.path);
             }
         }
     }

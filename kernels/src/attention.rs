@@ -245,6 +245,9 @@ impl Kernel for Attention {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Storage;
+    use crate::variant::{Machine, choose};
+    use mobilediffusion_runtime::{Caps, MatrixShape, MatrixType};
 
     #[test]
     fn every_head_fits_into_workgroup_memory() {
@@ -257,5 +260,23 @@ mod tests {
         assert_eq!(Tiling::of(64), Tiling { queries: 16, lanes: 4, keys: 32, parts: 1 });
         assert_eq!(Tiling::of(484), Tiling { queries: 4, lanes: 16, keys: 4, parts: 4 });
         assert_eq!(Tiling::of(512), Tiling { queries: 4, lanes: 16, keys: 2, parts: 8 });
+    }
+
+    #[test]
+    fn the_model_takes_matrix_units_of_large_gpus() {
+        for subgroup in [32, 64] {
+            let caps = Caps {
+                shader_f16: true,
+                subgroup_size: Some(subgroup),
+                matrices: vec![MatrixShape::square(16, MatrixType::F16, MatrixType::F32)],
+                max_workgroup_bytes: 48 << 10,
+                ..Caps::PORTABLE
+            };
+            let machine = Machine { caps, storage: Storage::F16, ..Machine::PORTABLE };
+            for case in (FAMILY.model_shapes)() {
+                let chosen = choose(case.kernel.as_ref(), &machine);
+                assert!(chosen.needs.matrix.is_some(), "{:?} takes {}", case.kernel, chosen.name);
+            }
+        }
     }
 }

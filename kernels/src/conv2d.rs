@@ -180,6 +180,16 @@ impl Conv2d {
         let inside = padded >= self.pad_start && padded - self.pad_start < size * self.upsample;
         inside.then(|| (padded - self.pad_start) / self.upsample)
     }
+
+    /// Whether the convolution normalises its input as it reads it, if that has to be normalised.
+    ///
+    /// A 3x3 convolution reads every value under nine taps and for every tile of columns, and normalises it dozens of
+    /// times. On the maps of a UNet it does so where channels become fewer, because steps of their own would cost too much
+    /// memory there: 1.10 times the least for Stable Diffusion (benches/records/rejected.md). On larger maps, those of
+    /// decoders, time is worth more.
+    fn normalises(&self) -> bool {
+        self.kernel == 1 || self.ci > self.co && self.h * self.w < 1 << 16
+    }
 }
 
 impl Kernel for Conv2d {
@@ -316,10 +326,7 @@ impl Kernel for Conv2d {
                 Self { h: self.h / 2, w: self.w / 2, upsample: 2, ..self.clone() }
             }
             PrologueOp::Normalise(Norm::Rows { .. }) => return None,
-            // A 3x3 convolution reads every value under nine taps and for every tile of columns, and would normalise it
-            // dozens of times. Where channels become fewer it does so all the same: the normalised map, which would be
-            // written instead, is the largest map there.
-            PrologueOp::Normalise(_) if self.kernel > 1 && self.ci <= self.co => return None,
+            PrologueOp::Normalise(_) if !self.normalises() => return None,
             op => Self { prologue: self.prologue.with(self.ci, op)?, ..self.clone() },
         };
         Some(Box::new(changed))

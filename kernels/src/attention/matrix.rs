@@ -18,7 +18,9 @@ pub(super) struct Tile {
     unit: MatrixUnit,
     /// Whether matrices are loaded through pointers to vec4s. Vulkan allows them, Metal requires pointers to scalars.
     vec4_loads: bool,
-    /// Estimated multiplications per time, relative to the form without matrices. It is not measured.
+    /// Multiplications per time of a workgroup, relative to one without matrices. It is not measured: of units of
+    /// 16x16x16 it follows from the latencies that NVK's and RADV's compilers estimate
+    /// (benches/records/compilers.md).
     rate: f64,
 }
 
@@ -26,8 +28,8 @@ pub(super) struct Tile {
 /// vectors of a CPU. Mesa's have both kinds of pointers: no other device runs scalar pointers where there is no Apple
 /// device.
 const TILES: &[Tile] = &[
-    Tile { name: "m16", unit: MatrixUnit { edge: 16, subgroup: 32 }, vec4_loads: true, rate: 4.0 },
-    Tile { name: "m16/64", unit: MatrixUnit { edge: 16, subgroup: 64 }, vec4_loads: true, rate: 2.0 },
+    Tile { name: "m16", unit: MatrixUnit { edge: 16, subgroup: 32 }, vec4_loads: true, rate: 8.0 },
+    Tile { name: "m16/64", unit: MatrixUnit { edge: 16, subgroup: 64 }, vec4_loads: true, rate: 8.0 },
     Tile { name: "m8", unit: MatrixUnit { edge: 8, subgroup: 32 }, vec4_loads: false, rate: 1.5 },
     Tile { name: "m8/8", unit: MatrixUnit { edge: 8, subgroup: 8 }, vec4_loads: true, rate: 0.8 },
     Tile { name: "m8/8 narrow", unit: MatrixUnit { edge: 8, subgroup: 8 }, vec4_loads: false, rate: 0.7 },
