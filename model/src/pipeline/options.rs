@@ -91,7 +91,7 @@ pub struct Options {
     /// Type in which matrices of weights are stored.
     ///
     /// Int8 weights are computed from the floats of the files while these are loaded; files of 8-bit weights are not
-    /// supported. The CPU device keeps the weights of 3x3 convolutions in f32.
+    /// supported. The CPU device rounds the weights of 3x3 convolutions to 8 bits as well, but keeps them in f32.
     pub weights: WeightType,
     /// Largest number of bytes for the weights and one pipeline's plans together; `None` for what the machine has
     /// free.
