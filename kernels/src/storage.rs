@@ -231,4 +231,19 @@ mod tests {
         assert_eq!(Storage::F16.tensor_bytes(DType::U32, &[2, 3]), 24);
         assert_eq!(Storage::F16.tensor_bytes(DType::F32, &[2, 3]), 32);
     }
+
+    #[test]
+    fn large_tensors_are_encoded_as_their_rows() {
+        // More rows than one thread takes, of lengths with and without padding, and a single long row.
+        for shape in [[600, 333], [600, 256], [1, 3 * TASK + 1]] {
+            let [rows, cols] = shape;
+            let values: Vec<f32> = (0..rows * cols).map(|i| ((i * 7919) % 2039) as f32 / 64.0 - 16.0).collect();
+            for floats in [Storage::F32, Storage::F16] {
+                for storage in [floats, floats.with_weights(WeightType::Int8)] {
+                    let rows = values.chunks(cols).flat_map(|row| storage.encode(DType::Weight, &[1, cols], row));
+                    assert!(storage.encode(DType::Weight, &shape, &values).into_iter().eq(rows), "{storage} {shape:?}");
+                }
+            }
+        }
+    }
 }
