@@ -245,9 +245,8 @@ impl Kernel for Attention {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Storage;
-    use crate::variant::{Machine, choose};
-    use mobilediffusion_runtime::{Caps, MatrixShape, MatrixType};
+    use crate::variant::choose;
+    use crate::variant::tests::with_matrices;
 
     #[test]
     fn every_head_fits_into_workgroup_memory() {
@@ -265,14 +264,7 @@ mod tests {
     #[test]
     fn the_model_takes_matrix_units_of_large_gpus() {
         for subgroup in [32, 64] {
-            let caps = Caps {
-                shader_f16: true,
-                subgroup_size: Some(subgroup),
-                matrices: vec![MatrixShape::square(16, MatrixType::F16, MatrixType::F32)],
-                max_workgroup_bytes: 48 << 10,
-                ..Caps::PORTABLE
-            };
-            let machine = Machine { caps, storage: Storage::F16, ..Machine::PORTABLE };
+            let machine = with_matrices(subgroup);
             for case in (FAMILY.model_shapes)() {
                 let chosen = choose(case.kernel.as_ref(), &machine);
                 assert!(chosen.needs.matrix.is_some(), "{:?} takes {}", case.kernel, chosen.name);

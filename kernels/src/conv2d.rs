@@ -100,6 +100,9 @@ pub(crate) const FAMILY: Family = Family {
     parse: parse::<Conv2d>,
 };
 
+/// Fewest pixels of a map that is taken for a decoder's.
+const LARGE_MAP: usize = 256 * 256;
+
 impl Conv2d {
     /// Returns height and width of the output: 0 where the kernel does not fit the padded input, or `stride` is 0.
     pub fn out_size(&self) -> (usize, usize) {
@@ -188,7 +191,7 @@ impl Conv2d {
     /// memory there: 1.10 times the least for Stable Diffusion (benches/records/rejected.md). On larger maps, those of
     /// decoders, time is worth more.
     fn normalises(&self) -> bool {
-        self.kernel == 1 || self.ci > self.co && self.h * self.w < 1 << 16
+        self.kernel == 1 || self.ci > self.co && self.h * self.w < LARGE_MAP
     }
 }
 

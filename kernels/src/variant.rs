@@ -138,16 +138,16 @@ pub fn choose(kernel: &dyn Kernel, machine: &Machine) -> Variant {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::{Linear, WeightType};
 
-    /// A device with the matrix unit that NVIDIA's driver reports.
-    fn with_matrices() -> Machine {
+    /// A large GPU with matrices of 16x16x16 in subgroups of this size: 32 on NVIDIA, 64 on AMD.
+    pub(crate) fn with_matrices(subgroup: u32) -> Machine {
         let matrices = vec![MatrixShape::square(16, MatrixType::F16, MatrixType::F32)];
         let caps = Caps {
             shader_f16: true,
-            subgroup_size: Some(32),
+            subgroup_size: Some(subgroup),
             matrices,
             max_workgroup_bytes: 48 << 10,
             ..Caps::PORTABLE
@@ -162,7 +162,7 @@ mod tests {
 
     #[test]
     fn matrix_units_are_used_where_they_are_and_only_there() {
-        let machine = with_matrices();
+        let machine = with_matrices(32);
         assert!(by_matrices(&machine));
         let int8 = Storage::F16.with_weights(WeightType::Int8);
         assert!(by_matrices(&Machine { storage: int8, ..machine.clone() }), "whole numbers of 8 bits, which f16 holds");

@@ -102,23 +102,36 @@ mod tests {
     use super::{INVOCATIONS, LEAST, is_product, subgroup_of};
     use crate::{AdapterKind, Gpu, adapter};
 
+    fn x(row: u32, k: u32) -> f32 {
+        ((3 * row + k) % 5) as f32 - 2.0
+    }
+
+    fn w(col: u32, k: u32) -> f32 {
+        ((col + 2 * k) % 7) as f32 - 3.0
+    }
+
+    /// Returns a matrix from its elements by row and column.
+    fn all(edge: u32, of: &dyn Fn(u32, u32) -> f32) -> Vec<f32> {
+        (0..edge * edge).map(|at| of(at / edge, at % edge)).collect()
+    }
+
+    fn product(edge: u32) -> Vec<f32> {
+        all(edge, &|row, col| (0..edge).map(|k| x(row, k) * w(col, k)).sum())
+    }
+
     #[test]
     fn zeros_and_transposed_products_are_seen() {
         for edge in [8, 16] {
-            let x = |row: u32, k: u32| ((3 * row + k) % 5) as f32 - 2.0;
-            let w = |col: u32, k: u32| ((col + 2 * k) % 7) as f32 - 3.0;
-            let all =
-                |of: &dyn Fn(u32, u32) -> f32| (0..edge * edge).map(|at| of(at / edge, at % edge)).collect::<Vec<_>>();
-            let right = all(&|row, col| (0..edge).map(|k| x(row, k) * w(col, k)).sum());
+            let right = product(edge);
             assert!(is_product(edge, &right));
             assert!(!is_product(edge, &right[1..]), "one element is missing");
             assert!(!is_product(edge, &vec![0.0; right.len()]), "nothing was multiplied");
             assert!(
-                !is_product(edge, &all(&|row, col| right[(col * edge + row) as usize])),
+                !is_product(edge, &all(edge, &|row, col| right[(col * edge + row) as usize])),
                 "the product is transposed"
             );
             assert!(
-                !is_product(edge, &all(&|row, col| (0..edge).map(|k| x(row, k) * w(k, col)).sum())),
+                !is_product(edge, &all(edge, &|row, col| (0..edge).map(|k| x(row, k) * w(k, col)).sum())),
                 "w is read by rows"
             );
         }
@@ -130,12 +143,8 @@ mod tests {
         let mut found = vec![0.0; (INVOCATIONS / LEAST * square + 1) as usize];
         assert_eq!(subgroup_of(8, &found), None, "nothing was stored");
         *found.last_mut().expect("it has a size") = 32.0;
-        let product = |row: u32, col: u32| -> f32 {
-            (0..8).map(|k| (((3 * row + k) % 5) as f32 - 2.0) * (((col + 2 * k) % 7) as f32 - 3.0)).sum()
-        };
-        for (at, value) in (0..8 * square).zip(&mut found) {
-            *value = product(at % square / 8, at % 8);
-        }
+        let eight = product(8).repeat(8);
+        found[..eight.len()].copy_from_slice(&eight);
         assert_eq!(subgroup_of(8, &found), Some(32));
         *found.last_mut().expect("it has a size") = 16.0;
         assert_eq!(subgroup_of(8, &found), None, "only half of the subgroups stored a product");

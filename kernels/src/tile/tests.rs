@@ -3,10 +3,10 @@
 use super::{Matrix, Moments, PAIR, SINGLE, UNSTAGED, variants};
 use crate::kernel::{Kernel, Stage};
 use crate::prologue::Prologue;
-use crate::storage::Storage;
+use crate::variant::tests::with_matrices;
 use crate::variant::{Machine, choose};
 use crate::{Conv2d, Linear};
-use mobilediffusion_runtime::{Caps, MatrixShape, MatrixType};
+use mobilediffusion_runtime::Caps;
 
 fn taken(rows: usize, cols: usize, moments: bool) -> &'static str {
     choose(&Linear { rows, k: 1024, cols, moments, ..Linear::default() }, &Machine::PORTABLE).name
@@ -26,15 +26,7 @@ fn the_shape_decides() {
 
 #[test]
 fn the_shape_decides_among_matrices_too() {
-    let product = MatrixShape::square(16, MatrixType::F16, MatrixType::F32);
-    let caps = Caps {
-        shader_f16: true,
-        subgroup_size: Some(32),
-        matrices: vec![product],
-        max_workgroup_bytes: 48 << 10,
-        ..Caps::PORTABLE
-    };
-    let machine = Machine { caps, storage: Storage::F16, ..Machine::PORTABLE };
+    let machine = with_matrices(32);
     let taken = |rows, cols| choose(&Linear { rows, k: 1024, cols, ..Linear::default() }, &machine).name;
     assert_eq!(taken(65_536, 512), "m16 128x256 4x4");
     assert_eq!(taken(262_144, 64), "m16 128x64");
@@ -42,7 +34,7 @@ fn the_shape_decides_among_matrices_too() {
     assert_eq!(taken(256, 1024), "m16 32x64/8");
     let long = Linear { rows: 256, k: 6144, cols: 1024, ..Linear::default() };
     assert_eq!(choose(&long, &machine).name, "m16 64x128/2 in 4");
-    let wide = Machine { caps: Caps { subgroup_size: Some(64), ..machine.caps.clone() }, ..machine.clone() };
+    let wide = with_matrices(64);
     let taken = |rows, cols| choose(&Linear { rows, k: 1024, cols, ..Linear::default() }, &wide).name;
     assert_eq!(taken(65_536, 512), "m16/64 128x128 4x4");
     assert_eq!(taken(4096, 320), "m16/64 32x64/4");
