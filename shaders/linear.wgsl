@@ -3,7 +3,7 @@
 //
 // Operands: x [rows, k], w [cols, k], bias [cols], residual and y [rows, cols]. x may be concatenated with x2 along k,
 // and normalised on the way (common/prologue.wgsl). A workgroup computes a tile of y: see common/product.wgsl and
-// common/gemm.wgsl.
+// common/gemm.wgsl. With STACKED, the columns are those of several layers, and y is [layers, stored_rows, 4 * layer4].
 #import product
 @if(PRODUCT) #import rows
 
@@ -12,6 +12,8 @@ struct Params {
     cols: u32,
     k4: u32,
     cols4: u32,
+    @if(STACKED) layer4: u32,
+    @if(STACKED) stored_rows: u32,
     first4: u32,
     positions: u32,
     @if(NORM_ROWS) channels: u32,

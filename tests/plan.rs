@@ -379,7 +379,7 @@ fn a_broken_weight_is_found() {
         let found = compare(&recording, Against::References(&right), &wrong, &filled, &mut |_, _| ())
             .expect("both run")
             .expect("one is broken");
-        assert!(broken.starts_with(&found.path) && found.kernel == "linear_pair", "{found}");
+        assert!(broken.starts_with(&found.path) && found.kernel == "linear", "{found}");
         assert!(found.listing.len() == 3 && found.to_string().contains("> "), "{found}");
     }
 }

@@ -74,9 +74,9 @@ impl CpuMemory {
                 };
                 let info = &recording.tensors[tensor];
                 let place = match &info.origin {
-                    Origin::Weight(source) => Place::Resident(cpu_values(weights.get(&info.name, source, declared)?)),
+                    Origin::Weight(sources) => Place::Resident(cpu_values(weights.get(sources, declared)?)),
                     Origin::Constant(values) => Place::Resident(Arc::new(Aligned::from(values.as_slice()))),
-                    Origin::Input(_) | Origin::Step(_) => {
+                    Origin::Input(_) | Origin::Step(_) | Origin::Part(_) => {
                         Place::Arena(placed[tensor].clone().expect("inputs and results of steps are planned"))
                     }
                 };

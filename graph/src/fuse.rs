@@ -8,10 +8,14 @@
 //! * A *prologue* (concatenation, upsampling, norm, cast) moves into all steps that read its result. They then read the
 //!   operands of the prologue.
 //!
+//! Afterwards, layers of the same sizes that read the same tensor become one step; see `stack`.
+//!
 //! Outputs always stay tensors of their own. A step is not fused into a producer that depends on fewer inputs: a
 //! product that is computed once per prompt stays separate from a sum that is needed in every run.
 
-use crate::graph::{Graph, Node, Origin, TensorInfo};
+mod stack;
+
+use crate::graph::{Graph, Node, Origin, Part, TensorInfo};
 use mobilediffusion_kernels::fold::{EpilogueOffer, OperandSource, PrologueOffer};
 use mobilediffusion_kernels::kernel::{MAX_BUFFERS, elements};
 use mobilediffusion_kernels::{Access, Kernel};
@@ -61,6 +65,7 @@ pub(crate) fn fuse(graph: &mut Graph) -> Vec<Fused> {
     for slot in 0..pass.nodes.len() {
         pass.fold_back(slot);
     }
+    pass.stack();
     pass.finish()
 }
 
@@ -221,7 +226,7 @@ impl Pass<'_> {
         self.with_kernel(self.nodes[slot].as_ref()?, kernel, &[(written.name, tensor)])
     }
 
-    /// Removes empty slots and the tensors that no step writes any more, and renumbers steps and tensors.
+    /// Removes empty slots and the tensors that no step reads or writes any more, and renumbers steps and tensors.
     fn finish(mut self) -> Vec<Fused> {
         let step_of: Vec<usize> = self
             .nodes
@@ -233,11 +238,12 @@ impl Pass<'_> {
             })
             .collect();
         self.graph.nodes = self.nodes.into_iter().flatten().collect();
-        let mut kept: Vec<bool> = self.graph.tensors.iter().map(|t| !matches!(t.origin, Origin::Step(_))).collect();
+        let mut kept: Vec<bool> = self.graph.tensors.iter().map(|t| matches!(t.origin, Origin::Input(_))).collect();
         for (step, node) in self.graph.nodes.iter().enumerate() {
             for (operand, tensor) in node.kernel.operands().iter().zip(&node.operands) {
-                if let (Access::Write, Some(tensor)) = (operand.access, *tensor) {
-                    kept[tensor] = true;
+                let Some(tensor) = *tensor else { continue };
+                kept[tensor] = true;
+                if operand.access == Access::Write {
                     self.graph.tensors[tensor].origin = Origin::Step(step);
                 }
             }
@@ -249,6 +255,11 @@ impl Pass<'_> {
         let renumber = |tensor: &mut usize| *tensor = number_of[*tensor];
         self.graph.nodes.iter_mut().flat_map(|node| node.operands.iter_mut().flatten()).for_each(renumber);
         self.graph.outputs.iter_mut().for_each(|(_, tensor)| *tensor = number_of[*tensor]);
+        for tensor in &mut self.graph.tensors {
+            if let Origin::Part(Part { of, .. }) = &mut tensor.origin {
+                *of = number_of[*of];
+            }
+        }
         self.fused.iter_mut().for_each(|fused| fused.step = step_of[fused.step]);
         self.fused.sort_by_key(|fused| fused.step);
         self.fused

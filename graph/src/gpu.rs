@@ -149,11 +149,11 @@ impl GpuMemory {
         weights: &Weights,
     ) -> Result<(Buffer, u64), GraphError> {
         match &info.origin {
-            Origin::Input(_) | Origin::Step(_) => {
+            Origin::Input(_) | Origin::Step(_) | Origin::Part(_) => {
                 let place = self.range(tensor, 0);
                 Ok((place.buffer.clone(), place.offset))
             }
-            Origin::Weight(source) => match weights.get(&info.name, source, operand)? {
+            Origin::Weight(sources) => match weights.get(sources, operand)? {
                 Resident::Gpu(buffer) => Ok((buffer, 0)),
                 Resident::Cpu(_) => unreachable!("a GPU keeps its weights in buffers"),
             },

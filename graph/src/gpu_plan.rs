@@ -32,11 +32,12 @@ impl Recording {
     pub fn arenas(&self, storage: Storage, sharing: Sharing, limit: usize) -> Result<GpuPlan, GraphError> {
         let bytes_of = |t: &TensorInfo| storage.tensor_bytes(t.dtype, &t.shape).next_multiple_of(ARENA_ALIGNMENT);
         let (tensors, lifetimes): (Vec<usize>, Vec<Lifetime>) = self.lifetimes(bytes_of).into_iter().unzip();
+        let shifted = |(arena, offset), tensor: &TensorInfo, row| (arena, offset + tensor.bytes_before(row, storage));
         let mut in_place = vec![false; self.nodes.len()];
         if sharing == Sharing::Private {
             let places: Vec<_> = (0..lifetimes.len()).map(|arena| (arena, 0)).collect();
             let arenas = lifetimes.iter().map(|lifetime| lifetime.bytes).collect();
-            return Ok(GpuPlan { places: self.by_tensor(&tensors, &places), arenas, in_place });
+            return Ok(GpuPlan { places: self.by_tensor(&tensors, &places, shifted), arenas, in_place });
         }
         let (steps, aliases): (Vec<usize>, Vec<Alias>) = self.aliases(&tensors, &lifetimes).into_iter().unzip();
         let mut conflicts = self.conflicts(&tensors);
@@ -48,7 +49,7 @@ impl Recording {
         let Arenas { places, bytes, aliased } =
             best.ok_or_else(|| GraphError::NoPlacement { bytes: lower_bound(&lifetimes), limit })?;
         steps.into_iter().zip(aliased).for_each(|(step, aliased)| in_place[step] = aliased);
-        Ok(GpuPlan { places: self.by_tensor(&tensors, &places), arenas: bytes, in_place })
+        Ok(GpuPlan { places: self.by_tensor(&tensors, &places, shifted), arenas: bytes, in_place })
     }
 
     /// Returns the most bytes alive at any step on a GPU, where outputs may overwrite residuals. No plan needs less.
@@ -68,7 +69,8 @@ impl Recording {
             let (written, read): (Vec<usize>, Vec<usize>) =
                 node.operands.iter().flatten().partition(|&&tensor| self.tensors[tensor].origin == Origin::Step(step));
             for written in written.iter().filter_map(number) {
-                pairs.extend(read.iter().filter_map(number).map(|read| (read, written)));
+                let read = read.iter().filter_map(|tensor| number(&self.owner(*tensor)));
+                pairs.extend(read.map(|read| (read, written)));
             }
         }
         for (_, output) in &self.outputs {

@@ -2,8 +2,11 @@
 
 use crate::error::GraphError;
 use mobilediffusion_kernels::kernel::{Shape, elements};
-use mobilediffusion_kernels::{Access, Cast, DType, Kernel, Operand};
+use mobilediffusion_kernels::{Access, Cast, DType, Kernel, Operand, Storage};
 use std::ops::Range;
+
+/// Largest storage binding in bytes that WebGPU guarantees, which is also the limit of some drivers.
+pub(crate) const LARGEST_BINDING: usize = 128 << 20;
 
 /// Handle to a tensor of a [`Graph`].
 ///
@@ -48,20 +51,34 @@ pub enum Origin {
     /// Written by the caller before a run. The number is the input's bit in
     /// [`Recording::masks`](crate::Recording::masks).
     Input(u32),
-    /// Loaded from a checkpoint.
-    Weight(WeightRows),
+    /// Loaded from a checkpoint: the rows of one weight, or of several that steps read as one, one below the other.
+    Weight(Vec<WeightRows>),
     /// Given when the graph is built.
     Constant(Vec<f32>),
     /// Written by the step of this number.
     Step(usize),
+    /// Rows of another tensor, which a step writes.
+    Part(Part),
 }
 
-/// Rows of a checkpoint's weight that form one tensor.
+/// Place of a tensor within another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// Number of the tensor that contains this one.
+    pub of: usize,
+    /// Row at which this one begins, where all axes but the last count as one. On a GPU, its bytes begin at a multiple of
+    /// [`BINDING_ALIGNMENT`](mobilediffusion_kernels::kernel::BINDING_ALIGNMENT).
+    pub row: usize,
+}
+
+/// Rows of a checkpoint's weight that form one tensor, or some rows of one.
 ///
 /// A tensor holds the whole weight, unless the weight is larger than the storage binding that every device supports;
 /// then it is split into several tensors along the first axis.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct WeightRows {
+    /// Name of the weight in the checkpoint.
+    pub name: String,
     /// Shape of the whole weight, as in the checkpoint.
     pub shape: Shape,
     /// Range of the first axis that the tensor holds.
@@ -69,8 +86,8 @@ pub struct WeightRows {
 }
 
 impl WeightRows {
-    pub(crate) fn whole(shape: Shape) -> Self {
-        Self { rows: 0..shape.first().copied().unwrap_or(1), shape }
+    pub(crate) fn whole(name: String, shape: Shape) -> Self {
+        Self { name, rows: 0..shape.first().copied().unwrap_or(1), shape }
     }
 
     /// Returns the shape of the tensor: that of the weight, restricted to the selected rows.
@@ -86,7 +103,8 @@ impl WeightRows {
 /// Description of a tensor of a graph.
 #[derive(Clone, Debug)]
 pub struct TensorInfo {
-    /// Name: a weight's name in the checkpoint, the caller's name of an input, or the path of the node that writes it.
+    /// Name: a weight's name in the checkpoint (of several, that of the first), the caller's name of an input, or the path
+    /// of the node that writes it.
     pub name: String,
     /// Shape, channels last; a weight's shape is that of the checkpoint.
     pub shape: Shape,
@@ -102,6 +120,17 @@ impl TensorInfo {
     pub(crate) fn is_of(&self, dtype: DType) -> bool {
         let loaded = matches!(self.origin, Origin::Weight(_));
         self.dtype == dtype || (loaded && self.dtype == DType::Elem && dtype == DType::Weight)
+    }
+
+    /// Returns the number of elements before row `row`, without padding.
+    pub(crate) fn elements_before(&self, row: usize) -> usize {
+        row * self.shape.last().copied().unwrap_or(1)
+    }
+
+    /// Returns the number of bytes before row `row` on a GPU that stores tensors as `storage`.
+    pub(crate) fn bytes_before(&self, row: usize, storage: Storage) -> usize {
+        let channels = self.shape.last().copied().unwrap_or(1);
+        if row == 0 { 0 } else { storage.tensor_bytes(self.dtype, &[row, channels]) }
     }
 }
 
@@ -151,12 +180,11 @@ impl Graph {
 
     /// Returns names and shapes of the weights as in the checkpoint, each weight once, in order of first use.
     pub fn weights(&self) -> Vec<(String, Shape)> {
-        let weight = |t: &TensorInfo| match &t.origin {
-            // A weight that is split into several tensors is listed by the one that holds its first row.
-            Origin::Weight(source) if source.rows.start == 0 => Some((t.name.clone(), source.shape.clone())),
-            _ => None,
-        };
-        self.tensors.iter().filter_map(weight).collect()
+        let sources =
+            |t: &'_ TensorInfo| if let Origin::Weight(sources) = &t.origin { sources.clone() } else { Vec::new() };
+        // A weight that is split into several tensors is listed by the one that holds its first row.
+        let first = self.tensors.iter().flat_map(sources).filter(|source| source.rows.start == 0);
+        first.map(|source| (source.name, source.shape)).collect()
     }
 
     /// Calls `build` with `name` appended to the current path, and returns its result. The paths of nodes, weights and
@@ -205,13 +233,14 @@ impl Graph {
     /// Returns the weight `name` under the current path, of shape `shape` in the checkpoint. Repeated calls return the
     /// same tensor.
     pub(crate) fn weight(&mut self, name: &str, shape: impl Into<Shape>) -> Tensor {
-        self.weight_rows(name, WeightRows::whole(shape.into()))
+        let source = WeightRows::whole(self.path_of(name), shape.into());
+        self.weight_rows(source)
     }
 
-    /// Returns a tensor that holds some rows of the weight `name` under the current path.
-    pub(crate) fn weight_rows(&mut self, name: &str, source: WeightRows) -> Tensor {
-        let (name, shape) = (self.path_of(name), source.selected_shape());
-        let origin = Origin::Weight(source);
+    /// Returns a tensor that holds some rows of a weight.
+    pub(crate) fn weight_rows(&mut self, source: WeightRows) -> Tensor {
+        let (name, shape) = (source.name.clone(), source.selected_shape());
+        let origin = Origin::Weight(vec![source]);
         match self.tensors.iter().position(|t| t.name == name && t.origin == origin) {
             Some(id) => Tensor { id, shape },
             None => self.add(name, shape, DType::Elem, origin),

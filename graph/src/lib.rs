@@ -76,7 +76,7 @@ pub use error::GraphError;
 pub use fuse::{Fused, Fusion};
 pub use gpu::compile_ahead;
 pub use gpu_plan::GpuPlan;
-pub use graph::{Graph, Node, Origin, Tensor, TensorInfo, WeightRows};
+pub use graph::{Graph, Node, Origin, Part, Tensor, TensorInfo, WeightRows};
 pub use layers::{Attend, Conv, Glu, Linear};
 pub use mobilediffusion_kernels::runner::Device;
 pub use record::{PlanSummary, Recording};

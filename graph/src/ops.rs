@@ -2,13 +2,10 @@
 //! path.
 
 use crate::error::GraphError;
-use crate::graph::{Graph, Tensor, WeightRows};
+use crate::graph::{Graph, LARGEST_BINDING, Tensor, WeightRows};
 use crate::layers::{Attend, Conv, Glu, Linear};
 use mobilediffusion_kernels as kernels;
 use mobilediffusion_kernels::{Activation, DType, Prediction};
-
-/// Largest storage binding in bytes that WebGPU guarantees, which is also the limit of some drivers.
-const LARGEST_BINDING: usize = 128 << 20;
 
 /// Returns the shape `[n, h, w, c]` of a feature map, or an error if `x` does not have four axes.
 fn map_size(x: &Tensor, node: &str) -> Result<[usize; 4], GraphError> {
@@ -71,27 +68,6 @@ impl Graph {
     ) -> Result<Tensor, GraphError> {
         let kernel = kernels::Activate { rows: x.rows(), c: x.channels(), activation, scale };
         self.step_one(name, kernel, &[Some(x)], x.shape())
-    }
-
-    /// Adds two fully connected layers without bias that read the same tensor, `[.., k] -> [.., cols]` each, and returns
-    /// both results. They are one step, which reads `x` once.
-    ///
-    /// The weights are `a.weight` and `b.weight`, where `(a, b)` are the names given.
-    ///
-    /// # Errors
-    /// If the kernel does not support the problem.
-    pub fn linear_pair(
-        &mut self,
-        x: &Tensor,
-        (a, b): (&str, &str),
-        cols: usize,
-    ) -> Result<(Tensor, Tensor), GraphError> {
-        let k = x.channels();
-        let [w_a, w_b] = [a, b].map(|name| self.scope(name, |g| g.weight("weight", [cols, k])));
-        let kernel = kernels::LinearPair { rows: x.rows(), k, a_cols: cols, b_cols: cols, ..Default::default() };
-        let written = self.step(a, kernel, &[Some(x), Some(&w_a), Some(&w_b)])?;
-        let shaped = |tensor: &Tensor| tensor.reshaped(with_channels(x, cols));
-        Ok((shaped(&written[0]), shaped(&written[1])))
     }
 
     /// Adds a gated linear unit, the first half of a feed-forward network, `[.., k] -> [.., cols]`: `a * gate(g)`,
@@ -303,10 +279,11 @@ impl Graph {
         if l > positions {
             return Err(self.size_error("embeddings", "tokens", format!("at most {positions}"), l));
         }
-        let part = |rows| WeightRows { shape: vec![vocab, c], rows };
+        let name = self.path_of("token_embedding.weight");
+        let part = |rows| WeightRows { name: name.clone(), shape: vec![vocab, c], rows };
         let first = vocab.min(LARGEST_BINDING / (4 * c.next_multiple_of(4)));
-        let token = self.weight_rows("token_embedding.weight", part(0..first));
-        let rest = (first < vocab).then(|| self.weight_rows("token_embedding.weight", part(first..vocab)));
+        let token = self.weight_rows(part(0..first));
+        let rest = (first < vocab).then(|| self.weight_rows(part(first..vocab)));
         let position = self.weight("position_embedding.weight", [positions, c]);
         let kernel = kernels::Embedding { n, l, vocab, rest: vocab - first, positions, c };
         self.step_one("", kernel, &[Some(ids), Some(&token), rest.as_ref(), Some(&position)], [n, l, c])

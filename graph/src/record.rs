@@ -2,7 +2,7 @@
 
 use crate::fuse::{Fused, Fusion, fuse};
 use crate::gpu_plan::GpuPlan;
-use crate::graph::{Graph, Node, Origin, TensorInfo};
+use crate::graph::{Graph, Node, Origin, Part, TensorInfo};
 use crate::plan::{Lifetime, Packing, Sharing, lower_bound, pack};
 use mobilediffusion_kernels::kernel::elements;
 use mobilediffusion_kernels::variant::{Machine, choose};
@@ -55,7 +55,8 @@ impl Recording {
         let all = tensor_masks.iter().fold(0, |all, mask| all | mask);
         let mut masks = Vec::with_capacity(nodes.len());
         for (step, node) in nodes.iter().enumerate() {
-            let mask: u64 = node.operands.iter().flatten().fold(0, |mask, &tensor| mask | tensor_masks[tensor]);
+            let read = node.operands.iter().flatten().map(|&tensor| owner(&tensors, tensor));
+            let mask: u64 = read.fold(0, |mask, tensor| mask | tensor_masks[tensor]);
             let mask = if mask & every_run == 0 { mask } else { all };
             masks.push(mask);
             for &tensor in node.operands.iter().flatten() {
@@ -90,14 +91,31 @@ impl Recording {
                 packing
             }),
         };
-        (self.by_tensor(&tensors, &packing.offsets), packing.total)
+        let shifted = |offset, tensor: &TensorInfo, row| offset + 4 * tensor.elements_before(row);
+        (self.by_tensor(&tensors, &packing.offsets, shifted), packing.total)
     }
 
-    /// Spreads the places of the planned `tensors` over all tensors; the others get `None`.
-    pub(crate) fn by_tensor<P: Copy>(&self, tensors: &[usize], places: &[P]) -> Vec<Option<P>> {
+    /// Spreads the places of the planned `tensors` over all tensors. Parts lie within the places of their tensors, where
+    /// `shifted` finds the place of a row; weights and constants get `None`.
+    pub(crate) fn by_tensor<P: Copy>(
+        &self,
+        tensors: &[usize],
+        places: &[P],
+        shifted: impl Fn(P, &TensorInfo, usize) -> P,
+    ) -> Vec<Option<P>> {
         let mut all = vec![None; self.tensors.len()];
         tensors.iter().zip(places).for_each(|(&tensor, &place)| all[tensor] = Some(place));
+        for (tensor, info) in self.tensors.iter().enumerate() {
+            if let Origin::Part(Part { of, row }) = info.origin {
+                all[tensor] = all[of].map(|place| shifted(place, info, row));
+            }
+        }
         all
+    }
+
+    /// Returns the tensor that is planned for `tensor`: itself, or the one that it is a part of.
+    pub(crate) fn owner(&self, tensor: usize) -> usize {
+        owner(&self.tensors, tensor)
     }
 
     /// Returns the names of the operations that were fused into a step, such as `activation` or `residual`.
@@ -182,7 +200,13 @@ impl Recording {
     }
 }
 
-/// Returns the first and last step at which each tensor's bytes have to be preserved; `None` for weights and constants.
+/// See [`Recording::owner`].
+fn owner(tensors: &[TensorInfo], tensor: usize) -> usize {
+    if let Origin::Part(part) = tensors[tensor].origin { part.of } else { tensor }
+}
+
+/// Returns the first and last step at which each tensor's bytes have to be preserved; `None` for weights, constants, and
+/// parts of other tensors.
 ///
 /// A tensor that is read only by steps with the mask of its writer is alive from the step that writes it to the last
 /// step that reads it. A tensor that is read by other steps or by the caller is *kept*: it is alive to the end, and
@@ -202,11 +226,11 @@ fn steps_alive(
         match info.origin {
             Origin::Input(_) => alive[tensor] = Some((0, end)),
             Origin::Step(step) => alive[tensor] = Some((step, step)),
-            Origin::Weight(_) | Origin::Constant(_) => {}
+            Origin::Weight(_) | Origin::Constant(_) | Origin::Part(_) => {}
         }
     }
     for (step, node) in nodes.iter().enumerate() {
-        for &tensor in node.operands.iter().flatten() {
+        for tensor in node.operands.iter().flatten().map(|&tensor| owner(tensors, tensor)) {
             if let (Origin::Step(writer), Some((_, last))) = (&tensors[tensor].origin, &mut alive[tensor]) {
                 *last = step.max(*last);
                 kept[tensor] |= masks[*writer] != masks[step];

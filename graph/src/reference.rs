@@ -5,6 +5,7 @@ use crate::graph::Origin;
 use crate::record::Recording;
 use crate::weights::Weights;
 use mobilediffusion_kernels::check::to_f64;
+use mobilediffusion_kernels::kernel::elements;
 use mobilediffusion_kernels::{Access, DType};
 
 /// Memory of a reference execution. Every tensor has a vector of its own, and values are kept as f32 between steps.
@@ -39,9 +40,13 @@ impl<'a> ReferenceMemory<'a> {
             };
             let info = &recording.tensors[tensor];
             inputs.push(match &info.origin {
-                Origin::Weight(rows) => to_f64(operand, &self.weights.values(&info.name, rows, operand.dtype)?),
+                Origin::Weight(sources) => to_f64(operand, &self.weights.values(sources, operand.dtype)?),
                 Origin::Constant(values) => to_f64(operand, values),
                 Origin::Input(_) | Origin::Step(_) => to_f64(operand, &self.values[tensor]),
+                Origin::Part(part) => {
+                    let first = info.elements_before(part.row);
+                    to_f64(operand, &self.values[part.of][first..][..elements(&info.shape)])
+                }
             });
         }
         let outputs = node.kernel.reference(&inputs.iter().map(Vec::as_slice).collect::<Vec<_>>());

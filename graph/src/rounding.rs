@@ -71,21 +71,24 @@ pub fn rounding(recording: &Recording, weights: &Weights, storage: Storage) -> R
         for (operand, tensor) in node.kernel.operands().into_iter().zip(&node.operands) {
             let Some(tensor) = *tensor else { continue };
             let info = &recording.tensors[tensor];
-            let Origin::Weight(source) = &info.origin else { continue };
+            let Origin::Weight(sources) = &info.origin else { continue };
             if !known.insert(tensor) {
                 continue;
             }
-            let mut found = Rounding { name: info.name.clone(), shape: info.shape.clone(), ..Rounding::default() };
-            weights.in_chunks((&info.name, source), operand.layout, |shape, values| {
-                found.bytes += storage.tensor_bytes(operand.dtype, &shape);
-                let row = elements(&shape) / shape.first().copied().unwrap_or(1).max(1);
-                let stored = storage.rounded(operand.dtype, &shape, values.clone());
-                values
-                    .chunks(row.max(1))
-                    .zip(stored.chunks(row.max(1)))
-                    .for_each(|(row, stored)| found.add(row, stored));
-            })?;
-            all.push(found);
+            for source in sources {
+                let (name, shape) = (source.name.clone(), source.selected_shape());
+                let mut found = Rounding { name, shape, ..Rounding::default() };
+                weights.in_chunks(source, operand.layout, |shape, values| {
+                    found.bytes += storage.tensor_bytes(operand.dtype, &shape);
+                    let row = elements(&shape) / shape.first().copied().unwrap_or(1).max(1);
+                    let stored = storage.rounded(operand.dtype, &shape, values.clone());
+                    values
+                        .chunks(row.max(1))
+                        .zip(stored.chunks(row.max(1)))
+                        .for_each(|(row, stored)| found.add(row, stored));
+                })?;
+                all.push(found);
+            }
         }
     }
     Ok(all)

@@ -23,7 +23,7 @@ impl Recording {
     /// Computes the traffic on a device that stores tensors as `storage`.
     pub fn traffic(&self, storage: Storage) -> Traffic {
         let mut outside: Vec<bool> =
-            self.tensors.iter().map(|tensor| !matches!(tensor.origin, Origin::Step(_))).collect();
+            self.tensors.iter().map(|tensor| !matches!(tensor.origin, Origin::Step(_) | Origin::Part(_))).collect();
         self.outputs.iter().for_each(|(_, tensor)| outside[*tensor] = true);
         let (mut bytes, mut fewest_bytes) = (0, 0);
         for node in &self.nodes {

@@ -71,8 +71,8 @@ pub(crate) enum Resident {
     Gpu(Buffer),
 }
 
-/// Name of a weight, the rows that an operand takes of it, and the layout and type in which the operand is stored.
-type Key = (String, Range<usize>, Layout, DType);
+/// Weights whose rows make up an operand, and the layout and type in which it is stored.
+type Key = (Vec<WeightRows>, Layout, DType);
 
 /// Weights of a network on one device, shared by the sessions that use them.
 ///
@@ -132,31 +132,31 @@ impl Weights {
         let operands = recording.nodes.iter().flat_map(|node| node.kernel.operands().into_iter().zip(&node.operands));
         let weights = operands.filter_map(|(declared, tensor)| {
             let info = &recording.tensors[(*tensor)?];
-            if let Origin::Weight(source) = &info.origin { Some((&info.name, source, declared)) } else { None }
+            if let Origin::Weight(sources) = &info.origin { Some((sources, declared)) } else { None }
         });
         let weights: Vec<_> = weights.collect();
-        for (done, (name, source, operand)) in weights.iter().enumerate() {
+        for (done, (sources, operand)) in weights.iter().enumerate() {
             if !go_on(done, weights.len()) {
                 return Err(GraphError::Stopped { done, total: weights.len() });
             }
-            self.get(name, source, operand)?;
+            self.get(sources, operand)?;
         }
         Ok(())
     }
 
-    /// Returns the weight `name` packed for `operand`, loading it if necessary.
-    pub(crate) fn get(&self, name: &str, source: &WeightRows, operand: &Operand) -> Result<Resident, GraphError> {
+    /// Returns the weights `sources`, one below the other, packed for `operand`. Loads them if necessary.
+    pub(crate) fn get(&self, sources: &[WeightRows], operand: &Operand) -> Result<Resident, GraphError> {
         let layout = match self.device {
             Device::Cpu(weights) => operand.host_layout(weights),
             Device::Gpu(..) => operand.layout,
         };
-        let key = (name.to_owned(), source.rows.clone(), layout, operand.dtype);
+        let key = (sources.to_vec(), layout, operand.dtype);
         if let Some(resident) = self.resident().get(&key) {
             return Ok(resident.clone());
         }
         let loaded = match &self.device {
-            Device::Cpu(weights) => self.to_cpu(*weights, (name, source, operand))?,
-            Device::Gpu(gpu, storage) => self.to_gpu(gpu, *storage, (name, source, operand))?,
+            Device::Cpu(weights) => self.to_cpu(*weights, sources, operand)?,
+            Device::Gpu(gpu, storage) => self.to_gpu(gpu, *storage, sources, operand)?,
         };
         Ok(self.resident().entry(key).or_insert(loaded).clone())
     }
@@ -167,37 +167,35 @@ impl Weights {
         self.resident.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns the selected rows of a weight in the order of the checkpoint, rounded for operands of type `dtype`.
-    pub(crate) fn values(&self, name: &str, source: &WeightRows, dtype: DType) -> Result<Vec<f32>, GraphError> {
-        let values = self.packed(name, source, Layout::Rows, &(0..source.rows.len()))?;
-        Ok(self.rounding.rounded(dtype, &source.selected_shape(), values))
+    /// Returns the selected rows of weights in the order of the checkpoint, rounded for operands of type `dtype`.
+    pub(crate) fn values(&self, sources: &[WeightRows], dtype: DType) -> Result<Vec<f32>, GraphError> {
+        let mut all = Vec::new();
+        for source in sources {
+            let values = self.packed(source, Layout::Rows, &(0..source.rows.len()))?;
+            all.extend(self.rounding.rounded(dtype, &source.selected_shape(), values));
+        }
+        Ok(all)
     }
 
     /// Loads the selected rows of a weight in chunks. Calls `take` with the packed shape of each chunk and its packed
     /// values.
     pub(crate) fn in_chunks(
         &self,
-        (name, source): (&str, &WeightRows),
+        source: &WeightRows,
         layout: Layout,
         mut take: impl FnMut(Shape, Vec<f32>),
     ) -> Result<(), GraphError> {
         let shape = &source.selected_shape();
         for chunk in chunks(shape, layout) {
-            let values = self.packed(name, source, layout, &chunk)?;
+            let values = self.packed(source, layout, &chunk)?;
             take(matrix(&layout.packed_shape(&rows_of(shape, chunk.len()))), values);
         }
         Ok(())
     }
 
     /// Loads and packs the rows `chunk`, counted from the first selected row.
-    fn packed(
-        &self,
-        name: &str,
-        source: &WeightRows,
-        layout: Layout,
-        chunk: &Range<usize>,
-    ) -> Result<Vec<f32>, GraphError> {
-        let shape = &source.shape;
+    fn packed(&self, source: &WeightRows, layout: Layout, chunk: &Range<usize>) -> Result<Vec<f32>, GraphError> {
+        let WeightRows { name, shape, .. } = source;
         let row = elements(shape) / shape.first().copied().unwrap_or(1).max(1);
         let first = source.rows.start;
         let values = match chunk.len() * row == elements(shape) {
@@ -207,31 +205,30 @@ impl Weights {
         Ok(layout.pack(&rows_of(shape, chunk.len()), values.map_err(GraphError::Weight)?))
     }
 
-    fn to_cpu(
-        &self,
-        weights: WeightType,
-        (name, source, operand): (&str, &WeightRows, &Operand),
-    ) -> Result<Resident, GraphError> {
-        let shape = source.selected_shape();
-        let host = operand.host_layout(weights);
+    fn to_cpu(&self, weights: WeightType, sources: &[WeightRows], operand: &Operand) -> Result<Resident, GraphError> {
+        let host = operand.host_layout(weights).of_layer();
         let rounding = match weights {
             // Packing in this layout rounds to 8 bits by itself.
-            _ if host == Layout::Int8Panels => Storage::F32,
+            _ if matches!(host, Layout::Int8Panels(_)) => Storage::F32,
             WeightType::Int8 => self.rounding.with_weights(weights),
             WeightType::Floats => self.rounding,
         };
-        let len = elements(&host.packed_shape(&shape));
-        let mut all = Aligned::zeros(len).map_err(|_| GraphError::out_of_host_memory(name, 4 * len))?;
+        let len = sources.iter().map(|source| elements(&host.packed_shape(&source.selected_shape()))).sum();
+        let out_of_memory = |_| GraphError::out_of_host_memory(&sources[0].name, 4 * len);
+        let mut all = Aligned::zeros(len).map_err(out_of_memory)?;
         let mut at = 0;
         // Values are rounded in the GPU's layout, because 8-bit scales belong to the rows of that layout.
         let layout = if rounding == Storage::F32 { Layout::Rows } else { operand.layout };
-        for chunk in chunks(&shape, host) {
-            let shape = rows_of(&shape, chunk.len());
-            let values = self.packed(name, source, layout, &chunk)?;
-            let values = rounding.rounded(operand.dtype, &matrix(&layout.packed_shape(&shape)), values);
-            let values = if layout == host { values } else { host.pack(&shape, layout.unpack(&shape, values)) };
-            all[at..at + values.len()].copy_from_slice(&values);
-            at += values.len();
+        for source in sources {
+            let shape = source.selected_shape();
+            for chunk in chunks(&shape, host) {
+                let shape = rows_of(&shape, chunk.len());
+                let values = self.packed(source, layout, &chunk)?;
+                let values = rounding.rounded(operand.dtype, &matrix(&layout.packed_shape(&shape)), values);
+                let values = if layout == host { values } else { host.pack(&shape, layout.unpack(&shape, values)) };
+                all[at..at + values.len()].copy_from_slice(&values);
+                at += values.len();
+            }
         }
         Ok(Resident::Cpu(Arc::new(all)))
     }
@@ -240,23 +237,29 @@ impl Weights {
         &self,
         gpu: &Gpu,
         storage: Storage,
-        (name, source, operand): (&str, &WeightRows, &Operand),
+        sources: &[WeightRows],
+        operand: &Operand,
     ) -> Result<Resident, GraphError> {
-        let shape = &source.selected_shape();
         let Operand { layout, dtype, .. } = *operand;
-        let packed_shape = |rows: usize| matrix(&layout.packed_shape(&rows_of(shape, rows)));
-        let bytes_of = |rows: usize| match rows {
-            0 => 0,
-            _ => storage.tensor_bytes(dtype, &packed_shape(rows)) as u64,
+        let packed_shape = |shape: &[usize]| matrix(&layout.packed_shape(shape));
+        let bytes_of = |shape: &[usize]| match shape.first() {
+            Some(0) => 0,
+            _ => storage.tensor_bytes(dtype, &packed_shape(shape)) as u64,
         };
-        let all = bytes_of(shape.first().copied().unwrap_or(1));
+        let name = &sources[0].name;
+        let all = sources.iter().map(|source| bytes_of(&source.selected_shape())).sum();
         let buffer = gpu.buffer(name, all, Role::Storage).map_err(GraphError::at(name))?;
-        for chunk in chunks(shape, layout) {
-            let values = self.packed(name, source, layout, &chunk)?;
-            let bytes = storage.encode(dtype, &packed_shape(chunk.len()), &values);
-            let offset = bytes_of(chunk.start);
-            let to = Bound { buffer: &buffer, offset, bytes: buffer.bytes() - offset };
-            gpu.upload(to, &bytes).map_err(GraphError::at(name))?;
+        let mut first = 0;
+        for source in sources {
+            let shape = source.selected_shape();
+            for chunk in chunks(&shape, layout) {
+                let values = self.packed(source, layout, &chunk)?;
+                let bytes = storage.encode(dtype, &packed_shape(&rows_of(&shape, chunk.len())), &values);
+                let offset = first + bytes_of(&rows_of(&shape, chunk.start));
+                let to = Bound { buffer: &buffer, offset, bytes: buffer.bytes() - offset };
+                gpu.upload(to, &bytes).map_err(GraphError::at(&source.name))?;
+            }
+            first += bytes_of(&shape);
         }
         Ok(Resident::Gpu(buffer))
     }
@@ -310,17 +313,17 @@ mod tests {
         for (shape, layout) in [
             (matrix, Layout::Rows),
             (taps.clone(), Layout::Taps),
-            (taps.clone(), Layout::Panels),
-            (taps.clone(), Layout::Int8Panels),
+            (taps.clone(), Layout::Panels(1)),
+            (taps.clone(), Layout::Int8Panels(1)),
             (taps, Layout::Winograd(4)),
-            (vec![130, 80_000], Layout::Panels),
-            (vec![130, 80_000], Layout::Int8Panels),
+            (vec![130, 80_000], Layout::Panels(1)),
+            (vec![130, 80_000], Layout::Int8Panels(1)),
         ] {
             assert!(chunks(&shape, layout).len() > 1, "{shape:?}");
             let own = if shape.len() == 4 { Layout::Taps } else { Layout::Rows };
             let operand = Operand::read("w", shape.clone()).layout(own).host(layout);
             let Ok(Resident::Cpu(got)) =
-                weights.to_cpu(WeightType::Floats, ("w", &WeightRows::whole(shape.clone()), &operand))
+                weights.to_cpu(WeightType::Floats, &[WeightRows::whole("w".to_owned(), shape.clone())], &operand)
             else {
                 panic!("the host has room")
             };
@@ -330,9 +333,9 @@ mod tests {
             assert!(bits(&got) == bits(&want), "{shape:?} {layout:?}");
         }
         // The last rows of a weight that is split into two tensors.
-        let last = WeightRows { shape: vec![5, 2 << 20], rows: 2..5 };
+        let last = WeightRows { name: "w".to_owned(), shape: vec![5, 2 << 20], rows: 2..5 };
         let Ok(Resident::Cpu(got)) =
-            weights.to_cpu(WeightType::Floats, ("w", &last, &Operand::read("w", last.selected_shape())))
+            weights.to_cpu(WeightType::Floats, std::slice::from_ref(&last), &Operand::read("w", last.selected_shape()))
         else {
             panic!("the host has room")
         };
@@ -354,7 +357,8 @@ mod tests {
         let (send, done) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
             let weights = Weights::new(Device::CPU, Box::new(Yielding));
-            let one = |_| weights.get("w", &WeightRows::whole(vec![5, 7]), &Operand::read("w", [5, 7])).is_ok();
+            let rows = [WeightRows::whole("w".to_owned(), vec![5, 7])];
+            let one = |_| weights.get(&rows, &Operand::read("w", [5, 7])).is_ok();
             let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("the thread starts");
             let _ = send.send(pool.install(|| (0..3).into_par_iter().all(one)));
         });

@@ -135,7 +135,7 @@ impl Conv2d {
         match winograd::layout(self) {
             Some(layout) => layout,
             None if narrow::suits(self) => Layout::TapPanels,
-            None => Layout::Panels,
+            None => Layout::Panels(1),
         }
     }
 
@@ -153,6 +153,7 @@ impl Conv2d {
             ("SHIFT_IMAGES", (self.shift && self.n > 1).into()),
             (names::HAS_RESIDUAL, self.residual.into()),
             (names::IN_PLACE, 0),
+            ("STACKED", 0),
             ("HAS_MOMENTS", self.moments.into()),
             ("HAS_ROW_MOMENTS", 0),
             ("Y_F32", self.f32_output.into()),

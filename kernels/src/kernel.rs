@@ -264,6 +264,26 @@ pub trait Kernel: ParamsJson + fmt::Debug + Send + Sync {
     fn with_epilogue(&self, _op: &EpilogueOp) -> Option<Box<dyn Kernel>> {
         None
     }
+
+    /// Returns the kernel that solves `layers` problems like this one on the same input at once, or `None` if it has no
+    /// such form.
+    ///
+    /// Weights whose shape differs from that of a single problem hold the rows of all layers, one layer after the other,
+    /// and so does the output. Every layer of the output begins at a multiple of [`BINDING_ALIGNMENT`] bytes, for which
+    /// rows of zeros may be needed behind its own.
+    fn stacked(&self, _layers: usize) -> Option<Box<dyn Kernel>> {
+        None
+    }
+}
+
+/// Alignment of binding offsets in bytes: the largest that WebGPU allows an adapter to require.
+pub const BINDING_ALIGNMENT: usize = 256;
+
+/// Returns the least number of rows, at least `rows`, that take a multiple of [`BINDING_ALIGNMENT`] bytes with `cols`
+/// columns of two or four bytes each.
+pub(crate) fn rows_to_bind(rows: usize, cols: usize) -> usize {
+    let together = (1..=BINDING_ALIGNMENT).find(|rows| (2 * rows * cols).is_multiple_of(BINDING_ALIGNMENT));
+    rows.next_multiple_of(together.expect("as many rows as bytes fit"))
 }
 
 /// Number of storage buffers that a dispatch may bind on every WebGPU device.

@@ -13,11 +13,11 @@ pub enum Layout {
     Taps,
     /// Depthwise convolution weight `[c, 1, kh, kw]`, packed as `[kh, kw, c]`.
     DepthwiseTaps,
-    /// Matrix `[cols, k]`, or a convolution weight read as such a matrix, in panels of columns (see `panels`). CPU
-    /// only.
-    Panels,
+    /// Matrix `[cols, k]`, or a convolution weight read as such a matrix, in panels of columns (see `panels`): so many
+    /// matrices of equal size, one below the other, each in panels of its own. CPU only.
+    Panels(usize),
     /// Panels of columns in 8 bits, with four weights in each f32 element (see `panels::int8`). CPU only.
-    Int8Panels,
+    Int8Panels(usize),
     /// Convolution weight as a matrix `[kh * kw * co, ci]` in panels, so that the columns of each tap lie together. CPU
     /// only.
     TapPanels,
@@ -31,8 +31,12 @@ impl Layout {
         match (self, shape) {
             (Self::Taps, &[co, ci, kh, kw]) => vec![co, kh, kw, ci],
             (Self::DepthwiseTaps, &[c, _, kh, kw]) => vec![kh, kw, c],
-            (Self::Panels, &[cols, ref k @ ..]) => vec![cols.next_multiple_of(panels::STEP), elements(k)],
-            (Self::Int8Panels, &[cols, ref k @ ..]) => vec![panels::int8::packed_len(cols, elements(k))],
+            (Self::Panels(layers), &[cols, ref k @ ..]) => {
+                vec![layers * (cols / layers).next_multiple_of(panels::STEP), elements(k)]
+            }
+            (Self::Int8Panels(layers), &[cols, ref k @ ..]) => {
+                vec![layers * panels::int8::packed_len(cols / layers, elements(k))]
+            }
             (Self::TapPanels, &[co, ci, kh, kw]) => vec![(kh * kw * co).next_multiple_of(panels::STEP), ci],
             (Self::Winograd(edge), &[co, ci, ..]) => vec![co.next_multiple_of(panels::STEP), edge * edge, ci],
             _ => shape.to_vec(),
@@ -44,9 +48,14 @@ impl Layout {
         let (outer, inner, taps) = match (self, shape) {
             (Self::Taps, &[co, ci, kh, kw]) => (co, ci, kh * kw),
             (Self::DepthwiseTaps, &[c, _, kh, kw]) => (1, c, kh * kw),
-            (Self::Panels, &[cols, k]) => return panels::pack_matrix(cols, k, &data),
-            (Self::Int8Panels, &[cols, k]) => return panels::int8::pack_matrix(cols, k, &data),
-            (Self::Panels | Self::Int8Panels, &[co, ci, kh, kw]) => {
+            (Self::Panels(1), &[cols, k]) => return panels::pack_matrix(cols, k, &data),
+            (Self::Int8Panels(1), &[cols, k]) => return panels::int8::pack_matrix(cols, k, &data),
+            (Self::Panels(layers) | Self::Int8Panels(layers), &[cols, k]) => {
+                let (cols, layer) = (cols / layers, self.of_layer());
+                let layers = data.chunks_exact((cols * k).max(1)).map(|data| layer.pack(&[cols, k], data.to_vec()));
+                return layers.collect::<Vec<_>>().concat();
+            }
+            (Self::Panels(_) | Self::Int8Panels(_), &[co, ci, kh, kw]) => {
                 let taps = Self::Taps.pack(shape, data);
                 return self.pack(&[co, kh * kw * ci], taps);
             }
@@ -79,10 +88,19 @@ impl Layout {
         match (self, shape) {
             (Self::Taps, &[co, ci, kh, kw]) => self.pack(&[co, kh * kw, ci, 1], packed),
             (Self::DepthwiseTaps, &[c, _, kh, kw]) => self.pack(&[kh * kw, 1, c, 1], packed),
-            (Self::Panels | Self::Int8Panels | Self::TapPanels | Self::Winograd(_), _) => {
+            (Self::Panels(_) | Self::Int8Panels(_) | Self::TapPanels | Self::Winograd(_), _) => {
                 panic!("{self:?} of {shape:?} is not read back")
             }
             _ => packed,
+        }
+    }
+
+    /// Returns the layout of each of the matrices that this layout packs by themselves.
+    pub fn of_layer(self) -> Self {
+        match self {
+            Self::Panels(_) => Self::Panels(1),
+            Self::Int8Panels(_) => Self::Int8Panels(1),
+            whole => whole,
         }
     }
 
@@ -92,8 +110,8 @@ impl Layout {
     pub fn rows_together(self) -> Option<usize> {
         match self {
             Self::Rows | Self::Taps => Some(1),
-            Self::Panels | Self::Int8Panels | Self::Winograd(_) => Some(panels::PANEL),
-            Self::DepthwiseTaps | Self::TapPanels => None,
+            Self::Panels(1) | Self::Int8Panels(1) | Self::Winograd(_) => Some(panels::PANEL),
+            Self::Panels(_) | Self::Int8Panels(_) | Self::DepthwiseTaps | Self::TapPanels => None,
         }
     }
 }

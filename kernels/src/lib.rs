@@ -92,7 +92,6 @@ mod latent_to_rgba8;
 mod layer_norm;
 mod layout;
 mod linear;
-mod linear_pair;
 mod one_step_x0;
 mod operand;
 mod prediction;
@@ -125,7 +124,6 @@ pub use kernel::{
 pub use latent_to_rgba8::Rgba8;
 pub use layer_norm::LayerNorm;
 pub use linear::Linear;
-pub use linear_pair::LinearPair;
 pub use one_step_x0::OneStepX0;
 pub use prediction::Prediction;
 pub use prologue::{Norm, Prologue};
@@ -155,7 +153,6 @@ pub const FAMILIES: &[Family] = &[
     latent_to_rgba8::FAMILY,
     layer_norm::FAMILY,
     linear::FAMILY,
-    linear_pair::FAMILY,
     one_step_x0::FAMILY,
     row_moments::FAMILY,
     slice::FAMILY,

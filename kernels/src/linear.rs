@@ -13,22 +13,28 @@
 //!
 //! The prologue joins, normalises and activates the input as it is read.
 //!
+//! Several layers that read the same `x`, such as an attention's projections, are one product. The rows of `w` and `bias`
+//! are then those of all layers, `[layers * cols, k]` and `[layers * cols]`, and `y` is `[layers * r, cols]`: the results of
+//! one layer after the other. Here `r` are the rows with as many rows of zeros behind them as it takes for every layer to
+//! begin at a multiple of 256 bytes, so that it can be bound as a tensor of its own.
+//!
 //! * GPU: every workgroup computes one tile of `y`. `tile.rs` lists the tiles, which are the variants of the kernel;
 //!   `shaders/common/gemm.wgsl` and `gemm_matrix.wgsl` (matrix units) compute them. With some of the tiles several
 //!   workgroups sum over a part of `k` each, and a second stage adds the parts and applies the epilogue.
 //! * CPU: one product with packed panels (`panels.rs`) on all threads or, if the prologue changes the input, one
 //!   product per block of rows, which is first written to scratch memory.
 
+mod cases;
+
 use crate::channel_moments::{self, tiles_fit};
 use crate::cpu::{Epilogue, Threads};
-use crate::draw::Draw;
 use crate::fold::{EpilogueOp, PrologueOp};
 use crate::kernel::{
-    Activation, Case, Cost, Family, Fill, Kernel, Layout, Operand, Param, Program, Stage, Tolerance, parse, too_many,
+    Activation, Cost, Family, Kernel, Layout, Operand, Param, Program, Stage, Tolerance, parse, rows_to_bind, too_many,
 };
 use crate::names;
 use crate::panels::{Left, Panels, multiply};
-use crate::prologue::{Norm, Prologue};
+use crate::prologue::Prologue;
 use crate::row_moments;
 use crate::tile::{self, Moments, TILE, Tile};
 use crate::variant::Variant;
@@ -41,15 +47,19 @@ pub(crate) fn rows_per_block(k: usize) -> usize {
 }
 
 /// Fully connected layer applied to `rows` rows.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Linear {
     /// Rows of `x`: pixels or tokens of all images.
     pub rows: usize,
     /// Input features.
     pub k: usize,
-    /// Output features.
+    /// Output features of a layer.
     pub cols: usize,
+    /// Number of layers, each with weights and an output of its own. Several layers have widths of a multiple of four,
+    /// and neither residual nor moments.
+    #[serde(default = "one")]
+    pub layers: usize,
     /// Whether a bias is added.
     #[serde(default)]
     pub bias: bool,
@@ -71,22 +81,54 @@ pub struct Linear {
     pub row_moments: bool,
 }
 
+fn one() -> usize {
+    1
+}
+
+impl Default for Linear {
+    fn default() -> Self {
+        Self {
+            rows: 0,
+            k: 0,
+            cols: 0,
+            layers: 1,
+            bias: false,
+            activation: Activation::None,
+            residual: false,
+            prologue: Prologue::default(),
+            moments: false,
+            row_moments: false,
+        }
+    }
+}
+
 /// Entry of this kernel in [`FAMILIES`](crate::FAMILIES).
 pub(crate) const FAMILY: Family = Family {
     name: "linear",
     summary: "`residual + activation(x wᵀ + bias)`, also every 1x1 convolution",
-    cases,
-    model_shapes,
-    random,
+    cases: cases::cases,
+    model_shapes: cases::model_shapes,
+    random: cases::random,
     parse: parse::<Linear>,
 };
 
 impl Linear {
+    /// Returns the columns of all layers.
+    fn all_cols(&self) -> usize {
+        self.layers * self.cols
+    }
+
+    /// Returns the rows of a layer of `y`, those of zeros included.
+    fn stored_rows(&self) -> usize {
+        if self.layers == 1 { self.rows } else { rows_to_bind(self.rows, self.cols) }
+    }
+
     /// Returns the program that computes `y` with one of the tiles.
     fn program_of(&self, tile: &Tile) -> Program {
         let mut constants = vec![("HAS_BIAS", self.bias.into()), (names::HAS_RESIDUAL, self.residual.into())];
         constants.extend([
             (names::IN_PLACE, 0),
+            ("STACKED", (self.layers > 1).into()),
             ("HAS_MOMENTS", self.moments.into()),
             ("HAS_ROW_MOMENTS", self.row_moments.into()),
             ("Y_F32", 0),
@@ -96,13 +138,16 @@ impl Linear {
         constants.extend(tile.constants());
         let mut params = vec![
             Param::size("rows", self.rows),
-            Param::size("cols", self.cols),
+            Param::size("cols", self.all_cols()),
             Param::size("k4", self.k.div_ceil(4)),
-            Param::size("cols4", self.cols.div_ceil(4)),
+            Param::size("cols4", self.all_cols().div_ceil(4)),
         ];
+        if self.layers > 1 {
+            params.extend([Param::size("layer4", self.cols / 4), Param::size("stored_rows", self.stored_rows())]);
+        }
         params.extend(self.prologue.params(self.rows, self.k));
         let wgsl = include_str!("../../shaders/linear.wgsl");
-        Program { wgsl, constants, params, grid: tile.grid(self.rows, self.cols) }
+        Program { wgsl, constants, params, grid: tile.grid(self.stored_rows(), self.all_cols()) }
     }
 }
 
@@ -115,18 +160,24 @@ impl Kernel for Linear {
         if self.moments && self.row_moments {
             return Some("`moments` and `row_moments` exclude each other");
         }
+        if self.layers == 0 {
+            return Some("there must be at least one layer");
+        }
+        if self.layers > 1 && (self.residual || self.moments || self.row_moments || !self.cols.is_multiple_of(4)) {
+            return Some("several layers need a multiple of four columns, and have neither residual nor moments");
+        }
         self.prologue.refusal(self.rows, self.k).or_else(|| too_many(&self.operands()))
     }
 
     fn operands(&self) -> Vec<Operand> {
         let mut operands = vec![
             self.prologue.x(&[self.rows], self.k),
-            Operand::weight("w", [self.cols, self.k]).host(Layout::Panels),
-            Operand::read(names::BIAS, [self.cols]).optional(self.bias),
+            Operand::weight("w", [self.all_cols(), self.k]).host(Layout::Panels(self.layers)),
+            Operand::read(names::BIAS, [self.all_cols()]).optional(self.bias),
             Operand::read(names::RESIDUAL, [self.rows, self.cols]).optional(self.residual),
         ];
         operands.extend(self.prologue.operands(&[self.rows], self.k));
-        operands.push(Operand::write(names::Y, [self.rows, self.cols]));
+        operands.push(Operand::write(names::Y, [self.layers * self.stored_rows(), self.cols]));
         operands.push(channel_moments::operand(1, self.rows, self.cols).optional(self.moments));
         operands.push(row_moments::operand(self.rows, self.cols).optional(self.row_moments));
         operands
@@ -134,7 +185,7 @@ impl Kernel for Linear {
 
     fn variants(&self) -> Vec<Variant> {
         let moments = if self.row_moments { Moments::Rows } else { Moments::of_channels(self.moments) };
-        tile::variants(tile::SINGLE, [self.rows, self.k, self.cols], &self.prologue, moments)
+        tile::variants(tile::SINGLE, [self.rows, self.k, self.all_cols()], &self.prologue, moments)
     }
 
     fn program(&self, variant: &Variant) -> Program {
@@ -143,11 +194,11 @@ impl Kernel for Linear {
 
     fn stages(&self, variant: &Variant) -> Vec<Stage> {
         let tile = tile::of(tile::SINGLE, variant);
-        tile::stages(tile, self.operands(), [self.rows, self.cols], |tile| self.program_of(tile))
+        tile::stages(tile, self.operands(), [self.rows, self.all_cols()], |tile| self.program_of(tile))
     }
 
     fn cost(&self) -> Cost {
-        Cost::macs(self.rows * self.cols * self.k)
+        Cost::macs(self.rows * self.all_cols() * self.k)
     }
 
     fn residual_in_place(&self) -> bool {
@@ -161,9 +212,10 @@ impl Kernel for Linear {
     fn reference(&self, inputs: &[&[f64]]) -> Vec<Vec<f64>> {
         let &[x, w, bias, residual, ref rest @ ..] = inputs else { panic!("linear reads nine operands") };
         let x = self.prologue.reference(self.k, x, rest);
-        let mut y = vec![0.0; self.rows * self.cols];
+        let layer_size = self.stored_rows() * self.cols;
+        let mut y = vec![0.0; self.layers * layer_size];
         for row in 0..self.rows {
-            for col in 0..self.cols {
+            for col in 0..self.layers * self.cols {
                 let mut sum = 0.0;
                 for k in 0..self.k {
                     sum += x[row * self.k + k] * w[col * self.k + k];
@@ -175,7 +227,7 @@ impl Kernel for Linear {
                 if self.residual {
                     sum += residual[row * self.cols + col];
                 }
-                y[row * self.cols + col] = sum;
+                y[col / self.cols * layer_size + row * self.cols + col % self.cols] = sum;
             }
         }
         let moments = if self.moments { channel_moments::reference(1, self.rows, self.cols, &y) } else { Vec::new() };
@@ -187,14 +239,22 @@ impl Kernel for Linear {
         let (&[x, w, bias, residual, ref rest @ ..], [y, moments, of_rows]) = (inputs, outputs) else {
             panic!("linear has twelve operands")
         };
-        let w = Panels::new(w, self.cols, self.k);
-        let epilogue = Epilogue { bias, shift: &[], rows_per_image: self.rows, activation: self.activation, residual };
         let prologue = self.prologue.rows(self.rows, self.k, x, rest);
         let block = if prologue.plain().is_some() { self.rows } else { rows_per_block(self.k) };
         prologue.in_blocks(block, |first, x| {
             let rows = x.len() / self.k;
-            let y = &mut y[first * self.cols..][..rows * self.cols];
-            multiply(y, Left::new(x, rows, self.k), w, Some(epilogue.at_row(first)), Threads::All);
+            let layers = y.chunks_exact_mut(self.stored_rows() * self.cols).zip(w.chunks_exact(w.len() / self.layers));
+            for (layer, (y, w)) in layers.enumerate() {
+                let bias = if self.bias { &bias[layer * self.cols..][..self.cols] } else { &[] };
+                let (activation, rows_per_image) = (self.activation, self.rows);
+                let epilogue = Epilogue { bias, shift: &[], rows_per_image, activation, residual };
+                let (written, rest) = y[first * self.cols..].split_at_mut(rows * self.cols);
+                let w = Panels::new(w, self.cols, self.k);
+                multiply(written, Left::new(x, rows, self.k), w, Some(epilogue.at_row(first)), Threads::All);
+                if first + rows == self.rows {
+                    rest.fill(0.0);
+                }
+            }
         });
         if self.moments {
             channel_moments::write_all(1, self.rows, self.cols, y, moments);
@@ -210,8 +270,8 @@ impl Kernel for Linear {
     }
 
     fn with_epilogue(&self, op: &EpilogueOp) -> Option<Box<dyn Kernel>> {
-        // Nothing changes an output whose moments are written.
-        if self.moments || self.row_moments {
+        // Nothing changes an output whose moments are written, or that of several layers.
+        if self.moments || self.row_moments || self.layers > 1 {
             return None;
         }
         let changed = match *op {
@@ -227,103 +287,9 @@ impl Kernel for Linear {
         };
         Some(Box::new(changed))
     }
-}
 
-fn cases() -> Vec<Case> {
-    let plain = |rows, k, cols| Linear { rows, k, cols, ..Linear::default() };
-    let full = |rows, k, cols| Linear { bias: true, residual: true, ..plain(rows, k, cols) };
-    let mut cases = vec![
-        Case::new(plain(1, 1, 1)),
-        Case::new(full(63, 17, 65)),
-        Case::new(full(64, 16, 64)),
-        Case::new(full(65, 15, 63)),
-        Case::new(full(2, 130, 7)).fill("x", Fill::Normal(3.0, 1.0)),
-        Case::new(plain(67, 29, 131)).integers(),
-        Case::new(full(5, 40, 72)).integers(),
-    ];
-    for activation in Activation::ALL {
-        cases.push(Case::new(Linear { activation, ..full(9, 20, 12) }).fill("bias", Fill::Normal(-1.0, 4.0)));
+    fn stacked(&self, layers: usize) -> Option<Box<dyn Kernel>> {
+        let all = Self { layers, ..self.clone() };
+        (self.layers == 1 && all.refusal().is_none()).then(|| Box::new(all) as Box<dyn Kernel>)
     }
-    let reading =
-        |linear: Linear, joined, norm| Linear { prologue: Prologue { joined, norm, ..Prologue::default() }, ..linear };
-    let channels = |images, activation| Norm::Channels { images, activation };
-    cases.extend([
-        // An input of two tensors: the second of any width, the border inside a step of `k` and at its end.
-        Case::new(reading(full(65, 23, 70), 3, Norm::None)),
-        Case::new(reading(full(7, 36, 5), 20, Norm::None)).integers(),
-        // Normalised inputs, whose padding must stay zero; a tile that contains rows of several images.
-        Case::new(reading(full(66, 17, 65), 0, Norm::LAYER)).fill("x", Fill::Normal(3.0, 1.0)),
-        // Statistics of several blocks of channels, the last of which is not full.
-        Case::new(reading(plain(5, 330, 3), 0, Norm::LAYER)).fill("x", Fill::Normal(3.0, 1.0)),
-        Case::new(reading(full(66, 18, 63), 0, channels(3, Activation::Silu))),
-        Case::new(reading(plain(130, 40, 9), 0, channels(2, Activation::None))).integers(),
-        Case::new(reading(full(12, 21, 64), 9, channels(1, Activation::Relu))),
-        // An f32 `x`, alone and beside an `x2` in the stored type.
-        Case::new(Linear { prologue: Prologue { f32_input: true, ..Prologue::default() }, ..full(67, 21, 64) }),
-        Case::new(Linear {
-            prologue: Prologue { joined: 9, f32_input: true, norm: channels(1, Activation::Silu) },
-            ..full(12, 21, 64)
-        }),
-        // With moments: tiles of rows and columns that are not full.
-        Case::new(Linear { moments: true, ..full(63, 17, 65) }),
-        Case::new(Linear { moments: true, activation: Activation::Silu, ..full(193, 16, 6) }),
-        Case::new(Linear { moments: true, ..reading(full(128, 20, 67), 8, channels(2, Activation::Silu)) }),
-        // With moments of rows: one block, several, and a last one that is not full; a padding of three, one and none.
-        Case::new(Linear { row_moments: true, ..full(65, 17, 31) }),
-        Case::new(Linear { row_moments: true, activation: Activation::Relu, ..full(18, 16, 195) })
-            .fill("bias", Fill::Normal(30.0, 1.0)),
-        Case::new(Linear { row_moments: true, residual: false, ..reading(full(130, 140, 128), 0, Norm::LAYER) }),
-        // More rows than a block of the CPU form.
-        Case::new(reading(full(257, 4097, 3), 0, Norm::LAYER)),
-    ]);
-    cases
-}
-
-fn model_shapes() -> Vec<Case> {
-    let plain = Linear { rows: 256, k: 1024, cols: 1024, ..Linear::default() };
-    vec![
-        // mid_block: queries; the second matrix of the feed-forward; pwconv1 and pwconv2.
-        Case::new(plain.clone()),
-        Case::new(Linear { k: 3072, bias: true, residual: true, ..plain.clone() }),
-        Case::new(Linear { cols: 6144, bias: true, activation: Activation::Silu, ..plain.clone() }),
-        Case::new(Linear { k: 6144, bias: true, residual: true, ..plain.clone() }),
-        // mid_block: queries with a LayerNorm; pwconv1 with a GroupNorm.
-        Case::new(Linear { prologue: Prologue { norm: Norm::LAYER, ..Prologue::default() }, ..plain.clone() }),
-        Case::new(Linear {
-            cols: 6144,
-            bias: true,
-            activation: Activation::Silu,
-            prologue: Prologue {
-                norm: Norm::Channels { images: 1, activation: Activation::None },
-                ..Prologue::default()
-            },
-            ..plain.clone()
-        }),
-        // up_blocks.0: the shortcut of 1664 channels at 32x32, from one tensor and from two. A projection of the text
-        // encoder, and one of the time.
-        Case::new(Linear { rows: 1024, k: 1664, cols: 640, bias: true, ..plain.clone() }),
-        Case::new(Linear {
-            rows: 1024,
-            k: 1664,
-            cols: 640,
-            bias: true,
-            prologue: Prologue { joined: 640, ..Prologue::default() },
-            ..plain.clone()
-        }),
-        Case::new(Linear { rows: 77, k: 768, cols: 768, bias: true, residual: true, ..plain.clone() }),
-        Case::new(Linear { rows: 1, k: 512, bias: true, ..plain }),
-    ]
-}
-
-fn random(draw: &mut Draw<'_>) -> Case {
-    let (rows, k, cols, bias) = (draw.size(TILE), draw.size(16), draw.size(TILE), draw.flip());
-    let (activation, residual) = (draw.of(&Activation::ALL), draw.flip());
-    let norms = [Norm::None, Norm::LAYER, Norm::Channels { images: 1, activation: Activation::Silu }];
-    let prologue = Prologue::random(draw, k, &norms);
-    let moments = prologue.norm != Norm::LAYER && draw.flip();
-    // With a LayerNorm, a residual and row moments it would bind more buffers than every device has.
-    let row_moments = !moments && (prologue.norm != Norm::LAYER || !residual) && draw.flip();
-    let exact = activation == Activation::None && prologue.norm == Norm::None && !moments && !row_moments;
-    let case = Case::new(Linear { rows, k, cols, bias, activation, residual, prologue, moments, row_moments });
-    if exact && draw.flip() { case.integers() } else { case }
 }

@@ -97,7 +97,7 @@ impl Operand {
     /// panels, which products read as they are. Weights that a convolution transforms or reads tap by tap stay in f32.
     pub fn host_layout(&self, weights: WeightType) -> Layout {
         match (self.host, self.dtype, weights) {
-            (Layout::Panels, DType::Weight, WeightType::Int8) => Layout::Int8Panels,
+            (Layout::Panels(layers), DType::Weight, WeightType::Int8) => Layout::Int8Panels(layers),
             (host, ..) => host,
         }
     }

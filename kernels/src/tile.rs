@@ -1,4 +1,4 @@
-//! Tiles of matrix products on a GPU: the variants of `linear`, `conv2d`, `swish_glu` and `linear_pair`.
+//! Tiles of matrix products on a GPU: the variants of `linear`, `conv2d` and `swish_glu`.
 //!
 //! The best tile depends on the shape. A large tile moves fewer bytes for every multiplication. A small tile keeps a
 //! device busy where there are few rows and columns, and so does a workgroup whose invocations or subgroups share the

@@ -1,10 +1,25 @@
 // Last stage of a product: the entry point that computes the sums of a tile, or adds those of its parts, applies the
 // epilogue and writes y. See common/product.wgsl. Workgroup (x, y, z) computes tile x of the columns and tile
 // `row_tile` of the rows.
+//
+// With STACKED the columns belong to layers of `4 * params.layer4` columns each, and y is [layers, stored_rows, columns of
+// a layer]; rows from `rows` on are zeros.
 #import activation
 #import gemm_columns
 @if(HAS_MOMENTS) #import tile_moments
 @if(HAS_ROW_MOMENTS) #import block_moments
+
+// Returns the rows of y, or of a layer of it.
+fn stored_rows() -> u32 {
+    @if(STACKED) return params.stored_rows;
+    @if(!STACKED) return params.rows;
+}
+
+// Returns the index in y of vec4 `col4` of the columns in row 0, and the distance from one row to the next.
+fn column_at(col4: u32) -> vec2<u32> {
+    @if(STACKED) return vec2<u32>(col4 / params.layer4 * params.stored_rows * params.layer4 + col4 % params.layer4, params.layer4);
+    @if(!STACKED) return vec2<u32>(col4, params.cols4);
+}
 
 // Loads the residual at vec4 `at` of y. With IN_PLACE, y contains it before it is overwritten.
 fn added_at(at: u32) -> Pack {
@@ -21,7 +36,7 @@ fn main(
     @builtin(local_invocation_index) thread: u32,
 ) {
     let row0 = row_tile(group, groups) * TILE_ROWS;
-    if row0 >= params.rows { return; }
+    if row0 >= stored_rows() { return; }
     @if(PRODUCT) var sums = gemm_tile(row0, group.x * 4u * TILE_QUADS, 0u, inner4(), thread);
     @if(!PRODUCT) var sums = met_sums(row0, group.x * TILE_QUADS, thread);
     let row = row0 + ROWS_EACH * (thread / THREADS_X);
@@ -30,7 +45,8 @@ fn main(
     for (var j = 0u; j < QUADS_EACH; j++) {
         let col4 = group.x * TILE_QUADS + j * THREADS_X + thread % THREADS_X;
         // `&` instead of `&&`, which would be a branch.
-        let inside = (thread < LAYER) & (row < params.rows) & (col4 < params.cols4);
+        let inside = (thread < LAYER) & (row < stored_rows()) & (col4 < params.cols4);
+        let place = column_at(col4);
         let own4 = min(col4, params.cols4 - 1u);
         // All loads are issued before any of them is used. With IN_PLACE, invocations must not read elements that
         // others write, hence the condition.
@@ -50,9 +66,10 @@ fn main(
             @if(HAS_RESIDUAL) v += load4(added[i]);
             @if(IN_PLACE) v += load4(added[i]);
             v = without_padding(v, col4, params.cols);
-            let stored = inside & (row + i < params.rows);
+            @if(STACKED) v = select(vec4<f32>(0.0), v, row + i < params.rows);
+            let stored = inside & (row + i < stored_rows());
             if stored {
-                let at = (row + i) * params.cols4 + col4;
+                let at = place.x + (row + i) * place.y;
                 @if(!Y_F32) y[at] = store4(v);
                 @if(Y_F32) y[at] = v;
             }

@@ -47,7 +47,8 @@ impl<'a> Memory<'a> {
     }
 
     fn read(&mut self, tensor: usize) -> Result<(), String> {
-        let lost = self.units(tensor).is_some_and(|units| units.iter().any(|owner| *owner != Some(tensor)));
+        let written = owner(self.recording, tensor);
+        let lost = self.units(tensor).is_some_and(|units| units.iter().any(|owner| *owner != Some(written)));
         if lost {
             Err(format!("`{}` (tensor {tensor}) is overwritten", self.recording.tensors[tensor].name))
         } else {
@@ -94,6 +95,11 @@ impl<'a> Memory<'a> {
     }
 }
 
+/// Returns the tensor that a step writes for `tensor`: itself, or the one that it is a part of.
+fn owner(recording: &Recording, tensor: usize) -> usize {
+    if let Origin::Part(part) = recording.tensors[tensor].origin { part.of } else { tensor }
+}
+
 /// Simulates a plan for GPUs and for the CPU. The first run writes all inputs, each further one the inputs of its mask.
 pub(crate) fn play(recording: &Recording, runs: &[u64]) -> Result<(), String> {
     use mobilediffusion_graph::TensorInfo;
@@ -134,21 +140,31 @@ fn wrong_places_are_found() {
 
     // Side by side in one arena nothing is overwritten, but a GPU must not read an arena that a step writes.
     let mut end = 0;
-    let mut beside = |(tensor, place): (usize, &Option<(usize, usize)>)| {
-        place.map(|_| {
-            let offset = end;
+    let mut beside = vec![None; plan.places.len()];
+    for (tensor, place) in beside.iter_mut().enumerate() {
+        if plan.places[tensor].is_some() && owner(&recording, tensor) == tensor {
+            *place = Some((0, end));
             end += bytes_of(tensor).next_multiple_of(ARENA_ALIGNMENT);
-            (0, offset)
-        })
-    };
-    let beside: Vec<_> = plan.places.iter().enumerate().map(&mut beside).collect();
+        }
+    }
+    for tensor in 0..beside.len() {
+        let of = owner(&recording, tensor);
+        if let (Some((_, within)), Some((_, first)), Some((_, offset))) =
+            (plan.places[tensor], plan.places[of], beside[of])
+        {
+            beside[tensor] = Some((0, offset + within - first));
+        }
+    }
     run(&beside, false).expect("every tensor has a place of its own");
     let found = run(&beside, true).expect_err("all tensors are in one arena");
     assert!(found.ends_with("reads and writes one arena"), "{found}");
 
     // A step reads two tensors, of which one begins in the last unit of the other.
     let mut pairs = recording.nodes.iter().enumerate().filter_map(|(step, node)| {
-        let planned = |t: &usize| beside[*t].is_some() && recording.tensors[*t].origin != Origin::Step(step);
+        let planned = |t: &usize| {
+            let is_own = owner(&recording, *t) == *t && recording.tensors[*t].origin != Origin::Step(step);
+            beside[*t].is_some() && is_own
+        };
         let mut read = node.operands.iter().flatten().copied().filter(planned);
         let (a, b) = (read.next()?, read.next()?);
         (a != b).then_some((a, b))

@@ -95,12 +95,13 @@ impl Transformer<'_> {
             Heads::Many(heads) => heads,
         };
         let attend = Attend { heads, phi: self.phi, causal: false };
+        let q = g.linear(n, "to_q", projection)?;
         let y = if shared {
-            let (q, kv) = g.linear_pair(n, ("to_q", "to_kv"), d)?;
+            let kv = g.linear(source, "to_kv", projection)?;
             g.attention(&q, &kv, None, attend)?
         } else {
-            let q = g.linear(n, "to_q", projection)?;
-            let (k, v) = g.linear_pair(source, ("to_k", "to_v"), d)?;
+            let k = g.linear(source, "to_k", projection)?;
+            let v = g.linear(source, "to_v", projection)?;
             g.attention(&q, &k, Some(&v), attend)?
         };
         g.linear(&y, "to_out.0", Linear { bias: true, residual: Some(h), ..projection })
