@@ -55,6 +55,56 @@ fn a_second_request_of_a_shape_makes_nothing() {
 }
 
 #[test]
+fn a_prompt_is_encoded_once_and_every_picture_is_its_own() {
+    /// Draws, and returns the picture and how often progress was reported for the text.
+    fn told(pipeline: &mut Pipeline, request: &Request) -> (Vec<Picture>, usize) {
+        let mut text = 0;
+        let drawn = pipeline.generate(request, &mut |progress| {
+            text += usize::from(progress.phase == Phase::Text);
+            Flow::Continue
+        });
+        (drawn.expect("the request draws"), text)
+    }
+    let ddim =
+        |negative: &str| Request { steps: Some(5), guidance: Some(3.0), negative: negative.to_owned(), ..small("sun") };
+    let requests = [
+        (small("sun"), false),
+        (Request { seed: 1, ..small("sun") }, true),
+        (small("red apple"), false),
+        (small("sun"), false),
+        (ddim("blue"), false),
+        (Request { seed: 1, ..ddim("blue") }, true),
+        (ddim("red"), false),
+        // The plan for one step still has the prompt, and so has it after a request of another size.
+        (small("sun"), true),
+        (Request { height: Some(64), ..small("sun") }, false),
+        (small("sun"), true),
+        // Three steps at three timesteps.
+        (Request { steps: Some(3), ..small("sun") }, false),
+        (Request { steps: Some(3), seed: 1, ..small("sun") }, true),
+    ];
+    for device in devices() {
+        let mut pipeline = load(device.clone());
+        for (request, has_it) in &requests {
+            let (drawn, text) = told(&mut pipeline, request);
+            assert_eq!(text == 1, *has_it, "{request:?}: progress of the text was told {text} times");
+            assert!(
+                drawn == draw(&mut load(device.clone()), request),
+                "{request:?}: a new pipeline draws another picture"
+            );
+        }
+        // A request that is stopped after its text leaves the next one complete.
+        let stopped = pipeline.generate(&small("pizza"), &mut |progress| match progress.phase {
+            Phase::Denoise => Flow::Stop,
+            _ => Flow::Continue,
+        });
+        assert!(matches!(stopped, Err(ModelError::Stopped)), "it was stopped");
+        let (drawn, text) = told(&mut pipeline, &small("pizza"));
+        assert!(text == 1 && drawn == draw(&mut load(device), &small("pizza")), "progress of the text: {text}");
+    }
+}
+
+#[test]
 fn fewer_bits_draw_nearly_the_same_and_halves_not_on_the_cpu() {
     for device in devices() {
         let halved = Options { floats: Floats::F16, ..on(device.clone()) };

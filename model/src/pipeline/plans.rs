@@ -51,11 +51,22 @@ impl Key {
     }
 }
 
+/// What the inputs of a UNet's plan hold that a later request may need again. What depends on these alone, such as keys and
+/// values of the text, is then not computed again.
+#[derive(Debug, Default)]
+pub(super) struct Held {
+    /// Prompts whose context is there; `None` before the first.
+    pub(super) prompts: Option<Vec<String>>,
+    /// Timestep that is there; `None` before the first.
+    pub(super) timestep: Option<usize>,
+}
+
 /// Plan with its memory on the device.
 #[derive(Debug)]
 struct Plan {
     key: Key,
     session: Session,
+    held: Held,
 }
 
 /// Plans that are ready, the most recently used one last.
@@ -75,7 +86,7 @@ impl Plans {
 
     /// Adds a plan as the most recently used one.
     pub(super) fn add(&mut self, key: Key, session: Session) {
-        self.0.push(Plan { key, session });
+        self.0.push(Plan { key, session, held: Held::default() });
     }
 
     /// Marks plans as the most recently used ones, in the order of `keys`.
@@ -101,7 +112,16 @@ impl Plans {
 
     /// Returns the session of a plan that is ready.
     pub(super) fn session(&mut self, key: Key) -> &mut Session {
+        &mut self.plan(key).session
+    }
+
+    /// Returns what the inputs of a plan hold. Whoever writes one of these inputs keeps it true.
+    pub(super) fn held(&mut self, key: Key) -> &mut Held {
+        &mut self.plan(key).held
+    }
+
+    fn plan(&mut self, key: Key) -> &mut Plan {
         let plan = self.0.iter_mut().find(|plan| plan.key == key);
-        &mut plan.expect("a request's plans are ready before it runs").session
+        plan.expect("a request's plans are ready before it runs")
     }
 }

@@ -95,10 +95,15 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Encodes the prompts and passes them to the UNet. With guidance, the negative prompt comes first.
+    /// Encodes the prompts and passes them to the UNet, unless it has them from the last request. With guidance, the
+    /// negative prompt comes first.
     async fn text(&mut self) -> Result<(), ModelError> {
         let prompts = [self.request.negative.as_str(), self.request.prompt.as_str()];
         let prompts = if self.shape.guided { &prompts[..] } else { &prompts[1..] };
+        let key = Key::Denoise(self.shape);
+        if self.plans.held(key).prompts.as_ref().is_some_and(|held| held == prompts) {
+            return self.voice.tell(Phase::Text, (1, 1), None);
+        }
         let mut context = Vec::new();
         for (done, prompt) in prompts.iter().enumerate() {
             let ids = self.model.encode(prompt)?.ids;
@@ -106,7 +111,10 @@ impl<'a> Run<'a> {
             self.run(Key::Text, Phase::Text, (done, prompts.len())).await?;
             context.extend(self.plans.session(Key::Text).read_async("context").await?);
         }
-        Ok(self.plans.session(Key::Denoise(self.shape)).write("context", &context)?)
+        self.plans.held(key).prompts = None;
+        self.plans.session(key).write("context", &context)?;
+        self.plans.held(key).prompts = Some(prompts.iter().map(ToString::to_string).collect());
+        Ok(())
     }
 
     /// Encodes the initial picture.
@@ -189,8 +197,13 @@ impl<'a> Run<'a> {
         if let Some(fresh) = fresh {
             session.write("noise", fresh)?;
         }
-        session.write("timestep", &vec![step.timestep as f32; self.shape.batch()])?;
         session.write("coefficients", &step.coefficients)?;
+        if self.plans.held(key).timestep.replace(step.timestep) != Some(step.timestep) {
+            let timesteps = vec![step.timestep as f32; self.shape.batch()];
+            let written = self.plans.session(key).write("timestep", &timesteps);
+            written.inspect_err(|_| self.plans.held(key).timestep = None)?;
+        }
+        let session = self.plans.session(key);
         Ok(session.run_ahead(&mut |_, _| self.voice.say(Phase::Denoise, steps, None)).await?)
     }
 
