@@ -12,6 +12,8 @@ from .jobs import INT8, Failed, execute, say, storage
 FULL = "mobilediffusion"
 # Table 4 of the paper, in milliseconds on a phone: MobileDiffusion's network, then Stable Diffusion 1.5's.
 PAPER = {"unet": (142, 357), "decoder": (92, 285)}
+# What the program says if a network or a picture is wrong. Other failures, such as too little memory, are no errors of it.
+WRONG = ("computes a wrong result", "gave two different pictures")
 
 
 class Section:
@@ -32,6 +34,8 @@ class Section:
             return measured
         except Failed as failed:
             self.leave_out(what, str(failed))
+            if any(words in str(failed) for words in WRONG):
+                self.failed.append(f"{what}: {failed}")
             return None
 
     def leave_out(self, what, why):

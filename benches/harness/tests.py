@@ -78,6 +78,22 @@ class Jobs(unittest.TestCase):
         self.assertEqual(section.record["left_out"], [{"what": "part of kernels", "why": "one is wrong"}])
         self.assertEqual(section.failed, ["kernels: one is wrong"], "`run` ends with an error")
 
+    def test_a_wrong_network_is_an_error_and_one_without_room_is_none(self):
+        def failing(message):
+            def run(left):
+                raise Failed(message)
+            return run
+
+        section = sections.Section(None, Budget(100), {"left_out": []})
+        wrong = "the plan computes a wrong result: step 3, linear at `proj`"
+        with mock.patch("builtins.print"):
+            self.assertIsNone(section.attempt("unet", failing(wrong)))
+            self.assertIsNone(section.attempt("sd15", failing("weights: out of memory")))
+        self.assertEqual([row["what"] for row in section.record["left_out"]], ["unet", "sd15"])
+        self.assertEqual(section.failed, [f"unet: {wrong}"])
+        program = "".join(file.read_text() for file in (Path(__file__).parents[2] / "cli/src/bench").glob("*.rs"))
+        self.assertTrue(all(words in program for words in sections.WRONG), "the program says it in other words")
+
     def test_starts_compile_the_variants_that_were_tuned(self):
         script = "#!/bin/sh\ncd $XDG_CACHE_HOME\nprintf '{\"seconds\": \"%s\"}' \"$(cat $(find . -type f) </dev/null)\"\n"
         for saved in ("the fastest", ""):
