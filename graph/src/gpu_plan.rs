@@ -8,7 +8,7 @@ use crate::plan::{
 };
 use crate::record::Recording;
 use mobilediffusion_kernels::kernel::elements;
-use mobilediffusion_kernels::{Access, Storage, names};
+use mobilediffusion_kernels::{Access, Storage};
 
 /// Memory plan of a recording on a GPU; see [`Recording::arenas`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -17,7 +17,8 @@ pub struct GpuPlan {
     pub places: Vec<Option<(usize, usize)>>,
     /// Size of every arena in bytes.
     pub arenas: Vec<usize>,
-    /// For every step, whether its first output is written over its residual.
+    /// For every step, whether its first output is written over the operand of
+    /// [`Kernel::in_place`](mobilediffusion_kernels::Kernel::in_place).
     pub in_place: Vec<bool>,
 }
 
@@ -25,7 +26,7 @@ impl Recording {
     /// Places all planned tensors in a few arenas of at most `limit` bytes each, for a GPU that stores tensors as
     /// `storage`.
     ///
-    /// An output is written over its step's residual where that makes the plan smaller.
+    /// An output is written over an operand of its step, such as the residual, where that makes the plan smaller.
     ///
     /// # Errors
     /// If no placement in arenas of at most `limit` bytes was found.
@@ -52,7 +53,7 @@ impl Recording {
         Ok(GpuPlan { places: self.by_tensor(&tensors, &places, shifted), arenas: bytes, in_place })
     }
 
-    /// Returns the most bytes alive at any step on a GPU, where outputs may overwrite residuals. No plan needs less.
+    /// Returns the most bytes alive at any step on a GPU, where outputs may overwrite operands. No plan needs less.
     pub(crate) fn lower_bound_in_place(&self, bytes_of: impl Fn(&TensorInfo) -> usize) -> usize {
         let (tensors, lifetimes): (Vec<usize>, Vec<Lifetime>) = self.lifetimes(bytes_of).into_iter().unzip();
         let aliases: Vec<Alias> = self.aliases(&tensors, &lifetimes).into_iter().map(|(_, alias)| alias).collect();
@@ -117,25 +118,25 @@ impl Recording {
         found
     }
 
-    /// Returns the steps whose output may be written over their residual, with the pair of tensors: no other operand of
-    /// the step and no later step reads the residual.
+    /// Returns the steps whose output may be written over an operand, with the pair of tensors: no other operand of the
+    /// step and no later step reads what is overwritten.
     fn aliases(&self, tensors: &[usize], lifetimes: &[Lifetime]) -> Vec<(usize, Alias)> {
         let alias = |(step, node): (usize, &crate::Node)| {
             let operands = node.kernel.operands();
             let of = |wanted: &dyn Fn(&mobilediffusion_kernels::Operand) -> bool| {
                 operands.iter().zip(&node.operands).find(|(operand, _)| wanted(operand)).and_then(|(_, tensor)| *tensor)
             };
-            let residual =
-                of(&|operand| operand.name == names::RESIDUAL).filter(|_| node.kernel.residual_in_place())?;
+            let name = node.kernel.in_place()?;
+            let input = of(&|operand| operand.name == name)?;
             let output = of(&|operand| operand.access == Access::Write)?;
-            let Origin::Step(writer) = self.tensors[residual].origin else { return None };
-            let is_kept = self.masks[writer] != self.masks[step] || self.outputs.iter().any(|(_, t)| *t == residual);
-            let read_once = node.operands.iter().flatten().filter(|tensor| **tensor == residual).count() == 1;
-            let [residual, output] = [residual, output].map(|tensor| tensors.binary_search(&tensor).ok());
-            let (residual, output) = (residual?, output?);
-            let (before, after) = (&lifetimes[residual], &lifetimes[output]);
+            let Origin::Step(writer) = self.tensors[input].origin else { return None };
+            let is_kept = self.masks[writer] != self.masks[step] || self.outputs.iter().any(|(_, t)| *t == input);
+            let read_once = node.operands.iter().flatten().filter(|tensor| **tensor == input).count() == 1;
+            let [input, output] = [input, output].map(|tensor| tensors.binary_search(&tensor).ok());
+            let (input, output) = (input?, output?);
+            let (before, after) = (&lifetimes[input], &lifetimes[output]);
             let fits = before.last == step && after.first == step && before.bytes == after.bytes;
-            (fits && read_once && !is_kept).then_some((step, (residual, output)))
+            (fits && read_once && !is_kept).then_some((step, (input, output)))
         };
         self.nodes.iter().enumerate().filter_map(alias).collect()
     }

@@ -15,7 +15,7 @@
 //! |---|---|---|---|
 //! | slots: a tensor takes a whole buffer, which later tensors reuse | 1.086 | 1.000 | 1.286 |
 //! | one arena, bound read-write | 1.000 | 1.000 | 1.000 |
-//! | a few arenas, inputs and outputs of a step in different ones | 1.031 | 1.023 | 1.024 |
+//! | a few arenas, inputs and outputs of a step in different ones | 1.031 | 1.006 | 1.024 |
 //!
 //! With a single arena no kernel could bind its inputs read-only, so shader compilers could not rely on memory that
 //! does not change. A few arenas keep read-only bindings, and a replay takes the same time (see

@@ -261,7 +261,7 @@ pub struct PlanSummary {
     pub arena_bytes: usize,
     /// Most bytes alive at any step, where no step writes over what it reads.
     pub lower_bound_bytes: usize,
-    /// Most bytes alive at any step, where outputs may overwrite residuals as on a GPU. No plan needs less.
+    /// Most bytes alive at any step, where outputs may overwrite operands as on a GPU. No plan needs less.
     pub lower_bound_in_place_bytes: usize,
     /// Bytes of the weights on a GPU.
     pub weight_bytes: usize,

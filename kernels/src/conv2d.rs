@@ -264,9 +264,9 @@ impl Kernel for Conv2d {
         Cost::macs(self.pixels() * self.co * self.patch_len())
     }
 
-    fn residual_in_place(&self) -> bool {
+    fn in_place(&self) -> Option<&'static str> {
         // In place, the residual is read in the type of `y`, but an f32 `y` has a residual of the stored type.
-        self.residual && !self.f32_output
+        (self.residual && !self.f32_output).then_some(names::RESIDUAL)
     }
 
     fn tolerance(&self) -> Tolerance {

@@ -81,7 +81,7 @@ impl Kernel for GroupNorm {
         params.extend(self.prologue.params(self.rows, self.c));
         Program {
             wgsl: include_str!("../../shaders/group_norm.wgsl"),
-            constants: self.prologue.constants().to_vec(),
+            constants: [&self.prologue.constants()[..], &[(names::IN_PLACE, 0)]].concat(),
             params,
             grid: folded_grid((self.rows * c4).div_ceil(THREADS)),
         }
@@ -104,6 +104,10 @@ impl Kernel for GroupNorm {
     fn cpu(&self, inputs: &[&[f32]], outputs: &mut [&mut [f32]]) {
         let (&[x, x2, norm], [y]) = (inputs, outputs) else { panic!("group_norm has four operands") };
         self.prologue.rows(self.rows, self.c, x, &[x2, &[], &[], &[], norm]).make_ready(0, y, Threads::All);
+    }
+
+    fn in_place(&self) -> Option<&'static str> {
+        (self.prologue.joined == 0 && !self.prologue.f32_input).then_some(names::X)
     }
 
     fn prologue_offer(&self) -> Option<PrologueOffer> {

@@ -105,9 +105,9 @@ impl Stage {
         std::iter::once(Binding::Uniform).chain(self.operands.iter().map(Operand::binding)).collect()
     }
 
-    /// Changes the stage for a residual that lies in the memory of the first output. The shader then reads the residual
-    /// from the output's binding, and the residual itself is not bound.
-    pub fn read_in_place(&mut self) {
+    /// Changes the stage for an operand that lies in the memory of the first output; see [`Kernel::in_place`]. The shader
+    /// then reads it from the output's binding, and the operand itself is not bound.
+    pub fn read_in_place(&mut self, operand: &str) {
         for (name, value) in &mut self.program.constants {
             match *name {
                 names::HAS_RESIDUAL => *value = 0,
@@ -115,10 +115,7 @@ impl Stage {
                 _ => {}
             }
         }
-        self.operands
-            .iter_mut()
-            .filter(|operand| operand.name == names::RESIDUAL)
-            .for_each(|operand| operand.present = false);
+        self.operands.iter_mut().filter(|other| other.name == operand).for_each(|operand| operand.present = false);
     }
 }
 
@@ -232,11 +229,11 @@ pub trait Kernel: ParamsJson + fmt::Debug + Send + Sync {
     /// operands.
     fn reference(&self, inputs: &[&[f64]]) -> Vec<Vec<f64>>;
 
-    /// Returns whether the first output may share memory with the operand `residual` on a GPU. This requires that no
-    /// invocation writes an element that another one still reads. The program then has the constant `IN_PLACE`, see
+    /// Returns the operand, if any, whose memory the first output may take on a GPU. This requires that no invocation
+    /// writes an element that another one still reads. The program then has the constant `IN_PLACE`, see
     /// [`Stage::read_in_place`].
-    fn residual_in_place(&self) -> bool {
-        false
+    fn in_place(&self) -> Option<&'static str> {
+        None
     }
 
     /// Computes the result on the CPU, in f32. `inputs` are the operands that are read, in order: dense, packed by

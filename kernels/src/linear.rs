@@ -201,8 +201,8 @@ impl Kernel for Linear {
         Cost::macs(self.rows * self.all_cols() * self.k)
     }
 
-    fn residual_in_place(&self) -> bool {
-        self.residual
+    fn in_place(&self) -> Option<&'static str> {
+        self.residual.then_some(names::RESIDUAL)
     }
 
     fn tolerance(&self) -> Tolerance {

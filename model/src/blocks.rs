@@ -21,10 +21,11 @@ pub(crate) fn residual_block(
 ) -> Result<Tensor, GraphError> {
     g.scope(name, |g| {
         let shift = time.map(|time| time_projection(g, time, channels)).transpose()?;
+        // The shortcut comes first, so that `x` need not be kept beyond the norm.
+        let residual = shortcut(g, x, channels)?;
         let h = g.group_norm(x, "norm1", norm, Activation::Silu)?;
         let h = g.conv2d(&h, "conv1", Conv { shift: shift.as_ref(), ..Conv::to(channels) })?;
         let h = g.group_norm(&h, "norm2", norm, Activation::Silu)?;
-        let residual = shortcut(g, x, channels)?;
         let y = g.conv2d(&h, "conv2", Conv { residual: Some(&residual), ..Conv::to(channels) })?;
         g.tap("", &y);
         Ok(y)

@@ -35,7 +35,10 @@ impl Planned {
         limits::check(gpu, (recording, &stages), storage)?;
         let limit = usize::try_from(gpu.caps().max_buffer_bytes).unwrap_or(usize::MAX / 8);
         let GpuPlan { places, arenas, in_place } = recording.arenas(storage, sharing, limit)?;
-        stages.iter_mut().filter(|(step, _)| in_place[*step]).for_each(|(_, stage)| stage.read_in_place());
+        for (step, stage) in stages.iter_mut().filter(|(step, _)| in_place[*step]) {
+            let overwritten = recording.nodes[*step].kernel.in_place();
+            overwritten.into_iter().for_each(|operand| stage.read_in_place(operand));
+        }
         Ok(Self { variants, stages, places, arenas })
     }
 }
