@@ -1,11 +1,13 @@
 //! Fusion: which steps are fused into which, and that results do not change.
 
+#[path = "fuse/stack.rs"]
+mod stack;
+
 use mobilediffusion_graph::{
-    Attend, Conv, Device, Fusion, Graph, GraphError, Linear, Node, Origin, Recording, Session, Tensor, WeightLoader,
-    Weights,
+    Conv, Device, Fusion, Graph, GraphError, Linear, Node, Origin, Recording, Session, WeightLoader, Weights,
 };
 use mobilediffusion_kernels::kernel::elements;
-use mobilediffusion_kernels::{Access, Activation, DType, Phi, Storage};
+use mobilediffusion_kernels::{Access, Activation, DType, Storage};
 use mobilediffusion_model::ModelConfig;
 use mobilediffusion_model::config::Sampler;
 use mobilediffusion_model::networks::{Decoder, Shape, decode_graph, denoise_graph, text_graph};
@@ -217,115 +219,6 @@ fn a_tensor_with_other_readers_is_not_fused_away() {
     }
     let recording = Recording::new(g);
     assert!(recording.fused.is_empty(), "{:?}", recording.fused);
-}
-
-/// Builds two attentions to a text. Their keys and values are computed once per text.
-fn attentions(outputs: &[&str]) -> Result<Graph, GraphError> {
-    let mut g = Graph::new();
-    let x = g.input_of_every_run("x", [1, 6, 20], DType::Elem);
-    let text = g.input("text", [1, 5, 12], DType::Elem);
-    let project = Linear { cols: 20, bias: true, ..Linear::default() };
-    let mut y = x.clone();
-    for layer in ["0", "1"] {
-        y = g.scope(layer, |g| {
-            let n = g.layer_norm(&y, "norm", 1e-5)?;
-            let [q, k, v] = ["q", "k", "v"].map(|name| g.linear(&n, name, project));
-            let attend = Attend { heads: 1, phi: Phi::Softmax, causal: false };
-            let (k, v) = (k?, v?);
-            let h = g.attention(&q?, &k, Some(&v), attend)?;
-            let [k, v] = ["text_k", "text_v"].map(|name| g.linear(&text, name, project));
-            let (k, v) = (k?, v?);
-            g.tap("text_v", &v);
-            if outputs.contains(&layer) {
-                g.output(layer, &v);
-            }
-            g.attention(&h, &k, Some(&v), attend)
-        })?;
-    }
-    g.output("y", &y);
-    Ok(g)
-}
-
-#[test]
-fn layers_of_one_tensor_are_one_step() {
-    let build = |outputs: &'static [&str]| move || attentions(outputs).expect("it builds");
-    let names = |recording: &Recording| recording.nodes.iter().map(|node| node.kernel.name()).collect::<Vec<_>>();
-    let layers = |recording: &Recording| {
-        let linear = recording.nodes.iter().filter(|node| node.kernel.name() == "linear");
-        linear.map(|node| node.kernel.params_json()["layers"].as_u64().unwrap_or(0)).collect::<Vec<_>>()
-    };
-    // The second attention's keys and values of the text are computed with the first one's.
-    let all = check(build(&[]));
-    assert_eq!(layers(&all), [3, 4, 3], "{:?}", names(&all));
-    assert_eq!(all.masks.iter().filter(|mask| **mask == 0b10).count(), 1, "one step depends on the text alone");
-    let (plain, fused) = (Recording::with_fusion(attentions(&[]).expect("it builds"), Fusion::None), &all);
-    assert_eq!((fused.cost().macs, plain.nodes.len() - fused.nodes.len()), (plain.cost().macs, 7));
-
-    // Outputs stay tensors of their own.
-    assert_eq!(layers(&check(build(&["0", "1"]))), [3, 2, 1, 3, 1]);
-}
-
-#[test]
-fn layers_stay_apart_where_one_step_would_cost_memory() {
-    let layers = |build: &dyn Fn(&mut Graph, &Tensor)| {
-        let mut g = Graph::new();
-        let x = g.input("x", [1, 7, 8], DType::Elem);
-        build(&mut g, &x);
-        let recording = Recording::new(g);
-        let of = |node: &Node| node.kernel.params_json()["layers"].as_u64();
-        recording.nodes.iter().filter_map(of).collect::<Vec<_>>()
-    };
-    let wide = |cols| Linear { cols, ..Linear::default() };
-    let product = |g: &mut Graph, x: &Tensor, name: &str, cols| g.linear(x, name, wide(cols)).expect("it builds");
-    let sum = |g: &mut Graph, a: &Tensor, b: &Tensor| {
-        let both = g.concat(a, b).expect("it builds");
-        let y = g.scope("sum", |g| g.activate(&both, Activation::Silu, 1.0)).expect("it builds");
-        g.output("y", &y);
-    };
-    assert_eq!(
-        layers(&|g, x| {
-            let (a, b) = (product(g, x, "a", 8), product(g, x, "b", 8));
-            sum(g, &a, &b);
-        }),
-        [2]
-    );
-    // Another step lies between, and nothing is kept from run to run.
-    assert_eq!(
-        layers(&|g, x| {
-            let a = product(g, x, "a", 8);
-            let other = g.scope("other", |g| g.group_norm(&a, "norm", (2, 1e-5), Activation::None)).expect("it builds");
-            let b = product(g, x, "b", 8);
-            sum(g, &other, &b);
-        }),
-        [1, 1]
-    );
-    // Different widths, and widths that are no whole vec4s.
-    for (a, b) in [(8, 12), (6, 6)] {
-        let found = layers(&|g, x| {
-            let (a, b) = (product(g, x, "a", a), product(g, x, "b", b));
-            sum(g, &a, &b);
-        });
-        assert_eq!(found, [1, 1], "{a} and {b} columns");
-    }
-    // One weight of two layers would lie in memory twice.
-    assert_eq!(
-        layers(&|g, x| {
-            let (a, b) = (product(g, x, "a", 8), product(g, x, "a", 8));
-            sum(g, &a, &b);
-        }),
-        [1, 1]
-    );
-    // As many layers as fit into the smallest binding limit.
-    assert_eq!(
-        layers(&|g, x| {
-            let text = g.input("text", [1, 1, 1024], DType::Elem);
-            let made: Vec<Tensor> = (0..5).map(|i| product(g, &text, &i.to_string(), 8192)).collect();
-            let made: Vec<Tensor> = made.iter().map(|y| product(g, y, "last", 8)).collect();
-            made.iter().enumerate().for_each(|(i, y)| g.output(&i.to_string(), y));
-            g.output("x", x);
-        }),
-        [4, 1, 1, 1, 1, 1, 1]
-    );
 }
 
 #[test]

@@ -261,6 +261,9 @@ fn stopping_anywhere_leaves_the_pipeline_usable() {
         };
         let prepared = calls;
         let mut calls = 0;
+        // Another prompt in between, so that the request encodes its own again.
+        let other = Request { steps: Some(5), ..small("red apple") };
+        let drawn_between = draw(&mut pipeline, &other);
         let again = pipeline.generate(&request, &mut |_| {
             calls += 1;
             Flow::Continue
@@ -268,7 +271,11 @@ fn stopping_anywhere_leaves_the_pipeline_usable() {
         assert!(again.expect("it draws") == expected && calls < prepared, "nothing was made ready again");
         for at in [1, 2, calls / 3, calls / 2, calls - 1, calls] {
             stop_at(&mut pipeline, at);
+            // What the stopped request left behind is of no use to another one.
+            assert!(draw(&mut pipeline, &other) == drawn_between, "another picture changed after a stop at {at}");
+            stop_at(&mut pipeline, at);
             assert!(draw(&mut pipeline, &request) == expected, "the picture changed after a stop at {at} of {calls}");
+            draw(&mut pipeline, &other);
         }
     }
 }

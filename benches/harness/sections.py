@@ -13,7 +13,7 @@ FULL = "mobilediffusion"
 # Table 4 of the paper, in milliseconds on a phone: MobileDiffusion's network, then Stable Diffusion 1.5's.
 PAPER = {"unet": (142, 357), "decoder": (92, 285)}
 # What the program says if a network or a picture is wrong. Other failures, such as too little memory, are no errors of it.
-WRONG = ("computes a wrong result", "gave two different pictures")
+WRONG = ("computes a wrong result", "gives a different result", "gave two different pictures", "or the device are at fault")
 
 
 class Section:

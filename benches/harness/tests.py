@@ -91,7 +91,8 @@ class Jobs(unittest.TestCase):
             self.assertIsNone(section.attempt("sd15", failing("weights: out of memory")))
         self.assertEqual([row["what"] for row in section.record["left_out"]], ["unet", "sd15"])
         self.assertEqual(section.failed, [f"unet: {wrong}"])
-        program = "".join(file.read_text() for file in (Path(__file__).parents[2] / "cli/src/bench").glob("*.rs"))
+        sources = [Path(__file__).parents[2] / folder for folder in ("cli/src/bench", "model/src")]
+        program = "".join(file.read_text() for folder in sources for file in folder.glob("*.rs"))
         self.assertTrue(all(words in program for words in sections.WRONG), "the program says it in other words")
 
     def test_starts_compile_the_variants_that_were_tuned(self):

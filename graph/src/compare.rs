@@ -1,7 +1,7 @@
 //! Comparison of two devices, or of a device with the f64 references, step by step.
 
 use crate::error::GraphError;
-use crate::graph::{Node, Origin};
+use crate::graph::{Node, Origin, Part, TensorInfo};
 use crate::plan::Sharing;
 use crate::record::Recording;
 use crate::reference::ReferenceMemory;
@@ -22,7 +22,7 @@ const SLACK: f64 = 8.0;
 pub struct Divergence {
     /// Number of the step.
     pub step: usize,
-    /// Path of the step in the model.
+    /// Path of the step in the model; of a step that computes several layers, that of the wrong one.
     pub path: String,
     /// Name of the step's kernel.
     pub kernel: &'static str,
@@ -126,7 +126,7 @@ pub fn compare(
             let got = judged.read(recording, tensor)?;
             let info = &recording.tensors[tensor];
             if let Err(mismatch) = judge(&got, &want, info.dtype, &info.shape, allowed(node, halves)) {
-                let (path, kernel) = (node.path.clone(), node.kernel.name());
+                let (path, kernel) = (wrong_layer(recording, node, tensor, &mismatch), node.kernel.name());
                 let around = step.saturating_sub(1)..(step + 2).min(recording.nodes.len());
                 let text = recording.to_string();
                 let listing = text.lines().skip(around.start).take(around.len()).map(str::to_owned).collect();
@@ -151,7 +151,7 @@ fn input_values<'a>(
         let known = names(&mut known.iter().map(|(_, t)| t.name.as_str()));
         return Err(GraphError::Unknown { kind: "input", name: (*name).to_owned(), known });
     }
-    let values = |(tensor, info): &(usize, &crate::TensorInfo)| {
+    let values = |(tensor, info): &(usize, &TensorInfo)| {
         let expected = elements(&info.shape);
         let values = inputs.iter().find(|(name, _)| *name == info.name).map_or(&[][..], |(_, values)| values);
         match values.len() {
@@ -160,6 +160,17 @@ fn input_values<'a>(
         }
     };
     known.iter().map(values).collect()
+}
+
+/// Returns the path of a step with a wrong result, or that of the layer in which the result is wrong.
+fn wrong_layer(recording: &Recording, node: &Node, tensor: usize, mismatch: &Mismatch) -> String {
+    let Mismatch::Values { at, .. } = mismatch else { return node.path.clone() };
+    let begins = |info: &TensorInfo| match info.origin {
+        Origin::Part(Part { of, row }) if of == tensor && Some(&row) <= at.first() => Some(row),
+        _ => None,
+    };
+    let layers = recording.tensors.iter().filter_map(|info| Some((begins(info)?, &info.name)));
+    layers.max().map_or_else(|| node.path.clone(), |(_, name)| name.clone())
 }
 
 /// Returns the tensors that a step writes.

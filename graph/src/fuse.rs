@@ -15,6 +15,8 @@
 
 mod stack;
 
+pub(crate) use stack::LAYER;
+
 use crate::graph::{Graph, Node, Origin, Part, TensorInfo};
 use mobilediffusion_kernels::fold::{EpilogueOffer, OperandSource, PrologueOffer};
 use mobilediffusion_kernels::kernel::{MAX_BUFFERS, elements};

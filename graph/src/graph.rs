@@ -71,10 +71,10 @@ pub struct Part {
     pub row: usize,
 }
 
-/// Rows of a checkpoint's weight that form one tensor, or some rows of one.
+/// Rows of a checkpoint's weight that a tensor holds.
 ///
-/// A tensor holds the whole weight, unless the weight is larger than the storage binding that every device supports;
-/// then it is split into several tensors along the first axis.
+/// These are all of the weight, unless it is larger than the storage binding that every device supports; then it is split
+/// into several tensors along the first axis. A tensor may hold the rows of several weights.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct WeightRows {
     /// Name of the weight in the checkpoint.
@@ -106,7 +106,7 @@ pub struct TensorInfo {
     /// Name: a weight's name in the checkpoint (of several, that of the first), the caller's name of an input, or the path
     /// of the node that writes it.
     pub name: String,
-    /// Shape, channels last; a weight's shape is that of the checkpoint.
+    /// Shape, channels last; a weight's shape is that of the checkpoint, and that of several has the rows of all.
     pub shape: Shape,
     /// Element type.
     pub dtype: DType,

@@ -48,8 +48,8 @@
 //! * A layer whose operands do not fit, or whose kernel does not support the problem, is an error of the builder. The
 //!   error names the layer by its path in the model.
 //! * Planning is deterministic: the same graph always gets the same fusions and the same offsets.
-//! * Two tensors that are alive at the same step never share a byte, except where a kernel adds to its residual in
-//!   place.
+//! * Two tensors that are alive at the same step never share a byte, except where a kernel writes over an operand in
+//!   place, and where one is a [`Part`] of the other.
 //! * A run allocates no buffer and compiles no pipeline: [`Session::new`] does both.
 //! * A run executes only the steps that depend on an input written since the last complete run.
 //! * CPU and GPU replay the same recording; [`compare`] finds the first step whose results differ between two devices.

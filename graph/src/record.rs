@@ -1,6 +1,6 @@
 //! Recordings: a graph as plain, printable data with steps, lifetimes and dependencies on inputs.
 
-use crate::fuse::{Fused, Fusion, fuse};
+use crate::fuse::{Fused, Fusion, LAYER, fuse};
 use crate::gpu_plan::GpuPlan;
 use crate::graph::{Graph, Node, Origin, Part, TensorInfo};
 use crate::plan::{Lifetime, Packing, Sharing, lower_bound, pack};
@@ -28,7 +28,7 @@ pub struct Recording {
     pub masks: Vec<u64>,
     /// Fusions that were made, ordered by the step that took something in.
     pub fused: Vec<Fused>,
-    /// First and last step of each planned tensor; `None` for weights and constants. Sizes are not stored, because they
+    /// First and last step of each planned tensor; `None` for weights, constants and parts. Sizes are not stored, because they
     /// depend on how the device stores elements.
     steps_alive: Vec<Option<(usize, usize)>>,
 }
@@ -69,7 +69,8 @@ impl Recording {
         Self { nodes, tensors, outputs, masks, fused, steps_alive }
     }
 
-    /// Returns number and lifetime of every planned tensor (inputs and results of steps), ordered by number. `bytes_of`
+    /// Returns number and lifetime of every planned tensor (inputs, and results of steps as they are written), ordered by
+    /// number. `bytes_of`
     /// gives the size of a tensor on the device.
     pub fn lifetimes(&self, bytes_of: impl Fn(&TensorInfo) -> usize) -> Vec<(usize, Lifetime)> {
         let planned = self.steps_alive.iter().enumerate();
@@ -302,7 +303,12 @@ impl Recording {
                     None => format!("  {}: none", operand.name),
                 };
             }
-            let folded = self.folded(step);
+            let (layers, folded): (Vec<&Fused>, Vec<&Fused>) =
+                self.fused.iter().filter(|fused| fused.step == step).partition(|fused| fused.what == LAYER);
+            let mut folded: Vec<String> = folded.iter().map(|fused| fused.what.to_owned()).collect();
+            if let Some(last) = layers.last() {
+                folded.push(format!("{} {LAYER}s, the last is {}", layers.len(), last.path));
+            }
             text += if folded.is_empty() { "" } else { "  + " };
             text += &folded.join(" + ");
             text += "\n";

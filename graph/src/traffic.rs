@@ -9,9 +9,9 @@ use mobilediffusion_kernels::Storage;
 pub struct Traffic {
     /// Number of dispatches.
     pub steps: usize,
-    /// Number of dispatches that multiply and accumulate: products, convolutions and attention. Each of them reads many
-    /// values of its predecessor for every value it writes, so none can be fused into a neighbour; everything else can,
-    /// in principle.
+    /// Number of dispatches of this recording that multiply and accumulate: products, convolutions and attention. Each of
+    /// them reads many values of its predecessor for every value it writes, so none can be fused into a neighbour;
+    /// everything else can, in principle.
     pub fewest_steps: usize,
     /// Bytes that all steps read and write, every operand of every step counted once, padding included.
     pub bytes: usize,

@@ -123,8 +123,8 @@ impl Weights {
 
     /// Loads all weights of a recording that are not on the device yet.
     ///
-    /// `go_on` is called before each weight with the number of weights done and the number in all; loading stops when
-    /// it returns false.
+    /// `go_on` is called before the weights of each operand with the number of operands done and the number in all; loading
+    /// stops when it returns false.
     ///
     /// # Errors
     /// If the loader fails, the device has no room, or `go_on` returned false.
@@ -309,6 +309,8 @@ mod tests {
     #[test]
     fn chunks_make_up_the_packed_weight() {
         let weights = Weights::new(Device::CPU, Box::new(Counting));
+        // 8-bit panels hold words that are not floats, so bits are compared.
+        let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
         let (matrix, taps) = (vec![3, 2 << 20], vec![600, 1000, 3, 3]);
         for (shape, layout) in [
             (matrix, Layout::Rows),
@@ -328,9 +330,18 @@ mod tests {
                 panic!("the host has room")
             };
             let want = layout.pack(&shape, Counting.load("w", &shape).unwrap());
-            // 8-bit panels hold words that are not floats, so bits are compared.
-            let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
             assert!(bits(&got) == bits(&want), "{shape:?} {layout:?}");
+        }
+        // Three weights in one tensor, of which each is packed by itself.
+        let (shape, three) = (vec![130, 80_000], vec![3 * 130, 80_000]);
+        for layout in [Layout::Rows, Layout::Panels(3), Layout::Int8Panels(3)] {
+            let operand = Operand::weight("w", three.clone()).host(layout);
+            let sources = ["a", "b", "c"].map(|name| WeightRows::whole(name.to_owned(), shape.clone()));
+            let Ok(Resident::Cpu(got)) = weights.to_cpu(WeightType::Floats, &sources, &operand) else {
+                panic!("the host has room")
+            };
+            let whole = vec![Counting.load("w", &shape).unwrap(); 3].concat();
+            assert!(bits(&got) == bits(&layout.pack(&three, whole)), "{layout:?}");
         }
         // The last rows of a weight that is split into two tensors.
         let last = WeightRows { name: "w".to_owned(), shape: vec![5, 2 << 20], rows: 2..5 };

@@ -1,12 +1,13 @@
 // Matrix product with an epilogue: y = residual + activation(x w^T + bias + shift), and optionally the moments of y, by
-// channels or by rows. This is the entry point of linear.wgsl and conv2d.wgsl; y is [rows, cols].
+// channels or by rows. This is the entry point of linear.wgsl and conv2d.wgsl; y is [rows, cols], or with STACKED as in
+// common/product_end.wgsl.
 //
 // Normally one dispatch does everything (PRODUCT and ENDS). A split-k product takes two: the first (PRODUCT only)
 // writes the partial sums over each of PARTS parts of k to `parts`, and the second (ENDS only) adds them and applies
 // the epilogue.
 //
-// The importing module declares the operands that are present and, in `Params`, `rows`, `cols` and `cols4` (vec4s of a
-// row of y). It defines
+// The importing module declares the operands that are present and, in `Params`, `rows`, `cols` and `cols4` (vec4s of
+// cols); with STACKED also `layer4` and `stored_rows`. It defines
 //   prepare_rows, finish_rows, fetch_k, fetch_x, made_x and made_pack_x    // as described in common/gemm.wgsl
 //   fn inner4() -> u32                                                    // number of vec4s of k
 //   fn fetch_shift(row: u32, col4: u32) -> Pack                           // loads the shift of the row's image

@@ -1,5 +1,6 @@
 //! Graphs, weights and devices for the tests of plans.
 
+mod in_place;
 pub(crate) mod simulation;
 
 use mobilediffusion_graph::{Conv, Device, Graph, Linear, Origin, Recording, Tensor};

@@ -39,7 +39,8 @@ pub(super) fn run(args: &Args, time_left: &dyn Fn() -> bool) -> Result<Value, Fa
     result(&line("the first, loading and compiling included", ready, &phases))?;
     let mut drawn = [Some(first), None];
     let mut runs = Vec::new();
-    while runs.is_empty() || (runs.len() < if args.quick { 1 } else { MORE } && time_left()) {
+    // The first prompt is drawn twice at least, to be compared.
+    while runs.len() < 2 || (runs.len() < if args.quick { 2 } else { MORE } && time_left()) {
         let start = Instant::now();
         let turn = (runs.len() + 1) % 2;
         let (picture, phases) = draw(&mut pipeline, &requests[turn])?;

@@ -7,13 +7,16 @@
 use super::{Fused, Pass, output};
 use crate::graph::{LARGEST_BINDING, Node, Origin, Part, TensorInfo, WeightRows};
 use mobilediffusion_kernels::kernel::elements;
-use mobilediffusion_kernels::{Access, DType, Kernel, Operand};
+use mobilediffusion_kernels::{Access, DType, Kernel, Operand, Storage};
+
+/// Name of a layer that was stacked, as an operation that a step took in.
+pub(crate) const LAYER: &str = "layer";
 
 impl Pass<'_> {
     /// Stacks all layers that can be stacked.
     ///
-    /// Results that do not outlive a run are stacked only if the steps follow each other, so that none of them lies in
-    /// memory any earlier than before.
+    /// Results that do not outlive a run are stacked only if the steps follow each other and one step is the last to read
+    /// all of them, so that none of them lies in memory any earlier or longer than before.
     pub(super) fn stack(&mut self) {
         for slot in 0..self.nodes.len() {
             let slots = self.like(slot);
@@ -40,6 +43,7 @@ impl Pass<'_> {
                 && same_inputs(node, other)
                 && self.most_layers(other).is_some()
                 && outlives(other) == kept
+                && (kept || self.last_reader(node) == self.last_reader(other))
                 && params == other.kernel.params_json();
             match is_like {
                 true if slots.len() < most => slots.push(later),
@@ -50,8 +54,9 @@ impl Pass<'_> {
         slots
     }
 
-    /// Returns how many layers like `node` fit into bindings that every device supports; `None` if it cannot be stacked:
-    /// its weights must be read by nothing else, and its result must not be an output.
+    /// Returns for how many layers like `node` the weights fit into bindings that every device supports; `None` if it cannot
+    /// be stacked: its weights must be read by nothing else, and its result must neither be an output nor be overwritten
+    /// in place. The weights alone decide, so that recordings of a network at all sizes stack them alike and share them.
     fn most_layers(&self, node: &Node) -> Option<usize> {
         let stacked = node.kernel.stacked(2)?;
         let result = output(node)?;
@@ -64,9 +69,22 @@ impl Pass<'_> {
         let of_layers = layered(node.kernel.as_ref(), stacked.as_ref());
         let mut operands =
             of_layers.iter().zip(&node.operands).filter_map(|(layers, held)| Some((layers.as_ref()?, held)));
-        let bytes = |operand: &Operand| 2 * elements(&operand.shape);
-        let largest = of_layers.iter().flatten().map(bytes).max()?;
-        (!self.is_output(result) && operands.all(own)).then_some(LARGEST_BINDING / largest)
+        let single = node.kernel.operands().into_iter().zip(&of_layers);
+        let weights = single.filter(|(one, layers)| layers.is_some() && one.access == Access::Read);
+        let largest = weights.map(|(one, _)| Storage::F32.tensor_bytes(one.dtype, &one.shape)).max()?;
+        let may_be_part = !self.is_output(result) && !self.is_taken_over(result);
+        (may_be_part && operands.all(own)).then_some(LARGEST_BINDING / largest)
+    }
+
+    /// Returns whether a step may write its output over a tensor.
+    fn is_taken_over(&self, tensor: usize) -> bool {
+        let in_place = |slot: usize| self.nodes[slot].as_ref().and_then(|node| node.kernel.in_place());
+        self.readers(tensor).into_iter().any(|(slot, operand)| in_place(slot) == Some(operand))
+    }
+
+    /// Returns the slot of the last step that reads the result of `node`.
+    fn last_reader(&self, node: &Node) -> Option<usize> {
+        self.readers(output(node)?).into_iter().map(|(slot, _)| slot).max()
     }
 
     /// Returns whether a tensor has to be kept from one run to the next: steps read it that depend on other inputs.
@@ -117,7 +135,7 @@ impl Pass<'_> {
             let node = self.nodes[other].take()?;
             // What is folded into a layer is folded into all of them.
             self.fused.retain(|fused| fused.step != other);
-            self.fused.push(Fused { step: slot, what: "layer", path: node.path });
+            self.fused.push(Fused { step: slot, what: LAYER, path: node.path });
         }
         self.nodes[slot] = Some(Node { path, kernel, operands });
         Some(())

@@ -51,22 +51,13 @@ impl Key {
     }
 }
 
-/// What the inputs of a UNet's plan hold that a later request may need again. What depends on these alone, such as keys and
-/// values of the text, is then not computed again.
-#[derive(Debug, Default)]
-pub(super) struct Held {
-    /// Prompts whose context is there; `None` before the first.
-    pub(super) prompts: Option<Vec<String>>,
-    /// Timestep that is there; `None` before the first.
-    pub(super) timestep: Option<usize>,
-}
-
 /// Plan with its memory on the device.
 #[derive(Debug)]
 struct Plan {
     key: Key,
     session: Session,
-    held: Held,
+    /// What inputs hold that were written by [`Plans::write_once`]: the name of the input, and what was said of its values.
+    held: Vec<(&'static str, String)>,
 }
 
 /// Plans that are ready, the most recently used one last.
@@ -86,7 +77,7 @@ impl Plans {
 
     /// Adds a plan as the most recently used one.
     pub(super) fn add(&mut self, key: Key, session: Session) {
-        self.0.push(Plan { key, session, held: Held::default() });
+        self.0.push(Plan { key, session, held: Vec::new() });
     }
 
     /// Marks plans as the most recently used ones, in the order of `keys`.
@@ -115,9 +106,26 @@ impl Plans {
         &mut self.plan(key).session
     }
 
-    /// Returns what the inputs of a plan hold. Whoever writes one of these inputs keeps it true.
-    pub(super) fn held(&mut self, key: Key) -> &mut Held {
-        &mut self.plan(key).held
+    /// Returns whether an input of a plan holds values of which `what` is true; see [`write_once`](Self::write_once).
+    pub(super) fn holds(&mut self, key: Key, input: &'static str, what: &str) -> bool {
+        self.plan(key).held.iter().any(|(name, held)| *name == input && held == what)
+    }
+
+    /// Writes an input of a plan unless it [`holds`](Self::holds) the values already: steps that depend on it alone are then
+    /// not run again. `what` tells these values from all others. Such an input is written in no other way.
+    pub(super) fn write_once(
+        &mut self,
+        key: Key,
+        (input, what): (&'static str, &str),
+        values: &[f32],
+    ) -> Result<(), ModelError> {
+        if !self.holds(key, input, what) {
+            let Plan { session, held, .. } = self.plan(key);
+            held.retain(|(name, _)| *name != input);
+            session.write(input, values)?;
+            held.push((input, what.to_owned()));
+        }
+        Ok(())
     }
 
     fn plan(&mut self, key: Key) -> &mut Plan {

@@ -95,13 +95,14 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Encodes the prompts and passes them to the UNet, unless it has them from the last request. With guidance, the
+    /// Encodes the prompts and passes them to the UNet's plan, unless it has them from its last request. With guidance, the
     /// negative prompt comes first.
     async fn text(&mut self) -> Result<(), ModelError> {
         let prompts = [self.request.negative.as_str(), self.request.prompt.as_str()];
         let prompts = if self.shape.guided { &prompts[..] } else { &prompts[1..] };
         let key = Key::Denoise(self.shape);
-        if self.plans.held(key).prompts.as_ref().is_some_and(|held| held == prompts) {
+        let what = format!("{prompts:?}");
+        if self.plans.holds(key, "context", &what) {
             return self.voice.tell(Phase::Text, (1, 1), None);
         }
         let mut context = Vec::new();
@@ -111,10 +112,7 @@ impl<'a> Run<'a> {
             self.run(Key::Text, Phase::Text, (done, prompts.len())).await?;
             context.extend(self.plans.session(Key::Text).read_async("context").await?);
         }
-        self.plans.held(key).prompts = None;
-        self.plans.session(key).write("context", &context)?;
-        self.plans.held(key).prompts = Some(prompts.iter().map(ToString::to_string).collect());
-        Ok(())
+        self.plans.write_once(key, ("context", &what), &context)
     }
 
     /// Encodes the initial picture.
@@ -198,11 +196,8 @@ impl<'a> Run<'a> {
             session.write("noise", fresh)?;
         }
         session.write("coefficients", &step.coefficients)?;
-        if self.plans.held(key).timestep.replace(step.timestep) != Some(step.timestep) {
-            let timesteps = vec![step.timestep as f32; self.shape.batch()];
-            let written = self.plans.session(key).write("timestep", &timesteps);
-            written.inspect_err(|_| self.plans.held(key).timestep = None)?;
-        }
+        let timesteps = vec![step.timestep as f32; self.shape.batch()];
+        self.plans.write_once(key, ("timestep", &step.timestep.to_string()), &timesteps)?;
         let session = self.plans.session(key);
         Ok(session.run_ahead(&mut |_, _| self.voice.say(Phase::Denoise, steps, None)).await?)
     }
