@@ -42,6 +42,10 @@ fn a_wrong_command_line_exits_with_two() {
         &["bench", "--tune", "--size", "64"],
         &["bench", "--tune", "--picture"],
         &["plan", "--list", "--json"],
+        &["plan", "--json", "--device", "gpu"],
+        // Negative numbers are values, and are named as such.
+        &["generate", "red apple", "-o", "x.png", "--size", "-32"],
+        &["generate", "red apple", "-o", "x.png", "--seed", "-1"],
         &["info", "--weights-dtype", "int8", "--size", "64"],
     ];
     for args in wrong {
@@ -157,6 +161,17 @@ fn a_missing_model_is_named() {
 }
 
 #[test]
+fn a_file_of_a_model_is_its_model_json() {
+    let folder = folder();
+    let other = folder.path().join("other.json");
+    fs::copy(checkpoint().join("model.json"), &other).expect("it is copied");
+    let message = failure(&run(&["info", "--model", other.to_str().expect("UTF-8")]));
+    assert!(message.contains("other.json: --model: expected a folder or a file called model.json"), "{message}");
+    let own = checkpoint().join("model.json");
+    assert!(run(&["info", "--model", own.to_str().expect("UTF-8")]).status.success(), "its own file is the model");
+}
+
+#[test]
 fn cut_weights_are_named() {
     let folder = folder();
     let model = folder.path().join("model");
@@ -192,7 +207,7 @@ fn a_missing_gpu_is_an_error_only_if_asked_for() {
     };
     for device in ["gpu", "no-such-adapter", "7"] {
         let message = failure(&with(device));
-        assert!(message.contains("found: none"), "{message}");
+        assert!(message.contains("found none"), "{message}");
         assert!(is_empty(folder.path()), "something was left behind");
     }
     let done = with("auto");

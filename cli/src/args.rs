@@ -49,11 +49,11 @@ pub(crate) struct Generate {
     pub(crate) negative: String,
 
     /// Seed of the noise: an equal seed, prompt, settings and device give an equal picture
-    #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Settings")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, default_value_t = 0, help_heading = "Settings")]
     pub(crate) seed: u64,
     /// Number of evaluations of the UNet. A one-step model takes 1 to 4, and samples by DDIM with more [default: the
     /// model's]
-    #[arg(long, value_name = "N", help_heading = "Settings")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Settings")]
     pub(crate) steps: Option<usize>,
     /// Scale of classifier-free guidance; 1 turns it off [default: the model's]
     #[arg(long, value_name = "G", allow_negative_numbers = true, help_heading = "Settings")]
@@ -62,16 +62,16 @@ pub(crate) struct Generate {
     #[arg(long, value_name = "E", allow_negative_numbers = true, help_heading = "Settings")]
     pub(crate) eta: Option<f64>,
     /// Width in pixels, a multiple of 32, or of 64 for sd15 [default: the model's]
-    #[arg(long, value_name = "PIXELS", help_heading = "Settings")]
+    #[arg(long, value_name = "PIXELS", allow_negative_numbers = true, help_heading = "Settings")]
     pub(crate) width: Option<usize>,
     /// Height in pixels, a multiple of 32, or of 64 for sd15 [default: the model's]
-    #[arg(long, value_name = "PIXELS", help_heading = "Settings")]
+    #[arg(long, value_name = "PIXELS", allow_negative_numbers = true, help_heading = "Settings")]
     pub(crate) height: Option<usize>,
     /// Width and height in pixels, for a square picture
-    #[arg(long, value_name = "PIXELS", conflicts_with_all = ["width", "height"], help_heading = "Settings")]
+    #[arg(long, value_name = "PIXELS", allow_negative_numbers = true, conflicts_with_all = ["width", "height"], help_heading = "Settings")]
     pub(crate) size: Option<usize>,
     /// Number of pictures; each has the seed of the one before plus 1
-    #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Settings")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, default_value_t = 1, help_heading = "Settings")]
     pub(crate) count: usize,
 
     /// Begin from this picture (PNG, JPEG, GIF or WebP; of an animation the first frame). It is scaled and cropped to
@@ -98,7 +98,14 @@ pub(crate) struct Generate {
     #[arg(long, value_name = "DIR", help_heading = "Output")]
     pub(crate) preview: Option<PathBuf>,
     /// Write a preview after every N steps
-    #[arg(long, value_name = "N", default_value_t = 1, requires = "preview", help_heading = "Output")]
+    #[arg(
+        long,
+        value_name = "N",
+        allow_negative_numbers = true,
+        default_value_t = 1,
+        requires = "preview",
+        help_heading = "Output"
+    )]
     pub(crate) preview_every: usize,
     /// Overwrite existing files
     #[arg(long, help_heading = "Output")]
@@ -181,7 +188,7 @@ pub(crate) struct Networks {
     #[arg(long, value_name = "NAME", value_parser = presets())]
     pub(crate) preset: Option<String>,
     /// Width and height in pixels, a multiple of 32, or of 64 for sd15 [default: the model's]
-    #[arg(long, value_name = "PIXELS", visible_alias = "resolution")]
+    #[arg(long, value_name = "PIXELS", allow_negative_numbers = true, visible_alias = "resolution")]
     pub(crate) size: Option<usize>,
 }
 
@@ -197,7 +204,19 @@ impl Networks {
     pub(crate) fn folder(&self) -> Result<Option<PathBuf>, ModelError> {
         match (&self.model, self.name()) {
             (_, Some(_)) => Ok(None),
-            (Some(path), _) if path.is_file() => Ok(path.parent().map(PathBuf::from)),
+            (Some(path), _) if path.is_file() => match path.file_name() {
+                Some(name) if name == "model.json" => Ok(path.parent().map(PathBuf::from)),
+                _ => {
+                    let found =
+                        ("a folder or a file called model.json".to_owned(), "a file of another name".to_owned());
+                    Err(ModelError::Config {
+                        path: path.clone(),
+                        key: "--model".to_owned(),
+                        expected: found.0,
+                        found: found.1,
+                    })
+                }
+            },
             (Some(folder), _) => Ok(Some(folder.clone())),
             (None, _) => match Source::bundled()?.weights {
                 WeightsFrom::Directory(folder) => Ok(Some(folder)),
@@ -254,7 +273,7 @@ pub(crate) struct Plan {
     #[arg(long, value_parser = device_choice, requires = "list")]
     pub(crate) device: Option<DeviceChoice>,
     /// Print the plan as JSON
-    #[arg(long)]
+    #[arg(long, conflicts_with = "device")]
     pub(crate) json: bool,
 }
 

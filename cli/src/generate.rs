@@ -49,7 +49,9 @@ pub(crate) fn run(args: &Generate) -> Result<(), Failure> {
         None => own.name,
     };
     let facts = facts(args, (&model, &device, floats.name()), (&request, &settings));
-    let drawn = draw(args, (&mut pipeline, &request), &mut clock, (&mut outputs, &facts));
+    let mut previews = Previews { args, facts: &facts, written: Vec::new(), failure: None };
+    previews.check(&settings)?;
+    let drawn = draw((&mut pipeline, &request), &mut clock, (&mut outputs, &mut previews));
     let files = outputs.written();
     if !files.is_empty() {
         note(&format!("wrote {} ({})", listed(files), clock.times()));
@@ -62,8 +64,10 @@ pub(crate) fn run(args: &Generate) -> Result<(), Failure> {
         let left_out = |cut: Option<Truncated>| cut.map(|cut| cut.left_out);
         let (left_out, negative) = (left_out(settings.truncated), left_out(settings.negative_truncated));
         let weight_bytes = pipeline.counters().weight_bytes;
-        let all = json!({"files": files, "settings": facts, "left_out": left_out, "left_out_of_negative": negative,
-            "seconds": clock.seconds(), "weight_bytes": weight_bytes});
+        let previews: Vec<_> = previews.written.iter().map(|path| path.to_string_lossy()).collect();
+        let all = json!({"files": files, "previews": previews, "count": args.count, "settings": facts,
+            "left_out": left_out, "left_out_of_negative": negative, "seconds": clock.seconds(),
+            "weight_bytes": weight_bytes});
         result(&serde_json::to_string_pretty(&all)?)?;
     }
     Ok(())
@@ -71,12 +75,11 @@ pub(crate) fn run(args: &Generate) -> Result<(), Failure> {
 
 /// Draws the pictures, and writes each as soon as it is finished or all of them as one sheet.
 fn draw(
-    args: &Generate,
     (pipeline, request): (&mut Pipeline, &Request),
     clock: &mut Clock,
-    (outputs, facts): (&mut Outputs, &[(&'static str, String)]),
+    (outputs, previews): (&mut Outputs, &mut Previews<'_>),
 ) -> Result<(), ModelError> {
-    let mut previews = Previews { args, facts, failure: None };
+    let facts = previews.facts;
     let mut hear = |progress: &Progress| {
         clock.tick(progress);
         previews.hear(progress)
@@ -87,7 +90,7 @@ fn draw(
         if unwritten.is_none() { Flow::Continue } else { Flow::Stop }
     });
     clock.stop();
-    match (drawn, previews.failure.or(unwritten)) {
+    match (drawn, previews.failure.take().or(unwritten)) {
         // The run was stopped because a file could not be written: that is the error to report.
         (Err(ModelError::Stopped), Some(failure)) => Err(failure),
         (drawn, _) => drawn.and_then(|()| outputs.finish(facts)),
@@ -155,22 +158,48 @@ fn init(args: &Generate, path: &Path, (width, height): (usize, usize)) -> Result
 struct Previews<'a> {
     args: &'a Generate,
     facts: &'a [(&'static str, String)],
+    written: Vec<PathBuf>,
     failure: Option<ModelError>,
 }
 
 impl Previews<'_> {
+    /// Refuses a request whose previews would be written over files that exist. With an initial picture, where the
+    /// strength decides how many steps there are, they are found as they are drawn.
+    fn check(&self, settings: &Settings) -> Result<(), ModelError> {
+        let Generate { count, preview_every, .. } = *self.args;
+        if self.args.preview.is_none() || self.args.init.is_some() || preview_every == 0 {
+            return Ok(());
+        }
+        let mut steps = (0..count).flat_map(|picture| {
+            (preview_every..settings.steps).step_by(preview_every).map(move |step| (picture, step))
+        });
+        steps.try_for_each(|(picture, step)| {
+            self.path(picture, step).map_or(Ok(()), |path| check_file(&path, self.args.force))
+        })
+    }
+
+    /// Returns the file of the preview of a picture after a step.
+    fn path(&self, picture: usize, step: usize) -> Option<PathBuf> {
+        let seed = self.args.seed.wrapping_add(picture as u64);
+        self.args.preview.as_ref().map(|folder| folder.join(format!("{seed}-{step:03}.png")))
+    }
+
     /// Writes the preview that `progress` holds, if any. Stops the run if that fails.
     fn hear(&mut self, progress: &Progress) -> Flow {
-        let (Some(folder), Some(preview)) = (&self.args.preview, &progress.preview) else { return Flow::Continue };
+        let (Some(path), Some(preview)) = (self.path(progress.picture, progress.step), &progress.preview) else {
+            return Flow::Continue;
+        };
         let seed = self.args.seed.wrapping_add(progress.picture as u64);
-        let path = folder.join(format!("{seed}-{:03}.png", progress.step));
         let done = check_file(&path, self.args.force).and_then(|()| {
             let mut facts = self.facts.to_vec();
             facts.extend([("Seed", seed.to_string()), ("Preview", format!("{} of {}", progress.step, progress.total))]);
             preview.save_png(&path, &facts)
         });
         match done {
-            Ok(()) => Flow::Continue,
+            Ok(()) => {
+                self.written.push(path);
+                Flow::Continue
+            }
             Err(failure) => {
                 self.failure = Some(failure);
                 Flow::Stop

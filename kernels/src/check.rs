@@ -159,8 +159,9 @@ pub fn compare(got: &[f64], want: &[f64], shape: &[usize], tolerance: Tolerance)
     for (index, (&g, &w)) in got.iter().zip(want).enumerate() {
         let difference = if g == w { 0.0 } else { (g - w).abs() };
         difference_sum += difference * difference;
-        // `f64::max` would drop a NaN.
-        agreement.max_abs = if difference <= agreement.max_abs { agreement.max_abs } else { difference };
+        // `f64::max` would drop a NaN, and a NaN that was found stays.
+        let most = agreement.max_abs;
+        agreement.max_abs = if most.is_nan() || difference <= most { most } else { difference };
         if !within(index, g, w) {
             count += 1;
             first.get_or_insert((index, g, w));
@@ -223,6 +224,9 @@ mod tests {
             assert!(check(&[1.0, 2.0, 3.0, 4.0], &[bad, 2.0, 3.0, 4.0]).is_err(), "{bad} wanted and 1 passed");
         }
         assert!(check(&[f64::NAN; 4], &[f64::NAN; 4]).is_err(), "NaN is never right");
+        let among = check(&[1.0, f64::NAN, 3.5, 4.0], &[1.0, 2.0, 3.0, 4.0]).expect_err("one is NaN");
+        let Mismatch::Values { agreement, .. } = among else { panic!("{among}") };
+        assert!(agreement.max_abs.is_nan(), "a later difference hides the NaN: {}", agreement.max_abs);
         let inf = f64::INFINITY;
         assert!(check(&[inf, 2.0, 3.5, 4.0], &[inf, 2.0, 3.0, 4.0]).is_err(), "beside an infinity that is right");
         assert!(check(&[inf, inf, 3.0, 4.0], &[inf, 2.0, 3.0, 4.0]).is_err(), "an infinity too many");

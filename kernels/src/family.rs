@@ -90,5 +90,9 @@ pub(crate) fn parse<K>(params: &serde_json::Value) -> Result<Box<dyn Kernel>, se
 where
     K: Kernel + serde::de::DeserializeOwned + 'static,
 {
-    serde_json::from_value::<K>(params.clone()).map(|kernel| Box::new(kernel) as Box<dyn Kernel>)
+    let named = |error: serde_path_to_error::Error<serde_json::Error>| {
+        let (path, why) = (error.path().to_string(), error.inner().to_string().replace("usize", "a whole number"));
+        serde::de::Error::custom(if path == "." { why } else { format!("`{path}`: {why}") })
+    };
+    serde_path_to_error::deserialize::<_, K>(params).map(|kernel| Box::new(kernel) as Box<dyn Kernel>).map_err(named)
 }

@@ -91,7 +91,7 @@ impl Kernel for Rgba8 {
         let &[x] = inputs else { panic!("latent_to_rgba8 reads one operand") };
         let mut y = Vec::with_capacity(self.pixels());
         for pixel in x.chunks_exact(3) {
-            let byte = |v: f64| ((v.clamp(-1.0, 1.0) + 1.0) / 2.0 * 255.0 + 0.5).floor();
+            let byte = |v: f64| if v.is_nan() { 0.0 } else { ((v.clamp(-1.0, 1.0) + 1.0) / 2.0 * 255.0 + 0.5).floor() };
             let alpha = if pixel.iter().all(|v| v.abs() < f64::from(NOT_FINITE)) { 255.0 } else { 0.0 };
             y.push(byte(pixel[0]) + 256.0 * byte(pixel[1]) + 65_536.0 * byte(pixel[2]) + alpha * 16_777_216.0);
         }
@@ -150,8 +150,10 @@ mod tests {
     fn non_finite_pixels_are_transparent() {
         let mut y = [1.0; 4];
         let x = [f32::NAN, 1.0, -1.0, 0.0, 0.0, f32::INFINITY, 0.0, 65_503.0, 0.0, 0.0, 65_504.0, 0.0];
-        Rgba8 { n: 1, h: 1, w: 4 }.cpu(&[&x], &mut [&mut y]);
+        let kernel = Rgba8 { n: 1, h: 1, w: 4 };
+        kernel.cpu(&[&x], &mut [&mut y]);
         let expected = [0x0000_FF00, 0x00FF_8080, 0xFF80_FF80, 0x0080_FF80];
         assert_eq!(y.map(f32::to_bits), expected, "NaN, infinity, the largest finite value, the end of f16");
+        assert_eq!(kernel.reference(&[&x.map(f64::from)])[0], expected.map(f64::from), "the reference");
     }
 }

@@ -161,10 +161,13 @@ impl Kernel for Linear {
             return Some("`moments` and `row_moments` exclude each other");
         }
         if self.layers == 0 {
-            return Some("there must be at least one layer");
+            return Some("`layers` must be at least one");
         }
-        if self.layers > 1 && (self.residual || self.moments || self.row_moments || !self.cols.is_multiple_of(4)) {
-            return Some("several layers need a multiple of four columns, and have neither residual nor moments");
+        if self.layers > 1 && (self.residual || self.moments || self.row_moments) {
+            return Some("several `layers` have neither `residual` nor `moments` nor `row_moments`");
+        }
+        if self.layers > 1 && !self.cols.is_multiple_of(4) {
+            return Some("`cols` of several `layers` must be a multiple of four");
         }
         self.prologue.refusal(self.rows, self.k).or_else(|| too_many(&self.operands()))
     }

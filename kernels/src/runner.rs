@@ -227,7 +227,8 @@ pub fn check_file(device: &Device, file: &CaseFile) -> Result<Verdict, RunError>
         let moved = check::expected(case, &rounded).into_iter().zip(check::expected(case, &file.inputs));
         for (expected, (after, before)) in expected.iter_mut().zip(moved) {
             for ((value, after), before) in expected.iter_mut().zip(after).zip(before) {
-                *value += after - before;
+                // Where the reference is not finite, only the file knows what is right.
+                *value += if after.is_finite() && before.is_finite() { after - before } else { 0.0 };
             }
         }
     }

@@ -221,8 +221,8 @@ pub enum Select {
     Best,
     /// The first adapter in the order of [`Best`](Self::Best) that is no software driver.
     Hardware,
-    /// The adapter at this position of the list, or else the best one whose name or driver contains this text. Case is
-    /// ignored.
+    /// The adapter at this position of the list, if the text is a number of at most two digits. Otherwise the best one
+    /// whose name contains the text, or whose driver does if it is no number. Case is ignored.
     Named(String),
     /// The adapter with the name, backend and driver of this summary. If several match, the one with the same index is
     /// preferred.
@@ -256,12 +256,15 @@ impl Select {
             Self::Best => all(&|_| true),
             Self::Hardware => all(&|a| a.kind != AdapterKind::Software),
             Self::Named(name) => {
-                let index = name.parse::<usize>().ok();
-                let name = name.to_lowercase();
-                let says = |text: &str| text.to_lowercase().contains(&name);
-                // A number that is no index may be a part of a name, such as 4090.
-                let meant = best(&|a| index == Some(a.index)).or_else(|| best(&|a| says(&a.name) || says(&a.driver)));
-                meant.into_iter().collect()
+                let number = name.parse::<usize>().ok();
+                let name = name.trim().to_lowercase();
+                let says = |text: &str| !name.is_empty() && text.to_lowercase().contains(&name);
+                // A long number may be a part of a name, such as 4090. Drivers' versions hold all kinds of numbers.
+                let fits = |a: &AdapterSummary| match number {
+                    Some(index) if name.len() <= 2 => index == a.index,
+                    _ => says(&a.name) || number.is_none() && says(&a.driver),
+                };
+                best(&fits).into_iter().collect()
             }
             Self::Same(same) => {
                 let fits =
@@ -275,16 +278,16 @@ impl Select {
 
     fn none_of(&self, found: &[AdapterSummary]) -> RuntimeError {
         let wanted = match self {
-            Self::Best => "any",
-            Self::Hardware => "hardware",
-            Self::Named(name) => name,
-            Self::Same(same) => &same.name,
+            Self::Best => "a GPU".to_owned(),
+            Self::Hardware => "a hardware GPU".to_owned(),
+            Self::Named(name) => format!("a GPU called `{name}` or with that index"),
+            Self::Same(same) => format!("the GPU `{}`", same.name),
         };
         let found = match found {
             [] => "none".to_owned(),
             _ => found.iter().map(|a| format!("[{}] {a}", a.index)).collect::<Vec<_>>().join("; "),
         };
-        RuntimeError::NoAdapter { wanted: wanted.to_owned(), found }
+        RuntimeError::NoAdapter { wanted, found }
     }
 }
 
@@ -360,6 +363,13 @@ mod tests {
         assert_eq!(Select::Named("1".into()).choose(&machine()), Ok(1));
         let numbered = [adapter(0, "GeForce RTX 4090", AdapterKind::Discrete)];
         assert_eq!(Select::Named("4090".into()).choose(&numbered), Ok(0));
+        // No index, a number in a driver's version, and nothing.
+        let driver = AdapterSummary { driver: "Mesa 22.3.625".into(), ..numbered[0].clone() };
+        for unknown in ["4", "9", "625", "", " "] {
+            let chosen = Select::Named(unknown.into()).choose(std::slice::from_ref(&driver));
+            assert!(chosen.is_err(), "`{unknown}` is taken for {driver}");
+        }
+        assert_eq!(Select::Named("mesa 22".into()).choose(&[driver]), Ok(0));
     }
 
     #[test]
@@ -380,6 +390,6 @@ mod tests {
         let error = Select::Named("Radeon".into()).choose(&machine()).expect_err("there is no Radeon").to_string();
         assert!(error.contains("Radeon") && error.contains("[1] Iris"), "{error}");
         let none = Select::Hardware.choose(&[]).expect_err("there is nothing").to_string();
-        assert_eq!(none, "no GPU adapter fits `hardware`; found: none");
+        assert_eq!(none, "expected a hardware GPU, found none");
     }
 }

@@ -5,9 +5,9 @@
 #[non_exhaustive]
 pub enum RuntimeError {
     /// No adapter matches the request.
-    #[error("no GPU adapter fits `{wanted}`; found: {found}")]
+    #[error("expected {wanted}, found {found}")]
     NoAdapter {
-        /// Requested adapter: `any`, `hardware`, or the name or index that was given.
+        /// Requested adapter: any GPU, a hardware GPU, or one of the name or index that was given.
         wanted: String,
         /// All adapters of the machine with their indices, or `none`.
         found: String,
