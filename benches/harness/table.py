@@ -107,7 +107,7 @@ def number(value, digits, unit=1):
 
 
 def cached(row):
-    return row["bound"] == "memory" and (row["part_of_limit"] or 0) > 1
+    return row["bound"] == "caches"
 
 
 def limit(row):

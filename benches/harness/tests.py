@@ -208,7 +208,7 @@ class Records(unittest.TestCase):
         self.assertEqual(len(record.problems(nothing)), 2, "it is wrong, and there is a table all the same")
         self.assertIn("| add | c=4 | 1.0 |  | 1.00 |  | memory |  |", table.markdown(nothing))
         quick = self.whole()
-        quick["kernels"]["f32"][0]["part_of_limit"] = 2.5
+        quick["kernels"]["f32"][0].update(part_of_limit=2.5, bound="caches")
         self.assertIn("| add | c=4 | 1.0 | 1.0 | 1.00 |  | caches |  |", table.markdown(quick))
 
     def test_what_is_wrong_is_named(self):

@@ -68,9 +68,14 @@ impl Row {
         }
     }
 
-    /// Returns `compute` or `memory`, the peak that the kernel is closer to.
+    /// Returns `compute` or `memory`, the peak that the kernel is closer to; `caches` if it moves more bytes per second than
+    /// the copies did, which then are no limit.
     fn bound(&self) -> &'static str {
-        if self.of_flops > self.of_copy { "compute" } else { "memory" }
+        match self.of_flops > self.of_copy {
+            true => "compute",
+            false if self.of_copy > 1.0 => "caches",
+            false => "memory",
+        }
     }
 
     pub(super) fn line(&self) -> String {
