@@ -189,7 +189,7 @@ impl Conv2d {
     ///
     /// A 3x3 convolution reads every value under nine taps and for every tile of columns, and normalises it dozens of
     /// times. On the maps of a UNet it does so where channels become fewer, because steps of their own would cost too much
-    /// memory there: 1.10 times the least for Stable Diffusion (benches/records/rejected.md). On larger maps, those of
+    /// memory there: 1.06 times the least for Stable Diffusion (benches/records/rejected.md). On larger maps, those of
     /// decoders, time is worth more.
     fn normalises(&self) -> bool {
         self.kernel == 1 || self.ci > self.co && self.h * self.w < LARGE_MAP

@@ -106,31 +106,18 @@ impl Pass<'_> {
         let results: Vec<usize> = nodes.iter().filter_map(|node| output(node)).collect();
         let path = nodes[0].path.clone();
         let mut operands = nodes[0].operands.clone();
-        let of_layers = layered(nodes[0].kernel.as_ref(), kernel.as_ref());
-        let mut made = Vec::new();
-        for (at, operand) in of_layers.into_iter().enumerate().filter_map(|(at, layers)| Some((at, layers?))) {
-            let (name, origin) = match operand.access {
-                Access::Write => (path.clone(), Origin::Step(slot)),
-                Access::Read => {
-                    let held = nodes.iter().filter_map(|node| node.operands[at]);
-                    let sources: Vec<WeightRows> = held.flat_map(|tensor| self.sources(tensor)).cloned().collect();
-                    (sources.first()?.name.clone(), Origin::Weight(sources))
-                }
-            };
-            let dtype = if operand.access == Access::Read { DType::Elem } else { operand.dtype };
-            operands[at] = Some(self.graph.tensors.len() + made.len());
-            made.push(TensorInfo { name, shape: operand.shape, dtype, origin });
+        let made = self.tensors_of_layers(&nodes, kernel.as_ref(), slot)?;
+        for (at, info) in made {
+            let tensor = self.graph.tensors.len();
+            operands[at] = Some(tensor);
+            let is_result = info.origin == Origin::Step(slot);
+            self.masks.push(if is_result { self.masks[results[0]] } else { 0 });
+            for (layer, &result) in results.iter().enumerate().filter(|_| is_result) {
+                let rows = elements(&info.shape[..info.shape.len() - 1]) / slots.len();
+                self.graph.tensors[result].origin = Origin::Part(Part { of: tensor, row: layer * rows });
+            }
+            self.graph.tensors.push(info);
         }
-        let (of, rows) = made.iter().enumerate().find_map(|(at, info)| {
-            let rows = elements(&info.shape[..info.shape.len() - 1]) / slots.len();
-            (info.origin == Origin::Step(slot)).then_some((self.graph.tensors.len() + at, rows))
-        })?;
-        let mask = self.masks[results[0]];
-        self.masks.extend(made.iter().map(|info| if matches!(info.origin, Origin::Step(_)) { mask } else { 0 }));
-        for (layer, &result) in results.iter().enumerate() {
-            self.graph.tensors[result].origin = Origin::Part(Part { of, row: layer * rows });
-        }
-        self.graph.tensors.extend(made);
         for &other in &slots[1..] {
             let node = self.nodes[other].take()?;
             // What is folded into a layer is folded into all of them.
@@ -139,6 +126,24 @@ impl Pass<'_> {
         }
         self.nodes[slot] = Some(Node { path, kernel, operands });
         Some(())
+    }
+
+    /// Returns the tensors that hold all layers, weights and the output, each with the place of its operand. `nodes` are the
+    /// layers, and `slot` is that of their common step.
+    fn tensors_of_layers(&self, nodes: &[&Node], kernel: &dyn Kernel, slot: usize) -> Option<Vec<(usize, TensorInfo)>> {
+        let of_layers = layered(nodes[0].kernel.as_ref(), kernel).into_iter().enumerate();
+        let made = of_layers.filter_map(|(at, operand)| Some((at, operand?))).map(|(at, operand)| {
+            let (name, dtype, origin) = match operand.access {
+                Access::Write => (nodes[0].path.clone(), operand.dtype, Origin::Step(slot)),
+                Access::Read => {
+                    let held = nodes.iter().filter_map(|node| node.operands[at]);
+                    let sources: Vec<WeightRows> = held.flat_map(|tensor| self.sources(tensor)).cloned().collect();
+                    (sources.first()?.name.clone(), DType::Elem, Origin::Weight(sources))
+                }
+            };
+            Some((at, TensorInfo { name, shape: operand.shape, dtype, origin }))
+        });
+        made.collect()
     }
 
     fn sources(&self, tensor: usize) -> &[WeightRows] {
