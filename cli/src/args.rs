@@ -68,7 +68,8 @@ pub(crate) struct Generate {
     #[arg(long, value_name = "PIXELS", allow_negative_numbers = true, help_heading = "Settings")]
     pub(crate) height: Option<usize>,
     /// Width and height in pixels, for a square picture
-    #[arg(long, value_name = "PIXELS", allow_negative_numbers = true, conflicts_with_all = ["width", "height"], help_heading = "Settings")]
+    #[arg(long, value_name = "PIXELS", allow_negative_numbers = true, help_heading = "Settings")]
+    #[arg(conflicts_with_all = ["width", "height"])]
     pub(crate) size: Option<usize>,
     /// Number of pictures; each has the seed of the one before plus 1
     #[arg(long, value_name = "N", allow_negative_numbers = true, default_value_t = 1, help_heading = "Settings")]
@@ -206,16 +207,12 @@ impl Networks {
             (_, Some(_)) => Ok(None),
             (Some(path), _) if path.is_file() => match path.file_name() {
                 Some(name) if name == "model.json" => Ok(path.parent().map(PathBuf::from)),
-                _ => {
-                    let found =
-                        ("a folder or a file called model.json".to_owned(), "a file of another name".to_owned());
-                    Err(ModelError::Config {
-                        path: path.clone(),
-                        key: "--model".to_owned(),
-                        expected: found.0,
-                        found: found.1,
-                    })
-                }
+                _ => Err(ModelError::Config {
+                    path: path.clone(),
+                    key: "--model".to_owned(),
+                    expected: "a folder or a file called model.json".to_owned(),
+                    found: "a file of another name".to_owned(),
+                }),
             },
             (Some(folder), _) => Ok(Some(folder.clone())),
             (None, _) => match Source::bundled()?.weights {

@@ -170,12 +170,12 @@ impl Previews<'_> {
         if self.args.preview.is_none() || self.args.init.is_some() || preview_every == 0 {
             return Ok(());
         }
-        let mut steps = (0..count).flat_map(|picture| {
-            (preview_every..settings.steps).step_by(preview_every).map(move |step| (picture, step))
-        });
-        steps.try_for_each(|(picture, step)| {
-            self.path(picture, step).map_or(Ok(()), |path| check_file(&path, self.args.force))
-        })
+        for picture in 0..count {
+            for step in (preview_every..settings.steps).step_by(preview_every) {
+                self.path(picture, step).iter().try_for_each(|path| check_file(path, self.args.force))?;
+            }
+        }
+        Ok(())
     }
 
     /// Returns the file of the preview of a picture after a step.

@@ -122,6 +122,11 @@ impl TensorInfo {
         self.dtype == dtype || (loaded && self.dtype == DType::Elem && dtype == DType::Weight)
     }
 
+    /// Returns the weights whose rows the tensor holds; none if it is no weight.
+    pub(crate) fn sources(&self) -> &[WeightRows] {
+        if let Origin::Weight(sources) = &self.origin { sources } else { &[] }
+    }
+
     /// Returns the number of elements before row `row`, without padding.
     pub(crate) fn elements_before(&self, row: usize) -> usize {
         row * self.shape.last().copied().unwrap_or(1)
@@ -180,11 +185,9 @@ impl Graph {
 
     /// Returns names and shapes of the weights as in the checkpoint, each weight once, in order of first use.
     pub fn weights(&self) -> Vec<(String, Shape)> {
-        let sources =
-            |t: &'_ TensorInfo| if let Origin::Weight(sources) = &t.origin { sources.clone() } else { Vec::new() };
         // A weight that is split into several tensors is listed by the one that holds its first row.
-        let first = self.tensors.iter().flat_map(sources).filter(|source| source.rows.start == 0);
-        first.map(|source| (source.name, source.shape)).collect()
+        let first = self.tensors.iter().flat_map(TensorInfo::sources).filter(|source| source.rows.start == 0);
+        first.map(|source| (source.name.clone(), source.shape.clone())).collect()
     }
 
     /// Calls `build` with `name` appended to the current path, and returns its result. The paths of nodes, weights and

@@ -242,24 +242,21 @@ impl Weights {
     ) -> Result<Resident, GraphError> {
         let Operand { layout, dtype, .. } = *operand;
         let packed_shape = |shape: &[usize]| matrix(&layout.packed_shape(shape));
-        let bytes_of = |shape: &[usize]| match shape.first() {
-            Some(0) => 0,
-            _ => storage.tensor_bytes(dtype, &packed_shape(shape)) as u64,
-        };
+        let bytes_of =
+            |source: &WeightRows| storage.tensor_bytes(dtype, &packed_shape(&source.selected_shape())) as u64;
         let name = &sources[0].name;
-        let all = sources.iter().map(|source| bytes_of(&source.selected_shape())).sum();
+        let all = sources.iter().map(bytes_of).sum();
         let buffer = gpu.buffer(name, all, Role::Storage).map_err(GraphError::at(name))?;
-        let mut first = 0;
+        let mut offset = 0;
         for source in sources {
             let shape = source.selected_shape();
             for chunk in chunks(&shape, layout) {
                 let values = self.packed(source, layout, &chunk)?;
                 let bytes = storage.encode(dtype, &packed_shape(&rows_of(&shape, chunk.len())), &values);
-                let offset = first + bytes_of(&rows_of(&shape, chunk.start));
                 let to = Bound { buffer: &buffer, offset, bytes: buffer.bytes() - offset };
                 gpu.upload(to, &bytes).map_err(GraphError::at(&source.name))?;
+                offset += bytes.len() as u64;
             }
-            first += bytes_of(&shape);
         }
         Ok(Resident::Gpu(buffer))
     }

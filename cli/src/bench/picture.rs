@@ -40,7 +40,7 @@ pub(super) fn run(args: &Args, time_left: &dyn Fn() -> bool) -> Result<Value, Fa
     let mut drawn = [Some(first), None];
     let mut runs = Vec::new();
     // The first prompt is drawn twice at least, to be compared.
-    while runs.len() < 2 || (runs.len() < if args.quick { 2 } else { MORE } && time_left()) {
+    while runs.len() < 2 || (!args.quick && runs.len() < MORE && time_left()) {
         let start = Instant::now();
         let turn = (runs.len() + 1) % 2;
         let (picture, phases) = draw(&mut pipeline, &requests[turn])?;

@@ -137,20 +137,14 @@ impl Pass<'_> {
                 Access::Write => (nodes[0].path.clone(), operand.dtype, Origin::Step(slot)),
                 Access::Read => {
                     let held = nodes.iter().filter_map(|node| node.operands[at]);
-                    let sources: Vec<WeightRows> = held.flat_map(|tensor| self.sources(tensor)).cloned().collect();
+                    let sources: Vec<WeightRows> =
+                        held.flat_map(|tensor| self.graph.tensors[tensor].sources()).cloned().collect();
                     (sources.first()?.name.clone(), DType::Elem, Origin::Weight(sources))
                 }
             };
             Some((at, TensorInfo { name, shape: operand.shape, dtype, origin }))
         });
         made.collect()
-    }
-
-    fn sources(&self, tensor: usize) -> &[WeightRows] {
-        match &self.graph.tensors[tensor].origin {
-            Origin::Weight(sources) => sources,
-            _ => &[],
-        }
     }
 }
 
