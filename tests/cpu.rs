@@ -3,15 +3,15 @@
 use mobilediffusion_kernels::draw::Draw;
 use mobilediffusion_kernels::kernel::has_weights;
 use mobilediffusion_kernels::runner::{self, Device, device_tolerance, stored};
-use mobilediffusion_kernels::{Case, FAMILIES, WeightType, check};
+use mobilediffusion_kernels::{Case, FAMILIES, Storage, WeightType, check};
 use mobilediffusion_tests::{judge, random};
 use std::sync::LazyLock;
 
-const DEVICES: [&Device; 2] = [&Device::CPU, &Device::Cpu(WeightType::Int8)];
+const DEVICES: [&Device; 3] = [&Device::CPU, &Device::Cpu(WeightType::F16), &Device::Cpu(WeightType::Int8)];
 
-/// Returns whether a case runs on `device` exactly as on an earlier device: int8 weights, and a kernel without weights.
+/// Returns whether a case runs on `device` exactly as on the first: a kernel without weights.
 fn is_known(device: &Device, case: &Case) -> bool {
-    matches!(device, Device::Cpu(WeightType::Int8)) && !has_weights(case.kernel.as_ref())
+    device.storage() != Storage::F32 && !has_weights(case.kernel.as_ref())
 }
 
 /// Pool of one thread, to check that results do not depend on the number of threads.

@@ -95,13 +95,17 @@ fn is_left_out(gpu: &Gpu, storage: Storage, case: &Case) -> bool {
 /// throughout.
 ///
 /// In f32 every case runs. How a weight is read does not depend on how floats are stored, so with 16-bit floats only
-/// every third case runs with int8 weights. Software drivers compile a variant for a second or two: there every second
+/// every third case runs with int8 weights. 16-bit weights are read as 16-bit floats are, so every third case runs with
+/// them beside f32. Software drivers compile a variant for a second or two: there every second
 /// case runs in types other than f32, and every third in packed f16 if the adapter has f16 proper.
 fn turns(gpu: &Gpu, storage: Storage) -> u64 {
     if std::env::var_os("EVERY_CASE").is_some() {
         return 1;
     }
     let software = gpu.adapter().kind == AdapterKind::Software;
+    if storage.weights == WeightType::F16 {
+        return 3;
+    }
     let int8 = storage.weights == WeightType::Int8;
     match storage.floats {
         FloatType::F32 if software && int8 => 2,
@@ -132,11 +136,14 @@ fn cases(family: &'static Family, storage: Storage) -> Test {
     Test::new(format!("{} in {storage}", family.name), move |gpu| run(&gpu))
 }
 
-/// Returns the storage types and, if the family reads weight matrices, each of them with int8 weights.
-fn with_int8(family: &Family, floats: &[Storage]) -> Vec<Storage> {
+/// Returns the storage types and, if the family reads weight matrices, each of them with narrower weights.
+fn with_narrow_weights(family: &Family, floats: &[Storage]) -> Vec<Storage> {
     let weights = (family.cases)().iter().any(|case| has_weights(case.kernel.as_ref()));
-    let int8 = floats.iter().filter(|_| weights).map(|storage| storage.with_weights(WeightType::Int8));
-    floats.iter().copied().chain(int8).collect()
+    let narrow = floats.iter().filter(|_| weights);
+    let narrow = narrow.flat_map(|storage| [WeightType::F16, WeightType::Int8].map(|w| storage.with_weights(w)));
+    // Beside 16-bit floats, 16-bit weights are nothing new.
+    let narrow = narrow.filter(|storage| storage.weights != WeightType::Floats);
+    floats.iter().copied().chain(narrow).collect()
 }
 
 /// Matrix units that a test uses.
@@ -209,7 +216,7 @@ impl Units {
 fn by_matrices(family: &'static Family, units: Units) -> Test {
     let run = move |gpu: &Gpu| {
         let by_turns = gpu.adapter().kind == AdapterKind::Software;
-        let storages = with_int8(family, &[units.storage()]);
+        let storages = with_narrow_weights(family, &[units.storage()]);
         let (mut failures, mut met) = (Vec::new(), BTreeMap::new());
         let rest = if matches!(units, Units::Own) { 1 } else { 2 };
         let numbered = (1..).zip((family.cases)()).filter(|(number, _)| !by_turns || number % 3 >= rest);
@@ -257,7 +264,7 @@ fn by_matrices(family: &'static Family, units: Units) -> Test {
 /// units have tests of their own.
 fn problems(family: &'static Family) -> Test {
     let run = |gpu: &Gpu| {
-        let storages = with_int8(family, &storages(gpu));
+        let storages = with_narrow_weights(family, &storages(gpu));
         random::problems(family, RANDOM, |case, seed, draw| {
             let storage = draw.of(&storages);
             let mut variants = variant::runnable(case.kernel.as_ref(), gpu.caps(), storage);
@@ -287,7 +294,7 @@ fn main() {
     gpu::main(|gpu| {
         let storages = gpu.map_or_else(|| vec![Storage::F32], storages);
         let of = |family| {
-            let storages = with_int8(family, &storages);
+            let storages = with_narrow_weights(family, &storages);
             storages.into_iter().map(move |storage| cases(family, storage)).chain([problems(family)])
         };
         let all_units = [Units::Own].into_iter().chain(STAND_INS.map(Units::StandIn));

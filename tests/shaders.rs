@@ -31,6 +31,7 @@ type Checked = Result<Module, String>;
 fn capabilities(storage: Storage, needs: &Needs) -> Capabilities {
     let matrices = needs.matrix.map_or(Capabilities::empty(), |_| Capabilities::COOPERATIVE_MATRIX);
     let floats = match storage.floats {
+        FloatType::F32 if storage.weights == WeightType::F16 => Capabilities::SHADER_FLOAT16_IN_FLOAT32,
         FloatType::F32 => Capabilities::empty(),
         FloatType::F16 => Capabilities::SHADER_FLOAT16,
         FloatType::F16Packed => Capabilities::SHADER_FLOAT16_IN_FLOAT32,
@@ -226,8 +227,9 @@ fn check_storages(case: &Case, variant: &Variant, texts: &mut Texts) -> Result<(
         return Err(format!("{:?} {variant:?}: grid {grid:?}", case.kernel));
     }
     let floats = [Storage::F32, Storage::F16, Storage::F16_PACKED];
-    let int8 = floats.into_iter().filter(|_| has_weights(case.kernel.as_ref()));
-    let all = floats.into_iter().chain(int8.map(|storage| storage.with_weights(WeightType::Int8)));
+    let narrow = [WeightType::F16, WeightType::Int8];
+    let narrow = floats.into_iter().flat_map(|storage| narrow.map(|weights| storage.with_weights(weights)));
+    let all = floats.into_iter().chain(narrow.filter(|_| has_weights(case.kernel.as_ref())));
     let fits = |storage: &Storage| variant.needs.matrix.is_none() || storage.floats == FloatType::F16;
     for (storage, stage) in all.filter(fits).flat_map(|storage| stages.iter().map(move |stage| (storage, stage))) {
         let text = wgsl::compose(&stage.program, storage).map_err(|e| e.to_string())?;

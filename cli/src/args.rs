@@ -327,9 +327,11 @@ pub(crate) enum Floats {
 /// Storage type of weight matrices, as `--weights-dtype` names it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum WeightsDtype {
-    /// In the type of all other floats
+    /// In 16 bits if the files have them so, else in the type of all other floats
     #[default]
     Floats,
+    /// In 16 bits
+    F16,
     /// In 8 bits, with one scale per output channel
     Int8,
 }

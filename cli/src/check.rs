@@ -2,7 +2,7 @@
 
 use crate::Failure;
 use crate::args::{Check, Floats, WeightsDtype};
-use crate::graphs::{Network, borrowed, inputs};
+use crate::graphs::{Network, borrowed, inputs, weights};
 use crate::terminal::{each_with_bar, note, one_line, result};
 use mobilediffusion_graph::{Against, Weights, compare};
 use mobilediffusion_kernels::casefile::CaseFile;
@@ -120,7 +120,7 @@ fn plan(args: &Check, network: Network, device: Device) -> Result<(), Failure> {
     let recording = network.record(&config, &shape)?;
     let values = inputs(&recording);
     let references = args.references || matches!(device, Device::Cpu(_));
-    let weights = Weights::new(device, network.weights(&args.networks)?);
+    let weights = weights(network, &args.networks, &device)?;
     let rounded = Storage::F32.with_weights(args.weights_dtype.into());
     let cpu = Weights::new(Device::CPU, network.weights(&args.networks)?).rounded(rounded);
     let (truth, name) = match references {
@@ -198,7 +198,11 @@ impl Floats {
 impl WeightsDtype {
     /// Returns the type's name on the command line.
     pub(crate) fn name(self) -> &'static str {
-        if self == Self::Int8 { "int8" } else { "floats" }
+        match self {
+            Self::Floats => "floats",
+            Self::F16 => "f16",
+            Self::Int8 => "int8",
+        }
     }
 }
 

@@ -4,6 +4,7 @@ use crate::Failure;
 use crate::args::{Floats, Generate, WeightsDtype};
 use crate::output::{Outputs, check_file};
 use crate::terminal::{Clock, note, printable, result};
+use mobilediffusion_kernels::Storage;
 use mobilediffusion_model::{
     Flow, Init, Mask, ModelError, Options, Picture, Pipeline, Progress, Request, Settings, Truncated, WeightType,
     WeightsFrom, config::Sampler,
@@ -43,12 +44,12 @@ pub(crate) fn run(args: &Generate) -> Result<(), Failure> {
         note(&format!("warning: the {what} is too long: read up to {kept}, left out: {left_out}"));
     }
 
-    let floats = Floats::of(pipeline.model().storage());
+    let storage = pipeline.model().storage();
     let model = match synthetic {
         Some(seed) => format!("{}, synthetic weights of seed {seed}", own.name),
         None => own.name,
     };
-    let facts = facts(args, (&model, &device, floats.name()), (&request, &settings));
+    let facts = facts(args, (&model, &device, storage), (&request, &settings));
     let mut previews = Previews { args, facts: &facts, written: Vec::new(), failure: None };
     previews.check(&settings)?;
     let drawn = draw((&mut pipeline, &request), &mut clock, (&mut outputs, &mut previews));
@@ -101,6 +102,7 @@ impl From<WeightsDtype> for WeightType {
     fn from(weights: WeightsDtype) -> Self {
         match weights {
             WeightsDtype::Floats => Self::Floats,
+            WeightsDtype::F16 => Self::F16,
             WeightsDtype::Int8 => Self::Int8,
         }
     }
@@ -226,7 +228,7 @@ pub(crate) fn sampler(settings: &Settings) -> &'static str {
 /// Collects the texts to store in each file: everything needed to draw the picture again, except its seed.
 fn facts(
     args: &Generate,
-    (model, device, floats): (&str, &str, &str),
+    (model, device, storage): (&str, &str, Storage),
     (request, settings): (&Request, &Settings),
 ) -> Vec<(&'static str, String)> {
     let name = |path: &PathBuf| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -244,9 +246,11 @@ fn facts(
     facts.extend(args.init.as_ref().map(|path| ("Init", name(path))));
     facts.extend(request.init.as_ref().map(|init| ("Strength", init.strength.to_string())));
     facts.extend(args.mask.as_ref().map(|path| ("Mask", name(path))));
-    let weights = match args.weights_dtype {
-        WeightsDtype::Floats => floats,
-        WeightsDtype::Int8 => args.weights_dtype.name(),
+    let floats = Floats::of(storage).name();
+    let weights = match storage.weights {
+        WeightType::Floats => floats,
+        WeightType::F16 => "f16",
+        WeightType::Int8 => "int8",
     };
     let stored = [("Floats", floats.to_owned()), ("Weights", weights.to_owned())];
     facts.extend([("Device", device.to_owned())].into_iter().chain(stored));

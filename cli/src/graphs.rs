@@ -3,14 +3,24 @@
 
 use crate::Failure;
 use crate::args::Networks;
+use crate::terminal::note;
 use clap::ValueEnum;
-use mobilediffusion_graph::{Origin, Recording, WeightLoader};
+use mobilediffusion_graph::{Device, Origin, Recording, WeightLoader, Weights};
 use mobilediffusion_kernels::DType;
 use mobilediffusion_kernels::kernel::elements;
 use mobilediffusion_model::ModelConfig;
 use mobilediffusion_model::networks::{Decoder, Shape, decode_graph, denoise_graph, encode_graph, text_graph};
 use mobilediffusion_model::noise::Noise;
 use mobilediffusion_model::weights::{Checkpoint, Synthetic};
+
+/// Makes the weights of a network for a device, and says so if the network's files decide how they are stored.
+pub(crate) fn weights(network: Network, networks: &Networks, device: &Device) -> Result<Weights, Failure> {
+    let weights = Weights::new(device.clone(), network.weights(networks)?);
+    if weights.device().storage() != device.storage() {
+        note("weights: f16, as in the files");
+    }
+    Ok(weights)
+}
 
 /// A network of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

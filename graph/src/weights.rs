@@ -36,6 +36,11 @@ pub trait WeightLoader {
     ) -> Result<Vec<f32>, Box<dyn Error + Send + Sync>> {
         Ok(self.load(name, shape)?[part].to_vec())
     }
+
+    /// Whether 16-bit floats hold all matrices without rounding. Devices then keep them so, in half the memory of f32.
+    fn is_f16(&self) -> bool {
+        false
+    }
 }
 
 /// Approximate number of elements loaded at a time: all that the host holds of a weight besides what the device keeps.
@@ -96,15 +101,25 @@ impl std::fmt::Debug for Weights {
 }
 
 impl Weights {
-    /// Creates an empty set of weights on `device`, to be loaded by `loader`.
+    /// Creates an empty set of weights on `device`, to be loaded by `loader`. A device that would store matrices in f32
+    /// stores them in 16 bits if the loader [has them so](WeightLoader::is_f16).
     pub fn new(device: Device, loader: Box<dyn WeightLoader + Send + Sync>) -> Self {
+        let device = match device.storage().weights {
+            WeightType::Floats if loader.is_f16() => device.with_weights(WeightType::F16),
+            _ => device,
+        };
         Self { device, loader, rounding: Storage::F32, resident: Mutex::default() }
     }
 
     /// Makes the CPU device and the references round weights as a device that stores tensors as `storage` does. In a
     /// comparison with that device, its rounding of weights then does not count as an error. Has no effect on a GPU.
     pub fn rounded(self, storage: Storage) -> Self {
-        Self { rounding: storage, ..self }
+        let device = match self.device {
+            // Halves do not hold the values that 8 bits and a scale stand for.
+            Device::Cpu(WeightType::F16) if storage.weights == WeightType::Int8 => Device::CPU,
+            device => device,
+        };
+        Self { device, rounding: storage, ..self }
     }
 
     /// Returns the device that holds the weights.
@@ -208,10 +223,10 @@ impl Weights {
     fn to_cpu(&self, weights: WeightType, sources: &[WeightRows], operand: &Operand) -> Result<Resident, GraphError> {
         let host = operand.host_layout(weights).of_layer();
         let rounding = match weights {
-            // Packing in this layout rounds to 8 bits by itself.
-            _ if matches!(host, Layout::Int8Panels(_)) => Storage::F32,
-            WeightType::Int8 => self.rounding.with_weights(weights),
+            // Packing in these layouts rounds by itself.
+            _ if matches!(host, Layout::F16Panels(_) | Layout::Int8Panels(_)) => Storage::F32,
             WeightType::Floats => self.rounding,
+            WeightType::F16 | WeightType::Int8 => self.rounding.with_weights(weights),
         };
         let len = sources.iter().map(|source| elements(&host.packed_shape(&source.selected_shape()))).sum();
         let out_of_memory = |_| GraphError::out_of_host_memory(&sources[0].name, 4 * len);
@@ -313,9 +328,11 @@ mod tests {
             (matrix, Layout::Rows),
             (taps.clone(), Layout::Taps),
             (taps.clone(), Layout::Panels(1)),
+            (taps.clone(), Layout::F16Panels(1)),
             (taps.clone(), Layout::Int8Panels(1)),
             (taps, Layout::Winograd(4)),
             (vec![130, 80_000], Layout::Panels(1)),
+            (vec![130, 80_000], Layout::F16Panels(1)),
             (vec![130, 80_000], Layout::Int8Panels(1)),
         ] {
             assert!(chunks(&shape, layout).len() > 1, "{shape:?}");
@@ -331,7 +348,7 @@ mod tests {
         }
         // Three weights in one tensor, of which each is packed by itself.
         let (shape, three) = (vec![130, 80_000], vec![3 * 130, 80_000]);
-        for layout in [Layout::Rows, Layout::Panels(3), Layout::Int8Panels(3)] {
+        for layout in [Layout::Rows, Layout::Panels(3), Layout::F16Panels(3), Layout::Int8Panels(3)] {
             let operand = Operand::weight("w", three.clone()).host(layout);
             let sources = ["a", "b", "c"].map(|name| WeightRows::whole(name.to_owned(), shape.clone()));
             let Ok(Resident::Cpu(got)) = weights.to_cpu(WeightType::Floats, &sources, &operand) else {

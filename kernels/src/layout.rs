@@ -16,6 +16,8 @@ pub enum Layout {
     /// Matrix `[cols, k]`, or a convolution weight read as such a matrix, in panels of columns (see `panels`): so many
     /// matrices of equal size, one below the other, each in panels of its own. CPU only.
     Panels(usize),
+    /// Panels of columns in 16 bits, with two weights in each f32 element (see `panels::f16`). CPU only.
+    F16Panels(usize),
     /// Panels of columns in 8 bits, with four weights in each f32 element (see `panels::int8`). CPU only.
     Int8Panels(usize),
     /// Convolution weight as a matrix `[kh * kw * co, ci]` in panels, so that the columns of each tap lie together. CPU
@@ -34,6 +36,9 @@ impl Layout {
             (Self::Panels(layers), &[cols, ref k @ ..]) => {
                 vec![layers * (cols / layers).next_multiple_of(panels::STEP), elements(k)]
             }
+            (Self::F16Panels(layers), &[cols, ref k @ ..]) => {
+                vec![layers * panels::f16::packed_len(cols / layers, elements(k))]
+            }
             (Self::Int8Panels(layers), &[cols, ref k @ ..]) => {
                 vec![layers * panels::int8::packed_len(cols / layers, elements(k))]
             }
@@ -49,13 +54,14 @@ impl Layout {
             (Self::Taps, &[co, ci, kh, kw]) => (co, ci, kh * kw),
             (Self::DepthwiseTaps, &[c, _, kh, kw]) => (1, c, kh * kw),
             (Self::Panels(1), &[cols, k]) => return panels::pack_matrix(cols, k, &data),
+            (Self::F16Panels(1), &[cols, k]) => return panels::f16::pack_matrix(cols, k, &data),
             (Self::Int8Panels(1), &[cols, k]) => return panels::int8::pack_matrix(cols, k, &data),
-            (Self::Panels(layers) | Self::Int8Panels(layers), &[cols, k]) => {
+            (Self::Panels(layers) | Self::F16Panels(layers) | Self::Int8Panels(layers), &[cols, k]) => {
                 let (cols, layer) = (cols / layers, self.of_layer());
                 let layers = data.chunks_exact((cols * k).max(1)).map(|data| layer.pack(&[cols, k], data.to_vec()));
                 return layers.collect::<Vec<_>>().concat();
             }
-            (Self::Panels(_) | Self::Int8Panels(_), &[co, ci, kh, kw]) => {
+            (Self::Panels(_) | Self::F16Panels(_) | Self::Int8Panels(_), &[co, ci, kh, kw]) => {
                 let taps = Self::Taps.pack(shape, data);
                 return self.pack(&[co, kh * kw * ci], taps);
             }
@@ -88,7 +94,7 @@ impl Layout {
         match (self, shape) {
             (Self::Taps, &[co, ci, kh, kw]) => self.pack(&[co, kh * kw, ci, 1], packed),
             (Self::DepthwiseTaps, &[c, _, kh, kw]) => self.pack(&[kh * kw, 1, c, 1], packed),
-            (Self::Panels(_) | Self::Int8Panels(_) | Self::TapPanels | Self::Winograd(_), _) => {
+            (Self::Panels(_) | Self::F16Panels(_) | Self::Int8Panels(_) | Self::TapPanels | Self::Winograd(_), _) => {
                 panic!("{self:?} of {shape:?} is not read back")
             }
             _ => packed,
@@ -99,6 +105,7 @@ impl Layout {
     pub fn of_layer(self) -> Self {
         match self {
             Self::Panels(_) => Self::Panels(1),
+            Self::F16Panels(_) => Self::F16Panels(1),
             Self::Int8Panels(_) => Self::Int8Panels(1),
             whole => whole,
         }
@@ -110,8 +117,8 @@ impl Layout {
     pub fn rows_together(self) -> Option<usize> {
         match self {
             Self::Rows | Self::Taps => Some(1),
-            Self::Panels(1) | Self::Int8Panels(1) | Self::Winograd(_) => Some(panels::PANEL),
-            Self::Panels(_) | Self::Int8Panels(_) | Self::DepthwiseTaps | Self::TapPanels => None,
+            Self::Panels(1) | Self::F16Panels(1) | Self::Int8Panels(1) | Self::Winograd(_) => Some(panels::PANEL),
+            Self::Panels(_) | Self::F16Panels(_) | Self::Int8Panels(_) | Self::DepthwiseTaps | Self::TapPanels => None,
         }
     }
 }

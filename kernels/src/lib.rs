@@ -83,6 +83,7 @@ mod concat;
 mod conv2d;
 mod ddim_step;
 mod depthwise_conv2d;
+mod device;
 mod embedding;
 mod family;
 mod group_norm;

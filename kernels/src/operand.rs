@@ -2,6 +2,7 @@
 
 use crate::kernel::{Shape, elements, padded};
 use crate::layout::Layout;
+use crate::panels;
 use crate::storage::WeightType;
 use mobilediffusion_runtime::Binding;
 
@@ -10,7 +11,7 @@ use mobilediffusion_runtime::Binding;
 pub enum DType {
     /// The float type that the plan is stored in: f32 or f16, see [`Storage`](crate::Storage).
     Elem,
-    /// A matrix of weights whose first axis are the output channels. Stored as `Elem` or in 8 bits.
+    /// A matrix of weights whose first axis are the output channels. Stored as `Elem`, or in 16 or 8 bits.
     Weight,
     /// Always f32: statistics, sampler state and timesteps.
     F32,
@@ -93,11 +94,17 @@ impl Operand {
         self
     }
 
-    /// Returns the layout for a CPU device that stores matrices of weights as `weights`. Int8 applies to weights in
-    /// panels, which products read as they are. Weights that a convolution transforms or reads tap by tap stay in f32.
+    /// Returns the layout for a CPU device that stores matrices of weights as `weights`. Types other than f32 apply to
+    /// weights in panels, which products read as they are. Weights that a convolution transforms or reads tap by tap
+    /// stay in f32.
     pub fn host_layout(&self, weights: WeightType) -> Layout {
         match (self.host, self.dtype, weights) {
             (Layout::Panels(layers), DType::Weight, WeightType::Int8) => Layout::Int8Panels(layers),
+            (Layout::Panels(layers), DType::Weight, WeightType::F16)
+                if panels::f16::takes(elements(&self.shape[1..])) =>
+            {
+                Layout::F16Panels(layers)
+            }
             (host, ..) => host,
         }
     }

@@ -9,8 +9,9 @@
 //!
 //! * `product` divides a product into tasks for threads, and a task into strips.
 //! * `tile` has the innermost loops, which keep a tile of sums in vector registers.
-//! * `int8` has panels of 8-bit weights.
+//! * `f16` and `int8` have panels of 16-bit and 8-bit weights.
 
+pub(crate) mod f16;
 pub(crate) mod int8;
 mod product;
 mod tile;
@@ -19,6 +20,7 @@ mod tile;
 mod tests;
 
 use rayon::prelude::*;
+use std::cell::RefCell;
 use std::ops::{Deref, DerefMut, Range};
 use std::sync::OnceLock;
 use tile::Lanes;
@@ -181,6 +183,8 @@ pub(crate) fn pack_matrix(cols: usize, k: usize, data: &[f32]) -> Vec<f32> {
 enum Format {
     /// One f32 per weight.
     Floats,
+    /// 16 bits per weight, see [`f16`].
+    F16,
     /// 8 bits per weight and an f32 scale per column, see [`int8`].
     Int8,
 }
@@ -215,24 +219,28 @@ enum Values<'a> {
         /// The values that are probably read after this panel: they are prefetched meanwhile.
         next: &'a [f32],
     },
-    Int8(int8::Int8<'a>),
+    /// Widened to floats before they are multiplied.
+    Narrow(Narrow<'a>),
 }
 
 impl<'a> Panels<'a> {
     /// Wraps a weight operand of a kernel: panels of floats ([`Layout::Panels`](crate::Layout::Panels)) or, on a device
-    /// with 8-bit weights, of bytes ([`Layout::Int8Panels`](crate::Layout::Int8Panels)).
+    /// that stores weights so, of halves ([`Layout::F16Panels`](crate::Layout::F16Panels)) or of bytes
+    /// ([`Layout::Int8Panels`](crate::Layout::Int8Panels)).
     ///
-    /// The CPU form of a kernel is not told which of the two an operand is, so the length decides. It is unambiguous:
-    /// `cols * k` floats and `cols + cols * k / 4` words are equally many only for a `k` of 4/3.
+    /// The CPU form of a kernel is not told which of these an operand is, so the length decides. It is unambiguous:
+    /// `cols * k` floats and `cols + cols * k / 4` words are equally many only for a `k` of 4/3, and where the latter are
+    /// as many as `cols * k / 2` halves, halves are [not used](f16::takes).
     ///
     /// # Panics
-    /// If `words` has neither length, which is a bug of the calling kernel.
+    /// If `words` has none of these lengths, which is a bug of the calling kernel.
     pub(crate) fn new(words: &'a [f32], cols: usize, k: usize) -> Self {
-        if words.len() == int8::packed_len(cols, k) {
-            Self { words, format: Format::Int8, k, cols }
-        } else {
-            Self::floats(words, cols, k)
-        }
+        let format = match words.len() {
+            len if len == int8::packed_len(cols, k) => Format::Int8,
+            len if len == f16::packed_len(cols, k) => Format::F16,
+            _ => return Self::floats(words, cols, k),
+        };
+        Self { words, format, k, cols }
     }
 
     /// Wraps panels of floats.
@@ -257,7 +265,11 @@ impl<'a> Panels<'a> {
         let values = match self.format {
             Format::Int8 => {
                 let words = &self.words[index * int8::packed_len(PANEL, self.k)..];
-                Values::Int8(int8::Int8::new(&words[..int8::packed_len(width, self.k)], width))
+                Values::Narrow(Narrow::Int8(int8::Int8::new(&words[..int8::packed_len(width, self.k)], width)))
+            }
+            Format::F16 => {
+                let words = &self.words[index * f16::packed_len(PANEL, self.k)..];
+                Values::Narrow(Narrow::F16(f16::Halves::new(&words[..f16::packed_len(width, self.k)])))
             }
             Format::Floats => {
                 let next = (next * PANEL * self.k).min(self.words.len());
@@ -266,6 +278,37 @@ impl<'a> Panels<'a> {
             }
         };
         Panel { values, width, cols: PANEL.min(self.cols - first), k: self.k }
+    }
+}
+
+/// The weights of a panel in fewer bits than a float has.
+#[derive(Clone, Copy, Debug)]
+enum Narrow<'a> {
+    F16(f16::Halves<'a>),
+    Int8(int8::Int8<'a>),
+}
+
+impl Narrow<'_> {
+    /// Widens the weights at positions `part` of the panel's `depth` to floats, `[width / grain, part.len(), grain]`, in
+    /// memory that every thread keeps, and calls `take` with them.
+    fn widened(self, grain: usize, depth: usize, part: Range<usize>, take: impl FnOnce(&[f32])) {
+        thread_local! {
+            static FLOATS: RefCell<Aligned> = RefCell::default();
+        }
+        let weights = match self {
+            Self::F16(panel) => panel.len(),
+            Self::Int8(panel) => panel.len(),
+        };
+        FLOATS.with_borrow_mut(|floats| {
+            let len = weights / depth * part.len();
+            floats.grow_to(len);
+            let grains = floats[..len].chunks_exact_mut(grain * part.len());
+            match self {
+                Self::F16(panel) => panel.widen(grains, grain * depth, grain * part.start..grain * part.end),
+                Self::Int8(panel) => panel.widen(grains, grain * depth, grain * part.start..grain * part.end),
+            }
+            take(&floats[..len]);
+        });
     }
 }
 

@@ -4,6 +4,8 @@
 //! Outputs are filled with poison and lie between poisoned fences, so that elements that were not written and writes
 //! out of bounds are found. On a GPU the padding of rows must be zero afterwards.
 
+pub use crate::device::Device;
+
 use crate::casefile::CaseFile;
 use crate::check::{self, Agreement, Mismatch, POISON};
 use crate::kernel::{Access, Case, DType, Kernel, Operand, Param, Tolerance, has_weights};
@@ -11,35 +13,12 @@ use crate::variant::{Machine, Variant, choose, runnable};
 use crate::{FloatType, Storage, WeightType, wgsl};
 use mobilediffusion_runtime::shader::ComposeError;
 use mobilediffusion_runtime::{Bound, Buffer, Dispatch, Gpu, Role, RuntimeError};
-use std::sync::Arc;
 
 /// Number of poisoned bytes on each side of a tensor on a GPU. A multiple of every alignment.
 const FENCE_BYTES: usize = 256;
 
 /// Number of poisoned elements on each side of an output of a CPU form.
 const FENCE: usize = 16;
-
-/// Device on which kernels run, with the types in which it stores tensors.
-#[derive(Clone, Debug)]
-pub enum Device {
-    /// The host's cores, through the CPU forms. Activations are f32; the argument is the type of weight matrices.
-    Cpu(WeightType),
-    /// A GPU, through the shaders. The argument is the storage type of activations and weights.
-    Gpu(Arc<Gpu>, Storage),
-}
-
-impl Device {
-    /// The host's cores, with activations and weights in f32.
-    pub const CPU: Self = Self::Cpu(WeightType::Floats);
-
-    /// Returns the types in which the device stores tensors.
-    pub fn storage(&self) -> Storage {
-        match self {
-            Self::Cpu(weights) => Storage::F32.with_weights(*weights),
-            Self::Gpu(_, storage) => *storage,
-        }
-    }
-}
 
 /// Errors of a run that gave no result to judge.
 #[derive(Debug, thiserror::Error)]
@@ -95,7 +74,7 @@ pub fn storages(gpu: &Gpu) -> Vec<Storage> {
 /// exact case. Int8 weights are multiples of a scale and not whole numbers, so that exact cases get the kernel's
 /// tolerance too.
 fn tolerance(case: &Case, storage: Storage) -> Tolerance {
-    let whole = storage.weights == WeightType::Floats || !has_weights(case.kernel.as_ref());
+    let whole = storage.weights != WeightType::Int8 || !has_weights(case.kernel.as_ref());
     let tolerance = if case.exact && whole { Tolerance::EXACT } else { case.kernel.tolerance() };
     stored_tolerance(case.kernel.as_ref(), tolerance, storage)
 }

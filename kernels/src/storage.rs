@@ -14,6 +14,11 @@ const TASK: usize = 1 << 16;
 /// Largest finite value of an f16.
 const F16_MAX: f32 = f16::MAX.to_f32_const();
 
+/// Returns the nearest value that f16 can round without overflow, as shaders do when they store.
+pub(crate) fn saturated(value: f32) -> f32 {
+    value.clamp(-F16_MAX, F16_MAX)
+}
+
 /// Storage type of floats on a device: of operands of type [`DType::Elem`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum FloatType {
@@ -32,6 +37,8 @@ pub enum WeightType {
     /// The storage type of all other floats.
     #[default]
     Floats,
+    /// 16 bits, whatever the type of other floats.
+    F16,
     /// 8 bits, and one f32 scale for each output channel. See `kernels/src/storage/int8.rs`.
     Int8,
 }
@@ -53,9 +60,13 @@ impl Storage {
     /// All floats in 16 bits, packed in pairs into u32.
     pub const F16_PACKED: Self = Self { floats: FloatType::F16Packed, weights: WeightType::Floats };
 
-    /// Returns this storage with another type for matrices of weights.
+    /// Returns this storage with another type for matrices of weights. 16-bit weights beside 16-bit floats are
+    /// [`WeightType::Floats`], so that equal storages compare equal.
     pub const fn with_weights(self, weights: WeightType) -> Self {
-        Self { weights, ..self }
+        match (weights, self.floats) {
+            (WeightType::F16, FloatType::F16 | FloatType::F16Packed) => Self { weights: WeightType::Floats, ..self },
+            _ => Self { weights, ..self },
+        }
     }
 
     fn is_int8(self, dtype: DType) -> bool {
@@ -67,6 +78,7 @@ impl Storage {
         match dtype {
             _ if self.is_int8(dtype) => 1,
             DType::Elem | DType::Weight if self.floats != FloatType::F32 => 2,
+            DType::Weight if self.weights == WeightType::F16 => 2,
             _ => 4,
         }
     }
@@ -114,14 +126,22 @@ impl Storage {
                  }\n"
             }
         };
-        let weights = match self.weights {
-            WeightType::Floats => {
+        let weights = match (self.weights, self.floats) {
+            (WeightType::F16, FloatType::F32) => {
+                "alias WeightPack = vec2<u32>;\n\
+                 const WEIGHT_HEAD = 0u;\n\
+                 fn weight_scale(head: WeightPack) -> f32 { return 1.0; }\n\
+                 fn weight4(p: WeightPack) -> vec4<f32> {\n    \
+                     return vec4<f32>(unpack2x16float(p.x), unpack2x16float(p.y));\n\
+                 }\n"
+            }
+            (WeightType::Floats | WeightType::F16, _) => {
                 "alias WeightPack = Pack;\n\
                  const WEIGHT_HEAD = 0u;\n\
                  fn weight_scale(head: WeightPack) -> f32 { return 1.0; }\n\
                  fn weight4(p: WeightPack) -> vec4<f32> { return load4(p); }\n"
             }
-            WeightType::Int8 => {
+            (WeightType::Int8, _) => {
                 "alias WeightPack = u32;\n\
                  const WEIGHT_HEAD = 1u;\n\
                  fn weight_scale(head: WeightPack) -> f32 { return bitcast<f32>(head); }\n\
@@ -129,7 +149,8 @@ impl Storage {
             }
         };
         let weight_pack = match (self.weights, self.floats) {
-            (WeightType::Floats, _) => "return p;",
+            (WeightType::F16, FloatType::F32) => "return weight4(p);",
+            (WeightType::Floats | WeightType::F16, _) => "return p;",
             // Whole numbers up to 127 need not saturate.
             (WeightType::Int8, FloatType::F16) => "return Pack(weight4(p));",
             (WeightType::Int8, _) => "return store4(weight4(p));",
@@ -155,9 +176,8 @@ impl Storage {
             blocks.zip(values.par_chunks(rows * cols)).for_each(|(to, from)| {
                 let mut row = Vec::with_capacity(cols);
                 for (to, from) in to.chunks_mut(stride).zip(from.chunks(cols)) {
-                    // Shaders saturate in the same way.
                     row.clear();
-                    row.extend(from.iter().map(|value| value.clamp(-F16_MAX, F16_MAX)));
+                    row.extend(from.iter().map(|value| saturated(*value)));
                     to[..cols].convert_from_f32_slice(&row);
                 }
             });
@@ -200,7 +220,11 @@ impl Storage {
 
 impl fmt::Display for Storage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let weights = if self.weights == WeightType::Int8 { " with int8 weights" } else { "" };
+        let weights = match self.weights {
+            WeightType::Floats => "",
+            WeightType::F16 => " with f16 weights",
+            WeightType::Int8 => " with int8 weights",
+        };
         write!(f, "{:?}{weights}", self.floats)
     }
 }
@@ -212,7 +236,8 @@ mod tests {
     #[test]
     fn tensors_survive_the_way_there_and_back() {
         let values: Vec<f32> = (0..30_u8).map(f32::from).collect();
-        for storage in [Storage::F32, Storage::F16, Storage::F16_PACKED] {
+        let f16_weights = Storage::F32.with_weights(WeightType::F16);
+        for storage in [Storage::F32, Storage::F16, Storage::F16_PACKED, f16_weights] {
             for shape in [vec![2, 3, 5], vec![10, 3], vec![30], vec![15, 2]] {
                 for dtype in [DType::Elem, DType::Weight] {
                     let bytes = storage.encode(dtype, &shape, &values);
@@ -239,7 +264,7 @@ mod tests {
             let [rows, cols] = shape;
             let values: Vec<f32> = (0..rows * cols).map(|i| ((i * 7919) % 2039) as f32 / 64.0 - 16.0).collect();
             for floats in [Storage::F32, Storage::F16] {
-                for storage in [floats, floats.with_weights(WeightType::Int8)] {
+                for storage in [WeightType::Floats, WeightType::F16, WeightType::Int8].map(|w| floats.with_weights(w)) {
                     let rows = values.chunks(cols).flat_map(|row| storage.encode(DType::Weight, &[1, cols], row));
                     assert!(storage.encode(DType::Weight, &shape, &values).into_iter().eq(rows), "{storage} {shape:?}");
                 }

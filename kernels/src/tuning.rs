@@ -114,7 +114,7 @@ fn kernels_hash() -> &'static str {
             hash.text(name).text(text);
         }
         for floats in [FloatType::F32, FloatType::F16, FloatType::F16Packed] {
-            for weights in [WeightType::Floats, WeightType::Int8] {
+            for weights in [WeightType::Floats, WeightType::F16, WeightType::Int8] {
                 hash.text(&Storage { floats, weights }.prelude());
             }
         }

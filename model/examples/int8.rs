@@ -2,8 +2,8 @@
 //!
 //!     cargo run --release -p mobilediffusion-model --example int8 -- [ADAPTER]
 //!
-//! Runs on the CPU unless an adapter is named. Prints the PSNR of each picture against the same picture with f32
-//! weights on the same device, then the worst and the median.
+//! Runs on the CPU unless an adapter is named. Prints the PSNR of each picture against the same picture with the
+//! checkpoint's weights in f16 on the same device, then the worst and the median.
 
 mod sheet;
 
@@ -35,7 +35,7 @@ fn psnr(a: &Picture, b: &Picture) -> f64 {
 
 fn main() -> Result<(), Box<dyn Error>> {
     let device = std::env::args().nth(1).map_or(DeviceChoice::Cpu, DeviceChoice::Named);
-    let (exact, f32_bytes) = draw(&device, WeightType::Floats)?;
+    let (exact, f16_bytes) = draw(&device, WeightType::Floats)?;
     let (rounded, int8_bytes) = draw(&device, WeightType::Int8)?;
     let mut out = std::io::stdout();
     let mut all: Vec<f64> = rounded.iter().zip(&exact).map(|(a, b)| psnr(a, b)).collect();
@@ -44,6 +44,6 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     all.sort_by(f64::total_cmp);
     writeln!(out, "worst {:.1} dB, median {:.1} dB", all[0], all[all.len() / 2])?;
-    writeln!(out, "weights: {int8_bytes} bytes, {f32_bytes} in f32")?;
+    writeln!(out, "weights: {int8_bytes} bytes, {f16_bytes} in f16")?;
     Ok(())
 }

@@ -102,10 +102,9 @@ impl Pipeline {
     /// [`ModelError`] if a value of the request is not valid.
     pub fn summaries(&self, request: &Request) -> Result<Vec<(&'static str, PlanSummary)>, ModelError> {
         let shape = self.settings(request)?.shape(self.model.config())?;
-        let storage = self.model.storage();
         let summary = |key: Key| {
             let recording = Recording::new(key.graph(self.model.config())?);
-            Ok((key.part().title(), recording.summary(storage)))
+            Ok((key.part().title(), recording.summary(self.model.device_of(key.part())?.storage())))
         };
         keys(request, shape).into_iter().map(summary).collect()
     }
@@ -216,13 +215,12 @@ impl Pipeline {
         let keys = keys(request, shape);
         keys.iter().try_for_each(|key| self.model.check(key.part()))?;
         self.plans.touch(&keys);
-        let device = self.model.device();
-        let ask = Ask { config: self.model.config(), device: &device, latent: shape.latent, keys: &keys };
+        let ask = Ask { model: &self.model, device: &self.model.device(), latent: shape.latent, keys: &keys };
         loop {
             let mut missing = Vec::new();
             for key in keys.iter().copied().filter(|key| !self.plans.has(*key)) {
                 let recording = Recording::new(key.graph(self.model.config())?);
-                missing.push((key, Need::of(&recording, &device), recording));
+                missing.push((key, Need::of(&recording, &self.model.device_of(key.part())?), recording));
             }
             if missing.is_empty() {
                 return Ok(());
@@ -305,9 +303,13 @@ fn make(
             model.bring((key.part(), need.weights), recording, &mut go_on)
         })
     };
-    let (device, loaded) = (model.device(), AtomicBool::new(false));
+    let devices = missing.iter().map(|(key, ..)| model.device_of(key.part())).collect::<Result<Vec<_>, _>>()?;
+    let loaded = AtomicBool::new(false);
     thread::scope(|scope| {
-        scope.spawn(|| compile_ahead(missing.iter().map(|(_, _, recording)| recording), &device, &loaded));
+        scope.spawn(|| {
+            let each = missing.iter().zip(&devices);
+            each.for_each(|((_, _, recording), device)| compile_ahead(recording, device, &loaded));
+        });
         let result = load();
         loaded.store(true, Ordering::Relaxed);
         result

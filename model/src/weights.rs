@@ -164,6 +164,10 @@ impl WeightLoader for Checkpoint {
         }
         Ok(self.widened(name, entry, part)?)
     }
+
+    fn is_f16(&self) -> bool {
+        self.tensors.values().all(|entry| entry.dtype == Dtype::F16 || entry.shape.len() < 2)
+    }
 }
 
 /// Returns the name by which the networks know a tensor.

@@ -1,7 +1,7 @@
 //! `bench --plan`: checks a network's plan and times it step by step.
 
 use crate::Failure;
-use crate::graphs::{Network, borrowed, inputs};
+use crate::graphs::{Network, borrowed, inputs, weights};
 use crate::terminal::{note, result};
 use mobilediffusion_graph::{Against, Device, Recording, Session, Weights, compare};
 use mobilediffusion_kernels::{Storage, Variant, sample};
@@ -43,7 +43,7 @@ pub(super) fn run(subject: Subject<'_>, device: &Device, time_left: &dyn Fn() ->
     let size = networks.size.unwrap_or(config.defaults.image_size);
     let recording = record(network, networks, guidance)?;
     result(&format!("plan: {} of {}, {size}x{size} pixels", network.title(), config.defaults.name))?;
-    let weights = Weights::new(device.clone(), network.weights(networks)?);
+    let weights = weights(network, networks, device)?;
     let values = inputs(&recording);
     if let Device::Gpu(_, storage) = device {
         // The CPU gets the rounded values that int8 weights stand for, not those of the file.

@@ -43,15 +43,15 @@ impl Planned {
     }
 }
 
-/// Compiles what sessions of these recordings will need, in order and on all threads, until `stop` is set. Sessions find
-/// it compiled; this is for the time that weights take to be loaded. Does nothing on the CPU.
+/// Compiles what a session of a recording will need, on all threads, until `stop` is set. The session finds it compiled;
+/// this is for the time that weights take to be loaded. Does nothing on the CPU.
 ///
 /// An error is left to the session, which meets it again and names the step.
-pub fn compile_ahead<'a>(recordings: impl IntoIterator<Item = &'a Recording>, device: &Device, stop: &AtomicBool) {
+pub fn compile_ahead(recording: &Recording, device: &Device, stop: &AtomicBool) {
     let &Device::Gpu(ref gpu, storage) = device else { return };
-    for recording in recordings.into_iter().take_while(|_| !stop.load(Ordering::Relaxed)) {
-        if let Ok(Planned { stages, .. }) = Planned::new(gpu, storage, recording, Sharing::Planned) {
-            compile::ahead(gpu, storage, (recording, &stages), stop);
-        }
+    if !stop.load(Ordering::Relaxed)
+        && let Ok(Planned { stages, .. }) = Planned::new(gpu, storage, recording, Sharing::Planned)
+    {
+        compile::ahead(gpu, storage, (recording, &stages), stop);
     }
 }

@@ -7,11 +7,10 @@
 //! floats are exactly the values that the bytes stand for, so sums are bit for bit those of panels of the rounded
 //! weights.
 
-use super::{Aligned, PANEL, STEP, pack_panel};
+use super::{PANEL, STEP, pack_panel};
 use crate::cpu::with_simd;
 use crate::storage::int8::{quantised, scale};
 use rayon::prelude::*;
-use std::cell::RefCell;
 use std::ops::Range;
 
 /// Returns the number of f32 words that `cols` columns of `k` weights occupy as panels of bytes.
@@ -54,29 +53,25 @@ impl<'a> Int8<'a> {
         Self { scales, weights: bytemuck::cast_slice(weights) }
     }
 
-    /// Widens the weights at positions `part` of the panel's `depth` to floats, `[width / grain, part.len(), grain]`,
-    /// and calls `take` with them.
-    pub(super) fn widened(self, grain: usize, depth: usize, part: Range<usize>, take: impl FnOnce(&[f32])) {
-        thread_local! {
-            static FLOATS: RefCell<Aligned> = RefCell::default();
-        }
-        FLOATS.with_borrow_mut(|floats| {
-            floats.grow_to(self.scales.len() * part.len());
-            let floats = &mut floats[..self.scales.len() * part.len()];
-            let grains = self.scales.chunks_exact(grain).zip(self.weights.chunks_exact(grain * depth));
-            with_simd(
-                #[inline(always)]
-                || {
-                    for (to, (scales, weights)) in floats.chunks_exact_mut(grain * part.len()).zip(grains) {
-                        let weights = &weights[grain * part.start..grain * part.end];
-                        for (to, weights) in to.chunks_exact_mut(grain).zip(weights.chunks_exact(grain)) {
-                            line(to, scales, weights);
-                        }
+    /// Returns the number of weights.
+    pub(super) fn len(self) -> usize {
+        self.weights.len()
+    }
+
+    /// Widens the weights `part` of every grain, of `grain` weights in all, to floats in `grains`.
+    pub(super) fn widen<'f>(self, grains: impl Iterator<Item = &'f mut [f32]>, grain: usize, part: Range<usize>) {
+        let cols = self.scales.len() * grain / self.weights.len();
+        let each = self.scales.chunks_exact(cols).zip(self.weights.chunks_exact(grain));
+        with_simd(
+            #[inline(always)]
+            || {
+                for (to, (scales, weights)) in grains.zip(each) {
+                    for (to, weights) in to.chunks_exact_mut(cols).zip(weights[part.clone()].chunks_exact(cols)) {
+                        line(to, scales, weights);
                     }
-                },
-            );
-            take(floats);
-        });
+                }
+            },
+        );
     }
 }
 
@@ -92,35 +87,5 @@ fn line(to: &mut [f32], scales: &[f32], weights: &[i8]) {
             values[i] = scales[i] * f32::from(weights[i]);
         }
         *to = values;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use crate::check::Random;
-    use crate::cpu::Threads;
-    use crate::panels::{self, Left, Panels, multiply};
-    use crate::{DType, Storage, WeightType};
-
-    #[test]
-    fn products_equal_those_of_the_rounded_weights_bit_for_bit() {
-        let mut random = Random::new(5);
-        let mut normal = |len: usize| (0..len).map(|_| random.normal()).collect::<Vec<f32>>();
-        // Columns around the sizes of panels and grains; `k` that are no multiple of four, and one that takes two
-        // parts.
-        for (rows, cols, k) in [(1, 1, 1), (7, 16, 3), (5, 63, 17), (13, 64, 15), (300, 177, 25), (9, 97, 1300)] {
-            let (left, mut weights) = (normal(rows * k), normal(cols * k));
-            // The last column is all zeros: its scale is zero.
-            weights[(cols - 1) * k..].fill(0.0);
-            let left = Left::new(&left, rows, k);
-            let product = |packed: &[f32]| {
-                let mut y = vec![f32::NAN; rows * cols];
-                multiply(&mut y, left, Panels::new(packed, cols, k), None, Threads::All);
-                y
-            };
-            let got = product(&super::pack_matrix(cols, k, &weights));
-            let rounded = Storage::F32.with_weights(WeightType::Int8).rounded(DType::Weight, &[cols, k], weights);
-            assert_eq!(got, product(&panels::pack_matrix(cols, k, &rounded)), "{rows}x{k} by {k}x{cols}");
-        }
     }
 }

@@ -194,7 +194,7 @@ fn block(target: Target<'_>, left: Left<'_>, panel: Panel<'_>) {
                 let panel = PanelPart { values: panel, width, depth, grain, k, next };
                 pulp::Arch::new().dispatch(Strip { left, panel, target, cols, accumulate });
             }
-            Values::Int8(panel) => panel.widened(grain, depth, k.clone(), |panel| {
+            Values::Narrow(panel) => panel.widened(grain, depth, k.clone(), |panel| {
                 let (k, depth) = (0..k.len(), k.len());
                 let panel = PanelPart { values: panel, width, depth, grain, k, next: &[] };
                 pulp::Arch::new().dispatch(Strip { left, panel, target, cols, accumulate });

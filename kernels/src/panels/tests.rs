@@ -3,8 +3,10 @@
 use super::product::{Shared, Target};
 use super::tile::{PanelPart, Strip};
 use super::*;
+use crate::check::Random;
 use crate::cpu::{Epilogue, Threads};
 use crate::kernel::Activation;
+use crate::{DType, Layout, Operand, Storage, WeightType};
 
 /// Whole numbers, whose f32 sums are exact in every order of addition.
 fn whole(len: usize, step: usize) -> Vec<f32> {
@@ -44,6 +46,36 @@ fn products_agree_with_the_definition() {
             pool.install(|| multiply(&mut y, left, panels, Some(epilogue.at_row(0)), threads));
             let finished = |i: usize| (want[i] + bias[i % cols]).max(0.0) + residual[i];
             assert!((0..y.len()).all(|i| y[i] == finished(i)), "{rows}x{k} by {k}x{cols} finished, {threads:?}");
+        }
+    }
+}
+
+#[test]
+fn products_with_narrow_weights_equal_those_with_the_rounded_weights_bit_for_bit() {
+    let mut random = Random::new(5);
+    let mut normal = |len: usize| (0..len).map(|_| random.normal()).collect::<Vec<f32>>();
+    // Columns around the sizes of panels and grains; `k` that are no multiple of four, one that 16 bits do not take, and
+    // one of two parts.
+    let sizes = [(1, 1, 1), (7, 16, 3), (6, 80, 4), (5, 63, 17), (13, 64, 15), (300, 177, 25), (9, 97, 1300)];
+    for (rows, cols, k) in sizes {
+        let (left, mut weights) = (normal(rows * k), normal(cols * k));
+        // The last column is all zeros, and has a scale of zero in 8 bits. The first weight is too large for 16 bits.
+        weights[(cols - 1) * k..].fill(0.0);
+        weights[0] = 1e5;
+        let left = Left::new(&left, rows, k);
+        let product = |packed: &[f32]| {
+            let mut y = vec![f32::NAN; rows * cols];
+            multiply(&mut y, left, Panels::new(packed, cols, k), None, Threads::All);
+            y
+        };
+        for narrow in [WeightType::F16, WeightType::Int8] {
+            let host = Operand::weight("w", [cols, k]).host(Layout::Panels(1)).host_layout(narrow);
+            let bytes = Storage::F32.with_weights(narrow);
+            let rounded = bytes.rounded(DType::Weight, &[cols, k], weights.clone());
+            assert!(cols == 1 || rounded != weights, "{host:?}: nothing was rounded");
+            let weights = if host == Layout::Panels(1) { &rounded } else { &weights };
+            let got = product(&host.pack(&[cols, k], weights.clone()));
+            assert_eq!(got, product(&pack_matrix(cols, k, &rounded)), "{rows}x{k} by {k}x{cols}, {host:?}");
         }
     }
 }

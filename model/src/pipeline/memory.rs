@@ -1,7 +1,8 @@
 //! Memory check: decides whether a request fits before anything is allocated, and finds what would fit otherwise.
 
 use super::plans::Key;
-use crate::config::{ModelConfig, PIXELS_PER_LATENT};
+use super::shared::Model;
+use crate::config::PIXELS_PER_LATENT;
 use crate::error::{ModelError, mib};
 use crate::networks::LatentSize;
 use mobilediffusion_graph::plan::{Lifetime, lower_bound};
@@ -57,18 +58,20 @@ impl Need {
     }
 }
 
-/// Returns whether a device with this storage would need fewer bytes with 16-bit floats, which only GPUs support, and
-/// with int8 weights.
-fn could_store(storage: Storage, on_gpu: bool) -> (bool, bool) {
-    (on_gpu && storage.floats == FloatType::F32, storage.weights == WeightType::Floats)
+/// Returns whether a device with this storage would need fewer bytes with 16-bit floats, which only GPUs support, with
+/// 16-bit weights alone, and with int8 weights.
+fn could_store(storage: Storage, on_gpu: bool) -> (bool, bool, bool) {
+    let f32 = storage.floats == FloatType::F32;
+    (on_gpu && f32, f32 && storage.weights == WeightType::Floats, storage.weights != WeightType::Int8)
 }
 
 /// Returns the storages that need fewer bytes, the one with the smallest rounding error first, each with its
 /// description in an offer.
 fn smaller(storage: Storage, on_gpu: bool) -> Vec<(Storage, &'static str)> {
-    let (halves, int8) = could_store(storage, on_gpu);
-    let half = Storage { floats: FloatType::F16, ..storage };
+    let (halves, weights, int8) = could_store(storage, on_gpu);
+    let half = Storage::F16.with_weights(storage.weights);
     let all = [
+        (weights, storage.with_weights(WeightType::F16), " with 16-bit weights"),
         (halves, half, " in 16-bit floats"),
         (int8, storage.with_weights(WeightType::Int8), " with int8 weights"),
         (halves && int8, half.with_weights(WeightType::Int8), " in 16-bit floats with int8 weights"),
@@ -79,10 +82,11 @@ fn smaller(storage: Storage, on_gpu: bool) -> Vec<(Storage, &'static str)> {
 /// Returns the advice where the amount of memory is unknown.
 fn may_fit(storage: Storage, on_gpu: bool) -> &'static str {
     match could_store(storage, on_gpu) {
-        (true, true) => "a smaller picture, 16-bit floats or int8 weights may fit",
-        (true, false) => "a smaller picture or 16-bit floats may fit",
-        (false, true) => "a smaller picture or int8 weights may fit",
-        (false, false) => "a smaller picture may fit",
+        (true, _, true) => "a smaller picture, 16-bit floats or int8 weights may fit",
+        (true, _, false) => "a smaller picture or 16-bit floats may fit",
+        (false, true, _) => "a smaller picture, 16-bit or int8 weights may fit",
+        (false, false, true) => "a smaller picture or int8 weights may fit",
+        (false, false, false) => "a smaller picture may fit",
     }
 }
 
@@ -125,7 +129,7 @@ pub(super) fn free(device: &Device) -> Option<u64> {
 /// Request, as far as its memory is concerned.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Ask<'a> {
-    pub(super) config: &'a ModelConfig,
+    pub(super) model: &'a Model,
     pub(super) device: &'a Device,
     pub(super) latent: LatentSize,
     pub(super) keys: &'a [Key],
@@ -162,9 +166,9 @@ impl Ask<'_> {
     fn advice(&self, budget: Option<u64>) -> String {
         let (mut offers, mut most_pixels) = (Vec::new(), 0);
         let storage = self.device.storage();
-        for (storage, how) in std::iter::once((storage, "")).chain(smaller(storage, is_gpu(self.device))) {
-            let device = storing(self.device, storage);
-            let Some((width, height, bytes)) = Ask { device: &device, ..*self }.largest(budget) else { continue };
+        let others = smaller(storage, is_gpu(self.device)).into_iter().map(|(storage, how)| (Some(storage), how));
+        for (storage, how) in std::iter::once((None, "")).chain(others) {
+            let Some((width, height, bytes)) = self.largest(storage, budget) else { continue };
             if width * height > most_pixels {
                 most_pixels = width * height;
                 offers.push(format!("{width}x{height}{how} would fit with {} for weights and plans", mib(bytes)));
@@ -174,16 +178,16 @@ impl Ask<'_> {
     }
 
     /// Returns width, height and bytes of the largest picture that fits, with nearly the same aspect ratio and at
-    /// most the size that was asked for.
-    fn largest(&self, budget: Option<u64>) -> Option<(usize, usize, u64)> {
-        let unit = self.config.size_multiple() / PIXELS_PER_LATENT;
+    /// most the size that was asked for. `storage` is another storage than the one that the networks have now.
+    fn largest(&self, storage: Option<Storage>, budget: Option<u64>) -> Option<(usize, usize, u64)> {
+        let unit = self.model.config().size_multiple() / PIXELS_PER_LATENT;
         let longest = self.latent.width.max(self.latent.height) / unit;
         let scaled = |side: usize, k: usize| (side * k / (longest * unit)).max(1) * unit;
         let (mut fits, mut too_much, mut best) = (0, longest + 1, None);
         while fits + 1 < too_much {
             let k = usize::midpoint(fits, too_much);
             let latent = LatentSize { height: scaled(self.latent.height, k), width: scaled(self.latent.width, k) };
-            let need = self.need_of(latent)?;
+            let need = self.need_of(latent, storage)?;
             let in_one = most_in_one(self.device).is_none_or(|most| need.largest <= most);
             if in_one && budget.is_none_or(|budget| need.total() <= budget) {
                 let (width, height) = latent.pixels();
@@ -197,10 +201,14 @@ impl Ask<'_> {
     }
 
     /// Returns what all plans for another size would need, weights included.
-    fn need_of(&self, latent: LatentSize) -> Option<Need> {
+    fn need_of(&self, latent: LatentSize, storage: Option<Storage>) -> Option<Need> {
         let need = |key: &Key| {
-            let graph = key.of_size(latent).graph(self.config).ok()?;
-            Some(Need::of(&Recording::new(graph), self.device))
+            let graph = key.of_size(latent).graph(self.model.config()).ok()?;
+            let device = match storage {
+                Some(storage) => storing(self.device, storage),
+                None => self.model.device_of(key.part()).ok()?,
+            };
+            Some(Need::of(&Recording::new(graph), &device))
         };
         self.keys.iter().try_fold(Need::default(), |sum, key| Some(sum.and(need(key)?)))
     }
@@ -213,17 +221,20 @@ mod tests {
 
     #[test]
     fn only_what_takes_fewer_bytes_is_offered() {
-        const HALF: &str = "16-bit floats";
+        const HALF: &str = "16-bit";
         const INT8: &str = "int8 weights";
         let int8 = |storage: Storage| storage.with_weights(WeightType::Int8);
+        let f16_weights = Storage::F32.with_weights(WeightType::F16);
         for (on_gpu, storage, offered) in [
             (true, Storage::F32, &[HALF, INT8][..]),
+            (true, f16_weights, &[HALF, INT8]),
             (true, Storage::F16, &[INT8]),
             (true, Storage::F16_PACKED, &[INT8]),
             (true, int8(Storage::F32), &[HALF]),
             (true, int8(Storage::F16), &[]),
             (true, int8(Storage::F16_PACKED), &[]),
-            (false, Storage::F32, &[INT8]),
+            (false, Storage::F32, &[HALF, INT8]),
+            (false, f16_weights, &[INT8]),
             (false, int8(Storage::F32), &[]),
         ] {
             let (others, said) = (smaller(storage, on_gpu), may_fit(storage, on_gpu));

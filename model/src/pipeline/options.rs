@@ -90,8 +90,11 @@ pub struct Options {
     pub floats: Floats,
     /// Type in which matrices of weights are stored.
     ///
+    /// With [`WeightType::Floats`], a network whose file has all its matrices in f16 keeps them so, also where other
+    /// floats are stored in f32: the values are the same, in half the memory.
+    ///
     /// Int8 weights are computed from the floats of the files while these are loaded; files of 8-bit weights are not
-    /// supported. The CPU device rounds the weights of 3x3 convolutions to 8 bits as well, but keeps them in f32.
+    /// supported. The CPU device rounds the weights of 3x3 convolutions to 16 or 8 bits as well, but keeps them in f32.
     pub weights: WeightType,
     /// Largest number of bytes for the weights and one pipeline's plans together; `None` for what the machine has
     /// free.

@@ -105,14 +105,20 @@ impl Model {
         self.opened().line.clone()
     }
 
-    /// Returns the types in which the device stores tensors.
+    /// Returns the types in which the device stores the tensors of the UNet that the model's own sampler walks.
     pub fn storage(&self) -> Storage {
-        self.device().storage()
+        let unet = self.device_of(Part::Unet(self.config().defaults.sampler));
+        unet.map_or_else(|_| self.device().storage(), |device| device.storage())
     }
 
     /// Returns the device.
     pub fn device(&self) -> Device {
         self.opened().device.clone()
+    }
+
+    /// Returns the device as it stores a network: matrices in 16 bits where the network's files have them so.
+    pub(super) fn device_of(&self, part: Part) -> Result<Device, ModelError> {
+        Ok(self.weights(part)?.device().clone())
     }
 
     /// Opens the device again if it is still the one of `generation`. Weights are read again from their source.

@@ -1,0 +1,71 @@
+//! Checkpoints in f16: devices keep their matrices in 16 bits, and draw what they draw from the same values in f32.
+
+use crate::{draw, on, small, source};
+use half::f16;
+use mobilediffusion_kernels::{Storage, WeightType};
+use mobilediffusion_model::{Pipeline, Source, WeightsFrom};
+use mobilediffusion_tests::devices;
+use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
+use std::fs;
+use std::path::Path;
+
+/// Copies a checkpoint in f16 as one in f32, with the same values.
+fn widen(from: &Path, to: &Path) {
+    let bytes = fs::read(from).expect("the bundled checkpoint can be read");
+    let tensors = SafeTensors::deserialize(&bytes).expect("it is a checkpoint");
+    let wide: Vec<(String, Vec<usize>, Vec<u8>)> = tensors
+        .tensors()
+        .into_iter()
+        .map(|(name, view)| {
+            assert_eq!(view.dtype(), Dtype::F16, "{name}");
+            let values = view.data().chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32());
+            (name, view.shape().to_vec(), values.flat_map(f32::to_le_bytes).collect())
+        })
+        .collect();
+    let views = wide.iter().map(|(name, shape, bytes)| {
+        (name.as_str(), TensorView::new(Dtype::F32, shape.clone(), bytes).expect("the bytes are those of the shape"))
+    });
+    serialize_to_file(views, None, to).expect("the temporary folder is writable");
+}
+
+/// Returns the bundled model with copies of some networks in f32, in a folder that links to the others.
+fn widened(networks: &[&str]) -> (tempfile::TempDir, Source) {
+    let bundled = source();
+    let WeightsFrom::Directory(from) = &bundled.weights else { panic!("the bundled checkpoint is a folder") };
+    let folder = tempfile::tempdir().expect("there is a temporary folder");
+    for network in ["text_encoder", "unet", "decoder"] {
+        fs::create_dir(folder.path().join(network)).expect("the folder is new");
+        let [from, to] = [from.as_path(), folder.path()].map(|root| root.join(network).join("model.safetensors"));
+        match networks.contains(&network) {
+            true => widen(&from, &to),
+            false => drop(fs::copy(from, to).expect("the temporary folder is writable")),
+        }
+    }
+    let weights = WeightsFrom::Directory(folder.path().to_owned());
+    (folder, Source { weights, ..bundled })
+}
+
+#[test]
+fn weights_in_16_bits_draw_the_same_in_less_memory() {
+    let (_all, wide) = widened(&["text_encoder", "unet", "decoder"]);
+    let (_one, mixed) = widened(&["unet"]);
+    for device in devices() {
+        let drawn = |source: &Source| {
+            let mut pipeline = Pipeline::load(source.clone(), on(device.clone())).expect("it loads");
+            let pictures = draw(&mut pipeline, &small("sun"));
+            (pictures, pipeline.counters().weight_bytes, pipeline.model().storage())
+        };
+        let (pictures, bytes, storage) = drawn(&source());
+        assert_eq!(storage, Storage::F32.with_weights(WeightType::F16), "{device:?}");
+        let (wide_pictures, wide_bytes, wide_storage) = drawn(&wide);
+        assert!(pictures == wide_pictures, "{device:?}: other pictures from the same values");
+        assert_eq!(wide_storage, Storage::F32, "{device:?}");
+        // Every network has its own type.
+        let (mixed_pictures, mixed_bytes, mixed_storage) = drawn(&mixed);
+        assert!(pictures == mixed_pictures, "{device:?}: other pictures from the same values");
+        assert_eq!(mixed_storage, Storage::F32, "{device:?}");
+        let all = [bytes, mixed_bytes, wide_bytes];
+        assert!(all.is_sorted() && bytes < mixed_bytes && mixed_bytes < wide_bytes, "{device:?}: {all:?}");
+    }
+}
