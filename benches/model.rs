@@ -51,8 +51,9 @@ fn networks(criterion: &mut Criterion) {
         bencher.iter(|| evaluate(&mut unet, &inputs));
     });
     group.bench_function("decoder", |bencher| {
-        let mut decoder = session(decode_graph(&config, shape.latent, Decoder::of(&config)).expect("the preset fits"))
-            .expect("made-up weights fit");
+        let mut decoder =
+            session(decode_graph(&config, shape.latent, Decoder::of(&config), 1).expect("the preset fits"))
+                .expect("made-up weights fit");
         let inputs = [("latent", noise(pixels * config.unet.in_channels()))];
         bencher.iter(|| evaluate(&mut decoder, &inputs));
     });

@@ -272,6 +272,7 @@ fn an_impossible_setting_is_named() {
         ("--size", "4294967295", "at most 8192 pixels"),
         ("--height", "8193", "at most 8192 pixels"),
         ("--count", "18446744073709551615", "at most 1000 pictures"),
+        ("--batch", "0", "batch: expected at least 1 picture"),
     ];
     for (flag, value, named) in beyond {
         for more in [&[][..], &["--init", init]] {

@@ -228,7 +228,7 @@ fn the_full_size_networks_lose_at_least_a_fifth_of_their_steps() {
     let graph = |name: &str| match name {
         "text encoder" => text_graph(&config, 1).expect("it builds"),
         "unet" => denoise_graph(&config, &shape).expect("it builds"),
-        _ => decode_graph(&config, shape.latent, Decoder::Light).expect("it builds"),
+        _ => decode_graph(&config, shape.latent, Decoder::Light, 1).expect("it builds"),
     };
     for name in ["text encoder", "unet", "decoder"] {
         let plain = Recording::with_fusion(graph(name), Fusion::None);

@@ -1,6 +1,7 @@
 //! `generate` and `show`: pictures, files and messages. The program must have been built.
 
 use mobilediffusion_tests::program::{checkpoint, copy_all, draw, failure, run, stderr};
+use mobilediffusion_tests::psnr;
 use std::fs;
 use std::path::Path;
 use std::process::Output;
@@ -76,6 +77,12 @@ fn several_pictures_are_files_or_a_sheet() {
     assert_eq!(sheet.dimensions(), (128, 128));
     let third = image::imageops::crop_imm(&sheet, 0, 64, 64, 64).to_image();
     assert!(third == pixels(&path("one.png")), "the sheet's third picture");
+    draw("sun", &path("sun.png"), &["--device", "cpu", "--count", "3", "--batch", "2", "--seed", "7", "--force"]);
+    let at_once = psnr(pixels(&path("sun-9.png")).as_raw(), pixels(&path("one.png")).as_raw());
+    assert!(at_once > 60.0, "drawn with others at once: {at_once:.1} dB");
+    let shown = run(&["show", path("sun-9.png").to_str().expect("the path is UTF-8")]);
+    let facts = String::from_utf8(shown.stdout).expect("texts are UTF-8");
+    assert!(facts.lines().any(|line| line == "Batch: 2"), "{facts}");
     let mut names: Vec<String> = fs::read_dir(folder.path())
         .expect("the folder reads")
         .map(|entry| entry.expect("the entry reads").file_name().to_string_lossy().into_owned())

@@ -63,7 +63,7 @@ fn round_trip(pipeline: &Pipeline, picture: &Picture) -> Vec<u8> {
     let weights = Weights::new(pipeline.model().device(), Box::new(Synthetic { seed: SEED }));
     let session = |graph| Session::new(Recording::new(graph), &weights, &mut |_, _| true).expect("it is made");
     let mut encode = session(encode_graph(config, size).expect("the encoder builds"));
-    let mut decode = session(decode_graph(config, size, Decoder::Light).expect("the decoder builds"));
+    let mut decode = session(decode_graph(config, size, Decoder::Light, 1).expect("the decoder builds"));
     let colours = picture.rgba.chunks_exact(4).flat_map(|pixel| &pixel[..3]);
     let image: Vec<f32> = colours.map(|value| f32::from(*value) / 127.5 - 1.0).collect();
     encode.write("image", &image).expect("it fits");

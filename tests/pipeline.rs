@@ -1,5 +1,7 @@
 //! `Pipeline` as an application uses it, on the CPU device and on the GPU adapters of this machine.
 
+#[path = "pipeline/batch.rs"]
+mod batch;
 #[path = "pipeline/f16.rs"]
 mod f16;
 #[path = "pipeline/memory.rs"]

@@ -67,7 +67,7 @@ fn the_models_plans_are_near_the_lower_bound() {
         let graphs = [
             ("text encoder", text_graph(&config, 1).expect("a preset builds")),
             ("unet", denoise_graph(&config, &shape).expect("a preset builds")),
-            ("decoder", decode_graph(&config, shape.latent, Decoder::of(&config)).expect("a preset builds")),
+            ("decoder", decode_graph(&config, shape.latent, Decoder::of(&config), 1).expect("a preset builds")),
         ];
         for (name, graph) in graphs {
             let recording = Recording::new(graph);

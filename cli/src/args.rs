@@ -74,6 +74,10 @@ pub(crate) struct Generate {
     /// Number of pictures; each has the seed of the one before plus 1
     #[arg(long, value_name = "N", allow_negative_numbers = true, default_value_t = 1, help_heading = "Settings")]
     pub(crate) count: usize,
+    /// Number of the pictures of --count to draw at once. More take less time, above all on a GPU, and more memory;
+    /// rounding may then change a picture a little
+    #[arg(long, value_name = "N", allow_negative_numbers = true, default_value_t = 1, help_heading = "Settings")]
+    pub(crate) batch: usize,
 
     /// Begin from this picture (PNG, JPEG, GIF or WebP; of an animation the first frame). It is scaled and cropped to
     /// the size of the result

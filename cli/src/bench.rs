@@ -62,6 +62,9 @@ pub(crate) struct Args {
     /// a one-step model draw a picture by DDIM, in more steps [default: the model's]
     #[arg(long, value_name = "G", allow_negative_numbers = true)]
     guidance: Option<f32>,
+    /// With --picture: number of pictures to draw at once
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "picture")]
+    batch: usize,
     /// `auto` (hardware GPU, else the CPU), `gpu`, `cpu`, or an adapter's index or part of its name
     #[arg(long, default_value = "auto", value_parser = device_choice)]
     device: DeviceChoice,

@@ -128,6 +128,7 @@ fn request(args: &Generate) -> Request {
         eta: args.eta,
         seed: args.seed,
         count: args.count,
+        batch: args.batch,
         preview_every: args.preview.is_some().then_some(args.preview_every),
         ..Request::new(&args.prompt)
     }
@@ -246,6 +247,7 @@ fn facts(
     facts.extend(args.init.as_ref().map(|path| ("Init", name(path))));
     facts.extend(request.init.as_ref().map(|init| ("Strength", init.strength.to_string())));
     facts.extend(args.mask.as_ref().map(|path| ("Mask", name(path))));
+    facts.extend((args.batch > 1 && args.count > 1).then(|| ("Batch", args.batch.min(args.count).to_string())));
     let floats = Floats::of(storage).name();
     let weights = match storage.weights {
         WeightType::Floats => floats,

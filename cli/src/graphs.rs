@@ -72,8 +72,8 @@ impl Network {
             // A pipeline encodes one prompt after the other.
             Self::Text => text_graph(config, 1)?,
             Self::Unet => denoise_graph(config, shape)?,
-            Self::Decoder => decode_graph(config, shape.latent, Decoder::Light)?,
-            Self::VaeDecoder => decode_graph(config, shape.latent, Decoder::Full)?,
+            Self::Decoder => decode_graph(config, shape.latent, Decoder::Light, 1)?,
+            Self::VaeDecoder => decode_graph(config, shape.latent, Decoder::Full, 1)?,
             Self::VaeEncoder => encode_graph(config, shape.latent)?,
         }))
     }

@@ -113,8 +113,13 @@ pub enum ModelError {
     #[error("this model cannot begin from a picture: expected a folder vae with config.json and model.safetensors")]
     NoEncoder,
     /// The weights and plans of a request do not fit into memory.
-    #[error("out of memory: {width}x{height} pixels need {} {what}, {}; {advice}", mib(*needed), limit(*available))]
+    #[error(
+        "out of memory: {}{width}x{height} pixels need {} {what}, {}; {advice}",
+        at_once(*pictures), mib(*needed), limit(*available)
+    )]
     Memory {
+        /// Number of pictures that are drawn at once.
+        pictures: usize,
         /// Width that was asked for, in pixels.
         width: usize,
         /// Height that was asked for, in pixels.
@@ -191,6 +196,11 @@ impl ModelError {
 /// Formats a number of bytes for people.
 pub(crate) fn mib(bytes: u64) -> String {
     format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
+}
+
+/// Formats the number of pictures that are drawn at once, if there are several.
+fn at_once(pictures: usize) -> String {
+    if pictures > 1 { format!("{pictures} pictures at once of ") } else { String::new() }
 }
 
 /// Formats the bytes that may be used.

@@ -86,11 +86,11 @@ pub fn summary(config: &ModelConfig, image_size: usize) -> Result<Info, ModelErr
     let mut parts =
         vec![Part::new("text encoder", text_graph(config, 1)?), Part::new("unet", denoise_graph(config, &shape)?)];
     if config.decoder.is_some() {
-        parts.push(Part::new("decoder", decode_graph(config, shape.latent, Decoder::Light)?));
+        parts.push(Part::new("decoder", decode_graph(config, shape.latent, Decoder::Light, 1)?));
     }
     if config.vae.is_some() {
         parts.push(Part::new("vae encoder", encode_graph(config, shape.latent)?));
-        parts.push(Part::new("vae decoder", decode_graph(config, shape.latent, Decoder::Full)?));
+        parts.push(Part::new("vae decoder", decode_graph(config, shape.latent, Decoder::Full, 1)?));
     }
     Ok(Info { parts })
 }

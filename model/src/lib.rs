@@ -16,8 +16,8 @@
 //!
 //! * [`Source`] names the model: the bundled checkpoint, a folder, or a preset with synthetic weights.
 //! * [`Options`] choose the device, the storage of floats and weights, and limits of memory.
-//! * [`Request`] holds the prompt and everything else about the pictures: size, steps, guidance, seed, count, a picture
-//!   to begin from, previews. Fields that are `None` mean the model's own values.
+//! * [`Request`] holds the prompt and everything else about the pictures: size, steps, guidance, seed, count, batch, a
+//!   picture to begin from, previews. Fields that are `None` mean the model's own values.
 //! * [`Pipeline`] draws. It keeps its plans, so a further request of the same shape allocates and compiles nothing.
 //!   [`Pipeline::generate_each`] passes on each picture once it is drawn, and the methods that end in `_async` do not
 //!   block on the device.

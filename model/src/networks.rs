@@ -61,18 +61,21 @@ pub struct Shape {
     pub guided: bool,
     /// Whether a step adds fresh noise: with several one-step evaluations, or with DDIM and a positive eta.
     pub takes_noise: bool,
+    /// Number of pictures that are drawn at once.
+    pub pictures: usize,
 }
 
 impl Shape {
-    /// Returns the shape for a picture of `width` x `height` pixels, without guidance and fresh noise.
+    /// Returns the shape for one picture of `width` x `height` pixels, without guidance and fresh noise.
     ///
     /// # Errors
     /// Fails in the cases of [`LatentSize::of`].
     pub fn of(config: &ModelConfig, width: usize, height: usize, sampler: Sampler) -> Result<Self, ModelError> {
-        Ok(Self { latent: LatentSize::of(config, width, height)?, sampler, guided: false, takes_noise: false })
+        let latent = LatentSize::of(config, width, height)?;
+        Ok(Self { latent, sampler, guided: false, takes_noise: false, pictures: 1 })
     }
 
-    /// Returns the shape for a picture of `size` x `size` pixels with the model's own sampler settings.
+    /// Returns the shape for one picture of `size` x `size` pixels with the model's own sampler settings.
     ///
     /// # Errors
     /// Fails in the cases of [`LatentSize::of`].
@@ -82,9 +85,9 @@ impl Shape {
         Ok(Self { guided: own.guidance != 1.0, takes_noise, ..Self::of(config, size, size, own.sampler)? })
     }
 
-    /// Returns the number of images in a batch of the UNet: two with guidance.
+    /// Returns the number of images in a batch of the UNet: two for each picture with guidance.
     pub fn batch(&self) -> usize {
-        if self.guided { 2 } else { 1 }
+        self.pictures * if self.guided { 2 } else { 1 }
     }
 }
 
@@ -102,8 +105,8 @@ pub fn text_graph(config: &ModelConfig, batch: usize) -> Result<Graph, GraphErro
 
 /// Builds the graph of one sampler step: the [UNet of the sampler](ModelConfig::unet_of), then the step.
 ///
-/// Inputs: `latent`, `timestep`, `context`, `coefficients` and, if the shape [takes noise](Shape::takes_noise),
-/// `noise` of one image; output: `next`.
+/// Inputs: `latent`, `timestep`, `context`, `coefficients` and, if the shape [takes noise](Shape::takes_noise), `noise` of
+/// every picture; output: `next`. With guidance, the first half of a batch are the pictures without the prompt.
 ///
 /// # Errors
 /// [`GraphError`] if the configuration does not fit the shape.
@@ -122,7 +125,7 @@ pub fn denoise_graph(config: &ModelConfig, shape: &Shape) -> Result<Graph, Graph
         Sampler::OneStep => g.input("coefficients", [4], DType::F32),
     };
     let [_, height, width, channels] = map;
-    let noise = shape.takes_noise.then(|| g.input("noise", [1, height, width, channels], DType::F32));
+    let noise = shape.takes_noise.then(|| g.input("noise", [shape.pictures, height, width, channels], DType::F32));
     let next = match shape.sampler {
         Sampler::Ddim => g.ddim_step(&latent, &prediction, &coefficients, (shape.guided, noise.as_ref(), kind))?,
         Sampler::OneStep => g.one_step_x0(&latent, &prediction, &coefficients, (noise.as_ref(), kind))?,
@@ -160,15 +163,20 @@ fn part<'a, T>(part: &'a Option<T>, name: &'static str) -> Result<&'a T, ModelEr
     part.as_ref().ok_or(ModelError::NoPart { part: name })
 }
 
-/// Builds a decoder's graph with the conversion to pixels. Input: `latent` of one image; output: `pixels [1, h, w]`,
-/// rgba8.
+/// Builds a decoder's graph with the conversion to pixels. Input: `latent [pictures, h, w, c]`; output: `pixels
+/// [pictures, 8h, 8w]`, rgba8.
 ///
 /// # Errors
 /// [`ModelError::NoPart`] if the model has no such decoder, [`ModelError::Graph`] if the configuration does not fit
 /// the size.
-pub fn decode_graph(config: &ModelConfig, size: LatentSize, which: Decoder) -> Result<Graph, ModelError> {
+pub fn decode_graph(
+    config: &ModelConfig,
+    size: LatentSize,
+    which: Decoder,
+    pictures: usize,
+) -> Result<Graph, ModelError> {
     let mut g = Graph::new();
-    let map = [1, size.height, size.width, config.unet.in_channels()];
+    let map = [pictures, size.height, size.width, config.unet.in_channels()];
     let latent = g.input("latent", map, DType::F32);
     let picture = match which {
         Decoder::Light => decoder(&mut g, part(&config.decoder, "decoder")?, &latent)?,
@@ -187,7 +195,7 @@ pub fn vae_weights(config: &ModelConfig) -> Result<Vec<(String, Vec<usize>)>, Mo
     // Names and shapes do not depend on the size.
     let size = LatentSize::of(config, config.size_multiple(), config.size_multiple())?;
     let mut weights = encode_graph(config, size)?.weights();
-    weights.extend(decode_graph(config, size, Decoder::Full)?.weights());
+    weights.extend(decode_graph(config, size, Decoder::Full, 1)?.weights());
     Ok(weights)
 }
 
@@ -232,7 +240,7 @@ mod tests {
                 let (h, w) = (height / PIXELS_PER_LATENT, width / PIXELS_PER_LATENT);
                 let next = output(denoise_graph(&config, &shape).unwrap(), "next");
                 assert_eq!(next.iter().product::<usize>(), 2 * h * w * c, "{preset} {width}x{height}: {next:?}");
-                let pixels = output(decode_graph(&config, shape.latent, Decoder::of(&config)).unwrap(), "pixels");
+                let pixels = output(decode_graph(&config, shape.latent, Decoder::of(&config), 1).unwrap(), "pixels");
                 assert_eq!(pixels, [1, height, width], "{preset}");
                 if config.vae.is_some() {
                     let latent = output(encode_graph(&config, shape.latent).unwrap(), "latent");
@@ -300,7 +308,7 @@ mod tests {
     fn a_model_without_a_part_says_which() {
         let config = ModelConfig { vae: None, ..ModelConfig::preset("mobilediffusion").unwrap() };
         let size = LatentSize { height: 8, width: 8 };
-        for result in [encode_graph(&config, size), decode_graph(&config, size, Decoder::Full)] {
+        for result in [encode_graph(&config, size), decode_graph(&config, size, Decoder::Full, 1)] {
             let error = result.unwrap_err();
             assert!(matches!(error, ModelError::NoPart { part: "vae" }), "{error}");
         }

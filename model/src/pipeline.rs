@@ -167,7 +167,7 @@ impl Pipeline {
         pollster::block_on(self.generate_each_async(request, on_progress, on_picture))
     }
 
-    /// Draws the pictures of a request one by one without blocking on the device:
+    /// Draws the pictures of a request and passes each on without blocking on the device:
     /// [`generate_each`](Self::generate_each) for an async executor, with the notes of
     /// [`generate_async`](Self::generate_async).
     ///
@@ -215,7 +215,8 @@ impl Pipeline {
         let keys = keys(request, shape);
         keys.iter().try_for_each(|key| self.model.check(key.part()))?;
         self.plans.touch(&keys);
-        let ask = Ask { model: &self.model, device: &self.model.device(), latent: shape.latent, keys: &keys };
+        let pictures = request.batches().next().unwrap_or(1);
+        let ask = Ask { model: &self.model, device: &self.model.device(), latent: shape.latent, pictures, keys: &keys };
         loop {
             let mut missing = Vec::new();
             for key in keys.iter().copied().filter(|key| !self.plans.has(*key)) {
@@ -240,8 +241,14 @@ impl Pipeline {
 
 /// Returns the keys of a request's plans.
 fn keys(request: &Request, shape: Shape) -> Vec<Key> {
+    let mut sizes: Vec<usize> = request.batches().collect();
+    sizes.dedup();
+    let batches = sizes.into_iter().flat_map(|pictures| {
+        let shape = Shape { pictures, ..shape };
+        [Key::Denoise(shape), Key::Decode(shape.latent, pictures)]
+    });
     let encode = request.init.is_some().then_some(Key::Encode(shape.latent));
-    [Key::Text, Key::Denoise(shape), Key::Decode(shape.latent)].into_iter().chain(encode).collect()
+    std::iter::once(Key::Text).chain(batches).chain(encode).collect()
 }
 
 /// Frees the least recently used plan, or else weights that no needed plan uses, and returns whether there was

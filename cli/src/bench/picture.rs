@@ -28,7 +28,9 @@ pub(super) fn run(args: &Args, time_left: &dyn Fn() -> bool) -> Result<Value, Fa
     let options = Options { device: args.device.clone(), floats, weights: stored, ..Options::default() };
     let name = config.defaults.name.clone();
     let (width, height) = (Some(size), Some(size));
-    let requests = PROMPTS.map(|prompt| Request { width, height, guidance: args.guidance, ..Request::new(prompt) });
+    let (batch, guidance) = (args.batch, args.guidance);
+    let requests =
+        PROMPTS.map(|prompt| Request { width, height, guidance, count: batch, batch, ..Request::new(prompt) });
     requests[0].check(&config)?;
     let begin = Instant::now();
     let mut pipeline = Pipeline::load(Source { config, weights }, options)?;
@@ -53,20 +55,25 @@ pub(super) fn run(args: &Args, time_left: &dyn Fn() -> bool) -> Result<Value, Fa
     let count = runs.len();
     let (median, again) = runs.swap_remove(count / 2);
     result(&line(&format!("again (median of {count})"), median, &again))?;
+    if batch > 1 {
+        result(&format!("each of {batch} pictures at once: {:.3} s", median / batch as f64))?;
+    }
     let counters = pipeline.counters();
     let peak = peak_bytes();
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     let process = peak.map_or(String::new(), |peak| format!(", process {:.1} MiB at its peak", mib(peak)));
     let (weights, plans) = (counters.weight_bytes, counters.plan_bytes);
     result(&format!("memory: weights {:.1} MiB, plans {:.1} MiB{process}", mib(weights), mib(plans)))?;
-    Ok(json!({"first_seconds": ready, "first_phases": phases, "again_seconds": median, "again_phases": again,
-        "runs": count, "weight_bytes": weights, "plan_bytes": plans, "process_peak_bytes": peak}))
+    Ok(
+        json!({"batch": batch, "first_seconds": ready, "first_phases": phases, "again_seconds": median, "again_phases": again,
+        "runs": count, "weight_bytes": weights, "plan_bytes": plans, "process_peak_bytes": peak}),
+    )
 }
 
 /// Seconds spent in each phase, by name.
 type Phases = BTreeMap<String, f64>;
 
-/// Draws a picture, and returns its pixels and the seconds of every phase.
+/// Draws pictures, and returns their pixels and the seconds of every phase.
 fn draw(pipeline: &mut Pipeline, request: &Request) -> Result<(Vec<u8>, Phases), Failure> {
     let mut clock = Clock::start();
     let pictures = pipeline.generate(request, &mut |progress| {
@@ -74,7 +81,7 @@ fn draw(pipeline: &mut Pipeline, request: &Request) -> Result<(Vec<u8>, Phases),
         Flow::Continue
     });
     clock.stop();
-    Ok((pictures?.swap_remove(0).rgba, clock.seconds()))
+    Ok((pictures?.into_iter().flat_map(|picture| picture.rgba).collect(), clock.seconds()))
 }
 
 /// Formats a line of the result.

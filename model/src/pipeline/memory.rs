@@ -132,6 +132,8 @@ pub(super) struct Ask<'a> {
     pub(super) model: &'a Model,
     pub(super) device: &'a Device,
     pub(super) latent: LatentSize,
+    /// Number of pictures that are drawn at once.
+    pub(super) pictures: usize,
     pub(super) keys: &'a [Key],
 }
 
@@ -158,13 +160,22 @@ impl Ask<'_> {
             Some(_) => self.advice(budget),
             None => may_fit(self.device.storage(), is_gpu(self.device)).to_owned(),
         };
-        ModelError::Memory { width, height, what, needed, available, advice }
+        ModelError::Memory { pictures: self.pictures, width, height, what, needed, available, advice }
     }
 
-    /// Describes the largest picture that fits with the current storage, then each other storage that allows a larger
-    /// picture than those before it, with the bytes it needs.
+    /// Describes the largest picture that fits by itself if several were to be drawn at once, the largest that fits with
+    /// the current storage, and each other storage that allows a larger picture than those before it, with the bytes it
+    /// needs.
     fn advice(&self, budget: Option<u64>) -> String {
         let (mut offers, mut most_pixels) = (Vec::new(), 0);
+        let mut alone: Vec<Key> = self.keys.iter().map(|key| key.of_one()).collect();
+        alone.dedup();
+        if alone != self.keys
+            && let Some((width, height, bytes)) = (Ask { keys: &alone, ..*self }).largest(None, budget)
+        {
+            most_pixels = width * height;
+            offers.push(format!("{width}x{height} one by one would fit with {} for weights and plans", mib(bytes)));
+        }
         let storage = self.device.storage();
         let others = smaller(storage, is_gpu(self.device)).into_iter().map(|(storage, how)| (Some(storage), how));
         for (storage, how) in std::iter::once((None, "")).chain(others) {

@@ -13,8 +13,8 @@ pub(super) enum Key {
     Text,
     /// UNet evaluation and sampler step.
     Denoise(Shape),
-    /// Decoder, for a latent of this size.
-    Decode(LatentSize),
+    /// Decoder, for so many latents of this size.
+    Decode(LatentSize, usize),
     /// VAE encoder, for a latent of this size.
     Encode(LatentSize),
 }
@@ -25,8 +25,17 @@ impl Key {
         match self {
             Self::Text => Self::Text,
             Self::Denoise(shape) => Self::Denoise(Shape { latent, ..shape }),
-            Self::Decode(_) => Self::Decode(latent),
+            Self::Decode(_, pictures) => Self::Decode(latent, pictures),
             Self::Encode(_) => Self::Encode(latent),
+        }
+    }
+
+    /// Returns the key of the same network for one picture at a time.
+    pub(super) fn of_one(self) -> Self {
+        match self {
+            Self::Denoise(shape) => Self::Denoise(Shape { pictures: 1, ..shape }),
+            Self::Decode(latent, _) => Self::Decode(latent, 1),
+            other => other,
         }
     }
 
@@ -35,7 +44,7 @@ impl Key {
         match self {
             Self::Text => Part::Text,
             Self::Denoise(shape) => Part::Unet(shape.sampler),
-            Self::Decode(_) => Part::Decoder,
+            Self::Decode(..) => Part::Decoder,
             Self::Encode(_) => Part::Encoder,
         }
     }
@@ -45,7 +54,7 @@ impl Key {
         Ok(match self {
             Self::Text => text_graph(config, 1)?,
             Self::Denoise(shape) => denoise_graph(config, &shape)?,
-            Self::Decode(size) => decode_graph(config, size, Decoder::of(config))?,
+            Self::Decode(size, pictures) => decode_graph(config, size, Decoder::of(config), pictures)?,
             Self::Encode(size) => encode_graph(config, size)?,
         })
     }

@@ -43,7 +43,7 @@ pub struct Progress {
     pub step: usize,
     /// Number of steps of the phase.
     pub total: usize,
-    /// Index of the picture within the request, from 0.
+    /// Index of the picture within the request, from 0; of pictures that are drawn at once the first, except for a preview.
     pub picture: usize,
     /// Preview of the picture, decoded from the UNet's current prediction; `None` unless the request asks for
     /// previews and this step has one.

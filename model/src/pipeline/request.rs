@@ -36,9 +36,12 @@ pub struct Request {
     pub eta: Option<f64>,
     /// Seed of the first picture; later pictures count up. The same seed gives the same bytes on the same device.
     pub seed: u64,
-    /// Number of pictures, 1 to [`MOST_PICTURES`]. They are drawn one after another in the memory of one, and each is
-    /// the picture that its seed gives alone.
+    /// Number of pictures, 1 to [`MOST_PICTURES`].
     pub count: usize,
+    /// Largest number of pictures that are drawn at once, at least 1. With 1, the pictures are drawn one after another in
+    /// the memory of one, and each has the bytes that its seed gives alone. With more, each takes less time, above all on
+    /// a GPU, all together take more memory, and each may differ from that picture by rounding.
+    pub batch: usize,
     /// Picture to begin from.
     pub init: Option<Init>,
     /// Number of evaluations between two previews; `None` for no previews.
@@ -58,6 +61,7 @@ impl Request {
             eta: None,
             seed: 0,
             count: 1,
+            batch: 1,
             init: None,
             preview_every: None,
         }
@@ -170,6 +174,14 @@ impl Request {
         Ok(())
     }
 
+    /// Returns how many pictures are drawn at once, in turn: as few batches as possible, of sizes that differ by one at
+    /// most. The largest come first.
+    pub(super) fn batches(&self) -> impl Iterator<Item = usize> + use<> {
+        let count = self.count;
+        let batches = count.div_ceil(self.batch);
+        (0..batches).map(move |at| count / batches + usize::from(at < count % batches))
+    }
+
     /// Returns the settings of this request for a model, without the cuts in the prompts.
     pub(super) fn settings(&self, config: &ModelConfig, schedule: &Schedule) -> Result<Settings, ModelError> {
         self.check_extent()?;
@@ -221,8 +233,10 @@ impl Request {
         if guidance == 1.0 && !self.negative.is_empty() {
             return Err(refused("guidance", "a number other than 1 for a negative prompt", guidance));
         }
-        if self.count == 0 {
-            return Err(refused("count", "at least 1 picture", 0));
+        for (key, pictures) in [("batch", self.batch), ("count", self.count)] {
+            if pictures == 0 {
+                return Err(refused(key, "at least 1 picture", 0));
+            }
         }
         if self.preview_every == Some(0) {
             return Err(refused("preview", "an interval of at least 1 step", 0));
@@ -316,6 +330,14 @@ mod tests {
     }
 
     #[test]
+    fn pictures_are_divided_into_batches_of_nearly_one_size() {
+        let of = |count, batch| Request { count, batch, ..Request::new("sun") }.batches().collect::<Vec<_>>();
+        assert_eq!((of(3, 1), of(1, 4), of(4, 4)), (vec![1; 3], vec![1], vec![4]));
+        assert_eq!((of(9, 4), of(10, 4), of(5, 4)), (vec![3; 3], vec![4, 3, 3], vec![3, 2]));
+        assert_eq!(of(7, usize::MAX), [7]);
+    }
+
+    #[test]
     fn what_makes_no_sense_is_named() {
         let plain = Request::new("sun");
         let picture = |side: usize| Picture { width: side, height: side, rgba: vec![255; 4 * side * side] };
@@ -327,6 +349,7 @@ mod tests {
             ("guidance", Request { guidance: Some(f32::NAN), ..plain.clone() }),
             ("guidance", Request { guidance: Some(1.0), negative: "moon".into(), ..plain.clone() }),
             ("count", Request { count: 0, ..plain.clone() }),
+            ("batch", Request { batch: 0, ..plain.clone() }),
             ("preview", Request { preview_every: Some(0), ..plain.clone() }),
             ("init", Request { init: Some(Init::new(picture(32))), ..plain.clone() }),
             ("strength", Request { init: Some(Init { strength: 1.5, ..Init::new(picture(64)) }), ..plain.clone() }),

@@ -11,7 +11,7 @@ use crate::networks::{LatentSize, Shape};
 use crate::noise::Noise;
 use crate::picture::{Mask, Picture};
 
-/// Reports progress for the current picture.
+/// Reports progress for the current picture, or the first of those that are drawn at once.
 struct Voice<'a> {
     on_progress: OnProgress<'a>,
     picture: usize,
@@ -30,15 +30,21 @@ impl Voice<'_> {
     }
 }
 
-/// Encoded initial picture.
+/// Encoded initial picture, repeated for the pictures that are drawn at once.
 struct Known {
-    /// Latent of the picture.
+    /// Latents of the picture.
     latent: Vec<f32>,
-    /// Elements of the latent that are drawn anew; `None` for all.
+    /// Elements of the latents that are drawn anew; `None` for all.
     redrawn: Option<Vec<bool>>,
 }
 
 impl Known {
+    /// Returns the picture for `pictures` of those that are drawn at once.
+    fn times(&self, pictures: usize) -> Self {
+        let redrawn = self.redrawn.as_ref().map(|redrawn| redrawn.repeat(pictures));
+        Self { latent: self.latent.repeat(pictures), redrawn }
+    }
+
     /// Replaces the elements of `drawn` that are kept by those of `known`, which has the right amount of noise.
     fn keep(&self, drawn: &mut [f32], known: &[f32]) {
         let Some(redrawn) = &self.redrawn else { return };
@@ -54,6 +60,7 @@ pub(super) struct Run<'a> {
     plans: &'a mut Plans,
     request: &'a Request,
     settings: &'a Settings,
+    /// Shape of the pictures that are drawn at once.
     shape: Shape,
     voice: Voice<'a>,
 }
@@ -73,29 +80,34 @@ impl<'a> Run<'a> {
 
     /// Draws all pictures.
     pub(super) async fn pictures(mut self, on_picture: OnPicture<'_>) -> Result<(), ModelError> {
-        self.text().await?;
-        let known = match &self.request.init {
-            Some(init) => Some(self.known(init).await?),
-            None => None,
-        };
-        for picture in 0..self.request.count {
-            self.voice.picture = picture;
-            let seed = self.request.seed.wrapping_add(picture as u64);
-            let latent = self.denoise(seed, known.as_ref()).await?;
-            let mut drawn = self.decode(&latent, None).await?;
-            self.paste(&mut drawn);
-            // A picture that began from one of a single colour may have a single colour too.
-            if drawn.is_flat() && self.request.init.is_none() {
-                return Err(ModelError::Flat);
+        let (mut known, mut encoded) = (None, 0);
+        for pictures in self.request.batches() {
+            self.shape.pictures = pictures;
+            // Batches of one size have one plan, which keeps the encoded prompts.
+            if pictures != encoded {
+                self.text().await?;
+                encoded = pictures;
             }
-            if on_picture(picture, drawn) == Flow::Stop {
-                return Err(ModelError::Stopped);
+            if let (None, Some(init)) = (&known, &self.request.init) {
+                known = Some(self.known(init).await?);
+            }
+            let latent = self.denoise(known.as_ref().map(|known| known.times(pictures))).await?;
+            for mut drawn in self.decode(&latent, None).await? {
+                self.paste(&mut drawn);
+                // A picture that began from one of a single colour may have a single colour too.
+                if drawn.is_flat() && self.request.init.is_none() {
+                    return Err(ModelError::Flat);
+                }
+                if on_picture(self.voice.picture, drawn) == Flow::Stop {
+                    return Err(ModelError::Stopped);
+                }
+                self.voice.picture += 1;
             }
         }
         Ok(())
     }
 
-    /// Encodes the prompts and passes them to the UNet's plan, unless it has them from its last request. With guidance, the
+    /// Encodes the prompts and passes them to the UNet's plan, unless it has them from its last run. With guidance, the
     /// negative prompt comes first.
     async fn text(&mut self) -> Result<(), ModelError> {
         let prompts = [self.request.negative.as_str(), self.request.prompt.as_str()];
@@ -110,7 +122,8 @@ impl<'a> Run<'a> {
             let ids = self.model.encode(prompt)?.ids;
             self.plans.session(Key::Text).write_u32("ids", &ids)?;
             self.run(Key::Text, Phase::Text, (done, prompts.len())).await?;
-            context.extend(self.plans.session(Key::Text).read_async("context").await?);
+            let encoded = self.plans.session(Key::Text).read_async("context").await?;
+            context.extend(encoded.repeat(self.shape.pictures));
         }
         self.plans.write_once(key, ("context", &what), &context)
     }
@@ -132,27 +145,28 @@ impl<'a> Run<'a> {
         Ok(self.plans.session(key).read_async("latent").await?)
     }
 
-    /// Samples a clean latent, from noise or from the known picture with noise.
-    async fn denoise(&mut self, seed: u64, known: Option<&Known>) -> Result<Vec<f32>, ModelError> {
+    /// Samples clean latents, from noise or from the known picture with noise.
+    async fn denoise(&mut self, known: Option<Known>) -> Result<Vec<f32>, ModelError> {
+        let known = known.as_ref();
         let strength = self.request.init.as_ref().map_or(1.0, |init| init.strength);
         let steps = evaluations(self.model.schedule(), self.settings, strength)?;
-        let noise = Noise::new(seed).latent(self.latent_len());
+        let noise = self.noise(|noise, len| noise.latent(len));
         let mut latent = beginning(known, steps.first(), &noise, strength);
         let total = steps.len();
         let mut on_device = false;
         for (done, step) in steps.iter().enumerate() {
-            let fresh = step.fresh.map(|stream| Noise::new(seed).stream(stream).latent(noise.len()));
+            let fresh = step.fresh.map(|stream| self.noise(|noise, len| noise.stream(stream).latent(len)));
             let shown = self.request.preview_every.is_some_and(|every| (done + 1) % every == 0 && done + 1 < total);
             let read = shown || known.is_some_and(|known| known.redrawn.is_some()) || done + 1 == total;
             self.place(&mut latent, on_device, shown).await?;
             self.evaluate(step, fresh.as_deref(), (done, total)).await?;
             on_device = !read;
-            let mut preview = None;
+            let mut previews = Vec::new();
             if read {
                 let next = self.next().await?;
                 if shown {
                     let predicted = step.predicted(&latent, &next, fresh.as_deref());
-                    preview = Some(self.decode(&predicted, Some((done, total))).await?);
+                    previews = self.decode(&predicted, Some((done, total))).await?;
                 }
                 latent = next;
                 if let Some(known) = known {
@@ -160,7 +174,7 @@ impl<'a> Run<'a> {
                     known.keep(&mut latent, &again);
                 }
             }
-            self.voice.tell(Phase::Denoise, (done + 1, total), preview)?;
+            self.show(previews, (done + 1, total))?;
         }
         if latent.iter().any(|value| !value.is_finite()) {
             return Err(ModelError::NotFinite { what: "the latent after sampling" });
@@ -168,17 +182,38 @@ impl<'a> Run<'a> {
         Ok(latent)
     }
 
-    /// Passes the latent to the UNet, from the host or from where the last evaluation left it on the device. With
+    /// Returns what `draw` makes of every picture's noise and the length of a latent, one after the other.
+    fn noise(&self, draw: impl Fn(Noise, usize) -> Vec<f32>) -> Vec<f32> {
+        let first = self.request.seed.wrapping_add(self.voice.picture as u64);
+        let seeds = (0..self.shape.pictures as u64).map(|picture| first.wrapping_add(picture));
+        seeds.flat_map(|seed| draw(Noise::new(seed), self.latent_len())).collect()
+    }
+
+    /// Reports that evaluations are done, with a preview of each picture if there are any.
+    fn show(&mut self, previews: Vec<Picture>, steps: (usize, usize)) -> Result<(), ModelError> {
+        if previews.is_empty() {
+            return self.voice.tell(Phase::Denoise, steps, None);
+        }
+        let first = self.voice.picture;
+        for (at, preview) in previews.into_iter().enumerate() {
+            self.voice.picture = first + at;
+            self.voice.tell(Phase::Denoise, steps, Some(preview))?;
+        }
+        self.voice.picture = first;
+        Ok(())
+    }
+
+    /// Passes the latents to the UNet, from the host or from where the last evaluation left it on the device. With
     /// `needed`, also reads it back to the host.
     async fn place(&mut self, latent: &mut Vec<f32>, on_device: bool, needed: bool) -> Result<(), ModelError> {
         if on_device && needed {
             *latent = self.next().await?;
         }
-        let batch = self.shape.batch();
+        let halves = self.shape.batch() / self.shape.pictures;
         let session = self.plans.session(Key::Denoise(self.shape));
         match on_device {
             true => session.feed_back("next", "latent")?,
-            false => session.write("latent", &latent.repeat(batch))?,
+            false => session.write("latent", &latent.repeat(halves))?,
         }
         Ok(())
     }
@@ -202,10 +237,10 @@ impl<'a> Run<'a> {
         Ok(session.run_ahead(&mut |_, _| self.voice.say(Phase::Denoise, steps, None)).await?)
     }
 
-    /// Returns the latent after an evaluation: one of the two equal halves that guidance makes.
+    /// Returns the latents after an evaluation: one of the two equal halves that guidance makes.
     async fn next(&mut self) -> Result<Vec<f32>, ModelError> {
         let mut latent = self.plans.session(Key::Denoise(self.shape)).read_async("next").await?;
-        latent.truncate(self.latent_len());
+        latent.truncate(self.shape.pictures * self.latent_len());
         Ok(latent)
     }
 
@@ -215,10 +250,10 @@ impl<'a> Run<'a> {
         height * width * self.model.config().unet.in_channels()
     }
 
-    /// Decodes a latent to pixels: the picture, or a preview after some of the evaluations. A preview reports the
-    /// progress of the evaluations, not its own.
-    async fn decode(&mut self, latent: &[f32], preview: Option<(usize, usize)>) -> Result<Picture, ModelError> {
-        let key = Key::Decode(self.shape.latent);
+    /// Decodes latents to pixels: the pictures, or previews after some of the evaluations. Previews report the progress of
+    /// the evaluations, not their own.
+    async fn decode(&mut self, latent: &[f32], preview: Option<(usize, usize)>) -> Result<Vec<Picture>, ModelError> {
+        let key = Key::Decode(self.shape.latent, self.shape.pictures);
         self.plans.session(key).write("latent", latent)?;
         match preview {
             None => self.run(key, Phase::Decode, (0, 1)).await?,
@@ -234,7 +269,8 @@ impl<'a> Run<'a> {
             return Err(ModelError::NotFinite { what: "the decoder's picture" });
         }
         let (width, height) = (self.settings.width, self.settings.height);
-        Ok(Picture { width, height, rgba })
+        let pictures = rgba.chunks_exact(4 * width * height);
+        Ok(pictures.map(|rgba| Picture { width, height, rgba: rgba.to_vec() }).collect())
     }
 
     /// Runs a network, as number `done` of `of` equal runs.

@@ -98,7 +98,7 @@ impl Source {
             Part::Encoder if config.vae.is_none() => return Err(ModelError::NoEncoder),
             Part::Encoder => vae_weights(config)?,
             Part::Decoder if Decoder::of(config) == Decoder::Full => vae_weights(config)?,
-            Part::Decoder => decode_graph(config, LatentSize::of(config, size, size)?, Decoder::Light)?.weights(),
+            Part::Decoder => decode_graph(config, LatentSize::of(config, size, size)?, Decoder::Light, 1)?.weights(),
         })
     }
 }

@@ -1,0 +1,94 @@
+//! Pictures that are drawn at once.
+
+use crate::{draw, load, small};
+use mobilediffusion_model::{Flow, Init, Mask, Picture, Pipeline, Request};
+use mobilediffusion_tests::{devices, psnr};
+
+/// Draws every picture of a request by itself.
+fn one_by_one(pipeline: &mut Pipeline, request: &Request) -> Vec<Picture> {
+    draw(pipeline, &Request { batch: 1, ..request.clone() })
+}
+
+/// Requests for five pictures in batches of two, two and one, by everything that reaches a sampler.
+fn requests(picture: &Picture) -> [(&'static str, Request); 5] {
+    let five = Request { count: 5, batch: 2, seed: u64::MAX - 1, ..small("sun") };
+    let left =
+        Mask { width: 32, height: 32, values: (0..32 * 32).map(|i| if i % 32 < 16 { 255 } else { 0 }).collect() };
+    [
+        ("one step", five.clone()),
+        ("three steps with fresh noise", Request { steps: Some(3), ..five.clone() }),
+        ("guidance and eta", Request { negative: "moon".to_owned(), steps: Some(5), eta: Some(0.5), ..five.clone() }),
+        ("from a picture", Request { init: Some(Init::new(picture.clone())), ..five.clone() }),
+        ("under a mask", Request { steps: Some(2), init: Some(Init::masked(picture.clone(), left)), ..five }),
+    ]
+}
+
+#[test]
+fn pictures_that_are_drawn_at_once_are_those_that_are_drawn_alone() {
+    for device in devices() {
+        let mut pipeline = load(device.clone());
+        let begin = draw(&mut pipeline, &small("red apple")).remove(0);
+        for (what, request) in requests(&begin) {
+            let expected = one_by_one(&mut pipeline, &request);
+            let mut found = Vec::new();
+            let mut keep = |at: usize, picture| {
+                assert_eq!(at, found.len(), "{device:?}, {what}");
+                found.push(picture);
+                Flow::Continue
+            };
+            pipeline.generate_each(&request, &mut |_| Flow::Continue, &mut keep).expect("the request draws");
+            assert_eq!(found.len(), 5, "{device:?}, {what}");
+            for (at, (found, expected)) in found.iter().zip(&expected).enumerate() {
+                let psnr = psnr(&found.rgba, &expected.rgba);
+                assert!(psnr > 60.0, "{device:?}, {what}: picture {at} has a PSNR of {psnr:.1} dB");
+            }
+            let made = pipeline.counters();
+            assert!(draw(&mut pipeline, &request) == found, "{device:?}, {what}: other pictures the second time");
+            assert_eq!(pipeline.counters(), made, "{device:?}, {what}: something was made again");
+        }
+    }
+}
+
+#[test]
+fn every_picture_of_a_batch_has_its_previews() {
+    for device in devices() {
+        let mut pipeline = load(device.clone());
+        let mut previews = |request: &Request| {
+            let mut all = Vec::new();
+            let drawn = pipeline.generate(request, &mut |progress| {
+                all.extend(progress.preview.clone().map(|preview| (progress.picture, progress.step, preview)));
+                Flow::Continue
+            });
+            drawn.expect("the request draws");
+            all
+        };
+        let request = Request { count: 3, steps: Some(6), preview_every: Some(3), ..small("sun") };
+        let expected = previews(&request);
+        assert_eq!(
+            expected.iter().map(|(picture, step, _)| (*picture, *step)).collect::<Vec<_>>(),
+            [0, 1, 2].map(|p| (p, 3))
+        );
+        for (found, expected) in previews(&Request { batch: 3, ..request }).iter().zip(&expected) {
+            assert_eq!((found.0, found.1), (expected.0, expected.1), "{device:?}");
+            let psnr = psnr(&found.2.rgba, &expected.2.rgba);
+            assert!(psnr > 60.0, "{device:?}: the preview of picture {} has a PSNR of {psnr:.1} dB", found.0);
+        }
+    }
+}
+
+#[test]
+fn a_batch_that_does_not_fit_is_refused_with_what_would() {
+    for device in devices() {
+        let mut pipeline = load(device.clone());
+        draw(&mut pipeline, &small("sun"));
+        let made = pipeline.counters();
+        let memory = Some(made.weight_bytes + made.plan_bytes);
+        let options = mobilediffusion_model::Options { memory, ..crate::on(device.clone()) };
+        let mut limited = Pipeline::load(crate::source(), options).expect("it loads");
+        let request = Request { count: 64, batch: 64, ..small("sun") };
+        let refused = limited.generate(&request, &mut |_| Flow::Continue).expect_err("64 need more").to_string();
+        let named = refused.starts_with("out of memory: 64 pictures at once of 32x32 pixels need ");
+        assert!(named && refused.contains("32x32 one by one would fit with "), "{device:?}: {refused}");
+        assert!(draw(&mut limited, &small("sun")) == draw(&mut pipeline, &small("sun")), "{device:?}");
+    }
+}
