@@ -1,0 +1,135 @@
+//! Tests of weights on the CPU device.
+
+use super::*;
+use rayon::prelude::*;
+
+#[test]
+fn large_weights_are_loaded_in_chunks_and_small_ones_whole() {
+    for (shape, layout) in [
+        (&[640][..], Layout::Rows),
+        (&[64, 64, 3, 3], Layout::Taps),
+        (&[1, 8 << 20], Layout::Rows),
+        // The packed layout begins with the taps, so a range of rows is not contiguous in it.
+        (&[8 << 20, 1, 3, 3], Layout::DepthwiseTaps),
+    ] {
+        let found = chunks(shape, layout);
+        assert!(found.len() == 1 && found[0] == (0..shape[0]), "{shape:?}: {found:?}");
+    }
+    assert_eq!(chunks(&[5, 1 << 19], Layout::Rows), [0..2, 2..4, 4..5]);
+    let vocabulary = chunks(&[49_408, 768], Layout::Rows);
+    assert!(vocabulary.iter().all(|chunk| chunk.len() * 768 <= CHUNK) && vocabulary.len() == 37, "{vocabulary:?}");
+    assert_eq!(vocabulary.iter().map(Range::len).sum::<usize>(), 49_408);
+}
+
+/// Loader whose values are their own index, modulo a prime.
+struct Counting;
+
+impl WeightLoader for Counting {
+    fn load(&self, _: &str, shape: &[usize]) -> Result<Vec<f32>, Box<dyn Error + Send + Sync>> {
+        Ok((0..elements(shape)).map(|i| (i % 4093) as f32).collect())
+    }
+}
+
+#[test]
+fn chunks_make_up_the_packed_weight() {
+    let weights = Weights::new(Device::CPU, Box::new(Counting));
+    // 8-bit panels hold words that are not floats, so bits are compared.
+    let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
+    let (matrix, taps) = (vec![3, 2 << 20], vec![600, 1000, 3, 3]);
+    for (shape, layout) in [
+        (matrix, Layout::Rows),
+        (taps.clone(), Layout::Taps),
+        (taps.clone(), Layout::Panels(1)),
+        (taps.clone(), Layout::F16Panels(1)),
+        (taps.clone(), Layout::Int8Panels(1)),
+        (taps, Layout::Winograd(4)),
+        (vec![130, 80_000], Layout::Panels(1)),
+        (vec![130, 80_000], Layout::F16Panels(1)),
+        (vec![130, 80_000], Layout::Int8Panels(1)),
+    ] {
+        assert!(chunks(&shape, layout).len() > 1, "{shape:?}");
+        let own = if shape.len() == 4 { Layout::Taps } else { Layout::Rows };
+        let operand = Operand::read("w", shape.clone()).layout(own).host(layout);
+        let Ok(Resident::Cpu(got)) =
+            weights.to_cpu(WeightType::Floats, &[WeightRows::whole("w".to_owned(), shape.clone())], &operand)
+        else {
+            panic!("the host has room")
+        };
+        let want = layout.pack(&shape, Counting.load("w", &shape).unwrap());
+        assert!(bits(&got) == bits(&want), "{shape:?} {layout:?}");
+    }
+    // Three weights in one tensor, of which each is packed by itself.
+    let (shape, three) = (vec![130, 80_000], vec![3 * 130, 80_000]);
+    for layout in [Layout::Rows, Layout::Panels(3), Layout::F16Panels(3), Layout::Int8Panels(3)] {
+        let operand = Operand::weight("w", three.clone()).host(layout);
+        let sources = ["a", "b", "c"].map(|name| WeightRows::whole(name.to_owned(), shape.clone()));
+        let Ok(Resident::Cpu(got)) = weights.to_cpu(WeightType::Floats, &sources, &operand) else {
+            panic!("the host has room")
+        };
+        let whole = vec![Counting.load("w", &shape).unwrap(); 3].concat();
+        assert!(bits(&got) == bits(&layout.pack(&three, whole)), "{layout:?}");
+    }
+    // The last rows of a weight that is split into two tensors.
+    let last = WeightRows { name: "w".to_owned(), shape: vec![5, 2 << 20], rows: 2..5 };
+    let Ok(Resident::Cpu(got)) =
+        weights.to_cpu(WeightType::Floats, std::slice::from_ref(&last), &Operand::read("w", last.selected_shape()))
+    else {
+        panic!("the host has room")
+    };
+    assert!(got[..] == Counting.load("w", &last.shape).unwrap()[4 << 20..], "other rows were loaded");
+}
+
+/// Loader whose values f16 holds exactly.
+struct InHalves;
+
+impl WeightLoader for InHalves {
+    fn load(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, Box<dyn Error + Send + Sync>> {
+        Ok(Counting.load(name, shape)?.into_iter().map(|value| value % 2048.0).collect())
+    }
+
+    fn is_f16(&self) -> bool {
+        true
+    }
+}
+
+#[test]
+fn halves_are_kept_unless_other_values_are_asked_for() {
+    let shape = vec![70, 32];
+    let operand = Operand::weight("w", shape.clone()).host(Layout::Panels(1));
+    let values = InHalves.load("w", &shape).expect("it counts");
+    let (halves, int8) = (Layout::F16Panels(1), Storage::F32.with_weights(WeightType::Int8));
+    for (rounding, layout, expected) in [
+        (Storage::F32, halves, values.clone()),
+        (Storage::F16, halves, values.clone()),
+        (int8, Layout::Panels(1), int8.rounded(DType::Weight, &shape, values)),
+    ] {
+        let weights = Weights::new(Device::CPU, Box::new(InHalves)).rounded(rounding);
+        let got = weights.get(&[WeightRows::whole("w".to_owned(), shape.clone())], &operand);
+        let Ok(Resident::Cpu(got)) = got else { panic!("the host has room") };
+        assert!(got[..] == layout.pack(&shape, expected)[..], "{rounding}");
+    }
+}
+
+/// Loader that does other work of rayon's thread before it returns, as a parallel loop may that waits for its parts.
+struct Yielding;
+
+impl WeightLoader for Yielding {
+    fn load(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, Box<dyn Error + Send + Sync>> {
+        rayon::yield_now();
+        Counting.load(name, shape)
+    }
+}
+
+#[test]
+fn a_thread_of_rayon_may_need_a_weight_that_it_is_loading() {
+    let (send, done) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let weights = Weights::new(Device::CPU, Box::new(Yielding));
+        let rows = [WeightRows::whole("w".to_owned(), vec![5, 7])];
+        let one = |_| weights.get(&rows, &Operand::read("w", [5, 7])).is_ok();
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("the thread starts");
+        let _ = send.send(pool.install(|| (0..3).into_par_iter().all(one)));
+    });
+    let all = done.recv_timeout(std::time::Duration::from_secs(30));
+    assert_eq!(all, Ok(true), "the thread waits for itself");
+}
