@@ -74,8 +74,8 @@ pub(crate) struct Generate {
     /// Number of pictures; each has the seed of the one before plus 1
     #[arg(long, value_name = "N", allow_negative_numbers = true, default_value_t = 1, help_heading = "Settings")]
     pub(crate) count: usize,
-    /// Number of the pictures of --count to draw at once. More take less time, above all on a GPU, and more memory;
-    /// rounding may then change a picture a little
+    /// Number of the pictures of --count to draw at once. Small pictures take less time then, all take more memory, and
+    /// rounding may change a picture a little
     #[arg(long, value_name = "N", allow_negative_numbers = true, default_value_t = 1, help_heading = "Settings")]
     pub(crate) batch: usize,
 

@@ -56,7 +56,7 @@ pub(super) fn run(args: &Args, time_left: &dyn Fn() -> bool) -> Result<Value, Fa
     let (median, again) = runs.swap_remove(count / 2);
     result(&line(&format!("again (median of {count})"), median, &again))?;
     if batch > 1 {
-        result(&format!("each of {batch} pictures at once: {:.3} s", median / batch as f64))?;
+        result(&format!("each of {batch} pictures at once: {:.4} s", median / batch as f64))?;
     }
     let counters = pipeline.counters();
     let peak = peak_bytes();

@@ -39,8 +39,8 @@ pub struct Request {
     /// Number of pictures, 1 to [`MOST_PICTURES`].
     pub count: usize,
     /// Largest number of pictures that are drawn at once, at least 1. With 1, the pictures are drawn one after another in
-    /// the memory of one, and each has the bytes that its seed gives alone. With more, each takes less time, above all on
-    /// a GPU, all together take more memory, and each may differ from that picture by rounding.
+    /// the memory of one, and each has the bytes that its seed gives alone. With more, they take more memory, small ones
+    /// take less time each, and each may differ from that picture by rounding.
     pub batch: usize,
     /// Picture to begin from.
     pub init: Option<Init>,
