@@ -226,6 +226,8 @@ impl Weights {
             // Packing in these layouts rounds by itself.
             _ if matches!(host, Layout::F16Panels(_) | Layout::Int8Panels(_)) => Storage::F32,
             WeightType::Floats => self.rounding,
+            // Halves are not rounded again.
+            WeightType::F16 if self.loader.is_f16() => self.rounding,
             WeightType::F16 | WeightType::Int8 => self.rounding.with_weights(weights),
         };
         let len = sources.iter().map(|source| elements(&host.packed_shape(&source.selected_shape()))).sum();
