@@ -15,7 +15,7 @@ mod tune;
 use crate::Failure;
 use crate::args::{Floats, WeightsDtype, device_choice};
 use crate::check::{device, open};
-use crate::graphs::Network;
+use crate::graphs::{Network, weights};
 use crate::output::check_numbers;
 use crate::terminal::{note, result};
 use clap::ArgGroup;
@@ -152,8 +152,9 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         let (&Device::Gpu(ref gpu, storage), Some(timer)) = (&device, &timer) else {
             return Err("--tune: expected a GPU, found the CPU, on which kernels have no variants".into());
         };
-        let device = tune::Device { gpu, storage, timer, effort };
-        let measured = tune::run(device, &problems(args)?, &time_left)?;
+        let (problems, weights) = problems(args, &device)?;
+        let device = tune::Device { gpu, storage: storage.with_weights(weights), timer, effort };
+        let measured = tune::run(device, &problems, &time_left)?;
         let failed = measured["failed"].as_array().map_or(0, Vec::len);
         write_json(args, machine, json!({ "tuned": measured }))?;
         return if failed == 0 { Ok(()) } else { Err(format!("{failed} variants failed, see the notes above").into()) };
@@ -261,10 +262,13 @@ fn chosen(args: &Args) -> Vec<&'static Family> {
     }
 }
 
-/// Returns the problems to tune: those of a network's plan, or the model's shapes of the chosen kernels.
-fn problems(args: &Args) -> Result<Vec<Case>, Failure> {
-    let Some(network) = args.plan else { return Ok(tune::of_families(&chosen(args))) };
-    tune::of_plan(&plan::record(network, &args.networks, args.guidance)?)
+/// Returns the problems to tune: those of a network's plan, or the model's shapes of the chosen kernels. Also returns how
+/// weights are stored, which the files of a network may decide.
+fn problems(args: &Args, device: &Device) -> Result<(Vec<Case>, WeightType), Failure> {
+    let Some(network) = args.plan else { return Ok((tune::of_families(&chosen(args)), device.storage().weights)) };
+    let weights = weights(network, &args.networks, device)?;
+    let problems = tune::of_plan(&plan::record(network, &args.networks, args.guidance)?)?;
+    Ok((problems, weights.device().storage().weights))
 }
 
 fn as_map(machine: Vec<(&'static str, String)>) -> serde_json::Map<String, Value> {

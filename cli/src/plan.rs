@@ -11,6 +11,7 @@ use mobilediffusion_kernels::variant::Machine;
 use mobilediffusion_kernels::{Storage, WeightType};
 use mobilediffusion_model::Request;
 use mobilediffusion_model::networks::Shape;
+use mobilediffusion_runtime::Gpu;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
@@ -38,10 +39,10 @@ pub(crate) fn run(args: &Plan) -> Result<(), Failure> {
         let whole = json!({"model": defaults.name, "size": size, "guided": guided, "networks": all});
         return Ok(result(&serde_json::to_string_pretty(&whole)?)?);
     }
-    let machine = machine(args)?;
-    for (name, recording) in &networks {
+    let gpu = gpu(args)?;
+    for (network, (name, recording)) in chosen.iter().zip(&networks) {
         if args.list {
-            let variants = recording.variants(&machine);
+            let variants = recording.variants(&machine(args, gpu.as_ref(), *network));
             result(&format!("{name}, steps\n{}", recording.listing(Some(&variants))))?;
         }
         result(&format!("{name}, tensors in {}\n{}", args.dtype.name(), table(recording, storage)))?;
@@ -65,13 +66,21 @@ pub(crate) fn run(args: &Plan) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Returns the GPU that variants are chosen for; without `--device` a portable one.
-fn machine(args: &Plan) -> Result<Machine, Failure> {
-    let Some(choice) = &args.device else { return Ok(Machine::PORTABLE) };
+/// Opens the GPU that variants are chosen for, if there is one.
+fn gpu(args: &Plan) -> Result<Option<Gpu>, Failure> {
+    let Some(choice) = &args.device else { return Ok(None) };
     match open(choice)? {
-        Some(gpu) => Ok(Machine::of(&gpu, args.dtype.storage(&gpu))),
+        Some(gpu) => Ok(Some(gpu)),
         None => Err("--device: expected a GPU, found the CPU, on which kernels have no variants".into()),
     }
+}
+
+/// Describes the GPU that a network's variants are chosen for, or a portable one, with its weights as they are stored.
+fn machine(args: &Plan, gpu: Option<&Gpu>, network: Network) -> Machine {
+    let Some(gpu) = gpu else { return Machine::PORTABLE };
+    let storage = args.dtype.storage(gpu);
+    let f16 = network.weights(&args.networks).is_ok_and(|weights| weights.is_f16());
+    Machine::of(gpu, if f16 { storage.with_weights(WeightType::F16) } else { storage })
 }
 
 /// Returns the size of a single arena in proportion to its lower bound.

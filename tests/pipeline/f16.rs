@@ -69,3 +69,24 @@ fn weights_in_16_bits_draw_the_same_in_less_memory() {
         assert!(all.is_sorted() && bytes < mixed_bytes && mixed_bytes < wide_bytes, "{device:?}: {all:?}");
     }
 }
+
+/// What `bench --tune` measures has to be found by the sessions of the same network.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_network_is_tuned_as_its_weights_are_stored() {
+    use mobilediffusion_model::DeviceChoice;
+    use mobilediffusion_tests::program::{program, stderr};
+    for device in devices() {
+        let DeviceChoice::Named(device) = device else { continue };
+        let cache = tempfile::tempdir().expect("there is a temporary folder");
+        let tune =
+            ["bench", "--tune", "--plan", "text", "--quick", "--within", "5", "--dtype", "f32", "--device", &device];
+        let done = program().args(tune).env("XDG_CACHE_HOME", cache.path()).output().expect("the program starts");
+        assert!(done.status.success(), "{}", stderr(&done));
+        let folder = cache.path().join("mobilediffusion");
+        let table = fs::read_to_string(folder.join("variants.json")).expect("the table is in the user's cache folder");
+        let problems: Vec<&str> = table.lines().filter(|line| line.contains("linear ")).collect();
+        let as_stored = |line: &&str| line.contains("linear F32 with f16 weights ");
+        assert!(!problems.is_empty() && problems.iter().all(as_stored), "{table}");
+    }
+}

@@ -99,8 +99,8 @@ pub struct Options {
     /// Largest number of bytes for the weights and one pipeline's plans together; `None` for what the machine has
     /// free.
     pub memory: Option<u64>,
-    /// Largest number of plans that a pipeline keeps ready. A request needs up to four; a change of size needs two or
-    /// three others.
+    /// Largest number of plans that a pipeline keeps ready. A request needs up to four, or six if its batches have two
+    /// sizes; a change of size needs two to five others.
     pub plans: usize,
 }
 
