@@ -78,9 +78,14 @@ fn several_pictures_are_files_or_a_sheet() {
     let third = image::imageops::crop_imm(&sheet, 0, 64, 64, 64).to_image();
     assert!(third == pixels(&path("one.png")), "the sheet's third picture");
     draw("sun", &path("sun.png"), &["--device", "cpu", "--count", "3", "--batch", "2", "--seed", "7", "--force"]);
-    let at_once = psnr(pixels(&path("sun-9.png")).as_raw(), pixels(&path("one.png")).as_raw());
-    assert!(at_once > 60.0, "drawn with others at once: {at_once:.1} dB");
+    assert!(pixels(&path("sun-9.png")) == pixels(&path("one.png")), "a batch of one");
+    draw("sun", &path("one.png"), &["--device", "cpu", "--seed", "8", "--force"]);
+    let at_once = psnr(pixels(&path("sun-8.png")).as_raw(), pixels(&path("one.png")).as_raw());
+    assert!(at_once > 60.0, "drawn with another at once: {at_once:.1} dB");
     let shown = run(&["show", path("sun-9.png").to_str().expect("the path is UTF-8")]);
+    let facts = String::from_utf8(shown.stdout).expect("texts are UTF-8");
+    assert!(!facts.contains("Batch"), "the last of three is drawn alone: {facts}");
+    let shown = run(&["show", path("sun-8.png").to_str().expect("the path is UTF-8")]);
     let facts = String::from_utf8(shown.stdout).expect("texts are UTF-8");
     assert!(facts.lines().any(|line| line == "Batch: 2"), "{facts}");
     let mut names: Vec<String> = fs::read_dir(folder.path())

@@ -151,6 +151,7 @@ def networks(section, jobs):
         if measured:
             plan = measured["plan"]
             timed_row(section, preset, network, size, batch, dtype, plan["whole_us"], sum_us=plan["sum_us"],
+                      storage=plan.get("storage"),
                       host_us=plan["host_us"], runs=plan["runs"], min_us=plan["whole_min_us"], p90_us=plan["whole_p90_us"])
 
 
@@ -158,15 +159,19 @@ def of_job(preset, size, batch):
     return [*(["--preset", preset] if preset else []), "--size", size, "--guidance", 1 if batch == 1 else 3]
 
 
-def timed_row(section, preset, network, size, batch, dtype, whole_us, host_us=None, **others):
-    """Add the row of a network that was timed, with steps and bytes from its plan."""
+def timed_row(section, preset, network, size, batch, dtype, whole_us, host_us=None, storage=None, **others):
+    """Add the row of a network that was timed, with steps and bytes from its plan.
+
+    `storage` is how the program stored the network. Files in f16 keep their weights so beside f32.
+    """
     row = {"preset": preset or "mini", "network": network, "size": size, "batch": batch, "dtype": dtype,
            "whole_us": whole_us, "host_us": host_us, **others}
     arguments = [network, *of_job(preset, size, batch)]
     planned = section.attempt("  its plan", lambda left: section.program.plan(arguments, max(left, 10)))
     if planned:
         of = planned["networks"][0]
-        memory = next(m for m in of["memory"] if m["storage"] == dtype)
+        by_storage = {memory["storage"]: memory for memory in of["memory"]}
+        memory = by_storage.get(storage) or by_storage[dtype]
         row |= {key: of[key] for key in ("steps", "fewest_steps")}
         row |= {key: memory[key] for key in ("bytes_moved", "fewest_bytes_moved", "weight_bytes", "activation_bytes")}
     section.record["networks"].append(row)

@@ -53,7 +53,8 @@ pub(crate) struct Args {
     #[arg(long, conflicts_with_all = ["kernels", "plan"])]
     picture: bool,
     /// Time every variant of each kernel that has several, and save the fastest in the user's cache folder, where later
-    /// runs on this adapter find it. Uses the model's shapes or, with --plan, those of a network
+    /// runs on this adapter find it. Uses the model's shapes or, with --plan, those of a network and its weights as its
+    /// files have them
     #[arg(long, conflicts_with = "picture")]
     tune: bool,
     #[command(flatten)]

@@ -44,7 +44,7 @@ pub(crate) fn run(args: &Generate) -> Result<(), Failure> {
         note(&format!("warning: the {what} is too long: read up to {kept}, left out: {left_out}"));
     }
 
-    let storage = pipeline.model().storage();
+    let storage = pipeline.model().storage(settings.sampler)?;
     let model = match synthetic {
         Some(seed) => format!("{}, synthetic weights of seed {seed}", own.name),
         None => own.name,
@@ -66,7 +66,7 @@ pub(crate) fn run(args: &Generate) -> Result<(), Failure> {
         let (left_out, negative) = (left_out(settings.truncated), left_out(settings.negative_truncated));
         let weight_bytes = pipeline.counters().weight_bytes;
         let previews: Vec<_> = previews.written.iter().map(|path| path.to_string_lossy()).collect();
-        let all = json!({"files": files, "previews": previews, "count": args.count, "settings": facts,
+        let all = json!({"files": files, "previews": previews, "count": args.count, "batch": args.batch, "settings": facts,
             "left_out": left_out, "left_out_of_negative": negative, "seconds": clock.seconds(),
             "weight_bytes": weight_bytes});
         result(&serde_json::to_string_pretty(&all)?)?;
@@ -86,8 +86,9 @@ fn draw(
         previews.hear(progress)
     };
     let mut unwritten = None;
-    let drawn = pipeline.generate_each(request, &mut hear, &mut |_, picture| {
-        unwritten = outputs.take(picture, facts).err();
+    let batches: Vec<usize> = request.batches().flat_map(|size| std::iter::repeat_n(size, size)).collect();
+    let drawn = pipeline.generate_each(request, &mut hear, &mut |at, picture| {
+        unwritten = outputs.take((picture, batches[at]), facts).err();
         if unwritten.is_none() { Flow::Continue } else { Flow::Stop }
     });
     clock.stop();
@@ -226,7 +227,7 @@ pub(crate) fn sampler(settings: &Settings) -> &'static str {
     }
 }
 
-/// Collects the texts to store in each file: everything needed to draw the picture again, except its seed.
+/// Collects the texts to store in each file: everything needed to draw the picture again, except seed and batch.
 fn facts(
     args: &Generate,
     (model, device, storage): (&str, &str, Storage),
@@ -247,7 +248,6 @@ fn facts(
     facts.extend(args.init.as_ref().map(|path| ("Init", name(path))));
     facts.extend(request.init.as_ref().map(|init| ("Strength", init.strength.to_string())));
     facts.extend(args.mask.as_ref().map(|path| ("Mask", name(path))));
-    facts.extend((args.batch > 1 && args.count > 1).then(|| ("Batch", args.batch.min(args.count).to_string())));
     let floats = Floats::of(storage).name();
     let weights = match storage.weights {
         WeightType::Floats => floats,

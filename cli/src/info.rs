@@ -5,20 +5,21 @@ use crate::args::{Info, Networks};
 use crate::graphs::Network;
 use crate::terminal::result;
 use mobilediffusion_graph::{Device, Rounding, Weights, rounding};
-use mobilediffusion_kernels::Storage;
+use mobilediffusion_kernels::WeightType;
 use mobilediffusion_model::config::Sampler;
 use mobilediffusion_model::networks::Shape;
 use serde_json::{Value, json};
 
 pub(crate) fn run(args: &Info) -> Result<(), Failure> {
     match args.weights_dtype {
-        Some(weights) => losses(args, args.dtype.planned().with_weights(weights.into())),
+        Some(weights) => losses(args, weights.into()),
         None => parts(&args.networks),
     }
 }
 
-/// Prints the rounding error of every weight of a model when weights are stored as `storage`.
-fn losses(args: &Info, storage: Storage) -> Result<(), Failure> {
+/// Prints the rounding error of every weight of a model when matrices of weights are stored as `asked`.
+fn losses(args: &Info, asked: WeightType) -> Result<(), Failure> {
+    let storage = args.dtype.planned().with_weights(asked);
     let config = args.networks.config()?;
     // Weights do not depend on the size of the picture, so any valid one will do.
     let size = config.defaults.image_size;
@@ -26,14 +27,18 @@ fn losses(args: &Info, storage: Storage) -> Result<(), Failure> {
     let mut all = Vec::new();
     for network in Network::of(&config) {
         let weights = Weights::new(Device::CPU, network.weights(&args.networks)?);
-        all.push((network.title(), rounding(&network.record(&config, &shape)?, &weights, storage)?));
+        // Matrices stay in 16 bits where the network's files have them so.
+        let kept = if asked == WeightType::Floats { weights.device().storage().weights } else { asked };
+        let storage = storage.with_weights(kept);
+        let title = format!("{}, {storage}", network.title());
+        all.push((title, rounding(&network.record(&config, &shape)?, &weights, storage)?));
     }
     if args.json {
         let networks: Vec<Value> = all.iter().map(|(title, each)| as_json(title, each)).collect();
         let whole = json!({"model": config.defaults.name, "storage": storage.to_string(), "networks": networks});
         return Ok(result(&serde_json::to_string_pretty(&whole)?)?);
     }
-    result(&format!("{}, weights stored as {storage}\n", config.defaults.name))?;
+    result(&format!("{}, rounding of weights\n", config.defaults.name))?;
     for (title, each) in &all {
         result(&format!("{title:72} {:>11} {:>9} {:>9}", "bytes", "rel L2", "worst"))?;
         let moved = each.iter().filter(|weight| weight.moved_squares > 0.0);

@@ -13,6 +13,8 @@ pub(crate) struct Outputs {
     files: Vec<(PathBuf, u64)>,
     /// Number of files written so far.
     written: usize,
+    /// Largest number of pictures that are drawn at once.
+    batch: usize,
     /// Pictures collected for a sheet; `None` if every picture gets its own file.
     sheet: Option<Vec<Picture>>,
 }
@@ -37,7 +39,7 @@ impl Outputs {
         {
             return Err(refuse(folder, "expected a folder for previews, found a file"));
         }
-        Ok(Self { files, written: 0, sheet: args.grid.then(Vec::new) })
+        Ok(Self { files, written: 0, batch: args.batch.min(args.count), sheet: args.grid.then(Vec::new) })
     }
 
     /// Creates the folder for previews. Called once the request is known to be valid.
@@ -46,14 +48,23 @@ impl Outputs {
         fs::create_dir_all(folder).map_err(|error| refuse(folder, error.to_string()))
     }
 
-    /// Writes a picture with `facts` as text in its file, or keeps it for the sheet.
-    pub(crate) fn take(&mut self, picture: Picture, facts: &[(&'static str, String)]) -> Result<(), ModelError> {
+    /// Writes a picture with `facts` as text in its file, or keeps it for the sheet. `batch` is the number of pictures that
+    /// were drawn at once with it.
+    pub(crate) fn take(
+        &mut self,
+        (picture, batch): (Picture, usize),
+        facts: &[(&'static str, String)],
+    ) -> Result<(), ModelError> {
         match &mut self.sheet {
             Some(pictures) => {
                 pictures.push(picture);
                 Ok(())
             }
-            None => self.save(&picture, facts.to_vec()),
+            None => {
+                let mut facts = facts.to_vec();
+                facts.extend((batch > 1).then(|| ("Batch", batch.to_string())));
+                self.save(&picture, facts)
+            }
         }
     }
 
@@ -61,6 +72,7 @@ impl Outputs {
     pub(crate) fn finish(&mut self, facts: &[(&'static str, String)]) -> Result<(), ModelError> {
         let Some(pictures) = self.sheet.take() else { return Ok(()) };
         let mut facts = facts.to_vec();
+        facts.extend((self.batch > 1).then(|| ("Batch", self.batch.to_string())));
         facts.push(("Count", pictures.len().to_string()));
         self.save(&Picture::sheet(&pictures), facts)
     }

@@ -16,8 +16,9 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
 /// Storage types whose sizes are shown, with their labels.
-const STORAGES: [(&str, Storage); 4] = [
+const STORAGES: [(&str, Storage); 5] = [
     ("f32", Storage::F32),
+    ("f32 with f16 weights", Storage::F32.with_weights(WeightType::F16)),
     ("f16", Storage::F16),
     ("f32 with int8 weights", Storage::F32.with_weights(WeightType::Int8)),
     ("f16 with int8 weights", Storage::F16.with_weights(WeightType::Int8)),
@@ -78,9 +79,8 @@ fn gpu(args: &Plan) -> Result<Option<Gpu>, Failure> {
 /// Describes the GPU that a network's variants are chosen for, or a portable one, with its weights as they are stored.
 fn machine(args: &Plan, gpu: Option<&Gpu>, network: Network) -> Machine {
     let Some(gpu) = gpu else { return Machine::PORTABLE };
-    let storage = args.dtype.storage(gpu);
     let f16 = network.weights(&args.networks).is_ok_and(|weights| weights.is_f16());
-    Machine::of(gpu, if f16 { storage.with_weights(WeightType::F16) } else { storage })
+    Machine::of(gpu, args.dtype.storage(gpu).with_weights(if f16 { WeightType::F16 } else { WeightType::Floats }))
 }
 
 /// Returns the size of a single arena in proportion to its lower bound.

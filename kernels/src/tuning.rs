@@ -5,7 +5,7 @@
 //! kernels' variants and WGSL. A file that does not parse, or that was written with other kernels, counts as empty.
 //! Entries of other adapters, other drivers and variants that no longer exist are not used.
 
-use crate::kernel::{Kernel, Program};
+use crate::kernel::{Kernel, Program, has_weights};
 use crate::storage::{FloatType, Storage, WeightType};
 use crate::variant::Variant;
 use crate::{FAMILIES, wgsl};
@@ -99,8 +99,10 @@ fn key(adapter: &AdapterSummary) -> String {
     format!("{}, {}, {}", adapter.name, adapter.backend, adapter.driver)
 }
 
-/// Key of a problem: the kernel's name, the storage and the sizes.
+/// Key of a problem: the kernel's name, the storage and the sizes. How weights are stored matters to kernels that read
+/// some.
 pub(crate) fn problem(kernel: &dyn Kernel, storage: Storage) -> String {
+    let storage = if has_weights(kernel) { storage } else { storage.with_weights(WeightType::Floats) };
     format!("{} {storage} {}", kernel.name(), kernel.params_json())
 }
 

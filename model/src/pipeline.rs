@@ -96,10 +96,11 @@ impl Pipeline {
         Counters { buffers, kernels, plans: self.plans.len(), plan_bytes: self.plans.bytes(), weight_bytes }
     }
 
-    /// Returns the sizes of a request's plans, by network, for the storage types of the device.
+    /// Returns the sizes of a request's plans, by network, for the types in which the device stores each.
     ///
     /// # Errors
-    /// [`ModelError`] if a value of the request is not valid.
+    /// [`ModelError`] if a value of the request is not valid, or the files of a network are not, which are checked if
+    /// no request has used them before.
     pub fn summaries(&self, request: &Request) -> Result<Vec<(&'static str, PlanSummary)>, ModelError> {
         let shape = self.settings(request)?.shape(self.model.config())?;
         let summary = |key: Key| {
@@ -284,9 +285,11 @@ fn make_room(model: &Arc<Model>, plans: &mut Plans, ask: &Ask<'_>, needs: &[(Key
 
 /// Returns the number of bytes of all weights and plans that exist or are missing.
 fn taken(model: &Model, plans: &Plans, missing: &[(Key, Need)]) -> u64 {
-    let weights = |key: Key, need: Need| need.weights.saturating_sub(model.resident(key.part()));
-    let missing: u64 = missing.iter().map(|(key, need)| weights(*key, *need) + need.plan).sum();
-    plans.bytes() + model.resident_bytes() + missing
+    let need = memory::together(missing.iter().map(|(key, need)| {
+        let weights = need.weights.saturating_sub(model.resident(key.part()));
+        (*key, Need { weights, ..*need })
+    }));
+    plans.bytes() + model.resident_bytes() + need.total()
 }
 
 /// Loads the missing weights and makes the missing plans.

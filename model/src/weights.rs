@@ -121,7 +121,7 @@ impl Checkpoint {
             }
         }
         let known: HashSet<&str> = expected.iter().map(|(name, _)| name.as_str()).collect();
-        let extra = self.names().filter(|name| !known.contains(name) && !name.ends_with("position_ids"));
+        let extra = self.names().filter(|name| !known.contains(name) && !is_buffer(name));
         problems.extend(extra.map(|name| WeightProblem::Extra { name: name.to_owned() }));
         if problems.is_empty() {
             let finite = |name: &String| self.is_finite(&self.tensors[name]);
@@ -166,8 +166,14 @@ impl WeightLoader for Checkpoint {
     }
 
     fn is_f16(&self) -> bool {
-        self.tensors.values().all(|entry| entry.dtype == Dtype::F16 || entry.shape.len() < 2)
+        let mut matrices = self.tensors.iter().filter(|(name, entry)| entry.shape.len() > 1 && !is_buffer(name));
+        matrices.all(|(_, entry)| entry.dtype == Dtype::F16)
     }
+}
+
+/// Whether a tensor is one that old versions of transformers wrote and no network reads.
+fn is_buffer(name: &str) -> bool {
+    name.ends_with("position_ids")
 }
 
 /// Returns the name by which the networks know a tensor.

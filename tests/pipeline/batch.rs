@@ -76,6 +76,30 @@ fn every_picture_of_a_batch_has_its_previews() {
     }
 }
 
+/// The weights of a network count once, however many batch sizes it has plans for.
+#[test]
+fn batches_of_two_sizes_share_the_weights_that_are_counted() {
+    for device in devices() {
+        let request = Request { count: 3, batch: 2, ..small("sun") };
+        let mut pipeline = load(device.clone());
+        let expected = draw(&mut pipeline, &request);
+        let made = pipeline.counters();
+        let needed = made.weight_bytes + made.plan_bytes;
+        let with = |memory| {
+            let options = mobilediffusion_model::Options { memory: Some(memory), ..crate::on(device.clone()) };
+            Pipeline::load(crate::source(), options).expect("it loads")
+        };
+        assert!(draw(&mut with(needed), &request) == expected, "{device:?}");
+        let larger = Request { count: 59, batch: 30, ..small("sun") };
+        let refused = with(needed).generate(&larger, &mut |_| Flow::Continue).expect_err("30 need more").to_string();
+        let alone = pipeline.summaries(&small("sun")).expect("it is valid");
+        let plans: usize = alone.iter().map(|(_, plan)| plan.lower_bound_bytes).sum();
+        let mib = (made.weight_bytes + plans as u64) as f64 / f64::from(1 << 20);
+        let offer = format!("32x32 one by one would fit with {mib:.1} MiB");
+        assert!(refused.contains(&offer), "{device:?}: expected {offer}: {refused}");
+    }
+}
+
 #[test]
 fn a_batch_that_does_not_fit_is_refused_with_what_would() {
     for device in devices() {

@@ -3,6 +3,7 @@
 use crate::{draw, on, small, source};
 use half::f16;
 use mobilediffusion_kernels::{Storage, WeightType};
+use mobilediffusion_model::config::Sampler;
 use mobilediffusion_model::{Pipeline, Source, WeightsFrom};
 use mobilediffusion_tests::devices;
 use safetensors::SafeTensors;
@@ -54,7 +55,11 @@ fn weights_in_16_bits_draw_the_same_in_less_memory() {
         let drawn = |source: &Source| {
             let mut pipeline = Pipeline::load(source.clone(), on(device.clone())).expect("it loads");
             let pictures = draw(&mut pipeline, &small("sun"));
-            (pictures, pipeline.counters().weight_bytes, pipeline.model().storage())
+            (
+                pictures,
+                pipeline.counters().weight_bytes,
+                pipeline.model().storage(Sampler::OneStep).expect("it is loaded"),
+            )
         };
         let (pictures, bytes, storage) = drawn(&source());
         assert_eq!(storage, Storage::F32.with_weights(WeightType::F16), "{device:?}");

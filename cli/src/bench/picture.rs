@@ -64,7 +64,9 @@ pub(super) fn run(args: &Args, time_left: &dyn Fn() -> bool) -> Result<Value, Fa
     let process = peak.map_or(String::new(), |peak| format!(", process {:.1} MiB at its peak", mib(peak)));
     let (weights, plans) = (counters.weight_bytes, counters.plan_bytes);
     result(&format!("memory: weights {:.1} MiB, plans {:.1} MiB{process}", mib(weights), mib(plans)))?;
-    Ok(json!({"batch": batch, "runs": count, "first_seconds": ready, "first_phases": phases,
+    let storage = pipeline.model().storage(settings.sampler)?.to_string().to_lowercase();
+    result(&format!("stored: {storage}"))?;
+    Ok(json!({"batch": batch, "storage": storage, "runs": count, "first_seconds": ready, "first_phases": phases,
         "again_seconds": median, "again_phases": again, "weight_bytes": weights, "plan_bytes": plans,
         "process_peak_bytes": peak}))
 }

@@ -66,7 +66,9 @@ pub(super) fn run(subject: Subject<'_>, device: &Device, time_left: &dyn Fn() ->
         each.push(session.run_timed()?);
     }
     let overhead = overhead(&mut session)?;
-    report((session.recording(), session.variants()), &each, (whole, overhead))
+    let mut measured = report((session.recording(), session.variants()), &each, (whole, overhead))?;
+    measured["storage"] = weights.device().storage().to_string().to_lowercase().into();
+    Ok(measured)
 }
 
 /// Time that is always granted to runs.

@@ -10,6 +10,7 @@ use mobilediffusion_graph::{Device, Recording};
 use mobilediffusion_kernels::kernel::elements;
 use mobilediffusion_kernels::{FloatType, Storage, WeightType};
 use mobilediffusion_runtime::AdapterKind;
+use std::collections::HashSet;
 use std::sync::Arc;
 use sysinfo::{MemoryRefreshKind, RefreshKind, System};
 
@@ -46,16 +47,23 @@ impl Need {
         Self { weights: weights as u64, plan: plan as u64, largest: largest as u64 }
     }
 
-    /// Adds the needs of another plan.
-    fn and(self, other: Self) -> Self {
-        let largest = self.largest.max(other.largest);
-        Self { weights: self.weights + other.weights, plan: self.plan + other.plan, largest }
-    }
-
     /// Returns the bytes of weights and plans together.
     pub(super) fn total(self) -> u64 {
         self.weights + self.plan
     }
+}
+
+/// Returns what several plans need. Plans of one network share its weights.
+pub(super) fn together(plans: impl IntoIterator<Item = (Key, Need)>) -> Need {
+    let (mut all, mut parts) = (Need::default(), HashSet::new());
+    for (key, need) in plans {
+        all.plan += need.plan;
+        all.largest = all.largest.max(need.largest);
+        if parts.insert(key.part()) {
+            all.weights += need.weights;
+        }
+    }
+    all
 }
 
 /// Returns whether a device with this storage would need fewer bytes with 16-bit floats, which only GPUs support, with
@@ -79,14 +87,20 @@ fn smaller(storage: Storage, on_gpu: bool) -> Vec<(Storage, &'static str)> {
     all.into_iter().filter(|(could, ..)| *could).map(|(_, storage, how)| (storage, how)).collect()
 }
 
-/// Returns the advice where the amount of memory is unknown.
-fn may_fit(storage: Storage, on_gpu: bool) -> &'static str {
-    match could_store(storage, on_gpu) {
-        (true, _, true) => "a smaller picture, 16-bit floats or int8 weights may fit",
-        (true, _, false) => "a smaller picture or 16-bit floats may fit",
-        (false, true, _) => "a smaller picture, 16-bit or int8 weights may fit",
-        (false, false, true) => "a smaller picture or int8 weights may fit",
-        (false, false, false) => "a smaller picture may fit",
+/// Returns the advice for so many pictures at once where the amount of memory is unknown.
+fn may_fit(pictures: usize, storage: Storage, on_gpu: bool) -> String {
+    let (halves, weights, int8) = could_store(storage, on_gpu);
+    let all = [
+        (pictures > 1, "fewer pictures at once"),
+        (true, "a smaller picture"),
+        (halves, "16-bit floats"),
+        (weights && !halves, "16-bit weights"),
+        (int8, "int8 weights"),
+    ];
+    let ways: Vec<&str> = all.into_iter().filter_map(|(could, way)| could.then_some(way)).collect();
+    match ways.as_slice() {
+        [first @ .., last] if !first.is_empty() => format!("{} or {last} may fit", first.join(", ")),
+        _ => format!("{} may fit", ways.join("")),
     }
 }
 
@@ -153,12 +167,19 @@ impl Ask<'_> {
         self.refused("for weights and plans", needed, available, available)
     }
 
+    /// Returns the types in which the UNet is stored, the largest network.
+    fn storage(&self) -> Storage {
+        let unet = self.keys.iter().find(|key| matches!(key, Key::Denoise(_)));
+        let device = unet.and_then(|key| self.model.device_of(key.part()).ok());
+        device.as_ref().unwrap_or(self.device).storage()
+    }
+
     /// Returns the error with advice.
     fn refused(&self, what: &'static str, needed: u64, budget: Option<u64>, available: Option<u64>) -> ModelError {
         let (width, height) = self.latent.pixels();
         let advice = match available {
             Some(_) => self.advice(budget),
-            None => may_fit(self.device.storage(), is_gpu(self.device)).to_owned(),
+            None => may_fit(self.pictures, self.storage(), is_gpu(self.device)),
         };
         ModelError::Memory { pictures: self.pictures, width, height, what, needed, available, advice }
     }
@@ -168,16 +189,20 @@ impl Ask<'_> {
     /// needs.
     fn advice(&self, budget: Option<u64>) -> String {
         let (mut offers, mut most_pixels) = (Vec::new(), 0);
-        let mut alone: Vec<Key> = self.keys.iter().map(|key| key.of_one()).collect();
-        alone.dedup();
+        let mut alone: Vec<Key> = Vec::new();
+        for key in self.keys.iter().map(|key| key.of_one()) {
+            if !alone.contains(&key) {
+                alone.push(key);
+            }
+        }
         if alone != self.keys
             && let Some((width, height, bytes)) = (Ask { keys: &alone, ..*self }).largest(None, budget)
         {
             most_pixels = width * height;
             offers.push(format!("{width}x{height} one by one would fit with {} for weights and plans", mib(bytes)));
         }
-        let storage = self.device.storage();
-        let others = smaller(storage, is_gpu(self.device)).into_iter().map(|(storage, how)| (Some(storage), how));
+        let others =
+            smaller(self.storage(), is_gpu(self.device)).into_iter().map(|(storage, how)| (Some(storage), how));
         for (storage, how) in std::iter::once((None, "")).chain(others) {
             let Some((width, height, bytes)) = self.largest(storage, budget) else { continue };
             if width * height > most_pixels {
@@ -219,9 +244,9 @@ impl Ask<'_> {
                 Some(storage) => storing(self.device, storage),
                 None => self.model.device_of(key.part()).ok()?,
             };
-            Some(Need::of(&Recording::new(graph), &device))
+            Some((*key, Need::of(&Recording::new(graph), &device)))
         };
-        self.keys.iter().try_fold(Need::default(), |sum, key| Some(sum.and(need(key)?)))
+        Some(together(self.keys.iter().map(need).collect::<Option<Vec<_>>>()?))
     }
 }
 
@@ -248,7 +273,7 @@ mod tests {
             (false, f16_weights, &[INT8]),
             (false, int8(Storage::F32), &[]),
         ] {
-            let (others, said) = (smaller(storage, on_gpu), may_fit(storage, on_gpu));
+            let (others, said) = (smaller(storage, on_gpu), may_fit(1, storage, on_gpu));
             for what in [HALF, INT8] {
                 let named = others.iter().any(|(_, how)| how.contains(what));
                 let expected = offered.contains(&what);

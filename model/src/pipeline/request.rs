@@ -176,9 +176,9 @@ impl Request {
 
     /// Returns how many pictures are drawn at once, in turn: as few batches as possible, of sizes that differ by one at
     /// most. The largest come first.
-    pub(super) fn batches(&self) -> impl Iterator<Item = usize> + use<> {
+    pub fn batches(&self) -> impl Iterator<Item = usize> + use<> {
         let count = self.count;
-        let batches = count.div_ceil(self.batch);
+        let batches = count.div_ceil(self.batch.max(1));
         (0..batches).map(move |at| count / batches + usize::from(at < count % batches))
     }
 

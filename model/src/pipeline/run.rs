@@ -80,13 +80,12 @@ impl<'a> Run<'a> {
 
     /// Draws all pictures.
     pub(super) async fn pictures(mut self, on_picture: OnPicture<'_>) -> Result<(), ModelError> {
-        let (mut known, mut encoded) = (None, 0);
+        let (mut known, mut encoded) = (None, Vec::new());
         for pictures in self.request.batches() {
-            self.shape.pictures = pictures;
             // Batches of one size have one plan, which keeps the encoded prompts.
-            if pictures != encoded {
-                self.text().await?;
-                encoded = pictures;
+            if self.voice.picture == 0 || pictures != self.shape.pictures {
+                self.shape.pictures = pictures;
+                self.text(&mut encoded).await?;
             }
             if let (None, Some(init)) = (&known, &self.request.init) {
                 known = Some(self.known(init).await?);
@@ -107,9 +106,9 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Encodes the prompts and passes them to the UNet's plan, unless it has them from its last run. With guidance, the
-    /// negative prompt comes first.
-    async fn text(&mut self) -> Result<(), ModelError> {
+    /// Encodes the prompts, unless they are `encoded`, and passes them to the UNet's plan, unless it has them from its last
+    /// run. With guidance, the negative prompt comes first.
+    async fn text(&mut self, encoded: &mut Vec<Vec<f32>>) -> Result<(), ModelError> {
         let prompts = [self.request.negative.as_str(), self.request.prompt.as_str()];
         let prompts = if self.shape.guided { &prompts[..] } else { &prompts[1..] };
         let key = Key::Denoise(self.shape);
@@ -117,14 +116,13 @@ impl<'a> Run<'a> {
         if self.plans.holds(key, "context", &what) {
             return self.voice.tell(Phase::Text, (1, 1), None);
         }
-        let mut context = Vec::new();
-        for (done, prompt) in prompts.iter().enumerate() {
+        for (done, prompt) in prompts.iter().enumerate().skip(encoded.len()) {
             let ids = self.model.encode(prompt)?.ids;
             self.plans.session(Key::Text).write_u32("ids", &ids)?;
             self.run(Key::Text, Phase::Text, (done, prompts.len())).await?;
-            let encoded = self.plans.session(Key::Text).read_async("context").await?;
-            context.extend(encoded.repeat(self.shape.pictures));
+            encoded.push(self.plans.session(Key::Text).read_async("context").await?);
         }
+        let context: Vec<f32> = encoded.iter().flat_map(|prompt| prompt.repeat(self.shape.pictures)).collect();
         self.plans.write_once(key, ("context", &what), &context)
     }
 

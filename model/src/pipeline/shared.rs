@@ -4,7 +4,7 @@ use super::options::Options;
 use super::progress::Phase;
 use super::request::{Request, Settings, Truncated};
 use super::source::{Part, Source};
-use crate::config::ModelConfig;
+use crate::config::{ModelConfig, Sampler};
 use crate::error::ModelError;
 use crate::schedule::Schedule;
 use crate::tokenizer::{Encoded, Tokenizer};
@@ -105,10 +105,12 @@ impl Model {
         self.opened().line.clone()
     }
 
-    /// Returns the types in which the device stores the tensors of the UNet that the model's own sampler walks.
-    pub fn storage(&self) -> Storage {
-        let unet = self.device_of(Part::Unet(self.config().defaults.sampler));
-        unet.map_or_else(|_| self.device().storage(), |device| device.storage())
+    /// Returns the types in which the device stores the tensors of the UNet that a sampler walks.
+    ///
+    /// # Errors
+    /// [`ModelError`] if the UNet's files are not valid, which are checked if no request has used them before.
+    pub fn storage(&self, sampler: Sampler) -> Result<Storage, ModelError> {
+        Ok(self.device_of(Part::Unet(sampler))?.storage())
     }
 
     /// Returns the device.

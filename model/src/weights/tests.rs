@@ -54,6 +54,24 @@ fn three_types_widen_to_the_same_values() {
 }
 
 #[test]
+fn a_checkpoint_is_in_f16_if_all_its_matrices_are() {
+    let half =
+        |name, shape: &[usize]| (name, (Dtype::F16, shape.to_vec(), vec![0; 2 * shape.iter().product::<usize>()]));
+    let vector = ("bias", f32s(&[2], &[1.0, 2.0]));
+    // Older versions of transformers wrote a buffer of whole numbers, which is not read.
+    let buffer = ("embeddings.position_ids", (Dtype::I64, vec![1, 2], vec![0; 16]));
+    let rest = [half("w", &[2, 3]), vector, buffer];
+    for (more, expected) in [
+        (half("conv", &[1, 2, 3, 3]), true),
+        (("fc", f32s(&[1, 2], &[1.0, 2.0])), false),
+        (("fc", (Dtype::BF16, vec![1, 2], vec![0; 4])), false),
+    ] {
+        let (_dir, checkpoint) = checkpoint(&[&rest[..], std::slice::from_ref(&more)].concat());
+        assert_eq!(checkpoint.is_f16(), expected, "{more:?}");
+    }
+}
+
+#[test]
 fn long_and_odd_tensors_are_read_whole() {
     let len = 3 * CHUNK + 5;
     let bytes = (0..len).flat_map(|i| f16::from_f32((i % 2048) as f32).to_le_bytes()).collect();
