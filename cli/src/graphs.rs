@@ -6,8 +6,8 @@ use crate::args::Networks;
 use crate::terminal::note;
 use clap::ValueEnum;
 use mobilediffusion_graph::{Device, Origin, Recording, WeightLoader, Weights};
-use mobilediffusion_kernels::DType;
 use mobilediffusion_kernels::kernel::elements;
+use mobilediffusion_kernels::{DType, Storage};
 use mobilediffusion_model::ModelConfig;
 use mobilediffusion_model::networks::{Decoder, Shape, decode_graph, denoise_graph, encode_graph, text_graph};
 use mobilediffusion_model::noise::Noise;
@@ -16,10 +16,15 @@ use mobilediffusion_model::weights::{Checkpoint, Synthetic};
 /// Makes the weights of a network for a device, and says so if the network's files decide how they are stored.
 pub(crate) fn weights(network: Network, networks: &Networks, device: &Device) -> Result<Weights, Failure> {
     let weights = Weights::new(device.clone(), network.weights(networks)?);
-    if weights.device().storage() != device.storage() {
+    note_kept(weights.device().storage(), device.storage());
+    Ok(weights)
+}
+
+/// Says so if the files of a network decided how it is stored, on a device of the storage `asked`.
+pub(crate) fn note_kept(stored: Storage, asked: Storage) {
+    if stored != asked {
         note("weights: f16, as in the files");
     }
-    Ok(weights)
 }
 
 /// A network of a model.

@@ -87,6 +87,8 @@ type Key = (Vec<WeightRows>, Layout, DType);
 pub struct Weights {
     device: Device,
     loader: Box<dyn WeightLoader + Send + Sync>,
+    /// Whether the loader [has its matrices in f16](WeightLoader::is_f16).
+    is_f16: bool,
     /// Storage type to which the CPU device rounds values; see [`rounded`](Self::rounded).
     rounding: Storage,
     /// Locked to look up and to insert only. Weights are packed by rayon, and a thread that waits for rayon may take up
@@ -104,11 +106,12 @@ impl Weights {
     /// Creates an empty set of weights on `device`, to be loaded by `loader`. A device that would store matrices in f32
     /// stores them in 16 bits if the loader [has them so](WeightLoader::is_f16).
     pub fn new(device: Device, loader: Box<dyn WeightLoader + Send + Sync>) -> Self {
+        let is_f16 = loader.is_f16();
         let device = match device.storage().weights {
-            WeightType::Floats if loader.is_f16() => device.with_weights(WeightType::F16),
+            WeightType::Floats if is_f16 => device.with_weights(WeightType::F16),
             _ => device,
         };
-        Self { device, loader, rounding: Storage::F32, resident: Mutex::default() }
+        Self { device, loader, is_f16, rounding: Storage::F32, resident: Mutex::default() }
     }
 
     /// Makes the CPU device and the references round weights as a device that stores tensors as `storage` does. In a
@@ -227,7 +230,7 @@ impl Weights {
             _ if matches!(host, Layout::F16Panels(_) | Layout::Int8Panels(_)) => Storage::F32,
             WeightType::Floats => self.rounding,
             // Halves are not rounded again.
-            WeightType::F16 if self.loader.is_f16() => self.rounding,
+            WeightType::F16 if self.is_f16 => self.rounding,
             WeightType::F16 | WeightType::Int8 => self.rounding.with_weights(weights),
         };
         let len = sources.iter().map(|source| elements(&host.packed_shape(&source.selected_shape()))).sum();

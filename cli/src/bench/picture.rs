@@ -3,6 +3,7 @@
 use super::Args;
 use crate::Failure;
 use crate::generate::{described, sampler};
+use crate::graphs::note_kept;
 use crate::terminal::{Clock, result};
 use mobilediffusion_model::{Flow, Options, Pipeline, Request, Source, WeightsFrom};
 use serde_json::{Value, json};
@@ -35,6 +36,8 @@ pub(super) fn run(args: &Args, time_left: &dyn Fn() -> bool) -> Result<Value, Fa
     let begin = Instant::now();
     let mut pipeline = Pipeline::load(Source { config, weights }, options)?;
     let settings = pipeline.settings(&requests[0])?;
+    let storage = pipeline.model().storage(settings.sampler)?;
+    note_kept(storage, pipeline.model().device().storage());
     result(&format!("pictures of {name}, {} (sampler: {})", described(&settings), sampler(&settings)))?;
     let (first, phases) = draw(&mut pipeline, &requests[0])?;
     let ready = begin.elapsed().as_secs_f64();
@@ -64,8 +67,7 @@ pub(super) fn run(args: &Args, time_left: &dyn Fn() -> bool) -> Result<Value, Fa
     let process = peak.map_or(String::new(), |peak| format!(", process {:.1} MiB at its peak", mib(peak)));
     let (weights, plans) = (counters.weight_bytes, counters.plan_bytes);
     result(&format!("memory: weights {:.1} MiB, plans {:.1} MiB{process}", mib(weights), mib(plans)))?;
-    let storage = pipeline.model().storage(settings.sampler)?.to_string().to_lowercase();
-    result(&format!("stored: {storage}"))?;
+    let storage = storage.to_string().to_lowercase();
     Ok(json!({"batch": batch, "storage": storage, "runs": count, "first_seconds": ready, "first_phases": phases,
         "again_seconds": median, "again_phases": again, "weight_bytes": weights, "plan_bytes": plans,
         "process_peak_bytes": peak}))
