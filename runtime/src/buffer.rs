@@ -1,7 +1,8 @@
 //! Device buffers, uploads in chunks of bounded size, copies, and read-back through staging buffers.
 
-use crate::device::{Gpu, Incidents};
+use crate::device::Gpu;
 use crate::error::RuntimeError;
+use crate::incidents::Incidents;
 use crate::pass::Bound;
 use crate::tally::Tally;
 use futures_channel::oneshot;
@@ -190,8 +191,9 @@ impl Gpu {
             encoder.copy_buffer_to_buffer(&from.buffer.raw, from.offset, &staging.raw, 0, bytes);
             self.tally.copy(&mut encoder, &staging.raw, bytes);
             self.queue.submit([encoder.finish()]);
+            // The device counts the pass from here on, also if an error of another thread is returned below.
+            *passes = passes.wrapping_add(1);
         })?;
-        *passes = passes.wrapping_add(1);
         Ok((bytes, *passes))
     }
 

@@ -1,7 +1,9 @@
 //! The open device: opening, re-opening, waiting, and the translation of failures into errors.
 
-use crate::adapter::{self, AdapterSummary, Caps, Select};
+use crate::adapter::{self, AdapterSummary, Select};
+use crate::caps::{self, Caps};
 use crate::error::RuntimeError;
+use crate::incidents::{Incidents, locked, one_line, panic_message};
 use crate::pass::Submission;
 use crate::pipeline::Pipelines;
 use crate::pipeline_file::PipelineFile;
@@ -11,23 +13,9 @@ use futures_channel::oneshot;
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
-
-/// Failures that wgpu reports by callback: errors outside of any error scope, and the loss of the device.
-#[derive(Debug, Default)]
-pub(crate) struct Incidents {
-    /// Reason of the loss, once the device is lost.
-    lost: Mutex<Option<String>>,
-    /// Messages of errors outside of any scope that have not been returned yet.
-    uncaptured: Mutex<Vec<String>>,
-}
-
-/// Locks a mutex, even if a thread panicked while it held the lock.
-pub(crate) fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// Numbers of expensive operations on a device. Replaying dispatches does not change them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -107,7 +95,10 @@ impl Gpu {
         mut chosen: AdapterSummary,
         shader_checks: bool,
     ) -> Result<Self, RuntimeError> {
-        let features = adapter::features(&chosen.caps);
+        if let Some(lack) = chosen.caps.below_portable() {
+            return Err(RuntimeError::NoDevice { adapter: chosen.name, reason: lack });
+        }
+        let features = caps::features(&chosen.caps);
         let opened = Self::open_with(raw, chosen.clone(), shader_checks, features).await?;
         let opened = opened.keep_working_matrices();
         if opened.incidents.loss().is_none() {
@@ -115,7 +106,7 @@ impl Gpu {
         }
         drop(opened);
         chosen.caps.matrices.clear();
-        let plain = adapter::features(&chosen.caps) - wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
+        let plain = caps::features(&chosen.caps) - wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
         Self::open_with(raw, chosen, shader_checks, plain).await
     }
 
@@ -341,58 +332,4 @@ fn experimental_features() -> wgpu::ExperimentalFeatures {
     // `keep_working_matrices` tries out a product on every device that is opened (wgpu #8805: naga does not tell
     // drivers all that Vulkan requires about memory that matrices share).
     unsafe { wgpu::ExperimentalFeatures::enabled() }
-}
-
-impl Incidents {
-    fn watch(device: &wgpu::Device) -> Arc<Self> {
-        let incidents = Arc::new(Self::default());
-        let sink = Arc::clone(&incidents);
-        device
-            .on_uncaptured_error(Arc::new(move |error: wgpu::Error| locked(&sink.uncaptured).push(error.to_string())));
-        let sink = Arc::clone(&incidents);
-        device.set_device_lost_callback(move |reason, message| {
-            let mut lost = locked(&sink.lost);
-            let message = one_line(&message);
-            if !message.is_empty() {
-                *lost = Some(message);
-            } else if lost.is_none() {
-                // wgpu gives no message if the device was destroyed.
-                *lost = Some(format!("{reason:?}, without a message"));
-            }
-        });
-        incidents
-    }
-
-    /// Marks the device as lost, for this reason unless it was lost before, and returns the loss as an error.
-    pub(crate) fn lose(&self, reason: String) -> RuntimeError {
-        RuntimeError::Lost { reason: locked(&self.lost).get_or_insert(reason).clone() }
-    }
-
-    /// Returns the loss of the device as an error, if it is lost.
-    pub(crate) fn loss(&self) -> Option<RuntimeError> {
-        locked(&self.lost).clone().map(|reason| RuntimeError::Lost { reason })
-    }
-}
-
-/// Returns the message of a caught panic on one line.
-fn panic_message(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    text.map_or_else(|| "without a message".to_owned(), one_line)
-}
-
-/// Replaces every run of white space by one space.
-fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::panic_message;
-
-    #[test]
-    fn messages_of_panics_are_kept_on_one_line() {
-        assert_eq!(panic_message(&"two\n  lines"), "two lines");
-        assert_eq!(panic_message(&format!("number {}", 1)), "number 1");
-        assert_eq!(panic_message(&1_u32), "without a message");
-    }
 }

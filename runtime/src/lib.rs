@@ -63,8 +63,10 @@
 
 mod adapter;
 mod buffer;
+mod caps;
 mod device;
 mod error;
+mod incidents;
 mod matrix_check;
 mod pass;
 mod pipeline;
@@ -82,8 +84,9 @@ mod vulkan {
     }
 }
 
-pub use adapter::{AdapterKind, AdapterSummary, Caps, MatrixShape, MatrixType, Select, adapters};
+pub use adapter::{AdapterKind, AdapterSummary, Select, adapters};
 pub use buffer::{Buffer, Download, POISON, Role};
+pub use caps::{Caps, MatrixShape, MatrixType};
 pub use device::{Counters, Gpu};
 pub use error::RuntimeError;
 pub use pass::{Bound, Dispatch, Submission};

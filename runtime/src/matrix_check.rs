@@ -1,38 +1,93 @@
-//! A trial of the matrix units of every device that is opened. wgpu's support for cooperative matrices is experimental,
-//! and a driver may list a product that it does not implement, so that the result is all zeros. The trial multiplies
-//! matrices of small integers and compares the result exactly. Where subgroups have several sizes, as on AMD's GPUs, it
-//! also tells the size that shaders with matrices get, since no API does.
+//! A trial of the matrix units of every device that is opened. wgpu's support for cooperative matrices is experimental:
+//! a driver may list a product that it does not implement, so that the result is all zeros, and shaders do not say that
+//! matrices are loaded from memory which other invocations have written, so that a compiler may move a load across a
+//! barrier. The trial therefore does what kernels do: it adds products of several steps, whose factors pass through the
+//! same workgroup memory, to many sums at once, which then leave through one piece of workgroup memory, one after the
+//! other. All are small integers, and the result must be exact. Where subgroups have several sizes, as on AMD's GPUs, the
+//! trial also tells the size that shaders with matrices get, since no API does.
 
-use crate::adapter::Caps;
+use crate::caps::Caps;
 use crate::{Binding, Bound, Gpu, Role, RuntimeError};
+use std::fmt::Write;
 use std::sync::atomic::Ordering;
 
 /// Invocations of the trial's workgroup: as many as most tiles of matrices have.
 const INVOCATIONS: u32 = 256;
 
-/// Fewest invocations of a subgroup, and thus the greatest number of products: no known device has smaller subgroups.
-const LEAST: u32 = 4;
+/// Steps whose products are added up.
+const STEPS: u32 = 3;
 
-/// Body of the trial shader, which follows the constants. Invocations fill both factors in workgroup memory, as the
-/// kernels do; `w` is stored by columns. Every subgroup stores its own product, and the size of subgroups follows the
-/// last possible one.
-const PRODUCT: &str = "
+/// Matrices of the left factor. Every subgroup multiplies each of them with each of the right factor.
+const ROWS: u32 = 4;
+
+/// Matrices of the right factor.
+const COLUMNS: u32 = 2;
+
+/// Parts of the trial shader that do not depend on the number of sums. Invocations fill both factors in workgroup memory,
+/// as the kernels do; `w` is stored by columns.
+const HEAD: &str = "
 @group(0) @binding(0) var<storage, read_write> products: array<f32>;
-var<workgroup> x: array<f16, EDGE * EDGE>;
-var<workgroup> w: array<f16, EDGE * EDGE>;
+var<workgroup> x: array<f16, ROWS * AREA>;
+var<workgroup> w: array<f16, COLUMNS * AREA>;
+var<workgroup> batch: array<f32, SUBGROUPS * AREA>;
 
-fn multiply(thread: u32, size: u32) {
-    for (var i = thread; i < EDGE * EDGE; i += INVOCATIONS) {
-        x[i] = f16(i32(3u * (i / EDGE) + i % EDGE) % 5 - 2);
-        w[i] = f16(i32(i / EDGE + 2u * (i % EDGE)) % 7 - 3);
+fn fill(thread: u32, step: u32) {
+    for (var i = thread; i < ROWS * AREA; i += INVOCATIONS) {
+        let at = i % AREA;
+        x[i] = f16(i32(3u * (at / EDGE) + at % EDGE + i / AREA + step) % 5 - 2);
     }
-    workgroupBarrier();
-    let rows = coopLoadT<Left>(&x[0], EDGE);
-    let columns = coopLoad<Right>(&w[0], EDGE);
-    coopStoreT(coopMultiplyAdd(rows, columns, Sum()), &products[thread / size * EDGE * EDGE], EDGE);
-    if thread == 0u { products[MOST * EDGE * EDGE] = f32(size); }
+    for (var i = thread; i < COLUMNS * AREA; i += INVOCATIONS) {
+        let at = i % AREA;
+        w[i] = f16(i32(at / EDGE + 2u * (at % EDGE) + 3u * (i / AREA) + step) % 7 - 3);
+    }
+}
+
+fn hand_over(thread: u32, sum: u32) {
+    for (var i = thread; i < SUBGROUPS * AREA; i += INVOCATIONS) { products[sum * SUBGROUPS * AREA + i] = batch[i]; }
 }
 ";
+
+/// Returns the trial shader for matrices of `edge` x `edge` and at most `subgroups` subgroups. Every subgroup stores its
+/// own products, and the size of subgroups follows the last of them. Where the size is not known, the shader asks for it.
+fn shader(edge: u32, subgroups: u32, known_size: Option<u32>) -> String {
+    let (builtin, size) = match known_size {
+        Some(known) => ("", format!("{known}u")),
+        None => (", @builtin(subgroup_size) size: u32", "size".to_owned()),
+    };
+    let mut text = "enable f16;\nenable wgpu_cooperative_matrix;\n".to_owned();
+    let constants = [
+        ("EDGE", edge),
+        ("AREA", edge * edge),
+        ("SUBGROUPS", subgroups),
+        ("ROWS", ROWS),
+        ("COLUMNS", COLUMNS),
+        ("STEPS", STEPS),
+        ("INVOCATIONS", INVOCATIONS),
+    ];
+    let mut line = |line: &str| text.write_fmt(format_args!("{line}\n")).expect("a string takes everything");
+    constants.iter().for_each(|(name, value)| line(&format!("const {name} = {value}u;")));
+    for (name, float, role) in [("Left", "f16", "A"), ("Right", "f16", "B"), ("Sum", "f32", "C")] {
+        line(&format!("alias {name} = coop_mat{edge}x{edge}<{float}, {role}>;"));
+    }
+    line(HEAD);
+    line("@compute @workgroup_size(INVOCATIONS)");
+    line(&format!("fn main(@builtin(local_invocation_index) thread: u32{builtin}) {{"));
+    let sums = || (0..ROWS).flat_map(|row| (0..COLUMNS).map(move |column| (row * COLUMNS + column, row, column)));
+    sums().for_each(|(sum, ..)| line(&format!("var sum{sum} = Sum();")));
+    line("for (var step = 0u; step < STEPS; step++) {\nfill(thread, step);\nworkgroupBarrier();");
+    (0..ROWS).for_each(|row| line(&format!("let row{row} = coopLoadT<Left>(&x[{row}u * AREA], EDGE);")));
+    (0..COLUMNS).for_each(|column| line(&format!("let column{column} = coopLoad<Right>(&w[{column}u * AREA], EDGE);")));
+    sums().for_each(|(sum, row, column)| {
+        line(&format!("sum{sum} = coopMultiplyAdd(row{row}, column{column}, sum{sum});"));
+    });
+    line("workgroupBarrier();\n}");
+    for (sum, ..) in sums() {
+        line(&format!("coopStoreT(sum{sum}, &batch[thread / {size} * AREA], EDGE);\nworkgroupBarrier();"));
+        line(&format!("hand_over(thread, {sum}u);\nworkgroupBarrier();"));
+    }
+    line(&format!("if thread == 0u {{ products[ROWS * COLUMNS * SUBGROUPS * AREA] = f32({size}); }}\n}}"));
+    text
+}
 
 impl Gpu {
     /// Removes matrix shapes whose trial product is wrong from the capabilities, so that no kernel uses them, and
@@ -43,8 +98,7 @@ impl Gpu {
             if !shape.is_tried() {
                 return true;
             }
-            let products = self.products(shape.m, subgroup_size);
-            let found = products.ok().and_then(|products| subgroup_of(shape.m, &products));
+            let found = self.trial(shape.m, subgroup_size).ok().flatten();
             let works = found.is_some() && subgroup_size.is_none_or(|known| Some(known) == found);
             subgroup_size = subgroup_size.or(found);
             works
@@ -55,103 +109,100 @@ impl Gpu {
         self
     }
 
-    /// Returns what the trial shader stores for matrices of `edge` x `edge`. Where the size of subgroups is not known,
-    /// the shader asks for it.
-    fn products(&self, edge: u32, subgroup_size: Option<u32>) -> Result<Vec<f32>, RuntimeError> {
-        let (builtin, size) = match subgroup_size {
-            Some(known) => (String::new(), format!("{known}u")),
-            None => (", @builtin(subgroup_size) size: u32".to_owned(), "size".to_owned()),
-        };
-        let most = INVOCATIONS / LEAST;
-        let text = format!(
-            "enable f16;\nenable wgpu_cooperative_matrix;\nconst EDGE = {edge}u;\nconst INVOCATIONS = {INVOCATIONS}u;\n\
-             const MOST = {most}u;\nalias Left = coop_mat{edge}x{edge}<f16, A>;\nalias Right = coop_mat{edge}x{edge}<f16, B>;\n\
-             alias Sum = coop_mat{edge}x{edge}<f32, C>;\n{PRODUCT}\n@compute @workgroup_size(INVOCATIONS)\n\
-             fn main(@builtin(local_invocation_index) thread: u32{builtin}) {{ multiply(thread, {size}); }}\n"
-        );
-        let bytes = 4 * u64::from(most * edge * edge + 1);
+    /// Multiplies matrices of `edge` x `edge`. Returns the size of subgroups if every product is right.
+    fn trial(&self, edge: u32, known_size: Option<u32>) -> Result<Option<u32>, RuntimeError> {
+        let least = known_size.unwrap_or(self.device.adapter_info().subgroup_min_size).max(1);
+        let subgroups = INVOCATIONS / least;
+        let bytes = 4 * u64::from(ROWS * COLUMNS * subgroups * edge * edge + 1);
         let products = self.buffer("products", bytes, Role::Storage)?;
         let staging = self.buffer("products staging", bytes, Role::Staging)?;
-        let pipeline = self.pipeline("matrix trial", &text, &[Binding::Write])?;
+        let pipeline = self.pipeline("matrix trial", &shader(edge, subgroups, known_size), &[Binding::Write])?;
         let dispatch = self.dispatch("matrix trial", &pipeline, &[Bound::whole(&products)], [1, 1, 1])?;
         self.submit([&dispatch])?;
         let found = self.download(&products, &staging)?;
-        Ok(found.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
+        let found: Vec<f32> = found.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+        Ok(subgroup_of(edge, subgroups, &found))
     }
 }
 
-/// Returns the size of subgroups if every subgroup of the trial stored the right product.
-fn subgroup_of(edge: u32, found: &[f32]) -> Option<u32> {
+/// Returns the size of subgroups if every subgroup of the trial stored the right products.
+fn subgroup_of(edge: u32, subgroups: u32, found: &[f32]) -> Option<u32> {
     let (size, products) = found.split_last()?;
-    let size = (LEAST..=INVOCATIONS).find(|possible| possible.is_power_of_two() && *possible as f32 == *size)?;
-    let mut products = products.chunks((edge * edge) as usize).take((INVOCATIONS / size) as usize);
-    products.all(|product| is_product(edge, product)).then_some(size)
+    let size = (1..=INVOCATIONS).find(|possible| possible.is_power_of_two() && *possible as f32 == *size)?;
+    let area = (edge * edge) as usize;
+    let mut sums = (0..).zip(products.chunks(subgroups as usize * area));
+    let is_right = |(sum, all): (u32, &[f32])| {
+        let each: Vec<&[f32]> = all.chunks(area).take((INVOCATIONS / size) as usize).collect();
+        each.len() == (INVOCATIONS / size) as usize && each.iter().all(|found| is_product(edge, sum, found))
+    };
+    sums.all(is_right).then_some(size)
 }
 
-/// Returns whether `found` is the product of the factors that the trial shader makes.
-fn is_product(edge: u32, found: &[f32]) -> bool {
-    let x = |row: u32, k: u32| f64::from((3 * row + k) % 5) - 2.0;
-    let w = |col: u32, k: u32| f64::from((col + 2 * k) % 7) - 3.0;
-    let sum = |row, col| (0..edge).map(|k| x(row, k) * w(col, k)).sum::<f64>();
-    let wanted = (0..edge * edge).map(|at| sum(at / edge, at % edge));
+/// Returns whether `found` is the sum of this number of the products that the trial shader adds up.
+fn is_product(edge: u32, sum: u32, found: &[f32]) -> bool {
+    let x = |step: u32, row: u32, k: u32| f64::from((3 * row + k + sum / COLUMNS + step) % 5) - 2.0;
+    let w = |step: u32, col: u32, k: u32| f64::from((col + 2 * k + 3 * (sum % COLUMNS) + step) % 7) - 3.0;
+    let product = |step, row, col| (0..edge).map(|k| x(step, row, k) * w(step, col, k)).sum::<f64>();
+    let wanted = (0..edge * edge).map(|at| (0..STEPS).map(|step| product(step, at / edge, at % edge)).sum::<f64>());
     found.len() == (edge * edge) as usize && wanted.zip(found).all(|(wanted, found)| wanted == f64::from(*found))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{INVOCATIONS, LEAST, is_product, subgroup_of};
+    use super::{COLUMNS, INVOCATIONS, ROWS, STEPS, is_product, subgroup_of};
     use crate::{AdapterKind, Gpu, adapter};
 
-    fn x(row: u32, k: u32) -> f32 {
-        ((3 * row + k) % 5) as f32 - 2.0
-    }
-
-    fn w(col: u32, k: u32) -> f32 {
-        ((col + 2 * k) % 7) as f32 - 3.0
-    }
-
-    /// Returns a matrix from its elements by row and column.
-    fn all(edge: u32, of: &dyn Fn(u32, u32) -> f32) -> Vec<f32> {
-        (0..edge * edge).map(|at| of(at / edge, at % edge)).collect()
-    }
-
-    fn product(edge: u32) -> Vec<f32> {
-        all(edge, &|row, col| (0..edge).map(|k| x(row, k) * w(col, k)).sum())
+    /// Returns one of the sums over some steps, with `w` as the shader stores it or by rows.
+    fn sum_of(edge: u32, sum: u32, steps: std::ops::Range<u32>, is_swapped: bool) -> Vec<f32> {
+        let x = |step: u32, row: u32, k: u32| ((3 * row + k + sum / COLUMNS + step) % 5) as f32 - 2.0;
+        let w = |step: u32, col: u32, k: u32| ((col + 2 * k + 3 * (sum % COLUMNS) + step) % 7) as f32 - 3.0;
+        let w = |step, col, k| if is_swapped { w(step, k, col) } else { w(step, col, k) };
+        let one = |row: u32, col: u32| -> f32 {
+            steps.clone().map(|step| (0..edge).map(|k| x(step, row, k) * w(step, col, k)).sum::<f32>()).sum()
+        };
+        (0..edge * edge).map(|at| one(at / edge, at % edge)).collect()
     }
 
     #[test]
-    fn zeros_and_transposed_products_are_seen() {
-        for edge in [8, 16] {
-            let right = product(edge);
-            assert!(is_product(edge, &right));
-            assert!(!is_product(edge, &right[1..]), "one element is missing");
-            assert!(!is_product(edge, &vec![0.0; right.len()]), "nothing was multiplied");
-            assert!(
-                !is_product(edge, &all(edge, &|row, col| right[(col * edge + row) as usize])),
-                "the product is transposed"
-            );
-            assert!(
-                !is_product(edge, &all(edge, &|row, col| (0..edge).map(|k| x(row, k) * w(k, col)).sum())),
-                "w is read by rows"
-            );
+    fn wrong_sums_are_seen() {
+        for (edge, sum) in [8, 16].into_iter().flat_map(|edge| (0..ROWS * COLUMNS).map(move |sum| (edge, sum))) {
+            let right = sum_of(edge, sum, 0..STEPS, false);
+            assert!(is_product(edge, sum, &right));
+            assert!(!is_product(edge, sum, &right[1..]), "one element is missing");
+            assert!(!is_product(edge, sum, &vec![0.0; right.len()]), "nothing was multiplied");
+            let turned: Vec<f32> = (0..edge * edge).map(|at| right[(at % edge * edge + at / edge) as usize]).collect();
+            assert!(!is_product(edge, sum, &turned), "the sum is transposed");
+            assert!(!is_product(edge, sum, &sum_of(edge, sum, 0..STEPS, true)), "w is read by rows");
+            assert!(!is_product(edge, sum, &sum_of(edge, sum, 1..STEPS, false)), "the first step is missing");
+            assert!(!is_product(edge, sum, &sum_of(edge, sum, 0..STEPS - 1, false)), "the last step is missing");
+            let other = sum_of(edge, (sum + 1) % (ROWS * COLUMNS), 0..STEPS, false);
+            assert!(!is_product(edge, sum, &other), "another sum was handed over");
         }
     }
 
     #[test]
-    fn every_subgroup_must_store_its_product() {
-        let square = 64;
-        let mut found = vec![0.0; (INVOCATIONS / LEAST * square + 1) as usize];
-        assert_eq!(subgroup_of(8, &found), None, "nothing was stored");
-        *found.last_mut().expect("it has a size") = 32.0;
-        let eight = product(8).repeat(8);
-        found[..eight.len()].copy_from_slice(&eight);
-        assert_eq!(subgroup_of(8, &found), Some(32));
-        *found.last_mut().expect("it has a size") = 16.0;
-        assert_eq!(subgroup_of(8, &found), None, "only half of the subgroups stored a product");
+    fn every_subgroup_must_store_its_sums() {
+        let (least, area) = (8, 64);
+        let subgroups = INVOCATIONS / least;
+        let stored = |size: f32, stores: u32| {
+            let sums = (0..ROWS * COLUMNS).flat_map(|sum| {
+                let mut all = vec![0.0; (subgroups * area) as usize];
+                let each = sum_of(8, sum, 0..STEPS, false).repeat(stores as usize);
+                all[..each.len()].copy_from_slice(&each);
+                all
+            });
+            sums.chain([size]).collect::<Vec<f32>>()
+        };
+        assert_eq!(subgroup_of(8, subgroups, &stored(0.0, 0)), None, "nothing was stored");
+        assert_eq!(subgroup_of(8, subgroups, &stored(32.0, 8)), Some(32));
+        assert_eq!(subgroup_of(8, subgroups, &stored(16.0, 8)), None, "only half of the subgroups stored a sum");
+        assert_eq!(subgroup_of(8, subgroups, &stored(4.0, 32)), None, "smaller subgroups than the least");
         for size in [f32::NAN, 0.0, 33.0, 512.0] {
-            *found.last_mut().expect("it has a size") = size;
-            assert_eq!(subgroup_of(8, &found), None, "subgroups of {size}");
+            assert_eq!(subgroup_of(8, subgroups, &stored(size, 32)), None, "subgroups of {size}");
         }
+        let mut one_is_wrong = stored(8.0, 32);
+        *one_is_wrong.iter_mut().nth_back(1).expect("it has sums") += 1.0;
+        assert_eq!(subgroup_of(8, subgroups, &one_is_wrong), None, "the last sum is wrong");
     }
 
     #[test]

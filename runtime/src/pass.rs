@@ -1,8 +1,9 @@
 //! Dispatches: pipelines with bound operands, which are made once and replayed in compute passes.
 
 use crate::buffer::Buffer;
-use crate::device::{Gpu, Incidents};
+use crate::device::Gpu;
 use crate::error::RuntimeError;
+use crate::incidents::Incidents;
 use crate::pipeline::{Binding, Pipeline};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -154,9 +155,11 @@ impl Gpu {
                 }
                 self.tally.count(&mut pass);
             }
-            self.queue.submit([encoder.finish()])
+            let index = self.queue.submit([encoder.finish()]);
+            // The device counts the pass from here on, also if an error of another thread is returned below.
+            *passes = passes.wrapping_add(1);
+            index
         })?;
-        *passes = passes.wrapping_add(1);
         // Staging memory of the uploads so far is freed once this submission is done.
         self.pending_upload.store(0, Ordering::Relaxed);
         Ok(Submission { index, device: Arc::clone(&self.incidents) })

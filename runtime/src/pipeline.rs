@@ -1,7 +1,8 @@
 //! Compute pipelines, compiled once for each module text and shared by everything that runs on the device.
 
-use crate::device::{Gpu, locked};
+use crate::device::Gpu;
 use crate::error::RuntimeError;
+use crate::incidents::locked;
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};

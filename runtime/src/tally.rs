@@ -5,8 +5,9 @@
 //! previous picture. Therefore every pass ends by incrementing a counter on the device, and every read-back carries the
 //! counter along, so that the host can compare it with its own count.
 
-use crate::device::{Gpu, locked};
+use crate::device::Gpu;
 use crate::error::RuntimeError;
+use crate::incidents::locked;
 use crate::pipeline::module;
 use std::sync::{Mutex, MutexGuard};
 

@@ -117,7 +117,12 @@ impl Timer {
 
 impl Queries {
     /// Runs at most [`PASSES`] passes in one submission and returns the seconds of each.
+    ///
+    /// Counters of some drivers stand still or go backwards while the device sleeps. Such a pass gets an equal share of the
+    /// submission's time by the wall clock: a pass of no time would look faster than every other, and would let any number
+    /// of passes share a submission.
     fn time(&self, gpu: &Gpu, passes: &[&[&Dispatch]]) -> Result<Vec<f64>, RuntimeError> {
+        let start = Instant::now();
         let stamps = 2 * u32::try_from(passes.len()).expect("a few passes");
         gpu.scoped("a timed pass", None, || {
             let mut encoder = gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
@@ -137,7 +142,11 @@ impl Queries {
         let bytes = gpu.download(Bound::prefix(&self.resolved, u64::from(stamps) * STAMP), &self.staging)?;
         let stamps: Vec<u64> =
             bytes.chunks_exact(8).map(|b| u64::from_le_bytes(b.try_into().expect("chunks of eight bytes"))).collect();
-        // Counters of some drivers go backwards when the device sleeps; such a pass is reported as zero seconds.
-        Ok(stamps.chunks_exact(2).map(|edge| edge[1].saturating_sub(edge[0]) as f64 * self.tick).collect())
+        let share = start.elapsed().as_secs_f64() / passes.len() as f64;
+        let seconds = |edge: &[u64]| match edge[1].saturating_sub(edge[0]) {
+            0 => share,
+            ticks => ticks as f64 * self.tick,
+        };
+        Ok(stamps.chunks_exact(2).map(seconds).collect())
     }
 }
