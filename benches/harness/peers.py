@@ -34,7 +34,9 @@ def run(section, options, kind):
         if kind == "software":
             section.leave_out("PyTorch on CUDA", "the device is a software driver")
         else:
-            plan = [(0.25, lambda: torch(section, "eager")), (0.35, lambda: torch(section, "compiled")), *plan]
+            # Compilation takes minutes, so it comes last and gets what is left.
+            plan = [(0.3, lambda: torch(section, "eager")), (0.4, lambda: torch(section, "graph")),
+                    (0.4, *plan[0][1:]), (1.0, lambda: torch(section, "compiled"))]
         plan.insert(0, (0.65 if kind == "software" else 0.3, lambda: webgpu(section, kind)))
     for part, step in plan:
         section.budget.end = section.budget.clock() + part * (end - section.budget.clock())
@@ -125,17 +127,16 @@ def networks(section, peer, command, jobs):
             compare(section, line["peer"], what, line["seconds"], ours[line["job"]])
 
 
-def timed(section, dtypes, names=("unet", "decoder", "text")):
-    return [r for r in section.record["networks"]
-            if r["preset"] == FULL and r["dtype"] in dtypes and r["network"] in names]
+def timed(section, dtypes, size=512):
+    """Return the networks of the full-size model that were timed. The most important, the UNet at `size`, comes first."""
+    found = [r for r in section.record["networks"]
+             if r["preset"] == FULL and r["dtype"] in dtypes and r["network"] in ("unet", "decoder", "text")]
+    return sorted(found, key=lambda r: (r["network"], r["size"], r["batch"]) != ("unet", size, 1))
 
 
 def webgpu(section, kind):
     """Time onnxruntime's WebGPU provider on the same adapter."""
-    jobs = timed(section, ("f32",) if kind == "software" else ("f16",))
-    # The UNet, the most important network, comes first.
-    size = 256 if kind == "software" else 512
-    jobs.sort(key=lambda r: (r["network"], r["size"], r["batch"]) != ("unet", size, 1))
+    jobs = timed(section, ("f32",) if kind == "software" else ("f16",), 256 if kind == "software" else 512)
     networks(section, "onnxruntime-webgpu", [SCRIPTS / "webgpu.py"], jobs)
 
 

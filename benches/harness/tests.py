@@ -172,9 +172,9 @@ print(json.dumps({"versions": {"onnxruntime": "1.2", "torch": "3.4"}, "networks"
             return [{"job": "unet:512:1:f16", "peer": "p", "seconds": 2.0}], None
         with mock.patch.object(peers, "json_lines", answer), mock.patch("builtins.print"):
             peers.run(section, SimpleNamespace(quick=False, peers=Path("/no-such-peers")), "discrete GPU")
-        self.assertEqual([words[0] for words in said], ["unet:512:1:f16", "eager", "compiled"])
+        self.assertEqual([words[0] for words in said], ["unet:512:1:f16", "eager", "graph", "compiled"])
         self.assertEqual([(row["what"], row["ratio"]) for row in section.record["peers"]],
-                         3 * [("unet at 512, batch 1, f16", 0.5)])
+                         4 * [("unet at 512, batch 1, f16", 0.5)])
 
     def test_what_peers_miss_is_said_once(self):
         no_module = (("no_such_module", "json"), True, "Python has no no_such_module")

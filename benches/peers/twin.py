@@ -82,16 +82,18 @@ def checked(job, got, want, bounds=BOUNDS):
     return error
 
 
-def median_of(run):
-    """Return the median seconds of several runs after one to warm up.
+def median_of(run, warm_up=0.0):
+    """Return the median seconds of several runs after one, or `warm_up` seconds of them, to warm up.
 
-    If the warm-up is slow, its time is returned. It is not the very first run, because outputs were checked before.
+    If the first run is slow, its time is returned. It is not the very first run, because outputs were checked before.
     """
     begin, seconds = time.perf_counter(), []
     run()
     first = time.perf_counter() - begin
     if first > SLOW:
         return first
+    while time.perf_counter() - begin < warm_up:
+        run()
     begin = time.perf_counter()
     while len(seconds) < 3 or (len(seconds) < RUNS and time.perf_counter() - begin < SECONDS):
         start = time.perf_counter()
