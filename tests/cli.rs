@@ -172,6 +172,26 @@ fn a_file_of_a_model_is_its_model_json() {
 }
 
 #[test]
+fn a_request_that_needs_the_missing_base_is_refused_in_its_words() {
+    let folder = folder();
+    let model = folder.path().join("model");
+    copy_all(&checkpoint(), &model);
+    fs::remove_dir_all(model.join("unet_base")).expect("it can be removed");
+    let output = folder.path().join("x.png");
+    let [model, output] = [&model, &output].map(|path| path.to_str().expect("the path is UTF-8"));
+    let draw = |more: &[&str]| {
+        let args = ["generate", "red apple", "--device", "cpu", "--model", model, "-o", output, "--size", "32"];
+        run(&[&args[..], more].concat())
+    };
+    for more in [["--steps", "20"], ["--guidance", "2"], ["--negative", "blue"], ["--eta", "0.5"]] {
+        let message = failure(&draw(&more));
+        let expected = "guidance, a negative prompt, an eta and more steps than one-step sampling takes need";
+        assert!(message.contains(expected) && message.contains("unet_base"), "{more:?}: {message}");
+    }
+    assert!(draw(&[]).status.success(), "one step does not need it");
+}
+
+#[test]
 fn cut_weights_are_named() {
     let folder = folder();
     let model = folder.path().join("model");

@@ -50,6 +50,22 @@ fn a_plan_is_a_table_and_its_sums() {
 }
 
 #[test]
+fn a_plan_with_guidance_is_the_one_that_draws_with_guidance() {
+    // A one-step model draws with guidance by DDIM, so that is what a plan shows and what is timed.
+    for (guidance, sampler, step, other) in [
+        (&["--guidance", "3"][..], "DDIM, with guidance", "ddim_step", "one_step_x0"),
+        (&[], "one step, without guidance", "one_step_x0", "ddim_step"),
+        (&["--guidance", "1"], "one step, without guidance", "one_step_x0", "ddim_step"),
+    ] {
+        let text = run(&[&["plan", "--list", "--size", "32", "unet"], guidance].concat());
+        assert!(text.contains(&format!("mini, 32x32 pixels, {sampler}\n")), "{guidance:?}: {text}");
+        assert!(text.contains(step) && !text.contains(other), "{guidance:?}: {text}");
+        let (timed, _) = bench(&[&["--plan", "unet", "--size", "32"], guidance].concat(), "cpu", "floats");
+        assert!(timed.contains(step) && !timed.contains(other), "{guidance:?}: {timed}");
+    }
+}
+
+#[test]
 fn variants_are_listed_for_a_device() {
     let listed = |more: &[&str]| run(&[&["plan", "--list", "--size", "32", "text"], more].concat());
     // Number, kernel, variant and name of every step.
@@ -104,6 +120,14 @@ fn a_kernel_alone_is_checked_by_every_variant() {
         let kernels = kernels.collect::<Vec<_>>();
         assert!(kernels.iter().all(|row| row == "pass add" || row == "pass slice") && kernels.len() > 4, "{text}");
     }
+}
+
+#[test]
+fn cases_beyond_the_time_are_counted() {
+    let done = program::run(&["check", "--device", "cpu", "--kernel", "add", "--within", "0"]);
+    let said = stderr(&done);
+    assert!(done.status.success() && said.contains(" cases were left out because the time was up"), "{said}");
+    assert!(said.ends_with("\n0 cases passed\n"), "{said}");
 }
 
 #[test]

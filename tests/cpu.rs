@@ -1,8 +1,9 @@
 //! Compares the CPU form of every kernel with its reference, on the built-in cases and on random problems.
 
+use mobilediffusion_kernels::Device;
 use mobilediffusion_kernels::draw::Draw;
 use mobilediffusion_kernels::kernel::has_weights;
-use mobilediffusion_kernels::runner::{self, Device, device_tolerance, stored};
+use mobilediffusion_kernels::runner::{self, device_tolerance, stored};
 use mobilediffusion_kernels::{Case, FAMILIES, Storage, WeightType, check};
 use mobilediffusion_tests::{judge, random};
 use std::sync::LazyLock;

@@ -7,9 +7,10 @@ mod broken;
 #[path = "kernels/stand_in.rs"]
 mod stand_in;
 
+use mobilediffusion_kernels::Device;
 use mobilediffusion_kernels::casefile::CaseFile;
 use mobilediffusion_kernels::kernel::has_weights;
-use mobilediffusion_kernels::runner::{self, Device, check_file, variant_tolerance};
+use mobilediffusion_kernels::runner::{self, check_file, variant_tolerance};
 use mobilediffusion_kernels::variant::{self, Machine, MatrixUnit};
 use mobilediffusion_kernels::{Case, FAMILIES, Family, FloatType, Kernel, Storage, Variant, WeightType, check};
 use mobilediffusion_runtime::{AdapterKind, Gpu, MatrixShape, MatrixType};

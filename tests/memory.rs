@@ -3,6 +3,7 @@
 #![cfg(target_os = "linux")]
 
 use half::f16;
+use mobilediffusion_graph::plan::Sharing;
 use mobilediffusion_graph::{Device, Graph, Recording, Session, Weights};
 use mobilediffusion_kernels::{Storage, WeightType};
 use mobilediffusion_model::ModelConfig;
@@ -80,7 +81,7 @@ fn beside(device: Device, graph: Graph, path: &Path, compiled: bool) -> (usize, 
             most = private_bytes().max(most);
             true
         };
-        let session = Session::new(recording, &weights, &mut sample).expect("it has room");
+        let session = Session::new_with(recording, &weights, Sharing::Planned, &mut sample).expect("it has room");
         let most = most.max(private_bytes());
         drop(session);
         most.saturating_sub(before + weight_bytes + summary.activation_bytes.max(summary.arena_bytes))
@@ -91,7 +92,7 @@ fn beside(device: Device, graph: Graph, path: &Path, compiled: bool) -> (usize, 
 /// Compiles the kernels for a small vocabulary first, so that memory kept by a driver's compiler is not counted.
 fn compile(device: Device) {
     let weights = Weights::new(device, Box::new(Synthetic { seed: 0 }));
-    Session::new(Recording::new(graph_of(64)), &weights, &mut |_, _| true).expect("a small one fits");
+    Session::new(Recording::new(graph_of(64)), &weights).expect("a small one fits");
 }
 
 /// Builds the full-size UNet, whose weights take 774 MB in f16.

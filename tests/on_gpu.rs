@@ -35,7 +35,7 @@ impl WeightLoader for Counted {
 
 fn session(gpu: &Arc<Gpu>, graph: Graph) -> Result<Session, GraphError> {
     let weights = Weights::new(Device::Gpu(Arc::clone(gpu), Storage::F32), Box::new(Counted));
-    Session::new(Recording::new(graph), &weights, &mut |_, _| true)
+    Session::new(Recording::new(graph), &weights)
 }
 
 /// CLIP's token table takes 151.8 MB in f32, and many drivers bind at most 128 MiB.
@@ -49,9 +49,9 @@ fn a_table_beyond_the_largest_binding_is_read_in_two_parts(gpu: Arc<Gpu>) {
         graph.output("y", &y);
         assert_eq!(graph.weights()[0], ("token_embedding.weight".to_owned(), vec![vocab, c]), "one weight, whole");
         let weights = Weights::new(device, Box::new(Counted));
-        let mut session = Session::new(Recording::new(graph), &weights, &mut |_, _| true).expect("it is made");
+        let mut session = Session::new(Recording::new(graph), &weights).expect("it is made");
         session.write_u32("ids", &ids).expect("it fits");
-        session.run(&mut |_, _| true).expect("it runs");
+        session.run().expect("it runs");
         let got = session.read("y").expect("it is there");
         for (row, &id) in ids.iter().enumerate() {
             let id = (id as usize).min(vocab - 1);
@@ -70,7 +70,7 @@ fn a_tensor_of_exactly_128_mib_works(gpu: Arc<Gpu>) {
     let mut session = session(&gpu, graph).expect("every adapter binds 128 MiB");
     let values: Vec<f32> = (0..512 * 512 * 128_u32).map(|i| f32::from((i % 2003) as u16) - 1000.0).collect();
     session.write("x", &values).expect("it fits");
-    session.run(&mut |_, _| true).expect("it runs");
+    session.run().expect("it runs");
     let got = session.read("y").expect("it is there");
     assert!(got.iter().zip(&values).all(|(y, x)| *y == (-x).max(0.0)), "some values are wrong");
 }
@@ -105,7 +105,7 @@ fn plans_share_one_set_of_weights(gpu: Arc<Gpu>) {
     let weights = Weights::new(Device::Gpu(Arc::clone(&gpu), Storage::F32), Box::new(MadeUp::default()));
     let made = || {
         let before = gpu.counters();
-        let session = Session::new(Recording::new(mini_denoise()), &weights, &mut |_, _| true).expect("it is made");
+        let session = Session::new(Recording::new(mini_denoise()), &weights).expect("it is made");
         let after = gpu.counters();
         (session, after.buffers - before.buffers, after.pipelines - before.pipelines)
     };
@@ -133,7 +133,7 @@ fn a_long_run_is_stopped_between_two_submissions(gpu: Arc<Gpu>) {
         asked.push((done, total));
         done < 2
     };
-    let stopped = session.run(&mut twice).expect_err("we said no").to_string();
+    let stopped = session.run_with(&mut twice).expect_err("we said no").to_string();
     assert_eq!(
         (stopped.as_str(), asked),
         ("stopped after 2 of 3 steps", vec![(0, 3), (1, 3), (2, 3)]),
@@ -149,7 +149,7 @@ fn a_lost_device_is_an_error_of_the_run(gpu: Arc<Gpu>) {
     let mut session = session(&gpu, graph).expect("it is made");
     session.write("x", &[1.0; 4]).expect("it fits");
     gpu.destroy();
-    let lost = session.run(&mut |_, _| true).expect_err("the device is gone");
+    let lost = session.run().expect_err("the device is gone");
     assert!(matches!(lost, GraphError::Device { source: RuntimeError::Lost { .. }, .. }), "{lost}");
     assert!(session.read("y").is_err(), "there is no result");
 }
@@ -162,11 +162,11 @@ fn a_replay_makes_nothing(gpu: Arc<Gpu>) {
         x = graph.activate(&x, Activation::Silu, 1.0).expect("it fits");
     }
     graph.output("y", &x);
-    let mut session = Session::new(Recording::new(graph), &weights, &mut |_, _| true).expect("it is made");
+    let mut session = Session::new(Recording::new(graph), &weights).expect("it is made");
     let mut run = || {
         session.write("x", &[1.0; 4]).expect("it fits");
         let start = Instant::now();
-        session.run(&mut |_, _| true).expect("it runs");
+        session.run().expect("it runs");
         start.elapsed()
     };
     run();

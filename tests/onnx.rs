@@ -1,8 +1,9 @@
 //! Case files: ONNX's test vectors on references and CPU forms, round trips, broken files, and the page that describes
 //! the format.
 
+use mobilediffusion_kernels::Device;
 use mobilediffusion_kernels::casefile::CaseFile;
-use mobilediffusion_kernels::runner::{self, Device};
+use mobilediffusion_kernels::runner;
 use mobilediffusion_kernels::{FAMILIES, check};
 use mobilediffusion_tests::program::run;
 use proptest::prelude::*;

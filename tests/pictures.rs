@@ -61,15 +61,15 @@ fn round_trip(pipeline: &Pipeline, picture: &Picture) -> Vec<u8> {
     let config = pipeline.model().config();
     let size = LatentSize::of(config, picture.width, picture.height).expect("the size is valid");
     let weights = Weights::new(pipeline.model().device(), Box::new(Synthetic { seed: SEED }));
-    let session = |graph| Session::new(Recording::new(graph), &weights, &mut |_, _| true).expect("it is made");
+    let session = |graph| Session::new(Recording::new(graph), &weights).expect("it is made");
     let mut encode = session(encode_graph(config, size).expect("the encoder builds"));
     let mut decode = session(decode_graph(config, size, Decoder::Light, 1).expect("the decoder builds"));
     let colours = picture.rgba.chunks_exact(4).flat_map(|pixel| &pixel[..3]);
     let image: Vec<f32> = colours.map(|value| f32::from(*value) / 127.5 - 1.0).collect();
     encode.write("image", &image).expect("it fits");
-    encode.run(&mut |_, _| true).expect("it runs");
+    encode.run().expect("it runs");
     decode.write("latent", &encode.read("latent").expect("it reads")).expect("it fits");
-    decode.run(&mut |_, _| true).expect("it runs");
+    decode.run().expect("it runs");
     decode.read_u32("pixels").expect("it reads").into_iter().flat_map(u32::to_le_bytes).collect()
 }
 
@@ -176,7 +176,7 @@ fn a_model_without_an_encoder_says_so() {
     let mut pipeline = load(source, &DeviceChoice::Cpu);
     let request = Request { init: Some(Init::new(waves(SIDE))), ..Request::new("sun") };
     let refused = pipeline.generate(&request, &mut |_| Flow::Continue);
-    assert!(matches!(refused, Err(ModelError::NoEncoder)), "{refused:?}");
+    assert!(matches!(refused, Err(ModelError::NoPart { part: "vae" })), "{refused:?}");
     draw(&mut pipeline, &Request::new("sun"));
 }
 

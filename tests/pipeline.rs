@@ -2,6 +2,8 @@
 
 #[path = "pipeline/batch.rs"]
 mod batch;
+#[path = "pipeline/cache.rs"]
+mod cache;
 #[path = "pipeline/f16.rs"]
 mod f16;
 #[path = "pipeline/memory.rs"]

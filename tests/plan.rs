@@ -111,18 +111,18 @@ proptest! {
                 let recording = Recording::new(random_graph(&operations));
                 let names: Vec<String> = recording.outputs.iter().map(|(name, _)| name.clone()).collect();
                 let weights = Weights::new(device.clone(), Box::new(MadeUp::default()));
-                let mut session = Session::with_sharing(recording, &weights, sharing, &mut |_, _| true)?;
+                let mut session = Session::new_with(recording, &weights, sharing, &mut |_, _| true)?;
                 session.poison()?;
                 session.write("x", &values("x", 80))?;
                 session.write("y", &values("y", 64))?;
-                session.run(&mut |_, _| true)?;
+                session.run()?;
                 let read = |session: &mut Session| {
                     names.iter().map(|name| session.read(name)).collect::<Result<Vec<_>, GraphError>>()
                 };
                 let first = read(&mut session)?;
                 // Only steps that depend on `y` run again; the others' results must still be in place.
                 session.write("y", &values("another y", 64))?;
-                session.run(&mut |_, _| true)?;
+                session.run()?;
                 Ok::<_, GraphError>([first, read(&mut session)?].concat())
             };
             let bits = |all: Vec<Vec<f32>>| all.concat().into_iter().map(f32::to_bits).collect::<Vec<_>>();
@@ -178,14 +178,14 @@ fn a_stopped_run_gives_no_output() {
     for device in devices() {
         let weights = Weights::new(device, Box::new(MadeUp::default()));
         let recording = Recording::new(random_graph(&[(2, 0, 1), (4, 2, 0)]));
-        let mut session = Session::new(recording, &weights, &mut |_, _| true).expect("it is made");
+        let mut session = Session::new(recording, &weights).expect("it is made");
         session.write("x", &values("x", 80)).expect("it fits");
         session.write("y", &values("y", 64)).expect("it fits");
-        let stopped = session.run(&mut |_, _| false).expect_err("we said no").to_string();
+        let stopped = session.run_with(&mut |_, _| false).expect_err("we said no").to_string();
         assert_eq!(stopped, "stopped after 0 of 3 steps");
         let missing = session.read("last").expect_err("nothing was computed").to_string();
         assert_eq!(missing, "output `last` is not available: nothing was run, or the last run did not complete");
-        session.run(&mut |_, _| true).expect("it runs");
+        session.run().expect("it runs");
         assert!(session.read("last").expect("it is there").iter().all(|v| v.is_finite()), "all inputs were kept");
     }
 }
@@ -196,11 +196,11 @@ fn every_step_is_timed() {
         let weights = Weights::new(device, Box::new(MadeUp::default()));
         let recording = Recording::new(mini_denoise());
         let (inputs, steps) = (plan_graphs::inputs(&recording), recording.nodes.len());
-        let mut session = Session::new(recording, &weights, &mut |_, _| true).expect("it is made");
+        let mut session = Session::new(recording, &weights).expect("it is made");
         for (name, len, _) in &inputs {
             session.write(name, &values(name, *len)).expect("it fits");
         }
-        session.run(&mut |_, _| true).expect("it runs");
+        session.run().expect("it runs");
         let next = session.read("next").expect("it is there");
         assert!(session.run_timed().expect("it runs").is_empty(), "nothing was written");
         for (name, len, _) in &inputs {
@@ -222,7 +222,7 @@ fn only_what_depends_on_an_input_runs_again() {
     let timed = recording.masks.iter().filter(|mask| **mask & bit("timestep") != 0).count();
     let of_text = recording.masks.iter().filter(|mask| **mask == bit("context")).count();
     assert!(of_text > 0 && timed < recording.nodes.len(), "keys and values depend on the text alone");
-    let mut session = Session::new(recording, &weights, &mut |_, _| true).expect("it is made");
+    let mut session = Session::new(recording, &weights).expect("it is made");
     for (name, len, _) in &inputs {
         session.write(name, &values(name, *len)).expect("it fits");
     }
@@ -232,7 +232,7 @@ fn only_what_depends_on_an_input_runs_again() {
             of = total;
             true
         };
-        session.run(&mut go_on).expect("it runs");
+        session.run_with(&mut go_on).expect("it runs");
         of
     };
     let all = steps(&mut session);
@@ -251,11 +251,11 @@ fn int8_weights_on_the_cpu_give_the_bits_of_rounded_weights() {
     let next = |weights: Weights| {
         let (weights, recording) = (weights, Recording::new(mini_denoise()));
         let inputs = plan_graphs::inputs(&recording);
-        let mut session = Session::new(recording, &weights, &mut |_, _| true).expect("it is made");
+        let mut session = Session::new(recording, &weights).expect("it is made");
         for (name, len, _) in &inputs {
             session.write(name, &values(name, *len)).expect("it fits");
         }
-        session.run(&mut |_, _| true).expect("it runs");
+        session.run().expect("it runs");
         session.read("next").expect("it is there")
     };
     let on = |device| Weights::new(device, Box::new(MadeUp::default()));
@@ -278,7 +278,7 @@ fn errors_name_the_input_output_or_step() {
     graph.input("numbers", [1, 3, 4, 4], DType::U32);
     graph.output("y", &y);
     let weights = Weights::new(Device::CPU, Box::new(MadeUp::default()));
-    let mut session = Session::new(Recording::new(graph), &weights, &mut |_, _| true).expect("it is made");
+    let mut session = Session::new(Recording::new(graph), &weights).expect("it is made");
     let refused = |what: Result<(), GraphError>, words: &[&str]| {
         let text = what.expect_err("it is wrong").to_string();
         assert!(words.iter().all(|word| text.contains(word)), "{text}");
@@ -288,17 +288,17 @@ fn errors_name_the_input_output_or_step() {
     refused(session.read("z").map(|_| ()), &["output `z`", "y"]);
     refused(session.read("y").map(|_| ()), &["`y`", "nothing was run"]);
     for (input, len) in [("x", 48), ("short", 4), ("row", 48), ("numbers", 48)] {
-        refused(session.run(&mut |_, _| true), &[&format!("input `{input}` was never written")]);
+        refused(session.run(), &[&format!("input `{input}` was never written")]);
         session.write(input, &values(input, len)).expect("it fits");
     }
-    session.run(&mut |_, _| true).expect("all inputs are there");
+    session.run().expect("all inputs are there");
     refused(session.feed_back("z", "x"), &["output `z`"]);
     refused(session.feed_back("y", "z"), &["input `z`"]);
     refused(session.feed_back("y", "short"), &["`short`", "`y`", "[4]", "[12, 4]"]);
     refused(session.feed_back("y", "row"), &["`row`", "`y`", "[48]", "[12, 4]"]);
     refused(session.feed_back("y", "numbers"), &["`numbers`", "`y`", "U32", "Elem"]);
     session.write("x", &[2.0; 48]).expect("it fits");
-    session.run(&mut |_, _| true).expect("it runs");
+    session.run().expect("it runs");
     session.feed_back("y", "x").expect("they have one shape");
 }
 

@@ -2,11 +2,13 @@
 //!
 //! Settings of a model have no default here: an option that is left out stands for the model's own value.
 
+use crate::device::{Floats, WeightsDtype, device_choice};
 use clap::builder::PossibleValuesParser;
-use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Parser, Subcommand};
 use mobilediffusion_kernels::FAMILIES;
 use mobilediffusion_model::{DeviceChoice, ModelConfig, ModelError, Source, WeightsFrom};
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 /// Text to image with MobileDiffusion, on any GPU that wgpu reaches, or on the CPU.
 #[derive(Debug, Parser)]
@@ -257,7 +259,7 @@ pub(crate) struct Info {
 pub(crate) struct Plan {
     /// Networks to show [default: all of the model]
     #[arg(value_enum, value_name = "NETWORK")]
-    pub(crate) only: Vec<crate::graphs::Network>,
+    pub(crate) only: Vec<crate::graphs::NetworkName>,
     #[command(flatten)]
     pub(crate) networks: Networks,
     /// Scale of classifier-free guidance; any value but 1 doubles the UNet's batch [default: the model's]
@@ -300,10 +302,13 @@ pub(crate) struct Check {
     /// minutes, on all threads
     #[arg(long, conflicts_with_all = ["paths", "plan"])]
     pub(crate) every_variant: bool,
+    /// Leave out the built-in cases that are not reached within this many seconds, and say how many they are
+    #[arg(long, value_name = "SECONDS", value_parser = seconds, conflicts_with_all = ["paths", "plan"])]
+    pub(crate) within: Option<Duration>,
     /// Run the plan of a network step by step instead, and find the first step whose result differs from the CPU
     /// device's. With --device cpu: from the kernels' f64 references, which is slow
     #[arg(long, value_enum, value_name = "NETWORK")]
-    pub(crate) plan: Option<crate::graphs::Network>,
+    pub(crate) plan: Option<crate::graphs::NetworkName>,
     /// With --plan: compare with the kernels' f64 references on any device
     #[arg(long, requires = "plan")]
     pub(crate) references: bool,
@@ -320,38 +325,23 @@ pub(crate) struct Check {
     pub(crate) weights_dtype: WeightsDtype,
 }
 
-/// Storage type of floating-point tensors, as `--dtype` names it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Floats {
-    #[default]
-    F32,
-    F16,
+pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    seconds.ok_or_else(|| "expected a number of seconds".to_owned())
 }
 
-/// Storage type of weight matrices, as `--weights-dtype` names it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub(crate) enum WeightsDtype {
-    /// In 16 bits if the files have them so, else in the type of all other floats
-    #[default]
-    Floats,
-    /// In 16 bits
-    F16,
-    /// In 8 bits, with one scale per output channel
-    Int8,
+/// Returns the end of the time that there is from now on.
+pub(crate) fn until(within: Option<Duration>) -> Option<Instant> {
+    within.and_then(|within| Instant::now().checked_add(within))
+}
+
+/// Returns a function that tells whether there is time left.
+pub(crate) fn time_left(until: Option<Instant>) -> impl Fn() -> bool + Copy + Sync {
+    move || until.is_none_or(|until| Instant::now() < until)
 }
 
 fn presets() -> PossibleValuesParser {
     PossibleValuesParser::new(ModelConfig::PRESETS)
-}
-
-pub(crate) fn device_choice(text: &str) -> Result<DeviceChoice, String> {
-    Ok(match text {
-        "auto" => DeviceChoice::Auto,
-        "cpu" => DeviceChoice::Cpu,
-        "gpu" => DeviceChoice::Gpu,
-        "" => return Err("expected auto, gpu, cpu, or an adapter's index or part of its name".into()),
-        name => DeviceChoice::Named(name.into()),
-    })
 }
 
 fn weights(text: &str) -> Result<WeightsFrom, String> {

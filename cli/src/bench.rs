@@ -13,19 +13,21 @@ mod row;
 mod tune;
 
 use crate::Failure;
-use crate::args::{Floats, WeightsDtype, device_choice};
-use crate::check::{device, open};
-use crate::graphs::{Network, weights};
+use crate::args::{time_left, until};
+use crate::device::{Floats, WeightsDtype, device, device_choice, open};
+use crate::graphs::{NetworkName, recorded, weights};
 use crate::output::check_numbers;
 use crate::terminal::{note, result};
 use clap::ArgGroup;
-use mobilediffusion_kernels::runner::{Device, check_case};
+use mobilediffusion_kernels::Device;
+use mobilediffusion_kernels::runner::check_case;
 use mobilediffusion_kernels::{Case, FAMILIES, Family, WeightType, family, sample};
 use mobilediffusion_model::DeviceChoice;
 use mobilediffusion_runtime::{AdapterKind, Timer};
 use peaks::Peaks;
 use row::{Row, heading};
 use serde_json::{Value, json};
+use std::cmp::Reverse;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -47,7 +49,7 @@ pub(crate) struct Args {
     kernels: Vec<String>,
     /// Time the plan of a network step by step instead, and print totals for each kernel
     #[arg(long, value_enum, value_name = "NETWORK", conflicts_with = "kernels", num_args = 0..=1, default_missing_value = "unet")]
-    plan: Option<Network>,
+    plan: Option<NetworkName>,
     /// Time whole pictures instead, from prompt to pixels: the first one, later ones, and the memory they take. A
     /// built-in architecture draws with random weights
     #[arg(long, conflicts_with_all = ["kernels", "plan"])]
@@ -83,13 +85,8 @@ pub(crate) struct Args {
     quick: bool,
     /// Finish within about this many seconds: each shape gets an equal share of the time left, shapes are left out once
     /// it is over, and plans and pictures are timed fewer times
-    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    #[arg(long, value_name = "SECONDS", value_parser = crate::args::seconds)]
     within: Option<Duration>,
-}
-
-fn seconds(text: &str) -> Result<Duration, String> {
-    let seconds = text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
-    seconds.ok_or_else(|| "expected a number of seconds".to_owned())
 }
 
 /// Limits on the time that measuring may take.
@@ -127,50 +124,64 @@ impl Effort {
     }
 }
 
+/// Numbers for a file, and a description of what went wrong beside them.
+type Measured = (Value, Option<String>);
+
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
-    let until = args.within.and_then(|within| Instant::now().checked_add(within));
-    let time_left = || until.is_none_or(|until| Instant::now() < until);
     args.json.as_deref().map_or(Ok(()), check_numbers)?;
+    let until = until(args.within);
+    if args.picture {
+        let begun = picture::begin(args)?;
+        let device = begun.pipeline.model().device();
+        let machine = header(&device, None)?;
+        let measured = json!({ "picture": picture::run(args, begun, &time_left(until))? });
+        return write_json(args, &device, machine, measured);
+    }
     let gpu = open(&args.device)?.map(Arc::new);
-    let dtype = args.dtype.unwrap_or_else(|| gpu.as_deref().map_or(Floats::F32, Floats::default_of));
-    let args = &Args { dtype: Some(dtype), ..args.clone() };
-    let device = device(gpu.as_ref(), dtype, args.weights_dtype)?;
+    let device = device(gpu.as_ref(), args.dtype, args.weights_dtype)?;
     let timer = gpu.as_ref().map(|gpu| Timer::new(gpu)).transpose()?;
+    let machine = header(&device, timer.as_ref())?;
     let software = gpu.as_ref().is_some_and(|gpu| gpu.adapter().kind == AdapterKind::Software);
     let effort = Effort::new(args.quick, software);
-    let machine = machine::describe(&device, timer.as_ref());
-    for (name, text) in &machine {
-        result(&format!("{name}: {text}"))?;
-    }
-    if args.picture {
-        let measured = picture::run(args, &time_left)?;
-        return write_json(args, machine, json!({ "picture": measured }));
-    }
     if software && args.plan.is_none() {
         note("note: this is a software adapter: it computes on the CPU, so large shapes are left out");
     }
-    if args.tune {
-        let (&Device::Gpu(ref gpu, storage), Some(timer)) = (&device, &timer) else {
-            return Err("--tune: expected a GPU, found the CPU, on which kernels have no variants".into());
-        };
-        let (problems, weights) = problems(args, &device)?;
-        let device = tune::Device { gpu, storage: storage.with_weights(weights), timer, effort };
-        let measured = tune::run(device, &problems, &time_left)?;
-        let failed = measured["failed"].as_array().map_or(0, Vec::len);
-        write_json(args, machine, json!({ "tuned": measured }))?;
-        return if failed == 0 { Ok(()) } else { Err(format!("{failed} variants failed, see the notes above").into()) };
-    }
-    if let Some(network) = args.plan {
-        let runs = if args.quick { 1 } else { 20 };
-        let subject = plan::Subject { network, networks: &args.networks, guidance: args.guidance, runs };
-        let measured = plan::run(subject, &device, &time_left)?;
-        return write_json(args, machine, json!({ "plan": measured }));
-    }
-    let (measured, wrong) = kernels(args, (&device, timer.as_ref()), effort, until)?;
-    let all = json!({ "peaks": measured.peaks.json(), "shapes": measured.rows,
-        "left_out": { "no_room": measured.no_room, "too_long": measured.too_long, "too_late": measured.too_late } });
-    write_json(args, machine, all)?;
-    if wrong.is_empty() { Ok(()) } else { Err(format!("wrong results: {}", wrong.join("; ")).into()) }
+    let (measured, failure) = match args.plan {
+        _ if args.tune => tune(args, (&device, timer.as_ref()), effort, until)?,
+        Some(name) => {
+            let runs = if args.quick { (1, 1) } else { (20, 200) };
+            let subject = plan::Subject { name, networks: &args.networks, guidance: args.guidance, runs };
+            (json!({ "plan": plan::run(subject, &device, &time_left(until))? }), None)
+        }
+        None => kernels(args, (&device, timer.as_ref()), effort, until)?,
+    };
+    write_json(args, &device, machine, measured)?;
+    failure.map_or(Ok(()), |failure| Err(failure.into()))
+}
+
+/// Prints what is measured on, and returns it.
+fn header(device: &Device, timer: Option<&Timer>) -> Result<Vec<(&'static str, String)>, Failure> {
+    let machine = machine::describe(device, timer);
+    machine.iter().try_for_each(|(name, text)| result(&format!("{name}: {text}")))?;
+    Ok(machine)
+}
+
+/// Times the variants of kernels and saves the fastest.
+fn tune(
+    args: &Args,
+    (device, timer): (&Device, Option<&Timer>),
+    effort: Effort,
+    until: Option<Instant>,
+) -> Result<Measured, Failure> {
+    let (&Device::Gpu(ref gpu, storage), Some(timer)) = (device, timer) else {
+        return Err("--tune: expected a GPU, found the CPU, on which kernels have no variants".into());
+    };
+    let (problems, weights) = problems(args, device)?;
+    let subject = tune::Subject { gpu, storage: storage.with_weights(weights), timer, effort };
+    let measured = tune::run(subject, &problems, &time_left(until))?;
+    let failed = measured["failed"].as_array().map_or(0, Vec::len);
+    let failure = (failed > 0).then(|| format!("{failed} variants failed, see the notes above"));
+    Ok((json!({ "tuned": measured }), failure))
 }
 
 /// Measurements of the kernels at the model's shapes, and the number of shapes left out for each reason.
@@ -185,20 +196,34 @@ struct Kernels {
     too_late: usize,
 }
 
-/// Checks and times the kernels. Returns the measurements and a description of every wrong result. Shapes with wrong
-/// results have no row, so that their times are compared with nothing.
+impl Kernels {
+    /// Returns the numbers, beside `wrong` results.
+    fn measured(self, wrong: &[String]) -> Measured {
+        let left_out = json!({ "no_room": self.no_room, "too_long": self.too_long, "too_late": self.too_late });
+        let numbers = json!({ "peaks": self.peaks.json(), "shapes": self.rows, "left_out": left_out });
+        (numbers, (!wrong.is_empty()).then(|| format!("wrong results: {}", wrong.join("; "))))
+    }
+}
+
+/// Checks and times the kernels, until the device is lost. Shapes with wrong results have no row, so that their times are
+/// compared with nothing; they are what went wrong.
 fn kernels(
     args: &Args,
     (device, timer): (&Device, Option<&Timer>),
     effort: Effort,
     until: Option<Instant>,
-) -> Result<(Kernels, Vec<String>), Failure> {
+) -> Result<Measured, Failure> {
     let left = || until.map(|until| until.saturating_duration_since(Instant::now()));
     let peaks = Peaks::measure(device, timer, effort)?;
     result(&peaks.to_string())?;
     result(&heading())?;
     let (mut all, mut wrong) = (Kernels { peaks, rows: Vec::new(), no_room: 0, too_long: 0, too_late: 0 }, Vec::new());
-    let families: Vec<_> = chosen(args).into_iter().map(|family| (family, (family.model_shapes)())).collect();
+    let mut families: Vec<_> = chosen(args).into_iter().map(|family| (family, (family.model_shapes)())).collect();
+    if until.is_some() {
+        // What the time does not suffice for are then the kernels that matter least.
+        let flops = |case: &Case| case.kernel.cost().flops;
+        families.sort_by_key(|(_, cases)| Reverse(cases.iter().map(flops).sum::<u64>()));
+    }
     let mut shapes_left = families.iter().map(|(_, cases)| cases.len()).sum::<usize>();
     for (family, cases) in families {
         if left().is_none_or(|left| !left.is_zero())
@@ -229,10 +254,12 @@ fn kernels(
                     note(&format!("left out: {} {}: {error}", family.name, sample::text(case.kernel.as_ref())));
                     continue;
                 }
-                // A lost device ends the run; any other error concerns this shape alone.
-                Err(error) if matches!(device, Device::Gpu(gpu, _) if gpu.wait().is_err()) => return Err(error),
                 Err(error) => {
                     wrong.push(format!("{} {}: {error}", family.name, sample::text(case.kernel.as_ref())));
+                    // A lost device ends the run; any other error concerns this shape alone.
+                    if matches!(device, Device::Gpu(gpu, _) if gpu.wait().is_err()) {
+                        return Ok(all.measured(&wrong));
+                    }
                     continue;
                 }
             };
@@ -252,7 +279,7 @@ fn kernels(
     if all.too_late > 0 {
         note(&format!("{} shapes were left out because the time was up", all.too_late));
     }
-    Ok((all, wrong))
+    Ok(all.measured(&wrong))
 }
 
 /// Returns the kernels named on the command line, or all.
@@ -266,10 +293,10 @@ fn chosen(args: &Args) -> Vec<&'static Family> {
 /// Returns the problems to tune: those of a network's plan, or the model's shapes of the chosen kernels. Also returns how
 /// weights are stored, which the files of a network may decide.
 fn problems(args: &Args, device: &Device) -> Result<(Vec<Case>, WeightType), Failure> {
-    let Some(network) = args.plan else { return Ok((tune::of_families(&chosen(args)), device.storage().weights)) };
+    let Some(name) = args.plan else { return Ok((tune::of_families(&chosen(args)), device.storage().weights)) };
+    let (network, recording, _) = recorded(name, &args.networks, args.guidance)?;
     let weights = weights(network, &args.networks, device)?;
-    let problems = tune::of_plan(&plan::record(network, &args.networks, args.guidance)?)?;
-    Ok((problems, weights.device().storage().weights))
+    Ok((tune::of_plan(&recording)?, weights.device().storage().weights))
 }
 
 fn as_map(machine: Vec<(&'static str, String)>) -> serde_json::Map<String, Value> {
@@ -277,10 +304,15 @@ fn as_map(machine: Vec<(&'static str, String)>) -> serde_json::Map<String, Value
 }
 
 /// Writes the numbers, the machine and the storage types to the file of `--json`, if there is one.
-fn write_json(args: &Args, machine: Vec<(&'static str, String)>, mut all: Value) -> Result<(), Failure> {
+fn write_json(
+    args: &Args,
+    device: &Device,
+    machine: Vec<(&'static str, String)>,
+    mut all: Value,
+) -> Result<(), Failure> {
     let Some(path) = &args.json else { return Ok(()) };
     all["machine"] = Value::Object(as_map(machine));
-    all["dtype"] = args.dtype.unwrap_or_default().name().into();
+    all["dtype"] = Floats::of(device.storage()).name().into();
     all["weights_dtype"] = args.weights_dtype.name().into();
     let text = serde_json::to_string_pretty(&all)? + "\n";
     let written = mobilediffusion_runtime::write_whole(path, text.as_bytes());

@@ -1,16 +1,16 @@
 //! `check`: compares kernels with their references or with case files; or a whole plan, step by step.
 
 use crate::Failure;
-use crate::args::{Check, Floats, WeightsDtype};
-use crate::graphs::{Network, borrowed, inputs, weights};
+use crate::args::{Check, time_left, until};
+use crate::device::{device, open};
+use crate::graphs::{NetworkName, borrowed, inputs, loader, recorded, weights};
 use crate::terminal::{each_with_bar, note, one_line, result};
 use mobilediffusion_graph::{Against, Weights, compare};
+use mobilediffusion_kernels::Device;
 use mobilediffusion_kernels::casefile::CaseFile;
-use mobilediffusion_kernels::runner::{Device, RunError, Verdict, check_case, check_file, check_variants, split};
+use mobilediffusion_kernels::runner::{RunError, Verdict, check_case, check_file, check_variants, split};
 use mobilediffusion_kernels::variant::runnable;
-use mobilediffusion_kernels::{Case, FAMILIES, Family, FloatType, Kernel, Operand, Storage, Tolerance, Variant, wgsl};
-use mobilediffusion_model::networks::Shape;
-use mobilediffusion_model::{DeviceChoice, ModelError, Options};
+use mobilediffusion_kernels::{Case, FAMILIES, Family, Kernel, Operand, Storage, Tolerance, Variant, wgsl};
 use mobilediffusion_runtime::{Binding, Gpu, RuntimeError, Select};
 use std::collections::BTreeMap;
 use std::fs;
@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 pub(crate) fn run(args: &Check) -> Result<(), Failure> {
     let gpu = open(&args.device)?.map(Arc::new);
-    let device = device(gpu.as_ref(), args.dtype, args.weights_dtype)?;
+    let device = device(gpu.as_ref(), Some(args.dtype), args.weights_dtype)?;
     if args.every_variant && gpu.is_none() {
         return Err("--every-variant: expected a GPU, found the CPU, on which kernels have no variants".into());
     }
@@ -37,13 +37,18 @@ pub(crate) fn run(args: &Check) -> Result<(), Failure> {
         let both = gpu.as_ref().zip(checked.as_ref());
         let wanted = |family: &&Family| args.kernels.is_empty() || args.kernels.iter().any(|name| name == family.name);
         let families: Vec<&Family> = FAMILIES.iter().filter(wanted).collect();
+        let time_left = time_left(until(args.within));
         for (number, family) in (1..).zip(&families) {
             let cases = (family.cases)();
             if let Some((trusted, watched)) = both.filter(|_| args.every_variant) {
                 let title = format!("[{number}/{}] compiling {}", families.len(), family.name);
-                compile_variants(&title, [trusted, watched], device.storage(), &cases);
+                compile_variants(&title, [trusted, watched], device.storage(), (&cases, time_left));
             }
             for (seed, case) in (1..).zip(cases) {
+                if !time_left() {
+                    tally.left_out += 1;
+                    continue;
+                }
                 for (variant, verdict) in verdicts(both, &device, &case, seed, args.every_variant) {
                     tally.row(case.kernel.as_ref(), verdict, &variant)?;
                 }
@@ -56,7 +61,10 @@ pub(crate) fn run(args: &Check) -> Result<(), Failure> {
             Err(why) => tally.error(&format!("{}: {why}", path.display()))?,
         }
     }
-    let Tally { passed, failed } = tally;
+    let Tally { passed, failed, left_out } = tally;
+    if left_out > 0 {
+        note(&format!("{left_out} cases were left out because the time was up"));
+    }
     if failed > 0 {
         return Err(format!("{failed} of {} cases failed", passed + failed).into());
     }
@@ -64,9 +72,14 @@ pub(crate) fn run(args: &Check) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Compiles the pipelines of every variant of some cases on both devices, on all threads. The cases find them compiled
-/// when they run. An error is left to the case, which meets it again and reports it.
-fn compile_variants(title: &str, gpus: [&Gpu; 2], storage: Storage, cases: &[Case]) {
+/// Compiles the pipelines of every variant of some cases on both devices, on all threads, while there is time. The cases
+/// find them compiled when they run. An error is left to the case, which meets it again and reports it.
+fn compile_variants(
+    title: &str,
+    gpus: [&Gpu; 2],
+    storage: Storage,
+    (cases, time_left): (&[Case], impl Fn() -> bool + Sync),
+) {
     let mut modules: BTreeMap<String, (&'static str, Vec<Binding>)> = BTreeMap::new();
     for kernel in cases.iter().map(|case| case.kernel.as_ref()) {
         let variants = runnable(kernel, gpus[0].caps(), storage);
@@ -78,7 +91,9 @@ fn compile_variants(title: &str, gpus: [&Gpu; 2], storage: Storage, cases: &[Cas
     }
     let work: Vec<_> = gpus.into_iter().flat_map(|gpu| modules.iter().map(move |module| (gpu, module))).collect();
     each_with_bar(title, &work, |(gpu, (text, (name, bindings)))| {
-        let _ = gpu.pipeline(name, text, bindings);
+        if time_left() {
+            let _ = gpu.pipeline(name, text, bindings);
+        }
     });
 }
 
@@ -113,26 +128,19 @@ fn label(variant: &Variant) -> String {
 }
 
 /// Runs a network's plan step by step on the device, and compares it with the CPU device or the references.
-fn plan(args: &Check, network: Network, device: Device) -> Result<(), Failure> {
-    let config = args.networks.config()?;
-    let size = args.networks.size.unwrap_or(config.defaults.image_size);
-    let shape = Shape::own(&config, size)?;
-    let recording = network.record(&config, &shape)?;
+fn plan(args: &Check, name: NetworkName, device: Device) -> Result<(), Failure> {
+    let (network, recording, title) = recorded(name, &args.networks, None)?;
     let values = inputs(&recording);
     let references = args.references || matches!(device, Device::Cpu(_));
     let weights = weights(network, &args.networks, &device)?;
     let rounded = Storage::F32.with_weights(args.weights_dtype.into());
-    let cpu = Weights::new(Device::CPU, network.weights(&args.networks)?).rounded(rounded);
+    let cpu = Weights::new(Device::CPU, loader(network, &args.networks)?).rounded(rounded);
     let (truth, name) = match references {
         true => (Against::References(&cpu), "the kernels' references"),
         false => (Against::Device(&cpu), "the CPU"),
     };
     let steps = recording.nodes.len();
-    note(&format!(
-        "{} of {}, {size}x{size} pixels: {steps} steps against {name}",
-        network.title(),
-        config.defaults.name
-    ));
+    note(&format!("{title}: {steps} steps against {name}"));
     match compare(&recording, truth, &weights, &borrowed(&values), &mut |_, _| ())? {
         Some(divergence) => {
             result(&divergence.to_string())?;
@@ -142,68 +150,9 @@ fn plan(args: &Check, network: Network, device: Device) -> Result<(), Failure> {
     }
 }
 
-/// Opens the selected GPU. Returns `None` for the CPU, also if `auto` finds no GPU or cannot open it.
-pub(crate) fn open(choice: &DeviceChoice) -> Result<Option<Gpu>, Failure> {
-    let (gpu, failure) = pollster::block_on(choice.open())?;
-    if let Some(error) = failure {
-        note(&format!("warning: no GPU could be opened: {error}"));
-    }
-    Ok(gpu)
-}
-
 /// Opens a GPU again, with shaders checked as they run.
 fn open_checked(gpu: &Gpu) -> Result<Gpu, RuntimeError> {
     pollster::block_on(Gpu::open_checked(&Select::Same(gpu.adapter().clone()))).map(Gpu::with_user_cache)
-}
-
-/// Returns where kernels run and how tensors are stored there.
-///
-/// # Errors
-/// If the CPU was to store floats in f16, with the message that `generate` has for it.
-pub(crate) fn device(gpu: Option<&Arc<Gpu>>, floats: Floats, weights: WeightsDtype) -> Result<Device, ModelError> {
-    let Some(gpu) = gpu else {
-        Options { floats: floats.into(), ..Options::default() }.check_cpu()?;
-        return Ok(Device::Cpu(weights.into()));
-    };
-    Ok(Device::Gpu(Arc::clone(gpu), floats.storage(gpu).with_weights(weights.into())))
-}
-
-impl Floats {
-    /// Returns the storage to plan with. Both forms of f16 take the same bytes, so one stands for both.
-    pub(crate) fn planned(self) -> Storage {
-        if self == Self::F32 { Storage::F32 } else { Storage::F16 }
-    }
-
-    /// Returns the type's name on the command line.
-    pub(crate) fn name(self) -> &'static str {
-        if self == Self::F32 { "f32" } else { "f16" }
-    }
-
-    /// Returns the type of the floats in a storage.
-    pub(crate) fn of(storage: Storage) -> Self {
-        if storage.floats == FloatType::F32 { Self::F32 } else { Self::F16 }
-    }
-
-    /// Returns the default type for a GPU.
-    pub(crate) fn default_of(gpu: &Gpu) -> Self {
-        Self::of(mobilediffusion_model::Floats::Auto.stored(gpu.adapter().kind, gpu.caps().shader_f16))
-    }
-
-    /// Returns how a GPU stores this type: f16 is packed in pairs where shaders cannot compute in f16.
-    pub(crate) fn storage(self, gpu: &Gpu) -> Storage {
-        mobilediffusion_model::Floats::from(self).stored(gpu.adapter().kind, gpu.caps().shader_f16)
-    }
-}
-
-impl WeightsDtype {
-    /// Returns the type's name on the command line.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Floats => "floats",
-            Self::F16 => "f16",
-            Self::Int8 => "int8",
-        }
-    }
 }
 
 /// Returns the case files that a path stands for: a file itself, or the `.safetensors` files of a folder, sorted by
@@ -223,6 +172,8 @@ fn case_files(path: &Path) -> Result<Vec<PathBuf>, Failure> {
 struct Tally {
     passed: usize,
     failed: usize,
+    /// Number of cases that were not reached in time.
+    left_out: usize,
 }
 
 impl Tally {

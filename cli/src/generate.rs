@@ -1,13 +1,14 @@
 //! `generate`: draws pictures of a prompt and writes them to files.
 
 use crate::Failure;
-use crate::args::{Floats, Generate, WeightsDtype};
+use crate::args::Generate;
+use crate::device::Floats;
 use crate::output::{Outputs, check_file};
 use crate::terminal::{Clock, note, printable, result};
 use mobilediffusion_kernels::Storage;
 use mobilediffusion_model::{
     Flow, Init, Mask, ModelError, Options, Picture, Pipeline, Progress, Request, Settings, Truncated, WeightType,
-    WeightsFrom, config::Sampler,
+    WeightsFrom,
 };
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -28,7 +29,7 @@ pub(crate) fn run(args: &Generate) -> Result<(), Failure> {
     Outputs::make_folder(args)?;
 
     let mut clock = Clock::start();
-    let (floats, weights) = (args.dtype.map_or_else(Default::default, Into::into), args.weights_dtype.into());
+    let (floats, weights) = (Floats::or_auto(args.dtype), args.weights_dtype.into());
     let options = Options { device: args.device.clone(), floats, weights, ..Options::default() };
     let mut pipeline = Pipeline::load(source, options)?;
     let settings = pipeline.settings(&request)?;
@@ -96,25 +97,6 @@ fn draw(
         // The run was stopped because a file could not be written: that is the error to report.
         (Err(ModelError::Stopped), Some(failure)) => Err(failure),
         (drawn, _) => drawn.and_then(|()| outputs.finish(facts)),
-    }
-}
-
-impl From<WeightsDtype> for WeightType {
-    fn from(weights: WeightsDtype) -> Self {
-        match weights {
-            WeightsDtype::Floats => Self::Floats,
-            WeightsDtype::F16 => Self::F16,
-            WeightsDtype::Int8 => Self::Int8,
-        }
-    }
-}
-
-impl From<Floats> for mobilediffusion_model::Floats {
-    fn from(floats: Floats) -> Self {
-        match floats {
-            Floats::F32 => Self::F32,
-            Floats::F16 => Self::F16,
-        }
     }
 }
 
@@ -219,14 +201,6 @@ pub(crate) fn described(settings: &Settings) -> String {
     format!("{width}x{height} pixels, {steps} step{plural}, guidance {guidance}")
 }
 
-/// Returns the name of the sampler.
-pub(crate) fn sampler(settings: &Settings) -> &'static str {
-    match settings.sampler {
-        Sampler::Ddim => "DDIM",
-        Sampler::OneStep => "one step",
-    }
-}
-
 /// Collects the texts to store in each file: everything needed to draw the picture again, except seed and batch.
 fn facts(
     args: &Generate,
@@ -240,7 +214,7 @@ fn facts(
         ("Software", concat!("mobilediffusion ", env!("CARGO_PKG_VERSION")).to_owned()),
         ("Model", model.to_owned()),
         ("Size", format!("{}x{}", settings.width, settings.height)),
-        ("Sampler", sampler(settings).to_owned()),
+        ("Sampler", settings.sampler.to_string()),
         ("Steps", settings.steps.to_string()),
         ("Guidance", settings.guidance.to_string()),
     ]);

@@ -8,14 +8,15 @@ use clap::ValueEnum;
 use mobilediffusion_graph::{Device, Origin, Recording, WeightLoader, Weights};
 use mobilediffusion_kernels::kernel::elements;
 use mobilediffusion_kernels::{DType, Storage};
-use mobilediffusion_model::ModelConfig;
-use mobilediffusion_model::networks::{Decoder, Shape, decode_graph, denoise_graph, encode_graph, text_graph};
+use mobilediffusion_model::config::Sampler;
+use mobilediffusion_model::networks::{Decoder, Network, Shape};
 use mobilediffusion_model::noise::Noise;
 use mobilediffusion_model::weights::{Checkpoint, Synthetic};
+use mobilediffusion_model::{ModelConfig, Request};
 
 /// Makes the weights of a network for a device, and says so if the network's files decide how they are stored.
 pub(crate) fn weights(network: Network, networks: &Networks, device: &Device) -> Result<Weights, Failure> {
-    let weights = Weights::new(device.clone(), network.weights(networks)?);
+    let weights = Weights::new(device.clone(), loader(network, networks)?);
     note_kept(weights.device().storage(), device.storage());
     Ok(weights)
 }
@@ -27,9 +28,9 @@ pub(crate) fn note_kept(stored: Storage, asked: Storage) {
     }
 }
 
-/// A network of a model.
+/// Name of a network on the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Network {
+pub(crate) enum NetworkName {
     /// The text encoder
     Text,
     /// The UNet and a step of the sampler
@@ -42,53 +43,49 @@ pub(crate) enum Network {
     VaeEncoder,
 }
 
-impl Network {
-    /// Returns the networks that a model has.
-    pub(crate) fn of(config: &ModelConfig) -> Vec<Self> {
-        let light = config.decoder.is_some().then_some(Self::Decoder);
-        let full = config.vae.is_some().then_some([Self::VaeDecoder, Self::VaeEncoder]);
-        [Self::Text, Self::Unet].into_iter().chain(light).chain(full.into_iter().flatten()).collect()
-    }
-
-    /// Returns the network's name in listings.
-    pub(crate) fn title(self) -> &'static str {
+impl NetworkName {
+    /// Returns the network that draws by a sampler.
+    pub(crate) fn network(self, sampler: Sampler) -> Network {
         match self {
-            Self::Text => "text encoder",
-            Self::Unet => "unet",
-            Self::Decoder => "decoder",
-            Self::VaeDecoder => "vae decoder",
-            Self::VaeEncoder => "vae encoder",
+            Self::Text => Network::Text,
+            Self::Unet => Network::Unet(sampler),
+            Self::Decoder => Network::Decoder(Decoder::Light),
+            Self::VaeDecoder => Network::Decoder(Decoder::Full),
+            Self::VaeEncoder => Network::Encoder,
         }
     }
+}
 
-    /// Returns the name of the subfolder that holds the network's weights.
-    fn folder(self) -> &'static str {
-        match self {
-            Self::Text => "text_encoder",
-            Self::Unet => "unet",
-            Self::Decoder => Decoder::Light.folder(),
-            Self::VaeDecoder | Self::VaeEncoder => Decoder::Full.folder(),
-        }
-    }
+/// Returns the configuration of a model, and the shape in which a request of its size and guidance is drawn.
+pub(crate) fn shape(networks: &Networks, guidance: Option<f32>) -> Result<(ModelConfig, Shape), Failure> {
+    let config = networks.config()?;
+    let request = Request { width: networks.size, height: networks.size, guidance, ..Request::new("") };
+    let shape = request.shape(&config)?;
+    Ok((config, shape))
+}
 
-    /// Records the network's steps at a shape.
-    pub(crate) fn record(self, config: &ModelConfig, shape: &Shape) -> Result<Recording, Failure> {
-        Ok(Recording::new(match self {
-            // A pipeline encodes one prompt after the other.
-            Self::Text => text_graph(config, 1)?,
-            Self::Unet => denoise_graph(config, shape)?,
-            Self::Decoder => decode_graph(config, shape.latent, Decoder::Light, 1)?,
-            Self::VaeDecoder => decode_graph(config, shape.latent, Decoder::Full, 1)?,
-            Self::VaeEncoder => encode_graph(config, shape.latent)?,
-        }))
-    }
+/// Records the steps of a network at a shape.
+pub(crate) fn record(network: Network, config: &ModelConfig, shape: &Shape) -> Result<Recording, Failure> {
+    Ok(Recording::new(network.graph(config, shape)?))
+}
 
-    /// Opens the network's weights: the model's, or synthetic ones for an architecture that has none.
-    pub(crate) fn weights(self, networks: &Networks) -> Result<Box<dyn WeightLoader + Send + Sync>, Failure> {
-        let Some(folder) = networks.folder()? else { return Ok(Box::new(Synthetic { seed: 0 })) };
-        let checkpoint = Checkpoint::open(&folder.join(self.folder()))?;
-        Ok(Box::new(checkpoint))
-    }
+/// Records a network at the requested size and guidance. Returns it with a title: `unet of mini, 64x64 pixels`.
+pub(crate) fn recorded(
+    name: NetworkName,
+    networks: &Networks,
+    guidance: Option<f32>,
+) -> Result<(Network, Recording, String), Failure> {
+    let (config, shape) = shape(networks, guidance)?;
+    let network = name.network(shape.sampler);
+    let (width, height) = shape.latent.pixels();
+    let title = format!("{} of {}, {width}x{height} pixels", network.title(), config.defaults.name);
+    Ok((network, record(network, &config, &shape)?, title))
+}
+
+/// Opens the weights of a network: the model's, or synthetic ones for an architecture that has none.
+pub(crate) fn loader(network: Network, networks: &Networks) -> Result<Box<dyn WeightLoader + Send + Sync>, Failure> {
+    let Some(folder) = networks.folder()? else { return Ok(Box::new(Synthetic { seed: 0 })) };
+    Ok(Box::new(Checkpoint::open(&folder.join(network.folder(&networks.config()?)))?))
 }
 
 /// Makes values for every input of a recording: token ids 1, 2, 3, ...; timestep 500; coefficients 0.5; noise

@@ -2,12 +2,11 @@
 
 use crate::Failure;
 use crate::args::{Info, Networks};
-use crate::graphs::Network;
+use crate::graphs::{loader, record, shape};
 use crate::terminal::result;
 use mobilediffusion_graph::{Device, Rounding, Weights, rounding};
 use mobilediffusion_kernels::WeightType;
-use mobilediffusion_model::config::Sampler;
-use mobilediffusion_model::networks::Shape;
+use mobilediffusion_model::networks::Network;
 use serde_json::{Value, json};
 
 pub(crate) fn run(args: &Info) -> Result<(), Failure> {
@@ -20,18 +19,15 @@ pub(crate) fn run(args: &Info) -> Result<(), Failure> {
 /// Prints the rounding error of every weight of a model when matrices of weights are stored as `asked`.
 fn losses(args: &Info, asked: WeightType) -> Result<(), Failure> {
     let storage = args.dtype.planned().with_weights(asked);
-    let config = args.networks.config()?;
-    // Weights do not depend on the size of the picture, so any valid one will do.
-    let size = config.defaults.image_size;
-    let shape = Shape::of(&config, size, size, Sampler::OneStep)?;
+    let (config, shape) = shape(&args.networks, None)?;
     let mut all = Vec::new();
-    for network in Network::of(&config) {
-        let weights = Weights::new(Device::CPU, network.weights(&args.networks)?);
+    for network in Network::of(&config, shape.sampler) {
+        let weights = Weights::new(Device::CPU, loader(network, &args.networks)?);
         // Matrices stay in 16 bits where the network's files have them so.
         let kept = if asked == WeightType::Floats { weights.device().storage().weights } else { asked };
         let storage = storage.with_weights(kept);
         let title = format!("{}, {storage}", network.title());
-        all.push((title, rounding(&network.record(&config, &shape)?, &weights, storage)?));
+        all.push((title, rounding(&record(network, &config, &shape)?, &weights, storage)?));
     }
     if args.json {
         let networks: Vec<Value> = all.iter().map(|(title, each)| as_json(title, each)).collect();

@@ -3,6 +3,7 @@
 mod args;
 mod bench;
 mod check;
+mod device;
 mod devices;
 mod generate;
 mod graphs;

@@ -2,15 +2,14 @@
 
 use crate::Failure;
 use crate::args::Plan;
-use crate::check::open;
-use crate::graphs::Network;
+use crate::device::open;
+use crate::graphs::{loader, record, shape};
 use crate::terminal::result;
 use mobilediffusion_graph::plan::{Lifetime, Sharing};
 use mobilediffusion_graph::{PlanSummary, Recording, TensorInfo, Traffic};
 use mobilediffusion_kernels::variant::Machine;
 use mobilediffusion_kernels::{Storage, WeightType};
-use mobilediffusion_model::Request;
-use mobilediffusion_model::networks::Shape;
+use mobilediffusion_model::networks::Network;
 use mobilediffusion_runtime::Gpu;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -25,19 +24,18 @@ const STORAGES: [(&str, Storage); 5] = [
 ];
 
 pub(crate) fn run(args: &Plan) -> Result<(), Failure> {
-    let config = args.networks.config()?;
-    let defaults = &config.defaults;
-    let size = args.networks.size.unwrap_or(defaults.image_size);
-    Request { guidance: args.guidance, ..Request::new("") }.check(&config)?;
-    let guided = args.guidance.unwrap_or(defaults.guidance) != 1.0;
-    let shape = Shape { guided, ..Shape::own(&config, size)? };
-    let chosen = if args.only.is_empty() { Network::of(&config) } else { args.only.clone() };
-    let recordings = chosen.iter().map(|network| Ok((network.title(), network.record(&config, &shape)?)));
+    let (config, shape) = shape(&args.networks, args.guidance)?;
+    let chosen = match args.only.as_slice() {
+        [] => Network::of(&config, shape.sampler),
+        names => names.iter().map(|name| name.network(shape.sampler)).collect(),
+    };
+    let recordings = chosen.iter().map(|network| Ok((network.title(), record(*network, &config, &shape)?)));
     let networks = recordings.collect::<Result<Vec<_>, Failure>>()?;
     let storage = args.dtype.planned();
     if args.json {
         let all: Vec<Value> = networks.iter().map(|(name, recording)| as_json(name, recording, storage)).collect();
-        let whole = json!({"model": defaults.name, "size": size, "guided": guided, "networks": all});
+        let whole = json!({"model": config.defaults.name, "size": shape.latent.pixels().0,
+            "sampler": shape.sampler.to_string(), "guided": shape.guided, "networks": all});
         return Ok(result(&serde_json::to_string_pretty(&whole)?)?);
     }
     let gpu = gpu(args)?;
@@ -48,8 +46,9 @@ pub(crate) fn run(args: &Plan) -> Result<(), Failure> {
         }
         result(&format!("{name}, tensors in {}\n{}", args.dtype.name(), table(recording, storage)))?;
     }
-    let guidance = if guided { "with guidance" } else { "without guidance" };
-    result(&format!("{}, {size}x{size} pixels, {guidance}", defaults.name))?;
+    let (width, height) = shape.latent.pixels();
+    let guidance = if shape.guided { "with guidance" } else { "without guidance" };
+    result(&format!("{}, {width}x{height} pixels, {}, {guidance}", config.defaults.name, shape.sampler))?;
     for (name, recording) in &networks {
         for (label, storage) in STORAGES {
             let summary = recording.summary(storage);
@@ -79,7 +78,7 @@ fn gpu(args: &Plan) -> Result<Option<Gpu>, Failure> {
 /// Describes the GPU that a network's variants are chosen for, or a portable one, with its weights as they are stored.
 fn machine(args: &Plan, gpu: Option<&Gpu>, network: Network) -> Machine {
     let Some(gpu) = gpu else { return Machine::PORTABLE };
-    let f16 = network.weights(&args.networks).is_ok_and(|weights| weights.is_f16());
+    let f16 = loader(network, &args.networks).is_ok_and(|weights| weights.is_f16());
     Machine::of(gpu, args.dtype.storage(gpu).with_weights(if f16 { WeightType::F16 } else { WeightType::Floats }))
 }
 
@@ -108,7 +107,7 @@ struct Placed<'a> {
 
 /// Returns the place of every tensor in the arenas of a GPU.
 fn placed(recording: &Recording, storage: Storage) -> Vec<Placed<'_>> {
-    let bytes_of = |t: &TensorInfo| storage.tensor_bytes(t.dtype, &t.shape);
+    let bytes_of = |tensor: &TensorInfo| tensor.bytes(storage);
     let plan = recording.arenas(storage, Sharing::Planned, usize::MAX / 8).unwrap_or_default();
     let place = |(tensor, life): (usize, Lifetime)| {
         let (arena, offset) = plan.places[tensor]?;

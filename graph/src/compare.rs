@@ -1,16 +1,17 @@
 //! Comparison of two devices, or of a device with the f64 references, step by step.
 
 use crate::error::GraphError;
-use crate::graph::{Node, Origin, Part, TensorInfo};
+use crate::graph::{Origin, Part, TensorInfo};
+use crate::node::Node;
 use crate::plan::Sharing;
 use crate::record::Recording;
 use crate::reference::ReferenceMemory;
 use crate::run::Memory;
 use crate::weights::Weights;
+use mobilediffusion_kernels::Device;
 use mobilediffusion_kernels::check::{self, Mismatch};
 use mobilediffusion_kernels::kernel::elements;
-use mobilediffusion_kernels::runner::Device;
-use mobilediffusion_kernels::{Access, DType, FloatType, Tolerance};
+use mobilediffusion_kernels::{DType, FloatType, Tolerance};
 use std::fmt;
 
 /// Factor by which the tolerance of a kernel is widened. A kernel states its distance from the exact result for random
@@ -120,7 +121,7 @@ pub fn compare(
     for (step, node) in recording.nodes.iter().enumerate() {
         expected.run(recording, step)?;
         judged.run(recording, step)?;
-        for tensor in written(node) {
+        for tensor in node.written() {
             // Read at once, because a later step may reuse the memory.
             let want = expected.read(recording, tensor)?;
             let got = judged.read(recording, tensor)?;
@@ -171,13 +172,6 @@ fn wrong_layer(recording: &Recording, node: &Node, tensor: usize, mismatch: &Mis
     };
     let layers = recording.tensors.iter().filter_map(|info| Some((begins(info)?, &info.name)));
     layers.max().map_or_else(|| node.path.clone(), |(_, name)| name.clone())
-}
-
-/// Returns the tensors that a step writes.
-fn written(node: &Node) -> Vec<usize> {
-    let declared = node.kernel.operands();
-    let each = declared.iter().zip(&node.operands);
-    each.filter(|(operand, _)| operand.access == Access::Write).filter_map(|(_, tensor)| *tensor).collect()
 }
 
 /// Returns the tolerance for a step, widened for the number `halves` of sides that round stored values, weights

@@ -64,8 +64,8 @@ impl CpuMemory {
         let mut steps = Vec::with_capacity(recording.nodes.len());
         for (step, node) in recording.nodes.iter().enumerate() {
             let mut operands = Operands { inputs: Vec::new(), outputs: Vec::new() };
-            for (declared, tensor) in node.kernel.operands().iter().zip(&node.operands) {
-                let Some(tensor) = *tensor else {
+            for (declared, tensor) in node.bound() {
+                let Some(tensor) = tensor else {
                     match declared.access {
                         Access::Read => operands.inputs.push(Place::Absent),
                         Access::Write => operands.outputs.push(0..0),
@@ -74,7 +74,7 @@ impl CpuMemory {
                 };
                 let info = &recording.tensors[tensor];
                 let place = match &info.origin {
-                    Origin::Weight(sources) => Place::Resident(cpu_values(weights.get(sources, declared)?)),
+                    Origin::Weight(sources) => Place::Resident(cpu_values(weights.get(sources, &declared)?)),
                     Origin::Constant(values) => Place::Resident(Arc::new(Aligned::from(values.as_slice()))),
                     Origin::Input(_) | Origin::Step(_) | Origin::Part(_) => {
                         Place::Arena(placed[tensor].clone().expect("inputs and results of steps are planned"))

@@ -17,7 +17,8 @@ mod stack;
 
 pub(crate) use stack::LAYER;
 
-use crate::graph::{Graph, Node, Origin, Part, TensorInfo};
+use crate::graph::{Graph, Origin, Part, TensorInfo};
+use crate::node::Node;
 use mobilediffusion_kernels::fold::{EpilogueOffer, OperandSource, PrologueOffer};
 use mobilediffusion_kernels::kernel::{MAX_BUFFERS, elements};
 use mobilediffusion_kernels::{Access, Kernel};
@@ -100,11 +101,8 @@ impl Pass<'_> {
         let nodes = self.nodes.iter().enumerate().filter_map(|(slot, node)| Some((slot, node.as_ref()?)));
         // Asking a kernel for its operands takes longer than looking whether the step holds the tensor at all.
         for (slot, node) in nodes.filter(|(_, node)| node.operands.contains(&Some(tensor))) {
-            for (operand, held) in node.kernel.operands().iter().zip(&node.operands) {
-                if *held == Some(tensor) && operand.access == Access::Read {
-                    found.push((slot, operand.name));
-                }
-            }
+            let reads = node.present().filter(|(o, held)| *held == tensor && o.access == Access::Read);
+            found.extend(reads.map(|(operand, _)| (slot, operand.name)));
         }
         found
     }
@@ -242,8 +240,7 @@ impl Pass<'_> {
         self.graph.nodes = self.nodes.into_iter().flatten().collect();
         let mut kept: Vec<bool> = self.graph.tensors.iter().map(|t| matches!(t.origin, Origin::Input(_))).collect();
         for (step, node) in self.graph.nodes.iter().enumerate() {
-            for (operand, tensor) in node.kernel.operands().iter().zip(&node.operands) {
-                let Some(tensor) = *tensor else { continue };
+            for (operand, tensor) in node.present() {
                 kept[tensor] = true;
                 if operand.access == Access::Write {
                     self.graph.tensors[tensor].origin = Origin::Step(step);

@@ -10,7 +10,9 @@ use crate::plan::Sharing;
 use crate::record::Recording;
 use crate::weights::{Resident, Weights};
 use mobilediffusion_kernels::{Operand, Param, Stage, Storage, Variant};
-use mobilediffusion_runtime::{AdapterKind, Bound, Buffer, Dispatch, Gpu, Pipeline, Role, Submission, Timer};
+use mobilediffusion_runtime::{
+    AdapterKind, Bound, Buffer, Dispatch, Gpu, Pipeline, Role, RuntimeError, Submission, Timer,
+};
 use planned::Planned;
 use std::sync::Arc;
 use std::time::Instant;
@@ -57,10 +59,7 @@ impl GpuMemory {
         sharing: Sharing,
         go_on: &mut dyn FnMut(usize, usize) -> bool,
     ) -> Result<Self, GraphError> {
-        let bytes_of = |tensor: usize| {
-            let info: &TensorInfo = &recording.tensors[tensor];
-            storage.tensor_bytes(info.dtype, &info.shape)
-        };
+        let bytes_of = |tensor: usize| recording.tensors[tensor].bytes(storage);
         let Planned { variants, stages, places, arenas } = Planned::new(&gpu, storage, recording, sharing)?;
         let arena = |(number, bytes): (usize, usize)| {
             let label = format!("arena {number}");
@@ -105,9 +104,11 @@ impl GpuMemory {
             }
             ask(go_on(step + 1, recording.nodes.len()), step + 1, recording.nodes.len())
         })?;
-        // Without the saved pipelines the next session compiles again, which costs time and nothing else.
-        let _ = memory.gpu.save_pipelines();
-        Ok(memory)
+        match memory.gpu.save_pipelines() {
+            // Without the saved pipelines the next session compiles again, which costs time and nothing else.
+            Ok(()) | Err(RuntimeError::Unwritten { .. }) => Ok(memory),
+            Err(error) => Err(GraphError::at("compiled pipelines")(error)),
+        }
     }
 
     /// Binds one stage of a step.
@@ -126,14 +127,14 @@ impl GpuMemory {
             operands.push(match tensor.filter(|_| operand.present) {
                 None => (others.absent.clone(), 0, others.absent.bytes()),
                 Some(tensor) => {
-                    let bytes = operand_bytes(operand, self.storage).next_multiple_of(4) as u64;
+                    let bytes = operand.bytes(self.storage).next_multiple_of(4) as u64;
                     let (buffer, offset) = self.buffer(&recording.tensors[tensor], tensor, operand, weights)?;
                     (buffer, offset, bytes)
                 }
             });
         }
         if let Some(operand) = stage.shared(node.operands.len()) {
-            operands.push((others.shared.clone(), 0, operand_bytes(operand, self.storage) as u64));
+            operands.push((others.shared.clone(), 0, operand.bytes(self.storage) as u64));
         }
         let mut bound = vec![others.params];
         bound.extend(operands.iter().map(|(buffer, offset, bytes)| Bound { buffer, offset: *offset, bytes: *bytes }));
@@ -272,7 +273,7 @@ impl GpuMemory {
     }
 
     fn whole(&self, tensor: usize, info: &TensorInfo) -> Bound<'_> {
-        self.range(tensor, self.storage.tensor_bytes(info.dtype, &info.shape))
+        self.range(tensor, info.bytes(self.storage))
     }
 
     pub(crate) fn write(&self, tensor: usize, info: &TensorInfo, values: &[f32]) -> Result<(), GraphError> {
@@ -316,11 +317,6 @@ impl GpuMemory {
     pub(crate) fn copy(&self, from: usize, to: usize, info: &TensorInfo) -> Result<(), GraphError> {
         self.gpu.copy(self.whole(from, info), self.whole(to, info)).map_err(GraphError::at(&info.name))
     }
-}
-
-/// Returns the bytes of an operand on the device.
-fn operand_bytes(operand: &Operand, storage: Storage) -> usize {
-    storage.tensor_bytes(operand.dtype, &operand.layout.packed_shape(&operand.shape))
 }
 
 /// Turns the callback's answer into an error if it is to stop.

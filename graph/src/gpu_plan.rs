@@ -7,8 +7,8 @@ use crate::plan::{
     ARENA_ALIGNMENT, Alias, Arenas, Lifetime, Satellite, Sharing, Tensors, arenas, lower_bound, lower_bound_in_place,
 };
 use crate::record::Recording;
+use mobilediffusion_kernels::Storage;
 use mobilediffusion_kernels::kernel::elements;
-use mobilediffusion_kernels::{Access, Storage};
 
 /// Memory plan of a recording on a GPU; see [`Recording::arenas`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -31,7 +31,7 @@ impl Recording {
     /// # Errors
     /// If no placement in arenas of at most `limit` bytes was found.
     pub fn arenas(&self, storage: Storage, sharing: Sharing, limit: usize) -> Result<GpuPlan, GraphError> {
-        let bytes_of = |t: &TensorInfo| storage.tensor_bytes(t.dtype, &t.shape).next_multiple_of(ARENA_ALIGNMENT);
+        let bytes_of = |t: &TensorInfo| t.bytes(storage).next_multiple_of(ARENA_ALIGNMENT);
         let (tensors, lifetimes): (Vec<usize>, Vec<Lifetime>) = self.lifetimes(bytes_of).into_iter().unzip();
         let shifted = |(arena, offset), tensor: &TensorInfo, row| (arena, offset + tensor.bytes_before(row, storage));
         let mut in_place = vec![false; self.nodes.len()];
@@ -122,21 +122,18 @@ impl Recording {
     /// step and no later step reads what is overwritten.
     fn aliases(&self, tensors: &[usize], lifetimes: &[Lifetime]) -> Vec<(usize, Alias)> {
         let alias = |(step, node): (usize, &crate::Node)| {
-            let operands = node.kernel.operands();
-            let of = |wanted: &dyn Fn(&mobilediffusion_kernels::Operand) -> bool| {
-                operands.iter().zip(&node.operands).find(|(operand, _)| wanted(operand)).and_then(|(_, tensor)| *tensor)
-            };
             let name = node.kernel.in_place()?;
-            let input = of(&|operand| operand.name == name)?;
-            let output = of(&|operand| operand.access == Access::Write)?;
-            let Origin::Step(writer) = self.tensors[input].origin else { return None };
-            let is_kept = self.masks[writer] != self.masks[step] || self.outputs.iter().any(|(_, t)| *t == input);
+            let (_, input) = node.present().find(|(operand, _)| operand.name == name)?;
+            let output = node.written().next()?;
+            if self.kept[input] || !matches!(self.tensors[input].origin, Origin::Step(_)) {
+                return None;
+            }
             let read_once = node.operands.iter().flatten().filter(|tensor| **tensor == input).count() == 1;
             let [input, output] = [input, output].map(|tensor| tensors.binary_search(&tensor).ok());
             let (input, output) = (input?, output?);
             let (before, after) = (&lifetimes[input], &lifetimes[output]);
             let fits = before.last == step && after.first == step && before.bytes == after.bytes;
-            (fits && read_once && !is_kept).then_some((step, (input, output)))
+            (fits && read_once).then_some((step, (input, output)))
         };
         self.nodes.iter().enumerate().filter_map(alias).collect()
     }

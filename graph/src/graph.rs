@@ -1,6 +1,7 @@
 //! The graph itself: a list of kernels over named tensors, in execution order. Shapes are checked when a node is added.
 
 use crate::error::GraphError;
+use crate::node::Node;
 use mobilediffusion_kernels::kernel::{Shape, elements};
 use mobilediffusion_kernels::{Access, Cast, DType, Kernel, Operand, Storage};
 use std::ops::Range;
@@ -132,22 +133,16 @@ impl TensorInfo {
         row * self.shape.last().copied().unwrap_or(1)
     }
 
+    /// Returns the number of bytes on a GPU that stores tensors as `storage`.
+    pub fn bytes(&self, storage: Storage) -> usize {
+        storage.tensor_bytes(self.dtype, &self.shape)
+    }
+
     /// Returns the number of bytes before row `row` on a GPU that stores tensors as `storage`.
     pub(crate) fn bytes_before(&self, row: usize, storage: Storage) -> usize {
         let channels = self.shape.last().copied().unwrap_or(1);
         if row == 0 { 0 } else { storage.tensor_bytes(self.dtype, &[row, channels]) }
     }
-}
-
-/// Kernel with its operands: one step of a run.
-#[derive(Debug)]
-pub struct Node {
-    /// Path in the model, such as `mid_block.attentions.2.transformer_blocks.0.attn1`.
-    pub path: String,
-    /// Kernel, with its problem size.
-    pub kernel: Box<dyn Kernel>,
-    /// Number of the tensor of each operand in binding order; `None` for an optional operand that is absent.
-    pub operands: Vec<Option<usize>>,
 }
 
 /// Builder of a network: a list of nodes over named tensors.

@@ -35,9 +35,9 @@
 //!     graph.output("y", &y);
 //!
 //!     let weights = Weights::new(Device::CPU, Box::new(Ones));
-//!     let mut session = Session::new(Recording::new(graph), &weights, &mut |_, _| true)?;
+//!     let mut session = Session::new(Recording::new(graph), &weights)?;
 //!     session.write("x", &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0])?;
-//!     session.run(&mut |_, _| true)?;
+//!     session.run()?;
 //!     assert_eq!(session.read("y")?, [10.0, 10.0, 10.0, 26.0, 26.0, 26.0]);
 //!     Ok(())
 //! }
@@ -62,6 +62,7 @@ mod gpu;
 mod gpu_plan;
 mod graph;
 mod layers;
+mod node;
 mod ops;
 pub mod plan;
 mod record;
@@ -76,9 +77,10 @@ pub use error::GraphError;
 pub use fuse::{Fused, Fusion};
 pub use gpu::compile_ahead;
 pub use gpu_plan::GpuPlan;
-pub use graph::{Graph, Node, Origin, Part, Tensor, TensorInfo, WeightRows};
+pub use graph::{Graph, Origin, Part, Tensor, TensorInfo, WeightRows};
 pub use layers::{Attend, Conv, Glu, Linear};
-pub use mobilediffusion_kernels::runner::Device;
+pub use mobilediffusion_kernels::Device;
+pub use node::Node;
 pub use record::{PlanSummary, Recording};
 pub use rounding::{Rounding, rounding};
 pub use run::Session;

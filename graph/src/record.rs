@@ -2,7 +2,8 @@
 
 use crate::fuse::{Fused, Fusion, LAYER, fuse};
 use crate::gpu_plan::GpuPlan;
-use crate::graph::{Graph, Node, Origin, Part, TensorInfo};
+use crate::graph::{Graph, Origin, Part, TensorInfo, WeightRows};
+use crate::node::Node;
 use crate::plan::{Lifetime, Packing, Sharing, lower_bound, pack};
 use mobilediffusion_kernels::kernel::elements;
 use mobilediffusion_kernels::variant::{Machine, choose};
@@ -31,6 +32,8 @@ pub struct Recording {
     /// First and last step of each planned tensor; `None` for weights, constants and parts. Sizes are not stored, because they
     /// depend on how the device stores elements.
     steps_alive: Vec<Option<(usize, usize)>>,
+    /// Whether each tensor is kept for other runs than the one that writes it.
+    pub(crate) kept: Vec<bool>,
 }
 
 impl Recording {
@@ -65,13 +68,13 @@ impl Recording {
                 }
             }
         }
-        let steps_alive = steps_alive(&nodes, &tensors, &outputs, &masks);
-        Self { nodes, tensors, outputs, masks, fused, steps_alive }
+        let kept = kept(&nodes, &tensors, &outputs, &masks);
+        let steps_alive = steps_alive(&nodes, &tensors, &kept, &masks);
+        Self { nodes, tensors, outputs, masks, fused, steps_alive, kept }
     }
 
     /// Returns number and lifetime of every planned tensor (inputs, and results of steps as they are written), ordered by
-    /// number. `bytes_of`
-    /// gives the size of a tensor on the device.
+    /// number. `bytes_of` gives the size of a tensor on the device.
     pub fn lifetimes(&self, bytes_of: impl Fn(&TensorInfo) -> usize) -> Vec<(usize, Lifetime)> {
         let planned = self.steps_alive.iter().enumerate();
         let lifetime = |(tensor, alive): (usize, &Option<(usize, usize)>)| {
@@ -141,7 +144,7 @@ impl Recording {
     /// any step needs, in bytes.
     pub(crate) fn shared_bytes(&self, stages: &[(usize, Stage)], storage: Storage) -> usize {
         let shared = stages.iter().filter_map(|(step, stage)| stage.shared(self.nodes[*step].operands.len()));
-        shared.map(|operand| storage.tensor_bytes(operand.dtype, &operand.shape)).max().unwrap_or(0)
+        shared.map(|operand| operand.bytes(storage)).max().unwrap_or(0)
     }
 
     /// Returns the multiply-accumulates and floating-point operations of a run of all steps.
@@ -155,7 +158,7 @@ impl Recording {
     /// Plans memory for a device that stores tensors as `storage` and has no limit on buffer sizes, and returns the
     /// totals.
     pub fn summary(&self, storage: Storage) -> PlanSummary {
-        let bytes_of = |t: &TensorInfo| storage.tensor_bytes(t.dtype, &t.shape);
+        let bytes_of = |tensor: &TensorInfo| tensor.bytes(storage);
         let planned: Vec<Lifetime> = self.lifetimes(bytes_of).into_iter().map(|(_, lifetime)| lifetime).collect();
         let GpuPlan { arenas, .. } = self.arenas(storage, Sharing::Planned, usize::MAX / 8).unwrap_or_default();
         PlanSummary {
@@ -175,29 +178,25 @@ impl Recording {
     /// Returns the bytes of all weights as they are packed on a GPU that stores tensors as `storage`, each counted
     /// once.
     pub fn weight_bytes(&self, storage: Storage) -> usize {
-        self.sum_over_weights(|o| storage.tensor_bytes(o.dtype, &o.layout.packed_shape(&o.shape)))
+        self.weights().map(|(_, operand)| operand.bytes(storage)).sum()
     }
 
     /// Returns the bytes of all weights as they are packed on the CPU device, each counted once. `weights` is the type
     /// in which weight matrices are stored.
     pub fn host_weight_bytes(&self, weights: WeightType) -> usize {
-        self.sum_over_weights(|o| 4 * elements(&o.host_layout(weights).packed_shape(&o.shape)))
+        self.weights().map(|(_, o)| 4 * elements(&o.host_layout(weights).packed_shape(&o.shape))).sum()
     }
 
-    /// Sums `of` over all weights, called with the operand that reads each weight first.
-    fn sum_over_weights(&self, of: impl Fn(&Operand) -> usize) -> usize {
-        let mut counted = vec![false; self.tensors.len()];
-        let mut sum = 0;
-        for node in &self.nodes {
-            for (operand, tensor) in node.kernel.operands().iter().zip(&node.operands) {
-                let Some(tensor) = *tensor else { continue };
-                if matches!(self.tensors[tensor].origin, Origin::Weight(_)) && !counted[tensor] {
-                    counted[tensor] = true;
-                    sum += of(operand);
-                }
+    /// Returns every weight in order of first use, with the operand that reads it first.
+    pub(crate) fn weights(&self) -> impl Iterator<Item = (&[WeightRows], Operand)> {
+        let mut known = vec![false; self.tensors.len()];
+        let all = self.nodes.iter().flat_map(Node::present);
+        all.filter_map(move |(operand, tensor)| match &self.tensors[tensor].origin {
+            Origin::Weight(sources) => {
+                (!std::mem::replace(&mut known[tensor], true)).then_some((&sources[..], operand))
             }
-        }
-        sum
+            _ => None,
+        })
     }
 }
 
@@ -206,23 +205,30 @@ fn owner(tensors: &[TensorInfo], tensor: usize) -> usize {
     if let Origin::Part(part) = tensors[tensor].origin { part.of } else { tensor }
 }
 
+/// Returns whether each tensor is *kept*: whether the caller reads it, or a step with another mask than its writer's, which
+/// may run without the writer.
+fn kept(nodes: &[Node], tensors: &[TensorInfo], outputs: &[(String, usize)], masks: &[u64]) -> Vec<bool> {
+    let mut kept = vec![false; tensors.len()];
+    outputs.iter().for_each(|(_, tensor)| kept[*tensor] = true);
+    for (node, mask) in nodes.iter().zip(masks) {
+        for tensor in node.operands.iter().flatten().map(|&tensor| owner(tensors, tensor)) {
+            if let Origin::Step(writer) = tensors[tensor].origin {
+                kept[tensor] |= masks[writer] != *mask;
+            }
+        }
+    }
+    kept
+}
+
 /// Returns the first and last step at which each tensor's bytes have to be preserved; `None` for weights, constants, and
 /// parts of other tensors.
 ///
-/// A tensor that is read only by steps with the mask of its writer is alive from the step that writes it to the last
-/// step that reads it. A tensor that is read by other steps or by the caller is *kept*: it is alive to the end, and
-/// also during every step that can run without the tensor being written again, that is, every step that depends on an
-/// input which the tensor does not depend on.
-fn steps_alive(
-    nodes: &[Node],
-    tensors: &[TensorInfo],
-    outputs: &[(String, usize)],
-    masks: &[u64],
-) -> Vec<Option<(usize, usize)>> {
+/// A tensor that is not kept is alive from the step that writes it to the last step that reads it. One that is kept is
+/// alive to the end, and also during every step that can run without the tensor being written again, that is, every step
+/// that depends on an input which the tensor does not depend on.
+fn steps_alive(nodes: &[Node], tensors: &[TensorInfo], kept: &[bool], masks: &[u64]) -> Vec<Option<(usize, usize)>> {
     let end = nodes.len().saturating_sub(1);
     let mut alive: Vec<Option<(usize, usize)>> = vec![None; tensors.len()];
-    let mut kept = vec![false; tensors.len()];
-    outputs.iter().for_each(|(_, tensor)| kept[*tensor] = true);
     for (tensor, info) in tensors.iter().enumerate() {
         match info.origin {
             Origin::Input(_) => alive[tensor] = Some((0, end)),
@@ -232,9 +238,8 @@ fn steps_alive(
     }
     for (step, node) in nodes.iter().enumerate() {
         for tensor in node.operands.iter().flatten().map(|&tensor| owner(tensors, tensor)) {
-            if let (Origin::Step(writer), Some((_, last))) = (&tensors[tensor].origin, &mut alive[tensor]) {
+            if let (Origin::Step(_), Some((_, last))) = (&tensors[tensor].origin, &mut alive[tensor]) {
                 *last = step.max(*last);
-                kept[tensor] |= masks[*writer] != masks[step];
             }
         }
     }
@@ -296,10 +301,10 @@ impl Recording {
             let variant = variants.map_or(String::new(), |all| format!("{:10} ", all[step].name));
             let (kernel, mask) = (node.kernel.name(), self.masks[step]);
             text += &format!("{step:4} {kernel:20} {variant}{:64} inputs {mask:#06b}", node.path);
-            for (operand, tensor) in node.kernel.operands().iter().zip(&node.operands) {
+            for (operand, tensor) in node.bound() {
                 let arrow = if operand.access == Access::Write { "-> " } else { "" };
                 text += &match tensor {
-                    Some(tensor) => format!("  {arrow}{}: {:?}", operand.name, self.tensors[*tensor].shape),
+                    Some(tensor) => format!("  {arrow}{}: {:?}", operand.name, self.tensors[tensor].shape),
                     None => format!("  {}: none", operand.name),
                 };
             }

@@ -31,29 +31,28 @@ impl<'a> ReferenceMemory<'a> {
 
     pub(crate) fn run(&mut self, recording: &Recording, step: usize) -> Result<(), GraphError> {
         let node = &recording.nodes[step];
-        let declared = node.kernel.operands();
         let mut inputs = Vec::new();
-        for (operand, tensor) in declared.iter().zip(&node.operands).filter(|(o, _)| o.access == Access::Read) {
-            let Some(tensor) = *tensor else {
+        for (operand, tensor) in node.bound().filter(|(operand, _)| operand.access == Access::Read) {
+            let Some(tensor) = tensor else {
                 inputs.push(Vec::new());
                 continue;
             };
             let info = &recording.tensors[tensor];
             inputs.push(match &info.origin {
-                Origin::Weight(sources) => to_f64(operand, &self.weights.values(sources, operand.dtype)?),
-                Origin::Constant(values) => to_f64(operand, values),
-                Origin::Input(_) | Origin::Step(_) => to_f64(operand, &self.values[tensor]),
+                Origin::Weight(sources) => to_f64(&operand, &self.weights.values(sources, operand.dtype)?),
+                Origin::Constant(values) => to_f64(&operand, values),
+                Origin::Input(_) | Origin::Step(_) => to_f64(&operand, &self.values[tensor]),
                 Origin::Part(part) => {
                     let first = info.elements_before(part.row);
-                    to_f64(operand, &self.values[part.of][first..][..elements(&info.shape)])
+                    to_f64(&operand, &self.values[part.of][first..][..elements(&info.shape)])
                 }
             });
         }
         let outputs = node.kernel.reference(&inputs.iter().map(Vec::as_slice).collect::<Vec<_>>());
-        let written = declared.iter().zip(&node.operands).filter(|(o, _)| o.access == Access::Write);
+        let written = node.bound().filter(|(operand, _)| operand.access == Access::Write);
         for ((operand, tensor), values) in written.zip(outputs) {
             let narrow = |v: f64| if operand.dtype == DType::U32 { f32::from_bits(v as u32) } else { v as f32 };
-            if let Some(tensor) = *tensor {
+            if let Some(tensor) = tensor {
                 self.values[tensor] = values.into_iter().map(narrow).collect();
             }
         }

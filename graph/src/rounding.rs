@@ -1,12 +1,10 @@
 //! Rounding errors of weights that a device stores in fewer bits.
 
 use crate::error::GraphError;
-use crate::graph::Origin;
 use crate::record::Recording;
 use crate::weights::Weights;
 use mobilediffusion_kernels::Storage;
 use mobilediffusion_kernels::kernel::{Shape, elements};
-use std::collections::HashSet;
 
 /// Rounding error of one weight, or of several weights together.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -66,29 +64,21 @@ impl Rounding {
 /// # Errors
 /// If the loader fails.
 pub fn rounding(recording: &Recording, weights: &Weights, storage: Storage) -> Result<Vec<Rounding>, GraphError> {
-    let (mut known, mut all) = (HashSet::new(), Vec::new());
-    for node in &recording.nodes {
-        for (operand, tensor) in node.kernel.operands().into_iter().zip(&node.operands) {
-            let Some(tensor) = *tensor else { continue };
-            let info = &recording.tensors[tensor];
-            let Origin::Weight(sources) = &info.origin else { continue };
-            if !known.insert(tensor) {
-                continue;
-            }
-            for source in sources {
-                let (name, shape) = (source.name.clone(), source.selected_shape());
-                let mut found = Rounding { name, shape, ..Rounding::default() };
-                weights.in_chunks(source, operand.layout, |shape, values| {
-                    found.bytes += storage.tensor_bytes(operand.dtype, &shape);
-                    let row = elements(&shape) / shape.first().copied().unwrap_or(1).max(1);
-                    let stored = storage.rounded(operand.dtype, &shape, values.clone());
-                    values
-                        .chunks(row.max(1))
-                        .zip(stored.chunks(row.max(1)))
-                        .for_each(|(row, stored)| found.add(row, stored));
-                })?;
-                all.push(found);
-            }
+    let mut all = Vec::new();
+    for (sources, operand) in recording.weights() {
+        for source in sources {
+            let (name, shape) = (source.name.clone(), source.selected_shape());
+            let mut found = Rounding { name, shape, ..Rounding::default() };
+            weights.in_chunks(source, operand.layout, |shape, values| {
+                found.bytes += storage.tensor_bytes(operand.dtype, &shape);
+                let row = elements(&shape) / shape.first().copied().unwrap_or(1).max(1);
+                let stored = storage.rounded(operand.dtype, &shape, values.clone());
+                values
+                    .chunks(row.max(1))
+                    .zip(stored.chunks(row.max(1)))
+                    .for_each(|(row, stored)| found.add(row, stored));
+            })?;
+            all.push(found);
         }
     }
     Ok(all)

@@ -7,9 +7,9 @@ use crate::graph::{Origin, TensorInfo};
 use crate::plan::Sharing;
 use crate::record::Recording;
 use crate::weights::Weights;
+use mobilediffusion_kernels::Device;
 use mobilediffusion_kernels::Variant;
 use mobilediffusion_kernels::kernel::elements;
-use mobilediffusion_kernels::runner::Device;
 
 /// Recording that is ready to run on a device: memory is allocated, weights are loaded and all steps are bound.
 ///
@@ -87,24 +87,20 @@ impl Session {
     /// Creates a session on the device of `weights`: loads the weights that are not there yet, allocates memory and, on
     /// a GPU, compiles and binds every step.
     ///
-    /// `go_on` is called after each step with the number of steps that are ready and the number in all; the work stops
-    /// when it returns false.
-    ///
     /// # Errors
-    /// If a weight cannot be loaded, the device has no room or rejects a kernel, or `go_on` returned false.
-    pub fn new(
-        recording: Recording,
-        weights: &Weights,
-        go_on: &mut dyn FnMut(usize, usize) -> bool,
-    ) -> Result<Self, GraphError> {
-        Self::with_sharing(recording, weights, Sharing::Planned, go_on)
+    /// If a weight cannot be loaded, or the device has no room or rejects a kernel.
+    pub fn new(recording: Recording, weights: &Weights) -> Result<Self, GraphError> {
+        Self::new_with(recording, weights, Sharing::Planned, &mut |_, _| true)
     }
 
     /// Creates a session as [`new`](Self::new) does, with tensors that share memory or not as `sharing` says.
     ///
+    /// `go_on` is called after each step with the number of steps that are ready and the number in all; the work stops
+    /// when it returns false.
+    ///
     /// # Errors
-    /// If [`new`](Self::new) would fail.
-    pub fn with_sharing(
+    /// If [`new`](Self::new) would fail, or `go_on` returned false.
+    pub fn new_with(
         recording: Recording,
         weights: &Weights,
         sharing: Sharing,
@@ -201,20 +197,28 @@ impl Session {
     /// Runs the steps that depend on an input written since the last complete run, and waits for the results. The first
     /// run executes every step.
     ///
+    /// # Errors
+    /// If an input was never written, or the device is lost.
+    pub fn run(&mut self) -> Result<(), GraphError> {
+        self.run_with(&mut |_, _| true)
+    }
+
+    /// Runs as [`run`](Self::run) does, and can be stopped.
+    ///
     /// `go_on` is called before each step on the CPU, and before each submission on a GPU, with the number of steps
     /// done and the number of steps of this run. When it returns false the run stops. Outputs then cannot be read until
     /// a later run completes, which executes the steps of the stopped run again.
     ///
     /// # Errors
     /// If an input was never written, the device is lost, or `go_on` returned false.
-    pub fn run(&mut self, go_on: &mut (dyn FnMut(usize, usize) -> bool + Send)) -> Result<(), GraphError> {
+    pub fn run_with(&mut self, go_on: &mut (dyn FnMut(usize, usize) -> bool + Send)) -> Result<(), GraphError> {
         let steps = self.begin()?;
         self.memory.run(&self.recording, &steps, go_on)?;
         self.end();
         Ok(())
     }
 
-    /// Runs as [`run`](Self::run) does, without blocking the thread while a GPU computes. The CPU device computes
+    /// Runs as [`run_with`](Self::run_with) does, without blocking the thread while a GPU computes. The CPU device computes
     /// inside the poll.
     ///
     /// # Errors

@@ -27,9 +27,8 @@ impl Recording {
         self.outputs.iter().for_each(|(_, tensor)| outside[*tensor] = true);
         let (mut bytes, mut fewest_bytes) = (0, 0);
         for node in &self.nodes {
-            for (operand, tensor) in node.kernel.operands().iter().zip(&node.operands) {
-                let Some(tensor) = *tensor else { continue };
-                let size = storage.tensor_bytes(operand.dtype, &operand.layout.packed_shape(&operand.shape));
+            for (operand, tensor) in node.present() {
+                let size = operand.bytes(storage);
                 bytes += size;
                 // Only the first access of an outside tensor counts towards the lower bound.
                 if std::mem::take(&mut outside[tensor]) {

@@ -1,11 +1,11 @@
 //! Weights on a device. Each weight is loaded once and shared by all sessions that use it.
 
 use crate::error::GraphError;
-use crate::graph::{Origin, WeightRows};
+use crate::graph::WeightRows;
 use crate::record::Recording;
+use mobilediffusion_kernels::Device;
 use mobilediffusion_kernels::kernel::{Shape, elements};
 use mobilediffusion_kernels::panels::Aligned;
-use mobilediffusion_kernels::runner::Device;
 use mobilediffusion_kernels::{DType, Layout, Operand, Storage, WeightType};
 use mobilediffusion_runtime::{Bound, Buffer, Gpu, Role};
 use std::collections::HashMap;
@@ -141,18 +141,13 @@ impl Weights {
 
     /// Loads all weights of a recording that are not on the device yet.
     ///
-    /// `go_on` is called before the weights of each operand with the number of operands done and the number in all; loading
-    /// stops when it returns false.
+    /// `go_on` is called before each weight with the number of weights done and the number in all; loading stops when it
+    /// returns false.
     ///
     /// # Errors
     /// If the loader fails, the device has no room, or `go_on` returned false.
     pub fn load(&self, recording: &Recording, go_on: &mut dyn FnMut(usize, usize) -> bool) -> Result<(), GraphError> {
-        let operands = recording.nodes.iter().flat_map(|node| node.kernel.operands().into_iter().zip(&node.operands));
-        let weights = operands.filter_map(|(declared, tensor)| {
-            let info = &recording.tensors[(*tensor)?];
-            if let Origin::Weight(sources) = &info.origin { Some((sources, declared)) } else { None }
-        });
-        let weights: Vec<_> = weights.collect();
+        let weights: Vec<_> = recording.weights().collect();
         for (done, (sources, operand)) in weights.iter().enumerate() {
             if !go_on(done, weights.len()) {
                 return Err(GraphError::Stopped { done, total: weights.len() });

@@ -169,6 +169,12 @@ impl Tolerance {
     /// No difference at all: for integers and copies.
     pub const EXACT: Self = Self { absolute: 0.0, relative: 0.0, rounding: 0.0 };
 
+    /// Returns the tolerance between two results that may each be off by this one, in opposite directions.
+    #[must_use]
+    pub fn doubled(self) -> Self {
+        Self { absolute: 2.0 * self.absolute, relative: 2.0 * self.relative, ..self }
+    }
+
     /// Returns the tolerance of a sum of `terms` products, each rounded to f32: `4 * sqrt(terms)` times `f32::EPSILON`,
     /// at least 16 times.
     pub(crate) fn f32_sum(terms: usize) -> Self {

@@ -38,7 +38,7 @@
 //!
 //! # Checking and timing
 //!
-//! [`runner::check_case`] runs a [`Case`] on a [`runner::Device`] and compares the outputs with the reference. Outputs
+//! [`runner::check_case`] runs a [`Case`] on a [`Device`] and compares the outputs with the reference. Outputs
 //! are poisoned and fenced, so that elements that were not written and writes out of bounds are found. Case files
 //! ([`casefile`]) hold operands and expected outputs that another program computed. [`sample`] prepares operands for
 //! timing; the command line times kernels with `bench`.
@@ -86,6 +86,7 @@ mod depthwise_conv2d;
 mod device;
 mod embedding;
 mod family;
+pub mod fenced;
 mod group_norm;
 mod group_norm_scale;
 mod group_norm_stats;
@@ -114,6 +115,7 @@ pub use concat::Concat;
 pub use conv2d::Conv2d;
 pub use ddim_step::DdimStep;
 pub use depthwise_conv2d::DepthwiseConv2d;
+pub use device::Device;
 pub use embedding::Embedding;
 pub use group_norm::GroupNorm;
 pub use group_norm_scale::GroupNormScale;

@@ -3,7 +3,7 @@
 use crate::kernel::{Shape, elements, padded};
 use crate::layout::Layout;
 use crate::panels;
-use crate::storage::WeightType;
+use crate::storage::{Storage, WeightType};
 use mobilediffusion_runtime::Binding;
 
 /// Element type of an operand.
@@ -49,6 +49,11 @@ pub struct Operand {
 }
 
 impl Operand {
+    /// Returns the number of bytes, as it is packed on a GPU that stores tensors as `storage`.
+    pub fn bytes(&self, storage: Storage) -> usize {
+        storage.tensor_bytes(self.dtype, &self.layout.packed_shape(&self.shape))
+    }
+
     fn new(name: &'static str, access: Access, shape: impl Into<Shape>) -> Self {
         Self {
             name,

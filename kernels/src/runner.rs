@@ -4,18 +4,15 @@
 //! Outputs are filled with poison and lie between poisoned fences, so that elements that were not written and writes
 //! out of bounds are found. On a GPU the padding of rows must be zero afterwards.
 
-pub use crate::device::Device;
-
 use crate::casefile::CaseFile;
 use crate::check::{self, Agreement, Mismatch, POISON};
+use crate::device::Device;
+use crate::fenced::{self, Fenced};
 use crate::kernel::{Access, Case, DType, Kernel, Operand, Param, Tolerance, has_weights};
 use crate::variant::{Machine, Variant, choose, runnable};
 use crate::{FloatType, Storage, WeightType, wgsl};
 use mobilediffusion_runtime::shader::ComposeError;
-use mobilediffusion_runtime::{Bound, Buffer, Dispatch, Gpu, Role, RuntimeError};
-
-/// Number of poisoned bytes on each side of a tensor on a GPU. A multiple of every alignment.
-const FENCE_BYTES: usize = 256;
+use mobilediffusion_runtime::{Bound, Dispatch, Gpu, Role, RuntimeError};
 
 /// Number of poisoned elements on each side of an output of a CPU form.
 const FENCE: usize = 16;
@@ -238,10 +235,6 @@ fn run_cpu(kernel: &dyn Kernel, weights: WeightType, inputs: &[Vec<f32>]) -> Res
     outputs.into_iter().zip(&written).map(inside).collect()
 }
 
-fn poison(bytes: usize) -> Vec<u8> {
-    POISON.to_le_bytes().into_iter().cycle().take(bytes).collect()
-}
-
 /// Runs one variant of a kernel on a GPU. Inputs and outputs are those of [`run`].
 ///
 /// # Errors
@@ -252,72 +245,17 @@ pub fn run_variant(
     variant: &Variant,
     inputs: &[Vec<f32>],
 ) -> Result<Vec<Vec<f32>>, RunError> {
-    let operands = kernel.operands();
-    let mut values = inputs.iter();
-    let mut buffers = Vec::new();
-    for operand in &operands {
-        let shape = operand.layout.packed_shape(&operand.shape);
-        let bytes = if operand.present { storage.tensor_bytes(operand.dtype, &shape) } else { 16 };
-        let buffer = gpu.buffer(operand.name, (bytes + 2 * FENCE_BYTES) as u64, Role::Storage)?;
-        gpu.poison(&buffer)?;
-        if operand.access == Access::Read {
-            let values = values.next().cloned().unwrap_or_default();
-            if operand.present {
-                let packed = operand.layout.pack(&operand.shape, values);
-                let encoded = storage.encode(operand.dtype, &shape, &packed);
-                gpu.upload(Bound { bytes: bytes as u64, ..inside(&buffer, bytes) }, &encoded)?;
-            }
-        }
-        buffers.push((buffer, bytes));
-    }
-    let bound: Vec<Bound<'_>> = buffers.iter().map(|(buffer, bytes)| inside(buffer, *bytes)).collect();
-    let shared = shared((gpu, storage), kernel, variant)?;
-    let dispatch = dispatch((gpu, storage), kernel, variant, &bound, shared.as_ref())?;
-    gpu.submit([&dispatch])?;
-
-    let mut outputs = Vec::new();
-    for (operand, (buffer, bytes)) in operands.iter().zip(&buffers).filter(|(o, _)| o.access == Access::Write) {
-        if !operand.present {
-            outputs.push(Vec::new());
-            continue;
-        }
-        let staging = gpu.buffer("staging", buffer.bytes(), Role::Staging)?;
-        let all = gpu.download(buffer, &staging)?;
-        outputs.push(unfenced(kernel, operand, storage, &all, *bytes)?);
-    }
-    if let Some(shared) = shared {
-        let staging = gpu.buffer("staging", shared.bytes(), Role::Staging)?;
-        let all = gpu.download(&shared, &staging)?;
-        if !fences_stand(&all, all.len() - 2 * FENCE_BYTES) {
-            return Err(RunError::Outside { kernel: format!("{kernel:?} {storage}"), operand: "shared" });
-        }
-    }
+    let operands = fenced::upload((gpu, storage), kernel, inputs)?;
+    let shared = fenced::shared((gpu, storage), kernel, variant)?;
+    let bound: Vec<Bound<'_>> = operands.iter().map(Fenced::bound).collect();
+    gpu.submit([&dispatch((gpu, storage), kernel, variant, &bound, shared.as_ref())?])?;
+    let outputs = fenced::download((gpu, storage), kernel, &operands)?;
+    shared.iter().try_for_each(|shared| shared.check(gpu, || format!("{kernel:?} {storage}")))?;
     Ok(outputs)
 }
 
-/// Returns the part of a buffer between its fences.
-fn inside(buffer: &Buffer, bytes: usize) -> Bound<'_> {
-    Bound { buffer, offset: FENCE_BYTES as u64, bytes: bytes.next_multiple_of(4) as u64 }
-}
-
-/// Allocates the memory that the stages of a variant share, poisoned and fenced. `None` if they share none.
-///
-/// # Errors
-/// If the device cannot allocate the memory.
-pub fn shared(
-    (gpu, storage): (&Gpu, Storage),
-    kernel: &dyn Kernel,
-    variant: &Variant,
-) -> Result<Option<Buffer>, RuntimeError> {
-    let (stages, operands) = (kernel.stages(variant), kernel.operands().len());
-    let Some(operand) = stages.iter().find_map(|stage| stage.shared(operands)) else { return Ok(None) };
-    let bytes = storage.tensor_bytes(operand.dtype, &operand.shape) + 2 * FENCE_BYTES;
-    let buffer = gpu.buffer("shared", bytes as u64, Role::Storage)?;
-    gpu.poison(&buffer).map(|()| Some(buffer))
-}
-
 /// Prepares the dispatch of all stages of a variant. `bound` holds the kernel's operands in order, and `shared` the
-/// memory from [`shared`], if the stages need it.
+/// memory from [`fenced::shared`], if the stages need it.
 ///
 /// # Errors
 /// Returns the same errors as [`run`].
@@ -326,7 +264,7 @@ pub fn dispatch(
     kernel: &dyn Kernel,
     variant: &Variant,
     bound: &[Bound<'_>],
-    shared: Option<&Buffer>,
+    shared: Option<&Fenced>,
 ) -> Result<Dispatch, RunError> {
     let mut all: Option<Dispatch> = None;
     for stage in &kernel.stages(variant) {
@@ -336,7 +274,7 @@ pub fn dispatch(
         let params: Vec<u8> = program.params.iter().flat_map(Param::bytes).collect();
         let uniform = gpu.buffer("params", params.len() as u64, Role::Uniform)?;
         gpu.upload(&uniform, &params)?;
-        let own = shared.map(|buffer| inside(buffer, buffer.bytes() as usize - 2 * FENCE_BYTES));
+        let own = shared.map(Fenced::bound);
         let bound: Vec<Bound<'_>> =
             std::iter::once(Bound::whole(&uniform)).chain(bound.iter().copied()).chain(own).collect();
         let dispatch = gpu.dispatch(kernel.name(), &pipeline, &bound, program.grid)?;
@@ -346,33 +284,6 @@ pub fn dispatch(
         });
     }
     Ok(all.expect("a kernel has at least one stage"))
-}
-
-/// Returns whether the fences around a tensor of `bytes` bytes are intact.
-fn fences_stand(all: &[u8], bytes: usize) -> bool {
-    let whole = |fence: &[u8]| fence.iter().zip(poison(fence.len())).all(|(got, want)| *got == want);
-    [&all[..FENCE_BYTES], &all[FENCE_BYTES + bytes..]].into_iter().all(whole)
-}
-
-/// Decodes the tensor between the fences, and checks the fences and the padding.
-fn unfenced(
-    kernel: &dyn Kernel,
-    operand: &Operand,
-    storage: Storage,
-    all: &[u8],
-    bytes: usize,
-) -> Result<Vec<f32>, RunError> {
-    let (kernel, end) = (|| format!("{kernel:?} {storage}"), FENCE_BYTES + bytes);
-    if bytes.is_multiple_of(4) && !fences_stand(all, bytes) {
-        return Err(RunError::Outside { kernel: kernel(), operand: operand.name });
-    }
-    let inside = &all[FENCE_BYTES..end];
-    let values = storage.decode(operand.dtype, &operand.shape, inside);
-    // Encoding again puts zeros into the padding. Any other byte there is a mistake of the kernel.
-    let clean = operand.dtype == DType::U32
-        || storage.encode(operand.dtype, &operand.shape, &values) == inside
-        || values.iter().any(|v| v.is_nan());
-    if clean { Ok(values) } else { Err(RunError::Padding { kernel: kernel(), operand: operand.name }) }
 }
 
 #[cfg(test)]

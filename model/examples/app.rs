@@ -1,5 +1,6 @@
-//! A small application that uses the whole pipeline: progress, several pictures, another size without loading again,
-//! a picture drawn from a picture, stopping, a second pipeline over the same weights, and recovery of a lost device.
+//! A small application that uses most of the pipeline: progress with previews, several pictures, another size without
+//! loading again, a picture drawn from a picture, stopping, a second pipeline over the same weights, and recovery of a
+//! lost device.
 //!
 //!     cargo run --release -p mobilediffusion-model --example app -- [FOLDER]
 #![expect(clippy::print_stderr, reason = "an application talks to whoever started it")]
@@ -8,8 +9,11 @@ use mobilediffusion_model::{Flow, Init, ModelError, Options, Phase, Picture, Pip
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// Prints progress; stands for a progress bar with a cancel button.
+/// Prints progress; stands for a progress bar with a cancel button and a place for previews.
 fn hear(progress: &Progress) -> Flow {
+    if let Some(preview) = &progress.preview {
+        eprintln!("picture {}: a preview of {}x{} pixels", progress.picture, preview.width, preview.height);
+    }
     if progress.phase == Phase::Denoise {
         eprintln!("picture {}: step {} of {}", progress.picture, progress.step, progress.total);
     }
@@ -44,6 +48,13 @@ fn main() -> Result<(), ModelError> {
     let wide = Request { width: Some(128), steps: Some(10), negative: "leaf".into(), ..Request::new("red apple") };
     Picture::sheet(&draw(&mut pipeline, &wide)?).save_png(&folder.join("wide.png"), &[])?;
 
+    // Each picture is passed on as soon as it is drawn, and is shown on the way there.
+    let shown = Request { steps: Some(10), count: 2, preview_every: Some(4), ..Request::new("red apple") };
+    pipeline.generate_each(&shown, &mut hear, &mut |number, picture| {
+        eprintln!("picture {number} is done: {}x{} pixels", picture.width, picture.height);
+        Flow::Continue
+    })?;
+
     // A stopped request ends with an error of its own, and the pipeline can be used again.
     let stopped = pipeline.generate(&request, &mut |_| Flow::Stop);
     assert!(matches!(stopped, Err(ModelError::Stopped)), "it was told to stop");
@@ -56,7 +67,7 @@ fn main() -> Result<(), ModelError> {
     let from_apple = Request { init: Some(Init::new(apples[0].clone())), ..Request::new("green apple") };
     match draw(&mut pipeline, &from_apple) {
         Ok(pictures) => pictures[0].save_png(&folder.join("green.png"), &[]),
-        Err(ModelError::NoEncoder) => {
+        Err(ModelError::NoPart { .. }) => {
             eprintln!("this model does not begin from pictures");
             Ok(())
         }

@@ -31,6 +31,7 @@ use mobilediffusion_kernels::{Activation, Prediction};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use std::fmt;
 use std::path::Path;
 use std::sync::LazyLock;
 
@@ -120,6 +121,15 @@ pub enum Sampler {
     Ddim,
     /// UFOGen's sampler: one step, or up to four with fresh noise between them. It uses no guidance.
     OneStep,
+}
+
+impl fmt::Display for Sampler {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ddim => "DDIM",
+            Self::OneStep => "one step",
+        })
+    }
 }
 
 /// Contents of `decoder/config.json`: the light decoder (docs/model.md, section 2.2).

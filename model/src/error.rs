@@ -3,6 +3,7 @@
 //! Every error carries its data. Its `Display` is one lower-case line with the place, what was expected, and what was
 //! found.
 
+use crate::networks::{UNET_BASE, VAE};
 use mobilediffusion_graph::GraphError;
 use mobilediffusion_runtime::RuntimeError;
 use std::fmt;
@@ -65,31 +66,26 @@ pub enum ModelError {
         /// Description of the failure.
         message: String,
     },
-    /// A sampler setting is out of range.
-    #[error("sampler: {key}: expected {expected}, found {found}")]
-    Sampler {
-        /// Setting: `steps`, `eta` or `first timestep`.
-        key: &'static str,
-        /// Accepted values.
-        expected: String,
-        /// Value that was asked for.
-        found: String,
-    },
-    /// A picture side is not a multiple that the network can halve.
-    #[error("picture size: {key}: expected a positive multiple of {multiple}, found {found}")]
-    Size {
-        /// `width` or `height`.
-        key: &'static str,
-        /// Number of pixels that each side must be a multiple of.
-        multiple: usize,
-        /// Number of pixels that was asked for.
-        found: usize,
-    },
     /// The model lacks a part that is needed.
-    #[error("this model has no `{part}`: expected a folder {part} with config.json and model.safetensors")]
+    #[error(
+        "this model has no `{part}`{}: expected a folder {part} with config.json and model.safetensors",
+        use_of(part)
+    )]
     NoPart {
         /// Folder of the part.
         part: &'static str,
+    },
+    /// The checkpoint that comes with the project is nowhere to be found.
+    #[error("the model that comes with the program is missing: expected one of the folders {}", listed(places))]
+    NoCheckpoint {
+        /// Folders that were looked for, in this order.
+        places: Vec<PathBuf>,
+    },
+    /// The operating system starts no threads for the CPU's work.
+    #[error("cannot start threads: {message}")]
+    Threads {
+        /// Message of the operating system.
+        message: String,
     },
     /// A request holds an invalid value.
     #[error("{key}: expected {expected}, found {found}")]
@@ -109,9 +105,6 @@ pub enum ModelError {
         /// Description of the defect.
         message: String,
     },
-    /// The model has no VAE encoder, so it cannot begin from a picture.
-    #[error("this model cannot begin from a picture: expected a folder vae with config.json and model.safetensors")]
-    NoEncoder,
     /// The weights and plans of a request do not fit into memory.
     #[error(
         "out of memory: {}{width}x{height} pixels need {} {what}, {}; {advice}",
@@ -187,6 +180,11 @@ impl From<GraphError> for ModelError {
 }
 
 impl ModelError {
+    /// Returns the error for a value of a request that is not valid.
+    pub(crate) fn request(key: &'static str, expected: impl Into<String>, found: impl ToString) -> Self {
+        Self::Request { key, expected: expected.into(), found: found.to_string() }
+    }
+
     /// Whether a device had too little memory for an allocation.
     pub(crate) fn is_out_of_memory(&self) -> bool {
         matches!(self, Self::Graph(GraphError::OutOfMemory { .. }) | Self::Device(RuntimeError::OutOfMemory { .. }))
@@ -199,6 +197,19 @@ pub(crate) fn mib(bytes: u64) -> String {
 }
 
 /// Formats the number of pictures that are drawn at once, if there are several.
+/// Returns what needs a part of a model, in the words of a request.
+fn use_of(part: &str) -> &'static str {
+    match part {
+        UNET_BASE => ", which guidance, a negative prompt, an eta and more steps than one-step sampling takes need",
+        VAE => ", which beginning from a picture needs",
+        _ => "",
+    }
+}
+
+fn listed(places: &[PathBuf]) -> String {
+    places.iter().map(|place| place.display().to_string()).collect::<Vec<_>>().join(", ")
+}
+
 fn at_once(pictures: usize) -> String {
     if pictures > 1 { format!("{pictures} pictures at once of ") } else { String::new() }
 }

@@ -4,7 +4,7 @@ pub mod paper;
 
 use crate::config::ModelConfig;
 use crate::error::ModelError;
-use crate::networks::{Decoder, Shape, decode_graph, denoise_graph, encode_graph, text_graph};
+use crate::networks::{Network, Shape};
 use crate::text_encoder::PREFIX;
 use mobilediffusion_graph::{Graph, Recording};
 use mobilediffusion_kernels::kernel::elements;
@@ -82,16 +82,11 @@ pub struct Info {
 /// # Errors
 /// [`ModelError`] if the model cannot draw this size or the configuration is not valid.
 pub fn summary(config: &ModelConfig, image_size: usize) -> Result<Info, ModelError> {
-    let shape = Shape::of(config, image_size, image_size, config.defaults.sampler)?;
-    let mut parts =
-        vec![Part::new("text encoder", text_graph(config, 1)?), Part::new("unet", denoise_graph(config, &shape)?)];
-    if config.decoder.is_some() {
-        parts.push(Part::new("decoder", decode_graph(config, shape.latent, Decoder::Light, 1)?));
-    }
-    if config.vae.is_some() {
-        parts.push(Part::new("vae encoder", encode_graph(config, shape.latent)?));
-        parts.push(Part::new("vae decoder", decode_graph(config, shape.latent, Decoder::Full, 1)?));
-    }
+    config.validate()?;
+    let sampler = config.defaults.sampler;
+    let shape = Shape::of(config, image_size, image_size, sampler)?;
+    let part = |network: Network| Ok(Part::new(network.title(), network.graph(config, &shape)?));
+    let parts = Network::of(config, sampler).into_iter().map(part).collect::<Result<_, ModelError>>()?;
     Ok(Info { parts })
 }
 

@@ -25,7 +25,7 @@
 //! * The callback of [`Progress`] returns [`Flow::Stop`] to stop a request; the pipeline can be used again.
 //! * [`ModelError::DeviceLost`] reports a lost device, and [`Pipeline::recover`] opens it again.
 //!
-//! `examples/app.rs` uses all of this.
+//! `examples/app.rs` uses most of this.
 //!
 //! The modules below the pipeline are public for tools and tests: [`config`] reads configuration files, [`networks`]
 //! builds the graphs, [`weights`] reads checkpoints, and [`info`] counts parameters. The repository's `docs/model.md`
@@ -56,6 +56,6 @@ pub use mobilediffusion_kernels::{Storage, WeightType};
 pub use mobilediffusion_runtime::{AdapterKind, AdapterSummary, RuntimeError, Select, adapters};
 pub use picture::{Mask, Picture};
 pub use pipeline::{
-    Counters, DeviceChoice, Floats, Flow, Init, Model, OnPicture, OnProgress, Options, Phase, Pipeline, Progress,
-    Request, Settings, Source, Truncated, WeightsFrom,
+    Cache, Counters, DeviceChoice, Floats, Flow, Init, Model, OnPicture, OnProgress, Options, Phase, Pipeline,
+    Progress, Request, Settings, Source, Truncated, WeightsFrom,
 };

@@ -1,4 +1,4 @@
-//! Graphs of a whole model, built in one place for the pipeline, for [`info`](crate::info) and for tests.
+//! Networks of a model and their graphs, in one place for the pipeline, for [`info`](crate::info) and for tests.
 
 use crate::config::{MOST_PIXELS, ModelConfig, PIXELS_PER_LATENT, Sampler};
 use crate::decoder::decoder;
@@ -22,14 +22,14 @@ impl LatentSize {
     /// Returns the latent size of a picture of `width` x `height` pixels.
     ///
     /// # Errors
-    /// [`ModelError::Request`] if a side is above [`MOST_PIXELS`], and [`ModelError::Size`] if it is zero or not a
-    /// multiple of [`ModelConfig::size_multiple`].
+    /// [`ModelError::Request`] if a side is above [`MOST_PIXELS`], zero or not a multiple of
+    /// [`ModelConfig::size_multiple`].
     pub fn of(config: &ModelConfig, width: usize, height: usize) -> Result<Self, ModelError> {
         let multiple = config.size_multiple();
         for (key, found) in [("width", width), ("height", height)] {
             Self::check_side(key, found)?;
             if found == 0 || !found.is_multiple_of(multiple) {
-                return Err(ModelError::Size { key, multiple, found });
+                return Err(ModelError::request(key, format!("a positive multiple of {multiple} pixels"), found));
             }
         }
         Ok(Self { height: height / PIXELS_PER_LATENT, width: width / PIXELS_PER_LATENT })
@@ -40,8 +40,7 @@ impl LatentSize {
         if side <= MOST_PIXELS {
             return Ok(());
         }
-        let (expected, found) = (format!("at most {MOST_PIXELS} pixels"), side.to_string());
-        Err(ModelError::Request { key, expected, found })
+        Err(ModelError::request(key, format!("at most {MOST_PIXELS} pixels"), side))
     }
 
     /// Returns the width and the height of the picture, in pixels.
@@ -75,19 +74,90 @@ impl Shape {
         Ok(Self { latent, sampler, guided: false, takes_noise: false, pictures: 1 })
     }
 
-    /// Returns the shape for one picture of `size` x `size` pixels with the model's own sampler settings.
-    ///
-    /// # Errors
-    /// Fails in the cases of [`LatentSize::of`].
-    pub fn own(config: &ModelConfig, size: usize) -> Result<Self, ModelError> {
-        let own = &config.defaults;
-        let takes_noise = own.sampler == Sampler::OneStep && own.steps > 1;
-        Ok(Self { guided: own.guidance != 1.0, takes_noise, ..Self::of(config, size, size, own.sampler)? })
-    }
-
     /// Returns the number of images in a batch of the UNet: two for each picture with guidance.
     pub fn batch(&self) -> usize {
         self.pictures * if self.guided { 2 } else { 1 }
+    }
+}
+
+/// Folder of the UNet that a one-step model was made from. A model may come without it.
+pub(crate) const UNET_BASE: &str = "unet_base";
+
+/// Folder of the full VAE, encoder and decoder.
+pub(crate) const VAE: &str = "vae";
+
+/// Network of a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Network {
+    /// Text encoder: token ids to context.
+    Text,
+    /// UNet of a sampler, and the sampler's step.
+    Unet(Sampler),
+    /// Decoder: latent to pixels.
+    Decoder(Decoder),
+    /// Encoder of the full VAE: pixels to latent.
+    Encoder,
+}
+
+impl Network {
+    /// Returns the networks that a model has, with the UNet of one sampler.
+    pub fn of(config: &ModelConfig, sampler: Sampler) -> Vec<Self> {
+        let light = config.decoder.is_some().then_some(Self::Decoder(Decoder::Light));
+        let full = config.vae.is_some().then_some([Self::Encoder, Self::Decoder(Decoder::Full)]);
+        [Self::Text, Self::Unet(sampler)].into_iter().chain(light).chain(full.into_iter().flatten()).collect()
+    }
+
+    /// Returns the network's name for people.
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::Text => "text encoder",
+            Self::Unet(_) => "unet",
+            Self::Decoder(Decoder::Light) => "decoder",
+            Self::Decoder(Decoder::Full) => "vae decoder",
+            Self::Encoder => "vae encoder",
+        }
+    }
+
+    /// Returns the folder of the network's weights. DDIM on a one-step model uses `unet_base`, the UNet that the model
+    /// was made from.
+    pub fn folder(self, config: &ModelConfig) -> &'static str {
+        match self {
+            Self::Text => "text_encoder",
+            Self::Unet(Sampler::Ddim) if config.defaults.sampler == Sampler::OneStep => UNET_BASE,
+            Self::Unet(_) => "unet",
+            Self::Decoder(which) => which.folder(),
+            Self::Encoder => Decoder::Full.folder(),
+        }
+    }
+
+    /// Builds the network's graph, for one prompt and for the pictures of `shape`.
+    ///
+    /// # Errors
+    /// [`ModelError::NoPart`] if the model has no such network, [`ModelError::Config`] if its configuration is not valid,
+    /// and [`ModelError::Graph`] if that does not fit the shape.
+    pub fn graph(self, config: &ModelConfig, shape: &Shape) -> Result<Graph, ModelError> {
+        config.validate()?;
+        match self {
+            Self::Text => Ok(text_graph(config, 1)?),
+            Self::Unet(sampler) => Ok(denoise_graph(config, &Shape { sampler, ..*shape })?),
+            Self::Decoder(which) => decode_graph(config, shape.latent, which, shape.pictures),
+            Self::Encoder => encode_graph(config, shape.latent),
+        }
+    }
+
+    /// Returns the names and shapes of the weights in the network's folder, which do not depend on the size of a picture.
+    ///
+    /// # Errors
+    /// [`ModelError::NoPart`] if the model has no such network, [`ModelError::Graph`] if the configuration is not valid.
+    pub fn weights(self, config: &ModelConfig) -> Result<Vec<(String, Vec<usize>)>, ModelError> {
+        match self {
+            // The folder holds encoder and decoder, whichever is used.
+            Self::Encoder | Self::Decoder(Decoder::Full) => vae_weights(config),
+            _ => {
+                let side = config.size_multiple();
+                Ok(self.graph(config, &Shape::of(config, side, side, config.defaults.sampler)?)?.weights())
+            }
+        }
     }
 }
 
@@ -135,7 +205,7 @@ pub fn denoise_graph(config: &ModelConfig, shape: &Shape) -> Result<Graph, Graph
 }
 
 /// Network that decodes latents to pictures.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Decoder {
     /// Light decoder, in the folder `decoder`.
     Light,
@@ -153,7 +223,7 @@ impl Decoder {
     pub fn folder(self) -> &'static str {
         match self {
             Self::Light => "decoder",
-            Self::Full => "vae",
+            Self::Full => VAE,
         }
     }
 }
@@ -180,7 +250,7 @@ pub fn decode_graph(
     let latent = g.input("latent", map, DType::F32);
     let picture = match which {
         Decoder::Light => decoder(&mut g, part(&config.decoder, "decoder")?, &latent)?,
-        Decoder::Full => vae::decoder(&mut g, part(&config.vae, "vae")?, &latent)?,
+        Decoder::Full => vae::decoder(&mut g, part(&config.vae, VAE)?, &latent)?,
     };
     let pixels = g.rgba8(&picture)?;
     g.output("pixels", &pixels);
@@ -206,7 +276,7 @@ pub fn vae_weights(config: &ModelConfig) -> Result<Vec<(String, Vec<usize>)>, Mo
 /// [`ModelError::NoPart`] if the model has no full VAE, [`ModelError::Graph`] if the configuration does not fit the
 /// size.
 pub fn encode_graph(config: &ModelConfig, size: LatentSize) -> Result<Graph, ModelError> {
-    let config = part(&config.vae, "vae")?;
+    let config = part(&config.vae, VAE)?;
     let mut g = Graph::new();
     let (width, height) = size.pixels();
     let image = g.input("image", [1, height, width, config.in_channels], DType::F32);
@@ -251,19 +321,23 @@ mod tests {
         let config = ModelConfig::preset("mini").unwrap();
         for (width, height, key) in [(0, 64, "width"), (64, 48, "height"), (100, 64, "width")] {
             let error = LatentSize::of(&config, width, height).unwrap_err();
-            assert!(matches!(error, ModelError::Size { key: found, .. } if found == key), "{width}x{height}: {error}");
+            assert!(
+                matches!(error, ModelError::Request { key: found, .. } if found == key),
+                "{width}x{height}: {error}"
+            );
         }
     }
 
     #[test]
     fn a_network_that_halves_more_often_takes_other_sizes() {
         let config = ModelConfig::preset("sd15").unwrap();
-        denoise_graph(&config, &Shape::own(&config, 64).unwrap()).unwrap();
-        let error = Shape::own(&config, 96).unwrap_err().to_string();
-        assert_eq!(error, "picture size: width: expected a positive multiple of 64, found 96");
+        let shape = |side| Shape::of(&config, side, side, Sampler::Ddim);
+        denoise_graph(&config, &shape(64).unwrap()).unwrap();
+        let error = shape(96).unwrap_err().to_string();
+        assert_eq!(error, "width: expected a positive multiple of 64 pixels, found 96");
         // A size that was not checked gives an error that names the block.
         let latent = LatentSize { height: 12, width: 12 };
-        let error = denoise_graph(&config, &Shape { latent, ..Shape::own(&config, 64).unwrap() }).unwrap_err();
+        let error = denoise_graph(&config, &Shape { latent, ..shape(64).unwrap() }).unwrap_err();
         let error = error.to_string();
         assert!(error.contains("down_blocks.2.downsamplers.0.conv") && error.ends_with("a multiple of 2"), "{error}");
     }
@@ -296,12 +370,6 @@ mod tests {
                 assert_eq!(found, takes_noise, "{shape:?}");
             }
         }
-        let steps = |steps| {
-            let mut config = config.clone();
-            config.defaults.steps = steps;
-            Shape::own(&config, 64).unwrap().takes_noise
-        };
-        assert_eq!((steps(1), steps(2)), (false, true), "one step has none after it");
     }
 
     #[test]

@@ -5,7 +5,7 @@ mod file;
 use image::imageops::FilterType;
 use image::{DynamicImage, RgbaImage};
 
-/// Picture of 8-bit RGBA pixels.
+/// Picture of 8-bit RGBA pixels. Pictures that are drawn or read from files are opaque; transparent pixels count as white.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Picture {
     /// Width in pixels.
@@ -28,19 +28,36 @@ pub struct Mask {
 }
 
 impl Mask {
-    /// Converts a picture to a mask by its brightness: white is drawn anew, black is kept, grey is mixed.
+    /// Converts a picture to a mask by its brightness: white is drawn anew, black is kept, grey is mixed. Transparent
+    /// pixels count as white.
     pub fn of(picture: &Picture) -> Self {
         // Luma with the weights of ITU-R BT.709 in 1/65536. The weights sum to one, so that white becomes 255.
-        let luma = |p: &[u8]| (13_933 * u32::from(p[0]) + 46_871 * u32::from(p[1]) + 4_732 * u32::from(p[2])) >> 16;
-        let values = picture.rgba.chunks_exact(4).map(|pixel| luma(pixel) as u8).collect();
+        let luma = |p: [u8; 3]| (13_933 * u32::from(p[0]) + 46_871 * u32::from(p[1]) + 4_732 * u32::from(p[2])) >> 16;
+        let values = picture.rgb().map(|pixel| luma(pixel) as u8).collect();
         Self { width: picture.width, height: picture.height, values }
     }
+}
+
+/// Blends a pixel of straight alpha with white.
+fn over_white([r, g, b, alpha]: [u8; 4]) -> [u8; 3] {
+    let alpha = u32::from(alpha);
+    [r, g, b].map(|value| ((u32::from(value) * alpha + 255 * (255 - alpha) + 127) / 255) as u8)
 }
 
 /// Largest difference over a whole picture that nobody can see.
 const FLAT: u8 = 2;
 
 impl Picture {
+    /// Returns red, green and blue of every pixel, on a white ground.
+    pub(crate) fn rgb(&self) -> impl Iterator<Item = [u8; 3]> {
+        self.rgba.as_chunks().0.iter().map(|pixel| over_white(*pixel))
+    }
+
+    /// Whether `rgba` is as long as the size demands.
+    fn is_whole(&self) -> bool {
+        self.width.checked_mul(self.height).and_then(|pixels| pixels.checked_mul(4)) == Some(self.rgba.len())
+    }
+
     /// Crops and scales the picture to fill `width` x `height` pixels, both at least 1. The middle of the picture is
     /// kept.
     ///
@@ -50,6 +67,7 @@ impl Picture {
     pub fn fill(self, width: usize, height: usize) -> Self {
         let sides = [self.width, self.height, width, height];
         assert!(!sides.contains(&0), "{}x{} pixels cannot fill {width}x{height}", self.width, self.height);
+        assert!(self.is_whole(), "a picture holds 4 * width * height bytes");
         if (self.width, self.height) == (width, height) {
             return self;
         }
@@ -73,7 +91,7 @@ impl Picture {
     /// Arranges pictures of one size in rows on a nearly square white sheet.
     ///
     /// # Panics
-    /// If there are no pictures, or if their sizes differ.
+    /// If there are no pictures, if their sizes differ or are 0, or if `rgba` does not have `4 * width * height` bytes.
     pub fn sheet(pictures: &[Self]) -> Self {
         let first = pictures.first().expect("a sheet needs a picture");
         let size = (first.width, first.height);
@@ -81,6 +99,7 @@ impl Picture {
             pictures.iter().all(|picture| (picture.width, picture.height) == size),
             "the pictures of a sheet have one size"
         );
+        assert!(size.0 > 0 && pictures.iter().all(Self::is_whole), "a picture holds 4 * width * height bytes");
         let columns = (1..).find(|n| n * n >= pictures.len()).expect("a square root exists");
         let rows = pictures.len().div_ceil(columns);
         let (width, height) = (columns * first.width, rows * first.height);
@@ -118,6 +137,7 @@ mod tests {
         for (grey, value) in [(0, 0), (255, 255), (128, 128)] {
             assert_eq!(Mask::of(&plain(2, 1, [grey, grey, grey, 255])).values, [value; 2]);
         }
+        assert_eq!(Mask::of(&plain(1, 1, [0, 0, 0, 0])).values, [255], "transparent is white, as in a file");
     }
 
     #[test]

@@ -14,19 +14,19 @@ mod sampling;
 mod shared;
 mod source;
 
-pub use options::{DeviceChoice, Floats, Options};
+pub use options::{Cache, DeviceChoice, Floats, Options};
 pub use progress::{Flow, OnPicture, OnProgress, Phase, Progress};
 pub use request::{Init, MOST_PICTURES, Request, Settings, Truncated};
 pub use shared::Model;
 pub use source::{Source, WeightsFrom};
 
+use crate::config::ModelConfig;
 use crate::error::ModelError;
-use crate::networks::Shape;
+use crate::networks::{Decoder, Network, Shape};
 use crate::picture::Picture;
 use memory::{Ask, Need};
 use mobilediffusion_graph::{Device, PlanSummary, Recording, compile_ahead};
 use plans::{Key, Plans};
-use source::Part;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -38,6 +38,8 @@ pub struct Pipeline {
     plans: Plans,
     /// Generation of the device that the plans were made on.
     generation: u64,
+    /// Counts as one pipeline over the model.
+    _over: Arc<()>,
 }
 
 /// Numbers of objects and bytes that exist so far. A request whose plans are ready changes none of them.
@@ -70,7 +72,8 @@ impl Pipeline {
     /// Returns another pipeline over a model that is already loaded.
     pub fn over(model: Arc<Model>) -> Self {
         let generation = model.generation();
-        Self { model, plans: Plans::default(), generation }
+        let over = model.count();
+        Self { model, plans: Plans::default(), generation, _over: over }
     }
 
     /// Returns the model, for further pipelines over it.
@@ -105,9 +108,9 @@ impl Pipeline {
         let shape = self.settings(request)?.shape(self.model.config())?;
         let summary = |key: Key| {
             let recording = Recording::new(key.graph(self.model.config())?);
-            Ok((key.part().title(), recording.summary(self.model.device_of(key.part())?.storage())))
+            Ok((key.network().title(), recording.summary(self.model.device_of(key.network())?.storage())))
         };
-        keys(request, shape).into_iter().map(summary).collect()
+        keys(self.model.config(), request, shape).into_iter().map(summary).collect()
     }
 
     /// Loads the weights and makes the plans that a request needs, so that drawing starts at once.
@@ -185,18 +188,19 @@ impl Pipeline {
         run::Run::new(&self.model, &mut self.plans, request, &settings, on_progress)?.pictures(on_picture).await
     }
 
-    /// Opens the device again after it was lost, with weights from the same source. The next request makes its plans
-    /// anew.
+    /// Opens the device again after it was lost: the same adapter, with weights from the same source, which are read and
+    /// checked again. The next request makes its plans anew.
     ///
     /// If another pipeline of the same model has already opened the device again, this pipeline uses that one.
     ///
     /// # Errors
-    /// [`ModelError`] if the device cannot be opened or the weights are no longer available.
+    /// [`ModelError`] if the device is gone or cannot be opened, or the weights are no longer available.
     pub fn recover(&mut self) -> Result<(), ModelError> {
         pollster::block_on(self.recover_async())
     }
 
-    /// Opens a lost device again without blocking: [`recover`](Self::recover) for an async executor.
+    /// Opens a lost device again without blocking on it: [`recover`](Self::recover) for an async executor. Files are read
+    /// before the first yield, as by [`Model::load_async`].
     ///
     /// # Errors
     /// Fails in the cases of [`recover`](Self::recover).
@@ -213,8 +217,8 @@ impl Pipeline {
             self.plans.clear();
             self.generation = self.model.generation();
         }
-        let keys = keys(request, shape);
-        keys.iter().try_for_each(|key| self.model.check(key.part()))?;
+        let keys = keys(self.model.config(), request, shape);
+        keys.iter().try_for_each(|key| self.model.weights(key.network()).map(drop))?;
         self.plans.touch(&keys);
         let pictures = request.batches().next().unwrap_or(1);
         let ask = Ask { model: &self.model, device: &self.model.device(), latent: shape.latent, pictures, keys: &keys };
@@ -222,7 +226,7 @@ impl Pipeline {
             let mut missing = Vec::new();
             for key in keys.iter().copied().filter(|key| !self.plans.has(*key)) {
                 let recording = Recording::new(key.graph(self.model.config())?);
-                missing.push((key, Need::of(&recording, &self.model.device_of(key.part())?), recording));
+                missing.push((key, Need::of(&recording, &self.model.device_of(key.network())?), recording));
             }
             if missing.is_empty() {
                 return Ok(());
@@ -241,12 +245,12 @@ impl Pipeline {
 }
 
 /// Returns the keys of a request's plans.
-fn keys(request: &Request, shape: Shape) -> Vec<Key> {
+fn keys(config: &ModelConfig, request: &Request, shape: Shape) -> Vec<Key> {
     let mut sizes: Vec<usize> = request.batches().collect();
     sizes.dedup();
     let batches = sizes.into_iter().flat_map(|pictures| {
         let shape = Shape { pictures, ..shape };
-        [Key::Denoise(shape), Key::Decode(shape.latent, pictures)]
+        [Key::Denoise(shape), Key::Decode(Decoder::of(config), shape.latent, pictures)]
     });
     let encode = request.init.is_some().then_some(Key::Encode(shape.latent));
     std::iter::once(Key::Text).chain(batches).chain(encode).collect()
@@ -255,8 +259,8 @@ fn keys(request: &Request, shape: Shape) -> Vec<Key> {
 /// Frees the least recently used plan, or else weights that no needed plan uses, and returns whether there was
 /// anything to free. Weights that other pipelines share are kept: removing them here would free nothing.
 fn give_back(model: &Arc<Model>, plans: &mut Plans, needed: &[Key]) -> bool {
-    let parts: Vec<Part> = needed.iter().map(|key| key.part()).collect();
-    plans.evict(needed) || Arc::strong_count(model) == 1 && model.release(&parts)
+    let networks: Vec<Network> = needed.iter().map(|key| key.network()).collect();
+    plans.evict(needed) || model.pipelines() == 1 && model.release(&networks)
 }
 
 /// Frees plans and weights until the missing plans fit into the limits of [`Options`] and the machine's memory.
@@ -286,7 +290,7 @@ fn make_room(model: &Arc<Model>, plans: &mut Plans, ask: &Ask<'_>, needs: &[(Key
 /// Returns the number of bytes of all weights and plans that exist or are missing.
 fn taken(model: &Model, plans: &Plans, missing: &[(Key, Need)]) -> u64 {
     let need = memory::together(missing.iter().map(|(key, need)| {
-        let weights = need.weights.saturating_sub(model.resident(key.part()));
+        let weights = need.weights.saturating_sub(model.resident(key.network()));
         (*key, Need { weights, ..*need })
     }));
     plans.bytes() + model.resident_bytes() + need.total()
@@ -310,16 +314,18 @@ fn make(
             // A network's weights count as much as the steps that use them.
             let (before, own) = (missing[..at].iter().map(steps).sum::<usize>(), recording.nodes.len());
             let mut go_on = |phase, done: usize, of: usize| tell(phase, before + own * done / of.max(1), total);
-            model.bring((key.part(), need.weights), recording, &mut go_on)
+            model.bring((key.network(), need.weights), recording, &mut go_on)
         })
     };
-    let devices = missing.iter().map(|(key, ..)| model.device_of(key.part())).collect::<Result<Vec<_>, _>>()?;
+    let devices = missing.iter().map(|(key, ..)| model.device_of(key.network())).collect::<Result<Vec<_>, _>>()?;
     let loaded = AtomicBool::new(false);
     thread::scope(|scope| {
-        scope.spawn(|| {
+        let ahead = || {
             let each = missing.iter().zip(&devices);
             each.for_each(|((_, _, recording), device)| compile_ahead(recording, device, &loaded));
-        });
+        };
+        // Where no thread can be started, everything is compiled when the plans are made.
+        drop(thread::Builder::new().spawn_scoped(scope, ahead));
         let result = load();
         loaded.store(true, Ordering::Relaxed);
         result
@@ -331,7 +337,7 @@ fn make(
     for (key, _, recording) in missing {
         let own = recording.nodes.len();
         let mut go_on = |phase, done, _| tell(phase, before + done, total);
-        plans.add(key, model.session(key.part(), recording, &mut go_on)?);
+        plans.add(key, model.session(key.network(), recording, &mut go_on)?);
         before += own;
     }
     Ok(())

@@ -78,11 +78,11 @@ impl Schedule {
     /// step follows `abar` of timestep 0. `eta` is the share of fresh noise, from 0 for none to 1 for DDPM's.
     ///
     /// # Errors
-    /// [`ModelError::Sampler`] if `steps` is not within 1 to `train_steps - 1`, or `eta` not within 0 to 1.
+    /// [`ModelError::Request`] if `steps` is not within 1 to `train_steps - 1`, or `eta` not within 0 to 1.
     pub(crate) fn ddim(&self, steps: usize, eta: f64) -> Result<Vec<DdimStep>, ModelError> {
         check_steps(steps, self.train_steps() - 1)?;
         if !(0.0..=1.0).contains(&eta) {
-            return Err(ModelError::Sampler { key: "eta", expected: "0 to 1".into(), found: eta.to_string() });
+            return Err(ModelError::request("eta", "a number from 0 to 1", eta));
         }
         let stride = self.train_steps() / steps;
         Ok((0..steps).rev().map(|k| self.ddim_step(stride * k + 1, stride, eta)).collect())
@@ -107,7 +107,7 @@ impl Schedule {
     /// 999, 749, 499 and 249 for four.
     ///
     /// # Errors
-    /// [`ModelError::Sampler`] if `steps` is not within 1 to [`MOST_ONE_STEP`].
+    /// [`ModelError::Request`] if `steps` is not within 1 to [`MOST_ONE_STEP`].
     pub(crate) fn one_step(&self, steps: usize) -> Result<Vec<OneStep>, ModelError> {
         self.one_step_from(steps, self.train_steps() - 1)
     }
@@ -116,13 +116,12 @@ impl Schedule {
     /// partly known.
     ///
     /// # Errors
-    /// [`ModelError::Sampler`] if `steps` is not within 1 to the smaller of [`MOST_ONE_STEP`] and `first + 1`, or if
-    /// `first` is beyond the schedule.
+    /// [`ModelError::Request`] if `steps` is not within 1 to the smaller of [`MOST_ONE_STEP`] and `first + 1`.
+    ///
+    /// # Panics
+    /// If `first` is beyond the schedule.
     pub(crate) fn one_step_from(&self, steps: usize, first: usize) -> Result<Vec<OneStep>, ModelError> {
-        if first >= self.train_steps() {
-            let expected = format!("below {}", self.train_steps());
-            return Err(ModelError::Sampler { key: "first timestep", expected, found: first.to_string() });
-        }
+        assert!(first < self.train_steps(), "timestep {first} of a schedule of {}", self.train_steps());
         check_steps(steps, MOST_ONE_STEP.min(first + 1))?;
         let stride = (first + 1) / steps;
         let timestep = |k: usize| first - k * stride;
@@ -142,7 +141,7 @@ fn check_steps(steps: usize, most: usize) -> Result<(), ModelError> {
     if (1..=most).contains(&steps) {
         return Ok(());
     }
-    Err(ModelError::Sampler { key: "steps", expected: format!("1 to {most}"), found: steps.to_string() })
+    Err(ModelError::request("steps", format!("1 to {most}"), steps))
 }
 
 #[cfg(test)]

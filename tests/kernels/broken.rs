@@ -1,6 +1,7 @@
 //! Kernels with a deliberate mistake, which the comparison has to find on every device.
 
-use mobilediffusion_kernels::runner::{self, Device, RunError};
+use mobilediffusion_kernels::Device;
+use mobilediffusion_kernels::runner::{self, RunError};
 use mobilediffusion_kernels::{Add, Case, Cost, Kernel, Operand, ParamsJson, Program, Storage, Tolerance, Variant};
 use mobilediffusion_runtime::Gpu;
 use mobilediffusion_tests::gpu::Test;

@@ -48,11 +48,11 @@ fn output(network: &Network, source: &Source, device: &Device) -> Vec<f32> {
     let weights = Weights::new(device.clone(), Box::new(checkpoint));
     let recording = Recording::new((network.graph)(&source.config).expect("the network builds"));
     let name = recording.outputs[0].0.clone();
-    let mut session = Session::new(recording, &weights, &mut |_, _| true).expect("it fits");
+    let mut session = Session::new(recording, &weights).expect("it fits");
     for (input, values) in &network.inputs {
         session.write(input, values).expect("the input has this length");
     }
-    session.run(&mut |_, _| true).expect("it runs");
+    session.run().expect("it runs");
     session.read(&name).expect("it has an output")
 }
 

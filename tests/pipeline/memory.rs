@@ -95,11 +95,13 @@ fn weights_that_a_request_does_not_use_make_room_for_those_it_uses() {
             let there = short.counters();
             assert!(there.weight_bytes + there.plan_bytes <= most, "{there:?} of {most}");
         }
-        // Weights stay while another owner of the model exists.
-        let other = Arc::clone(short.model());
+        // Weights stay while another pipeline over the model exists, but not because an application holds the model.
+        let model = Arc::clone(short.model());
+        let other = Pipeline::over(Arc::clone(&model));
         let refused = short.generate(&small("sun"), &mut |_| Flow::Continue).expect_err("they stay").to_string();
         assert!(refused.starts_with("out of memory"), "{refused}");
         drop(other);
         draw(&mut short, &small("sun"));
+        drop(model);
     }
 }

@@ -108,7 +108,7 @@ pub(crate) fn play(recording: &Recording, runs: &[u64]) -> Result<(), String> {
     let mut all = Vec::new();
     for storage in [Storage::F32, Storage::F16] {
         let plan = recording.arenas(storage, Sharing::Planned, usize::MAX / 8).expect("there is no limit");
-        let bytes_of = |t: usize| storage.tensor_bytes(recording.tensors[t].dtype, &recording.tensors[t].shape);
+        let bytes_of = |t: usize| recording.tensors[t].bytes(storage);
         let memory = Memory::new(recording, &plan.places, bytes_of, (ARENA_ALIGNMENT, true));
         all.push(Memory { in_place: plan.in_place, ..memory });
     }
@@ -130,7 +130,7 @@ fn wrong_places_are_found() {
     use mobilediffusion_kernels::Storage;
     let recording = Recording::new(mobilediffusion_tests::made_up::mini_denoise());
     let plan = recording.arenas(Storage::F32, Sharing::Planned, usize::MAX / 8).expect("there is no limit");
-    let bytes_of = |t: usize| Storage::F32.tensor_bytes(recording.tensors[t].dtype, &recording.tensors[t].shape);
+    let bytes_of = |t: usize| recording.tensors[t].bytes(Storage::F32);
     let run = |places: &[Option<(usize, usize)>], one_way: bool| {
         Memory::new(&recording, places, bytes_of, (ARENA_ALIGNMENT, one_way)).run(u64::MAX)
     };

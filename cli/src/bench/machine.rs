@@ -1,6 +1,6 @@
 //! Description of what a measurement was made on: device, driver, storage types, clock, commit and date.
 
-use mobilediffusion_kernels::runner::Device;
+use mobilediffusion_kernels::Device;
 use mobilediffusion_runtime::Timer;
 use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};

@@ -2,10 +2,12 @@
 
 use super::Effort;
 use crate::Failure;
-use mobilediffusion_kernels::runner::{self, Device, RunError, device_tolerance, judge, stored};
+use mobilediffusion_kernels::Device;
+use mobilediffusion_kernels::fenced::{self, Fenced};
+use mobilediffusion_kernels::runner::{self, RunError, device_tolerance, judge, split, stored};
 use mobilediffusion_kernels::variant::{Machine, choose};
-use mobilediffusion_kernels::{Access, Case, DType, Operand, Storage, Variant, WeightType, sample};
-use mobilediffusion_runtime::{AdapterKind, Bound, Buffer, Dispatch, Gpu, Role, RuntimeError, Timer};
+use mobilediffusion_kernels::{Case, DType, Storage, Variant, WeightType, check, sample};
+use mobilediffusion_runtime::{AdapterKind, Bound, Dispatch, Gpu, Role, RuntimeError, Timer};
 use std::time::{Duration, Instant};
 
 /// Seed of the operands' values.
@@ -32,23 +34,18 @@ pub(crate) fn shape(device: &Device, timer: Option<&Timer>, case: &Case, effort:
         (&Device::Gpu(ref gpu, storage), Some(timer)) => {
             let variant = choose(kernel, &Machine::of(gpu, storage));
             taken = Some(variant);
-            let (dispatches, written) = prepare((gpu, storage), case, &variant, &inputs)?;
+            let (dispatches, operands) = prepare((gpu, storage), case, &variant, &inputs)?;
             // The first run also tells how many runs there is time for.
             let one = Instant::now();
             gpu.submit(dispatches.first())?;
             gpu.wait()?;
             let runs = runs(one.elapsed().as_secs_f64(), effort);
-            let got = read((gpu, storage), &written)?;
+            let got = fenced::download((gpu, storage), kernel, &operands)?;
             sample::run(case, &sample::packed(case, WeightType::Floats, inputs), &mut outputs);
-            let wide: Vec<Vec<f64>> = written
-                .iter()
-                .zip(&outputs)
-                .map(|((operand, _), values)| mobilediffusion_kernels::check::to_f64(operand, values))
-                .collect();
-            // Each of the two forms may be off by the tolerance, in opposite directions.
-            let mut allowed = device_tolerance(case, device);
-            allowed.absolute *= 2.0;
-            allowed.relative *= 2.0;
+            let (_, written) = split(kernel);
+            let wide: Vec<Vec<f64>> =
+                written.iter().zip(&outputs).map(|(o, values)| check::to_f64(o, values)).collect();
+            let allowed = device_tolerance(case, device).doubled();
             let verdict = judge(kernel, &got, &wide, allowed);
             let wrong = verdict.failure.map(|failure| format!("{kernel:?} against the CPU form: {failure}"));
             warm_up((gpu, timer), &dispatches, effort)?;
@@ -100,27 +97,10 @@ pub(super) fn warm_up(
     Ok(())
 }
 
-/// Output operands of a kernel with their buffers.
-pub(super) type Written = Vec<(Operand, Buffer)>;
-
-/// Downloads the outputs as dense values; an operand that is left out gives none.
-pub(super) fn read((gpu, storage): (&Gpu, Storage), written: &[(Operand, Buffer)]) -> Result<Vec<Vec<f32>>, Failure> {
-    let one = |(operand, buffer): &(Operand, Buffer)| {
-        if !operand.present {
-            return Ok(Vec::new());
-        }
-        let staging = gpu.buffer("staging", buffer.bytes(), Role::Staging)?;
-        let bytes = storage.tensor_bytes(operand.dtype, &operand.shape);
-        let bytes = gpu.download(Bound::prefix(buffer, bytes.next_multiple_of(4) as u64), &staging)?;
-        Ok(storage.decode(operand.dtype, &operand.shape, &bytes))
-    };
-    written.iter().map(one).collect()
-}
-
 /// Bytes of weights that a round of runs reads, more than caches hold.
 const COLD_BYTES: u64 = 96 << 20;
 /// Largest number of copies of the weights, where they are small.
-const COPIES: u64 = 32;
+const COPIES: u64 = 512;
 
 /// Returns how many copies are made of so many bytes of weights.
 fn copies(gpu: &Gpu, bytes: u64) -> u64 {
@@ -129,7 +109,7 @@ fn copies(gpu: &Gpu, bytes: u64) -> u64 {
     COLD_BYTES.checked_div(bytes).map_or(1, |copies| (copies + 1).clamp(1, most))
 }
 
-/// Uploads the operands of a variant, and returns its dispatch once for each copy of its weights, and its outputs.
+/// Uploads the operands of a variant, and returns its dispatch once for each copy of its weights, and its operands.
 ///
 /// The dispatches take turns, so that each run reads its weights from memory. In a network weights come from memory
 /// too, because all other weights were read since their last use. Activations are not copied: the step before has just
@@ -139,39 +119,22 @@ pub(super) fn prepare(
     case: &Case,
     variant: &Variant,
     inputs: &[Vec<f32>],
-) -> Result<(Vec<Dispatch>, Written), Failure> {
+) -> Result<(Vec<Dispatch>, Vec<Fenced>), Failure> {
     let kernel = case.kernel.as_ref();
-    let operands = kernel.operands();
-    let (mut buffers, mut values) = (Vec::new(), inputs.iter());
-    let mut weights = Vec::new();
-    for operand in &operands {
-        let shape = operand.layout.packed_shape(&operand.shape);
-        let bytes = if operand.present { storage.tensor_bytes(operand.dtype, &shape) } else { 16 };
-        let buffer = gpu.buffer(operand.name, bytes as u64, Role::Storage)?;
-        if operand.access == Access::Read {
-            let values = values.next().cloned().unwrap_or_default();
-            if operand.present {
-                let packed = operand.layout.pack(&operand.shape, values);
-                let mut encoded = storage.encode(operand.dtype, &shape, &packed);
-                encoded.resize(encoded.len().next_multiple_of(4), 0);
-                gpu.upload(&buffer, &encoded)?;
-                weights.extend((operand.dtype == DType::Weight).then_some(buffers.len()));
-            }
-        }
-        buffers.push(buffer);
-    }
-    let shared = runner::shared((gpu, storage), kernel, variant)?;
+    let operands = fenced::upload((gpu, storage), kernel, inputs)?;
+    let shared = fenced::shared((gpu, storage), kernel, variant)?;
+    let is_weight = |fenced: &Fenced| fenced.operand.dtype == DType::Weight && fenced.operand.present;
+    let weight_bytes = operands.iter().filter(|fenced| is_weight(fenced)).map(|fenced| fenced.buffer.bytes()).sum();
     let mut dispatches = Vec::new();
-    for copy in 0..copies(gpu, weights.iter().map(|at| buffers[*at].bytes()).sum()) {
-        let mut of_copy = buffers.clone();
-        for at in weights.iter().filter(|_| copy > 0) {
-            let own = gpu.buffer(buffers[*at].label(), buffers[*at].bytes(), Role::Storage)?;
-            gpu.copy(&buffers[*at], &own)?;
-            of_copy[*at] = own;
+    for copy in 0..copies(gpu, weight_bytes) {
+        let mut of_copy = operands.clone();
+        for fenced in of_copy.iter_mut().filter(|fenced| copy > 0 && is_weight(fenced)) {
+            let own = gpu.buffer(fenced.buffer.label(), fenced.buffer.bytes(), Role::Storage)?;
+            gpu.copy(&fenced.buffer, &own)?;
+            fenced.buffer = own;
         }
-        let bound: Vec<Bound<'_>> = of_copy.iter().map(Bound::whole).collect();
+        let bound: Vec<Bound<'_>> = of_copy.iter().map(Fenced::bound).collect();
         dispatches.push(runner::dispatch((gpu, storage), kernel, variant, &bound, shared.as_ref())?);
     }
-    let written = operands.into_iter().zip(buffers).filter(|(operand, _)| operand.access == Access::Write).collect();
-    Ok((dispatches, written))
+    Ok((dispatches, operands))
 }

@@ -3,10 +3,10 @@
 use super::{Effort, measure};
 use crate::Failure;
 use crate::terminal::note;
-use mobilediffusion_kernels::runner::Device;
+use mobilediffusion_kernels::Device;
 use mobilediffusion_kernels::variant::MatrixUnit;
 use mobilediffusion_kernels::{Case, DType, Linear, Storage, WeightType, sample};
-use mobilediffusion_runtime::{Binding, Bound, Gpu, Role, RuntimeError, Timer};
+use mobilediffusion_runtime::{Binding, Bound, Dispatch, Gpu, Role, RuntimeError, Timer};
 use rayon::prelude::*;
 use serde_json::{Value, json};
 use std::fmt;
@@ -31,6 +31,21 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     sums[id.x] = vec4<f32>(a + b + c + d + e + f + g + h);
 }
 ";
+
+/// Shader of a copy: every invocation copies [`COPIES_EACH`] vectors. Expects that number before it.
+const COPY: &str = "
+@group(0) @binding(0) var<storage, read> copied: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read_write> copies: array<vec4<f32>>;
+
+@compute @workgroup_size(256)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+    let first = group.x * 256u * COPIES_EACH + thread;
+    for (var i = 0u; i < COPIES_EACH; i++) { copies[first + 256u * i] = copied[first + 256u * i]; }
+}
+";
+
+/// Vectors that an invocation of [`COPY`] copies.
+const COPIES_EACH: u32 = 4;
 
 /// Floating-point operations of one invocation: two for each of four lanes of eight chains, 512 times.
 const FLOPS_EACH: f64 = 2.0 * 4.0 * 8.0 * 512.0;
@@ -108,7 +123,13 @@ impl Peaks {
                 let half =
                     gpu.caps().shader_f16.then(|| gpu_flops(gpu, timer, effort, "enable f16; alias V = vec4<f16>;"));
                 let flops = gpu_flops(gpu, timer, effort, "alias V = vec4<f32>;")?;
-                Ok(Self { copy: gpu_copy(gpu, effort)?, flops, half_flops: half.transpose()?, matrix_flops, what: "" })
+                Ok(Self {
+                    copy: gpu_copy(gpu, timer, effort)?,
+                    flops,
+                    half_flops: half.transpose()?,
+                    matrix_flops,
+                    what: "",
+                })
             }
             _ => {
                 // Not the processor's limit, so the percentages of kernels are to be read with care.
@@ -168,19 +189,33 @@ fn cpu_flops() -> f64 {
     2.0 * (SIZE * SIZE * SIZE) as f64 / seconds
 }
 
-fn gpu_copy(gpu: &Gpu, effort: Effort) -> Result<f64, RuntimeError> {
+/// Measures copies by the device's own command and by a shader, and returns the rate of the faster.
+fn gpu_copy(gpu: &Gpu, timer: &Timer, effort: Effort) -> Result<f64, RuntimeError> {
     // Several copies per wait, so that the latency of a submission does not count.
     const COPIES: u32 = 16;
+    const GROUP: u64 = 16 * 256 * COPIES_EACH as u64;
     let caps = gpu.caps();
-    let bytes = copy_bytes(effort).min(caps.max_buffer_bytes / 4).min(caps.max_binding_bytes) & !3;
+    let groups = copy_bytes(effort).min(caps.max_buffer_bytes / 4).min(caps.max_binding_bytes) / GROUP;
+    let groups = u32::try_from(groups).unwrap_or(u32::MAX).min(caps.max_groups);
+    let bytes = u64::from(groups) * GROUP;
     let from = gpu.buffer("copied from", bytes, Role::Storage)?;
     let to = gpu.buffer("copied to", bytes, Role::Storage)?;
     let copies = if effort.software { 1 } else { COPIES };
-    let seconds = best(5, || {
+    let by_command = best(5, || {
         (0..copies).try_for_each(|_| gpu.copy(&from, &to))?;
         gpu.wait()
     })?;
-    Ok(2.0 * bytes as f64 * f64::from(copies) / seconds)
+    let text = format!("const COPIES_EACH = {COPIES_EACH}u;{COPY}");
+    let pipeline = gpu.pipeline("copies", &text, &[Binding::Read, Binding::Write])?;
+    let dispatch = [gpu.dispatch("copies", &pipeline, &[Bound::whole(&from), Bound::whole(&to)], [groups, 1, 1])?];
+    let by_shader = shortest((gpu, timer), &dispatch, effort)?;
+    Ok(2.0 * bytes as f64 / by_shader.min(by_command / f64::from(copies)))
+}
+
+/// Returns the shortest of several runs of a dispatch in seconds.
+fn shortest((gpu, timer): (&Gpu, &Timer), dispatch: &[Dispatch], effort: Effort) -> Result<f64, RuntimeError> {
+    measure::warm_up((gpu, timer), dispatch, effort)?;
+    Ok(timer.time_in_turn(gpu, dispatch, 6)?.into_iter().fold(f64::INFINITY, f64::min))
 }
 
 fn gpu_flops(gpu: &Gpu, timer: &Timer, effort: Effort, vectors: &str) -> Result<f64, RuntimeError> {
@@ -195,9 +230,7 @@ fn gpu_flops(gpu: &Gpu, timer: &Timer, effort: Effort, vectors: &str) -> Result<
     let bound = [Bound::whole(&scale), Bound::whole(&sums)];
     let dispatch = gpu.dispatch("multiply-adds", &pipeline, &bound, [groups, 1, 1])?;
     let dispatch = [dispatch];
-    measure::warm_up((gpu, timer), &dispatch, effort)?;
-    let seconds = timer.time_in_turn(gpu, &dispatch, 6)?;
-    let shortest = seconds.into_iter().filter(|seconds| *seconds > 0.0).fold(f64::INFINITY, f64::min);
+    let shortest = shortest((gpu, timer), &dispatch, effort)?;
     Ok(f64::from(invocations) * FLOPS_EACH / shortest)
 }
 
@@ -220,8 +253,6 @@ fn gpu_matrix_flops(gpu: &Gpu, unit: MatrixUnit, timer: &Timer, effort: Effort) 
     let bound = [Bound::whole(&factors), Bound::whole(&sums)];
     let dispatch = gpu.dispatch("matrix products", &pipeline, &bound, [groups, 1, 1])?;
     let dispatch = [dispatch];
-    measure::warm_up((gpu, timer), &dispatch, effort)?;
-    let seconds = timer.time_in_turn(gpu, &dispatch, 6)?;
-    let shortest = seconds.into_iter().filter(|seconds| *seconds > 0.0).fold(f64::INFINITY, f64::min);
+    let shortest = shortest((gpu, timer), &dispatch, effort)?;
     Ok(f64::from(groups) * 4.0 * 8.0 * 256.0 * 2.0 * f64::from(edge).powi(3) / shortest)
 }

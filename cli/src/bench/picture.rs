@@ -2,7 +2,8 @@
 
 use super::Args;
 use crate::Failure;
-use crate::generate::{described, sampler};
+use crate::device::Floats;
+use crate::generate::described;
 use crate::graphs::note_kept;
 use crate::terminal::{Clock, result};
 use mobilediffusion_model::{Flow, Options, Pipeline, Request, Source, WeightsFrom};
@@ -19,26 +20,39 @@ const MORE: usize = 7;
 /// Prompts of the pictures, in turns: a pipeline does not encode the prompt again that it drew last.
 const PROMPTS: [&str; 2] = ["red apple", "blue whale"];
 
-/// Draws one picture that includes all preparation, then further ones that reuse it, and returns the numbers for a
-/// file.
-pub(super) fn run(args: &Args, time_left: &dyn Fn() -> bool) -> Result<Value, Failure> {
+/// Pipeline that has drawn nothing yet.
+pub(super) struct Begun {
+    pub(super) pipeline: Pipeline,
+    requests: [Request; 2],
+    /// Time before the pipeline was loaded.
+    begin: Instant,
+}
+
+/// Checks the requests and loads the pipeline.
+pub(super) fn begin(args: &Args) -> Result<Begun, Failure> {
     let weights = args.networks.folder()?.map_or(WeightsFrom::Synthetic(SEED), WeightsFrom::Directory);
     let config = args.networks.config()?;
     let size = args.networks.size.unwrap_or(config.defaults.image_size);
-    let (floats, stored) = (args.dtype.unwrap_or_default().into(), args.weights_dtype.into());
+    let (floats, stored) = (Floats::or_auto(args.dtype), args.weights_dtype.into());
     let options = Options { device: args.device.clone(), floats, weights: stored, ..Options::default() };
-    let name = config.defaults.name.clone();
     let (width, height) = (Some(size), Some(size));
     let (batch, guidance) = (args.batch, args.guidance);
     let requests =
         PROMPTS.map(|prompt| Request { width, height, guidance, count: batch, batch, ..Request::new(prompt) });
     requests[0].check(&config)?;
     let begin = Instant::now();
-    let mut pipeline = Pipeline::load(Source { config, weights }, options)?;
+    Ok(Begun { pipeline: Pipeline::load(Source { config, weights }, options)?, requests, begin })
+}
+
+/// Draws one picture that includes all preparation, then further ones that reuse it, and returns the numbers for a
+/// file.
+pub(super) fn run(args: &Args, begun: Begun, time_left: &dyn Fn() -> bool) -> Result<Value, Failure> {
+    let Begun { mut pipeline, requests, begin } = begun;
+    let (name, batch) = (pipeline.model().config().defaults.name.clone(), args.batch);
     let settings = pipeline.settings(&requests[0])?;
     let storage = pipeline.model().storage(settings.sampler)?;
     note_kept(storage, pipeline.model().device().storage());
-    result(&format!("pictures of {name}, {} (sampler: {})", described(&settings), sampler(&settings)))?;
+    result(&format!("pictures of {name}, {} (sampler: {})", described(&settings), settings.sampler))?;
     let (first, phases) = draw(&mut pipeline, &requests[0])?;
     let ready = begin.elapsed().as_secs_f64();
     result(&line("the first, loading and compiling included", ready, &phases))?;

@@ -1,12 +1,11 @@
 //! `bench --plan`: checks a network's plan and times it step by step.
 
 use crate::Failure;
-use crate::graphs::{Network, borrowed, inputs, weights};
+use crate::graphs::{NetworkName, borrowed, inputs, loader, recorded, weights};
 use crate::terminal::{note, result};
 use mobilediffusion_graph::{Against, Device, Recording, Session, Weights, compare};
 use mobilediffusion_kernels::{Storage, Variant, sample};
-use mobilediffusion_model::Request;
-use mobilediffusion_model::networks::Shape;
+use mobilediffusion_runtime::AdapterKind;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -14,65 +13,72 @@ use std::time::{Duration, Instant};
 /// Network to time.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Subject<'a> {
-    pub(super) network: Network,
+    pub(super) name: NetworkName,
     pub(super) networks: &'a crate::args::Networks,
     /// Scale of guidance; `None` stands for the model's own.
     pub(super) guidance: Option<f32>,
-    /// Largest number of timed runs.
-    pub(super) runs: usize,
-}
-
-/// Records a network at the requested size and guidance, which are checked like a request for a picture.
-pub(super) fn record(
-    network: Network,
-    networks: &crate::args::Networks,
-    guidance: Option<f32>,
-) -> Result<Recording, Failure> {
-    let config = networks.config()?;
-    let size = networks.size.unwrap_or(config.defaults.image_size);
-    Request { guidance, ..Request::new("") }.check(&config)?;
-    let guided = guidance.unwrap_or(config.defaults.guidance) != 1.0;
-    let shape = Shape { guided, ..Shape::own(&config, size)? };
-    network.record(&config, &shape)
+    /// Number of timed runs if there is time, and the largest number of runs of a short plan.
+    pub(super) runs: (usize, usize),
 }
 
 /// Checks a plan, times it up to `runs` times while there is time, and returns the numbers for a file.
 pub(super) fn run(subject: Subject<'_>, device: &Device, time_left: &dyn Fn() -> bool) -> Result<Value, Failure> {
-    let Subject { network, networks, guidance, runs } = subject;
-    let config = networks.config()?;
-    let size = networks.size.unwrap_or(config.defaults.image_size);
-    let recording = record(network, networks, guidance)?;
-    result(&format!("plan: {} of {}, {size}x{size} pixels", network.title(), config.defaults.name))?;
+    let Subject { name, networks, guidance, runs } = subject;
+    let (network, recording, title) = recorded(name, networks, guidance)?;
+    result(&format!("plan: {title}"))?;
     let weights = weights(network, networks, device)?;
     let values = inputs(&recording);
     if let Device::Gpu(_, storage) = device {
         // The CPU gets the rounded values that int8 weights stand for, not those of the file.
         let rounded = Storage::F32.with_weights(storage.weights);
-        let cpu = Weights::new(Device::CPU, network.weights(networks)?).rounded(rounded);
+        let cpu = Weights::new(Device::CPU, loader(network, networks)?).rounded(rounded);
         let found = compare(&recording, Against::Device(&cpu), &weights, &borrowed(&values), &mut |_, _| ())?;
         found.map_or(Ok(()), |divergence| Err(format!("the plan computes a wrong result: {divergence}")))?;
     }
-    let mut session = Session::new(recording, &weights, &mut |_, _| true)?;
+    let mut session = Session::new(recording, &weights)?;
     repeats(&mut session, &values)?;
-    let (mut whole, mut each) = (Vec::new(), Vec::new());
-    // The checks may have used up the time; short plans are measured for a second all the same.
-    let begin = Instant::now();
-    while whole.is_empty() || whole.len() < runs && (time_left() || begin.elapsed() < SHORT) {
+    if matches!(device, Device::Gpu(gpu, _) if gpu.adapter().kind != AdapterKind::Software) {
+        // An idle GPU has lowered its clocks, and the checks above leave it idle most of the time.
+        let begin = Instant::now();
+        while begin.elapsed() < WARM_UP {
+            session.run()?;
+        }
+    }
+    let whole = repeated(runs, time_left, || {
         write(&mut session, &values)?;
         let start = Instant::now();
-        session.run(&mut |_, _| true)?;
-        whole.push(start.elapsed().as_secs_f64());
+        session.run()?;
+        Ok(start.elapsed().as_secs_f64())
+    })?;
+    let each = repeated((runs.0, runs.0), time_left, || {
         write(&mut session, &values)?;
-        each.push(session.run_timed()?);
-    }
+        Ok(session.run_timed()?)
+    })?;
     let overhead = overhead(&mut session)?;
     let mut measured = report((session.recording(), session.variants()), &each, (whole, overhead))?;
     measured["storage"] = weights.device().storage().to_string().to_lowercase().into();
     Ok(measured)
 }
 
-/// Time that is always granted to runs.
+/// Time that is always granted to runs: the checks may have used up the time there was.
 const SHORT: Duration = Duration::from_secs(1);
+
+/// Time for which a GPU repeats a plan before anything is measured.
+const WARM_UP: Duration = Duration::from_millis(500);
+
+/// Runs `once` `least` times if there is time, and up to `most` times within [`SHORT`].
+fn repeated<T>(
+    (least, most): (usize, usize),
+    time_left: &dyn Fn() -> bool,
+    mut once: impl FnMut() -> Result<T, Failure>,
+) -> Result<Vec<T>, Failure> {
+    let (begin, mut all) = (Instant::now(), vec![once()?]);
+    let is_short = || begin.elapsed() < SHORT;
+    while all.len() < least && time_left() || all.len() < most && is_short() {
+        all.push(once()?);
+    }
+    Ok(all)
+}
 
 /// Measures the median time in seconds that the host spends on a run on a GPU; `None` on the CPU.
 fn overhead(session: &mut Session) -> Result<Option<f64>, Failure> {
@@ -97,7 +103,7 @@ fn repeats(session: &mut Session, values: &[(String, Vec<f32>)]) -> Result<(), F
             session.poison()?;
         }
         write(session, values)?;
-        session.run(&mut |_, _| true)?;
+        session.run()?;
         let read = outputs.iter().map(|name| Ok(session.read(name)?));
         read.collect::<Result<Vec<_>, Failure>>()
     };
@@ -156,9 +162,9 @@ fn report(
     for (kernel, (count, seconds)) in &totals {
         result(&format!("{:11.1} {:6.2} {count:5} {kernel}", seconds * 1e6, 100.0 * seconds / sum))?;
     }
-    let runs = runs.len();
+    let (runs, runs_by_step) = (whole.len(), runs.len());
     result(&format!(
-        "steps one by one: {:.3} ms; the whole plan: {:.3} ms, from {:.3} on (medians of {runs})",
+        "steps one by one: {:.3} ms (median of {runs_by_step}); the whole plan: {:.3} ms, from {:.3} on (median of {runs})",
         sum * 1e3,
         middle * 1e3,
         least * 1e3

@@ -2,8 +2,8 @@
 
 use super::measure::Measured;
 use super::peaks::Peaks;
+use mobilediffusion_kernels::Device;
 use mobilediffusion_kernels::kernel::bytes_moved;
-use mobilediffusion_kernels::runner::Device;
 use mobilediffusion_kernels::{Case, sample};
 use serde_json::{Value, json};
 

@@ -5,7 +5,8 @@
 //! brought to the device one below the other, and every layer's result is a [`Part`] of the step's output.
 
 use super::{Fused, Pass, output};
-use crate::graph::{LARGEST_BINDING, Node, Origin, Part, TensorInfo, WeightRows};
+use crate::graph::{LARGEST_BINDING, Origin, Part, TensorInfo, WeightRows};
+use crate::node::Node;
 use mobilediffusion_kernels::kernel::elements;
 use mobilediffusion_kernels::{Access, DType, Kernel, Operand, Storage};
 

@@ -31,18 +31,14 @@ pub(super) fn each_stage(
     let (next, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
     thread::scope(|scope| {
         let (send, receive) = mpsc::channel();
-        for _ in 0..threads(&modules) {
-            let send = send.clone();
-            let (next, stop, modules) = (&next, &stop, &modules);
-            scope.spawn(move || {
-                while let Some((number, module)) = take(next, modules).filter(|_| !stop.load(Ordering::Relaxed)) {
-                    let made = gpu.pipeline(module.kernel, &module.text, &module.bindings);
-                    // The receiver is gone once a stage has failed.
-                    let _ = send.send((number, made));
-                }
-            });
-        }
-        drop(send);
+        let (next, stop, all) = (&next, &stop, &modules);
+        on_threads(scope, all, move || {
+            while let Some((number, module)) = take(next, all).filter(|_| !stop.load(Ordering::Relaxed)) {
+                let made = gpu.pipeline(module.kernel, &module.text, &module.bindings);
+                // The receiver is gone once a stage has failed.
+                let _ = send.send((number, made));
+            }
+        });
         let mut made: Vec<Option<Result<Arc<Pipeline>, RuntimeError>>> = modules.iter().map(|_| None).collect();
         let mut one = |stage: usize| {
             let (module, (step, _)) = (module_of[stage], &stages[stage]);
@@ -70,19 +66,25 @@ pub(super) fn ahead(
     let Ok((modules, _)) = modules((recording, stages), storage) else { return };
     let next = AtomicUsize::new(0);
     thread::scope(|scope| {
-        for _ in 0..threads(&modules) {
-            scope.spawn(|| {
-                while let Some((_, module)) = take(&next, &modules).filter(|_| !stop.load(Ordering::Relaxed)) {
-                    let _ = gpu.pipeline(module.kernel, &module.text, &module.bindings);
-                }
-            });
-        }
+        on_threads(scope, &modules, || {
+            while let Some((_, module)) = take(&next, &modules).filter(|_| !stop.load(Ordering::Relaxed)) {
+                let _ = gpu.pipeline(module.kernel, &module.text, &module.bindings);
+            }
+        });
     });
 }
 
-/// Returns the number of threads that compile modules.
-fn threads(modules: &[Module]) -> usize {
-    thread::available_parallelism().map_or(1, usize::from).min(modules.len())
+/// Runs `work` on as many threads as there are cores, but no more than modules, or on this thread if none can be started.
+fn on_threads<'scope>(
+    scope: &'scope thread::Scope<'scope, '_>,
+    modules: &[Module],
+    work: impl Fn() + Clone + Send + 'scope,
+) {
+    let threads = thread::available_parallelism().map_or(1, usize::from).min(modules.len());
+    let start = || thread::Builder::new().spawn_scoped(scope, work.clone());
+    if (0..threads).filter(|_| start().is_ok()).count() == 0 {
+        work();
+    }
 }
 
 /// Takes the next module that no thread has begun.

@@ -1,6 +1,5 @@
 //! Check of a recording against the limits of an adapter.
 
-use super::operand_bytes;
 use crate::error::GraphError;
 use crate::record::Recording;
 use mobilediffusion_kernels::{Stage, Storage};
@@ -29,7 +28,7 @@ pub(super) fn check(
             return exceeded("number of operands", most, present);
         }
         for (operand, tensor) in operands.iter().zip(&node.operands) {
-            let bytes = operand_bytes(operand, storage) as u64;
+            let bytes = operand.bytes(storage) as u64;
             if let Some(tensor) = tensor.filter(|_| bytes > caps.max_binding_bytes) {
                 let (what, limit) = (recording.tensors[tensor].name.clone(), "adapter's largest storage binding");
                 let source = RuntimeError::TooLarge { what, bytes, limit, allowed: caps.max_binding_bytes };

@@ -5,7 +5,7 @@ use crate::error::GraphError;
 use crate::gpu_plan::GpuPlan;
 use crate::plan::Sharing;
 use crate::record::Recording;
-use mobilediffusion_kernels::runner::Device;
+use mobilediffusion_kernels::Device;
 use mobilediffusion_kernels::variant::Machine;
 use mobilediffusion_kernels::{Stage, Storage, Variant};
 use mobilediffusion_runtime::Gpu;

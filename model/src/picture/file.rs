@@ -1,6 +1,6 @@
 //! Picture files: reads PNG, JPEG, GIF and WebP, and writes PNG with texts.
 
-use super::Picture;
+use super::{Picture, over_white};
 use crate::error::ModelError;
 use image::{DynamicImage, ImageDecoder, ImageReader, Limits, RgbaImage};
 use std::fs::File;
@@ -144,12 +144,9 @@ impl Picture {
 fn on_white(image: RgbaImage) -> Picture {
     let (width, height) = (image.width() as usize, image.height() as usize);
     let mut rgba = image.into_raw();
-    for pixel in rgba.chunks_exact_mut(4).filter(|pixel| pixel[3] != 255) {
-        let alpha = u32::from(pixel[3]);
-        for value in &mut pixel[..3] {
-            *value = ((u32::from(*value) * alpha + 255 * (255 - alpha) + 127) / 255) as u8;
-        }
-        pixel[3] = 255;
+    for pixel in rgba.as_chunks_mut::<4>().0 {
+        let [r, g, b] = over_white(*pixel);
+        *pixel = [r, g, b, 255];
     }
     Picture { width, height, rgba }
 }

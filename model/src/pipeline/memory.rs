@@ -33,11 +33,11 @@ impl Need {
         // Rows are padded on a GPU alone.
         let lifetimes = recording.lifetimes(|tensor| match device {
             Device::Cpu(_) => 4 * elements(&tensor.shape),
-            Device::Gpu(..) => storage.tensor_bytes(tensor.dtype, &tensor.shape),
+            Device::Gpu(..) => tensor.bytes(storage),
         });
         let lifetimes: Vec<Lifetime> = lifetimes.into_iter().map(|(_, lifetime)| lifetime).collect();
         let operands = recording.nodes.iter().flat_map(|node| node.kernel.operands());
-        let bytes = operands.map(|o| storage.tensor_bytes(o.dtype, &o.layout.packed_shape(&o.shape)));
+        let bytes = operands.map(|operand| operand.bytes(storage));
         let largest = if is_gpu(device) { bytes.max().unwrap_or(0) } else { 0 };
         let weights = match device {
             Device::Cpu(weights) => recording.host_weight_bytes(*weights),
@@ -55,11 +55,11 @@ impl Need {
 
 /// Returns what several plans need. Plans of one network share its weights.
 pub(super) fn together(plans: impl IntoIterator<Item = (Key, Need)>) -> Need {
-    let (mut all, mut parts) = (Need::default(), HashSet::new());
+    let (mut all, mut networks) = (Need::default(), HashSet::new());
     for (key, need) in plans {
         all.plan += need.plan;
         all.largest = all.largest.max(need.largest);
-        if parts.insert(key.part()) {
+        if networks.insert(key.network()) {
             all.weights += need.weights;
         }
     }
@@ -170,7 +170,7 @@ impl Ask<'_> {
     /// Returns the types in which the UNet is stored, the largest network.
     fn storage(&self) -> Storage {
         let unet = self.keys.iter().find(|key| matches!(key, Key::Denoise(_)));
-        let device = unet.and_then(|key| self.model.device_of(key.part()).ok());
+        let device = unet.and_then(|key| self.model.device_of(key.network()).ok());
         device.as_ref().unwrap_or(self.device).storage()
     }
 
@@ -242,7 +242,7 @@ impl Ask<'_> {
             let graph = key.of_size(latent).graph(self.model.config()).ok()?;
             let device = match storage {
                 Some(storage) => storing(self.device, storage),
-                None => self.model.device_of(key.part()).ok()?,
+                None => self.model.device_of(key.network()).ok()?,
             };
             Some((*key, Need::of(&Recording::new(graph), &device)))
         };

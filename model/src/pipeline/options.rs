@@ -4,6 +4,7 @@ use crate::error::ModelError;
 use mobilediffusion_graph::Device;
 use mobilediffusion_kernels::{Storage, WeightType};
 use mobilediffusion_runtime::{AdapterKind, Gpu, RuntimeError, Select};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// Device that a pipeline runs on.
@@ -31,20 +32,47 @@ impl DeviceChoice {
         }
     }
 
-    /// Opens the GPU of this choice, with the caches of the user's cache folder. Returns `None` for the CPU device.
+    /// Opens the GPU of this choice, with what `cache` holds for it. Returns `None` for the CPU device.
     ///
     /// [`Auto`](Self::Auto) falls back to the CPU device. The error is returned beside it if a hardware GPU exists but
     /// cannot be opened.
     ///
     /// # Errors
     /// [`RuntimeError`] if the GPU of another choice does not exist or cannot be opened.
-    pub async fn open(&self) -> Result<(Option<Gpu>, Option<RuntimeError>), RuntimeError> {
+    pub async fn open(&self, cache: &Cache) -> Result<(Option<Gpu>, Option<RuntimeError>), RuntimeError> {
         let Some(select) = self.select() else { return Ok((None, None)) };
         match Gpu::open(&select).await {
-            Ok(gpu) => Ok((Some(gpu.with_user_cache()), None)),
+            Ok(gpu) => Ok((Some(cache.of(gpu)), None)),
             Err(RuntimeError::NoAdapter { .. }) if *self == Self::Auto => Ok((None, None)),
             Err(error) if *self == Self::Auto => Ok((None, Some(error))),
             Err(error) => Err(error),
+        }
+    }
+}
+
+/// Place where a GPU's compiled kernels are kept from one start to the next, and where [measured variants] are looked for.
+/// Whoever can write to it is trusted by the driver.
+///
+/// [measured variants]: mobilediffusion_kernels::tuning
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Cache {
+    /// Folder `mobilediffusion` in the user's cache folder, which all programs share. Nothing is kept where the system has
+    /// no such folder.
+    #[default]
+    User,
+    /// Folder of the application's own. It is created when something is kept.
+    Folder(PathBuf),
+    /// No place: every start compiles.
+    Nowhere,
+}
+
+impl Cache {
+    /// Returns the device with this cache.
+    fn of(&self, gpu: Gpu) -> Gpu {
+        match self {
+            Self::User => gpu.with_user_cache(),
+            Self::Folder(folder) => gpu.with_pipeline_cache(folder),
+            Self::Nowhere => gpu,
         }
     }
 }
@@ -79,9 +107,6 @@ impl Floats {
 }
 
 /// Options that hold for everything a model draws.
-///
-/// What a GPU's driver compiled, and the kernel variants that were measured, are kept in the folder `mobilediffusion`
-/// of the user's cache folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
     /// Device to run on.
@@ -96,6 +121,8 @@ pub struct Options {
     /// Int8 weights are computed from the floats of the files while these are loaded; files of 8-bit weights are not
     /// supported. The CPU device rounds the weights of 3x3 convolutions to 16 or 8 bits as well, but keeps them in f32.
     pub weights: WeightType,
+    /// Place for what a GPU's driver compiled.
+    pub cache: Cache,
     /// Largest number of bytes for the weights and one pipeline's plans together; `None` for what the machine has
     /// free.
     pub memory: Option<u64>,
@@ -106,7 +133,14 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { device: DeviceChoice::Auto, floats: Floats::Auto, weights: WeightType::Floats, memory: None, plans: 10 }
+        Self {
+            device: DeviceChoice::Auto,
+            floats: Floats::Auto,
+            weights: WeightType::Floats,
+            cache: Cache::User,
+            memory: None,
+            plans: 10,
+        }
     }
 }
 
@@ -114,7 +148,7 @@ impl Options {
     /// Opens the chosen device and describes it, with the reason for the choice, in one line.
     pub(super) async fn open(&self) -> Result<(Device, String), ModelError> {
         let auto = self.device == DeviceChoice::Auto;
-        match self.device.open().await? {
+        match self.device.open(&self.cache).await? {
             (Some(gpu), _) => {
                 let why = if auto { "the best GPU" } else { "as asked" };
                 let storage = self.floats.stored(gpu.adapter().kind, gpu.caps().shader_f16);
@@ -138,8 +172,7 @@ impl Options {
     /// [`ModelError::Request`] if [`floats`](Self::floats) is [`Floats::F16`].
     pub fn check_cpu(&self) -> Result<(), ModelError> {
         if self.floats == Floats::F16 {
-            let (expected, found) = ("f32 on the CPU device".to_owned(), "f16".to_owned());
-            return Err(ModelError::Request { key: "dtype", expected, found });
+            return Err(ModelError::request("dtype", "f32 on the CPU device", "f16"));
         }
         Ok(())
     }

@@ -1,9 +1,8 @@
 //! Plans that a pipeline keeps ready. The least recently used one is the first to be evicted.
 
-use super::source::Part;
 use crate::config::ModelConfig;
 use crate::error::ModelError;
-use crate::networks::{Decoder, LatentSize, Shape, decode_graph, denoise_graph, encode_graph, text_graph};
+use crate::networks::{Decoder, LatentSize, Network, Shape, decode_graph, denoise_graph, encode_graph, text_graph};
 use mobilediffusion_graph::{Graph, Session};
 
 /// Everything that shapes a plan.
@@ -14,7 +13,7 @@ pub(super) enum Key {
     /// UNet evaluation and sampler step.
     Denoise(Shape),
     /// Decoder, for so many latents of this size.
-    Decode(LatentSize, usize),
+    Decode(Decoder, LatentSize, usize),
     /// VAE encoder, for a latent of this size.
     Encode(LatentSize),
 }
@@ -25,7 +24,7 @@ impl Key {
         match self {
             Self::Text => Self::Text,
             Self::Denoise(shape) => Self::Denoise(Shape { latent, ..shape }),
-            Self::Decode(_, pictures) => Self::Decode(latent, pictures),
+            Self::Decode(which, _, pictures) => Self::Decode(which, latent, pictures),
             Self::Encode(_) => Self::Encode(latent),
         }
     }
@@ -34,29 +33,29 @@ impl Key {
     pub(super) fn of_one(self) -> Self {
         match self {
             Self::Denoise(shape) => Self::Denoise(Shape { pictures: 1, ..shape }),
-            Self::Decode(latent, _) => Self::Decode(latent, 1),
+            Self::Decode(which, latent, _) => Self::Decode(which, latent, 1),
             other => other,
         }
     }
 
     /// Returns the network whose weights the plan uses.
-    pub(super) fn part(self) -> Part {
+    pub(super) fn network(self) -> Network {
         match self {
-            Self::Text => Part::Text,
-            Self::Denoise(shape) => Part::Unet(shape.sampler),
-            Self::Decode(..) => Part::Decoder,
-            Self::Encode(_) => Part::Encoder,
+            Self::Text => Network::Text,
+            Self::Denoise(shape) => Network::Unet(shape.sampler),
+            Self::Decode(which, ..) => Network::Decoder(which),
+            Self::Encode(_) => Network::Encoder,
         }
     }
 
     /// Builds the graph.
     pub(super) fn graph(self, config: &ModelConfig) -> Result<Graph, ModelError> {
-        Ok(match self {
-            Self::Text => text_graph(config, 1)?,
-            Self::Denoise(shape) => denoise_graph(config, &shape)?,
-            Self::Decode(size, pictures) => decode_graph(config, size, Decoder::of(config), pictures)?,
-            Self::Encode(size) => encode_graph(config, size)?,
-        })
+        match self {
+            Self::Text => Ok(text_graph(config, 1)?),
+            Self::Denoise(shape) => Ok(denoise_graph(config, &shape)?),
+            Self::Decode(which, size, pictures) => decode_graph(config, size, which, pictures),
+            Self::Encode(size) => encode_graph(config, size),
+        }
     }
 }
 

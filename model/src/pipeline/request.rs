@@ -2,7 +2,7 @@
 
 use crate::config::{GUIDANCE, ModelConfig, Sampler};
 use crate::error::ModelError;
-use crate::networks::{LatentSize, Shape};
+use crate::networks::{LatentSize, Shape, VAE};
 use crate::picture::{Mask, Picture};
 use crate::schedule::{MOST_ONE_STEP, Schedule};
 
@@ -134,7 +134,7 @@ impl Truncated {
 }
 
 impl Settings {
-    /// Returns the shape of the graphs.
+    /// Returns the shape of the graphs for one picture at a time.
     pub(super) fn shape(&self, config: &ModelConfig) -> Result<Shape, ModelError> {
         let takes_noise = match self.sampler {
             Sampler::Ddim => self.eta > 0.0,
@@ -145,10 +145,6 @@ impl Settings {
     }
 }
 
-fn refused(key: &'static str, expected: impl Into<String>, found: impl ToString) -> ModelError {
-    ModelError::Request { key, expected: expected.into(), found: found.to_string() }
-}
-
 impl Request {
     /// Checks the request against a configuration, without reading weights or opening a device.
     ///
@@ -156,8 +152,16 @@ impl Request {
     /// [`ModelError`] if the configuration is not valid or a pipeline would refuse the request; the error names the
     /// value.
     pub fn check(&self, config: &ModelConfig) -> Result<(), ModelError> {
+        self.shape(config).map(drop)
+    }
+
+    /// Returns the shape of the graphs that draw one picture of the request, without reading weights or opening a device.
+    ///
+    /// # Errors
+    /// Fails in the cases of [`check`](Self::check).
+    pub fn shape(&self, config: &ModelConfig) -> Result<Shape, ModelError> {
         config.validate()?;
-        self.settings(config, &Schedule::new(&config.scheduler)?).map(drop)
+        self.settings(config, &Schedule::new(&config.scheduler)?)?.shape(config)
     }
 
     /// Checks the sides and the number of pictures against the limits of all models, for use before a model is known.
@@ -169,7 +173,7 @@ impl Request {
             side.map_or(Ok(()), |side| LatentSize::check_side(key, side))?;
         }
         if self.count > MOST_PICTURES {
-            return Err(refused("count", format!("at most {MOST_PICTURES} pictures"), self.count));
+            return Err(ModelError::request("count", format!("at most {MOST_PICTURES} pictures"), self.count));
         }
         Ok(())
     }
@@ -195,10 +199,10 @@ impl Request {
         if sampler != config.defaults.sampler && steps <= MOST_ONE_STEP {
             // So few DDIM steps leave noise in the picture, and a user of a one-step model hardly means them.
             let expected = format!("more than {MOST_ONE_STEP} with guidance, a negative prompt or an eta");
-            return Err(refused("steps", expected, steps));
+            return Err(ModelError::request("steps", expected, steps));
         }
         if self.init.is_some() && config.vae.is_none() {
-            return Err(ModelError::NoEncoder);
+            return Err(ModelError::NoPart { part: VAE });
         }
         self.check_values(&settings)?;
         match sampler {
@@ -228,37 +232,37 @@ impl Request {
     fn check_values(&self, settings: &Settings) -> Result<(), ModelError> {
         let guidance = settings.guidance;
         if !GUIDANCE.contains(&guidance) {
-            return Err(refused("guidance", "a number from 0 to 100", guidance));
+            return Err(ModelError::request("guidance", "a number from 0 to 100", guidance));
         }
         if guidance == 1.0 && !self.negative.is_empty() {
-            return Err(refused("guidance", "a number other than 1 for a negative prompt", guidance));
+            return Err(ModelError::request("guidance", "a number other than 1 for a negative prompt", guidance));
         }
         for (key, pictures) in [("batch", self.batch), ("count", self.count)] {
             if pictures == 0 {
-                return Err(refused(key, "at least 1 picture", 0));
+                return Err(ModelError::request(key, "at least 1 picture", 0));
             }
         }
         if self.preview_every == Some(0) {
-            return Err(refused("preview", "an interval of at least 1 step", 0));
+            return Err(ModelError::request("preview-every", "an interval of at least 1 step", 0));
         }
         let Some(init) = &self.init else { return Ok(()) };
         if !(0.0..=1.0).contains(&init.strength) {
-            return Err(refused("strength", "a number from 0 to 1", init.strength));
+            return Err(ModelError::request("strength", "a number from 0 to 1", init.strength));
         }
         let size = |width, height| format!("{width}x{height} pixels");
         let expected = size(settings.width, settings.height);
         let found = size(init.picture.width, init.picture.height);
         if found != expected {
-            return Err(refused("init", expected, found));
+            return Err(ModelError::request("init", expected, found));
         }
         let pixels = settings.width * settings.height;
         let values = |name, expected: usize, found: usize| {
-            if found == expected { Ok(()) } else { Err(refused(name, format!("{expected} values"), found)) }
+            if found == expected { Ok(()) } else { Err(ModelError::request(name, format!("{expected} values"), found)) }
         };
         values("init", 4 * pixels, init.picture.rgba.len())?;
         let Some(mask) = &init.mask else { return Ok(()) };
         if size(mask.width, mask.height) != expected {
-            return Err(refused("mask", expected, size(mask.width, mask.height)));
+            return Err(ModelError::request("mask", expected, size(mask.width, mask.height)));
         }
         values("mask", pixels, mask.values.len())
     }
@@ -298,6 +302,25 @@ mod tests {
     }
 
     #[test]
+    fn the_shape_is_the_one_of_the_sampler_that_draws() {
+        let shape = |steps: usize, request: Request| {
+            let mut config = ModelConfig::preset("mini").expect("there is a preset");
+            config.defaults.steps = steps;
+            let Shape { sampler, guided, takes_noise, .. } = request.shape(&config).expect("valid");
+            (sampler, guided, takes_noise)
+        };
+        let plain = Request::new("sun");
+        assert_eq!(shape(1, plain.clone()), (Sampler::OneStep, false, false), "one step has no noise after it");
+        assert_eq!(shape(2, plain.clone()), (Sampler::OneStep, false, true));
+        for steps in [1, 2] {
+            assert_eq!(shape(steps, Request { guidance: Some(1.0), ..plain.clone() }).0, Sampler::OneStep);
+            let guided = shape(steps, Request { guidance: Some(3.0), ..plain.clone() });
+            assert_eq!(guided, (Sampler::Ddim, true, false), "guidance needs DDIM, with the model's own steps of DDIM");
+        }
+        assert_eq!(shape(1, Request { eta: Some(0.5), ..plain.clone() }), (Sampler::Ddim, true, true));
+    }
+
+    #[test]
     fn the_models_file_holds_the_defaults_of_ddim() {
         let mut config = ModelConfig::preset("mini").expect("there is a preset");
         let schedule = Schedule::new(&config.scheduler).expect("the schedule is valid");
@@ -317,7 +340,7 @@ mod tests {
         let request = Request { init: Some(Init::new(picture)), ..Request::new("sun") };
         let schedule = Schedule::new(&config.scheduler).expect("the schedule is valid");
         let refused = request.settings(&config, &schedule);
-        assert!(matches!(refused, Err(ModelError::NoEncoder)), "{refused:?}");
+        assert!(matches!(refused, Err(ModelError::NoPart { part: "vae" })), "{refused:?}");
     }
 
     #[test]
@@ -350,7 +373,7 @@ mod tests {
             ("guidance", Request { guidance: Some(1.0), negative: "moon".into(), ..plain.clone() }),
             ("count", Request { count: 0, ..plain.clone() }),
             ("batch", Request { batch: 0, ..plain.clone() }),
-            ("preview", Request { preview_every: Some(0), ..plain.clone() }),
+            ("preview-every", Request { preview_every: Some(0), ..plain.clone() }),
             ("init", Request { init: Some(Init::new(picture(32))), ..plain.clone() }),
             ("strength", Request { init: Some(Init { strength: 1.5, ..Init::new(picture(64)) }), ..plain.clone() }),
             ("mask", Request { init: Some(Init::masked(picture(64), Mask::of(&picture(32)))), ..plain }),

@@ -7,7 +7,7 @@ use super::sampling::{Evaluation, evaluations};
 use super::shared::Model;
 use crate::config::PIXELS_PER_LATENT;
 use crate::error::ModelError;
-use crate::networks::{LatentSize, Shape};
+use crate::networks::{Decoder, LatentSize, Shape};
 use crate::noise::Noise;
 use crate::picture::{Mask, Picture};
 
@@ -136,8 +136,7 @@ impl<'a> Run<'a> {
     /// Returns the latent of a picture.
     async fn encode(&mut self, picture: &Picture) -> Result<Vec<f32>, ModelError> {
         let key = Key::Encode(self.shape.latent);
-        let pixels = picture.rgba.chunks_exact(4).flat_map(|pixel| &pixel[..3]);
-        let image: Vec<f32> = pixels.map(|value| f32::from(*value) / 127.5 - 1.0).collect();
+        let image: Vec<f32> = picture.rgb().flatten().map(|value| f32::from(value) / 127.5 - 1.0).collect();
         self.plans.session(key).write("image", &image)?;
         self.run(key, Phase::Encode, (0, 1)).await?;
         Ok(self.plans.session(key).read_async("latent").await?)
@@ -251,7 +250,7 @@ impl<'a> Run<'a> {
     /// Decodes latents to pixels: the pictures, or previews after some of the evaluations. Previews report the progress of
     /// the evaluations, not their own.
     async fn decode(&mut self, latent: &[f32], preview: Option<(usize, usize)>) -> Result<Vec<Picture>, ModelError> {
-        let key = Key::Decode(self.shape.latent, self.shape.pictures);
+        let key = Key::Decode(Decoder::of(self.model.config()), self.shape.latent, self.shape.pictures);
         self.plans.session(key).write("latent", latent)?;
         match preview {
             None => self.run(key, Phase::Decode, (0, 1)).await?,

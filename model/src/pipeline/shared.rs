@@ -3,15 +3,19 @@
 use super::options::Options;
 use super::progress::Phase;
 use super::request::{Request, Settings, Truncated};
-use super::source::{Part, Source};
+use super::source::Source;
 use crate::config::{ModelConfig, Sampler};
 use crate::error::ModelError;
+use crate::networks::Network;
 use crate::schedule::Schedule;
 use crate::tokenizer::{Encoded, Tokenizer};
+use mobilediffusion_graph::plan::Sharing;
 use mobilediffusion_graph::{Device, Recording, Session, WeightLoader, Weights};
 use mobilediffusion_kernels::Storage;
 use std::collections::HashMap;
+use std::error::Error;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 
 /// Model on a device. Any number of pipelines draw with it, on any threads, and its weights exist once.
 #[derive(Debug)]
@@ -21,6 +25,8 @@ pub struct Model {
     schedule: Schedule,
     tokenizer: Tokenizer,
     opened: Mutex<Opened>,
+    /// Shared with every pipeline over the model, so that they are counted.
+    over: Arc<()>,
 }
 
 /// State that is lost together with the device.
@@ -33,20 +39,41 @@ struct Opened {
     /// Weights of every network, by folder. They are brought to the device when a plan first needs them.
     weights: HashMap<&'static str, Arc<Weights>>,
     /// Number of bytes on the device, by network; two networks may share a folder.
-    bytes: HashMap<Part, u64>,
+    bytes: HashMap<Network, u64>,
 }
 
 impl Opened {
-    /// Checks the files, then opens the device.
-    async fn new(source: &Source, options: &Options, generation: u64) -> Result<Self, ModelError> {
-        // Files are checked before a device is opened.
-        let needed = source.needed().map(|part| source.part(part).map(|weights| (source.folder(part), weights)));
-        let sources = needed.into_iter().collect::<Result<Vec<_>, _>>()?;
+    /// Checks the files, then opens the device that the options choose.
+    async fn new(source: &Source, options: &Options) -> Result<Self, ModelError> {
+        let sources = checked(source)?;
         let (device, line) = options.open().await?;
+        Ok(Self::over(device, line, 0, sources))
+    }
+
+    /// Checks the files, then opens a lost device again: the same adapter, with the same types.
+    async fn again(source: &Source, (lost, line): (Device, String), generation: u64) -> Result<Self, ModelError> {
+        let sources = checked(source)?;
+        let device = match lost {
+            Device::Cpu(weights) => Device::Cpu(weights),
+            Device::Gpu(gpu, storage) => Device::Gpu(Arc::new(gpu.recreate().await?), storage),
+        };
+        Ok(Self::over(device, line, generation, sources))
+    }
+
+    fn over(device: Device, line: String, generation: u64, sources: Vec<(&'static str, Loader)>) -> Self {
         let weights = sources.into_iter().map(|(folder, source)| (folder, on_device(&device, source))).collect();
-        Ok(Self { device, line, generation, weights, bytes: HashMap::new() })
+        Self { device, line, generation, weights, bytes: HashMap::new() }
     }
 }
+
+/// Opens and checks the files that every picture needs. Returns them with their folders.
+fn checked(source: &Source) -> Result<Vec<(&'static str, Loader)>, ModelError> {
+    let open = |network: Network| Ok((network.folder(&source.config), source.open(network)?));
+    source.needed().into_iter().map(open).collect()
+}
+
+/// Files of a network, opened and checked.
+pub(super) type Loader = Box<dyn WeightLoader + Send + Sync>;
 
 /// Callback for progress with the phase, the number of steps that are done and the total. It returns whether to go
 /// on.
@@ -73,12 +100,16 @@ impl Model {
     /// Fails in the cases of [`load`](Self::load).
     pub async fn load_async(source: Source, options: Options) -> Result<Self, ModelError> {
         source.config.validate()?;
+        start_threads()?;
         let schedule = Schedule::new(&source.config.scheduler)?;
-        // Building the tokenizer takes as long as opening a device.
-        let tokenizer = std::thread::spawn(Tokenizer::clip);
-        let opened = Mutex::new(Opened::new(&source, &options, 0).await?);
-        let tokenizer = tokenizer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-        Ok(Self { source, options, schedule, tokenizer, opened })
+        // Building the tokenizer takes as long as opening a device. It is built after it where no thread can be started.
+        let tokenizer = thread::Builder::new().spawn(Tokenizer::clip);
+        let opened = Mutex::new(Opened::new(&source, &options).await?);
+        let tokenizer = match tokenizer {
+            Ok(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?,
+            Err(_) => Tokenizer::clip()?,
+        };
+        Ok(Self { source, options, schedule, tokenizer, opened, over: Arc::default() })
     }
 
     /// Returns the configuration.
@@ -92,6 +123,7 @@ impl Model {
     /// [`ModelError`] if a value of the request is not valid; the error names it.
     pub fn settings(&self, request: &Request) -> Result<Settings, ModelError> {
         let settings = request.settings(self.config(), &self.schedule)?;
+        self.source.check_base(Network::Unet(settings.sampler))?;
         let cut = |text: &str| {
             let left_out = self.encode(text)?.truncated;
             Ok::<_, ModelError>(left_out.map(|left_out| Truncated::of(text, left_out)))
@@ -110,7 +142,7 @@ impl Model {
     /// # Errors
     /// [`ModelError`] if the UNet's files are not valid, which are checked if no request has used them before.
     pub fn storage(&self, sampler: Sampler) -> Result<Storage, ModelError> {
-        Ok(self.device_of(Part::Unet(sampler))?.storage())
+        Ok(self.device_of(Network::Unet(sampler))?.storage())
     }
 
     /// Returns the device.
@@ -119,8 +151,8 @@ impl Model {
     }
 
     /// Returns the device as it stores a network: matrices in 16 bits where the network's files have them so.
-    pub(super) fn device_of(&self, part: Part) -> Result<Device, ModelError> {
-        Ok(self.weights(part)?.device().clone())
+    pub(super) fn device_of(&self, network: Network) -> Result<Device, ModelError> {
+        Ok(self.weights(network)?.device().clone())
     }
 
     /// Opens the device again if it is still the one of `generation`. Weights are read again from their source.
@@ -128,12 +160,23 @@ impl Model {
         if self.generation() != generation {
             return Ok(());
         }
-        let reopened = Opened::new(&self.source, &self.options, generation + 1).await?;
+        let lost = (self.device(), self.device_line());
+        let reopened = Opened::again(&self.source, lost, generation + 1).await?;
         let mut opened = self.opened();
         if opened.generation == generation {
             *opened = reopened;
         }
         Ok(())
+    }
+
+    /// Returns a token that counts as a pipeline over the model for as long as it exists.
+    pub(super) fn count(&self) -> Arc<()> {
+        Arc::clone(&self.over)
+    }
+
+    /// Returns the number of pipelines over the model.
+    pub(super) fn pipelines(&self) -> usize {
+        Arc::strong_count(&self.over) - 1
     }
 
     /// Returns the number of times that the device was opened again.
@@ -157,8 +200,8 @@ impl Model {
     }
 
     /// Returns the number of bytes of a network's weights on the device.
-    pub(super) fn resident(&self, part: Part) -> u64 {
-        self.opened().bytes.get(&part).copied().unwrap_or(0)
+    pub(super) fn resident(&self, network: Network) -> u64 {
+        self.opened().bytes.get(&network).copied().unwrap_or(0)
     }
 
     /// Returns the number of bytes of all weights on the device.
@@ -166,45 +209,49 @@ impl Model {
         self.opened().bytes.values().sum()
     }
 
-    /// Opens and checks the weights of a network that not every picture needs.
-    pub(super) fn check(&self, part: Part) -> Result<(), ModelError> {
-        let folder = self.source.folder(part);
-        if self.opened().weights.contains_key(folder) {
-            return Ok(());
+    /// Returns the weights of a network. Files that no request has used before are opened and checked.
+    pub(super) fn weights(&self, network: Network) -> Result<Arc<Weights>, ModelError> {
+        let folder = self.folder(network);
+        if let Some(weights) = self.opened().weights.get(folder) {
+            return Ok(Arc::clone(weights));
         }
-        let source = self.source.part(part)?;
+        let source = self.source.open(network)?;
         let mut opened = self.opened();
         let weights = on_device(&opened.device, source);
-        opened.weights.entry(folder).or_insert(weights);
-        Ok(())
+        Ok(Arc::clone(opened.weights.entry(folder).or_insert(weights)))
+    }
+
+    /// Returns the folder of a network's weights.
+    fn folder(&self, network: Network) -> &'static str {
+        network.folder(self.config())
     }
 
     /// Frees the weights of a network that is not `needed`, and returns whether there was one. They are read again
     /// when a request needs them.
-    pub(super) fn release(&self, needed: &[Part]) -> bool {
-        let folders: Vec<&str> = needed.iter().map(|part| self.source.folder(*part)).collect();
+    pub(super) fn release(&self, needed: &[Network]) -> bool {
+        let folders: Vec<&str> = needed.iter().map(|network| self.folder(*network)).collect();
         let mut opened = self.opened();
-        let mut unneeded = opened.bytes.keys().map(|part| self.source.folder(*part)).filter(|f| !folders.contains(f));
+        let mut unneeded = opened.bytes.keys().map(|network| self.folder(*network)).filter(|f| !folders.contains(f));
         let Some(folder) = unneeded.next() else { return false };
-        opened.bytes.retain(|part, _| self.source.folder(*part) != folder);
+        opened.bytes.retain(|network, _| self.folder(*network) != folder);
         opened.weights.remove(folder).is_some()
     }
 
     /// Brings the weights of a recording to the device. `bytes` is their size.
     pub(super) fn bring(
         &self,
-        (part, bytes): (Part, u64),
+        (network, bytes): (Network, u64),
         recording: &Recording,
         go_on: GoOn<'_>,
     ) -> Result<(), ModelError> {
-        let weights = self.weights(part)?;
+        let weights = self.weights(network)?;
         let before = weights.bytes();
         let loaded = weights.load(recording, &mut |done, total| go_on(Phase::Load, done, total));
         let brought = weights.bytes() - before;
         let mut opened = self.opened();
         // The device may have been opened again in the meantime; then these weights belong to the lost one.
-        if opened.weights.get(self.source.folder(part)).is_some_and(|now| Arc::ptr_eq(now, &weights)) {
-            let there = opened.bytes.entry(part).or_default();
+        if opened.weights.get(self.folder(network)).is_some_and(|now| Arc::ptr_eq(now, &weights)) {
+            let there = opened.bytes.entry(network).or_default();
             // Weights that arrived before the caller asked to stop remain and take memory.
             *there = if loaded.is_ok() { bytes } else { *there + brought };
         }
@@ -212,16 +259,15 @@ impl Model {
     }
 
     /// Makes a session over weights that are on the device.
-    pub(super) fn session(&self, part: Part, recording: Recording, go_on: GoOn<'_>) -> Result<Session, ModelError> {
-        let weights = self.weights(part)?;
-        Ok(Session::new(recording, &weights, &mut |done, total| go_on(Phase::Compile, done, total))?)
-    }
-
-    /// Returns the weights of a network.
-    fn weights(&self, part: Part) -> Result<Arc<Weights>, ModelError> {
-        self.check(part)?;
-        let opened = self.opened();
-        Ok(Arc::clone(opened.weights.get(self.source.folder(part)).expect("just checked")))
+    pub(super) fn session(
+        &self,
+        network: Network,
+        recording: Recording,
+        go_on: GoOn<'_>,
+    ) -> Result<Session, ModelError> {
+        let weights = self.weights(network)?;
+        let mut go_on = |done, total| go_on(Phase::Compile, done, total);
+        Ok(Session::new_with(recording, &weights, Sharing::Planned, &mut go_on)?)
     }
 
     /// Locks the state that is lost with the device.
@@ -231,7 +277,17 @@ impl Model {
     }
 }
 
+/// Starts rayon's threads, unless the application has done so. On first use they would panic where the system refuses
+/// them.
+fn start_threads() -> Result<(), ModelError> {
+    match rayon::ThreadPoolBuilder::new().build_global() {
+        // Without a cause, the error says that they run already.
+        Err(error) if error.source().is_some() => Err(ModelError::Threads { message: error.to_string() }),
+        _ => Ok(()),
+    }
+}
+
 /// Returns weights of a device, none of which are loaded yet.
-fn on_device(device: &Device, source: Box<dyn WeightLoader + Send + Sync>) -> Arc<Weights> {
+fn on_device(device: &Device, source: Loader) -> Arc<Weights> {
     Arc::new(Weights::new(device.clone(), source))
 }

@@ -1,10 +1,13 @@
 //! Sources of models: a configuration, and the place its weights come from.
 
-use crate::config::{ModelConfig, Sampler};
+use crate::config::ModelConfig;
 use crate::error::ModelError;
-use crate::networks::{Decoder, LatentSize, Shape, decode_graph, denoise_graph, text_graph, vae_weights};
+use crate::networks::{Decoder, Network, UNET_BASE};
 use crate::weights::{Checkpoint, Synthetic, WeightLoader};
 use std::path::{Path, PathBuf};
+
+/// Folder of the checkpoint that comes with the project, beside an executable and in the sources.
+const MINI: &str = "checkpoints/mini";
 
 /// Place that weights come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,14 +30,19 @@ pub struct Source {
 
 impl Source {
     /// Returns the checkpoint that comes with the project: `checkpoints/mini` beside the executable, or else in the
-    /// sources that the program was built from.
+    /// sources that the program was built from. An application that is to run on other machines brings the folder
+    /// along, beside its executable or in a place of its own for [`directory`](Self::directory).
     ///
     /// # Errors
-    /// [`ModelError`] if the checkpoint is in neither place, or its configuration is not valid.
+    /// [`ModelError`] if the checkpoint is in neither place, which names both, or its configuration is not valid.
     pub fn bundled() -> Result<Self, ModelError> {
-        let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join("checkpoints/mini")));
-        let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("checkpoints/mini");
-        Self::directory(&beside.filter(|path| path.is_dir()).unwrap_or(sources))
+        let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join(MINI)));
+        let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join(MINI);
+        let places: Vec<PathBuf> = beside.into_iter().chain([sources]).collect();
+        match places.iter().find(|place| place.join("model.json").is_file()) {
+            Some(place) => Self::directory(place),
+            None => Err(ModelError::NoCheckpoint { places }),
+        }
     }
 
     /// Returns the checkpoint in a folder.
@@ -53,77 +61,33 @@ impl Source {
         Ok(Self { config: ModelConfig::preset(preset)?, weights: WeightsFrom::Synthetic(seed) })
     }
 
-    /// Returns the folder of a network. DDIM on a one-step model uses `unet_base`, the UNet that the model was made
-    /// from.
-    pub(super) fn folder(&self, part: Part) -> &'static str {
-        match part {
-            Part::Text => "text_encoder",
-            Part::Unet(Sampler::Ddim) if self.config.defaults.sampler == Sampler::OneStep => "unet_base",
-            Part::Unet(_) => "unet",
-            Part::Decoder => Decoder::of(&self.config).folder(),
-            Part::Encoder => Decoder::Full.folder(),
-        }
-    }
-
     /// Returns the networks that every picture needs.
-    pub(super) fn needed(&self) -> [Part; 3] {
-        [Part::Text, Part::Unet(self.config.defaults.sampler), Part::Decoder]
+    pub(super) fn needed(&self) -> [Network; 3] {
+        let config = &self.config;
+        [Network::Text, Network::Unet(config.defaults.sampler), Network::Decoder(Decoder::of(config))]
     }
 
-    /// Opens the weights of a network and checks that they are what its graph needs. Names and shapes do not depend
-    /// on the size of the picture.
-    pub(super) fn part(&self, part: Part) -> Result<Box<dyn WeightLoader + Send + Sync>, ModelError> {
-        let weights = self.weights_of(part)?;
-        let folder = self.folder(part);
+    /// Opens the weights of a network and checks that they are what its graph needs.
+    pub(super) fn open(&self, network: Network) -> Result<Box<dyn WeightLoader + Send + Sync>, ModelError> {
+        let weights = network.weights(&self.config)?;
         let path = match &self.weights {
             WeightsFrom::Synthetic(seed) => return Ok(Box::new(Synthetic { seed: *seed })),
             WeightsFrom::Directory(path) => path,
         };
-        if folder == "unet_base" && !path.join(folder).is_dir() {
-            return Err(ModelError::NoPart { part: folder });
-        }
-        let checkpoint = Checkpoint::open(&path.join(folder))?;
+        self.check_base(network)?;
+        let checkpoint = Checkpoint::open(&path.join(network.folder(&self.config)))?;
         checkpoint.verify(&weights)?;
         Ok(Box::new(checkpoint))
     }
 
-    /// Returns the names and shapes in the folder of a network.
-    fn weights_of(&self, part: Part) -> Result<Vec<(String, Vec<usize>)>, ModelError> {
-        let config = &self.config;
-        let size = config.defaults.image_size;
-        Ok(match part {
-            Part::Text => text_graph(config, 1)?.weights(),
-            Part::Unet(sampler) => denoise_graph(config, &Shape::of(config, size, size, sampler)?)?.weights(),
-            // The VAE's file holds encoder and decoder, whichever is used.
-            Part::Encoder if config.vae.is_none() => return Err(ModelError::NoEncoder),
-            Part::Encoder => vae_weights(config)?,
-            Part::Decoder if Decoder::of(config) == Decoder::Full => vae_weights(config)?,
-            Part::Decoder => decode_graph(config, LatentSize::of(config, size, size)?, Decoder::Light, 1)?.weights(),
-        })
-    }
-}
-
-/// Network of a model.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Part {
-    /// Text encoder: token ids to context.
-    Text,
-    /// UNet of a sampler.
-    Unet(Sampler),
-    /// Decoder: latent to pixels.
-    Decoder,
-    /// VAE encoder: pixels to latent.
-    Encoder,
-}
-
-impl Part {
-    /// Returns the name of the network for people.
-    pub(super) fn title(self) -> &'static str {
-        match self {
-            Self::Text => "text encoder",
-            Self::Unet(_) => "unet",
-            Self::Decoder => "decoder",
-            Self::Encoder => "vae encoder",
+    /// Checks that the base UNet, which a one-step model may come without, is there if the network is that one.
+    pub(super) fn check_base(&self, network: Network) -> Result<(), ModelError> {
+        let folder = network.folder(&self.config);
+        match &self.weights {
+            WeightsFrom::Directory(path) if folder == UNET_BASE && !path.join(folder).is_dir() => {
+                Err(ModelError::NoPart { part: folder })
+            }
+            _ => Ok(()),
         }
     }
 }

@@ -84,14 +84,14 @@ fn impossible_settings_are_refused_by_name() {
     let schedule = schedule();
     for steps in [0, 1000, usize::MAX] {
         let error = schedule.ddim(steps, 0.0).unwrap_err().to_string();
-        assert_eq!(error, format!("sampler: steps: expected 1 to 999, found {steps}"));
+        assert_eq!(error, format!("steps: expected 1 to 999, found {steps}"));
     }
     for steps in [0, 5] {
         let error = schedule.one_step(steps).unwrap_err().to_string();
-        assert_eq!(error, format!("sampler: steps: expected 1 to 4, found {steps}"));
+        assert_eq!(error, format!("steps: expected 1 to 4, found {steps}"));
     }
     for eta in [-0.1, 1.1, f64::NAN] {
-        assert!(matches!(schedule.ddim(10, eta), Err(ModelError::Sampler { key: "eta", .. })), "{eta}");
+        assert!(matches!(schedule.ddim(10, eta), Err(ModelError::Request { key: "eta", .. })), "{eta}");
     }
     let mut config = ModelConfig::preset("mobilediffusion").unwrap().scheduler;
     config.beta_schedule = "linear".into();

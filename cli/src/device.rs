@@ -1,0 +1,123 @@
+//! The options `--device`, `--dtype` and `--weights-dtype` of all commands, and the device that they choose.
+
+use crate::Failure;
+use crate::terminal::note;
+use clap::ValueEnum;
+use mobilediffusion_kernels::{Device, FloatType, Storage, WeightType};
+use mobilediffusion_model::{Cache, DeviceChoice, ModelError, Options};
+use mobilediffusion_runtime::Gpu;
+use std::sync::Arc;
+
+/// Storage type of floating-point tensors, as `--dtype` names it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Floats {
+    #[default]
+    F32,
+    F16,
+}
+
+/// Storage type of weight matrices, as `--weights-dtype` names it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum WeightsDtype {
+    /// In 16 bits if the files have them so, else in the type of all other floats
+    #[default]
+    Floats,
+    /// In 16 bits
+    F16,
+    /// In 8 bits, with one scale per output channel
+    Int8,
+}
+
+impl From<WeightsDtype> for WeightType {
+    fn from(weights: WeightsDtype) -> Self {
+        match weights {
+            WeightsDtype::Floats => Self::Floats,
+            WeightsDtype::F16 => Self::F16,
+            WeightsDtype::Int8 => Self::Int8,
+        }
+    }
+}
+
+impl From<Floats> for mobilediffusion_model::Floats {
+    fn from(floats: Floats) -> Self {
+        match floats {
+            Floats::F32 => Self::F32,
+            Floats::F16 => Self::F16,
+        }
+    }
+}
+
+impl Floats {
+    /// Returns the type that a model is asked for; without one, the default of its device.
+    pub(crate) fn or_auto(asked: Option<Self>) -> mobilediffusion_model::Floats {
+        asked.map_or_else(Default::default, Into::into)
+    }
+
+    /// Returns the storage to plan with. Both forms of f16 take the same bytes, so one stands for both.
+    pub(crate) fn planned(self) -> Storage {
+        if self == Self::F32 { Storage::F32 } else { Storage::F16 }
+    }
+
+    /// Returns the type's name on the command line.
+    pub(crate) fn name(self) -> &'static str {
+        if self == Self::F32 { "f32" } else { "f16" }
+    }
+
+    /// Returns the type of the floats in a storage.
+    pub(crate) fn of(storage: Storage) -> Self {
+        if storage.floats == FloatType::F32 { Self::F32 } else { Self::F16 }
+    }
+
+    /// Returns how a GPU stores this type: f16 is packed in pairs where shaders cannot compute in f16.
+    pub(crate) fn storage(self, gpu: &Gpu) -> Storage {
+        mobilediffusion_model::Floats::from(self).stored(gpu.adapter().kind, gpu.caps().shader_f16)
+    }
+}
+
+impl WeightsDtype {
+    /// Returns the type's name on the command line.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Floats => "floats",
+            Self::F16 => "f16",
+            Self::Int8 => "int8",
+        }
+    }
+}
+
+pub(crate) fn device_choice(text: &str) -> Result<DeviceChoice, String> {
+    Ok(match text {
+        "auto" => DeviceChoice::Auto,
+        "cpu" => DeviceChoice::Cpu,
+        "gpu" => DeviceChoice::Gpu,
+        "" => return Err("expected auto, gpu, cpu, or an adapter's index or part of its name".into()),
+        name => DeviceChoice::Named(name.into()),
+    })
+}
+
+/// Opens the selected GPU. Returns `None` for the CPU, also if `auto` finds no GPU or cannot open it.
+pub(crate) fn open(choice: &DeviceChoice) -> Result<Option<Gpu>, Failure> {
+    let (gpu, failure) = pollster::block_on(choice.open(&Cache::User))?;
+    if let Some(error) = failure {
+        note(&format!("warning: no GPU could be opened: {error}"));
+    }
+    Ok(gpu)
+}
+
+/// Returns where kernels run and how tensors are stored there. `floats` is `None` for the default of the device.
+///
+/// # Errors
+/// If the CPU was to store floats in f16, with the message that `generate` has for it.
+pub(crate) fn device(
+    gpu: Option<&Arc<Gpu>>,
+    floats: Option<Floats>,
+    weights: WeightsDtype,
+) -> Result<Device, ModelError> {
+    let floats = Floats::or_auto(floats);
+    let Some(gpu) = gpu else {
+        Options { floats, ..Options::default() }.check_cpu()?;
+        return Ok(Device::Cpu(weights.into()));
+    };
+    let storage = floats.stored(gpu.adapter().kind, gpu.caps().shader_f16);
+    Ok(Device::Gpu(Arc::clone(gpu), storage.with_weights(weights.into())))
+}
