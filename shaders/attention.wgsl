@@ -27,6 +27,7 @@
 @if(MATRIX) #import attention_matrix
 
 struct Params {
+    first_query_tile: u32,
     queries: u32,
     keys: u32,
     heads: u32,
@@ -197,7 +198,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     // Index of the head's first vec4 in row 0 of the image, in k and v, and in q and y.
     let of_keys = group.z * params.keys * row_len + group.y * HEAD4;
     let of_queries = group.z * params.queries * row_len + group.y * HEAD4;
-    let query0 = group.x * QUERIES;
+    let query0 = (params.first_query_tile + group.x) * QUERIES;
     let query = thread / LANES;
     let lane = thread % LANES;
     // Number of keys that this query sees, and that any query of the workgroup sees.

@@ -15,6 +15,7 @@
 @if(PRODUCT) #import prologue
 
 struct Params {
+    first_row_tile: u32,
     rows: u32,
     h: u32,
     w: u32,

@@ -8,6 +8,7 @@
 @if(PRODUCT) #import rows
 
 struct Params {
+    first_row_tile: u32,
     rows: u32,
     cols: u32,
     k4: u32,

@@ -13,6 +13,7 @@
 #import rows
 
 struct Params {
+    first_row_tile: u32,
     rows: u32,
     cols: u32,
     k4: u32,
@@ -68,7 +69,7 @@ fn main(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) thread: u32,
 ) {
-    let row0 = row_tile(group, groups) * TILE_ROWS;
+    let row0 = (params.first_row_tile + row_tile(group, groups)) * TILE_ROWS;
     if row0 >= params.rows { return; }
     var sums = gemm_tile(row0, group.x * HALF, 0u, params.k4, thread);
     let col4 = group.x * THREADS_X + thread % THREADS_X;

@@ -4,6 +4,8 @@
 
 #[path = "kernels/broken.rs"]
 mod broken;
+#[path = "kernels/divided.rs"]
+mod divided;
 #[path = "kernels/stand_in.rs"]
 mod stand_in;
 
@@ -308,6 +310,7 @@ fn main() {
         let pairs = FAMILIES.iter().flat_map(|family| all_units.clone().map(move |units| (family, units)));
         let matrices = pairs.filter(has_matrices).map(|(family, units)| by_matrices(family, units));
         let onnx = storages.iter().copied().map(onnx);
-        FAMILIES.iter().flat_map(of).chain(matrices).chain(onnx).chain([broken::test()]).collect()
+        let divided = FAMILIES.iter().filter(|family| divided::NAMES.contains(&family.name)).map(divided::test);
+        FAMILIES.iter().flat_map(of).chain(matrices).chain(onnx).chain(divided).chain([broken::test()]).collect()
     });
 }

@@ -15,7 +15,7 @@ use mobilediffusion_kernels::{Activation, Case, DType, Storage};
 use mobilediffusion_model::{DeviceChoice, Floats, Flow, Options, Pipeline, Request, Source, WeightType};
 use mobilediffusion_runtime::{AdapterKind, Gpu, RuntimeError};
 use mobilediffusion_tests::gpu::{self, Test};
-use mobilediffusion_tests::made_up::{MadeUp, mini_denoise};
+use mobilediffusion_tests::made_up::{MadeUp, mini_denoise, values};
 use mobilediffusion_tests::{devices, psnr, say};
 use std::error::Error;
 use std::sync::Arc;
@@ -136,9 +136,41 @@ fn a_long_run_is_stopped_between_two_submissions(gpu: Arc<Gpu>) {
     let stopped = session.run_with(&mut twice).expect_err("we said no").to_string();
     assert_eq!(
         (stopped.as_str(), asked),
-        ("stopped after 2 of 3 steps", vec![(0, 3), (1, 3), (2, 3)]),
-        "what was asked"
+        ("stopped after 2 of 3 steps", vec![(0, 3), (0, 3), (1, 3), (1, 3), (2, 3)]),
+        "what was asked: each step is divided in two"
     );
+}
+
+fn a_step_that_takes_long_is_divided(gpu: Arc<Gpu>) {
+    let graph = || {
+        let mut graph = Graph::new();
+        let x = graph.input("x", [1, 1024, 1024], DType::Elem);
+        let y = graph.linear(&x, "layer", Linear { cols: 1024, bias: true, ..Linear::default() }).expect("it fits");
+        graph.output("y", &y);
+        Recording::new(graph)
+    };
+    let run = |device: Device| {
+        let weights = Weights::new(device, Box::new(MadeUp::default()));
+        let mut session = Session::new(graph(), &weights).expect("it is made");
+        session.poison().expect("it can be written");
+        let x = values("x", 1024 * 1024);
+        session.write("x", &x).expect("it fits");
+        let mut asked = Vec::new();
+        let mut ask = |done, total| {
+            asked.push((done, total));
+            true
+        };
+        session.run_with(&mut ask).expect("it runs");
+        session.write("x", &x).expect("it fits");
+        let times = session.run_timed().expect("it runs");
+        (session.read("y").expect("it is there"), asked, times.len())
+    };
+    let (expected, ..) = run(Device::CPU);
+    let (found, asked, times) = run(Device::Gpu(gpu, Storage::F32));
+    assert_eq!((asked, times), (vec![(0, 1), (0, 1)], 1), "one step in two submissions");
+    let largest = expected.iter().fold(0.0_f32, |most, v| most.max(v.abs()));
+    let worst = expected.iter().zip(&found).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(worst <= 1e-5 * largest && found.len() == expected.len(), "{worst} beside {largest}");
 }
 
 fn a_lost_device_is_an_error_of_the_run(gpu: Arc<Gpu>) {
@@ -270,8 +302,10 @@ fn main() {
         ("every_variant_is_judged", every_variant_is_judged),
         ("a_gpu_computes_with_weights_rounded_to_8_bits", int8::a_gpu_computes_with_weights_rounded_to_8_bits),
     ];
-    const SOFTWARE: &[Own] =
-        &[("a_long_run_is_stopped_between_two_submissions", a_long_run_is_stopped_between_two_submissions)];
+    const SOFTWARE: &[Own] = &[
+        ("a_long_run_is_stopped_between_two_submissions", a_long_run_is_stopped_between_two_submissions),
+        ("a_step_that_takes_long_is_divided", a_step_that_takes_long_is_divided),
+    ];
     const PICTURES: &[Own] = &[
         ("gpu_and_cpu_draw_the_same", gpu_and_cpu_draw_the_same),
         ("weights_in_8_bits_draw_the_same", weights_in_8_bits_draw_the_same),

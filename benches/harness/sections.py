@@ -90,8 +90,8 @@ def kernels(section, dtypes, names):
         # The shares of the limit refer to the peaks of the same call.
         section.record["kernels"][dtype], section.record["peaks"][dtype] = measured["shapes"], measured["peaks"]
         for reason, text in {"no_room": "no room on the device", "too_long": "too much work for a quick or a software device",
-                             "too_late": "no time left"}.items():
-            count = measured["left_out"][reason]
+                             "too_late": "no time left", "lost": "the device was lost before"}.items():
+            count = measured["left_out"].get(reason, 0)
             if count:
                 section.leave_out(f"{count} shapes of kernels, {dtype}", text)
 
@@ -105,10 +105,12 @@ def network_jobs(kind, dtypes, quick):
         sizes = [(FULL, "unet", 256, 1), (FULL, "unet", 64, 2), (FULL, "decoder", 64, 1), (FULL, "text", 64, 1)]
         return [*((*job, dtypes[0]) for job in sizes), (*sizes[-1], dtypes[0] + INT8)]
     jobs = [(FULL, "unet", 512, 1), (FULL, "decoder", 512, 1), (FULL, "text", 512, 1), ("sd15", "unet", 512, 1),
-            ("sd15", "vae-decoder", 512, 1), (FULL, "unet", 512, 2), (FULL, "unet", 256, 1), (FULL, "unet", 256, 2),
-            (FULL, "vae-decoder", 512, 1)]
+            (FULL, "unet", 512, 2), (FULL, "unet", 256, 1), (FULL, "unet", 256, 2)]
+    # The full VAE's decoders take longest to check.
+    last = [("sd15", "vae-decoder", 512, 1), (FULL, "vae-decoder", 512, 1)]
     in_bytes = [(*job, half_first[0] + INT8) for job in (jobs[0], jobs[2])]
-    return [*((*job, half_first[0]) for job in jobs), *in_bytes, *((*job, dtype) for dtype in half_first[1:] for job in jobs)]
+    wider = [(*job, dtype) for dtype in half_first[1:] for job in jobs[:3]]
+    return [*((*job, half_first[0]) for job in jobs), *in_bytes, *wider, *((*job, half_first[0]) for job in last)]
 
 
 def share(jobs):

@@ -194,13 +194,16 @@ struct Kernels {
     too_long: usize,
     /// Shapes not reached within the time limit.
     too_late: usize,
+    /// Shapes not reached before the device was lost.
+    lost: usize,
 }
 
 impl Kernels {
     /// Returns the numbers, beside `wrong` results.
     fn measured(self, wrong: &[String]) -> Measured {
-        let left_out = json!({ "no_room": self.no_room, "too_long": self.too_long, "too_late": self.too_late });
-        let numbers = json!({ "peaks": self.peaks.json(), "shapes": self.rows, "left_out": left_out });
+        let Self { peaks, rows, no_room, too_long, too_late, lost } = self;
+        let left_out = json!({ "no_room": no_room, "too_long": too_long, "too_late": too_late, "lost": lost });
+        let numbers = json!({ "peaks": peaks.json(), "shapes": rows, "left_out": left_out });
         (numbers, (!wrong.is_empty()).then(|| format!("wrong results: {}", wrong.join("; "))))
     }
 }
@@ -217,7 +220,8 @@ fn kernels(
     let peaks = Peaks::measure(device, timer, effort)?;
     result(&peaks.to_string())?;
     result(&heading())?;
-    let (mut all, mut wrong) = (Kernels { peaks, rows: Vec::new(), no_room: 0, too_long: 0, too_late: 0 }, Vec::new());
+    let (mut all, mut wrong) =
+        (Kernels { peaks, rows: Vec::new(), no_room: 0, too_long: 0, too_late: 0, lost: 0 }, Vec::new());
     let mut families: Vec<_> = chosen(args).into_iter().map(|family| (family, (family.model_shapes)())).collect();
     if until.is_some() {
         // What the time does not suffice for are then the kernels that matter least.
@@ -258,6 +262,7 @@ fn kernels(
                     wrong.push(format!("{} {}: {error}", family.name, sample::text(case.kernel.as_ref())));
                     // A lost device ends the run; any other error concerns this shape alone.
                     if matches!(device, Device::Gpu(gpu, _) if gpu.wait().is_err()) {
+                        all.lost = shapes_left;
                         return Ok(all.measured(&wrong));
                     }
                     continue;

@@ -12,7 +12,7 @@ use mobilediffusion_model::config::Sampler;
 use mobilediffusion_model::networks::{Decoder, Network, Shape};
 use mobilediffusion_model::noise::Noise;
 use mobilediffusion_model::weights::{Checkpoint, Synthetic};
-use mobilediffusion_model::{ModelConfig, Request};
+use mobilediffusion_model::{ModelConfig, ModelError, Request};
 
 /// Makes the weights of a network for a device, and says so if the network's files decide how they are stored.
 pub(crate) fn weights(network: Network, networks: &Networks, device: &Device) -> Result<Weights, Failure> {
@@ -85,7 +85,11 @@ pub(crate) fn recorded(
 /// Opens the weights of a network: the model's, or synthetic ones for an architecture that has none.
 pub(crate) fn loader(network: Network, networks: &Networks) -> Result<Box<dyn WeightLoader + Send + Sync>, Failure> {
     let Some(folder) = networks.folder()? else { return Ok(Box::new(Synthetic { seed: 0 })) };
-    Ok(Box::new(Checkpoint::open(&folder.join(network.folder(&networks.config()?)))?))
+    let part = network.folder(&networks.config()?);
+    if !folder.join(part).is_dir() {
+        return Err(ModelError::NoPart { part }.into());
+    }
+    Ok(Box::new(Checkpoint::open(&folder.join(part))?))
 }
 
 /// Makes values for every input of a recording: token ids 1, 2, 3, ...; timestep 500; coefficients 0.5; noise

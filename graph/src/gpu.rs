@@ -21,13 +21,31 @@ pub use planned::compile_ahead;
 
 /// Floating-point operations of one submission on a discrete GPU: half a second at 200 GFLOP/s. A limit bounds the time
 /// between two calls of the caller's callback, and keeps a submission well below the few seconds after which drivers
-/// reset a device. The next chunk is encoded and submitted while one runs, so a fast device does not wait for the host.
+/// reset a device; products and attention that take more are divided. The next chunk is encoded and submitted while one
+/// runs, so a fast device does not wait for the host.
 const CHUNK_FLOPS: u64 = 100_000_000_000;
 /// Floating-point operations of one submission on an integrated GPU. The slowest of these reach about 50 GFLOP/s, and
 /// the system draws its desktop with them.
 const INTEGRATED_CHUNK_FLOPS: u64 = 20_000_000_000;
 /// Floating-point operations of one submission on a software driver.
 const SOFTWARE_CHUNK_FLOPS: u64 = 2_000_000_000;
+
+/// Returns the limit on the floating-point operations of one submission.
+fn most_flops(kind: AdapterKind) -> u64 {
+    match kind {
+        AdapterKind::Software => SOFTWARE_CHUNK_FLOPS,
+        AdapterKind::Integrated => INTEGRATED_CHUNK_FLOPS,
+        AdapterKind::Discrete | AdapterKind::Other => CHUNK_FLOPS,
+    }
+}
+
+/// Part of a step that is submitted as a whole.
+#[derive(Debug)]
+struct Unit {
+    dispatch: Dispatch,
+    /// Floating-point operations.
+    flops: u64,
+}
 
 /// Buffers and bound steps of a session on a GPU.
 #[derive(Debug)]
@@ -37,11 +55,10 @@ pub(crate) struct GpuMemory {
     arenas: Vec<Buffer>,
     /// Arena and byte offset of each planned tensor.
     places: Vec<Option<(usize, usize)>>,
-    dispatches: Vec<Dispatch>,
+    /// Units of each step.
+    units: Vec<Vec<Unit>>,
     /// Kernel variant of each step.
     variants: Vec<Variant>,
-    /// Floating-point operations of each step.
-    flops: Vec<u64>,
     /// Limit on the floating-point operations of one submission.
     chunk_flops: u64,
     /// Last submitted chunk, if it has not been waited for.
@@ -60,7 +77,7 @@ impl GpuMemory {
         go_on: &mut dyn FnMut(usize, usize) -> bool,
     ) -> Result<Self, GraphError> {
         let bytes_of = |tensor: usize| recording.tensors[tensor].bytes(storage);
-        let Planned { variants, stages, places, arenas } = Planned::new(&gpu, storage, recording, sharing)?;
+        let Planned { variants, stages, parts, places, arenas } = Planned::new(&gpu, storage, recording, sharing)?;
         let arena = |(number, bytes): (usize, usize)| {
             let label = format!("arena {number}");
             gpu.buffer(&label, bytes as u64, Role::Arena).map_err(GraphError::at(&label))
@@ -75,20 +92,14 @@ impl GpuMemory {
             bytes => gpu.buffer("partial sums", bytes, Role::Storage).map_err(GraphError::at("partial sums"))?,
         };
         let bytes = arenas.iter().chain([&staging, &uniforms.buffer, &dummy, &shared]).map(Buffer::bytes).sum();
-        let flops = recording.nodes.iter().map(|node| node.kernel.cost().flops).collect();
-        let chunk_flops = match gpu.adapter().kind {
-            AdapterKind::Software => SOFTWARE_CHUNK_FLOPS,
-            AdapterKind::Integrated => INTEGRATED_CHUNK_FLOPS,
-            AdapterKind::Discrete | AdapterKind::Other => CHUNK_FLOPS,
-        };
+        let chunk_flops = most_flops(gpu.adapter().kind);
         let mut memory = Self {
             gpu: Arc::clone(&gpu),
             storage,
             arenas,
             places,
-            dispatches: Vec::new(),
+            units: recording.nodes.iter().map(|_| Vec::new()).collect(),
             variants,
-            flops,
             chunk_flops,
             in_flight: None,
             staging,
@@ -98,10 +109,11 @@ impl GpuMemory {
             let (step, stage) = &stages[number];
             let others = Others { params: uniforms.bound(number), absent: &dummy, shared: &shared };
             let dispatch = memory.bind(recording, (*step, stage), pipeline, weights, &others)?;
-            match memory.dispatches.pop_if(|_| number > 0 && stages[number - 1].0 == *step) {
-                Some(before) => memory.dispatches.push(before.then(dispatch)),
-                None => memory.dispatches.push(dispatch),
-            }
+            let unit = match memory.units[*step].pop_if(|_| parts[*step] == 1) {
+                Some(before) => Unit { dispatch: before.dispatch.then(dispatch), ..before },
+                None => Unit { dispatch, flops: recording.nodes[*step].kernel.cost().flops / parts[*step] },
+            };
+            memory.units[*step].push(unit);
             ask(go_on(step + 1, recording.nodes.len()), step + 1, recording.nodes.len())
         })?;
         match memory.gpu.save_pipelines() {
@@ -168,14 +180,40 @@ impl GpuMemory {
         }
     }
 
-    /// Returns how many of `steps`, from the first on, make up the next submission: at least one.
-    fn chunk(&self, steps: &[usize]) -> usize {
-        let mut flops = 0;
-        let within = |step: &&usize| {
-            flops += self.flops[**step];
-            flops <= self.chunk_flops
-        };
-        steps.iter().take_while(within).count().max(1)
+    /// Returns the units of steps in order, each with the number of steps before its own.
+    fn units_of<'a>(&'a self, steps: &'a [usize]) -> impl Iterator<Item = (usize, &'a Unit)> {
+        steps.iter().enumerate().flat_map(|(before, &step)| self.units[step].iter().map(move |unit| (before, unit)))
+    }
+
+    /// Submits a chunk of units, from the one numbered `done` on: at least one. Returns how many it holds.
+    fn start_chunk(&self, steps: &[usize], done: usize) -> Result<(usize, Submission), GraphError> {
+        let chunk = self.chunk(steps, done);
+        let submitted = self.gpu.start(chunk.iter().map(|unit| &unit.dispatch)).map_err(GraphError::at("run"))?;
+        Ok((chunk.len(), submitted))
+    }
+
+    /// Returns the units that make up the next submission after `done` units of `steps`.
+    fn chunk<'a>(&'a self, steps: &'a [usize], done: usize) -> Vec<&'a Unit> {
+        let (mut chunk, mut flops) = (Vec::new(), 0);
+        for (_, unit) in self.units_of(steps).skip(done) {
+            flops += unit.flops;
+            if flops > self.chunk_flops && !chunk.is_empty() {
+                break;
+            }
+            chunk.push(unit);
+        }
+        chunk
+    }
+
+    /// Asks whether to go on after `done` units of `steps`. Returns whether there are more.
+    fn has_more(
+        &self,
+        steps: &[usize],
+        done: usize,
+        go_on: &mut dyn FnMut(usize, usize) -> bool,
+    ) -> Result<bool, GraphError> {
+        let Some((before, _)) = self.units_of(steps).nth(done) else { return Ok(false) };
+        ask(go_on(before, steps.len()), before, steps.len()).map(|()| true)
     }
 
     /// Runs the steps and waits for them. At most two chunks are in flight.
@@ -185,9 +223,8 @@ impl GpuMemory {
         go_on: &mut dyn FnMut(usize, usize) -> bool,
     ) -> Result<(), GraphError> {
         let mut done = 0;
-        while done < steps.len() {
-            ask(go_on(done, steps.len()), done, steps.len())?;
-            let (count, chunk) = self.start_chunk(&steps[done..])?;
+        while self.has_more(steps, done, go_on)? {
+            let (count, chunk) = self.start_chunk(steps, done)?;
             done += count;
             if let Some(before) = self.in_flight.replace(chunk) {
                 self.gpu.wait_for(&before).map_err(GraphError::at("run"))?;
@@ -205,9 +242,8 @@ impl GpuMemory {
         go_on: &mut (dyn FnMut(usize, usize) -> bool + Send),
     ) -> Result<(), GraphError> {
         let mut done = 0;
-        while done < steps.len() {
-            ask(go_on(done, steps.len()), done, steps.len())?;
-            let (count, chunk) = self.start_chunk(&steps[done..])?;
+        while self.has_more(steps, done, go_on)? {
+            let (count, chunk) = self.start_chunk(steps, done)?;
             done += count;
             if let Some(before) = self.in_flight.replace(chunk) {
                 self.gpu.finished_for(&before).await.map_err(GraphError::at("run"))?;
@@ -220,14 +256,6 @@ impl GpuMemory {
     pub(crate) async fn finish(&mut self) -> Result<(), GraphError> {
         self.in_flight = None;
         self.gpu.finished().await.map_err(GraphError::at("run"))
-    }
-
-    /// Submits a chunk from the beginning of `steps`, and returns how many steps it holds.
-    fn start_chunk(&self, steps: &[usize]) -> Result<(usize, Submission), GraphError> {
-        let chunk = &steps[..self.chunk(steps)];
-        let submitted =
-            self.gpu.start(chunk.iter().map(|&step| &self.dispatches[step])).map_err(GraphError::at("run"))?;
-        Ok((chunk.len(), submitted))
     }
 
     /// Returns the bytes of all buffers of the session, without the weights.
@@ -243,11 +271,13 @@ impl GpuMemory {
     /// Runs the steps in order, in the chunks of a usual run, and returns the seconds that each took.
     pub(crate) fn time(&self, steps: &[usize]) -> Result<Vec<f64>, GraphError> {
         let timer = Timer::new(&self.gpu).map_err(GraphError::at("timer"))?;
-        let mut seconds = Vec::with_capacity(steps.len());
-        while seconds.len() < steps.len() {
-            let left = &steps[seconds.len()..];
-            let chunk: Vec<&Dispatch> = left[..self.chunk(left)].iter().map(|&step| &self.dispatches[step]).collect();
-            seconds.extend(timer.time_each(&self.gpu, &chunk).map_err(GraphError::at("run"))?);
+        let units: Vec<usize> = self.units_of(steps).map(|(step, _)| step).collect();
+        let (mut seconds, mut done) = (vec![0.0; steps.len()], 0);
+        while done < units.len() {
+            let chunk: Vec<&Dispatch> = self.chunk(steps, done).into_iter().map(|unit| &unit.dispatch).collect();
+            let each = timer.time_each(&self.gpu, &chunk).map_err(GraphError::at("run"))?;
+            units[done..].iter().zip(each).for_each(|(step, own)| seconds[*step] += own);
+            done += chunk.len();
         }
         Ok(seconds)
     }
@@ -257,9 +287,9 @@ impl GpuMemory {
     pub(crate) fn overhead(&self, steps: &[usize]) -> Result<f64, GraphError> {
         let (mut done, mut seconds) = (0, 0.0);
         self.gpu.wait().map_err(GraphError::at("run"))?;
-        while done < steps.len() {
+        while self.has_more(steps, done, &mut |_, _| true)? {
             let start = Instant::now();
-            done += self.start_chunk(&steps[done..])?.0;
+            done += self.start_chunk(steps, done)?.0;
             seconds += start.elapsed().as_secs_f64();
             self.gpu.wait().map_err(GraphError::at("run"))?;
         }

@@ -183,6 +183,7 @@ impl Kernel for Attention {
             wgsl: include_str!("../../shaders/attention.wgsl"),
             constants,
             params: vec![
+                Param::size(names::FIRST_QUERY_TILE, 0),
                 Param::size("queries", self.queries),
                 Param::size("keys", self.keys),
                 Param::size("heads", self.heads),

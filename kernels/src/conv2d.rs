@@ -162,6 +162,7 @@ impl Conv2d {
         constants.extend(self.prologue.constants());
         constants.extend(tile.constants());
         let mut params = vec![
+            Param::size(names::FIRST_ROW_TILE, 0),
             Param::size("rows", self.pixels()),
             Param::size("h", self.h),
             Param::size("w", self.w),

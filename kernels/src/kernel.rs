@@ -82,6 +82,32 @@ pub struct Program {
     pub grid: [u32; 3],
 }
 
+impl Program {
+    /// Divides the program into up to `parts` programs that compute it together, in any order, with the same code; into more
+    /// if the limit on an axis of a grid demands it. A program without a parameter for that remains whole.
+    pub fn divided(&self, parts: u64) -> Vec<Self> {
+        let [x, y, z] = self.grid;
+        // Tiles of rows run along y, then z; a few of the last may be beyond the rows, and their workgroups return.
+        let tiles_of = |param: &Param| match param.name() {
+            names::FIRST_ROW_TILE => Some(u64::from(y) * u64::from(z)),
+            names::FIRST_QUERY_TILE => Some(u64::from(x)),
+            _ => None,
+        };
+        let found = self.params.iter().enumerate().find_map(|(at, param)| Some((at, param.name(), tiles_of(param)?)));
+        let Some((at, name, tiles)) = found.filter(|_| parts > 1) else { return vec![self.clone()] };
+        let each = tiles.div_ceil(parts).clamp(1, GRID_LIMIT as u64);
+        let part = |number: u64| {
+            let (first, count) = (number * each, each.min(tiles - number * each));
+            let [first, count] = [first, count].map(|tiles| u32::try_from(tiles).expect("no more than in the grid"));
+            let grid = if name == names::FIRST_ROW_TILE { [x, count, 1] } else { [count, y, z] };
+            let mut params = self.params.clone();
+            params[at] = Param::U(name, first);
+            Self { params, grid, ..self.clone() }
+        };
+        (0..tiles.div_ceil(each)).map(part).collect()
+    }
+}
+
 /// One dispatch of a kernel: the program that runs, and the operands that it binds.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Stage {
@@ -119,11 +145,13 @@ impl Stage {
     }
 }
 
+/// Number of workgroups along one axis of a grid that every WebGPU device accepts.
+const GRID_LIMIT: usize = 65_535;
+
 /// Folds a number of workgroups into a grid whose axes stay within WebGPU's limit of 65,535. The shader computes the
 /// flat index of its workgroup with `flat_group` and returns if that is beyond the number.
 pub(crate) fn folded_grid(groups: usize) -> [u32; 3] {
-    const LIMIT: usize = 65_535;
-    let y = groups.div_ceil(LIMIT).max(1);
+    let y = groups.div_ceil(GRID_LIMIT).max(1);
     let x = groups.div_ceil(y).max(1);
     [u32::try_from(x).expect("at most 65,535"), u32::try_from(y).expect("sizes are below 2^32"), 1]
 }

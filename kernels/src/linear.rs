@@ -137,6 +137,7 @@ impl Linear {
         constants.extend(self.prologue.constants());
         constants.extend(tile.constants());
         let mut params = vec![
+            Param::size(names::FIRST_ROW_TILE, 0),
             Param::size("rows", self.rows),
             Param::size("cols", self.all_cols()),
             Param::size("k4", self.k.div_ceil(4)),

@@ -31,6 +31,11 @@ pub const ROW_MOMENTS: &str = "row_moments";
 /// Partial sums that the stages of a split-k product share.
 pub const PARTS: &str = "parts";
 
+/// Parameter of a product that can be divided along its rows: the tile of rows of the grid's first workgroup.
+pub const FIRST_ROW_TILE: &str = "first_row_tile";
+/// Parameter of attention, which can be divided along its queries: the tile of queries of the grid's first workgroup.
+pub const FIRST_QUERY_TILE: &str = "first_query_tile";
+
 /// WGSL constant: 1 if the operand [`RESIDUAL`] is bound.
 pub const HAS_RESIDUAL: &str = "HAS_RESIDUAL";
 /// WGSL constant: 1 if the residual lies where the output is written, and is read there.

@@ -86,6 +86,7 @@ impl Kernel for SwishGlu {
     fn program(&self, variant: &Variant) -> Program {
         let tile = tile::of(tile::PAIR, variant);
         let mut params = vec![
+            Param::size(names::FIRST_ROW_TILE, 0),
             Param::size("rows", self.rows),
             Param::size("cols", self.cols),
             Param::size("k4", self.k.div_ceil(4)),

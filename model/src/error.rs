@@ -196,12 +196,11 @@ pub(crate) fn mib(bytes: u64) -> String {
     format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
 }
 
-/// Formats the number of pictures that are drawn at once, if there are several.
 /// Returns what needs a part of a model, in the words of a request.
 fn use_of(part: &str) -> &'static str {
     match part {
         UNET_BASE => ", which guidance, a negative prompt, an eta and more steps than one-step sampling takes need",
-        VAE => ", which beginning from a picture needs",
+        VAE => ", which the full decoder and beginning from a picture need",
         _ => "",
     }
 }
@@ -210,6 +209,7 @@ fn listed(places: &[PathBuf]) -> String {
     places.iter().map(|place| place.display().to_string()).collect::<Vec<_>>().join(", ")
 }
 
+/// Formats the number of pictures that are drawn at once, if there are several.
 fn at_once(pictures: usize) -> String {
     if pictures > 1 { format!("{pictures} pictures at once of ") } else { String::new() }
 }

@@ -148,7 +148,7 @@ impl Network {
     /// Returns the names and shapes of the weights in the network's folder, which do not depend on the size of a picture.
     ///
     /// # Errors
-    /// [`ModelError::NoPart`] if the model has no such network, [`ModelError::Graph`] if the configuration is not valid.
+    /// [`ModelError::NoPart`] if the model has no such network, or [`ModelError::Config`] if the configuration is not valid.
     pub fn weights(self, config: &ModelConfig) -> Result<Vec<(String, Vec<usize>)>, ModelError> {
         match self {
             // The folder holds encoder and decoder, whichever is used.

@@ -27,6 +27,7 @@ use crate::picture::Picture;
 use memory::{Ask, Need};
 use mobilediffusion_graph::{Device, PlanSummary, Recording, compile_ahead};
 use plans::{Key, Plans};
+use progress::Reporter;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -236,7 +237,7 @@ impl Pipeline {
             match make(&self.model, &mut self.plans, missing, on_progress) {
                 // A device that does not report its memory is tried again with fewer plans and weights on it, until
                 // none are left to free.
-                Err(error) if error.is_out_of_memory() && give_back(&self.model, &mut self.plans, &keys) => {}
+                Err(error) if error.is_out_of_memory() && free_one(&self.model, &mut self.plans, &keys) => {}
                 Err(error) if error.is_out_of_memory() => return Err(ask.too_much(needed, None)),
                 made => return made,
             }
@@ -258,7 +259,7 @@ fn keys(config: &ModelConfig, request: &Request, shape: Shape) -> Vec<Key> {
 
 /// Frees the least recently used plan, or else weights that no needed plan uses, and returns whether there was
 /// anything to free. Weights that other pipelines share are kept: removing them here would free nothing.
-fn give_back(model: &Arc<Model>, plans: &mut Plans, needed: &[Key]) -> bool {
+fn free_one(model: &Arc<Model>, plans: &mut Plans, needed: &[Key]) -> bool {
     let networks: Vec<Network> = needed.iter().map(|key| key.network()).collect();
     plans.evict(needed) || model.pipelines() == 1 && model.release(&networks)
 }
@@ -278,7 +279,7 @@ fn make_room(model: &Arc<Model>, plans: &mut Plans, ask: &Ask<'_>, needs: &[(Key
         let needed = taken(model, plans, needs);
         match budget {
             Some(budget) if needed > budget => {
-                if !give_back(model, plans, ask.keys) {
+                if !free_one(model, plans, ask.keys) {
                     return Err(ask.too_much(needed, Some(budget)));
                 }
             }
@@ -303,18 +304,16 @@ fn make(
     missing: Vec<(Key, Need, Recording)>,
     on_progress: OnProgress<'_>,
 ) -> Result<(), ModelError> {
-    let mut tell = |phase, step, total| {
-        let progress = Progress { phase, step, total, picture: 0, preview: None };
-        on_progress(&progress) == Flow::Continue
-    };
+    let mut reporter = Reporter { on_progress, picture: 0 };
     let steps = |(_, _, recording): &(Key, Need, Recording)| recording.nodes.len();
     let total: usize = missing.iter().map(steps).sum();
     let mut load = || {
         missing.iter().enumerate().try_for_each(|(at, (key, need, recording))| {
             // A network's weights count as much as the steps that use them.
             let (before, own) = (missing[..at].iter().map(steps).sum::<usize>(), recording.nodes.len());
-            let mut go_on = |phase, done: usize, of: usize| tell(phase, before + own * done / of.max(1), total);
-            model.bring((key.network(), need.weights), recording, &mut go_on)
+            let mut go_on =
+                |phase, done: usize, of: usize| reporter.report(phase, (before + own * done / of.max(1), total), None);
+            model.load_weights((key.network(), need.weights), recording, &mut go_on)
         })
     };
     let devices = missing.iter().map(|(key, ..)| model.device_of(key.network())).collect::<Result<Vec<_>, _>>()?;
@@ -330,13 +329,11 @@ fn make(
         loaded.store(true, Ordering::Relaxed);
         result
     })?;
-    if !tell(Phase::Load, total, total) {
-        return Err(ModelError::Stopped);
-    }
+    reporter.check(Phase::Load, (total, total), None)?;
     let mut before = 0;
     for (key, _, recording) in missing {
         let own = recording.nodes.len();
-        let mut go_on = |phase, done, _| tell(phase, before + done, total);
+        let mut go_on = |phase, done, _| reporter.report(phase, (before + done, total), None);
         plans.add(key, model.session(key.network(), recording, &mut go_on)?);
         before += own;
     }

@@ -16,6 +16,7 @@ use mapped::{Mapped, is_finite, size_of, widen};
 use safetensors::{Dtype, SafeTensors};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::error::Error;
+use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -28,13 +29,19 @@ struct Entry {
     bytes: Range<usize>,
 }
 
-/// Names of the file of weights: transformers' first, then diffusers'.
-const FILES: [&str; 2] = ["model.safetensors", "diffusion_pytorch_model.safetensors"];
+/// Names of the file of weights: transformers' first, then diffusers', then those that both give to files in f16.
+const FILES: [&str; 4] = [
+    "model.safetensors",
+    "diffusion_pytorch_model.safetensors",
+    "model.fp16.safetensors",
+    "diffusion_pytorch_model.fp16.safetensors",
+];
 
 /// Weights of one part of the model.
 ///
 /// A checkpoint is a directory with `model.safetensors`, or with `model.safetensors.index.json` and the shards that
-/// it names. diffusers' base name `diffusion_pytorch_model` is accepted in place of `model`.
+/// it names. diffusers' base name `diffusion_pytorch_model` is accepted in place of `model`, and where there is neither, a
+/// file with `.fp16` before `.safetensors`.
 #[derive(Debug)]
 pub struct Checkpoint {
     path: PathBuf,
@@ -55,7 +62,11 @@ impl Checkpoint {
         let Some(index) = FILES.map(|file| path.join(format!("{file}.index.json"))).into_iter().find(|p| p.is_file())
         else {
             let files = FILES.map(|file| path.join(file));
-            let file = files.iter().find(|file| file.is_file()).unwrap_or(&files[0]);
+            let Some(file) = files.iter().find(|file| file.exists()) else {
+                let message = format!("there is no such file, nor {}", FILES[1..].join(" or "));
+                let source = io::Error::new(io::ErrorKind::NotFound, message);
+                return Err(ModelError::Io { path: path.join(FILES[0]), source });
+            };
             checkpoint.add_shard(file)?;
             return Ok(checkpoint);
         };

@@ -185,14 +185,12 @@ impl Gpu {
     fn start_reading(&self, from: Bound<'_>, staging: &Buffer) -> Result<(u64, u32), RuntimeError> {
         let bytes = copied_bytes(from, Bound::whole(staging))?;
         let mut passes = self.tally.passes();
-        self.scoped(&staging.label, None, || {
+        self.counted(&staging.label, &mut passes, || {
             let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
             self.tally.count(&mut encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default()));
             encoder.copy_buffer_to_buffer(&from.buffer.raw, from.offset, &staging.raw, 0, bytes);
             self.tally.copy(&mut encoder, &staging.raw, bytes);
             self.queue.submit([encoder.finish()]);
-            // The device counts the pass from here on, also if an error of another thread is returned below.
-            *passes = passes.wrapping_add(1);
         })?;
         Ok((bytes, *passes))
     }

@@ -208,8 +208,7 @@ impl Gpu {
     }
 
     /// Runs `create` and returns errors that it provokes on the device, with the name `what` and, if memory runs out,
-    /// the size in bytes. Error scopes belong to the thread that opens them, so threads neither see each other's errors
-    /// nor wait for each other.
+    /// the size in bytes, and errors outside of any scope.
     pub(crate) fn scoped<T>(
         &self,
         what: &str,
@@ -217,6 +216,29 @@ impl Gpu {
         create: impl FnOnce() -> T,
     ) -> Result<T, RuntimeError> {
         self.incident(what)?;
+        let made = self.caught(what, bytes, create)?;
+        self.incident(what)?;
+        Ok(made)
+    }
+
+    /// Runs `submit`, which submits a pass, as [`scoped`](Self::scoped) does. The host's count of `passes` grows if the
+    /// submission was not refused, since the device counts the pass from then on.
+    pub(crate) fn counted<T>(
+        &self,
+        what: &str,
+        passes: &mut u32,
+        submit: impl FnOnce() -> T,
+    ) -> Result<T, RuntimeError> {
+        self.incident(what)?;
+        let submitted = self.caught(what, None, submit)?;
+        *passes = passes.wrapping_add(1);
+        self.incident(what)?;
+        Ok(submitted)
+    }
+
+    /// Runs `create` and returns errors that it provokes. Error scopes belong to the thread that opens them, so threads
+    /// neither see each other's errors nor wait for each other.
+    fn caught<T>(&self, what: &str, bytes: Option<u64>, create: impl FnOnce() -> T) -> Result<T, RuntimeError> {
         let memory = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
         let internal = self.device.push_error_scope(wgpu::ErrorFilter::Internal);
         let validation = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
@@ -232,7 +254,6 @@ impl Gpu {
         if let Some(error) = refused.or(failed) {
             return Err(RuntimeError::Validation { what: what.to_owned(), message: error.to_string() });
         }
-        self.incident(what)?;
         Ok(made)
     }
 

@@ -47,8 +47,8 @@ fn hand_over(thread: u32, sum: u32) {
 }
 ";
 
-/// Returns the trial shader for matrices of `edge` x `edge` and at most `subgroups` subgroups. Every subgroup stores its
-/// own products, and the size of subgroups follows the last of them. Where the size is not known, the shader asks for it.
+/// Returns the trial shader for matrices of `edge` x `edge`. Each of the first `subgroups` subgroups stores its own sums, and
+/// the size of subgroups follows the last of them. Where the size is not known, the shader asks for it.
 fn shader(edge: u32, subgroups: u32, known_size: Option<u32>) -> String {
     let (builtin, size) = match known_size {
         Some(known) => ("", format!("{known}u")),
@@ -82,7 +82,8 @@ fn shader(edge: u32, subgroups: u32, known_size: Option<u32>) -> String {
     });
     line("workgroupBarrier();\n}");
     for (sum, ..) in sums() {
-        line(&format!("coopStoreT(sum{sum}, &batch[thread / {size} * AREA], EDGE);\nworkgroupBarrier();"));
+        line(&format!("coopStoreT(sum{sum}, &batch[min(thread / {size}, SUBGROUPS - 1u) * AREA], EDGE);"));
+        line("workgroupBarrier();");
         line(&format!("hand_over(thread, {sum}u);\nworkgroupBarrier();"));
     }
     line(&format!("if thread == 0u {{ products[ROWS * COLUMNS * SUBGROUPS * AREA] = f32({size}); }}\n}}"));
@@ -112,7 +113,9 @@ impl Gpu {
     /// Multiplies matrices of `edge` x `edge`. Returns the size of subgroups if every product is right.
     fn trial(&self, edge: u32, known_size: Option<u32>) -> Result<Option<u32>, RuntimeError> {
         let least = known_size.unwrap_or(self.device.adapter_info().subgroup_min_size).max(1);
-        let subgroups = INVOCATIONS / least;
+        let factors = 2 * (ROWS + COLUMNS) * edge * edge;
+        let room = self.caps().max_workgroup_bytes.saturating_sub(factors) / (4 * edge * edge);
+        let subgroups = (INVOCATIONS / least).min(room).max(1);
         let bytes = 4 * u64::from(ROWS * COLUMNS * subgroups * edge * edge + 1);
         let products = self.buffer("products", bytes, Role::Storage)?;
         let staging = self.buffer("products staging", bytes, Role::Staging)?;
@@ -125,16 +128,14 @@ impl Gpu {
     }
 }
 
-/// Returns the size of subgroups if every subgroup of the trial stored the right products.
+/// Returns the size of subgroups if every subgroup of the trial that stores its sums stored the right ones.
 fn subgroup_of(edge: u32, subgroups: u32, found: &[f32]) -> Option<u32> {
     let (size, products) = found.split_last()?;
     let size = (1..=INVOCATIONS).find(|possible| possible.is_power_of_two() && *possible as f32 == *size)?;
     let area = (edge * edge) as usize;
     let mut sums = (0..).zip(products.chunks(subgroups as usize * area));
-    let is_right = |(sum, all): (u32, &[f32])| {
-        let each: Vec<&[f32]> = all.chunks(area).take((INVOCATIONS / size) as usize).collect();
-        each.len() == (INVOCATIONS / size) as usize && each.iter().all(|found| is_product(edge, sum, found))
-    };
+    let stored = subgroups.min(INVOCATIONS / size) as usize;
+    let is_right = |(sum, all): (u32, &[f32])| all.chunks(area).take(stored).all(|found| is_product(edge, sum, found));
     sums.all(is_right).then_some(size)
 }
 
@@ -196,7 +197,7 @@ mod tests {
         assert_eq!(subgroup_of(8, subgroups, &stored(0.0, 0)), None, "nothing was stored");
         assert_eq!(subgroup_of(8, subgroups, &stored(32.0, 8)), Some(32));
         assert_eq!(subgroup_of(8, subgroups, &stored(16.0, 8)), None, "only half of the subgroups stored a sum");
-        assert_eq!(subgroup_of(8, subgroups, &stored(4.0, 32)), None, "smaller subgroups than the least");
+        assert_eq!(subgroup_of(8, subgroups, &stored(4.0, 32)), Some(4), "there is room for half of them");
         for size in [f32::NAN, 0.0, 33.0, 512.0] {
             assert_eq!(subgroup_of(8, subgroups, &stored(size, 32)), None, "subgroups of {size}");
         }

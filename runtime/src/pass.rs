@@ -146,7 +146,7 @@ impl Gpu {
         // The caller's iterator is run to its end first: it may take time, panic or use the device itself.
         let dispatches: Vec<&Dispatch> = dispatches.into_iter().collect();
         let mut passes = self.tally.passes();
-        let index = self.scoped("a compute pass", None, || {
+        let index = self.counted("a compute pass", &mut passes, || {
             let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
             {
                 let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
@@ -155,10 +155,7 @@ impl Gpu {
                 }
                 self.tally.count(&mut pass);
             }
-            let index = self.queue.submit([encoder.finish()]);
-            // The device counts the pass from here on, also if an error of another thread is returned below.
-            *passes = passes.wrapping_add(1);
-            index
+            self.queue.submit([encoder.finish()])
         })?;
         // Staging memory of the uploads so far is freed once this submission is done.
         self.pending_upload.store(0, Ordering::Relaxed);

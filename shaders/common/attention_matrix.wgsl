@@ -261,7 +261,7 @@ fn write_sums(left: Sum, right: Sum, row: u32, d: u32, norm: f32, first: u32, in
 @compute @workgroup_size(THREADS)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let row_len = params.heads * HEAD4;
-    let query0 = group.x * QUERIES;
+    let query0 = (params.first_query_tile + group.x) * QUERIES;
     let query = query0 + thread / LANES;
     let row = thread / SUBGROUP * EDGE;
     // Index of the head's first vec4 in row 0 of the image, in k and v, and in q and y.

@@ -35,7 +35,7 @@ fn main(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) thread: u32,
 ) {
-    let row0 = row_tile(group, groups) * TILE_ROWS;
+    let row0 = (params.first_row_tile + row_tile(group, groups)) * TILE_ROWS;
     if row0 >= stored_rows() { return; }
     @if(PRODUCT) var sums = gemm_tile(row0, group.x * 4u * TILE_QUADS, 0u, inner4(), thread);
     @if(!PRODUCT) var sums = met_sums(row0, group.x * TILE_QUADS, thread);

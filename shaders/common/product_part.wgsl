@@ -7,7 +7,7 @@ fn main(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) thread: u32,
 ) {
-    let row0 = row_tile(group, groups) * TILE_ROWS;
+    let row0 = (params.first_row_tile + row_tile(group, groups)) * TILE_ROWS;
     if row0 >= params.rows { return; }
     let tiles = (params.cols4 + TILE_QUADS - 1u) / TILE_QUADS;
     let part = group.x / tiles;

@@ -38,6 +38,13 @@ fn a_lost_device_refuses_everything_and_is_made_again(gpu: &Arc<Gpu>) {
     // The new device refuses objects of the old one.
     let error = again.upload(&count.x, &[0; 4]);
     assert!(matches!(error, Err(RuntimeError::Validation { .. })), "{error:?}");
+    // What is refused is not counted as a pass, so the device is not taken for lost.
+    let error = again.submit([&count.there]);
+    assert!(matches!(error, Err(RuntimeError::Validation { .. })), "{error:?}");
+    let fresh = Count::new(&again, 64, 1).expect("there is room");
+    let aside = Bound { offset: 2, bytes: 64, ..Bound::whole(&fresh.x) };
+    let error = again.download(aside, &fresh.staging);
+    assert!(matches!(error, Err(RuntimeError::Validation { .. })), "{error:?}");
     drop((gpu, count, pipeline));
     assert_works(&again);
 }

@@ -24,8 +24,8 @@ const PROMPTS: [&str; 2] = ["red apple", "blue whale"];
 pub(super) struct Begun {
     pub(super) pipeline: Pipeline,
     requests: [Request; 2],
-    /// Time before the pipeline was loaded.
-    begin: Instant,
+    /// Seconds that loading the pipeline took.
+    load: f64,
 }
 
 /// Checks the requests and loads the pipeline.
@@ -41,20 +41,22 @@ pub(super) fn begin(args: &Args) -> Result<Begun, Failure> {
         PROMPTS.map(|prompt| Request { width, height, guidance, count: batch, batch, ..Request::new(prompt) });
     requests[0].check(&config)?;
     let begin = Instant::now();
-    Ok(Begun { pipeline: Pipeline::load(Source { config, weights }, options)?, requests, begin })
+    let pipeline = Pipeline::load(Source { config, weights }, options)?;
+    Ok(Begun { pipeline, requests, load: begin.elapsed().as_secs_f64() })
 }
 
 /// Draws one picture that includes all preparation, then further ones that reuse it, and returns the numbers for a
 /// file.
 pub(super) fn run(args: &Args, begun: Begun, time_left: &dyn Fn() -> bool) -> Result<Value, Failure> {
-    let Begun { mut pipeline, requests, begin } = begun;
+    let Begun { mut pipeline, requests, load } = begun;
+    let begin = Instant::now();
     let (name, batch) = (pipeline.model().config().defaults.name.clone(), args.batch);
     let settings = pipeline.settings(&requests[0])?;
     let storage = pipeline.model().storage(settings.sampler)?;
     note_kept(storage, pipeline.model().device().storage());
     result(&format!("pictures of {name}, {} (sampler: {})", described(&settings), settings.sampler))?;
     let (first, phases) = draw(&mut pipeline, &requests[0])?;
-    let ready = begin.elapsed().as_secs_f64();
+    let ready = load + begin.elapsed().as_secs_f64();
     result(&line("the first, loading and compiling included", ready, &phases))?;
     let mut drawn = [Some(first), None];
     let mut runs = Vec::new();

@@ -41,6 +41,7 @@ pub(super) fn run(subject: Subject<'_>, device: &Device, time_left: &dyn Fn() ->
         // An idle GPU has lowered its clocks, and the checks above leave it idle most of the time.
         let begin = Instant::now();
         while begin.elapsed() < WARM_UP {
+            write(&mut session, &values)?;
             session.run()?;
         }
     }

@@ -7,7 +7,7 @@ use mobilediffusion_graph::Recording;
 use mobilediffusion_kernels::runner::{judge, split, stored, variant_tolerance};
 use mobilediffusion_kernels::tuning::Tuning;
 use mobilediffusion_kernels::variant::{Machine, choose, runnable};
-use mobilediffusion_kernels::{Case, Family, Kernel, Operand, Storage, Variant, check, family, fenced, sample};
+use mobilediffusion_kernels::{Case, Family, Kernel, Storage, Variant, check, family, fenced, sample};
 use mobilediffusion_runtime::{Gpu, Timer};
 use serde_json::{Value, json};
 use std::cmp::Reverse;
@@ -111,9 +111,9 @@ type Times = Vec<(Variant, f64)>;
 /// Variants that failed, with the reason.
 type Wrong = Vec<(Variant, String)>;
 
-/// Measures the median time of each variant, of which the one estimated to be the fastest comes first. Every variant
-/// must compute what the first that runs computed, which is one without matrix units if there is any. Variants that could take a device longer than [`LONGEST`] are
-/// skipped.
+/// Measures the median time of each variant, the one that is estimated to be the fastest first. All must compute the same.
+/// If two differ, the one that ran first is right, except that none with matrix units, which are the least proven part of
+/// drivers, is right against one without. Variants that could take a device longer than [`LONGEST`] are skipped.
 fn times(
     (device, estimate): (Subject<'_>, &Machine),
     case: &Case,
@@ -121,71 +121,84 @@ fn times(
 ) -> Result<(Times, Wrong), Failure> {
     let Subject { gpu, storage, .. } = device;
     let inputs = stored(case.kernel.as_ref(), storage, sample::inputs(case, measure::SEED));
-    let (mut first, mut all, mut wrong) = (None, Vec::new(), Vec::new());
+    let by_matrices = |variant: &Variant| variant.needs.matrix.is_some();
+    let mut order: Vec<&Variant> = variants.iter().collect();
+    if let Some(plain) = order.iter().position(|variant| !by_matrices(variant)).filter(|plain| *plain > 1) {
+        order[1..=plain].rotate_right(1);
+    }
+    let (mut all, mut wrong): (Times, Wrong) = (Vec::new(), Vec::new());
+    let mut trusted: Option<(&Variant, Vec<Vec<f32>>)> = None;
     let mut longest = f64::INFINITY;
-    // Drivers' matrix units are the least proven: by them, no other variant is found to be wrong.
-    let (plain, by_matrices): (Vec<&Variant>, Vec<&Variant>) =
-        variants.iter().partition(|variant| variant.needs.matrix.is_none());
-    let (reference, slower) = plain.split_at(plain.len().min(1));
-    let mut others = [by_matrices.as_slice(), slower].concat();
-    others.sort_by(|a, b| a.estimate(estimate).total_cmp(&b.estimate(estimate)));
-    for variant in reference.iter().copied().chain(others) {
+    for variant in order {
         let expected = variant.estimate(estimate);
         if expected > longest {
             continue;
         }
-        match time(device, case, variant, &inputs, &mut first) {
-            Ok((one, median)) => {
-                if all.is_empty() && !device.effort.software {
-                    longest = expected * LONGEST / one;
-                }
-                all.push((*variant, median));
-            }
+        let Timed { one, median, outputs } = match time(device, case, variant, &inputs) {
+            Ok(timed) => timed,
             // Without memory for the problem, or after the device is lost, no other variant can run either.
             Err(error) if measure::is_too_large(error.as_ref()) || gpu.wait().is_err() => return Err(error),
-            Err(error) => wrong.push((*variant, error.to_string())),
+            Err(error) => {
+                wrong.push((*variant, error.to_string()));
+                continue;
+            }
+        };
+        if all.is_empty() && !device.effort.software {
+            longest = expected * LONGEST / one;
+        }
+        let why = trusted.as_ref().and_then(|other| differs(case, storage, (variant, &outputs), other));
+        let is_better = trusted.as_ref().is_none_or(|(other, _)| by_matrices(other) && !by_matrices(variant));
+        if let Some(why) = why {
+            if !is_better {
+                wrong.push((*variant, why));
+                continue;
+            }
+            wrong.extend(all.drain(..).map(|(other, _)| (other, why.clone())));
+        }
+        all.push((*variant, median));
+        if is_better {
+            trusted = Some((variant, outputs));
         }
     }
     Ok((all, wrong))
 }
 
-/// First variant of a problem that ran, and its outputs.
-type First = Option<(Variant, Vec<Vec<f64>>)>;
-
-/// Times a variant: returns the seconds of its first run and the median of the following ones.
-///
-/// # Errors
-/// If the variant does not run, or computes something else than `first`.
-fn time(
-    device: Subject<'_>,
+/// Describes the difference between the outputs of two variants, if it is more than both may be off.
+fn differs(
     case: &Case,
-    variant: &Variant,
-    inputs: &[Vec<f32>],
-    first: &mut First,
-) -> Result<(f64, f64), Failure> {
-    let Subject { gpu, storage, timer, effort } = device;
+    storage: Storage,
+    (variant, outputs): (&Variant, &[Vec<f32>]),
+    (other, expected): &(&Variant, Vec<Vec<f32>>),
+) -> Option<String> {
     let kernel = case.kernel.as_ref();
+    let coarser = if other.rounds { other } else { variant };
+    let allowed = variant_tolerance(case, storage, coarser).doubled();
+    let (_, written) = split(kernel);
+    let expected: Vec<Vec<f64>> = written.iter().zip(expected).map(|(o, values)| check::to_f64(o, values)).collect();
+    let why = judge(kernel, outputs, &expected, allowed).failure?;
+    Some(format!("the results of {} and {} differ: {why}", variant.name, other.name))
+}
+
+/// Measurement of a variant.
+struct Timed {
+    /// Seconds of the first run.
+    one: f64,
+    /// Median seconds of the following runs.
+    median: f64,
+    outputs: Vec<Vec<f32>>,
+}
+
+/// Times a variant.
+fn time(device: Subject<'_>, case: &Case, variant: &Variant, inputs: &[Vec<f32>]) -> Result<Timed, Failure> {
+    let Subject { gpu, storage, timer, effort } = device;
     let (dispatches, operands) = measure::prepare((gpu, storage), case, variant, inputs)?;
     let start = Instant::now();
     gpu.submit(dispatches.first())?;
     gpu.wait()?;
     let one = start.elapsed().as_secs_f64();
-    let got = fenced::download((gpu, storage), kernel, &operands)?;
-    let (_, written) = split(kernel);
-    let wide = |(operand, values): (&Operand, &Vec<f32>)| check::to_f64(operand, values);
-    match first {
-        None => *first = Some((*variant, written.iter().zip(&got).map(wide).collect())),
-        Some((other, expected)) => {
-            let other: &Variant = other;
-            let coarser = if other.rounds { other } else { variant };
-            let allowed = variant_tolerance(case, storage, coarser).doubled();
-            if let Some(why) = judge(kernel, &got, expected, allowed).failure {
-                return Err(format!("its result differs from that of {}: {why}", other.name).into());
-            }
-        }
-    }
+    let outputs = fenced::download((gpu, storage), case.kernel.as_ref(), &operands)?;
     measure::warm_up((gpu, timer), &dispatches, effort)?;
     let mut seconds = timer.time_in_turn(gpu, &dispatches, measure::runs(one, effort))?;
     seconds.sort_by(f64::total_cmp);
-    Ok((one, seconds[seconds.len() / 2]))
+    Ok(Timed { one, median: seconds[seconds.len() / 2], outputs })
 }

@@ -1,6 +1,6 @@
 //! The decisions about a recording on a GPU, which need no weights and no memory of the device.
 
-use super::{compile, limits};
+use super::{compile, limits, most_flops};
 use crate::error::GraphError;
 use crate::gpu_plan::GpuPlan;
 use crate::plan::Sharing;
@@ -17,6 +17,8 @@ pub(super) struct Planned {
     pub(super) variants: Vec<Variant>,
     /// Dispatches, each with the number of its step.
     pub(super) stages: Vec<(usize, Stage)>,
+    /// Number of dispatches of each step that may be submitted apart from each other.
+    pub(super) parts: Vec<u64>,
     /// Arena and byte offset of each planned tensor.
     pub(super) places: Vec<Option<(usize, usize)>>,
     /// Size of each arena in bytes.
@@ -39,8 +41,28 @@ impl Planned {
             let overwritten = recording.nodes[*step].kernel.in_place();
             overwritten.into_iter().for_each(|operand| stage.read_in_place(operand));
         }
-        Ok(Self { variants, stages, places, arenas })
+        let (stages, parts) = divided(recording, stages, most_flops(gpu.adapter().kind));
+        Ok(Self { variants, stages, parts, places, arenas })
     }
+}
+
+/// Divides the steps that take more than `most` floating-point operations, if the kernel can be divided. Steps in several
+/// stages, of few tiles, remain whole: on hardware they are below the limit. Returns the stages, and the number of parts of each step.
+fn divided(recording: &Recording, stages: Vec<(usize, Stage)>, most: u64) -> (Vec<(usize, Stage)>, Vec<u64>) {
+    let (mut stages_of, mut parts) = (vec![0; recording.nodes.len()], vec![1; recording.nodes.len()]);
+    stages.iter().for_each(|(step, _)| stages_of[*step] += 1);
+    let mut all = Vec::with_capacity(stages.len());
+    for (step, stage) in stages {
+        let wanted = recording.nodes[step].kernel.cost().flops.div_ceil(most);
+        if stages_of[step] > 1 || wanted < 2 {
+            all.push((step, stage));
+            continue;
+        }
+        let programs = stage.program.divided(wanted);
+        parts[step] = programs.len() as u64;
+        all.extend(programs.into_iter().map(|program| (step, Stage { program, ..stage.clone() })));
+    }
+    (all, parts)
 }
 
 /// Compiles what a session of a recording will need, on all threads, until `stop` is set. The session finds it compiled;

@@ -1,7 +1,8 @@
 //! Tests of the choice of a tile for a shape, and of the properties of tiles that the shaders rely on.
 
 use super::{Matrix, Moments, PAIR, SINGLE, UNSTAGED, variants};
-use crate::kernel::{Kernel, Stage};
+use crate::kernel::{Kernel, Param, Stage};
+use crate::names;
 use crate::prologue::Prologue;
 use crate::variant::tests::with_matrices;
 use crate::variant::{Machine, choose};
@@ -105,4 +106,29 @@ fn convolutions_choose_alike() {
     let conv =
         Conv2d { n: 1, h: 16, w: 16, ci: 1024, co: 1024, kernel: 1, stride: 1, upsample: 1, ..Conv2d::default() };
     assert_eq!(choose(&conv, &Machine::PORTABLE).name, taken(256, 1024, false));
+}
+
+#[test]
+fn divided_programs_cover_every_tile_once() {
+    for rows in [1, 64, 1000, 9_000_000] {
+        let linear = Linear { rows, k: 4, cols: 8, ..Linear::default() };
+        for variant in linear.variants() {
+            let whole = linear.program(&variant);
+            let [x, y, z] = whole.grid;
+            for parts in [1, 2, 3, 7, 1000] {
+                let divided = whole.divided(parts);
+                let most = parts.max(u64::from(y * z).div_ceil(65_535));
+                assert!(divided.len() as u64 <= most, "{rows} rows, {parts} parts, {}", variant.name);
+                let mut next = 0;
+                for part in &divided {
+                    let first = part.params.iter().find(|param| param.name() == names::FIRST_ROW_TILE);
+                    assert_eq!(first, Some(&Param::U(names::FIRST_ROW_TILE, next)), "{rows} rows, {parts} parts");
+                    assert!(part.grid.iter().all(|axis| (1..=65_535).contains(axis)), "{:?}", part.grid);
+                    assert_eq!((part.grid[0], &part.constants), (x, &whole.constants), "the same code");
+                    next += part.grid[1] * part.grid[2];
+                }
+                assert_eq!(next, y * z, "{rows} rows, {parts} parts");
+            }
+        }
+    }
 }

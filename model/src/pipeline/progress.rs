@@ -1,5 +1,6 @@
 //! Progress of a pipeline, and the ways to stop it.
 
+use crate::error::ModelError;
 use crate::picture::Picture;
 use std::fmt;
 
@@ -69,3 +70,27 @@ pub type OnProgress<'a> = &'a mut (dyn FnMut(&Progress) -> Flow + Send);
 /// Callback that receives each picture of a request once it is drawn, with its index from 0, and decides whether to
 /// go on.
 pub type OnPicture<'a> = &'a mut (dyn FnMut(usize, Picture) -> Flow + Send);
+
+/// Reports progress for the current picture, or the first of those that are drawn at once.
+pub(super) struct Reporter<'a> {
+    pub(super) on_progress: OnProgress<'a>,
+    pub(super) picture: usize,
+}
+
+impl Reporter<'_> {
+    /// Reports progress and returns whether to go on.
+    pub(super) fn report(&mut self, phase: Phase, (step, total): (usize, usize), preview: Option<Picture>) -> bool {
+        let progress = Progress { phase, step, total, picture: self.picture, preview };
+        (self.on_progress)(&progress) == Flow::Continue
+    }
+
+    /// Reports progress, with an error if the caller asked to stop.
+    pub(super) fn check(
+        &mut self,
+        phase: Phase,
+        steps: (usize, usize),
+        preview: Option<Picture>,
+    ) -> Result<(), ModelError> {
+        if self.report(phase, steps, preview) { Ok(()) } else { Err(ModelError::Stopped) }
+    }
+}

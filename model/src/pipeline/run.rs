@@ -1,7 +1,7 @@
 //! Execution of one request with plans that are ready, from its prompts to its pictures.
 
 use super::plans::{Key, Plans};
-use super::progress::{Flow, OnPicture, OnProgress, Phase, Progress};
+use super::progress::{Flow, OnPicture, OnProgress, Phase, Reporter};
 use super::request::{Init, Request, Settings};
 use super::sampling::{Evaluation, evaluations};
 use super::shared::Model;
@@ -10,25 +10,6 @@ use crate::error::ModelError;
 use crate::networks::{Decoder, LatentSize, Shape};
 use crate::noise::Noise;
 use crate::picture::{Mask, Picture};
-
-/// Reports progress for the current picture, or the first of those that are drawn at once.
-struct Voice<'a> {
-    on_progress: OnProgress<'a>,
-    picture: usize,
-}
-
-impl Voice<'_> {
-    /// Reports progress and returns whether to go on.
-    fn say(&mut self, phase: Phase, (step, total): (usize, usize), preview: Option<Picture>) -> bool {
-        let progress = Progress { phase, step, total, picture: self.picture, preview };
-        (self.on_progress)(&progress) == Flow::Continue
-    }
-
-    /// Reports progress, with an error if the caller asked to stop.
-    fn tell(&mut self, phase: Phase, steps: (usize, usize), preview: Option<Picture>) -> Result<(), ModelError> {
-        if self.say(phase, steps, preview) { Ok(()) } else { Err(ModelError::Stopped) }
-    }
-}
 
 /// Encoded initial picture, repeated for the pictures that are drawn at once.
 struct Known {
@@ -62,7 +43,7 @@ pub(super) struct Run<'a> {
     settings: &'a Settings,
     /// Shape of the pictures that are drawn at once.
     shape: Shape,
-    voice: Voice<'a>,
+    reporter: Reporter<'a>,
 }
 
 impl<'a> Run<'a> {
@@ -74,8 +55,8 @@ impl<'a> Run<'a> {
         settings: &'a Settings,
         on_progress: OnProgress<'a>,
     ) -> Result<Self, ModelError> {
-        let voice = Voice { on_progress, picture: 0 };
-        Ok(Self { model, plans, request, settings, shape: settings.shape(model.config())?, voice })
+        let reporter = Reporter { on_progress, picture: 0 };
+        Ok(Self { model, plans, request, settings, shape: settings.shape(model.config())?, reporter })
     }
 
     /// Draws all pictures.
@@ -83,7 +64,7 @@ impl<'a> Run<'a> {
         let (mut known, mut encoded) = (None, Vec::new());
         for pictures in self.request.batches() {
             // Batches of one size have one plan, which keeps the encoded prompts.
-            if self.voice.picture == 0 || pictures != self.shape.pictures {
+            if self.reporter.picture == 0 || pictures != self.shape.pictures {
                 self.shape.pictures = pictures;
                 self.text(&mut encoded).await?;
             }
@@ -97,10 +78,10 @@ impl<'a> Run<'a> {
                 if drawn.is_flat() && self.request.init.is_none() {
                     return Err(ModelError::Flat);
                 }
-                if on_picture(self.voice.picture, drawn) == Flow::Stop {
+                if on_picture(self.reporter.picture, drawn) == Flow::Stop {
                     return Err(ModelError::Stopped);
                 }
-                self.voice.picture += 1;
+                self.reporter.picture += 1;
             }
         }
         Ok(())
@@ -114,7 +95,7 @@ impl<'a> Run<'a> {
         let key = Key::Denoise(self.shape);
         let what = format!("{prompts:?}");
         if self.plans.holds(key, "context", &what) {
-            return self.voice.tell(Phase::Text, (1, 1), None);
+            return self.reporter.check(Phase::Text, (1, 1), None);
         }
         for (done, prompt) in prompts.iter().enumerate().skip(encoded.len()) {
             let ids = self.model.encode(prompt)?.ids;
@@ -181,7 +162,7 @@ impl<'a> Run<'a> {
 
     /// Returns what `draw` makes of every picture's noise and the length of a latent, one after the other.
     fn noise(&self, draw: impl Fn(Noise, usize) -> Vec<f32>) -> Vec<f32> {
-        let first = self.request.seed.wrapping_add(self.voice.picture as u64);
+        let first = self.request.seed.wrapping_add(self.reporter.picture as u64);
         let seeds = (0..self.shape.pictures as u64).map(|picture| first.wrapping_add(picture));
         seeds.flat_map(|seed| draw(Noise::new(seed), self.latent_len())).collect()
     }
@@ -189,14 +170,14 @@ impl<'a> Run<'a> {
     /// Reports that evaluations are done, with a preview of each picture if there are any.
     fn show(&mut self, previews: Vec<Picture>, steps: (usize, usize)) -> Result<(), ModelError> {
         if previews.is_empty() {
-            return self.voice.tell(Phase::Denoise, steps, None);
+            return self.reporter.check(Phase::Denoise, steps, None);
         }
-        let first = self.voice.picture;
+        let first = self.reporter.picture;
         for (at, preview) in previews.into_iter().enumerate() {
-            self.voice.picture = first + at;
-            self.voice.tell(Phase::Denoise, steps, Some(preview))?;
+            self.reporter.picture = first + at;
+            self.reporter.check(Phase::Denoise, steps, Some(preview))?;
         }
-        self.voice.picture = first;
+        self.reporter.picture = first;
         Ok(())
     }
 
@@ -231,7 +212,7 @@ impl<'a> Run<'a> {
         let timesteps = vec![step.timestep as f32; self.shape.batch()];
         self.plans.write_once(key, ("timestep", &step.timestep.to_string()), &timesteps)?;
         let session = self.plans.session(key);
-        Ok(session.run_ahead(&mut |_, _| self.voice.say(Phase::Denoise, steps, None)).await?)
+        Ok(session.run_ahead(&mut |_, _| self.reporter.report(Phase::Denoise, steps, None)).await?)
     }
 
     /// Returns the latents after an evaluation: one of the two equal halves that guidance makes.
@@ -255,8 +236,8 @@ impl<'a> Run<'a> {
         match preview {
             None => self.run(key, Phase::Decode, (0, 1)).await?,
             Some(steps) => {
-                let voice = &mut self.voice;
-                self.plans.session(key).run_async(&mut |_, _| voice.say(Phase::Denoise, steps, None)).await?;
+                let reporter = &mut self.reporter;
+                self.plans.session(key).run_async(&mut |_, _| reporter.report(Phase::Denoise, steps, None)).await?;
             }
         }
         let pixels = self.plans.session(key).read_async("pixels").await?;
@@ -273,10 +254,10 @@ impl<'a> Run<'a> {
     /// Runs a network, as number `done` of `of` equal runs.
     async fn run(&mut self, key: Key, phase: Phase, (done, of): (usize, usize)) -> Result<(), ModelError> {
         let steps = self.plans.session(key).recording().nodes.len();
-        let voice = &mut self.voice;
-        let mut go_on = |step, total: usize| voice.say(phase, (done * steps + step, of * steps.max(total)), None);
+        let reporter = &mut self.reporter;
+        let mut go_on = |step, total: usize| reporter.report(phase, (done * steps + step, of * steps.max(total)), None);
         self.plans.session(key).run_async(&mut go_on).await?;
-        self.voice.tell(phase, ((done + 1) * steps, of * steps), None)
+        self.reporter.check(phase, ((done + 1) * steps, of * steps), None)
     }
 
     /// Copies the initial picture back, byte by byte, where the mask does not reach.

@@ -14,7 +14,7 @@ use mobilediffusion_graph::{Device, Recording, Session, WeightLoader, Weights};
 use mobilediffusion_kernels::Storage;
 use std::collections::HashMap;
 use std::error::Error;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 
 /// Model on a device. Any number of pipelines draw with it, on any threads, and its weights exist once.
@@ -123,7 +123,10 @@ impl Model {
     /// [`ModelError`] if a value of the request is not valid; the error names it.
     pub fn settings(&self, request: &Request) -> Result<Settings, ModelError> {
         let settings = request.settings(self.config(), &self.schedule)?;
-        self.source.check_base(Network::Unet(settings.sampler))?;
+        let unet = Network::Unet(settings.sampler);
+        if !self.opened().weights.contains_key(self.folder(unet)) {
+            self.source.check_base(unet)?;
+        }
         let cut = |text: &str| {
             let left_out = self.encode(text)?.truncated;
             Ok::<_, ModelError>(left_out.map(|left_out| Truncated::of(text, left_out)))
@@ -238,7 +241,7 @@ impl Model {
     }
 
     /// Brings the weights of a recording to the device. `bytes` is their size.
-    pub(super) fn bring(
+    pub(super) fn load_weights(
         &self,
         (network, bytes): (Network, u64),
         recording: &Recording,
@@ -280,11 +283,14 @@ impl Model {
 /// Starts rayon's threads, unless the application has done so. On first use they would panic where the system refuses
 /// them.
 fn start_threads() -> Result<(), ModelError> {
-    match rayon::ThreadPoolBuilder::new().build_global() {
+    // rayon starts its threads once, and remembers no failure: the second attempt is told that they run already.
+    static STARTED: OnceLock<Result<(), String>> = OnceLock::new();
+    let start = || match rayon::ThreadPoolBuilder::new().build_global() {
         // Without a cause, the error says that they run already.
-        Err(error) if error.source().is_some() => Err(ModelError::Threads { message: error.to_string() }),
+        Err(error) if error.source().is_some() => Err(error.to_string()),
         _ => Ok(()),
-    }
+    };
+    STARTED.get_or_init(start).clone().map_err(|message| ModelError::Threads { message })
 }
 
 /// Returns weights of a device, none of which are loaded yet.

@@ -40,13 +40,13 @@ impl Mapped {
     /// them, but they no longer count as this process's memory.
     pub(super) fn read<T>(&self, bytes: Range<usize>, read: impl FnOnce(&[u8]) -> T) -> T {
         let value = read(&self.0[bytes.clone()]);
-        self.give_back(bytes);
+        self.release(bytes);
         value
     }
 
     #[cfg(unix)]
     #[expect(unsafe_code, reason = "dropping pages is unsafe; without it, weights would be in memory twice")]
-    fn give_back(&self, bytes: Range<usize>) {
+    fn release(&self, bytes: Range<usize>) {
         // SAFETY: dropping pages loses what was written to them, and this map is a read-only map of a file: any
         // thread that reads a dropped page again gets the file's content again.
         let advised =
@@ -56,7 +56,7 @@ impl Mapped {
     }
 
     #[cfg(not(unix))]
-    fn give_back(&self, _: Range<usize>) {}
+    fn release(&self, _: Range<usize>) {}
 }
 
 /// Returns the number of bytes of a stored value, or `None` for an unsupported type.

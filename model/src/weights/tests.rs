@@ -155,6 +155,10 @@ fn names_of_diffusers_are_found_old_ones_too() {
     let (old, new) = (attention("proj_attn"), attention("to_out.0"));
     write(dir.path(), "diffusion_pytorch_model.safetensors", &[(old.as_str(), f32s(&[1], &[1.0]))]);
     assert_eq!(Checkpoint::open(dir.path()).unwrap().load(&new, &[1]).unwrap(), [1.0]);
+    let half = dir.path().join("half");
+    std::fs::create_dir(&half).unwrap();
+    write(&half, "diffusion_pytorch_model.fp16.safetensors", &[(old.as_str(), f32s(&[1], &[3.0]))]);
+    assert_eq!(Checkpoint::open(&half).unwrap().load(&new, &[1]).unwrap(), [3.0]);
 
     write(dir.path(), "1.safetensors", &[(old.as_str(), f32s(&[1], &[2.0]))]);
     let index = dir.path().join("diffusion_pytorch_model.safetensors.index.json");
@@ -202,6 +206,7 @@ fn an_absent_file_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let error = Checkpoint::open(dir.path()).unwrap_err();
     assert!(matches!(&error, ModelError::Io { path, .. } if path.ends_with("model.safetensors")), "{error}");
+    assert!(error.to_string().contains("diffusion_pytorch_model.fp16.safetensors"), "the other names: {error}");
 }
 
 #[test]
