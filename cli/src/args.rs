@@ -335,6 +335,11 @@ pub(crate) fn until(within: Option<Duration>) -> Option<Instant> {
     within.and_then(|within| Instant::now().checked_add(within))
 }
 
+/// Returns the time halfway to the end.
+pub(crate) fn half(until: Option<Instant>) -> Option<Instant> {
+    until.map(|until| Instant::now() + until.saturating_duration_since(Instant::now()) / 2)
+}
+
 /// Returns a function that tells whether there is time left.
 pub(crate) fn time_left(until: Option<Instant>) -> impl Fn() -> bool + Copy + Sync {
     move || until.is_none_or(|until| Instant::now() < until)

@@ -13,7 +13,8 @@ mod row;
 mod tune;
 
 use crate::Failure;
-use crate::args::{time_left, until};
+use crate::args::{half, time_left, until};
+use crate::compile::compile;
 use crate::device::{Floats, WeightsDtype, device, device_choice, open};
 use crate::graphs::{NetworkName, recorded, weights};
 use crate::output::check_numbers;
@@ -21,6 +22,7 @@ use crate::terminal::{note, result};
 use clap::ArgGroup;
 use mobilediffusion_kernels::Device;
 use mobilediffusion_kernels::runner::check_case;
+use mobilediffusion_kernels::variant::{Machine, choose};
 use mobilediffusion_kernels::{Case, FAMILIES, Family, WeightType, family, sample};
 use mobilediffusion_model::DeviceChoice;
 use mobilediffusion_runtime::{AdapterKind, Timer};
@@ -178,7 +180,7 @@ fn tune(
     };
     let (problems, weights) = problems(args, device)?;
     let subject = tune::Subject { gpu, storage: storage.with_weights(weights), timer, effort };
-    let measured = tune::run(subject, &problems, &time_left(until))?;
+    let measured = tune::run(subject, &problems, until)?;
     let failed = measured["failed"].as_array().map_or(0, Vec::len);
     let failure = (failed > 0).then(|| format!("{failed} variants failed, see the notes above"));
     Ok((json!({ "tuned": measured }), failure))
@@ -227,6 +229,12 @@ fn kernels(
         // What the time does not suffice for are then the kernels that matter least.
         let flops = |case: &Case| case.kernel.cost().flops;
         families.sort_by_key(|(_, cases)| Reverse(cases.iter().map(flops).sum::<u64>()));
+    }
+    if let (Device::Gpu(gpu, storage), false) = (device, effort.software) {
+        let kernels = families.iter().flat_map(|(_, cases)| cases).map(|case| case.kernel.as_ref());
+        let machine = Machine::of(gpu, *storage);
+        let chosen = kernels.map(|kernel| (kernel, vec![choose(kernel, &machine)]));
+        compile("compiling", &[gpu], *storage, chosen, time_left(half(until)));
     }
     let mut shapes_left = families.iter().map(|(_, cases)| cases.len()).sum::<usize>();
     for (family, cases) in families {

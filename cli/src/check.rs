@@ -2,17 +2,17 @@
 
 use crate::Failure;
 use crate::args::{Check, time_left, until};
+use crate::compile::compile;
 use crate::device::{device, open};
 use crate::graphs::{NetworkName, borrowed, inputs, loader, recorded, weights};
-use crate::terminal::{each_with_bar, note, one_line, result};
+use crate::terminal::{note, one_line, result};
 use mobilediffusion_graph::{Against, Weights, compare};
 use mobilediffusion_kernels::Device;
 use mobilediffusion_kernels::casefile::CaseFile;
 use mobilediffusion_kernels::runner::{RunError, Verdict, check_case, check_file, check_variants, split};
 use mobilediffusion_kernels::variant::runnable;
-use mobilediffusion_kernels::{Case, FAMILIES, Family, Kernel, Operand, Storage, Tolerance, Variant, wgsl};
-use mobilediffusion_runtime::{Binding, Gpu, RuntimeError, Select};
-use std::collections::BTreeMap;
+use mobilediffusion_kernels::{Case, FAMILIES, Family, Kernel, Operand, Storage, Tolerance, Variant};
+use mobilediffusion_runtime::{Gpu, RuntimeError, Select};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -42,7 +42,10 @@ pub(crate) fn run(args: &Check) -> Result<(), Failure> {
             let cases = (family.cases)();
             if let Some((trusted, watched)) = both.filter(|_| args.every_variant) {
                 let title = format!("[{number}/{}] compiling {}", families.len(), family.name);
-                compile_variants(&title, [trusted, watched], device.storage(), (&cases, time_left));
+                let storage = device.storage();
+                let kernels = cases.iter().map(|case| case.kernel.as_ref());
+                let all = kernels.map(|kernel| (kernel, runnable(kernel, trusted.caps(), storage)));
+                compile(&title, &[trusted, watched], storage, all, time_left);
             }
             for (seed, case) in (1..).zip(cases) {
                 if !time_left() {
@@ -70,31 +73,6 @@ pub(crate) fn run(args: &Check) -> Result<(), Failure> {
     }
     note(&format!("{passed} cases passed"));
     Ok(())
-}
-
-/// Compiles the pipelines of every variant of some cases on both devices, on all threads, while there is time. The cases
-/// find them compiled when they run. An error is left to the case, which meets it again and reports it.
-fn compile_variants(
-    title: &str,
-    gpus: [&Gpu; 2],
-    storage: Storage,
-    (cases, time_left): (&[Case], impl Fn() -> bool + Sync),
-) {
-    let mut modules: BTreeMap<String, (&'static str, Vec<Binding>)> = BTreeMap::new();
-    for kernel in cases.iter().map(|case| case.kernel.as_ref()) {
-        let variants = runnable(kernel, gpus[0].caps(), storage);
-        for stage in variants.iter().flat_map(|variant| kernel.stages(variant)) {
-            if let Ok(text) = wgsl::compose(&stage.program, storage) {
-                modules.entry(text).or_insert_with(|| (kernel.name(), stage.bindings()));
-            }
-        }
-    }
-    let work: Vec<_> = gpus.into_iter().flat_map(|gpu| modules.iter().map(move |module| (gpu, module))).collect();
-    each_with_bar(title, &work, |(gpu, (text, (name, bindings)))| {
-        if time_left() {
-            let _ = gpu.pipeline(name, text, bindings);
-        }
-    });
 }
 
 /// Runs a case and returns the verdicts: on the CPU one; on a GPU one for the variant that it would choose or one for

@@ -3,6 +3,7 @@
 mod args;
 mod bench;
 mod check;
+mod compile;
 mod device;
 mod devices;
 mod generate;

@@ -2,6 +2,8 @@
 
 use super::{Effort, measure};
 use crate::Failure;
+use crate::args::{half, time_left};
+use crate::compile::compile;
 use crate::terminal::{note, result};
 use mobilediffusion_graph::Recording;
 use mobilediffusion_kernels::runner::{judge, split, stored, variant_tolerance};
@@ -50,11 +52,18 @@ pub(super) fn of_plan(recording: &Recording) -> Result<Vec<Case>, Failure> {
 /// Times the variants of every problem that has several, until the time is up, and returns the numbers for a file. A
 /// variant that fails or computes a wrong result is reported and left out; the others are kept. What was found is saved
 /// after every problem, so that it outlives a device that is lost or a process that is ended.
-pub(super) fn run(device: Subject<'_>, cases: &[Case], time_left: &dyn Fn() -> bool) -> Result<Value, Failure> {
+pub(super) fn run(device: Subject<'_>, cases: &[Case], until: Option<Instant>) -> Result<Value, Failure> {
     let Subject { gpu, storage, effort, .. } = device;
+    let (compiling, time_left) = (time_left(half(until)), time_left(until));
     let (mut tuning, ignored) = Tuning::read(gpu);
     ignored.iter().for_each(|why| note(&format!("note: {why}")));
     let estimate = Machine { tuned: Default::default(), ..Machine::of(gpu, storage) };
+    if !effort.software {
+        let kernels = cases.iter().map(|case| case.kernel.as_ref());
+        let all = kernels.map(|kernel| (kernel, runnable(kernel, gpu.caps(), storage)));
+        let several = all.filter(|(_, variants)| variants.len() > 1);
+        compile("compiling", &[gpu], storage, several, compiling);
+    }
     let (mut rows, mut left_out, mut failed) = (Vec::new(), 0, Vec::new());
     for case in cases {
         let kernel = case.kernel.as_ref();
