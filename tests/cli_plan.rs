@@ -66,6 +66,22 @@ fn a_plan_with_guidance_is_the_one_that_draws_with_guidance() {
 }
 
 #[test]
+fn a_plan_of_several_pictures_takes_more_memory_and_the_same_weights() {
+    let memory = |batch: &str| {
+        let text = run(&["plan", "--size", "32", "--batch", batch, "--json", "unet", "decoder"]);
+        let json: Value = serde_json::from_str(&text).expect("JSON parses");
+        let number =
+            |network: usize, key: &str| json["networks"][network]["memory"][0][key].as_u64().expect("a number");
+        [0, 1].map(|network| (number(network, "activation_bytes"), number(network, "weight_bytes")))
+    };
+    for (one, four) in memory("1").into_iter().zip(memory("4")) {
+        assert!(four.0 > 2 * one.0 && four.1 == one.1, "{one:?} and {four:?}");
+    }
+    let text = run(&["plan", "--size", "32", "--batch", "4", "decoder"]);
+    assert!(text.contains("mini, 32x32 pixels, 4 pictures at once, one step, without guidance\n"), "{text}");
+}
+
+#[test]
 fn variants_are_listed_for_a_device() {
     let listed = |more: &[&str]| run(&[&["plan", "--list", "--size", "32", "text"], more].concat());
     // Number, kernel, variant and name of every step.

@@ -3,9 +3,10 @@
 //! Settings of a model have no default here: an option that is left out stands for the model's own value.
 
 use crate::device::{Floats, WeightsDtype, device_choice};
-use clap::builder::PossibleValuesParser;
+use clap::builder::{PossibleValuesParser, RangedU64ValueParser};
 use clap::{ArgGroup, Args, Parser, Subcommand};
 use mobilediffusion_kernels::FAMILIES;
+use mobilediffusion_model::pipeline::MOST_PICTURES;
 use mobilediffusion_model::{DeviceChoice, ModelConfig, ModelError, Source, WeightsFrom};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -262,6 +263,10 @@ pub(crate) struct Plan {
     pub(crate) only: Vec<crate::graphs::NetworkName>,
     #[command(flatten)]
     pub(crate) networks: Networks,
+    /// Number of pictures that are drawn at once
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(value_parser = RangedU64ValueParser::<usize>::new().range(1..=MOST_PICTURES as u64))]
+    pub(crate) batch: usize,
     /// Scale of classifier-free guidance; any value but 1 doubles the UNet's batch [default: the model's]
     #[arg(long, value_name = "G", allow_negative_numbers = true)]
     pub(crate) guidance: Option<f32>,

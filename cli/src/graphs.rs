@@ -56,11 +56,16 @@ impl NetworkName {
     }
 }
 
-/// Returns the configuration of a model, and the shape in which a request of its size and guidance is drawn.
-pub(crate) fn shape(networks: &Networks, guidance: Option<f32>) -> Result<(ModelConfig, Shape), Failure> {
+/// Returns the configuration of a model, and the shape in which a request of its size and guidance draws `pictures` at once.
+pub(crate) fn shape(
+    networks: &Networks,
+    guidance: Option<f32>,
+    pictures: usize,
+) -> Result<(ModelConfig, Shape), Failure> {
     let config = networks.config()?;
-    let request = Request { width: networks.size, height: networks.size, guidance, ..Request::new("") };
-    let shape = request.shape(&config)?;
+    let (width, height) = (networks.size, networks.size);
+    let request = Request { width, height, guidance, ..Request::new("") };
+    let shape = Shape { pictures, ..request.shape(&config)? };
     Ok((config, shape))
 }
 
@@ -75,7 +80,7 @@ pub(crate) fn recorded(
     networks: &Networks,
     guidance: Option<f32>,
 ) -> Result<(Network, Recording, String), Failure> {
-    let (config, shape) = shape(networks, guidance)?;
+    let (config, shape) = shape(networks, guidance, 1)?;
     let network = name.network(shape.sampler);
     let (width, height) = shape.latent.pixels();
     let title = format!("{} of {}, {width}x{height} pixels", network.title(), config.defaults.name);

@@ -19,7 +19,7 @@ pub(crate) fn run(args: &Info) -> Result<(), Failure> {
 /// Prints the rounding error of every weight of a model when matrices of weights are stored as `asked`.
 fn losses(args: &Info, asked: WeightType) -> Result<(), Failure> {
     let storage = args.dtype.planned().with_weights(asked);
-    let (config, shape) = shape(&args.networks, None)?;
+    let (config, shape) = shape(&args.networks, None, 1)?;
     let mut all = Vec::new();
     for network in Network::of(&config, shape.sampler) {
         let weights = Weights::new(Device::CPU, loader(network, &args.networks)?);

@@ -24,7 +24,7 @@ const STORAGES: [(&str, Storage); 5] = [
 ];
 
 pub(crate) fn run(args: &Plan) -> Result<(), Failure> {
-    let (config, shape) = shape(&args.networks, args.guidance)?;
+    let (config, shape) = shape(&args.networks, args.guidance, args.batch)?;
     let chosen = match args.only.as_slice() {
         [] => Network::of(&config, shape.sampler),
         names => names.iter().map(|name| name.network(shape.sampler)).collect(),
@@ -35,7 +35,7 @@ pub(crate) fn run(args: &Plan) -> Result<(), Failure> {
     if args.json {
         let all: Vec<Value> = networks.iter().map(|(name, recording)| as_json(name, recording, storage)).collect();
         let whole = json!({"model": config.defaults.name, "size": shape.latent.pixels().0,
-            "sampler": shape.sampler.to_string(), "guided": shape.guided, "networks": all});
+            "sampler": shape.sampler.to_string(), "guided": shape.guided, "batch": shape.pictures, "networks": all});
         return Ok(result(&serde_json::to_string_pretty(&whole)?)?);
     }
     let gpu = gpu(args)?;
@@ -48,7 +48,8 @@ pub(crate) fn run(args: &Plan) -> Result<(), Failure> {
     }
     let (width, height) = shape.latent.pixels();
     let guidance = if shape.guided { "with guidance" } else { "without guidance" };
-    result(&format!("{}, {width}x{height} pixels, {}, {guidance}", config.defaults.name, shape.sampler))?;
+    let at_once = if shape.pictures > 1 { format!(", {} pictures at once", shape.pictures) } else { String::new() };
+    result(&format!("{}, {width}x{height} pixels{at_once}, {}, {guidance}", config.defaults.name, shape.sampler))?;
     for (name, recording) in &networks {
         for (label, storage) in STORAGES {
             let summary = recording.summary(storage);

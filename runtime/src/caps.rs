@@ -83,7 +83,7 @@ pub struct Caps {
     /// Whether the driver can export compiled pipelines, so that they can be kept in a file.
     pub pipeline_cache: bool,
     /// Number of invocations in a subgroup, in shaders that use matrix units. `None` on adapters without matrix units,
-    /// and on those whose subgroups have several sizes until a device is open: a trial product then tells the size.
+    /// and on those whose subgroups have several sizes until a device is open: a trial then tells the size.
     pub subgroup_size: Option<u32>,
     /// Matrix products that a subgroup computes in one operation (wgpu's "cooperative matrices"). On an open device,
     /// square products of f16 with an f32 accumulator are listed only if a trial product came out right.
@@ -161,15 +161,24 @@ impl Caps {
         if !features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX) {
             return caps;
         }
-        // On Metal, wgpu reports one range of subgroup sizes for all GPUs, and reports matrix units for some GPUs that are
-        // not Apple's. Only Apple's are known to have matrix units, with subgroups of 32.
-        let subgroup_size = match (info.backend, info.subgroup_min_size, info.subgroup_max_size) {
-            (wgpu::Backend::Metal, ..) if !info.name.starts_with("Apple") => return caps,
-            (wgpu::Backend::Metal, ..) => Some(32),
-            (_, least, most) => (least == most).then_some(least),
-        };
+        let Some(subgroup_size) = subgroups_with_matrices(&info) else { return caps };
         let matrices = adapter.cooperative_matrix_properties().iter().map(MatrixShape::of).collect();
         Self { subgroup_size, matrices, ..caps }
+    }
+}
+
+/// Returns the size of subgroups in shaders with matrices, or `Some(None)` if a trial on the device has to find it. `None`
+/// if matrix units are not to be used.
+fn subgroups_with_matrices(info: &wgpu::AdapterInfo) -> Option<Option<u32>> {
+    let (least, most) = (info.subgroup_min_size, info.subgroup_max_size);
+    match info.backend {
+        // wgpu reports one range of sizes for all GPUs, and reports matrix units for some GPUs that are not Apple's. Only
+        // Apple's are known to have matrix units, with subgroups of 32.
+        wgpu::Backend::Metal => info.name.starts_with("Apple").then_some(Some(32)),
+        _ if least == most => Some(Some(least)),
+        // A driver may choose a size for every shader. What the trial finds holds for all only if the driver has one size
+        // for matrices, as Mesa's for AMD does. Shaders that assume a wrong size would draw wrong pictures.
+        _ => (info.driver == "radv").then_some(None),
     }
 }
 
@@ -184,6 +193,26 @@ pub(crate) fn features(caps: &Caps) -> wgpu::Features {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn matrix_units_need_subgroups_of_one_size() {
+        let found = |backend, name: &str, driver: &str, sizes: [u32; 2]| {
+            let info = wgpu::AdapterInfo {
+                name: name.to_owned(),
+                driver: driver.to_owned(),
+                subgroup_min_size: sizes[0],
+                subgroup_max_size: sizes[1],
+                ..wgpu::AdapterInfo::new(wgpu::DeviceType::DiscreteGpu, backend)
+            };
+            subgroups_with_matrices(&info)
+        };
+        let (vulkan, metal) = (wgpu::Backend::Vulkan, wgpu::Backend::Metal);
+        assert_eq!(found(vulkan, "NVIDIA H200", "NVIDIA", [32, 32]), Some(Some(32)));
+        assert_eq!(found(vulkan, "AMD Radeon RX 7900", "radv", [32, 64]), Some(None), "the trial tells");
+        assert_eq!(found(vulkan, "AMD Radeon RX 7900", "AMD proprietary driver", [32, 64]), None);
+        assert_eq!(found(metal, "Apple M2", "", [4, 64]), Some(Some(32)));
+        assert_eq!(found(metal, "AMD Radeon Pro", "", [4, 64]), None);
+    }
 
     #[test]
     fn a_limit_below_the_portable_ones_is_named() {
