@@ -313,7 +313,7 @@ fn stopping_while_getting_ready_leaves_the_pipeline_usable() {
 fn a_lost_device_is_an_error_and_comes_back() {
     for device in devices() {
         let model = Arc::new(Model::load(source(), on(device)).expect("it loads"));
-        let Device::Gpu(gpu, _) = model.device() else { continue };
+        let Device::Gpu(gpu, storage) = model.device() else { continue };
         let [mut pipeline, mut other] = [(); 2].map(|()| Pipeline::over(Arc::clone(&model)));
         let expected = draw(&mut pipeline, &small("sun"));
         assert!(draw(&mut other, &small("sun")) == expected);
@@ -323,6 +323,8 @@ fn a_lost_device_is_an_error_and_comes_back() {
             assert!(matches!(drawn, Err(ModelError::DeviceLost { .. })), "{drawn:?}");
         }
         pipeline.recover().expect("the device opens again");
+        let now = model.device();
+        assert!(matches!(&now, Device::Gpu(g, s) if g.adapter() == gpu.adapter() && *s == storage), "{now:?}");
         assert!(draw(&mut pipeline, &small("sun")) == expected, "another picture after the loss");
         let opened = pipeline.counters();
         other.recover().expect("it joins");

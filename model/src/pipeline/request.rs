@@ -237,6 +237,9 @@ impl Request {
         if guidance == 1.0 && !self.negative.is_empty() {
             return Err(ModelError::request("guidance", "a number other than 1 for a negative prompt", guidance));
         }
+        if settings.steps == 0 {
+            return Err(ModelError::request("steps", "at least 1 step", 0));
+        }
         for (key, pictures) in [("batch", self.batch), ("count", self.count)] {
             if pictures == 0 {
                 return Err(ModelError::request(key, "at least 1 picture", 0));
