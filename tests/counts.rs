@@ -7,7 +7,7 @@ use mobilediffusion_kernels::{Storage, WeightType};
 use mobilediffusion_model::config::Sampler;
 use mobilediffusion_model::info::paper::{Row, table};
 use mobilediffusion_model::info::{Part, summary};
-use mobilediffusion_model::networks::{Decoder, Shape, decode_graph, denoise_graph, text_graph, vae_weights};
+use mobilediffusion_model::networks::{Decoder, Network, Shape, decode_graph, denoise_graph, text_graph};
 use mobilediffusion_model::weights::Checkpoint;
 use mobilediffusion_model::{ModelConfig, Source, WeightsFrom};
 use std::collections::BTreeSet;
@@ -114,7 +114,7 @@ fn tensors_are_those_of_the_lists() {
     let (config, shape) = full_size();
     let unet = denoise_graph(&config, &shape).expect("the UNet builds");
     check_names(&unet.weights(), include_str!("data/tensors/unet.txt"));
-    let vae = vae_weights(&config).expect("the VAE builds");
+    let vae = Network::Encoder.weights(&config).expect("the VAE builds");
     check_names(&vae, include_str!("data/tensors/vae.txt"));
     let decoder = decode_graph(&config, shape.latent, Decoder::Light, 1).expect("the decoder builds");
     check_names(&decoder.weights(), include_str!("data/tensors/decoder.txt"));

@@ -4,21 +4,23 @@
 
 #[path = "kernels/broken.rs"]
 mod broken;
+#[path = "kernels/changed.rs"]
+mod changed;
 #[path = "kernels/divided.rs"]
 mod divided;
 #[path = "kernels/stand_in.rs"]
 mod stand_in;
 
+use changed::Changed;
 use mobilediffusion_kernels::Device;
 use mobilediffusion_kernels::casefile::CaseFile;
 use mobilediffusion_kernels::kernel::has_weights;
 use mobilediffusion_kernels::runner::{self, check_file, variant_tolerance};
 use mobilediffusion_kernels::variant::{self, Machine, MatrixUnit};
-use mobilediffusion_kernels::{Case, FAMILIES, Family, FloatType, Kernel, Storage, Variant, WeightType, check};
+use mobilediffusion_kernels::{Case, FAMILIES, Family, FloatType, Kernel, Stage, Storage, Variant, WeightType, check};
 use mobilediffusion_runtime::{AdapterKind, Gpu, MatrixShape, MatrixType};
 use mobilediffusion_tests::gpu::{self, Test, storages, stored};
 use mobilediffusion_tests::{judge, random};
-use stand_in::StandIn;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
@@ -186,7 +188,11 @@ impl Units {
         let real = case.kernel.as_ref();
         match self {
             Self::Own => passes_as(real, gpu, storage, case, seed, variants),
-            Self::StandIn(_) => passes_as(&StandIn { real, storage }, gpu, storage, case, seed, variants),
+            Self::StandIn(_) => {
+                let spelt_out = |program| stand_in::without_units(program, storage);
+                let change = |stage: Stage| vec![Stage { program: spelt_out(stage.program.clone()), ..stage }];
+                passes_as(&Changed { real, change: &change }, gpu, storage, case, seed, variants)
+            }
         }
     }
 

@@ -267,7 +267,8 @@ pub(crate) struct Plan {
     #[arg(long, value_name = "N", default_value_t = 1)]
     #[arg(value_parser = RangedU64ValueParser::<usize>::new().range(1..=MOST_PICTURES as u64))]
     pub(crate) batch: usize,
-    /// Scale of classifier-free guidance; any value but 1 doubles the UNet's batch [default: the model's]
+    /// Scale of classifier-free guidance; any value but 1 doubles the UNet's batch, and makes a one-step model draw by
+    /// DDIM, with its base UNet [default: the model's]
     #[arg(long, value_name = "G", allow_negative_numbers = true)]
     pub(crate) guidance: Option<f32>,
     /// How floating-point tensors are stored, in the table of tensors

@@ -13,7 +13,7 @@ use crate::names;
 pub use crate::operand::{Access, DType, Operand};
 use crate::storage::Storage;
 use crate::variant::Variant;
-use mobilediffusion_runtime::Binding;
+use mobilediffusion_runtime::{Binding, Caps};
 use std::fmt;
 
 /// Sizes of a tensor, outermost axis first. Feature maps are `[n, h, w, c]`, tokens `[n, l, c]`, matrices `[rows,
@@ -95,7 +95,7 @@ impl Program {
         };
         let found = self.params.iter().enumerate().find_map(|(at, param)| Some((at, param.name(), tiles_of(param)?)));
         let Some((at, name, tiles)) = found.filter(|_| parts > 1) else { return vec![self.clone()] };
-        let each = tiles.div_ceil(parts).clamp(1, GRID_LIMIT as u64);
+        let each = tiles.div_ceil(parts).clamp(1, Caps::PORTABLE.max_groups.into());
         let part = |number: u64| {
             let (first, count) = (number * each, each.min(tiles - number * each));
             let [first, count] = [first, count].map(|tiles| u32::try_from(tiles).expect("no more than in the grid"));
@@ -145,13 +145,10 @@ impl Stage {
     }
 }
 
-/// Number of workgroups along one axis of a grid that every WebGPU device accepts.
-const GRID_LIMIT: usize = 65_535;
-
 /// Folds a number of workgroups into a grid whose axes stay within WebGPU's limit of 65,535. The shader computes the
 /// flat index of its workgroup with `flat_group` and returns if that is beyond the number.
 pub(crate) fn folded_grid(groups: usize) -> [u32; 3] {
-    let y = groups.div_ceil(GRID_LIMIT).max(1);
+    let y = groups.div_ceil(Caps::PORTABLE.max_groups as usize).max(1);
     let x = groups.div_ceil(y).max(1);
     [u32::try_from(x).expect("at most 65,535"), u32::try_from(y).expect("sizes are below 2^32"), 1]
 }

@@ -150,13 +150,15 @@ impl Network {
     /// # Errors
     /// [`ModelError::NoPart`] if the model has no such network, or [`ModelError::Config`] if the configuration is not valid.
     pub fn weights(self, config: &ModelConfig) -> Result<Vec<(String, Vec<usize>)>, ModelError> {
+        let side = config.size_multiple();
+        let shape = Shape::of(config, side, side, config.defaults.sampler)?;
+        let of = |network: Self| Ok(network.graph(config, &shape)?.weights());
         match self {
             // The folder holds encoder and decoder, whichever is used.
-            Self::Encoder | Self::Decoder(Decoder::Full) => vae_weights(config),
-            _ => {
-                let side = config.size_multiple();
-                Ok(self.graph(config, &Shape::of(config, side, side, config.defaults.sampler)?)?.weights())
+            Self::Encoder | Self::Decoder(Decoder::Full) => {
+                Ok([of(Self::Encoder)?, of(Self::Decoder(Decoder::Full))?].concat())
             }
+            _ => of(self),
         }
     }
 }
@@ -255,18 +257,6 @@ pub fn decode_graph(
     let pixels = g.rgba8(&picture)?;
     g.output("pixels", &pixels);
     Ok(g)
-}
-
-/// Returns the names and shapes of the weights in the folder `vae`: encoder and decoder.
-///
-/// # Errors
-/// [`ModelError::NoPart`] if the model has no full VAE, [`ModelError::Graph`] if the configuration is not valid.
-pub fn vae_weights(config: &ModelConfig) -> Result<Vec<(String, Vec<usize>)>, ModelError> {
-    // Names and shapes do not depend on the size.
-    let size = LatentSize::of(config, config.size_multiple(), config.size_multiple())?;
-    let mut weights = encode_graph(config, size)?.weights();
-    weights.extend(decode_graph(config, size, Decoder::Full, 1)?.weights());
-    Ok(weights)
 }
 
 /// Builds the graph of the VAE's encoder. Input: `image [1, 8h, 8w, 3]` in [-1, 1]; output: `latent [1, h, w, c]`,

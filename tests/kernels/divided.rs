@@ -1,8 +1,9 @@
 //! Kernels whose work is divided over several dispatches, as a session divides steps that would keep a device busy for too
 //! long.
 
-use mobilediffusion_kernels::{Case, Cost, Family, Kernel, Operand, ParamsJson, Program, Stage, Storage, Tolerance};
-use mobilediffusion_kernels::{Variant, check, runner};
+use crate::changed::Changed;
+use mobilediffusion_kernels::{Case, Family, Kernel, Stage, Storage, Variant, check, runner, variant};
+use mobilediffusion_runtime::Gpu;
 use mobilediffusion_tests::gpu::{self, Test};
 
 /// Families whose work can be divided: those that compute products.
@@ -14,60 +15,18 @@ const CASES: usize = 3;
 /// Number of parts, which divides few numbers of tiles.
 const PARTS: u64 = 3;
 
-/// Kernel in as many dispatches.
-#[derive(Debug)]
-struct Divided<'a>(&'a dyn Kernel);
-
-impl ParamsJson for Divided<'_> {
-    fn params_json(&self) -> serde_json::Value {
-        self.0.params_json()
-    }
-}
-
-impl Kernel for Divided<'_> {
-    fn name(&self) -> &'static str {
-        self.0.name()
-    }
-
-    fn operands(&self) -> Vec<Operand> {
-        self.0.operands()
-    }
-
-    fn program(&self, variant: &Variant) -> Program {
-        self.0.program(variant)
-    }
-
-    fn stages(&self, variant: &Variant) -> Vec<Stage> {
-        let mut stages = self.0.stages(variant);
-        let Some(stage) = stages.pop() else { return stages };
-        let parts = stage.program.divided(PARTS).into_iter().map(|program| Stage { program, ..stage.clone() });
-        stages.into_iter().chain(parts).collect()
-    }
-
-    fn cost(&self) -> Cost {
-        self.0.cost()
-    }
-
-    fn tolerance(&self) -> Tolerance {
-        self.0.tolerance()
-    }
-
-    fn reference(&self, inputs: &[&[f64]]) -> Vec<Vec<f64>> {
-        self.0.reference(inputs)
-    }
-
-    fn cpu(&self, inputs: &[&[f32]], outputs: &mut [&mut [f32]]) {
-        self.0.cpu(inputs, outputs);
-    }
+/// Divides a stage into as many.
+fn parts(stage: Stage) -> Vec<Stage> {
+    stage.program.divided(PARTS).into_iter().map(|program| Stage { program, ..stage.clone() }).collect()
 }
 
 /// Returns the cases of a family with several tiles, each with a variant of one stage that divides it.
-fn divided(family: &Family, gpu: &mobilediffusion_runtime::Gpu) -> Vec<(Case, Variant)> {
+fn divided(family: &Family, gpu: &Gpu) -> Vec<(Case, Variant)> {
     let of = |case: Case| {
-        let variants = mobilediffusion_kernels::variant::runnable(case.kernel.as_ref(), gpu.caps(), Storage::F32);
+        let variants = variant::runnable(case.kernel.as_ref(), gpu.caps(), Storage::F32);
         let is_divided = |variant: &Variant| {
             let stages = case.kernel.stages(variant);
-            stages.len() == 1 && stages[0].program.divided(PARTS).len() == PARTS as usize
+            stages.len() == 1 && stages.into_iter().flat_map(parts).count() == PARTS as usize
         };
         variants.into_iter().rev().find(is_divided).map(|variant| (case, variant))
     };
@@ -83,9 +42,10 @@ pub(crate) fn test(family: &'static Family) -> Test {
             let kernel = case.kernel.as_ref();
             let inputs = gpu::stored(&case, Storage::F32, check::inputs(&case, 1));
             let run = |kernel: &dyn Kernel| runner::run_variant((&gpu, Storage::F32), kernel, &variant, &inputs);
-            let [whole, parts] = [run(kernel)?, run(&Divided(kernel))?]
+            let divided = Changed { real: kernel, change: &parts };
+            let [whole, divided] = [run(kernel)?, run(&divided)?]
                 .map(|outputs| outputs.concat().into_iter().map(f32::to_bits).collect::<Vec<_>>());
-            if whole != parts {
+            if whole != divided {
                 return Err(format!("{kernel:?}: other bits in parts, by {}", variant.name).into());
             }
         }

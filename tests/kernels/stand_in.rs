@@ -8,35 +8,24 @@
 //! factor. Of the right factor it keeps the address only: kernels multiply by it before anything is written there
 //! again.
 
-use mobilediffusion_kernels::{
-    Cost, Kernel, Operand, ParamsJson, Program, Stage, Storage, Tolerance, Variant, names, wgsl,
-};
+use mobilediffusion_kernels::{Program, Storage, names, wgsl};
 use std::fmt::Write;
 
-/// Kernel whose shaders use the stand-in in place of matrix units.
-#[derive(Debug)]
-pub(crate) struct StandIn<'a> {
-    pub(crate) real: &'a dyn Kernel,
-    pub(crate) storage: Storage,
-}
-
-impl StandIn<'_> {
-    /// Rewrites a program that uses matrix units to one that does not.
-    fn without_units(&self, program: Program) -> Program {
-        let Some(matrix) = program.constants.iter().position(|constant| *constant == (names::MATRIX, 1)) else {
-            return program;
-        };
-        let composed = |program: &Program| wgsl::compose(program, self.storage).expect("it composes");
-        let before = composed(&Program { wgsl: "", ..program.clone() });
-        let text = composed(&program);
-        let body = text.strip_prefix(&before).expect("prelude and constants come first");
-        let mut constants = program.constants.clone();
-        // `compose` has already resolved the conditions on the constant; without it no feature is required of the
-        // device.
-        constants.remove(matrix);
-        let wide = constants.contains(&("WIDE", 1));
-        Program { wgsl: String::leak(spelt_out(body, wide)), constants, ..program }
-    }
+/// Rewrites a program that uses matrix units to one that does not.
+pub(crate) fn without_units(program: Program, storage: Storage) -> Program {
+    let Some(matrix) = program.constants.iter().position(|constant| *constant == (names::MATRIX, 1)) else {
+        return program;
+    };
+    let composed = |program: &Program| wgsl::compose(program, storage).expect("it composes");
+    let before = composed(&Program { wgsl: "", ..program.clone() });
+    let text = composed(&program);
+    let body = text.strip_prefix(&before).expect("prelude and constants come first");
+    let mut constants = program.constants.clone();
+    // `compose` has already resolved the conditions on the constant; without it no feature is required of the
+    // device.
+    constants.remove(matrix);
+    let wide = constants.contains(&("WIDE", 1));
+    Program { wgsl: String::leak(spelt_out(body, wide)), constants, ..program }
 }
 
 /// Calls that load matrices, up to the array's name, and the prefix of the functions that replace them.
@@ -154,44 +143,3 @@ fn keep_in_ARRAY(sum: Sum, at: u32, stride: u32) {
     }
 }
 ";
-
-impl ParamsJson for StandIn<'_> {
-    fn params_json(&self) -> serde_json::Value {
-        self.real.params_json()
-    }
-}
-
-impl Kernel for StandIn<'_> {
-    fn name(&self) -> &'static str {
-        self.real.name()
-    }
-
-    fn operands(&self) -> Vec<Operand> {
-        self.real.operands()
-    }
-
-    fn program(&self, variant: &Variant) -> Program {
-        self.without_units(self.real.program(variant))
-    }
-
-    fn stages(&self, variant: &Variant) -> Vec<Stage> {
-        let stages = self.real.stages(variant).into_iter();
-        stages.map(|stage| Stage { program: self.without_units(stage.program), ..stage }).collect()
-    }
-
-    fn cost(&self) -> Cost {
-        self.real.cost()
-    }
-
-    fn tolerance(&self) -> Tolerance {
-        self.real.tolerance()
-    }
-
-    fn reference(&self, inputs: &[&[f64]]) -> Vec<Vec<f64>> {
-        self.real.reference(inputs)
-    }
-
-    fn cpu(&self, inputs: &[&[f32]], outputs: &mut [&mut [f32]]) {
-        self.real.cpu(inputs, outputs);
-    }
-}

@@ -47,7 +47,8 @@ impl Planned {
 }
 
 /// Divides the steps that take more than `most` floating-point operations, if the kernel can be divided. Steps in several
-/// stages, of few tiles, remain whole: on hardware they are below the limit. Returns the stages, and the number of parts of each step.
+/// stages, of few tiles, remain whole: on hardware they are below the limit. Returns the stages, and the number of parts
+/// of each step.
 fn divided(recording: &Recording, stages: Vec<(usize, Stage)>, most: u64) -> (Vec<(usize, Stage)>, Vec<u64>) {
     let (mut stages_of, mut parts) = (vec![0; recording.nodes.len()], vec![1; recording.nodes.len()]);
     stages.iter().for_each(|(step, _)| stages_of[*step] += 1);

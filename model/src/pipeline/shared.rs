@@ -3,14 +3,14 @@
 use super::options::Options;
 use super::progress::Phase;
 use super::request::{Request, Settings, Truncated};
-use super::source::Source;
+use super::source::{Loader, Source};
 use crate::config::{ModelConfig, Sampler};
 use crate::error::ModelError;
 use crate::networks::Network;
 use crate::schedule::Schedule;
 use crate::tokenizer::{Encoded, Tokenizer};
 use mobilediffusion_graph::plan::Sharing;
-use mobilediffusion_graph::{Device, Recording, Session, WeightLoader, Weights};
+use mobilediffusion_graph::{Device, Recording, Session, Weights};
 use mobilediffusion_kernels::Storage;
 use std::collections::HashMap;
 use std::error::Error;
@@ -71,9 +71,6 @@ fn checked(source: &Source) -> Result<Vec<(&'static str, Loader)>, ModelError> {
     let open = |network: Network| Ok((network.folder(&source.config), source.open(network)?));
     source.needed().into_iter().map(open).collect()
 }
-
-/// Files of a network, opened and checked.
-pub(super) type Loader = Box<dyn WeightLoader + Send + Sync>;
 
 /// Callback for progress with the phase, the number of steps that are done and the total. It returns whether to go
 /// on.

@@ -6,6 +6,9 @@ use crate::networks::{Decoder, Network, UNET_BASE};
 use crate::weights::{Checkpoint, Synthetic, WeightLoader};
 use std::path::{Path, PathBuf};
 
+/// Files of a network, opened and checked, or their stand-in.
+pub(super) type Loader = Box<dyn WeightLoader + Send + Sync>;
+
 /// Folder of the checkpoint that comes with the project, beside an executable and in the sources.
 const MINI: &str = "checkpoints/mini";
 
@@ -68,7 +71,7 @@ impl Source {
     }
 
     /// Opens the weights of a network and checks that they are what its graph needs.
-    pub(super) fn open(&self, network: Network) -> Result<Box<dyn WeightLoader + Send + Sync>, ModelError> {
+    pub(super) fn open(&self, network: Network) -> Result<Loader, ModelError> {
         let weights = network.weights(&self.config)?;
         let path = match &self.weights {
             WeightsFrom::Synthetic(seed) => return Ok(Box::new(Synthetic { seed: *seed })),
