@@ -1,6 +1,7 @@
 //! Errors of the command line: messages, exit codes, and that nothing is left behind. The program must have been built.
 
-use mobilediffusion_tests::program::{checkpoint, copy_all, devices, failure, program, run, stderr};
+use mobilediffusion_tests::checkpoints::{bundled, spoiled};
+use mobilediffusion_tests::program::{copy_all, devices, failure, program, run, stderr};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -127,7 +128,7 @@ fn pipes_and_links_are_not_overwritten() {
     assert_eq!(fs::read(&link).expect("it reads"), b"precious");
     // A pipe in place of a weights file is refused as well, instead of waiting for data.
     let model = folder.path().join("model");
-    copy_all(&checkpoint(), &model);
+    copy_all(&bundled(), &model);
     let weights = model.join("unet/model.safetensors");
     fs::remove_file(&weights).and_then(|()| fs::rename(&pipe, &weights)).expect("the folder can be written to");
     let (model, output) = (model.to_str().expect("UTF-8"), folder.path().join("x.png"));
@@ -164,10 +165,10 @@ fn a_missing_model_is_named() {
 fn a_file_of_a_model_is_its_model_json() {
     let folder = folder();
     let other = folder.path().join("other.json");
-    fs::copy(checkpoint().join("model.json"), &other).expect("it is copied");
+    fs::copy(bundled().join("model.json"), &other).expect("it is copied");
     let message = failure(&run(&["info", "--model", other.to_str().expect("UTF-8")]));
     assert!(message.contains("other.json: --model: expected a folder or a file called model.json"), "{message}");
-    let own = checkpoint().join("model.json");
+    let own = bundled().join("model.json");
     assert!(run(&["info", "--model", own.to_str().expect("UTF-8")]).status.success(), "its own file is the model");
 }
 
@@ -175,7 +176,7 @@ fn a_file_of_a_model_is_its_model_json() {
 fn a_request_that_needs_the_missing_base_is_refused_in_its_words() {
     let folder = folder();
     let model = folder.path().join("model");
-    copy_all(&checkpoint(), &model);
+    copy_all(&bundled(), &model);
     fs::remove_dir_all(model.join("unet_base")).expect("it can be removed");
     let output = folder.path().join("x.png");
     let [model, output] = [&model, &output].map(|path| path.to_str().expect("the path is UTF-8"));
@@ -192,10 +193,27 @@ fn a_request_that_needs_the_missing_base_is_refused_in_its_words() {
 }
 
 #[test]
+fn weights_that_are_not_numbers_are_named() {
+    let folder = folder();
+    let name = "decoder.conv_in.weight";
+    spoiled(folder.path(), ("decoder", name), f32::INFINITY);
+    let (model, output) = (folder.path().to_str().expect("UTF-8"), folder.path().join("x.png"));
+    for command in [&["generate", "sun", "-o", output.to_str().expect("UTF-8")][..], &["bench", "--plan", "decoder"]] {
+        let done = run(&[command, &["--device", "cpu", "--model", model]].concat());
+        let said = stderr(&done);
+        assert!(
+            done.status.code() == Some(1) && said.contains(&format!("{name} holds a NaN or an infinity")),
+            "{said}"
+        );
+    }
+    assert!(!output.exists(), "a picture of infinities");
+}
+
+#[test]
 fn cut_weights_are_named() {
     let folder = folder();
     let model = folder.path().join("model");
-    copy_all(&checkpoint(), &model);
+    copy_all(&bundled(), &model);
     let out = folder.path().join("out");
     fs::create_dir(&out).expect("the folder is made");
     for part in ["unet", "decoder", "text_encoder"] {

@@ -1,6 +1,7 @@
 //! `generate` and `show`: pictures, files and messages. The program must have been built.
 
-use mobilediffusion_tests::program::{checkpoint, copy_all, draw, failure, run, stderr};
+use mobilediffusion_tests::checkpoints::bundled;
+use mobilediffusion_tests::program::{copy_all, draw, failure, run, stderr};
 use mobilediffusion_tests::psnr;
 use std::fs;
 use std::path::Path;
@@ -123,7 +124,7 @@ fn a_file_says_what_it_was_made_of() {
     ] {
         assert!(text.lines().any(|found| found == line), "{line} is not in:\n{text}");
     }
-    let message = failure(&run(&["show", checkpoint().join("model.json").to_str().expect("UTF-8")]));
+    let message = failure(&run(&["show", bundled().join("model.json").to_str().expect("UTF-8")]));
     assert!(message.contains("model.json"), "{message}");
 }
 
@@ -181,7 +182,7 @@ fn draw_from(folder: &Path, init: &Path, more: &[&str]) -> Output {
 /// Writes the bundled architecture with a small VAE to the folder `model`.
 fn model_with_encoder(folder: &Path) {
     let model = folder.join("model");
-    copy_all(&checkpoint(), &model);
+    copy_all(&bundled(), &model);
     fs::create_dir_all(model.join("vae")).expect("the folder is made");
     let decoder = fs::read_to_string(model.join("decoder/config.json")).expect("it reads");
     let decoder: serde_json::Value = serde_json::from_str(&decoder).expect("it parses");
@@ -258,7 +259,7 @@ fn a_cmyk_jpeg_is_read() {
 #[test]
 fn other_weights_fit_an_architecture() {
     let folder = folder();
-    let weights = checkpoint();
+    let weights = bundled();
     let weights = weights.to_str().expect("the path is UTF-8");
     let [plain, preset] = ["plain.png", "preset.png"].map(|name| folder.path().join(name));
     draw("sun", &plain, &["--device", "cpu"]);

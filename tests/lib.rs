@@ -1,5 +1,6 @@
 //! Helpers of the cross-crate tests: running one case of a kernel, and failure messages that say how to repeat it.
 
+pub mod checkpoints;
 pub mod gpu;
 pub mod made_up;
 pub mod program;

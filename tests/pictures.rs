@@ -8,10 +8,8 @@ use mobilediffusion_model::weights::Synthetic;
 use mobilediffusion_model::{
     DeviceChoice, Floats, Flow, Init, Mask, ModelError, Options, Picture, Pipeline, Request, Source, WeightsFrom,
 };
+use mobilediffusion_tests::checkpoints::spoiled;
 use mobilediffusion_tests::devices;
-use mobilediffusion_tests::program::{checkpoint, copy_all};
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
-use std::path::Path;
 
 const SEED: u64 = 3;
 const SIDE: usize = 64;
@@ -193,26 +191,6 @@ fn the_bundled_encoder_keeps_what_it_sees() {
     assert!(mean < 400.0, "an apple came back with a mean square error of {mean:.0}");
 }
 
-/// Copies the bundled checkpoint to `folder`, with all elements of one tensor of the decoder set to `value`.
-fn spoiled(folder: &Path, name: &str, value: f32) -> Source {
-    copy_all(&checkpoint(), folder);
-    let path = folder.join("decoder/model.safetensors");
-    let bytes = std::fs::read(&path).expect("the weights read");
-    let file = SafeTensors::deserialize(&bytes).expect("the weights are a safetensors file");
-    let len = file.tensor(name).expect("the tensor is there").shape().iter().product();
-    let data: Vec<u8> = vec![value; len].into_iter().flat_map(f32::to_le_bytes).collect();
-    let view = |(key, view): (String, TensorView<'_>)| match key == name {
-        true => (key, (Dtype::F32, view.shape().to_vec(), data.clone())),
-        false => (key, (view.dtype(), view.shape().to_vec(), view.data().to_vec())),
-    };
-    let owned: Vec<_> = file.tensors().into_iter().map(view).collect();
-    let views = owned.iter().map(|(key, (dtype, shape, data))| {
-        (key.clone(), TensorView::new(*dtype, shape.clone(), data).expect("the data fit the shape"))
-    });
-    std::fs::write(&path, safetensors::serialize(views, None).expect("it serializes")).expect("the file is written");
-    Source::directory(folder).expect("the configuration reads")
-}
-
 #[test]
 fn a_picture_that_is_flat_or_not_finite_is_an_error() {
     let folder = tempfile::tempdir().expect("a temporary folder");
@@ -221,7 +199,7 @@ fn a_picture_that_is_flat_or_not_finite_is_an_error() {
         let all = if device == DeviceChoice::Cpu { &[Floats::F32][..] } else { &[Floats::F32, Floats::F16] };
         for floats in all {
             let drawn = |value| {
-                let source = spoiled(folder.path(), "decoder.conv_out.weight", value);
+                let source = spoiled(folder.path(), ("decoder", "decoder.conv_out.weight"), value);
                 let options = Options { device: device.clone(), floats: *floats, ..Options::default() };
                 let mut pipeline = Pipeline::load(source, options).expect("it loads");
                 pipeline.generate(&Request::new("sun"), &mut |_| Flow::Continue)

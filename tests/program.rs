@@ -3,7 +3,7 @@
 //! They need the binary beside the test: `cargo build --release` comes before `cargo test --release` in `tests/run`.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output};
 
 /// Returns a command for the program, which lies beside the folder that this test was built into.
@@ -56,11 +56,6 @@ pub fn failure(output: &Output) -> String {
     assert_eq!(output.status.code(), Some(1), "{text}");
     assert_eq!(text.lines().count(), 1, "expected one line: {text}");
     text.trim_end().strip_prefix("error: ").unwrap_or_else(|| panic!("{text}")).to_owned()
-}
-
-/// Returns the folder of the bundled checkpoint.
-pub fn checkpoint() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/checkpoints/mini")
 }
 
 /// Copies a folder and everything in it.

@@ -88,7 +88,7 @@ impl Session {
     /// a GPU, compiles and binds every step.
     ///
     /// # Errors
-    /// If a weight cannot be loaded, or the device has no room or rejects a kernel.
+    /// If a weight cannot be loaded or used, or the device has no room or rejects a kernel.
     pub fn new(recording: Recording, weights: &Weights) -> Result<Self, GraphError> {
         Self::new_with(recording, weights, Sharing::Planned, &mut |_, _| true)
     }
@@ -106,6 +106,7 @@ impl Session {
         sharing: Sharing,
         go_on: &mut dyn FnMut(usize, usize) -> bool,
     ) -> Result<Self, GraphError> {
+        weights.check(&mut |_, _| true)?;
         let memory = Memory::new(&recording, weights, sharing, go_on)?;
         Ok(Self { recording, memory, dirty: 0, written: 0, constants_done: false, unfinished: true })
     }

@@ -11,6 +11,7 @@ use mobilediffusion_runtime::{Bound, Buffer, Gpu, Role};
 use std::collections::HashMap;
 use std::error::Error;
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Source of weights, such as a checkpoint. Values are f32, dense and in PyTorch's orientation, row by row.
@@ -35,6 +36,19 @@ pub trait WeightLoader {
         part: Range<usize>,
     ) -> Result<Vec<f32>, Box<dyn Error + Send + Sync>> {
         Ok(self.load(name, shape)?[part].to_vec())
+    }
+
+    /// Checks the values of all weights, for a source that may hold some that no network can use. Called before the
+    /// first weight is loaded.
+    ///
+    /// `go_on` is called with the number of weights done and the number in all, between any two of them. Once it
+    /// returns false the check ends, with any result.
+    ///
+    /// # Errors
+    /// If a value cannot be used.
+    fn check(&self, go_on: &mut dyn FnMut(usize, usize) -> bool) -> Result<(), Box<dyn Error + Send + Sync>> {
+        let _ = go_on;
+        Ok(())
     }
 
     /// Whether 16-bit floats hold all matrices without rounding. Devices then keep them so, in half the memory of f32.
@@ -89,6 +103,8 @@ pub struct Weights {
     loader: Box<dyn WeightLoader + Send + Sync>,
     /// Whether the loader [has its matrices in f16](WeightLoader::is_f16).
     is_f16: bool,
+    /// Whether the loader has [checked](WeightLoader::check) its values.
+    checked: AtomicBool,
     /// Storage type to which the CPU device rounds values; see [`rounded`](Self::rounded).
     rounding: Storage,
     /// Locked to look up and to insert only. Weights are packed by rayon, and a thread that waits for rayon may take up
@@ -111,7 +127,14 @@ impl Weights {
             WeightType::Floats if is_f16 => device.with_weights(WeightType::F16),
             _ => device,
         };
-        Self { device, loader, is_f16, rounding: Storage::F32, resident: Mutex::default() }
+        Self {
+            device,
+            loader,
+            is_f16,
+            checked: AtomicBool::new(false),
+            rounding: Storage::F32,
+            resident: Mutex::default(),
+        }
     }
 
     /// Makes the CPU device and the references round weights as a device that stores tensors as `storage` does. In a
@@ -139,14 +162,40 @@ impl Weights {
         self.resident().values().map(bytes).sum()
     }
 
+    /// Checks the values of all weights, unless that was done before. Otherwise [`load`](Self::load) and new sessions do
+    /// it first, without a way to follow or stop it.
+    ///
+    /// `go_on` is called before each weight with the number of weights done and the number in all; the check stops when
+    /// it returns false.
+    ///
+    /// # Errors
+    /// If a value cannot be used, or `go_on` returned false.
+    pub fn check(&self, go_on: &mut dyn FnMut(usize, usize) -> bool) -> Result<(), GraphError> {
+        if self.checked.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let mut stopped = None;
+        let checked = self.loader.check(&mut |done, total| {
+            stopped = (!go_on(done, total)).then_some(GraphError::Stopped { done, total });
+            stopped.is_none()
+        });
+        match stopped {
+            Some(stopped) => return Err(stopped),
+            None => checked.map_err(GraphError::Weight)?,
+        }
+        self.checked.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
     /// Loads all weights of a recording that are not on the device yet.
     ///
     /// `go_on` is called before each weight with the number of weights done and the number in all; loading stops when it
     /// returns false.
     ///
     /// # Errors
-    /// If the loader fails, the device has no room, or `go_on` returned false.
+    /// If the loader fails, a value cannot be used, the device has no room, or `go_on` returned false.
     pub fn load(&self, recording: &Recording, go_on: &mut dyn FnMut(usize, usize) -> bool) -> Result<(), GraphError> {
+        self.check(&mut |_, _| true)?;
         let weights: Vec<_> = recording.weights().collect();
         for (done, (sources, operand)) in weights.iter().enumerate() {
             if !go_on(done, weights.len()) {

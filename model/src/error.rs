@@ -174,6 +174,11 @@ impl From<GraphError> for ModelError {
         match error {
             GraphError::Stopped { .. } => Self::Stopped,
             GraphError::Device { source: RuntimeError::Lost { reason }, .. } => Self::DeviceLost { reason },
+            // What a checkpoint reports through the graph is an error of the model.
+            GraphError::Weight(error) => match error.downcast() {
+                Ok(error) => *error,
+                Err(error) => Self::Graph(GraphError::Weight(error)),
+            },
             other => Self::Graph(other),
         }
     }

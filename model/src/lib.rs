@@ -22,6 +22,8 @@
 //!   [`Pipeline::generate_each`] passes on each picture once it is drawn, and the methods that end in `_async` do not
 //!   block on the device.
 //! * [`Model`] is the device with the weights. Several pipelines share one, see [`Pipeline::over`].
+//! * [`Pipeline::load`] reads the headers of the weights' files. [`Pipeline::prepare`], or the first request, reads
+//!   the weights themselves, and says if some of them are not numbers.
 //! * The callback of [`Progress`] returns [`Flow::Stop`] to stop a request; the pipeline can be used again.
 //! * [`ModelError::DeviceLost`] reports a lost device, and [`Pipeline::recover`] opens it again.
 //!
@@ -50,7 +52,7 @@ mod vae;
 pub mod weights;
 
 pub use config::{ModelConfig, Sampler};
-pub use error::ModelError;
+pub use error::{ModelError, WeightProblem};
 pub use mobilediffusion_graph::{Device, GraphError, PlanSummary};
 pub use mobilediffusion_kernels::{Storage, WeightType};
 pub use mobilediffusion_runtime::{AdapterKind, AdapterSummary, RuntimeError, Select, adapters};

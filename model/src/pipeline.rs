@@ -28,6 +28,7 @@ use memory::{Ask, Need};
 use mobilediffusion_graph::{Device, PlanSummary, Recording, compile_ahead};
 use plans::{Key, Plans};
 use progress::Reporter;
+use shared::GoOn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -59,10 +60,10 @@ pub struct Counters {
 }
 
 impl Pipeline {
-    /// Checks the weights that every picture needs (names, shapes, finite values), and opens the device.
+    /// Checks the files of the weights that every picture needs (names, shapes, types), and opens the device.
     ///
-    /// Weights are brought to the device and plans are made by the first request that needs them, or by
-    /// [`prepare`](Self::prepare).
+    /// The values of weights are checked, and weights brought to the device and plans made, by the first request that
+    /// needs them, or by [`prepare`](Self::prepare).
     ///
     /// # Errors
     /// [`ModelError`] if the configuration or the weights are not valid, or the device cannot be opened.
@@ -114,7 +115,7 @@ impl Pipeline {
         keys(self.model.config(), request, shape).into_iter().map(summary).collect()
     }
 
-    /// Loads the weights and makes the plans that a request needs, so that drawing starts at once.
+    /// Checks and loads the weights and makes the plans that a request needs, so that drawing starts at once.
     ///
     /// # Errors
     /// [`ModelError`] if a value of the request is not valid, the request does not fit into memory, weights are not
@@ -189,8 +190,8 @@ impl Pipeline {
         run::Run::new(&self.model, &mut self.plans, request, &settings, on_progress)?.pictures(on_picture).await
     }
 
-    /// Opens the device again after it was lost: the same adapter, with weights from the same source, which are read and
-    /// checked again. The next request makes its plans anew.
+    /// Opens the device again after it was lost: the same adapter, with weights from the same source. The next request
+    /// checks and loads them and makes its plans anew.
     ///
     /// If another pipeline of the same model has already opened the device again, this pipeline uses that one.
     ///
@@ -200,8 +201,7 @@ impl Pipeline {
         pollster::block_on(self.recover_async())
     }
 
-    /// Opens a lost device again without blocking on it: [`recover`](Self::recover) for an async executor. Files are read
-    /// before the first yield, as by [`Model::load_async`].
+    /// Opens a lost device again without blocking on it: [`recover`](Self::recover) for an async executor.
     ///
     /// # Errors
     /// Fails in the cases of [`recover`](Self::recover).
@@ -297,7 +297,7 @@ fn taken(model: &Model, plans: &Plans, missing: &[(Key, Need)]) -> u64 {
     plans.bytes() + model.resident_bytes() + need.total()
 }
 
-/// Loads the missing weights and makes the missing plans.
+/// Checks and loads the missing weights and makes the missing plans.
 fn make(
     model: &Model,
     plans: &mut Plans,
@@ -307,14 +307,19 @@ fn make(
     let mut reporter = Reporter { on_progress, picture: 0 };
     let steps = |(_, _, recording): &(Key, Need, Recording)| recording.nodes.len();
     let total: usize = missing.iter().map(steps).sum();
-    let mut load = || {
-        missing.iter().enumerate().try_for_each(|(at, (key, need, recording))| {
+    let mut each = |bring: &dyn Fn(&(Key, Need, Recording), GoOn<'_>) -> Result<(), ModelError>| {
+        missing.iter().enumerate().try_for_each(|(at, plan)| {
             // A network's weights count as much as the steps that use them.
-            let (before, own) = (missing[..at].iter().map(steps).sum::<usize>(), recording.nodes.len());
+            let (before, own) = (missing[..at].iter().map(steps).sum::<usize>(), steps(plan));
             let mut go_on =
                 |phase, done: usize, of: usize| reporter.report(phase, (before + own * done / of.max(1), total), None);
-            model.load_weights((key.network(), need.weights), recording, &mut go_on)
+            bring(plan, &mut go_on)
         })
+    };
+    // Nothing is brought to the device before all weights have been checked.
+    let mut load = || {
+        each(&|(key, ..), go_on| model.check_weights(key.network(), go_on))?;
+        each(&|(key, need, recording), go_on| model.load_weights((key.network(), need.weights), recording, go_on))
     };
     let devices = missing.iter().map(|(key, ..)| model.device_of(key.network())).collect::<Result<Vec<_>, _>>()?;
     let loaded = AtomicBool::new(false);

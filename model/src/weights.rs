@@ -1,8 +1,8 @@
 //! Weights: memory-mapped safetensors files, and seeded synthetic weights of the same shapes.
 //!
-//! Opening a checkpoint reads its headers only, and verifying it reads every value once. A tensor is read from the
-//! file when it is loaded, and its pages are then released to the operating system, so that nothing stays in memory
-//! twice.
+//! Opening a checkpoint reads its headers only. Every value is read once to look for NaNs and infinities before the
+//! first tensor is loaded, and again when its tensor is. Pages that were read are released to the operating system, so
+//! that nothing stays in memory twice.
 
 mod mapped;
 mod synthetic;
@@ -113,12 +113,11 @@ impl Checkpoint {
         Ok(self.shards[entry.shard].read(bytes, |bytes| widen(entry.dtype, bytes)))
     }
 
-    /// Compares names, shapes and types with those that a network needs. If they fit, also looks for NaNs and
-    /// infinities. `position_ids` buffers of old files are ignored.
+    /// Compares names, shapes and types with those that a network needs. `position_ids` buffers of old files are
+    /// ignored.
     ///
     /// # Errors
-    /// [`ModelError::Weights`] with every missing, misshapen, unsupported and extra tensor, or else with every tensor
-    /// that is not finite.
+    /// [`ModelError::Weights`] with every missing, misshapen, unsupported and extra tensor.
     pub fn verify(&self, expected: &[(String, Vec<usize>)]) -> Result<(), ModelError> {
         let mut problems = Vec::new();
         for (name, shape) in expected {
@@ -134,11 +133,11 @@ impl Checkpoint {
         let known: HashSet<&str> = expected.iter().map(|(name, _)| name.as_str()).collect();
         let extra = self.names().filter(|name| !known.contains(name) && !is_buffer(name));
         problems.extend(extra.map(|name| WeightProblem::Extra { name: name.to_owned() }));
-        if problems.is_empty() {
-            let finite = |name: &String| self.is_finite(&self.tensors[name]);
-            let spoilt = expected.iter().map(|(name, _)| name).filter(|name| !finite(name));
-            problems.extend(spoilt.map(|name| WeightProblem::NotFinite { name: name.clone() }));
-        }
+        self.free_of(problems)
+    }
+
+    /// Returns the error that names all problems, if there are any.
+    fn free_of(&self, problems: Vec<WeightProblem>) -> Result<(), ModelError> {
         if problems.is_empty() { Ok(()) } else { Err(ModelError::Weights { path: self.path.clone(), problems }) }
     }
 
@@ -174,6 +173,20 @@ impl WeightLoader for Checkpoint {
             return Err(self.problem(problem).into());
         }
         Ok(self.widened(name, entry, part)?)
+    }
+
+    /// Looks for NaNs and infinities. The error names every tensor that has any.
+    fn check(&self, go_on: &mut dyn FnMut(usize, usize) -> bool) -> Result<(), Box<dyn Error + Send + Sync>> {
+        let floats = || self.tensors.iter().filter(|(_, entry)| size_of(entry.dtype).is_some());
+        let (total, mut problems) = (floats().count(), Vec::new());
+        for (done, (name, entry)) in floats().enumerate() {
+            if !go_on(done, total) {
+                return Ok(());
+            }
+            problems.extend((!self.is_finite(entry)).then(|| WeightProblem::NotFinite { name: name.clone() }));
+        }
+        go_on(total, total);
+        Ok(self.free_of(problems)?)
     }
 
     fn is_f16(&self) -> bool {

@@ -5,29 +5,19 @@ use half::f16;
 use mobilediffusion_kernels::{Storage, WeightType};
 use mobilediffusion_model::config::Sampler;
 use mobilediffusion_model::{Pipeline, Source, WeightsFrom};
+use mobilediffusion_tests::checkpoints::rewrite;
 use mobilediffusion_tests::devices;
-use safetensors::SafeTensors;
-use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
+use safetensors::Dtype;
 use std::fs;
 use std::path::Path;
 
 /// Copies a checkpoint in f16 as one in f32, with the same values.
 fn widen(from: &Path, to: &Path) {
-    let bytes = fs::read(from).expect("the bundled checkpoint can be read");
-    let tensors = SafeTensors::deserialize(&bytes).expect("it is a checkpoint");
-    let wide: Vec<(String, Vec<usize>, Vec<u8>)> = tensors
-        .tensors()
-        .into_iter()
-        .map(|(name, view)| {
-            assert_eq!(view.dtype(), Dtype::F16, "{name}");
-            let values = view.data().chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32());
-            (name, view.shape().to_vec(), values.flat_map(f32::to_le_bytes).collect())
-        })
-        .collect();
-    let views = wide.iter().map(|(name, shape, bytes)| {
-        (name.as_str(), TensorView::new(Dtype::F32, shape.clone(), bytes).expect("the bytes are those of the shape"))
+    rewrite(from, to, |name, view| {
+        assert_eq!(view.dtype(), Dtype::F16, "{name}");
+        let values = view.data().chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32());
+        Some((Dtype::F32, values.flat_map(f32::to_le_bytes).collect()))
     });
-    serialize_to_file(views, None, to).expect("the temporary folder is writable");
 }
 
 /// Returns the bundled model with copies of some networks in f32, in a folder that links to the others.

@@ -7,6 +7,8 @@ use std::fmt;
 /// Kind of work that a pipeline is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Phase {
+    /// Looking for weights that are not numbers, before anything is brought to the device.
+    Check,
     /// Reading weights and bringing them to the device.
     Load,
     /// Allocating memory, compiling kernels and binding the steps of a plan.
@@ -24,6 +26,7 @@ pub enum Phase {
 impl fmt::Display for Phase {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Check => "check",
             Self::Load => "load",
             Self::Compile => "compile",
             Self::Text => "text",

@@ -43,14 +43,14 @@ struct Opened {
 }
 
 impl Opened {
-    /// Checks the files, then opens the device that the options choose.
+    /// Checks the files' headers, then opens the device that the options choose.
     async fn new(source: &Source, options: &Options) -> Result<Self, ModelError> {
         let sources = checked(source)?;
         let (device, line) = options.open().await?;
         Ok(Self::over(device, line, 0, sources))
     }
 
-    /// Checks the files, then opens a lost device again: the same adapter, with the same types.
+    /// Checks the files' headers, then opens a lost device again: the same adapter, with the same types.
     async fn again(source: &Source, (lost, line): (Device, String), generation: u64) -> Result<Self, ModelError> {
         let sources = checked(source)?;
         let device = match lost {
@@ -66,7 +66,7 @@ impl Opened {
     }
 }
 
-/// Opens and checks the files that every picture needs. Returns them with their folders.
+/// Opens the files that every picture needs, and checks their headers. Returns them with their folders.
 fn checked(source: &Source) -> Result<Vec<(&'static str, Loader)>, ModelError> {
     let open = |network: Network| Ok((network.folder(&source.config), source.open(network)?));
     source.needed().into_iter().map(open).collect()
@@ -77,10 +77,10 @@ fn checked(source: &Source) -> Result<Vec<(&'static str, Loader)>, ModelError> {
 pub(super) type GoOn<'a> = &'a mut (dyn FnMut(Phase, usize, usize) -> bool + Send);
 
 impl Model {
-    /// Checks the weights that every picture needs (names, shapes, finite values), then opens the device.
+    /// Checks the files of the weights that every picture needs (names, shapes, types), then opens the device.
     ///
-    /// Weights that only some requests need, those of the VAE's encoder or of DDIM's UNet, are checked when a request
-    /// first needs them.
+    /// Files that only some requests need, those of the VAE's encoder or of DDIM's UNet, are checked when a request
+    /// first needs them, as are the values of all weights.
     ///
     /// # Errors
     /// [`ModelError`] if the configuration or the weights are not valid, or the device cannot be opened.
@@ -89,9 +89,6 @@ impl Model {
     }
 
     /// Loads a model without blocking on the device: [`load`](Self::load) for an async executor.
-    ///
-    /// Files are read, every value of them once, before the first yield. Where this must not hold up the executor,
-    /// call it on another thread.
     ///
     /// # Errors
     /// Fails in the cases of [`load`](Self::load).
@@ -209,7 +206,7 @@ impl Model {
         self.opened().bytes.values().sum()
     }
 
-    /// Returns the weights of a network. Files that no request has used before are opened and checked.
+    /// Returns the weights of a network. Files that no request has used before are opened, and their headers checked.
     pub(super) fn weights(&self, network: Network) -> Result<Arc<Weights>, ModelError> {
         let folder = self.folder(network);
         if let Some(weights) = self.opened().weights.get(folder) {
@@ -235,6 +232,11 @@ impl Model {
         let Some(folder) = unneeded.next() else { return false };
         opened.bytes.retain(|network, _| self.folder(*network) != folder);
         opened.weights.remove(folder).is_some()
+    }
+
+    /// Checks the values of a network's weights, unless that was done before.
+    pub(super) fn check_weights(&self, network: Network, go_on: GoOn<'_>) -> Result<(), ModelError> {
+        Ok(self.weights(network)?.check(&mut |done, total| go_on(Phase::Check, done, total))?)
     }
 
     /// Brings the weights of a recording to the device. `bytes` is their size.

@@ -6,7 +6,7 @@ use crate::networks::{Decoder, Network, UNET_BASE};
 use crate::weights::{Checkpoint, Synthetic, WeightLoader};
 use std::path::{Path, PathBuf};
 
-/// Files of a network, opened and checked, or their stand-in.
+/// Files of a network, opened and with checked headers, or their stand-in.
 pub(super) type Loader = Box<dyn WeightLoader + Send + Sync>;
 
 /// Folder of the checkpoint that comes with the project, beside an executable and in the sources.
@@ -70,7 +70,7 @@ impl Source {
         [Network::Text, Network::Unet(config.defaults.sampler), Network::Decoder(Decoder::of(config))]
     }
 
-    /// Opens the weights of a network and checks that they are what its graph needs.
+    /// Opens the files of a network and checks that their tensors are those that its graph needs.
     pub(super) fn open(&self, network: Network) -> Result<Loader, ModelError> {
         let weights = network.weights(&self.config)?;
         let path = match &self.weights {
