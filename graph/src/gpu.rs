@@ -1,5 +1,6 @@
 //! The GPU device: compiles and binds every step once, then encodes and submits the steps of a run in chunks.
 
+mod chunks;
 mod compile;
 mod limits;
 mod planned;
@@ -9,43 +10,14 @@ use crate::graph::{Origin, TensorInfo};
 use crate::plan::Sharing;
 use crate::record::Recording;
 use crate::weights::{Resident, Weights};
+use chunks::{Chunk, Unit, chunks, most_flops};
 use mobilediffusion_kernels::{Operand, Param, Stage, Storage, Variant};
-use mobilediffusion_runtime::{
-    AdapterKind, Bound, Buffer, Dispatch, Gpu, Pipeline, Role, RuntimeError, Submission, Timer,
-};
+use mobilediffusion_runtime::{Bound, Buffer, Dispatch, Gpu, Pipeline, Role, RuntimeError, Submission, Timer};
 use planned::Planned;
 use std::sync::Arc;
 use std::time::Instant;
 
 pub use planned::compile_ahead;
-
-/// Floating-point operations of one submission on a discrete GPU: half a second at 200 GFLOP/s. A limit bounds the time
-/// between two calls of the caller's callback, and keeps a submission well below the few seconds after which drivers
-/// reset a device; products and attention that take more are divided. The next chunk is encoded and submitted while one
-/// runs, so a fast device does not wait for the host.
-const CHUNK_FLOPS: u64 = 100_000_000_000;
-/// Floating-point operations of one submission on an integrated GPU. The slowest of these reach about 50 GFLOP/s, and
-/// the system draws its desktop with them.
-const INTEGRATED_CHUNK_FLOPS: u64 = 20_000_000_000;
-/// Floating-point operations of one submission on a software driver.
-const SOFTWARE_CHUNK_FLOPS: u64 = 2_000_000_000;
-
-/// Returns the limit on the floating-point operations of one submission.
-fn most_flops(kind: AdapterKind) -> u64 {
-    match kind {
-        AdapterKind::Software => SOFTWARE_CHUNK_FLOPS,
-        AdapterKind::Integrated => INTEGRATED_CHUNK_FLOPS,
-        AdapterKind::Discrete | AdapterKind::Other => CHUNK_FLOPS,
-    }
-}
-
-/// Part of a step that is submitted as a whole.
-#[derive(Debug)]
-struct Unit {
-    dispatch: Dispatch,
-    /// Floating-point operations.
-    flops: u64,
-}
 
 /// Buffers and bound steps of a session on a GPU.
 #[derive(Debug)]
@@ -180,53 +152,14 @@ impl GpuMemory {
         }
     }
 
-    /// Returns the units of steps in order, each with the number of steps before its own.
-    fn units_of<'a>(&'a self, steps: &'a [usize]) -> impl Iterator<Item = (usize, &'a Unit)> {
-        steps.iter().enumerate().flat_map(|(before, &step)| self.units[step].iter().map(move |unit| (before, unit)))
-    }
-
-    /// Submits a chunk of units, from the one numbered `done` on: at least one. Returns how many it holds.
-    fn start_chunk(&self, steps: &[usize], done: usize) -> Result<(usize, Submission), GraphError> {
-        let chunk = self.chunk(steps, done);
-        let submitted = self.gpu.start(chunk.iter().map(|unit| &unit.dispatch)).map_err(GraphError::at("run"))?;
-        Ok((chunk.len(), submitted))
-    }
-
-    /// Returns the units that make up the next submission after `done` units of `steps`.
-    fn chunk<'a>(&'a self, steps: &'a [usize], done: usize) -> Vec<&'a Unit> {
-        let (mut chunk, mut flops) = (Vec::new(), 0);
-        for (_, unit) in self.units_of(steps).skip(done) {
-            flops += unit.flops;
-            if flops > self.chunk_flops && !chunk.is_empty() {
-                break;
-            }
-            chunk.push(unit);
-        }
-        chunk
-    }
-
-    /// Asks whether to go on after `done` units of `steps`. Returns whether there are more.
-    fn has_more(
-        &self,
-        steps: &[usize],
-        done: usize,
-        go_on: &mut dyn FnMut(usize, usize) -> bool,
-    ) -> Result<bool, GraphError> {
-        let Some((before, _)) = self.units_of(steps).nth(done) else { return Ok(false) };
-        ask(go_on(before, steps.len()), before, steps.len()).map(|()| true)
-    }
-
     /// Runs the steps and waits for them. At most two chunks are in flight.
     pub(crate) fn run(
         &mut self,
         steps: &[usize],
         go_on: &mut dyn FnMut(usize, usize) -> bool,
     ) -> Result<(), GraphError> {
-        let mut done = 0;
-        while self.has_more(steps, done, go_on)? {
-            let (count, chunk) = self.start_chunk(steps, done)?;
-            done += count;
-            if let Some(before) = self.in_flight.replace(chunk) {
+        for chunk in chunks(&self.units, steps, self.chunk_flops) {
+            if let Some(before) = self.in_flight.replace(start(&self.gpu, &chunk, steps.len(), go_on)?) {
                 self.gpu.wait_for(&before).map_err(GraphError::at("run"))?;
             }
         }
@@ -241,11 +174,8 @@ impl GpuMemory {
         steps: &[usize],
         go_on: &mut (dyn FnMut(usize, usize) -> bool + Send),
     ) -> Result<(), GraphError> {
-        let mut done = 0;
-        while self.has_more(steps, done, go_on)? {
-            let (count, chunk) = self.start_chunk(steps, done)?;
-            done += count;
-            if let Some(before) = self.in_flight.replace(chunk) {
+        for chunk in chunks(&self.units, steps, self.chunk_flops) {
+            if let Some(before) = self.in_flight.replace(start(&self.gpu, &chunk, steps.len(), go_on)?) {
                 self.gpu.finished_for(&before).await.map_err(GraphError::at("run"))?;
             }
         }
@@ -271,13 +201,11 @@ impl GpuMemory {
     /// Runs the steps in order, in the chunks of a usual run, and returns the seconds that each took.
     pub(crate) fn time(&self, steps: &[usize]) -> Result<Vec<f64>, GraphError> {
         let timer = Timer::new(&self.gpu).map_err(GraphError::at("timer"))?;
-        let units: Vec<usize> = self.units_of(steps).map(|(step, _)| step).collect();
-        let (mut seconds, mut done) = (vec![0.0; steps.len()], 0);
-        while done < units.len() {
-            let chunk: Vec<&Dispatch> = self.chunk(steps, done).into_iter().map(|unit| &unit.dispatch).collect();
-            let each = timer.time_each(&self.gpu, &chunk).map_err(GraphError::at("run"))?;
-            units[done..].iter().zip(each).for_each(|(step, own)| seconds[*step] += own);
-            done += chunk.len();
+        let mut seconds = vec![0.0; steps.len()];
+        for chunk in chunks(&self.units, steps, self.chunk_flops) {
+            let dispatches: Vec<&Dispatch> = chunk.iter().map(|(_, unit)| &unit.dispatch).collect();
+            let each = timer.time_each(&self.gpu, &dispatches).map_err(GraphError::at("run"))?;
+            chunk.iter().zip(each).for_each(|((step, _), own)| seconds[*step] += own);
         }
         Ok(seconds)
     }
@@ -285,12 +213,12 @@ impl GpuMemory {
     /// Runs the steps and returns the seconds that the host spends encoding and submitting them, without the device's
     /// time.
     pub(crate) fn overhead(&self, steps: &[usize]) -> Result<f64, GraphError> {
-        let (mut done, mut seconds) = (0, 0.0);
         self.gpu.wait().map_err(GraphError::at("run"))?;
-        while self.has_more(steps, done, &mut |_, _| true)? {
-            let start = Instant::now();
-            done += self.start_chunk(steps, done)?.0;
-            seconds += start.elapsed().as_secs_f64();
+        let mut seconds = 0.0;
+        for chunk in chunks(&self.units, steps, self.chunk_flops) {
+            let begin = Instant::now();
+            start(&self.gpu, &chunk, steps.len(), &mut |_, _| true)?;
+            seconds += begin.elapsed().as_secs_f64();
             self.gpu.wait().map_err(GraphError::at("run"))?;
         }
         Ok(seconds)
@@ -334,19 +262,27 @@ impl GpuMemory {
         Ok(self.storage.decode(info.dtype, &info.shape, &data))
     }
 
-    /// Sets every bit of the arenas, which makes all values NaN in both f32 and f16.
+    /// Fills the arenas with NaN.
     pub(crate) fn poison(&self) -> Result<(), GraphError> {
-        for arena in &self.arenas {
-            let bytes = vec![0xFF; usize::try_from(arena.bytes()).expect("an arena's size came from a usize")];
-            self.gpu.upload(arena, &bytes).map_err(GraphError::at(arena.label()))?;
-        }
-        Ok(())
+        self.arenas.iter().try_for_each(|arena| self.gpu.poison(arena).map_err(GraphError::at(arena.label())))
     }
 
     /// Copies an output to an input, which the planner has placed in another arena.
     pub(crate) fn copy(&self, from: usize, to: usize, info: &TensorInfo) -> Result<(), GraphError> {
         self.gpu.copy(self.whole(from, info), self.whole(to, info)).map_err(GraphError::at(&info.name))
     }
+}
+
+/// Asks whether to go on with the next chunk of a run of `steps` steps, and submits it.
+fn start(
+    gpu: &Gpu,
+    chunk: &Chunk<'_>,
+    steps: usize,
+    go_on: &mut dyn FnMut(usize, usize) -> bool,
+) -> Result<Submission, GraphError> {
+    let before = chunk.first().map_or(steps, |(before, _)| *before);
+    ask(go_on(before, steps), before, steps)?;
+    gpu.start(chunk.iter().map(|(_, unit)| &unit.dispatch)).map_err(GraphError::at("run"))
 }
 
 /// Turns the callback's answer into an error if it is to stop.

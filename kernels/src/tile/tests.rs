@@ -6,7 +6,7 @@ use crate::names;
 use crate::prologue::Prologue;
 use crate::variant::tests::with_matrices;
 use crate::variant::{Machine, choose};
-use crate::{Conv2d, Linear};
+use crate::{Conv2d, Linear, SwishGlu};
 use mobilediffusion_runtime::Caps;
 
 fn taken(rows: usize, cols: usize, moments: bool) -> &'static str {
@@ -35,6 +35,9 @@ fn the_shape_decides_among_matrices_too() {
     assert_eq!(taken(256, 1024), "m16 32x64/8");
     let long = Linear { rows: 256, k: 6144, cols: 1024, ..Linear::default() };
     assert_eq!(choose(&long, &machine).name, "m16 64x128/2 in 4");
+    assert_eq!(taken(256, 6144), "m16 64x128/2");
+    let gated = SwishGlu { rows: 256, k: 1024, cols: 3072, ..SwishGlu::default() };
+    assert_eq!(choose(&gated, &machine).name, "m16 64x64x2/2", "twice the k of 64x64x2 in one step");
     let wide = with_matrices(64);
     let taken = |rows, cols| choose(&Linear { rows, k: 1024, cols, ..Linear::default() }, &wide).name;
     assert_eq!(taken(65_536, 512), "m16/64 128x128 4x4");
