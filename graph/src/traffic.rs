@@ -4,12 +4,12 @@ use crate::graph::Origin;
 use crate::record::Recording;
 use mobilediffusion_kernels::Storage;
 
-/// Dispatches and bytes moved by a run of all steps, with a lower bound for each.
+/// Steps and bytes moved by a run of all steps, with a lower bound for each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Traffic {
-    /// Number of dispatches.
+    /// Number of steps.
     pub steps: usize,
-    /// Number of dispatches of this recording that multiply and accumulate: products, convolutions and attention. Each of
+    /// Number of steps of this recording that multiply and accumulate: products, convolutions and attention. Each of
     /// them reads many values of its predecessor for every value it writes, so none can be fused into a neighbour;
     /// everything else can, in principle.
     pub fewest_steps: usize,

@@ -1,4 +1,4 @@
-//! `y = [a | b]` along the channels: the skip connections into the decoder half of the UNet.
+//! `y = [a | b]` along the channels: the skip connections of the UNet's upward path.
 //!
 //! | operand | shape | |
 //! |---|---|---|

@@ -3,7 +3,7 @@
 //! A *kernel* is a small struct that holds the sizes of one problem. It declares its operands, its WGSL program, its
 //! cost and its tolerance. It also implements the same computation twice more: as a plain f64 reference, and in a fast
 //! form for the CPU. A [*family*](Family) describes the kernel's type: its name, its test cases and a parser for its
-//! sizes. Tests, benches, docs and the CPU device walk the list of families and know no kernel by name.
+//! sizes. Tests, benches, case files and the table of the README walk the list of families and know no kernel by name.
 
 pub(crate) use crate::family::parse;
 pub use crate::family::{Case, Family, Fill};

@@ -23,7 +23,8 @@ pub enum Layout {
     /// Convolution weight as a matrix `[kh * kw * co, ci]` in panels, so that the columns of each tap lie together. CPU
     /// only.
     TapPanels,
-    /// 3x3 convolution weight, transformed for Winograd's algorithm with tiles of this edge length. CPU only.
+    /// 3x3 convolution weight, transformed for Winograd's algorithm. The number is that of the places along the edge of
+    /// a tile at which products are computed. CPU only.
     Winograd(usize),
 }
 

@@ -26,9 +26,9 @@
 //! # Variants
 //!
 //! Matrix products, convolutions and attention have several programs for one problem, their [`Variant`]s: tiles of
-//! different sizes, split-k products in two stages, and tiles for matrix units. [`variant::choose`] takes one for a
-//! device, from the shape alone or from what `bench --tune` measured ([`tuning`]). One variant of every kernel runs on
-//! every WebGPU device.
+//! different sizes, split-k products in two stages, and tiles for matrix units. [`variant::choose`] takes one: a pure
+//! function of the kernel's sizes and of a [`variant::Machine`], which also holds what `bench --tune` measured
+//! ([`tuning`]). One variant of every kernel runs on every WebGPU device.
 //!
 //! # Storage types
 //!

@@ -101,7 +101,7 @@ impl Operand {
 
     /// Returns the layout for a CPU device that stores matrices of weights as `weights`. Types other than f32 apply to
     /// weights in panels, which products read as they are. Weights that a convolution transforms or reads tap by tap
-    /// stay in f32.
+    /// lie in f32, with values that are rounded to the type.
     pub fn host_layout(&self, weights: WeightType) -> Layout {
         match (self.host, self.dtype, weights) {
             (Layout::Panels(layers), DType::Weight, WeightType::Int8) => Layout::Int8Panels(layers),

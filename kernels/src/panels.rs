@@ -1,11 +1,13 @@
-//! Matrix products on the CPU with weights that are packed once, when they are loaded.
+//! Matrix products on the CPU with right factors that are packed: weights once, when they are loaded, and the keys and
+//! values of attention in every run.
 //!
 //! Weights `[cols, k]` are stored as *panels* of `PANEL` = 64 columns; the last panel may be narrower, a multiple of
 //! `STEP` = 16 columns, filled up with zeros. A panel consists of *grains*, the columns that the innermost loop takes
 //! at once. A grain stores its columns for the first `k`, then for the next `k`, and so on: `[k, grain]`. A product
 //! therefore reads weights strictly in memory order, one cache line after the other.
 //!
-//! Nothing is packed while a product runs, and the rows of the left factor are read where they lie.
+//! Nothing is packed while a product runs, and the rows of the left factor are read where they lie. Panels in 16 or 8
+//! bits are widened to floats part by part, in memory that every thread keeps.
 //!
 //! * `product` divides a product into tasks for threads, and a task into strips.
 //! * `tile` has the innermost loops, which keep a tile of sums in vector registers.

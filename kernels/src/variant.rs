@@ -1,9 +1,9 @@
 //! Variants: several programs of a kernel that solve the same problem, and the rule that chooses one of them.
 //!
 //! A kernel lists its [`variants`](Kernel::variants) as plain data: the device features that each needs, its number of
-//! workgroups for this problem, and the relative cost of one workgroup. [`choose`] works on these numbers alone. A plan
-//! therefore knows the variant of every step before it runs, and without a device. At least one variant of every kernel
-//! runs on every WebGPU device.
+//! workgroups for this problem, and the relative cost of one workgroup. [`choose`] is a pure function of these numbers
+//! and of a [`Machine`]. A plan therefore knows the variant of every step before it runs, and without a device. At
+//! least one variant of every kernel runs on every WebGPU device.
 
 use crate::kernel::Kernel;
 use crate::storage::{FloatType, Storage};

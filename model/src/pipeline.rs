@@ -143,6 +143,9 @@ impl Pipeline {
     /// [`prepare`](Self::prepare) on another thread first. The CPU device computes inside `poll`, so it needs a
     /// thread of its own.
     ///
+    /// A future that is dropped midway ends the request, and the pipeline stays usable. A GPU still completes the work
+    /// that was submitted, but no later request uses the results of a run that was cut short.
+    ///
     /// # Errors
     /// Fails in the cases of [`generate`](Self::generate).
     pub async fn generate_async(

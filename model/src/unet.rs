@@ -1,4 +1,5 @@
-//! UNets: networks that predict the noise in a latent from a timestep and a text (docs/model.md, section 1).
+//! UNets: networks that predict the noise in a latent, its v or the clean latent, from a timestep and a text
+//! (docs/model.md, sections 1 and 4).
 
 mod mobile_diffusion;
 mod stable_diffusion;

@@ -82,8 +82,9 @@ pub struct Caps {
     pub timestamps: bool,
     /// Whether the driver can export compiled pipelines, so that they can be kept in a file.
     pub pipeline_cache: bool,
-    /// Number of invocations in a subgroup, in shaders that use matrix units. `None` on adapters without matrix units,
-    /// and on those whose subgroups have several sizes until a device is open: a trial then tells the size.
+    /// Number of invocations in a subgroup, in shaders that use matrix units. `None` on adapters whose matrix units are
+    /// not used. Where Mesa's driver for AMD's GPUs (RADV) has subgroups of several sizes, it is also `None` until a
+    /// device is open: a trial then tells the size.
     pub subgroup_size: Option<u32>,
     /// Matrix products that a subgroup computes in one operation (wgpu's "cooperative matrices"). On an open device,
     /// square products of f16 with an f32 accumulator are listed only if a trial product came out right.

@@ -1,4 +1,4 @@
-//! Failures that a device reports out of turn, and their messages.
+//! Failures that a device reports asynchronously, and their messages.
 
 use crate::error::RuntimeError;
 use std::any::Any;

@@ -3,8 +3,8 @@
 //! matrices are loaded from memory which other invocations have written, so that a compiler may move a load across a
 //! barrier. The trial therefore does what kernels do: it adds products of several steps, whose factors pass through the
 //! same workgroup memory, to many sums at once, which then leave through one piece of workgroup memory, one after the
-//! other. All are small integers, and the result must be exact. Where subgroups have several sizes, as on AMD's GPUs, the
-//! trial also tells the size that shaders with matrices get, since no API does.
+//! other. All are small integers, and the result must be exact. Where Mesa's driver for AMD's GPUs (RADV) has subgroups
+//! of several sizes, the trial also tells the size that shaders with matrices get, since no API does.
 
 use crate::caps::Caps;
 use crate::{Binding, Bound, Gpu, Role, RuntimeError};

@@ -109,7 +109,8 @@ impl Floats {
 /// Options that hold for everything a model draws.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// Device to run on.
+    /// Device to run on. The CPU device uses rayon's global pool, which an application that wants fewer threads builds
+    /// before it loads a model.
     pub device: DeviceChoice,
     /// Type in which floats are stored.
     pub floats: Floats,
@@ -119,7 +120,8 @@ pub struct Options {
     /// floats are stored in f32: the values are the same, in half the memory.
     ///
     /// Int8 weights are computed from the floats of the files while these are loaded; files of 8-bit weights are not
-    /// supported. The CPU device rounds the weights of 3x3 convolutions to 16 or 8 bits as well, but keeps them in f32.
+    /// supported. The CPU device rounds the weights of 3x3 convolutions by Winograd's algorithm or to fewer than 16
+    /// channels as well, but keeps them in f32.
     pub weights: WeightType,
     /// Place for what a GPU's driver compiled.
     pub cache: Cache,
