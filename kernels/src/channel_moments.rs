@@ -160,7 +160,7 @@ impl Kernel for ChannelMoments {
         let c4 = self.c.div_ceil(4);
         Program {
             wgsl: include_str!("../../shaders/channel_moments.wgsl"),
-            constants: [&self.prologue.constants()[..], &UNSTAGED.constants()].concat(),
+            constants: [&self.prologue.constants(false)[..], &UNSTAGED.constants()].concat(),
             params: vec![
                 Param::size("tiles", self.n * tiles),
                 Param::size("tiles_per_image", tiles),

@@ -159,7 +159,7 @@ impl Conv2d {
             ("Y_F32", self.f32_output.into()),
             ("ACTIVATION", self.activation.code()),
         ];
-        constants.extend(self.prologue.constants());
+        constants.extend(self.prologue.constants(tile.divides(oh * ow)));
         constants.extend(tile.constants());
         let mut params = vec![
             Param::size(names::FIRST_ROW_TILE, 0),

@@ -128,7 +128,7 @@ impl Kernel for DepthwiseConv2d {
             ("HAS_SHIFT", self.shift.into()),
             ("HAS_MOMENTS", self.moments.into()),
         ];
-        constants.extend(self.prologue.constants());
+        constants.extend(self.prologue.constants(false));
         constants.extend(UNSTAGED.constants());
         let mut params = vec![
             Param::size("n", self.n),

@@ -81,7 +81,7 @@ impl Kernel for GroupNorm {
         params.extend(self.prologue.params(self.rows, self.c));
         Program {
             wgsl: include_str!("../../shaders/group_norm.wgsl"),
-            constants: [&self.prologue.constants()[..], &[(names::IN_PLACE, 0)]].concat(),
+            constants: [&self.prologue.constants(false)[..], &[(names::IN_PLACE, 0)]].concat(),
             params,
             grid: folded_grid((self.rows * c4).div_ceil(THREADS)),
         }

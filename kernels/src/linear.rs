@@ -134,7 +134,7 @@ impl Linear {
             ("Y_F32", 0),
             ("ACTIVATION", self.activation.code()),
         ]);
-        constants.extend(self.prologue.constants());
+        constants.extend(self.prologue.constants(tile.divides(self.prologue.per_image(self.rows))));
         constants.extend(tile.constants());
         let mut params = vec![
             Param::size(names::FIRST_ROW_TILE, 0),

@@ -104,6 +104,11 @@ impl Prologue {
         self.joined == 0 && self.norm == Norm::None
     }
 
+    /// Returns the number of rows of each image.
+    pub(crate) fn per_image(&self, rows: usize) -> usize {
+        rows / self.images()
+    }
+
     fn images(&self) -> usize {
         if let Norm::Channels { images, .. } = self.norm { images } else { 1 }
     }
@@ -128,8 +133,9 @@ impl Prologue {
         ]
     }
 
-    /// Returns the switches of `shaders/common/prologue.wgsl`.
-    pub(crate) fn constants(&self) -> [(&'static str, u32); 8] {
+    /// Returns the switches of `shaders/common/prologue.wgsl`. `per_tile` says that every tile of rows belongs to one
+    /// image, which the kernel then enters.
+    pub(crate) fn constants(&self, per_tile: bool) -> [(&'static str, u32); 9] {
         let (by_channel, activation) = match self.norm {
             Norm::Channels { activation, .. } => (true, activation),
             Norm::None | Norm::Rows { .. } => (false, Activation::None),
@@ -140,9 +146,10 @@ impl Prologue {
             ("HAS_X2", (self.joined > 0).into()),
             ("NORM_ROWS", self.norm.is_of_rows().into()),
             ("NORM_CHANNELS", by_channel.into()),
-            // Several images cost a division for every four values that are read; one image does not need it.
-            ("NORM_IMAGE", (by_channel && self.images() == 1).into()),
-            ("NORM_IMAGES", (by_channel && self.images() > 1).into()),
+            // Scales of one image are loaded once for many rows, and ahead of them.
+            ("NORM_IMAGE", (by_channel && (per_tile || self.images() == 1)).into()),
+            ("NORM_IMAGES", (by_channel && !per_tile && self.images() > 1).into()),
+            ("NORM_ENTERS", (by_channel && per_tile && self.images() > 1).into()),
             ("NORM_ACTIVATION", activation.code()),
         ]
     }
@@ -150,7 +157,7 @@ impl Prologue {
     /// Returns the last fields of the shader's `Params`.
     pub(crate) fn params(&self, rows: usize, channels: usize) -> Vec<Param> {
         let first4 = self.first(channels).div_ceil(4);
-        let mut params = vec![Param::size("first4", first4), Param::size("positions", rows / self.images())];
+        let mut params = vec![Param::size("first4", first4), Param::size("positions", self.per_image(rows))];
         if let Norm::Rows { eps } = self.norm {
             params.extend([Param::size("channels", channels), Param::F("eps", eps)]);
         }
@@ -206,7 +213,7 @@ impl Prologue {
     /// Returns a view of the operands that CPU forms read row by row.
     pub(crate) fn rows<'a>(&'a self, rows: usize, channels: usize, x: &'a [f32], rest: &[&'a [f32]]) -> Rows<'a> {
         let &[x2, stats, weight, bias, norm] = rest else { panic!("a prologue has five operands") };
-        Rows { prologue: self, channels, per_image: rows / self.images(), x, x2, stats, weight, bias, norm }
+        Rows { prologue: self, channels, per_image: self.per_image(rows), x, x2, stats, weight, bias, norm }
     }
 }
 

@@ -85,6 +85,7 @@ impl Kernel for SwishGlu {
 
     fn program(&self, variant: &Variant) -> Program {
         let tile = tile::of(tile::PAIR, variant);
+        let prologue = self.prologue.constants(tile.divides(self.prologue.per_image(self.rows)));
         let mut params = vec![
             Param::size(names::FIRST_ROW_TILE, 0),
             Param::size("rows", self.rows),
@@ -95,7 +96,7 @@ impl Kernel for SwishGlu {
         params.extend(self.prologue.params(self.rows, self.k));
         Program {
             wgsl: include_str!("../../shaders/swish_glu.wgsl"),
-            constants: [&[("GATE", self.gate.code())], &self.prologue.constants()[..], &tile.constants()].concat(),
+            constants: [&[("GATE", self.gate.code())], &prologue[..], &tile.constants()].concat(),
             params,
             grid: tile.grid(self.rows, self.cols),
         }
@@ -218,6 +219,7 @@ fn cases() -> Vec<Case> {
         // More rows than a block of the CPU form, where the halves are several whole panels.
         one_sign(reading(glu(257, 4097, 128), 0, Norm::LAYER)).fill("w", Fill::Normal(0.01, 0.01)),
         Case::new(reading(glu(12, 19, 5), 7, Norm::Channels { images: 2, activation: Activation::Silu })),
+        Case::new(reading(glu(256, 9, 5), 0, Norm::Channels { images: 2, activation: Activation::None })),
     ]
 }
 

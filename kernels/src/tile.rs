@@ -109,6 +109,11 @@ impl Tile {
         4 * self.each[1] * self.threads[0]
     }
 
+    /// Whether tiles never cross from one image of so many `positions` into the next.
+    pub(crate) fn divides(&self, positions: usize) -> bool {
+        positions.is_multiple_of(self.rows())
+    }
+
     /// Whether the shader can write `moments` of such a tile: it has whole tiles of positions, or whole blocks of
     /// columns and an even number of rows for every invocation.
     fn writes(&self, moments: Moments) -> bool {

@@ -3,8 +3,8 @@
 //
 // Norms: NORM_ROWS is a LayerNorm, (x - mean) * rstd * weight + bias, with statistics merged from the moments of each
 // row in `stats`; `Params` then also has `channels` and `eps`. NORM_CHANNELS is a GroupNorm, activation(x * scale +
-// offset) with scales and offsets per channel and image. NORM_IMAGE means that there is one image, NORM_IMAGES that
-// there are several. TOUCHED means that values are changed or converted at all.
+// offset) with scales and offsets per channel and image. NORM_IMAGE means that all rows that an invocation reads belong
+// to one image, NORM_IMAGES that they may belong to several. TOUCHED means that values are changed or converted at all.
 //
 // Reading is split into loads (`fetch_...`) and arithmetic (`made...`). A kernel first issues the loads of many vec4s
 // and computes afterwards, so that the latencies of all loads overlap. The importing module declares the operands that
@@ -41,13 +41,20 @@ fn fetch_source(row: u32, k4: u32, k4_len: u32, second: bool) -> Input {
 @if(NORM_ROWS) var<private> norm_offset: Pack;
 @if(NORM_IMAGE) var<private> norm_scale: vec4<f32>;
 @if(NORM_IMAGE) var<private> norm_offset: vec4<f32>;
+// Index of the image's scales in `norm`.
+@if(NORM_IMAGE) var<private> norm_image: u32;
 
-// Loads the parameters of the norm at `k4`. With several images they depend on the row, and `made` loads them.
+// Finds the image to which `row` and all other rows that this invocation reads belong, if there are several.
+fn enter_image(row: u32, k4_len: u32) {
+    @if(NORM_ENTERS) norm_image = row / params.positions * 2u * k4_len;
+}
+
+// Loads the parameters of the norm at `k4`. With NORM_IMAGES they depend on the row, and `made` loads them.
 fn fetch_norm(k4: u32, k4_len: u32) {
     @if(NORM_ROWS) norm_scale = norm_weight[k4];
     @if(NORM_ROWS) norm_offset = norm_bias[k4];
-    @if(NORM_IMAGE) norm_scale = norm[k4];
-    @if(NORM_IMAGE) norm_offset = norm[k4 + k4_len];
+    @if(NORM_IMAGE) norm_scale = norm[norm_image + k4];
+    @if(NORM_IMAGE) norm_offset = norm[norm_image + k4 + k4_len];
 }
 
 // Parameters of the norm of a row: its mean and reciprocal standard deviation, or the index of its image's scales in

@@ -63,6 +63,11 @@ pub(super) fn cases() -> Vec<Case> {
         Case::new(reading(Conv2d { upsample: 2, ..full(1, 5, 4, 6, 7) }, 2, channels(1, Activation::Relu))),
         Case::new(reading(Conv2d { stride: 2, ..full(2, 9, 5, 10, 4) }, 6, channels(2, Activation::None))).integers(),
         Case::new(reading(pointwise(full(2, 5, 7, 11, 13)), 3, channels(2, Activation::Silu))),
+        // Images of whole tiles of output pixels, as many as those of the input, fewer or more.
+        Case::new(reading(full(2, 8, 16, 9, 36), 5, channels(2, Activation::Silu)))
+            .fill("norm", Fill::Normal(3.0, 1.0)),
+        Case::new(reading(Conv2d { stride: 2, ..full(3, 31, 15, 8, 5) }, 0, channels(3, Activation::None))).integers(),
+        Case::new(reading(Conv2d { upsample: 2, ..full(2, 8, 4, 8, 5) }, 0, channels(2, Activation::None))).integers(),
         // An f32 `x`, alone and beside an `x2` in the stored type.
         Case::new(Conv2d {
             prologue: Prologue { joined: 5, f32_input: true, ..Prologue::default() },

@@ -35,6 +35,8 @@ pub(super) fn cases() -> Vec<Case> {
         Case::new(reading(full(66, 18, 63), 0, channels(3, Activation::Silu))),
         Case::new(reading(plain(130, 40, 9), 0, channels(2, Activation::None))).integers(),
         Case::new(reading(full(12, 21, 64), 9, channels(1, Activation::Relu))),
+        // Images of whole tiles of rows.
+        Case::new(reading(full(384, 21, 36), 5, channels(3, Activation::Silu))).fill("norm", Fill::Normal(3.0, 1.0)),
         // An f32 `x`, alone and beside an `x2` in the stored type.
         Case::new(Linear { prologue: Prologue { f32_input: true, ..Prologue::default() }, ..full(67, 21, 64) }),
         Case::new(Linear {
