@@ -8,7 +8,7 @@ use clap::{ArgGroup, Args, Parser, Subcommand};
 use mobilediffusion_kernels::FAMILIES;
 use mobilediffusion_model::pipeline::MOST_PICTURES;
 use mobilediffusion_model::{DeviceChoice, ModelConfig, ModelError, Source, WeightsFrom};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// Text to image with MobileDiffusion, on any GPU that wgpu reaches, or on the CPU.
@@ -132,8 +132,8 @@ pub(crate) struct Generate {
     /// How weight matrices are stored. int8 takes half the memory of f16, and changes the picture a little
     #[arg(long, value_enum, default_value_t, help_heading = "Device and model")]
     pub(crate) weights_dtype: WeightsDtype,
-    /// Folder of a model [default: the bundled model]
-    #[arg(long, value_name = "DIR", conflicts_with = "preset", help_heading = "Device and model")]
+    /// Folder or `model.json` of a model [default: the bundled model]
+    #[arg(long, value_name = "DIR|FILE", conflicts_with = "preset", help_heading = "Device and model")]
     pub(crate) model: Option<PathBuf>,
     /// A built-in architecture instead of a model; requires --weights, because it has none
     #[arg(long, value_name = "NAME", requires = "weights", value_parser = presets(), help_heading = "Device and model")]
@@ -154,16 +154,14 @@ Examples:
 impl Generate {
     /// Returns the configuration and weights that `--model`, `--preset` and `--weights` select.
     pub(crate) fn source(&self) -> Result<Source, ModelError> {
-        let config = match (&self.model, &self.preset) {
-            (Some(folder), _) => ModelConfig::load(folder)?,
-            (None, Some(preset)) => ModelConfig::preset(preset)?,
-            (None, None) => Source::bundled()?.config,
+        let source = match (&self.model, &self.preset, &self.weights) {
+            (None, Some(preset), Some(weights)) => {
+                Source { config: ModelConfig::preset(preset)?, weights: weights.clone() }
+            }
+            (Some(path), ..) => Source::directory(&model_folder(path)?)?,
+            (None, ..) => Source::bundled()?,
         };
-        match (&self.weights, &self.model) {
-            (Some(weights), _) => Ok(Source { config, weights: weights.clone() }),
-            (None, Some(folder)) => Ok(Source { config, weights: WeightsFrom::Directory(folder.clone()) }),
-            (None, None) => Source::bundled(),
-        }
+        Ok(Source { weights: self.weights.clone().unwrap_or(source.weights), ..source })
     }
 }
 
@@ -200,6 +198,28 @@ pub(crate) struct Networks {
     pub(crate) size: Option<usize>,
 }
 
+/// Returns the folder of the model that a path names: the folder itself or the `model.json` in it.
+fn model_folder(path: &Path) -> Result<PathBuf, ModelError> {
+    let refused = |expected: &str, found: &str| ModelError::Config {
+        path: path.to_owned(),
+        key: "--model".to_owned(),
+        expected: expected.to_owned(),
+        found: found.to_owned(),
+    };
+    if path.is_file() {
+        return match (path.file_name(), path.parent()) {
+            (Some(name), Some(folder)) if name == "model.json" => Ok(folder.to_owned()),
+            _ => Err(refused("a folder or a file called model.json", "a file of another name")),
+        };
+    }
+    let is_preset = path.to_str().is_some_and(|name| ModelConfig::PRESETS.contains(&name));
+    if is_preset && !path.exists() {
+        let expected = "the folder of a model (`--preset` selects a built-in architecture, and needs `--weights`)";
+        return Err(refused(expected, "the name of an architecture"));
+    }
+    Ok(path.to_owned())
+}
+
 impl Networks {
     /// Returns the name of the built-in architecture, if one was selected. An existing path of that name takes
     /// precedence.
@@ -212,16 +232,7 @@ impl Networks {
     pub(crate) fn folder(&self) -> Result<Option<PathBuf>, ModelError> {
         match (&self.model, self.name()) {
             (_, Some(_)) => Ok(None),
-            (Some(path), _) if path.is_file() => match path.file_name() {
-                Some(name) if name == "model.json" => Ok(path.parent().map(PathBuf::from)),
-                _ => Err(ModelError::Config {
-                    path: path.clone(),
-                    key: "--model".to_owned(),
-                    expected: "a folder or a file called model.json".to_owned(),
-                    found: "a file of another name".to_owned(),
-                }),
-            },
-            (Some(folder), _) => Ok(Some(folder.clone())),
+            (Some(path), _) => model_folder(path).map(Some),
             (None, _) => match Source::bundled()?.weights {
                 WeightsFrom::Directory(folder) => Ok(Some(folder)),
                 WeightsFrom::Synthetic(_) => Ok(None),

@@ -71,7 +71,10 @@ pub(crate) fn run(args: &Check) -> Result<(), Failure> {
     if failed > 0 {
         return Err(format!("{failed} of {} cases failed", passed + failed).into());
     }
-    note(&format!("{passed} cases passed"));
+    if passed == 0 {
+        return Err("no case was checked".into());
+    }
+    note(&format!("{passed} case{} passed", if passed == 1 { "" } else { "s" }));
     Ok(())
 }
 

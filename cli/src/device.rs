@@ -86,12 +86,12 @@ impl WeightsDtype {
 }
 
 pub(crate) fn device_choice(text: &str) -> Result<DeviceChoice, String> {
-    Ok(match text {
+    Ok(match text.trim().to_ascii_lowercase().as_str() {
         "auto" => DeviceChoice::Auto,
         "cpu" => DeviceChoice::Cpu,
         "gpu" => DeviceChoice::Gpu,
         "" => return Err("expected auto, gpu, cpu, or an adapter's index or part of its name".into()),
-        name => DeviceChoice::Named(name.into()),
+        _ => DeviceChoice::Named(text.into()),
     })
 }
 

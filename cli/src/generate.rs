@@ -20,23 +20,22 @@ pub(crate) fn run(args: &Generate) -> Result<(), Failure> {
     let source = args.source()?;
     request.check(&source.config)?;
     let own = source.config.defaults.clone();
-    let synthetic = if let WeightsFrom::Synthetic(seed) = source.weights { Some(seed) } else { None };
     if let Some(path) = &args.init {
         let side = |asked: Option<usize>| asked.unwrap_or(own.image_size);
         request.init = Some(init(args, path, (side(request.width), side(request.height)))?);
         request.check(&source.config)?;
     }
-    Outputs::make_folder(args)?;
 
     let mut clock = Clock::start();
     let (floats, weights) = (Floats::or_auto(args.dtype), args.weights_dtype.into());
     let options = Options { device: args.device.clone(), floats, weights, ..Options::default() };
     let mut pipeline = Pipeline::load(source, options)?;
     let settings = pipeline.settings(&request)?;
+    outputs.begin(args, &settings)?;
     let device = pipeline.model().device_line();
     note(&format!("device: {device}"));
     note(&format!("model: {}, {}, seed {}", own.name, described(&settings), args.seed));
-    if synthetic.is_some() {
+    if matches!(args.weights, Some(WeightsFrom::Synthetic(_))) {
         note("note: the weights are synthetic, so the picture is meaningless");
     }
     for (what, cut) in [("prompt", &settings.truncated), ("negative prompt", &settings.negative_truncated)] {
@@ -46,8 +45,9 @@ pub(crate) fn run(args: &Generate) -> Result<(), Failure> {
     }
 
     let storage = pipeline.model().storage(settings.sampler)?;
-    let model = match synthetic {
-        Some(seed) => format!("{}, synthetic weights of seed {seed}", own.name),
+    let model = match &args.weights {
+        Some(WeightsFrom::Synthetic(seed)) => format!("{}, synthetic weights of seed {seed}", own.name),
+        Some(WeightsFrom::Directory(folder)) => format!("{}, weights of {}", own.name, name(folder)),
         None => own.name,
     };
     let facts = facts(args, (&model, &device, storage), (&request, &settings));
@@ -207,7 +207,6 @@ fn facts(
     (model, device, storage): (&str, &str, Storage),
     (request, settings): (&Request, &Settings),
 ) -> Vec<(&'static str, String)> {
-    let name = |path: &PathBuf| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let mut facts = vec![("Description", args.prompt.clone())];
     facts.extend((!args.negative.is_empty()).then(|| ("Negative", args.negative.clone())));
     facts.extend([
@@ -219,9 +218,9 @@ fn facts(
         ("Guidance", settings.guidance.to_string()),
     ]);
     facts.extend((settings.eta != 0.0).then(|| ("Eta", settings.eta.to_string())));
-    facts.extend(args.init.as_ref().map(|path| ("Init", name(path))));
+    facts.extend(args.init.as_deref().map(|path| ("Init", name(path))));
     facts.extend(request.init.as_ref().map(|init| ("Strength", init.strength.to_string())));
-    facts.extend(args.mask.as_ref().map(|path| ("Mask", name(path))));
+    facts.extend(args.mask.as_deref().map(|path| ("Mask", name(path))));
     let floats = Floats::of(storage).name();
     let weights = match storage.weights {
         WeightType::Floats => floats,
@@ -231,6 +230,11 @@ fn facts(
     let stored = [("Floats", floats.to_owned()), ("Weights", weights.to_owned())];
     facts.extend([("Device", device.to_owned())].into_iter().chain(stored));
     facts
+}
+
+/// Returns the last part of a path, for texts that are passed on with a picture.
+fn name(path: &Path) -> String {
+    path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }
 
 /// Lists files for a message: `a`, `a and b`, or `a to z, 26 files`.

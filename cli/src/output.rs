@@ -1,7 +1,8 @@
 //! Output files: their names, the checks before any work is done, and writing the pictures of `generate`.
 
 use crate::args::Generate;
-use mobilediffusion_model::{ModelError, Picture};
+use crate::terminal::note;
+use mobilediffusion_model::{ModelError, Picture, Settings, Sheet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf, is_separator};
@@ -15,8 +16,8 @@ pub(crate) struct Outputs {
     written: usize,
     /// Largest number of pictures that are drawn at once.
     batch: usize,
-    /// Pictures collected for a sheet; `None` if every picture gets its own file.
-    sheet: Option<Vec<Picture>>,
+    /// Sheet of all pictures; `None` if every picture gets its own file.
+    sheet: Option<Sheet>,
 }
 
 fn refuse(path: &Path, why: impl Into<String>) -> ModelError {
@@ -39,16 +40,23 @@ impl Outputs {
         {
             return Err(refuse(folder, "expected a folder for previews, found a file"));
         }
-        Ok(Self { files, written: 0, batch: args.batch.min(args.count), sheet: args.grid.then(Vec::new) })
+        Ok(Self { files, written: 0, batch: args.batch.min(args.count), sheet: None })
     }
 
-    /// Creates the folder for previews. Called once the request is known to be valid.
-    pub(crate) fn make_folder(args: &Generate) -> Result<(), ModelError> {
+    /// Makes the sheet and the folder for previews, if they are asked for. Called once the request is known to be valid.
+    pub(crate) fn begin(&mut self, args: &Generate, settings: &Settings) -> Result<(), ModelError> {
+        if args.grid {
+            self.sheet = Some(Sheet::new(args.count, settings.width, settings.height)?);
+        }
         let Some(folder) = &args.preview else { return Ok(()) };
+        if settings.steps <= args.preview_every {
+            note("note: there are too few steps for a preview");
+            return Ok(());
+        }
         fs::create_dir_all(folder).map_err(|error| refuse(folder, error.to_string()))
     }
 
-    /// Writes a picture with `facts` as text in its file, or keeps it for the sheet. `batch` is the number of pictures that
+    /// Writes a picture with `facts` as text in its file, or copies it to the sheet. `batch` is the number of pictures that
     /// were drawn at once with it.
     pub(crate) fn take(
         &mut self,
@@ -56,8 +64,8 @@ impl Outputs {
         facts: &[(&'static str, String)],
     ) -> Result<(), ModelError> {
         match &mut self.sheet {
-            Some(pictures) => {
-                pictures.push(picture);
+            Some(sheet) => {
+                sheet.place(&picture);
                 Ok(())
             }
             None => {
@@ -70,11 +78,11 @@ impl Outputs {
 
     /// Writes the sheet, if there is one. Called after the last picture.
     pub(crate) fn finish(&mut self, facts: &[(&'static str, String)]) -> Result<(), ModelError> {
-        let Some(pictures) = self.sheet.take() else { return Ok(()) };
+        let Some(sheet) = self.sheet.take() else { return Ok(()) };
         let mut facts = facts.to_vec();
         facts.extend((self.batch > 1).then(|| ("Batch", self.batch.to_string())));
-        facts.push(("Count", pictures.len().to_string()));
-        self.save(&Picture::sheet(&pictures), facts)
+        facts.push(("Count", sheet.placed().to_string()));
+        self.save(&sheet.into_picture(), facts)
     }
 
     fn save(&mut self, picture: &Picture, mut facts: Vec<(&'static str, String)>) -> Result<(), ModelError> {

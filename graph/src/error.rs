@@ -98,7 +98,7 @@ pub enum GraphError {
         found: usize,
     },
     /// The weight loader failed; the error is the loader's own.
-    #[error("{0}")]
+    #[error(transparent)]
     Weight(Box<dyn std::error::Error + Send + Sync>),
     /// The host or the GPU has no room for an allocation.
     #[error("out of {memory} memory: `{what}`{}", needs(*bytes, *plan))]

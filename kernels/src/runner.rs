@@ -76,17 +76,22 @@ fn tolerance(case: &Case, storage: Storage) -> Tolerance {
     stored_tolerance(case.kernel.as_ref(), tolerance, storage)
 }
 
-/// Returns the tolerance of a case that runs by `variant`, with tensors stored as `storage`.
-///
-/// Variants that [round factors](Variant::rounds) to f16 get [`Tolerance::rounding`] of 2^-9. Each factor is off by up
-/// to 2^-11, and by less than half of that on average. Where terms have either sign, a sum is then off by about 2^-12
-/// of the root mean square of such sums.
-pub fn variant_tolerance(case: &Case, storage: Storage, variant: &Variant) -> Tolerance {
-    let mut tolerance = tolerance(case, storage);
-    if variant.rounds && !case.exact {
-        tolerance.rounding = 2.0_f64.powi(-9);
+impl Tolerance {
+    /// Adds the error of variants that [round factors](Variant::rounds) to f16: [`Tolerance::rounding`] of 2^-9. Each
+    /// factor is off by up to 2^-11, and by less than half of that on average. Where terms have either sign, a sum is
+    /// then off by about 2^-12 of the root mean square of such sums.
+    fn with_rounding_of(mut self, variant: &Variant) -> Self {
+        if variant.rounds {
+            self.rounding = 2.0_f64.powi(-9);
+        }
+        self
     }
-    tolerance
+}
+
+/// Returns the tolerance of a case that runs by `variant`, with tensors stored as `storage`.
+pub fn variant_tolerance(case: &Case, storage: Storage, variant: &Variant) -> Tolerance {
+    let tolerance = tolerance(case, storage);
+    if case.exact { tolerance } else { tolerance.with_rounding_of(variant) }
 }
 
 /// Returns the tolerance of a case for the variant that [`run`] takes on a device.
@@ -196,7 +201,10 @@ pub fn check_variants(
 pub fn check_file(device: &Device, file: &CaseFile) -> Result<Verdict, RunError> {
     let (case, storage) = (&file.case, device.storage());
     let kernel = case.kernel.as_ref();
-    let tolerance = stored_tolerance(kernel, file.tolerance.unwrap_or_else(|| kernel.tolerance()), storage);
+    let mut tolerance = stored_tolerance(kernel, file.tolerance.unwrap_or_else(|| kernel.tolerance()), storage);
+    if let Device::Gpu(gpu, storage) = device {
+        tolerance = tolerance.with_rounding_of(&choose(kernel, &Machine::of(gpu, *storage)));
+    }
     let mut expected = file.expected_f64();
     let rounded = stored(kernel, storage, file.inputs.clone());
     if rounded != file.inputs {

@@ -149,6 +149,16 @@ pub enum ModelError {
         /// Message of the driver or of wgpu, or the runtime's own where they give none.
         reason: String,
     },
+    /// A sheet of pictures does not fit into memory.
+    #[error("{count} pictures of {width}x{height} pixels do not fit into memory as one sheet; draw files of their own")]
+    SheetTooLarge {
+        /// Number of pictures.
+        count: usize,
+        /// Width of a picture in pixels.
+        width: usize,
+        /// Height of a picture in pixels.
+        height: usize,
+    },
     /// The caller asked to stop.
     #[error("stopped on request")]
     Stopped,
@@ -190,9 +200,14 @@ impl ModelError {
         Self::Request { key, expected: expected.into(), found: found.to_string() }
     }
 
-    /// Whether a device had too little memory for an allocation.
-    pub(crate) fn is_out_of_memory(&self) -> bool {
-        matches!(self, Self::Graph(GraphError::OutOfMemory { .. }) | Self::Device(RuntimeError::OutOfMemory { .. }))
+    /// Whether there was too little memory: a smaller picture, fewer at once or narrower types may fit.
+    pub fn is_out_of_memory(&self) -> bool {
+        matches!(
+            self,
+            Self::Memory { .. }
+                | Self::Graph(GraphError::OutOfMemory { .. })
+                | Self::Device(RuntimeError::OutOfMemory { .. })
+        )
     }
 }
 

@@ -56,7 +56,7 @@ pub use error::{ModelError, WeightProblem};
 pub use mobilediffusion_graph::{Device, GraphError, PlanSummary};
 pub use mobilediffusion_kernels::{Storage, WeightType};
 pub use mobilediffusion_runtime::{AdapterKind, AdapterSummary, RuntimeError, Select, adapters};
-pub use picture::{Mask, Picture};
+pub use picture::{Mask, Picture, Sheet};
 pub use pipeline::{
     Cache, Counters, DeviceChoice, Floats, Flow, Init, Model, OnPicture, OnProgress, Options, Phase, Pipeline,
     Progress, Request, Settings, Source, Truncated, WeightsFrom,

@@ -1,6 +1,9 @@
 //! Pictures in memory, the pipeline's input and output.
 
 mod file;
+mod sheet;
+
+pub use sheet::Sheet;
 
 use image::imageops::FilterType;
 use image::{DynamicImage, RgbaImage};
@@ -88,30 +91,16 @@ impl Picture {
         Self { width, height, rgba: filled.into_rgba8().into_raw() }
     }
 
-    /// Arranges pictures of one size in rows on a nearly square white sheet.
+    /// Arranges pictures of one size in rows on a nearly square white sheet. A [`Sheet`] takes them one by one.
     ///
     /// # Panics
     /// If there are no pictures, if their sizes differ or are 0, or if `rgba` does not have `4 * width * height` bytes.
+    #[must_use]
     pub fn sheet(pictures: &[Self]) -> Self {
         let first = pictures.first().expect("a sheet needs a picture");
-        let size = (first.width, first.height);
-        assert!(
-            pictures.iter().all(|picture| (picture.width, picture.height) == size),
-            "the pictures of a sheet have one size"
-        );
-        assert!(size.0 > 0 && pictures.iter().all(Self::is_whole), "a picture holds 4 * width * height bytes");
-        let columns = (1..).find(|n| n * n >= pictures.len()).expect("a square root exists");
-        let rows = pictures.len().div_ceil(columns);
-        let (width, height) = (columns * first.width, rows * first.height);
-        let mut rgba = vec![255; 4 * width * height];
-        for (index, picture) in pictures.iter().enumerate() {
-            let corner = index / columns * first.height * width + index % columns * first.width;
-            for (y, row) in picture.rgba.chunks_exact(4 * picture.width).enumerate() {
-                let at = 4 * (corner + y * width);
-                rgba[at..at + row.len()].copy_from_slice(row);
-            }
-        }
-        Self { width, height, rgba }
+        let mut sheet = Sheet::new(pictures.len(), first.width, first.height).expect("a sheet fits into memory");
+        pictures.iter().for_each(|picture| sheet.place(picture));
+        sheet.into_picture()
     }
 
     /// Whether the picture has one colour only: every channel is constant, up to invisible differences.

@@ -193,8 +193,15 @@ impl Pipeline {
         run::Run::new(&self.model, &mut self.plans, request, &settings, on_progress)?.pictures(on_picture).await
     }
 
+    /// Frees this pipeline's plans, and the weights unless another pipeline shares them. The device stays open, and the
+    /// next request makes everything again: for an application that is not drawing for a while.
+    pub fn release(&mut self) {
+        self.plans.clear();
+        while self.model.pipelines() == 1 && self.model.release(&[]) {}
+    }
+
     /// Opens the device again after it was lost: the same adapter, with weights from the same source. The next request
-    /// checks and loads them and makes its plans anew.
+    /// checks and loads them and makes its plans anew. If the adapter is gone, load the model again.
     ///
     /// If another pipeline of the same model has already opened the device again, this pipeline uses that one.
     ///

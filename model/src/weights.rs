@@ -83,7 +83,8 @@ impl Checkpoint {
     /// Maps one file and adds its tensors.
     fn add_shard(&mut self, path: &Path) -> Result<(), ModelError> {
         let map = Mapped::open(path).map_err(|source| ModelError::Io { path: path.to_owned(), source })?;
-        let (header, metadata) = SafeTensors::read_metadata(map.bytes()).map_err(|e| invalid(path, e.to_string()))?;
+        let (header, metadata) = SafeTensors::read_metadata(map.bytes())
+            .map_err(|error| invalid(path, what_is_wrong(map.bytes()).unwrap_or_else(|| error.to_string())))?;
         for (name, info) in metadata.tensors() {
             // Offsets count from the end of the header, which follows the eight bytes of its length.
             let (start, end) = info.data_offsets;
@@ -242,6 +243,18 @@ fn read_index(path: &Path) -> Result<BTreeMap<String, String>, ModelError> {
         Some(shard) => Err(invalid(path, format!("expected a plain file name for a shard, found {shard:?}"))),
         None => Ok(index.weight_map),
     }
+}
+
+/// Says why bytes are no safetensors file where it is easily said: what a download that broke off leaves, for example.
+fn what_is_wrong(bytes: &[u8]) -> Option<String> {
+    if bytes.starts_with(b"version https://git-lfs") {
+        return Some("it is a Git LFS pointer, and not the file that this stands for".to_owned());
+    }
+    let len = u64::from_le_bytes(*bytes.first_chunk()?);
+    let header: serde_json::Value = serde_json::from_slice(bytes.get(8..)?.get(..usize::try_from(len).ok()?)?).ok()?;
+    let ends = header.as_object()?.values().filter_map(|tensor| tensor["data_offsets"][1].as_u64());
+    let (expected, found) = (ends.max()?.checked_add(8 + len)?, bytes.len() as u64);
+    (expected != found).then(|| format!("its header is that of a file of {expected} bytes, it has {found}"))
 }
 
 fn invalid(path: &Path, message: String) -> ModelError {

@@ -124,7 +124,8 @@ impl Picture {
     /// [`ModelError::Io`] if the file cannot be read, and [`ModelError::Picture`] if it is not a PNG file.
     pub fn texts(path: &Path) -> Result<Vec<(String, String)>, ModelError> {
         let file = File::open(path).map_err(|source| ModelError::Io { path: path.to_owned(), source })?;
-        let reader = png::Decoder::new(BufReader::new(file)).read_info().map_err(|error| unreadable(path, error))?;
+        let reader = png::Decoder::new(BufReader::new(file)).read_info();
+        let reader = reader.map_err(|error| unreadable(path, format!("expected a whole PNG file: {error}")))?;
         let info = reader.info();
         let mut texts = Vec::new();
         for chunk in &info.uncompressed_latin1_text {

@@ -209,6 +209,23 @@ fn truncated_and_garbage_files_are_errors_that_name_the_file() {
 }
 
 #[test]
+fn files_that_are_cut_off_or_stand_for_others_are_explained() {
+    let (dir, _) = checkpoint(&[("w", f32s(&[64], &[0.5; 64]))]);
+    let whole = std::fs::read(dir.path().join("model.safetensors")).unwrap();
+    let cut = |len| format!("its header is that of a file of {} bytes, it has {len}", whole.len());
+    for (bytes, expected) in [
+        (&whole[..whole.len() - 1], cut(whole.len() - 1)),
+        (&[&whole[..], b"more"].concat(), cut(whole.len() + 4)),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "Git LFS pointer".to_owned()),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("model.safetensors"), bytes).unwrap();
+        let error = Checkpoint::open(dir.path()).unwrap_err().to_string();
+        assert!(error.contains(&expected), "{error}");
+    }
+}
+
+#[test]
 fn an_absent_file_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let error = Checkpoint::open(dir.path()).unwrap_err();

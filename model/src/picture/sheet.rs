@@ -1,0 +1,85 @@
+//! Sheets of several pictures.
+
+use super::Picture;
+use crate::error::ModelError;
+
+/// White sheet, nearly square, that is filled with pictures of one size, row by row.
+#[derive(Clone, Debug)]
+pub struct Sheet {
+    whole: Picture,
+    /// Number of pictures in a row.
+    columns: usize,
+    /// Width and height of a picture in pixels.
+    size: (usize, usize),
+    /// Number of pictures so far.
+    placed: usize,
+}
+
+impl Sheet {
+    /// Creates an empty sheet for `count` pictures of `width` x `height` pixels.
+    ///
+    /// # Errors
+    /// [`ModelError::SheetTooLarge`] if the memory does not suffice.
+    ///
+    /// # Panics
+    /// If `count` or a side is 0.
+    pub fn new(count: usize, width: usize, height: usize) -> Result<Self, ModelError> {
+        assert!(count > 0 && width > 0 && height > 0, "{count} pictures of {width}x{height} pixels make no sheet");
+        let columns = count.isqrt() + usize::from(count.isqrt().pow(2) < count);
+        let rows = count.div_ceil(columns);
+        let too_large = || ModelError::SheetTooLarge { count, width, height };
+        let sides = columns.checked_mul(width).zip(rows.checked_mul(height));
+        let bytes = sides.and_then(|(width, height)| width.checked_mul(height)?.checked_mul(4));
+        let ((all_width, all_height), bytes) = sides.zip(bytes).ok_or_else(too_large)?;
+        let mut rgba = Vec::new();
+        rgba.try_reserve_exact(bytes).map_err(|_| too_large())?;
+        rgba.resize(bytes, 255);
+        let whole = Picture { width: all_width, height: all_height, rgba };
+        Ok(Self { whole, columns, size: (width, height), placed: 0 })
+    }
+
+    /// Copies a picture to the next place.
+    ///
+    /// # Panics
+    /// If the picture has another size than the sheet's, `rgba` does not have `4 * width * height` bytes, or the sheet
+    /// is full.
+    pub fn place(&mut self, picture: &Picture) {
+        assert_eq!((picture.width, picture.height), self.size, "the pictures of a sheet have one size");
+        assert!(picture.is_whole(), "a picture holds 4 * width * height bytes");
+        let (column, row) = (self.placed % self.columns, self.placed / self.columns);
+        let lines = self.whole.rgba.chunks_exact_mut(4 * self.whole.width).skip(row * picture.height);
+        assert!(lines.len() >= picture.height, "the sheet is full");
+        for (to, from) in lines.zip(picture.rgba.chunks_exact(4 * picture.width)) {
+            to[4 * column * picture.width..][..from.len()].copy_from_slice(from);
+        }
+        self.placed += 1;
+    }
+
+    /// Returns the number of pictures so far.
+    pub fn placed(&self) -> usize {
+        self.placed
+    }
+
+    /// Returns the sheet. Places without a picture are white.
+    #[must_use]
+    pub fn into_picture(self) -> Picture {
+        self.whole
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sheet_is_nearly_square_and_refused_where_it_does_not_fit() {
+        for (count, expected) in [(1, (2, 3)), (2, (4, 3)), (4, (4, 6)), (5, (6, 6)), (9, (6, 9)), (10, (8, 9))] {
+            let sheet = Sheet::new(count, 2, 3).expect("it is small").into_picture();
+            assert_eq!((sheet.width, sheet.height), expected, "{count} pictures");
+        }
+        for count in [1 << 40, usize::MAX] {
+            let refused = Sheet::new(count, 1 << 21, 1 << 21);
+            assert!(matches!(refused, Err(ModelError::SheetTooLarge { .. })), "{count}: {refused:?}");
+        }
+    }
+}
