@@ -28,6 +28,7 @@ from safetensors.torch import save_file
 sys.path.insert(0, str(Path(__file__).parents[2] / "reference"))
 import full_size
 import golden
+from twin import relative_l2, seconds_of
 
 # For each network by the program's name: its part of `full_size.PARTS`, and the runs of a peer in a round.
 NETWORKS = {"unet": ("unet", 3), "decoder": ("decoder", 3), "text": ("text_encoder", 9)}
@@ -48,10 +49,6 @@ class Network(torch.nn.Module):
 
     def forward(self, *inputs):
         return self.model(inputs[0] / self.divisor) if self.divisor else self.model(*inputs)
-
-
-def relative_l2(got, want):
-    return ((got.double() - want.double()).norm() / want.double().norm()).item()
 
 
 def exported(network, path):
@@ -98,12 +95,8 @@ def ours(program, name, within):
 
 
 def median_of(run, runs):
-    seconds = []
     # Two runs are enough of a slow network.
-    while len(seconds) < (2 if seconds and seconds[0] > SLOW else runs):
-        start = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - start)
+    seconds = seconds_of(run, lambda done: len(done) < (2 if done and done[0] > SLOW else runs))
     # Idle threads of one peer may spin for a while; they have to sleep before the next peer is timed.
     time.sleep(0.5)
     return statistics.median(seconds)
