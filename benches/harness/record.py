@@ -91,7 +91,9 @@ def plain(value):
         return [plain(inner) for inner in value]
     if not isinstance(value, str):
         return value
-    value = value.replace(sys.executable, Path(sys.executable).name).replace(f"{ROOT}/", "")
+    if sys.executable:
+        value = value.replace(sys.executable, Path(sys.executable).name)
+    value = value.replace(f"{ROOT}/", "")
     return re.sub(r"(?<![\w.])/(?:[\w.+-]+/)+([\w.+-]+)", r"\1", value)
 
 

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from . import nvidia
 from .jobs import INT8, Failed, execute, say, storage
 
 FULL = "mobilediffusion"
@@ -17,26 +18,45 @@ WRONG = ("computes a wrong result", "gives a different result", "gave two differ
 
 
 class Section:
-    """Collector of the record's rows, of what was left out with the reasons, and of measurements that found errors."""
+    """Collector of the record's rows, of what was left out with the reasons, and of measurements that found errors.
 
-    def __init__(self, program, budget, record):
-        self.program, self.budget, self.record = program, budget, record
+    `save` writes the record as far as it goes.
+    """
+
+    def __init__(self, program, budget, record, save=lambda: None):
+        self.program, self.budget, self.record, self.save = program, budget, record, save
         self.failed = []
 
-    def attempt(self, what, run):
-        """Return the result of `run(seconds left)`. If it fails, note the reason and return None."""
-        try:
-            say(f"{self.budget.spent():5.0f} s  {what}")
+    def attempt(self, what, run, keep=lambda measured: None):
+        """Run a job, `run(seconds left)`, add its result to the record with `keep`, and save the record.
+
+        Return the result. If the job fails, note the reason and return None.
+        """
+        def job():
             measured = run(self.budget.left())
             if isinstance(measured, dict) and "failed" in measured:
                 self.leave_out(f"part of {what}", measured["failed"])
                 self.failed.append(f"{what}: {measured['failed']}")
+            keep(measured)
             return measured
+
+        say(f"{self.budget.spent():5.0f} s  {what}")
+        result = self.guard(what, job)
+        self.save()
+        return result
+
+    def guard(self, what, run):
+        """Return the result of `run()`. If it fails, note the reason and return None."""
+        try:
+            return run()
         except Failed as failed:
-            self.leave_out(what, str(failed))
-            if any(words in str(failed) for words in WRONG):
-                self.failed.append(f"{what}: {failed}")
-            return None
+            why, wrong = str(failed), any(words in str(failed) for words in WRONG)
+        except Exception as error:  # noqa: BLE001 - an unexpected answer to one job must not end the others.
+            why, wrong = f"{type(error).__name__}: {error}", True
+        self.leave_out(what, why)
+        if wrong:
+            self.failed.append(f"{what}: {why}")
+        return None
 
     def leave_out(self, what, why):
         say(f"         left out: {what}: {why}")
@@ -47,7 +67,7 @@ def machine(section, dtypes):
     """Record device, driver, commit and the peaks of every storage type. A failure here ends the run."""
     record = section.record
     for dtype in dtypes:
-        measured = section.program.bench(["add"], 60, dtype, within=0)
+        measured = first_contact(section, dtype)
         record["peaks"][dtype] = measured["peaks"]
         record["machine"] = record["machine"] or {k: v for k, v in measured["machine"].items() if k != "storage"}
     device = record["machine"]["device"]
@@ -59,11 +79,26 @@ def machine(section, dtypes):
         found = None
     if record["machine"]["kind"] in ("cpu", "software") and found:
         record["machine"]["processor"] = found
+    record["machine"]["clocks"] = nvidia.clocks() or "unknown"
+
+
+def first_contact(section, dtype):
+    """Measure the peaks, with a second try: a driver that starts or compiles for the first time may be slow or fail."""
+    limit = max(60, 0.3 * section.budget.seconds)
+    run = lambda: section.program.bench(["add"], limit, dtype, within=0)
     try:
-        query = ["nvidia-smi", "--query-gpu=name,driver_version,clocks.sm,clocks.max.sm,clocks.mem", "--format=csv,noheader"]
-        record["machine"]["clocks"] = execute(query, 10)[0].strip()
-    except Failed:
-        record["machine"]["clocks"] = "unknown"
+        return run()
+    except Failed as failed:
+        say(f"{failed.err.rstrip()}\nfailed, trying once more: {failed}")
+        return run()
+
+
+def refuse_fallback(machine, asked):
+    """Fail if the CPU or a software driver was chosen, and not asked for by name, though there is an NVIDIA GPU."""
+    if asked in ("auto", "gpu") and machine["kind"] in ("cpu", "software") and machine["clocks"] != "unknown":
+        raise Failed(f"--device {asked} took {machine['device']}, but nvidia-smi finds {machine['clocks'].split(',')[0]}: "
+                     "its Vulkan driver or the Vulkan loader may be missing, see `mobilediffusion devices`. "
+                     "--device cpu, or an adapter's index or name, measures another device all the same")
 
 
 def processor(info):
@@ -84,16 +119,18 @@ def kernels(section, dtypes, names):
         arguments = [*names, *(["--quick"] if section.record["quick"] else [])]
         # One shape takes a small part of the time, so a small reserve is enough for the last one begun.
         part = lambda left: section.program.bench(arguments, left / (len(dtypes) - i), dtype, within=0.85)
-        measured = section.attempt(f"kernels, {dtype}", part)
-        if measured is None:
-            continue
-        # The shares of the limit refer to the peaks of the same call.
-        section.record["kernels"][dtype], section.record["peaks"][dtype] = measured["shapes"], measured["peaks"]
-        for reason, text in {"no_room": "no room on the device", "too_long": "too much work for a quick or a software device",
-                             "too_late": "no time left", "lost": "the device was lost before"}.items():
-            count = measured["left_out"].get(reason, 0)
-            if count:
-                section.leave_out(f"{count} shapes of kernels, {dtype}", text)
+        section.attempt(f"kernels, {dtype}", part, lambda measured: keep_kernels(section, dtype, measured))
+
+
+def keep_kernels(section, dtype, measured):
+    # The shares of the limit refer to the peaks of the same call.
+    section.record["kernels"][dtype], section.record["peaks"][dtype] = measured["shapes"], measured["peaks"]
+    whys = {"no_room": "no room on the device", "too_long": "too much work for a quick or a software device",
+            "too_late": "no time left", "lost": "the device was lost before"}
+    for reason, text in whys.items():
+        count = measured["left_out"].get(reason, 0)
+        if count:
+            section.leave_out(f"{count} shapes of kernels, {dtype}", text)
 
 
 def network_jobs(kind, dtypes, quick):
@@ -149,12 +186,13 @@ def networks(section, jobs):
             arguments = ["--plan", network, *of_job(preset, size, batch)]
             return section.program.bench(arguments, limit * left, dtype, within)
 
-        measured = section.attempt(what, part)
-        if measured:
+        def keep(measured):
             plan = measured["plan"]
             timed_row(section, preset, network, size, batch, dtype, plan["whole_us"], sum_us=plan["sum_us"],
                       storage=plan.get("storage"),
                       host_us=plan["host_us"], runs=plan["runs"], min_us=plan["whole_min_us"], p90_us=plan["whole_p90_us"])
+
+        section.attempt(what, part, keep)
 
 
 def of_job(preset, size, batch):
@@ -168,15 +206,32 @@ def timed_row(section, preset, network, size, batch, dtype, whole_us, host_us=No
     """
     row = {"preset": preset or "mini", "network": network, "size": size, "batch": batch, "dtype": dtype,
            "whole_us": whole_us, "host_us": host_us, **others}
+    section.record["networks"].append(row)
     arguments = [network, *of_job(preset, size, batch)]
-    planned = section.attempt("  its plan", lambda left: section.program.plan(arguments, max(left, 10)))
-    if planned:
+
+    def keep(planned):
         of = planned["networks"][0]
         by_storage = {memory["storage"]: memory for memory in of["memory"]}
         memory = by_storage.get(storage) or by_storage[dtype]
-        row |= {key: of[key] for key in ("steps", "fewest_steps")}
-        row |= {key: memory[key] for key in ("bytes_moved", "fewest_bytes_moved", "weight_bytes", "activation_bytes")}
-    section.record["networks"].append(row)
+        row.update((key, of[key]) for key in ("steps", "fewest_steps"))
+        sizes = ("bytes_moved", "fewest_bytes_moved", "weight_bytes", "activation_bytes")
+        row.update((key, memory[key]) for key in sizes)
+
+    section.attempt("  its plan", lambda left: section.program.plan(arguments, max(left, 10)), keep)
+
+
+def again(section, when):
+    """Time the UNet at 512 pixels once more, beside a peer. A GPU's clocks may change in the course of a run."""
+    def run(left):
+        return section.program.bench(["--plan", "unet", *of_job(FULL, 512, 1)], min(20, left), "f16", within=0.4)
+
+    def keep(measured):
+        plan = measured["plan"]
+        section.record["repeats"].append({"what": what, "when": when, "whole_us": plan["whole_us"],
+                                          "min_us": plan["whole_min_us"], "runs": plan["runs"]})
+
+    what = "unet at 512, batch 1, f16"
+    section.attempt(f"{what}, {when}", run, keep)
 
 
 def paper(record):
@@ -205,9 +260,9 @@ def pictures(section, models, dtypes):
             preset = [] if model == "mini" else ["--preset", model]
             # The starts that follow need about the same time.
             run = lambda left: section.program.bench(["--picture", *preset], left / 2, dtype)
-            measured = section.attempt(f"pictures of {model}, {dtype}", run)
-            if measured:
-                section.record["pictures"].append({"model": model, "dtype": dtype} | measured["picture"])
+            row = {"model": model, "dtype": dtype}
+            keep = lambda measured: section.record["pictures"].append(row | measured["picture"])
+            section.attempt(f"pictures of {model}, {dtype}", run, keep)
 
 
 def starts(section, models, dtypes):
@@ -216,12 +271,12 @@ def starts(section, models, dtypes):
         for dtype in dtypes:
             with tempfile.TemporaryDirectory() as folder:
                 keep_variants(Path(folder))
-                row = {"model": model, "dtype": dtype}
-                for start in ("cold", "warm"):
-                    run = lambda left: one_start(section.program, model, dtype, Path(folder), left)
-                    row[start] = section.attempt(f"{start} start of {model}, {dtype}", run)
-                if row["cold"] or row["warm"]:
+                run = lambda left: one_start(section.program, model, dtype, Path(folder), left)
+                row = {"model": model, "dtype": dtype, "cold": None, "warm": None}
+                if section.attempt(f"cold start of {model}, {dtype}", run, lambda cold: row.update(cold=cold)):
                     section.record["starts"].append(row)
+                    # Without the cold start, there would be no cache.
+                    section.attempt(f"warm start of {model}, {dtype}", run, lambda warm: row.update(warm=warm))
 
 
 def keep_variants(folder):
@@ -239,10 +294,11 @@ def keep_variants(folder):
 
 
 def one_start(program, model, dtype, folder, limit):
-    # All caches of compiled shaders, the program's and the drivers', are placed in the folder.
-    env = {k: v for k, v in os.environ.items() if not k.startswith("MESA_SHADER_CACHE")}
+    # All caches of compiled shaders, the program's and the drivers', are placed in the folder and turned on.
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("MESA_SHADER_CACHE", "__GL_SHADER_DISK_CACHE"))}
     cache = str(folder / "cache")
-    env |= {"XDG_CACHE_HOME": cache, "MESA_SHADER_CACHE_DIR": cache, "__GL_SHADER_DISK_CACHE_PATH": cache}
+    env |= {"XDG_CACHE_HOME": cache, "MESA_SHADER_CACHE_DIR": cache, "__GL_SHADER_DISK_CACHE": "1",
+            "__GL_SHADER_DISK_CACHE_PATH": cache}
     command = [program.path, "generate", "red apple", "-o", folder / "x.png", "--force", "--json"]
     command += ["--device", program.device, *storage(dtype)]
     command += [] if model == "mini" else ["--preset", model, "--weights", "random:0"]

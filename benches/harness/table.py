@@ -30,6 +30,7 @@ def markdown(record):
         ("From the start of the process to the first picture on disk", starts(record)),
         ("Peers on the same device", peers(record)),
         *((f"Kernels at the model's shapes, {dtype}", kernels(rows)) for dtype, rows in record["kernels"].items()),
+        ("The GPU after each section", states(record)),
         ("Left out", left_out(record)),
     ):
         if text:
@@ -88,7 +89,10 @@ def starts(record):
 def peers(record):
     heads = ["peer", "what", "peer, ms", "ours, ms", "ours / peer"]
     row = lambda r: [r["peer"], r["what"], f"{r['seconds'] * 1e3:.2f}", f"{r['ours_seconds'] * 1e3:.2f}", f"{r['ratio']:.2f}"]
-    return record["peers"] and table(heads, map(row, record["peers"]))
+    # Older records have none of these.
+    repeats = [f"{r['when']} {ms(r['whole_us'])} ms" for r in record.get("repeats", [])]
+    note = f"\n\n{record['repeats'][0]['what']}, again: {', '.join(repeats)}." if repeats else ""
+    return record["peers"] and table(heads, map(row, record["peers"])) + note
 
 
 def kernels(rows):
@@ -113,6 +117,13 @@ def cached(row):
 def limit(row):
     """Return the percentage of the nearer peak, and the name of that peak."""
     return ("", "caches") if cached(row) else (number(row["part_of_limit"], 1, 0.01), row["bound"])
+
+
+def states(record):
+    heads = {"after": "after", "sm_clock": "clock", "memory_clock": "memory clock", "power": "power",
+             "temperature": "temperature, °C", "clocks_held_by": "clocks held by"}
+    rows = record.get("states", [])
+    return rows and table(list(heads.values()), [[row.get(key, "") for key in heads] for row in rows])
 
 
 def left_out(record):

@@ -1,5 +1,6 @@
 """Tests of the parts of the harness that need no device. Run `python3 -m unittest harness.tests` in `benches`."""
 
+import subprocess
 import sys
 import tempfile
 import time
@@ -8,7 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
-from . import peers, record, sections, table
+from . import jobs, nvidia, peers, record, sections, table
 from .jobs import Budget, Failed, Program, attempt, execute, json_lines, storage
 
 
@@ -24,13 +25,14 @@ def runs(process):
 
 class Jobs(unittest.TestCase):
     def test_what_hangs_is_killed_with_all_it_started(self):
-        script = "import subprocess, time; p = subprocess.Popen(['sleep', '60']); print(p.pid, flush=True); time.sleep(60)"
+        script = ("import subprocess, sys, time; p = subprocess.Popen(['sleep', '60'])\nprint('loading', file=sys.stderr)\n"
+                  "print('{\"process\": %d}\\n[1]\\n2' % p.pid, flush=True); time.sleep(60)")
         start = time.monotonic()
         values, why = json_lines([sys.executable, "-c", script], 2)
         self.assertLess(time.monotonic() - start, 20)
-        self.assertEqual(len(values), 1, "what came before the end is kept")
-        self.assertFalse(runs(values[0]), "what it started goes on")
-        self.assertIn("killed after 2 s", why)
+        self.assertEqual(len(values), 1, "what came before the end is kept, and only objects are")
+        self.assertFalse(runs(values[0]["process"]), "what it started goes on")
+        self.assertEqual(why, "killed after 2 s: loading")
         with self.assertRaisesRegex(Failed, "killed after 1 s"):
             execute(["sleep", "60"], 1)
 
@@ -40,12 +42,35 @@ class Jobs(unittest.TestCase):
         usage = "import sys; sys.exit('error: of that\\n\\nFor more information, try --help.')"
         with self.assertRaisesRegex(Failed, "^of that$"):
             execute([sys.executable, "-c", usage], 20)
-        with self.assertRaisesRegex(Failed, "signal 11"):
-            execute(["sh", "-c", "kill -SEGV $$"], 20)
+        with self.assertRaisesRegex(Failed, "signal 11 .*: loading$"):
+            execute(["sh", "-c", "echo loading >&2; echo note: more >&2; kill -SEGV $$"], 20)
+        panic = "thread 'main' (7) panicked at src/main.rs:5:9:\n{}\nnote: run with `RUST_BACKTRACE=1`\n"
+        for end, why in (("exit 101", "^of a panic$"), ("kill -ABRT $$", "signal 6 .*: of a panic$")):
+            with self.assertRaisesRegex(Failed, why):
+                execute(["sh", "-c", f"echo \"$1\" >&2; {end}", "sh", panic.format("of a panic")], 20)
         with self.assertRaisesRegex(Failed, "cannot run no-such-program"):
             execute(["no-such-program"], 20)
         with self.assertRaisesRegex(Failed, "no time left"):
             attempt(["true"], 0.5)
+
+    def test_what_does_not_die_is_left_behind(self):
+        process = mock.Mock(wait=mock.Mock(side_effect=subprocess.TimeoutExpired("x", 1)))
+        with mock.patch.object(jobs, "kill"):
+            code, dead = jobs.wait(process, 1)
+        self.assertEqual(jobs.reason(code, "", 1, dead), "killed after 1 s, but it did not die")
+
+    def test_all_that_commands_print_is_logged_and_warnings_are_passed_on(self):
+        with tempfile.TemporaryDirectory() as folder, mock.patch.object(jobs, "LOG", jobs.Log()):
+            with mock.patch("builtins.print") as said:
+                for _ in range(2):
+                    execute(["sh", "-c", "echo warning: no such test; echo warning: of this >&2; echo of that >&2"], 20)
+                jobs.LOG.open(Path(folder) / "device" / "day.log")
+                json_lines([sys.executable, "-c", "print('x' * 300_000); exit('error: at the end')"], 20)
+            text = (Path(folder) / "device" / "day.log").read_text()
+        self.assertEqual([call.args[0] for call in said.call_args_list], ["warning: of this"])
+        for words in ("--- standard error\nwarning: of this\nof that\n--- done, ", "[...]", "--- at the end, "):
+            self.assertIn(words, text)
+        self.assertLess(len(text), 250_000)
 
     def test_a_section_leaves_its_time_to_the_next(self):
         now = [0.0]
@@ -63,7 +88,6 @@ class Jobs(unittest.TestCase):
             limit, within = sections.share(jobs)
             self.assertLessEqual(limit * within, 1 / jobs + 1e-9)
             self.assertLessEqual(within, 0.6, "what was begun last has to end before it is killed")
-
 
     def test_what_was_measured_before_something_failed_is_kept(self):
         script = "#!/bin/sh\nfor last; do case $before in --json) echo '{\"shapes\": [1]}' >$last;; esac; before=$last; done\n"
@@ -94,6 +118,44 @@ class Jobs(unittest.TestCase):
         sources = [Path(__file__).parents[2] / folder for folder in ("cli/src/bench", "model/src")]
         program = "".join(file.read_text() for folder in sources for file in folder.glob("*.rs"))
         self.assertTrue(all(words in program for words in sections.WRONG), "the program says it in other words")
+
+    def test_an_unexpected_answer_ends_one_job_and_each_job_is_saved(self):
+        saved = mock.Mock()
+        section = sections.Section(None, Budget(100), {"left_out": [], "pictures": []}, saved)
+        answers = {"mini": {"no picture": 1}, sections.FULL: {"picture": {"first_seconds": 1.0}}}
+        bench = lambda arguments, left, dtype: answers[arguments[-1] if len(arguments) > 1 else "mini"]
+        section.program = SimpleNamespace(bench=bench)
+        with mock.patch("builtins.print"):
+            sections.pictures(section, ["mini", sections.FULL], ["f16"])
+        self.assertEqual([row["model"] for row in section.record["pictures"]], [sections.FULL])
+        self.assertEqual(section.record["left_out"], [{"what": "pictures of mini, f16", "why": "KeyError: 'picture'"}])
+        self.assertEqual((saved.call_count, len(section.failed)), (2, 1))
+
+    def test_a_warm_start_needs_a_cold_one(self):
+        section = sections.Section(SimpleNamespace(device="gpu", path="x"), Budget(100), {"left_out": [], "starts": []})
+        with mock.patch("builtins.print"), mock.patch.object(sections, "execute", side_effect=Failed("lost")) as called:
+            sections.starts(section, ["mini"], ["f16"])
+        self.assertEqual((called.call_count, section.record["starts"]), (1, []))
+        self.assertEqual(called.call_args.args[2]["__GL_SHADER_DISK_CACHE"], "1")
+
+    def test_the_first_command_is_tried_twice(self):
+        found = {"peaks": {}, "machine": {"device": "A GPU (discrete GPU, vulkan)"}}
+        program = SimpleNamespace(bench=mock.Mock(side_effect=[Failed("killed", "of this\n"), found]))
+        section = sections.Section(program, Budget(480), {"peaks": {}, "machine": {}})
+        with mock.patch("builtins.print") as said:
+            sections.machine(section, ["f32"])
+        self.assertEqual(section.record["machine"]["kind"], "discrete GPU")
+        self.assertEqual(program.bench.call_args.args[1], 144)
+        self.assertIn("of this\n", said.call_args.args[0])
+
+    def test_a_fallback_is_refused_where_there_is_an_nvidia_gpu(self):
+        machine = {"device": "CPU, 2 threads", "kind": "cpu", "clocks": "NVIDIA A1, 1.2, 3 MHz"}
+        for asked in ("auto", "gpu"):
+            with self.assertRaisesRegex(Failed, "took CPU, 2 threads, but nvidia-smi finds NVIDIA A1:"):
+                sections.refuse_fallback(machine, asked)
+        right = (("cpu", {}), ("llvmpipe", {}), ("auto", {"clocks": "unknown"}), ("auto", {"kind": "discrete GPU"}))
+        for asked, change in right:
+            sections.refuse_fallback(machine | change, asked)
 
     def test_starts_compile_the_variants_that_were_tuned(self):
         script = "#!/bin/sh\ncd $XDG_CACHE_HOME\nprintf '{\"seconds\": \"%s\"}' \"$(cat $(find . -type f) </dev/null)\"\n"
@@ -161,20 +223,39 @@ print(json.dumps({"versions": {"onnxruntime": "1.2", "torch": "3.4"}, "networks"
         self.assertEqual([call.args[0][1] for call in program.bench.call_args_list], ["decoder"])
         self.assertIn("no time left", got["left_out"][-1]["why"])
 
-    def test_a_gpu_is_compared_where_the_bars_are_first(self):
+    def on_gpu(self, minutes, run):
         rows = [{"preset": sections.FULL, "network": "unet", "size": size, "batch": batch, "dtype": "f16", "whole_us": 1e6}
                 for size, batch in ((256, 1), (512, 2), (512, 1))]
-        section = sections.Section(None, Budget(100), {"networks": rows, "peers": [], "left_out": [], "kernels": {}})
+        record = {"networks": rows, "peers": [], "left_out": [], "kernels": {}, "repeats": []}
+        plans = [{"plan": {"whole_us": us, "whole_min_us": us, "runs": 20}} for us in (2e6, 3e6)]
+        program = SimpleNamespace(bench=mock.Mock(side_effect=plans), path=Path("/none"))
+        section = sections.Section(program, Budget(60 * minutes), record)
         said = []
 
         def answer(command, left, env=None):
             said.append([str(word) for word in command[2:]])
-            return [{"job": "unet:512:1:f16", "peer": "p", "seconds": 2.0}], None
-        with mock.patch.object(peers, "json_lines", answer), mock.patch("builtins.print"):
-            peers.run(section, SimpleNamespace(quick=False, peers=Path("/no-such-peers")), "discrete GPU")
-        self.assertEqual([words[0] for words in said], ["unet:512:1:f16", "eager", "graph", "compiled"])
-        self.assertEqual([(row["what"], row["ratio"]) for row in section.record["peers"]],
-                         4 * [("unet at 512, batch 1, f16", 0.5)])
+            jobs = ("unet:512:1:f16", "unet:256:1:f16")
+            return [{"job": job, "peer": "p", "seconds": 2.0, "runs": 20} for job in jobs], None
+        with mock.patch.object(peers, "json_lines", answer), mock.patch("builtins.print"), \
+                mock.patch.object(peers.importlib.util, "find_spec", bool):
+            run(section)
+        return said, section.record
+
+    def test_a_gpu_is_compared_where_the_bars_are_first(self):
+        options = SimpleNamespace(quick=False, peers=Path("/no-such-peers"))
+        for minutes, asked in ((8, ["unet:512:1:f16", "compiled"]), (1, ["unet:512:1:f16"])):
+            said, got = self.on_gpu(minutes, lambda section: peers.run(section, options, "discrete GPU"))
+            self.assertEqual([words[0] for words in said], asked)
+            whats = [row["what"] for row in got["left_out"]]
+            self.assertEqual("PyTorch compiled" in whats, len(asked) == 1, whats)
+            self.assertEqual({row["ratio"] for row in got["peers"]}, {0.5})
+
+    def test_pytorch_is_compared_with_times_around_it(self):
+        said, got = self.on_gpu(1, peers.torch)
+        self.assertEqual([words[:2] for words in said], [["graph,eager", "unet:512:1:f16"]])
+        self.assertEqual([repeat["when"] for repeat in got["repeats"]], ["before PyTorch", "after PyTorch"])
+        self.assertEqual([(row["what"], row["ours_seconds"], row["ratio"], row["runs"]) for row in got["peers"]],
+                         [("unet at 512, batch 1, f16", 2.0, 1.0, 20), ("unet at 256, batch 1, f16", 1.0, 0.5, 20)])
 
     def test_what_peers_miss_is_said_once(self):
         no_module = (("no_such_module", "json"), True, "Python has no no_such_module")
@@ -210,6 +291,17 @@ class Records(unittest.TestCase):
         quick = self.whole()
         quick["kernels"]["f32"][0].update(part_of_limit=2.5, bound="caches")
         self.assertIn("| add | c=4 | 1.0 | 1.0 | 1.00 |  | caches |  |", table.markdown(quick))
+
+    def test_the_state_of_a_gpu_and_repeated_times_have_their_place(self):
+        lines = "NVIDIA B2, 1 MHz, 2 MHz, 3.0 W, 40, 0x0000000000000000\nNVIDIA A1, 4 MHz, 5 MHz, 6.0 W, 50, 0x5\n"
+        with mock.patch.object(nvidia, "execute", side_effect=[Failed("not a valid field"), (lines, 0.1)]):
+            state, = nvidia.states("NVIDIA A1 (discrete GPU, vulkan)", "networks")
+        with mock.patch.object(nvidia, "execute", side_effect=Failed("cannot run nvidia-smi")):
+            self.assertEqual((nvidia.clocks(), nvidia.states("x", "networks")), (None, []))
+        repeats = [{"what": "unet", "when": "before PyTorch", "whole_us": 2e3}]
+        text = table.markdown(self.whole() | {"states": [state], "repeats": repeats})
+        self.assertIn("| networks | 4 MHz | 5 MHz | 6.0 W | 50 | idle, limit of power |", text)
+        self.assertIn("unet, again: before PyTorch 2 ms.", text)
 
     def test_what_is_wrong_is_named(self):
         for change, named in (
