@@ -20,7 +20,6 @@ import numpy as np
 import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
-from onnxruntime_conv import graph as conv_graph
 
 RUNS = 5
 
@@ -59,6 +58,33 @@ def product_graph(rows, k, cols, random):
     model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.checker.check_model(model)
     return model.SerializeToString(), w
+
+
+def conv_graph(size, ci, co, upsample, random):
+    """Build a 3x3 convolution with a bias and random weights, after a Resize by nearest neighbour if it upsamples."""
+    weights = {
+        "w": random.standard_normal((co, ci, 3, 3), dtype=np.float32) / np.float32(np.sqrt(9 * ci)),
+        "bias": random.standard_normal(co, dtype=np.float32),
+    }
+    nodes, source = [], "x"
+    if upsample != 1:
+        weights["scales"] = np.array([1, 1, upsample, upsample], dtype=np.float32)
+        # Nearest neighbour as the models define it: the pixel at floor(output / factor).
+        how = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+        nodes.append(helper.make_node("Resize", ["x", "", "scales"], ["up"], **how))
+        source = "up"
+    nodes.append(helper.make_node("Conv", [source, "w", "bias"], ["y"], kernel_shape=[3, 3], pads=[1, 1, 1, 1]))
+    out = size * upsample
+    made = helper.make_graph(
+        nodes,
+        "conv",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, ci, size, size])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, co, out, out])],
+        [numpy_helper.from_array(value, name) for name, value in weights.items()],
+    )
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model)
+    return model.SerializeToString()
 
 
 class Peers:
