@@ -85,7 +85,10 @@ WARNED = set()
 
 def say(line):
     """Print a line of progress on standard error. Standard output is for the table alone."""
-    print(line, file=sys.stderr, flush=True)
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:
+        pass  # The terminal was closed. The record still has to be written.
 
 
 def reason(code, err, limit, dead=True):
@@ -97,7 +100,7 @@ def reason(code, err, limit, dead=True):
         return None
     lines = [line.strip() for line in err.splitlines()]
     lines = [line for line in lines if line and not line.startswith("note:")]
-    last = "".join(f": {line}" for line in lines[-1:])
+    last = "".join(f": {line.removeprefix('error: ')}" for line in lines[-1:])
     if code is None:
         return f"killed after {limit:.0f} s{'' if dead else ', but it did not die'}{last}"
     # Rust prints the message of a panic on the line after its place.
