@@ -45,7 +45,7 @@ fn a_quick_run_writes_a_record_and_prints_its_table() {
     let device = fs::read_dir(folder.path()).expect("the folder reads").flatten().next().expect("a device's folder");
     let mut files: Vec<PathBuf> = fs::read_dir(device.path()).expect("it reads").flatten().map(|e| e.path()).collect();
     files.sort();
-    let [json, markdown] = files.as_slice() else { panic!("expected two files, found {files:?}") };
+    let [json, _log, markdown] = files.as_slice() else { panic!("expected three files, found {files:?}") };
 
     let record: Value = serde_json::from_str(&fs::read_to_string(json).expect("the record reads")).expect("it is JSON");
     let rows = |key: &str| record[key].as_array().unwrap_or_else(|| panic!("no list {key}")).clone();
@@ -103,7 +103,7 @@ fn a_run_with_a_wrong_kernel_fails_and_writes_its_record() {
         assert!(text(&done.stdout).contains(words), "no {words} in:\n{}", text(&done.stdout));
     }
     let written = fs::read_dir(&records).expect("the folder reads").flatten().map(|device| device.path());
-    assert_eq!(written.flat_map(fs::read_dir).flatten().count(), 2, "the record is not there: {said}");
+    assert_eq!(written.flat_map(fs::read_dir).flatten().count(), 3, "the record is not there: {said}");
 }
 
 #[test]
