@@ -140,7 +140,7 @@ fn steps_depend_only_on_the_inputs_they_need() {
     let (config, shape) = full_size();
     let recording = Recording::new(denoise_graph(&config, &shape).expect("the UNet builds"));
     let mask_of = |end: &str| {
-        let steps = recording.nodes.iter().zip(&recording.masks).filter(|(node, _)| node.path.ends_with(end));
+        let steps = recording.nodes().iter().zip(recording.masks()).filter(|(node, _)| node.path.ends_with(end));
         steps.map(|(_, mask)| *mask).collect::<BTreeSet<u64>>()
     };
     // Inputs in order: latent, timestep, context, coefficients.

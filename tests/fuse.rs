@@ -47,8 +47,8 @@ fn relative_l2(got: &[f32], want: &[f64]) -> f64 {
 
 /// Computes every output of a recording with the kernels' references, step by step in f64.
 fn by_reference(recording: &Recording) -> Vec<(String, Vec<f64>)> {
-    let mut held: Vec<Option<Vec<f64>>> = recording.tensors.iter().map(|_| None).collect();
-    for (tensor, info) in held.iter_mut().zip(&recording.tensors) {
+    let mut held: Vec<Option<Vec<f64>>> = recording.tensors().iter().map(|_| None).collect();
+    for (tensor, info) in held.iter_mut().zip(recording.tensors()) {
         let made = match &info.origin {
             Origin::Input(_) => values(&info.name, elements(&info.shape)),
             Origin::Weight(sources) => MadeUp.load(&info.name, &sources[0].shape).expect("made up"),
@@ -57,7 +57,7 @@ fn by_reference(recording: &Recording) -> Vec<(String, Vec<f64>)> {
         };
         *tensor = Some(made.iter().map(|v| f64::from(*v)).collect());
     }
-    for node in &recording.nodes {
+    for node in recording.nodes() {
         let operands = node.kernel.operands();
         let pairs = || operands.iter().zip(&node.operands);
         let read = |(_, tensor): (_, &Option<usize>)| tensor.map_or(&[][..], |t| held[t].as_deref().expect("written"));
@@ -68,14 +68,14 @@ fn by_reference(recording: &Recording) -> Vec<(String, Vec<f64>)> {
         }
     }
     let output = |(name, tensor): &(String, usize)| (name.clone(), held[*tensor].clone().expect("written"));
-    recording.outputs.iter().map(output).collect()
+    recording.outputs().iter().map(output).collect()
 }
 
 /// Computes every output of a recording on a device.
 fn run(recording: Recording, device: Device) -> Vec<(String, Vec<f32>)> {
-    let names: Vec<String> = recording.outputs.iter().map(|(name, _)| name.clone()).collect();
+    let names: Vec<String> = recording.outputs().iter().map(|(name, _)| name.clone()).collect();
     let input = |t: &mobilediffusion_graph::TensorInfo| matches!(t.origin, Origin::Input(_)).then(|| t.clone());
-    let inputs: Vec<_> = recording.tensors.iter().filter_map(input).collect();
+    let inputs: Vec<_> = recording.tensors().iter().filter_map(input).collect();
     let weights = Weights::new(device, Box::new(MadeUp));
     let mut session = Session::new(recording, &weights).expect("the session is made");
     for info in inputs {
@@ -89,7 +89,7 @@ fn run(recording: Recording, device: Device) -> Vec<(String, Vec<f32>)> {
 /// Returns the fused recording.
 fn check(build: impl Fn() -> Graph) -> Recording {
     let plain = Recording::with_fusion(build(), Fusion::None);
-    assert!(plain.fused.is_empty(), "nothing is folded unless it is allowed");
+    assert!(plain.fused().is_empty(), "nothing is folded unless it is allowed");
     let want = by_reference(&plain);
     for device in devices() {
         for (fusion, name) in [(Fusion::None, "plain"), (Fusion::All, "fused")] {
@@ -132,7 +132,7 @@ fn steps(recording: &Recording) -> Vec<String> {
         folded.sort_unstable();
         format!("{}: {}", node.kernel.name(), folded.join(", "))
     };
-    recording.nodes.iter().enumerate().map(step).collect()
+    recording.nodes().iter().enumerate().map(step).collect()
 }
 
 #[test]
@@ -172,9 +172,9 @@ fn tapped() -> Graph {
 fn a_fused_network_computes_the_same_and_its_taps_stay() {
     let fused = check(tapped);
     let plain = Recording::with_fusion(tapped(), Fusion::None);
-    let names = |r: &Recording| r.outputs.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
+    let names = |r: &Recording| r.outputs().iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
     assert_eq!(names(&fused), names(&plain));
-    let found: BTreeSet<&str> = fused.fused.iter().map(|fused| fused.what).collect();
+    let found: BTreeSet<&str> = fused.fused().iter().map(|fused| fused.what).collect();
     let all = [
         "activation",
         "concat",
@@ -188,7 +188,7 @@ fn a_fused_network_computes_the_same_and_its_taps_stay() {
         "upsample",
     ];
     assert_eq!(found, BTreeSet::from(all));
-    assert!(fused.fused[0].to_string().contains(&fused.fused[0].path), "{}", fused.fused[0]);
+    assert!(fused.fused()[0].to_string().contains(&fused.fused()[0].path), "{}", fused.fused()[0]);
 }
 
 #[test]
@@ -206,8 +206,8 @@ fn a_tensor_with_other_readers_is_not_fused_away() {
     // The activation's operand is an output, and the norm is also read by a concatenation: only the upsampling is
     // fused.
     let recording = Recording::new(g);
-    assert_eq!(recording.fused.len(), 1, "{:?}", recording.fused);
-    assert_eq!(recording.fused[0].what, "upsample");
+    assert_eq!(recording.fused().len(), 1, "{:?}", recording.fused());
+    assert_eq!(recording.fused()[0].what, "upsample");
 
     // Only one product reads the norm, but the norm is an output as well.
     let mut g = Graph::new();
@@ -218,7 +218,7 @@ fn a_tensor_with_other_readers_is_not_fused_away() {
         g.output(name, tensor);
     }
     let recording = Recording::new(g);
-    assert!(recording.fused.is_empty(), "{:?}", recording.fused);
+    assert!(recording.fused().is_empty(), "{:?}", recording.fused());
 }
 
 #[test]
@@ -234,20 +234,20 @@ fn the_full_size_networks_lose_at_least_a_fifth_of_their_steps() {
         let plain = Recording::with_fusion(graph(name), Fusion::None);
         let fused = Recording::new(graph(name));
         assert_eq!(plain.cost().macs, fused.cost().macs, "{name}: the same products");
-        say(&format!("{name}: {} steps written down, {} run", plain.nodes.len(), fused.nodes.len()));
-        assert!(5 * fused.nodes.len() <= 4 * plain.nodes.len(), "{name}: {} steps left", fused.nodes.len());
+        say(&format!("{name}: {} steps written down, {} run", plain.nodes().len(), fused.nodes().len()));
+        assert!(5 * fused.nodes().len() <= 4 * plain.nodes().len(), "{name}: {} steps left", fused.nodes().len());
         // Shaders do not check sizes, so no kernel may refuse those of a fused step.
-        assert!(fused.nodes.iter().all(|node| node.kernel.refusal().is_none()), "{name}");
-        let left: Vec<_> = fused.nodes.iter().map(|node| node.kernel.name()).collect();
+        assert!(fused.nodes().iter().all(|node| node.kernel.refusal().is_none()), "{name}");
+        let left: Vec<_> = fused.nodes().iter().map(|node| node.kernel.name()).collect();
         for kernel in ["concat", "upsample_nearest", "add", "group_norm_stats"] {
             assert!(!left.contains(&kernel), "{name}: a step of {kernel} is left");
         }
         // A norm stays a step of its own only before a 3x3 convolution, whose nine taps would compute it nine times,
         // and on the small maps of the UNet only if its map is no larger than the convolution's output.
-        for (norm, node) in fused.nodes.iter().enumerate().filter(|(_, node)| node.kernel.name() == "group_norm") {
+        for (norm, node) in fused.nodes().iter().enumerate().filter(|(_, node)| node.kernel.name() == "group_norm") {
             let written = node.operands.last().copied().flatten();
             let reads = |reader: &&Node| reader.operands[0] == written;
-            for reader in fused.nodes[norm + 1..].iter().filter(reads) {
+            for reader in fused.nodes()[norm + 1..].iter().filter(reads) {
                 let sizes = reader.kernel.params_json();
                 let of = |size: &str| sizes[size].as_u64().unwrap_or(0);
                 let pays = of("ci") <= of("co") || name == "decoder" && of("h") >= 256;

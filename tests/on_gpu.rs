@@ -114,7 +114,7 @@ fn plans_share_one_set_of_weights(gpu: Arc<Gpu>) {
     assert!(pipelines > 0, "the first plan compiles");
     // Layers that are computed at once share a buffer.
     let recording = Recording::new(mini_denoise());
-    let held = recording.tensors.iter().filter(|tensor| matches!(tensor.origin, Origin::Weight(_))).count();
+    let held = recording.tensors().iter().filter(|tensor| matches!(tensor.origin, Origin::Weight(_))).count();
     assert_eq!((buffers - more_buffers, more_pipelines), (held as u64, 0), "made anew");
     assert!(held < mini_denoise().weights().len(), "no weights are stacked");
 }

@@ -109,7 +109,7 @@ proptest! {
         for device in devices() {
             let run = |sharing| {
                 let recording = Recording::new(random_graph(&operations));
-                let names: Vec<String> = recording.outputs.iter().map(|(name, _)| name.clone()).collect();
+                let names: Vec<String> = recording.outputs().iter().map(|(name, _)| name.clone()).collect();
                 let weights = Weights::new(device.clone(), Box::new(MadeUp::default()));
                 let mut session = Session::new_with(recording, &weights, sharing, &mut |_, _| true)?;
                 session.poison()?;
@@ -141,7 +141,7 @@ fn tensors_that_are_apart_for_two_reasons_stay_apart() {
         [(1, 115, 83), (1, 56, 5), (3, 32, 0), (3, 4, 0), (2, 154, 124), (2, 19, 130), (2, 93, 45), (3, 97, 0)];
     let recording = Recording::new(random_graph(&operations));
     let plan = recording.arenas(Storage::F16, Sharing::Planned, usize::MAX / 8).expect("there is no limit");
-    for (step, node) in recording.nodes.iter().enumerate() {
+    for (step, node) in recording.nodes().iter().enumerate() {
         let held = node.kernel.operands().into_iter().zip(&node.operands);
         let held = held.filter(|(operand, _)| !(plan.in_place[step] && Some(operand.name) == node.kernel.in_place()));
         let arenas = held.filter_map(|(operand, tensor)| Some((operand.access, plan.places[(*tensor)?]?.0)));
@@ -195,7 +195,7 @@ fn every_step_is_timed() {
     for device in devices() {
         let weights = Weights::new(device, Box::new(MadeUp::default()));
         let recording = Recording::new(mini_denoise());
-        let (inputs, steps) = (plan_graphs::inputs(&recording), recording.nodes.len());
+        let (inputs, steps) = (plan_graphs::inputs(&recording), recording.nodes().len());
         let mut session = Session::new(recording, &weights).expect("it is made");
         for (name, len, _) in &inputs {
             session.write(name, &values(name, *len)).expect("it fits");
@@ -219,9 +219,9 @@ fn only_what_depends_on_an_input_runs_again() {
     let recording = Recording::new(mini_denoise());
     let inputs = plan_graphs::inputs(&recording);
     let bit = |name: &str| 1_u64 << inputs.iter().find(|(known, ..)| known == name).expect("an input").2;
-    let timed = recording.masks.iter().filter(|mask| **mask & bit("timestep") != 0).count();
-    let of_text = recording.masks.iter().filter(|mask| **mask == bit("context")).count();
-    assert!(of_text > 0 && timed < recording.nodes.len(), "keys and values depend on the text alone");
+    let timed = recording.masks().iter().filter(|mask| **mask & bit("timestep") != 0).count();
+    let of_text = recording.masks().iter().filter(|mask| **mask == bit("context")).count();
+    assert!(of_text > 0 && timed < recording.nodes().len(), "keys and values depend on the text alone");
     let mut session = Session::new(recording, &weights).expect("it is made");
     for (name, len, _) in &inputs {
         session.write(name, &values(name, *len)).expect("it fits");
@@ -240,7 +240,7 @@ fn only_what_depends_on_an_input_runs_again() {
     session
         .write("timestep", &values("timestep", inputs.iter().find(|i| i.0 == "timestep").expect("an input").1))
         .expect("it fits");
-    assert_eq!((steps(&mut session), all), (timed, session.recording().nodes.len()));
+    assert_eq!((steps(&mut session), all), (timed, session.recording().nodes().len()));
     assert_eq!(session.read("next").expect("an output"), first, "the same timestep gives the same bits");
     assert_eq!(steps(&mut session), 0, "nothing was written");
 }

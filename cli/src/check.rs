@@ -120,7 +120,7 @@ fn plan(args: &Check, name: NetworkName, device: Device) -> Result<(), Failure> 
         true => (Against::References(&cpu), "the kernels' references"),
         false => (Against::Device(&cpu), "the CPU"),
     };
-    let steps = recording.nodes.len();
+    let steps = recording.nodes().len();
     note(&format!("{title}: {steps} steps against {name}"));
     match compare(&recording, truth, &weights, &borrowed(&values), &mut |_, _| ())? {
         Some(divergence) => {

@@ -100,7 +100,7 @@ pub(crate) fn loader(network: Network, networks: &Networks) -> Result<Box<dyn We
 /// Makes values for every input of a recording: token ids 1, 2, 3, ...; timestep 500; coefficients 0.5; noise
 /// elsewhere.
 pub(crate) fn inputs(recording: &Recording) -> Vec<(String, Vec<f32>)> {
-    let inputs = recording.tensors.iter().filter(|tensor| matches!(tensor.origin, Origin::Input(_)));
+    let inputs = recording.tensors().iter().filter(|tensor| matches!(tensor.origin, Origin::Input(_)));
     let values = |tensor: &mobilediffusion_graph::TensorInfo| {
         let len = elements(&tensor.shape);
         match (tensor.name.as_str(), tensor.dtype) {

@@ -91,7 +91,7 @@ fn arena_ratio(summary: &PlanSummary) -> f64 {
 /// Counts how often each kind of operation was fused into a step.
 fn folded(recording: &Recording) -> BTreeMap<&'static str, usize> {
     let mut counts = BTreeMap::new();
-    for what in (0..recording.nodes.len()).flat_map(|step| recording.folded(step)) {
+    for what in (0..recording.nodes().len()).flat_map(|step| recording.folded(step)) {
         *counts.entry(what).or_default() += 1;
     }
     counts
@@ -112,7 +112,7 @@ fn placed(recording: &Recording, storage: Storage) -> Vec<Placed<'_>> {
     let plan = recording.arenas(storage, Sharing::Planned, usize::MAX / 8).unwrap_or_default();
     let place = |(tensor, life): (usize, Lifetime)| {
         let (arena, offset) = plan.places[tensor]?;
-        let info = &recording.tensors[tensor];
+        let info = &recording.tensors()[tensor];
         Some(Placed { info, steps: (life.first, life.last), bytes: life.bytes, arena, offset })
     };
     recording.lifetimes(bytes_of).into_iter().filter_map(place).collect()

@@ -19,16 +19,12 @@ use std::fmt;
 /// that.
 #[derive(Debug)]
 pub struct Recording {
-    /// Steps in execution order.
-    pub nodes: Vec<Node>,
-    /// Tensors; operands refer to them by index.
-    pub tensors: Vec<TensorInfo>,
-    /// Name and tensor number of every output.
-    pub outputs: Vec<(String, usize)>,
-    /// Mask of the inputs that each step depends on. Bit `i` stands for the input with [`Origin::Input`]`(i)`.
-    pub masks: Vec<u64>,
-    /// Fusions that were made, ordered by the step that took something in.
-    pub fused: Vec<Fused>,
+    // Shaders run without bounds checks, and a session trusts what the graph has checked: nobody else may change it.
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) tensors: Vec<TensorInfo>,
+    pub(crate) outputs: Vec<(String, usize)>,
+    pub(crate) masks: Vec<u64>,
+    fused: Vec<Fused>,
     /// First and last step of each planned tensor; `None` for weights, constants and parts. Sizes are not stored, because they
     /// depend on how the device stores elements.
     steps_alive: Vec<Option<(usize, usize)>>,
@@ -71,6 +67,32 @@ impl Recording {
         let kept = kept(&nodes, &tensors, &outputs, &masks);
         let steps_alive = steps_alive(&nodes, &tensors, &kept, &masks);
         Self { nodes, tensors, outputs, masks, fused, steps_alive, kept }
+    }
+
+    /// Returns the steps in execution order.
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    /// Returns the tensors. Operands refer to them by index.
+    pub fn tensors(&self) -> &[TensorInfo] {
+        &self.tensors
+    }
+
+    /// Returns name and tensor number of every output.
+    pub fn outputs(&self) -> &[(String, usize)] {
+        &self.outputs
+    }
+
+    /// Returns the mask of the inputs that each step depends on. Bit `i` stands for the input with
+    /// [`Origin::Input`]`(i)`.
+    pub fn masks(&self) -> &[u64] {
+        &self.masks
+    }
+
+    /// Returns the fusions that were made, ordered by the step that took something in.
+    pub fn fused(&self) -> &[Fused] {
+        &self.fused
     }
 
     /// Returns number and lifetime of every planned tensor (inputs, and results of steps as they are written), ordered by

@@ -42,7 +42,7 @@ impl Part {
                 None => rows.push(Row { block, params, macs }),
             }
         };
-        recording.nodes.iter().for_each(|node| add(&node.path, 0, node.kernel.cost().macs));
+        recording.nodes().iter().for_each(|node| add(&node.path, 0, node.kernel.cost().macs));
         weights.iter().for_each(|(name, shape)| add(name, elements(shape) as u64, 0));
         rows.retain(|row| row.params > 0);
         Self { name, rows }

@@ -286,8 +286,8 @@ mod tests {
     /// Returns the shape of the output of this name.
     fn output(graph: Graph, name: &str) -> Vec<usize> {
         let recording = Recording::new(graph);
-        let (_, tensor) = recording.outputs.iter().find(|(output, _)| output == name).expect("the graph has it");
-        recording.tensors[*tensor].shape.clone()
+        let (_, tensor) = recording.outputs().iter().find(|(output, _)| output == name).expect("the graph has it");
+        recording.tensors()[*tensor].shape.clone()
     }
 
     #[test]
@@ -337,7 +337,7 @@ mod tests {
         let mut config = ModelConfig::preset("mini").unwrap();
         let steps = |config: &ModelConfig, sampler| {
             let graph = denoise_graph(config, &Shape::of(config, 64, 64, sampler).unwrap()).unwrap();
-            Recording::new(graph).nodes.iter().map(|node| node.kernel.params_json()).collect::<Vec<_>>()
+            Recording::new(graph).nodes().iter().map(|node| node.kernel.params_json()).collect::<Vec<_>>()
         };
         let [ddim, one_step] = [Sampler::Ddim, Sampler::OneStep];
         let (before, one_before) = (steps(&config, ddim), steps(&config, one_step));
@@ -356,7 +356,7 @@ mod tests {
             for takes_noise in [false, true] {
                 let shape = Shape { takes_noise, ..Shape::of(&config, 64, 64, sampler).unwrap() };
                 let recording = Recording::new(denoise_graph(&config, &shape).unwrap());
-                let found = recording.tensors.iter().any(|tensor| tensor.name == "noise");
+                let found = recording.tensors().iter().any(|tensor| tensor.name == "noise");
                 assert_eq!(found, takes_noise, "{shape:?}");
             }
         }

@@ -315,7 +315,7 @@ fn make(
     on_progress: OnProgress<'_>,
 ) -> Result<(), ModelError> {
     let mut reporter = Reporter { on_progress, picture: 0 };
-    let steps = |(_, _, recording): &(Key, Need, Recording)| recording.nodes.len();
+    let steps = |(_, _, recording): &(Key, Need, Recording)| recording.nodes().len();
     let total: usize = missing.iter().map(steps).sum();
     let mut each = |bring: &dyn Fn(&(Key, Need, Recording), GoOn<'_>) -> Result<(), ModelError>| {
         missing.iter().enumerate().try_for_each(|(at, plan)| {
@@ -347,7 +347,7 @@ fn make(
     reporter.check(Phase::Load, (total, total), None)?;
     let mut before = 0;
     for (key, _, recording) in missing {
-        let own = recording.nodes.len();
+        let own = recording.nodes().len();
         let mut go_on = |phase, done, _| reporter.report(phase, (before + done, total), None);
         plans.add(key, model.session(key.network(), recording, &mut go_on)?);
         before += own;

@@ -34,17 +34,17 @@ fn attentions(outputs: &[&str]) -> Result<Graph, GraphError> {
 #[test]
 fn layers_of_one_tensor_are_one_step() {
     let build = |outputs: &'static [&str]| move || attentions(outputs).expect("it builds");
-    let names = |recording: &Recording| recording.nodes.iter().map(|node| node.kernel.name()).collect::<Vec<_>>();
+    let names = |recording: &Recording| recording.nodes().iter().map(|node| node.kernel.name()).collect::<Vec<_>>();
     let layers = |recording: &Recording| {
-        let linear = recording.nodes.iter().filter(|node| node.kernel.name() == "linear");
+        let linear = recording.nodes().iter().filter(|node| node.kernel.name() == "linear");
         linear.map(|node| node.kernel.params_json()["layers"].as_u64().unwrap_or(0)).collect::<Vec<_>>()
     };
     // The second attention's keys and values of the text are computed with the first one's.
     let all = check(build(&[]));
     assert_eq!(layers(&all), [3, 4, 3], "{:?}", names(&all));
-    assert_eq!(all.masks.iter().filter(|mask| **mask == 0b10).count(), 1, "one step depends on the text alone");
+    assert_eq!(all.masks().iter().filter(|mask| **mask == 0b10).count(), 1, "one step depends on the text alone");
     let (plain, fused) = (Recording::with_fusion(attentions(&[]).expect("it builds"), Fusion::None), &all);
-    assert_eq!((fused.cost().macs, plain.nodes.len() - fused.nodes.len()), (plain.cost().macs, 7));
+    assert_eq!((fused.cost().macs, plain.nodes().len() - fused.nodes().len()), (plain.cost().macs, 7));
 
     // Outputs stay tensors of their own.
     assert_eq!(layers(&check(build(&["0", "1"]))), [3, 2, 1, 3, 1]);
@@ -72,7 +72,7 @@ fn parts_are_tensors_like_others() {
         g
     };
     let fused = check(build);
-    let parts = fused.tensors.iter().filter(|tensor| matches!(tensor.origin, Origin::Part(_))).count();
+    let parts = fused.tensors().iter().filter(|tensor| matches!(tensor.origin, Origin::Part(_))).count();
     assert_eq!(parts, 3, "{fused}");
 }
 
@@ -84,7 +84,7 @@ fn layers_stay_apart_where_one_step_would_cost_memory() {
         build(&mut g, &x);
         let recording = Recording::new(g);
         let of = |node: &Node| node.kernel.params_json()["layers"].as_u64();
-        recording.nodes.iter().filter_map(of).collect::<Vec<_>>()
+        recording.nodes().iter().filter_map(of).collect::<Vec<_>>()
     };
     let wide = |cols| Linear { cols, ..Linear::default() };
     let product = |g: &mut Graph, x: &Tensor, name: &str, cols| g.linear(x, name, wide(cols)).expect("it builds");

@@ -47,7 +47,7 @@ fn output(network: &Network, source: &Source, device: &Device) -> Vec<f32> {
     let checkpoint = Checkpoint::open(&path.join(network.folder)).expect("the checkpoint opens");
     let weights = Weights::new(device.clone(), Box::new(checkpoint));
     let recording = Recording::new((network.graph)(&source.config).expect("the network builds"));
-    let name = recording.outputs[0].0.clone();
+    let name = recording.outputs()[0].0.clone();
     let mut session = Session::new(recording, &weights).expect("it fits");
     for (input, values) in &network.inputs {
         session.write(input, values).expect("the input has this length");

@@ -43,7 +43,7 @@ fn an_operand_that_is_taken_over_changes_no_bit() {
         }
         let recording = recording();
         let plan = recording.arenas(Storage::F32, Sharing::Planned, usize::MAX / 8).expect("there is no limit");
-        let mut steps = recording.nodes.iter().zip(&plan.in_place);
+        let mut steps = recording.nodes().iter().zip(&plan.in_place);
         assert!(
             steps.any(|(node, in_place)| *in_place && node.kernel.name() == kernel),
             "no {kernel} took over memory"

@@ -29,7 +29,7 @@ pub(crate) fn inputs(recording: &Recording) -> Vec<(String, usize, u32)> {
         Origin::Input(bit) => Some((t.name.clone(), elements(&t.shape), bit)),
         _ => None,
     };
-    recording.tensors.iter().filter_map(input).collect()
+    recording.tensors().iter().filter_map(input).collect()
 }
 
 /// Builds a graph of chains and branches on two inputs. Each operation takes one or two of the tensors before it.

@@ -34,7 +34,7 @@ impl<'a> Memory<'a> {
         let arenas = places.iter().flatten().map(|place| place.0 + 1).max().unwrap_or(0);
         let end = |arena| places.iter().flatten().filter(|p| p.0 == arena).map(|p| p.1 + p.2).max().unwrap_or(0);
         let owner = (0..arenas).map(|arena| vec![None; end(arena)]).collect();
-        Self { recording, places, owner, one_way, in_place: vec![false; recording.nodes.len()], started: false }
+        Self { recording, places, owner, one_way, in_place: vec![false; recording.nodes().len()], started: false }
     }
 
     fn units(&mut self, tensor: usize) -> Option<&mut [Option<usize>]> {
@@ -50,7 +50,7 @@ impl<'a> Memory<'a> {
         let written = owner(self.recording, tensor);
         let lost = self.units(tensor).is_some_and(|units| units.iter().any(|owner| *owner != Some(written)));
         if lost {
-            Err(format!("`{}` (tensor {tensor}) is overwritten", self.recording.tensors[tensor].name))
+            Err(format!("`{}` (tensor {tensor}) is overwritten", self.recording.tensors()[tensor].name))
         } else {
             Ok(())
         }
@@ -61,19 +61,19 @@ impl<'a> Memory<'a> {
     pub(crate) fn run(&mut self, written: u64) -> Result<(), String> {
         let recording = self.recording;
         let written = if self.started { written } else { u64::MAX };
-        for (tensor, info) in recording.tensors.iter().enumerate() {
+        for (tensor, info) in recording.tensors().iter().enumerate() {
             if let Origin::Input(bit) = info.origin
                 && written & 1 << bit != 0
             {
                 self.write(tensor);
             }
         }
-        for (step, node) in recording.nodes.iter().enumerate() {
-            if recording.masks[step] & written == 0 && (self.started || recording.masks[step] != 0) {
+        for (step, node) in recording.nodes().iter().enumerate() {
+            if recording.masks()[step] & written == 0 && (self.started || recording.masks()[step] != 0) {
                 continue;
             }
             let (outputs, inputs): (Vec<usize>, Vec<usize>) =
-                node.operands.iter().flatten().partition(|&&t| recording.tensors[t].origin == Origin::Step(step));
+                node.operands.iter().flatten().partition(|&&t| recording.tensors()[t].origin == Origin::Step(step));
             for &input in &inputs {
                 self.read(input).map_err(|lost| format!("step {step}, {}: {lost}", node.path))?;
                 let arena = |tensor: usize| self.places[tensor].map(|place| place.0);
@@ -89,7 +89,7 @@ impl<'a> Memory<'a> {
         }
         self.started = true;
         recording
-            .outputs
+            .outputs()
             .iter()
             .try_for_each(|(name, tensor)| self.read(*tensor).map_err(|lost| format!("output `{name}`: {lost}")))
     }
@@ -97,7 +97,7 @@ impl<'a> Memory<'a> {
 
 /// Returns the tensor that a step writes for `tensor`: itself, or the one that it is a part of.
 fn owner(recording: &Recording, tensor: usize) -> usize {
-    if let Origin::Part(part) = recording.tensors[tensor].origin { part.of } else { tensor }
+    if let Origin::Part(part) = recording.tensors()[tensor].origin { part.of } else { tensor }
 }
 
 /// Simulates a plan for GPUs and for the CPU. The first run writes all inputs, each further one the inputs of its mask.
@@ -108,14 +108,14 @@ pub(crate) fn play(recording: &Recording, runs: &[u64]) -> Result<(), String> {
     let mut all = Vec::new();
     for storage in [Storage::F32, Storage::F16] {
         let plan = recording.arenas(storage, Sharing::Planned, usize::MAX / 8).expect("there is no limit");
-        let bytes_of = |t: usize| recording.tensors[t].bytes(storage);
+        let bytes_of = |t: usize| recording.tensors()[t].bytes(storage);
         let memory = Memory::new(recording, &plan.places, bytes_of, (ARENA_ALIGNMENT, true));
         all.push(Memory { in_place: plan.in_place, ..memory });
     }
     let line = |t: &TensorInfo| (4 * t.shape.iter().product::<usize>()).next_multiple_of(64);
     let (offsets, _) = recording.packing(line, Sharing::Planned);
     let places: Vec<_> = offsets.iter().map(|offset| offset.map(|offset| (0, offset))).collect();
-    all.push(Memory::new(recording, &places, |t| line(&recording.tensors[t]), (64, false)));
+    all.push(Memory::new(recording, &places, |t| line(&recording.tensors()[t]), (64, false)));
     for memory in &mut all {
         memory.run(u64::MAX)?;
         runs.iter().try_for_each(|&written| memory.run(written))?;
@@ -130,7 +130,7 @@ fn wrong_places_are_found() {
     use mobilediffusion_kernels::Storage;
     let recording = Recording::new(mobilediffusion_tests::made_up::mini_denoise());
     let plan = recording.arenas(Storage::F32, Sharing::Planned, usize::MAX / 8).expect("there is no limit");
-    let bytes_of = |t: usize| recording.tensors[t].bytes(Storage::F32);
+    let bytes_of = |t: usize| recording.tensors()[t].bytes(Storage::F32);
     let run = |places: &[Option<(usize, usize)>], one_way: bool| {
         Memory::new(&recording, places, bytes_of, (ARENA_ALIGNMENT, one_way)).run(u64::MAX)
     };
@@ -160,9 +160,9 @@ fn wrong_places_are_found() {
     assert!(found.ends_with("reads and writes one arena"), "{found}");
 
     // A step reads two tensors, of which one begins in the last unit of the other.
-    let mut pairs = recording.nodes.iter().enumerate().filter_map(|(step, node)| {
+    let mut pairs = recording.nodes().iter().enumerate().filter_map(|(step, node)| {
         let planned = |t: &usize| {
-            let is_own = owner(&recording, *t) == *t && recording.tensors[*t].origin != Origin::Step(step);
+            let is_own = owner(&recording, *t) == *t && recording.tensors()[*t].origin != Origin::Step(step);
             beside[*t].is_some() && is_own
         };
         let mut read = node.operands.iter().flatten().copied().filter(planned);

@@ -98,7 +98,7 @@ fn write(session: &mut Session, values: &[(String, Vec<f32>)]) -> Result<(), Fai
 
 /// Checks that a plan gives the same bits when its memory is poisoned before a run.
 fn repeats(session: &mut Session, values: &[(String, Vec<f32>)]) -> Result<(), Failure> {
-    let outputs: Vec<String> = session.recording().outputs.iter().map(|(name, _)| name.clone()).collect();
+    let outputs: Vec<String> = session.recording().outputs().iter().map(|(name, _)| name.clone()).collect();
     let mut once = |poisoned: bool| {
         if poisoned {
             session.poison()?;
@@ -138,7 +138,7 @@ fn report(
     result(&format!("{:>11} {:>6} {:>9} {:>5} {:18} {:10} at", "us", "%", "GFLOP/s", "step", "kernel", "variant"))?;
     let mut rows = Vec::new();
     for &(step, seconds) in &steps {
-        let node = &recording.nodes[step];
+        let node = &recording.nodes()[step];
         let kernel = node.kernel.as_ref();
         let total = kernels.entry(kernel.name()).or_default();
         *total = (total.0 + 1, total.1 + seconds);
@@ -173,7 +173,7 @@ fn report(
     if let Some(overhead) = overhead {
         result(&format!("host time for encoding and submitting {} steps: {:.3} ms", steps.len(), overhead * 1e3))?;
     }
-    if steps.len() < recording.nodes.len() {
+    if steps.len() < recording.nodes().len() {
         note("note: steps that depend on no input run only once, so they are not timed");
     }
     let totals: Vec<Value> = totals

@@ -36,7 +36,7 @@ pub(super) fn of_families(families: &[&Family]) -> Vec<Case> {
 /// Returns the different problems of a plan, each once. Those with the most operations in the whole plan come first.
 pub(super) fn of_plan(recording: &Recording) -> Result<Vec<Case>, Failure> {
     let mut problems: BTreeMap<String, (&dyn Kernel, u64)> = BTreeMap::new();
-    for kernel in recording.nodes.iter().map(|node| node.kernel.as_ref()) {
+    for kernel in recording.nodes().iter().map(|node| node.kernel.as_ref()) {
         let problem = format!("{} {}", kernel.name(), kernel.params_json());
         problems.entry(problem).or_insert((kernel, 0)).1 += kernel.cost().flops;
     }

@@ -36,7 +36,7 @@ impl Need {
             Device::Gpu(..) => tensor.bytes(storage),
         });
         let lifetimes: Vec<Lifetime> = lifetimes.into_iter().map(|(_, lifetime)| lifetime).collect();
-        let operands = recording.nodes.iter().flat_map(|node| node.kernel.operands());
+        let operands = recording.nodes().iter().flat_map(|node| node.kernel.operands());
         let bytes = operands.map(|operand| operand.bytes(storage));
         let largest = if is_gpu(device) { bytes.max().unwrap_or(0) } else { 0 };
         let weights = match device {

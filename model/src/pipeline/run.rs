@@ -253,7 +253,7 @@ impl<'a> Run<'a> {
 
     /// Runs a network, as number `done` of `of` equal runs.
     async fn run(&mut self, key: Key, phase: Phase, (done, of): (usize, usize)) -> Result<(), ModelError> {
-        let steps = self.plans.session(key).recording().nodes.len();
+        let steps = self.plans.session(key).recording().nodes().len();
         let reporter = &mut self.reporter;
         let mut go_on = |step, total: usize| reporter.report(phase, (done * steps + step, of * steps.max(total)), None);
         self.plans.session(key).run_async(&mut go_on).await?;
