@@ -4,7 +4,7 @@
 mod stack;
 
 use mobilediffusion_graph::{
-    Conv, Device, Fusion, Graph, GraphError, Linear, Node, Origin, Recording, Session, WeightLoader, Weights,
+    Conv, Device, Fusion, Graph, GraphError, GroupNorm, Linear, Node, Origin, Recording, Session, WeightLoader, Weights,
 };
 use mobilediffusion_kernels::kernel::elements;
 use mobilediffusion_kernels::{Access, Activation, DType, Storage};
@@ -117,7 +117,7 @@ fn separable(joined: bool) -> Result<Graph, GraphError> {
         x
     };
     let h = g.depthwise_conv2d(&x, "dwconv", 1, Some(&shift))?;
-    let h = g.group_norm(&h, "norm", (4, 1e-5), Activation::None)?;
+    let h = g.group_norm(&h, "norm", GroupNorm { groups: 4, eps: 1e-5 }, Activation::None)?;
     let layer = Linear { bias: true, pointwise: true, ..Linear::default() };
     let h = g.linear(&h, "pwconv1", Linear { cols: 96, activation: Activation::Silu, ..layer })?;
     let residual = if joined { g.linear(&x, "conv_shortcut", Linear { cols: 36, ..layer })? } else { x };
@@ -195,7 +195,7 @@ fn a_fused_network_computes_the_same_and_its_taps_stay() {
 fn a_tensor_with_other_readers_is_not_fused_away() {
     let mut g = Graph::new();
     let x = g.input("x", [1, 4, 4, 8], DType::Elem);
-    let up = g.conv2d(&x, "up", Conv { upsample: 2, ..Conv::to(8) }).expect("it builds");
+    let up = g.conv2d(&x, "up", Conv { upsample: true, ..Conv::to(8) }).expect("it builds");
     let activated = g.activate(&up, Activation::Silu, 1.0).expect("it builds");
     let norm = g.layer_norm(&activated, "norm", 1e-5).expect("it builds");
     let y = g.linear(&norm, "linear", Linear { cols: 8, ..Linear::default() }).expect("it builds");

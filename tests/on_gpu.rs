@@ -6,7 +6,9 @@ mod int8;
 #[path = "../model/examples/sheet/mod.rs"]
 mod sheet;
 
-use mobilediffusion_graph::{Device, Graph, GraphError, Linear, Origin, Recording, Session, WeightLoader, Weights};
+use mobilediffusion_graph::{
+    Device, Embedding, Graph, GraphError, Linear, Origin, Recording, Session, WeightLoader, Weights,
+};
 use mobilediffusion_kernels::kernel::elements;
 use mobilediffusion_kernels::runner::check_variants;
 use mobilediffusion_kernels::tuning::Tuning;
@@ -45,7 +47,7 @@ fn a_table_beyond_the_largest_binding_is_read_in_two_parts(gpu: Arc<Gpu>) {
     for device in [Device::CPU, Device::Gpu(gpu, Storage::F32)] {
         let mut graph = Graph::new();
         let input = graph.input("ids", [1, ids.len()], DType::U32);
-        let y = graph.embedding(&input, (vocab, ids.len(), c)).expect("it fits");
+        let y = graph.embedding(&input, Embedding { vocab, positions: ids.len(), channels: c }).expect("it fits");
         graph.output("y", &y);
         assert_eq!(graph.weights()[0], ("token_embedding.weight".to_owned(), vec![vocab, c]), "one weight, whole");
         let weights = Weights::new(device, Box::new(Counted));

@@ -2,7 +2,7 @@
 
 use crate::error::GraphError;
 use crate::node::Node;
-use mobilediffusion_kernels::kernel::{Shape, elements};
+use mobilediffusion_kernels::kernel::{Shape, checked_elements, elements};
 use mobilediffusion_kernels::{Access, Cast, DType, Kernel, Operand, Storage};
 use std::ops::Range;
 
@@ -224,8 +224,9 @@ impl Graph {
     /// # Panics
     /// If the graph already has 64 inputs.
     pub fn input_of_every_run(&mut self, name: &str, shape: impl Into<Shape>, dtype: DType) -> Tensor {
-        self.every_run |= 1 << self.inputs;
-        self.input(name, shape, dtype)
+        let input = self.input(name, shape, dtype);
+        self.every_run |= 1 << (self.inputs - 1);
+        input
     }
 
     /// Returns the weight `name` under the current path, of shape `shape` in the checkpoint. Repeated calls return the
@@ -284,9 +285,11 @@ impl Graph {
             return Err(GraphError::Unsupported { node: path, kernel: kernel.name(), reason });
         }
         let declared = kernel.operands();
-        if declared.iter().any(|operand| operand.present && elements(&operand.shape) == 0) {
-            let expected = "at least one in each operand".to_owned();
-            return Err(GraphError::Size { node: path, what: "number of elements", expected, found: 0 });
+        let mut counts =
+            declared.iter().filter(|o| o.present).map(|o| checked_elements(&o.shape).unwrap_or(usize::MAX));
+        if let Some(found) = counts.find(|count| [0, usize::MAX].contains(count)) {
+            let expected = "at least one in each operand, and as many as there are addresses".to_owned();
+            return Err(GraphError::Size { node: path, what: "number of elements", expected, found });
         }
         let read = declared.iter().filter(|operand| operand.access == Access::Read);
         let mut operands = Vec::with_capacity(declared.len());
@@ -360,7 +363,7 @@ impl Graph {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mobilediffusion_kernels::{Linear, Prologue};
+    use mobilediffusion_kernels::{Activation, Linear, Prologue};
 
     #[test]
     fn an_unsupported_problem_is_an_error() {
@@ -374,6 +377,12 @@ mod tests {
         let empty = graph.input("empty", [0, 4], DType::Elem);
         let linear = Linear { rows: 0, k: 4, cols: 4, ..Linear::default() };
         let refused = graph.step("proj", linear, &[Some(&empty)]).expect_err("there is nothing").to_string();
-        assert_eq!(refused, "`proj`: number of elements is 0, expected at least one in each operand");
+        assert!(
+            refused.starts_with("`proj`: number of elements is 0, expected at least one in each operand"),
+            "{refused}"
+        );
+        let huge = graph.input("huge", [usize::MAX / 2, 4], DType::Elem);
+        let refused = graph.activate(&huge, Activation::Relu, 1.0).expect_err("no memory is so large").to_string();
+        assert!(refused.contains("number of elements"), "{refused}");
     }
 }

@@ -1,7 +1,7 @@
 //! Parameters of the builder's layers: what a layer takes besides its input tensor and its name.
 
 use crate::graph::Tensor;
-use mobilediffusion_kernels::{Activation, Phi};
+use mobilediffusion_kernels::{Activation, Phi, Prediction};
 
 /// Parameters of a fully connected layer or a 1x1 convolution; see [`Graph::linear`](crate::Graph::linear).
 #[derive(Clone, Copy, Debug, Default)]
@@ -39,8 +39,8 @@ pub struct Conv<'a> {
     pub channels: usize,
     /// Stride: 1 keeps the size, 2 halves it.
     pub stride: usize,
-    /// Upsampling factor: 2 doubles the size by nearest neighbour before the convolution, 1 leaves it.
-    pub upsample: usize,
+    /// Whether the size is doubled by nearest neighbour before the convolution.
+    pub upsample: bool,
     /// Rows and columns of zero padding above and to the left: 1, or 0 in the downsampling layers of the VAE. Below and
     /// to the right there is always one.
     pub pad_start: usize,
@@ -56,8 +56,41 @@ impl Conv<'_> {
     /// Returns the parameters of a convolution that keeps the size: stride 1, one pixel of padding on every side, no
     /// upsampling, shift or residual.
     pub fn to(channels: usize) -> Self {
-        Self { channels, stride: 1, upsample: 1, pad_start: 1, shift: None, residual: None, f32_output: false }
+        Self { channels, stride: 1, upsample: false, pad_start: 1, shift: None, residual: None, f32_output: false }
     }
+}
+
+/// Parameters of a group normalisation; see [`Graph::group_norm`](crate::Graph::group_norm).
+#[derive(Clone, Copy, Debug)]
+pub struct GroupNorm {
+    /// Number of groups, which divides the channels.
+    pub groups: usize,
+    /// Constant added to the variance.
+    pub eps: f32,
+}
+
+/// Sizes of the tables of a text encoder; see [`Graph::embedding`](crate::Graph::embedding).
+#[derive(Clone, Copy, Debug)]
+pub struct Embedding {
+    /// Number of tokens that there are.
+    pub vocab: usize,
+    /// Number of positions.
+    pub positions: usize,
+    /// Number of channels.
+    pub channels: usize,
+}
+
+/// Parameters of a step of a sampler; see [`Graph::ddim_step`](crate::Graph::ddim_step) and
+/// [`Graph::one_step_x0`](crate::Graph::one_step_x0).
+#[derive(Clone, Copy, Debug)]
+pub struct SamplerStep<'a> {
+    /// What the network predicts.
+    pub prediction: Prediction,
+    /// Whether the first half of the batch holds the unconditional images, and classifier-free guidance is applied. The
+    /// one-step sampler has none.
+    pub guided: bool,
+    /// Fresh noise for the images.
+    pub noise: Option<&'a Tensor>,
 }
 
 /// Parameters of an attention layer; see [`Graph::attention`](crate::Graph::attention).

@@ -78,7 +78,7 @@ pub use fuse::{Fused, Fusion};
 pub use gpu::compile_ahead;
 pub use gpu_plan::GpuPlan;
 pub use graph::{Graph, Origin, Part, Tensor, TensorInfo, WeightRows};
-pub use layers::{Attend, Conv, Glu, Linear};
+pub use layers::{Attend, Conv, Embedding, Glu, GroupNorm, Linear, SamplerStep};
 pub use mobilediffusion_kernels::Device;
 pub use node::Node;
 pub use record::{PlanSummary, Recording};

@@ -3,9 +3,10 @@
 
 use crate::error::GraphError;
 use crate::graph::{Graph, LARGEST_BINDING, Tensor, WeightRows};
-use crate::layers::{Attend, Conv, Glu, Linear};
+use crate::layers::{Attend, Conv, Embedding, Glu, GroupNorm, Linear, SamplerStep};
 use mobilediffusion_kernels as kernels;
-use mobilediffusion_kernels::{Activation, DType, Prediction};
+use mobilediffusion_kernels::{Activation, DType};
+use std::ops::Range;
 
 /// Returns the shape `[n, h, w, c]` of a feature map, or an error if `x` does not have four axes.
 fn map_size(x: &Tensor, node: &str) -> Result<[usize; 4], GraphError> {
@@ -27,6 +28,14 @@ fn with_channels(x: &Tensor, channels: usize) -> Vec<usize> {
 }
 
 impl Graph {
+    /// Returns the number of images of a batch and of the positions of each, or an error if there is nothing in it.
+    fn images(&self, x: &Tensor, name: &str) -> Result<[usize; 2], GraphError> {
+        match x.shape().first() {
+            Some(&n) if n > 0 && x.channels() > 0 => Ok([n, x.rows() / n]),
+            _ => Err(self.size_error(name, "number of images or channels", "at least 1".to_owned(), 0)),
+        }
+    }
+
     fn size_error(&self, name: &str, what: &'static str, expected: String, found: usize) -> GraphError {
         GraphError::Size { node: self.path_of(name), what, expected, found }
     }
@@ -96,15 +105,15 @@ impl Graph {
     pub fn conv2d(&mut self, x: &Tensor, name: &str, layer: Conv<'_>) -> Result<Tensor, GraphError> {
         let [n, h, w, ci] = map_size(x, &self.path_of(name))?;
         for size in [h, w] {
-            if !(size * layer.upsample).is_multiple_of(layer.stride) {
+            if !(if layer.upsample { 2 * size } else { size }).is_multiple_of(layer.stride) {
                 let expected = format!("a multiple of {}", layer.stride);
                 return Err(self.size_error(name, "height or width", expected, size));
             }
         }
         let co = layer.channels;
         let (x, [h, w]) = match layer.upsample {
-            1 => (x.clone(), [h, w]),
-            _ => {
+            false => (x.clone(), [h, w]),
+            true => {
                 let up = kernels::UpsampleNearest { n, h, w, c: ci };
                 (self.step_one(name, up, &[Some(x)], [n, 2 * h, 2 * w, ci])?, [2 * h, 2 * w])
             }
@@ -170,14 +179,13 @@ impl Graph {
         &mut self,
         x: &Tensor,
         name: &str,
-        (groups, eps): (usize, f32),
+        GroupNorm { groups, eps }: GroupNorm,
         activation: Activation,
     ) -> Result<Tensor, GraphError> {
-        let (n, c) = (x.shape()[0], x.channels());
+        let ([n, positions], c) = (self.images(x, name)?, x.channels());
         if groups == 0 || !c.is_multiple_of(groups) {
             return Err(self.size_error(name, "channels", format!("a multiple of the {groups} groups"), c));
         }
-        let positions = x.rows() / n;
         let stats_kernel = kernels::GroupNormStats { n, positions, c, groups, eps };
         let stats = self.step_one(name, stats_kernel, &[Some(x)], [n, groups, 2])?;
         let (weight, bias) = self.scope(name, |g| (g.weight("weight", [c]), g.weight("bias", [c])));
@@ -213,7 +221,7 @@ impl Graph {
         v: Option<&Tensor>,
         attend: Attend,
     ) -> Result<Tensor, GraphError> {
-        let (n, d) = (q.shape()[0], q.channels());
+        let ([n, queries], d) = (self.images(q, "")?, q.channels());
         let head_dim = d / attend.heads.max(1);
         let most = kernels::Attention::MOST_HEAD_DIM;
         if head_dim * attend.heads != d || !head_dim.is_multiple_of(4) || !(4..=most).contains(&head_dim) {
@@ -222,7 +230,7 @@ impl Graph {
         }
         let kernel = kernels::Attention {
             n,
-            queries: q.rows() / n,
+            queries,
             keys: k.rows() / n,
             heads: attend.heads,
             head_dim,
@@ -242,14 +250,14 @@ impl Graph {
         self.step_one("concat", kernel, &[Some(a), Some(b)], with_channels(a, a.channels() + b.channels()))
     }
 
-    /// Adds a slice of the channels: `scale * x[.., first..first + c]`.
+    /// Adds a slice of the channels: `scale * x[.., range]`.
     ///
     /// # Errors
-    /// If `x` has fewer than `first + c` channels.
-    pub fn slice(&mut self, x: &Tensor, (first, c): (usize, usize), scale: f32) -> Result<Tensor, GraphError> {
-        let channels = x.channels();
-        if first + c > channels {
-            return Err(self.size_error("slice", "channels", format!("at least {}", first + c), channels));
+    /// If `x` has fewer channels than the range ends with, or the range is empty.
+    pub fn slice(&mut self, x: &Tensor, range: Range<usize>, scale: f32) -> Result<Tensor, GraphError> {
+        let (channels, first, c) = (x.channels(), range.start, range.len());
+        if range.end > channels {
+            return Err(self.size_error("slice", "channels", format!("at least {}", range.end), channels));
         }
         let kernel = kernels::Slice { rows: x.rows(), channels, first, c, scale };
         self.step_one("slice", kernel, &[Some(x)], with_channels(x, c))
@@ -273,15 +281,15 @@ impl Graph {
     pub fn embedding(
         &mut self,
         ids: &Tensor,
-        (vocab, positions, c): (usize, usize, usize),
+        Embedding { vocab, positions, channels: c }: Embedding,
     ) -> Result<Tensor, GraphError> {
-        let (n, l) = (ids.shape()[0], ids.channels());
+        let ([n, _], l) = (self.images(ids, "embeddings")?, ids.channels());
         if l > positions {
             return Err(self.size_error("embeddings", "tokens", format!("at most {positions}"), l));
         }
         let name = self.path_of("token_embedding.weight");
         let part = |rows| WeightRows { name: name.clone(), shape: vec![vocab, c], rows };
-        let first = vocab.min(LARGEST_BINDING / (4 * c.next_multiple_of(4)));
+        let first = vocab.min(LARGEST_BINDING / (4 * c.next_multiple_of(4)).max(1));
         let token = self.weight_rows(part(0..first));
         let rest = (first < vocab).then(|| self.weight_rows(part(first..vocab)));
         let position = self.weight("position_embedding.weight", [positions, c]);
@@ -307,10 +315,6 @@ impl Graph {
     /// Adds one DDIM step: the next latent, computed from `latent`, the network's `prediction` and the step's
     /// `coefficients`.
     ///
-    /// The last argument is `(guided, noise, kind)`. If `guided`, the first half of the batch holds the unconditional
-    /// images and the step applies classifier-free guidance. `noise`, if given, is fresh noise for the images. `kind`
-    /// says what the network predicts.
-    ///
     /// # Errors
     /// If the shapes do not match.
     pub fn ddim_step(
@@ -318,21 +322,18 @@ impl Graph {
         latent: &Tensor,
         prediction: &Tensor,
         coefficients: &Tensor,
-        (guided, noise, kind): (bool, Option<&Tensor>, Prediction),
+        SamplerStep { prediction: kind, guided, noise }: SamplerStep<'_>,
     ) -> Result<Tensor, GraphError> {
-        let images = latent.shape()[0] / if guided { 2 } else { 1 };
-        let positions = latent.rows() / latent.shape()[0];
-        let c = latent.channels();
+        let ([n, positions], c) = (self.images(latent, "ddim_step")?, latent.channels());
+        let images = if guided { n / 2 } else { n };
         let kernel = kernels::DdimStep { images, positions, c, guided, prediction: kind, noise: noise.is_some() };
         let inputs = [Some(latent), Some(prediction), Some(coefficients), noise];
         self.step_one("ddim_step", kernel, &inputs, latent.shape())
     }
 
     /// Adds a step of the one-step sampler: the clean latent, computed from `latent`, the network's `prediction` and
-    /// the step's `coefficients`.
-    ///
-    /// The last argument is `(noise, kind)`. If `noise` is given, the result is the clean latent with that noise added,
-    /// at the level of the next step. `kind` says what the network predicts.
+    /// the step's `coefficients`, or with [`noise`](SamplerStep::noise) the clean latent with that noise added, at the
+    /// level of the next step.
     ///
     /// # Errors
     /// If the shapes do not match.
@@ -341,11 +342,9 @@ impl Graph {
         latent: &Tensor,
         prediction: &Tensor,
         coefficients: &Tensor,
-        (noise, kind): (Option<&Tensor>, Prediction),
+        SamplerStep { prediction: kind, noise, .. }: SamplerStep<'_>,
     ) -> Result<Tensor, GraphError> {
-        let images = latent.shape()[0];
-        let positions = latent.rows() / images;
-        let c = latent.channels();
+        let ([images, positions], c) = (self.images(latent, "one_step_x0")?, latent.channels());
         let kernel = kernels::OneStepX0 { images, positions, c, prediction: kind, renoise: noise.is_some() };
         self.step_one(
             "one_step_x0",

@@ -2,7 +2,7 @@
 //! NumPy and other programs can write them. `docs/cases.md` describes the format.
 
 use crate::check;
-use crate::kernel::{Case, DType, Operand, Tolerance};
+use crate::kernel::{Case, DType, Operand, Tolerance, checked_elements};
 use crate::{FAMILIES, family, runner};
 use half::{bf16, f16};
 use safetensors::tensor::{Metadata, TensorInfo};
@@ -255,8 +255,7 @@ fn parse_case(metadata: &HashMap<String, String>) -> Result<Case, Problem> {
         return Err(refused(why.to_owned()));
     }
     for operand in kernel.operands().iter().filter(|operand| operand.present) {
-        let elements = operand.shape.iter().try_fold(1_usize, |product, size| product.checked_mul(*size));
-        if elements.is_none_or(|elements| elements == 0 || elements > u32::MAX as usize) {
+        if checked_elements(&operand.shape).is_none_or(|elements| elements == 0 || elements > u32::MAX as usize) {
             let (name, shape) = (operand.name, &operand.shape);
             return Err(refused(format!("`{name}` would be {shape:?}, expected 1 to 2^32 - 1 elements")));
         }

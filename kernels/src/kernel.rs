@@ -25,6 +25,12 @@ pub fn elements(shape: &[usize]) -> usize {
     shape.iter().product()
 }
 
+/// Returns the number of elements of a shape, or `None` if it does not fit into a `usize`.
+pub fn checked_elements(shape: &[usize]) -> Option<usize> {
+    // An axis without elements decides, also behind axes whose product does not fit.
+    if shape.contains(&0) { Some(0) } else { shape.iter().try_fold(1_usize, |all, size| all.checked_mul(*size)) }
+}
+
 /// Returns the shape that a tensor of floats has in device memory: the last axis is rounded up to a multiple of four,
 /// so that every access is one vec4. The padding holds zeros, and every kernel keeps it zero.
 pub fn padded(shape: &[usize]) -> Shape {
@@ -48,7 +54,7 @@ impl Param {
     /// Makes a `u32` field that holds a size or a count.
     ///
     /// # Panics
-    /// If the value does not fit into 32 bits. The graph refuses such tensors earlier.
+    /// If the value does not fit into 32 bits. Sessions on a GPU and case files refuse such tensors earlier.
     pub fn size(name: &'static str, value: usize) -> Self {
         Self::U(name, u32::try_from(value).expect("sizes are below 2^32"))
     }

@@ -1,10 +1,7 @@
 //! Graph blocks that the UNets and the VAEs share.
 
-use mobilediffusion_graph::{Conv, Graph, GraphError, Linear, Tensor};
+use mobilediffusion_graph::{Conv, Graph, GraphError, GroupNorm, Linear, Tensor};
 use mobilediffusion_kernels::Activation;
-
-/// Number of groups and epsilon of a group normalisation.
-pub(crate) type Norm = (usize, f32);
 
 /// Adds the residual block of Stable Diffusion (docs/model.md, section 1.3):
 /// `y = shortcut(x) + conv2(silu(norm2(conv1(silu(norm1(x))) + time)))`.
@@ -16,7 +13,7 @@ pub(crate) fn residual_block(
     name: &str,
     x: &Tensor,
     channels: usize,
-    norm: Norm,
+    norm: GroupNorm,
     time: Option<&Tensor>,
 ) -> Result<Tensor, GraphError> {
     g.scope(name, |g| {

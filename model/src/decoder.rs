@@ -1,8 +1,8 @@
 //! Decoders from a latent to a picture (docs/model.md, section 2).
 
-use crate::blocks::{Norm, resample, residual_block};
+use crate::blocks::{resample, residual_block};
 use crate::config::DecoderConfig;
-use mobilediffusion_graph::{Conv, Graph, GraphError, Linear, Tensor};
+use mobilediffusion_graph::{Conv, Graph, GraphError, GroupNorm, Linear, Tensor};
 use mobilediffusion_kernels::Activation;
 
 /// Adds the light decoder to a graph and returns the picture, `[n, 8h, 8w, 3]`.
@@ -17,7 +17,7 @@ pub fn decoder(g: &mut Graph, config: &DecoderConfig, latent: &Tensor) -> Result
     let levels = Levels {
         widths: &config.block_out_channels,
         layers: config.layers_per_up_block.clone(),
-        norm: (config.norm_num_groups, config.norm_eps),
+        norm: GroupNorm { groups: config.norm_num_groups, eps: config.norm_eps },
         scaling_factor: config.scaling_factor,
         colours: config.out_channels,
     };
@@ -31,7 +31,7 @@ pub(crate) struct Levels<'a> {
     /// Number of residual blocks of each level, from the latent to the picture.
     pub layers: Vec<usize>,
     /// Group normalisation of every block.
-    pub norm: Norm,
+    pub norm: GroupNorm,
     /// Factor that the latent is divided by.
     pub scaling_factor: f32,
     /// Number of channels of the picture.
@@ -62,7 +62,7 @@ impl Levels<'_> {
                     }
                     match block + 1 == widths.len() {
                         true => Ok(x),
-                        false => resample(g, "upsamplers.0", &x, Conv { upsample: 2, ..Conv::to(width) }),
+                        false => resample(g, "upsamplers.0", &x, Conv { upsample: true, ..Conv::to(width) }),
                     }
                 })?;
             }

@@ -6,7 +6,7 @@ use crate::error::ModelError;
 use crate::text_encoder::text_encoder;
 use crate::unet::unet;
 use crate::vae;
-use mobilediffusion_graph::{Graph, GraphError};
+use mobilediffusion_graph::{Graph, GraphError, SamplerStep};
 use mobilediffusion_kernels::DType;
 
 /// Height and width of a latent.
@@ -198,9 +198,10 @@ pub fn denoise_graph(config: &ModelConfig, shape: &Shape) -> Result<Graph, Graph
     };
     let [_, height, width, channels] = map;
     let noise = shape.takes_noise.then(|| g.input("noise", [shape.pictures, height, width, channels], DType::F32));
+    let step = SamplerStep { prediction: kind, guided: shape.guided, noise: noise.as_ref() };
     let next = match shape.sampler {
-        Sampler::Ddim => g.ddim_step(&latent, &prediction, &coefficients, (shape.guided, noise.as_ref(), kind))?,
-        Sampler::OneStep => g.one_step_x0(&latent, &prediction, &coefficients, (noise.as_ref(), kind))?,
+        Sampler::Ddim => g.ddim_step(&latent, &prediction, &coefficients, step)?,
+        Sampler::OneStep => g.one_step_x0(&latent, &prediction, &coefficients, step)?,
     };
     g.output("next", &next);
     Ok(g)

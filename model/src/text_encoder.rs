@@ -1,7 +1,7 @@
 //! CLIP's text tower (docs/model.md, section 3): from token ids to the context of the UNet.
 
 use crate::config::TextEncoderConfig;
-use mobilediffusion_graph::{Attend, Graph, GraphError, Linear, Tensor};
+use mobilediffusion_graph::{Attend, Embedding, Graph, GraphError, Linear, Tensor};
 use mobilediffusion_kernels::Phi;
 
 /// First part of the names of all weights.
@@ -16,7 +16,11 @@ pub(crate) const PREFIX: &str = "text_model";
 /// [`GraphError`] if the configuration does not fit the ids; the error names the layer.
 pub(crate) fn text_encoder(g: &mut Graph, config: &TextEncoderConfig, ids: &Tensor) -> Result<Tensor, GraphError> {
     g.scope(PREFIX, |g| {
-        let tables = (config.vocab_size, config.max_position_embeddings, config.hidden_size);
+        let tables = Embedding {
+            vocab: config.vocab_size,
+            positions: config.max_position_embeddings,
+            channels: config.hidden_size,
+        };
         let mut x = g.scope("embeddings", |g| {
             let x = g.embedding(ids, tables)?;
             g.tap("", &x);

@@ -5,9 +5,9 @@ mod mobile_diffusion;
 mod stable_diffusion;
 mod transformer;
 
-use crate::blocks::{Norm, resample};
+use crate::blocks::resample;
 use crate::config::UnetConfig;
-use mobilediffusion_graph::{Conv, Graph, GraphError, Linear, Tensor};
+use mobilediffusion_graph::{Conv, Graph, GraphError, GroupNorm, Linear, Tensor};
 use mobilediffusion_kernels::Activation;
 use transformer::Transformer;
 
@@ -53,7 +53,7 @@ fn walk(
     net: &impl Net,
     latent: &Tensor,
     (first, last): (usize, usize),
-    norm: Norm,
+    norm: GroupNorm,
 ) -> Result<Tensor, GraphError> {
     let x = conv_in(g, latent, first)?;
     let mut skips = vec![x.clone()];
@@ -75,7 +75,7 @@ fn up(g: &mut Graph, net: &impl Net, mut x: Tensor, mut skips: Vec<Tensor>) -> R
             }
             match level + 1 == levels.len() {
                 true => Ok(x),
-                false => resample(g, "upsamplers.0", &x, Conv { upsample: 2, ..Conv::to(width) }),
+                false => resample(g, "upsamplers.0", &x, Conv { upsample: true, ..Conv::to(width) }),
             }
         })?;
     }
@@ -103,7 +103,7 @@ fn conv_in(g: &mut Graph, latent: &Tensor, width: usize) -> Result<Tensor, Graph
 
 /// Adds the last norm and convolution. The result is f32: at step 999 the sampler's division by `a` multiplies a
 /// rounding error by 14.6 (docs/model.md, section 4.2).
-fn conv_out(g: &mut Graph, x: &Tensor, norm: Norm, channels: usize) -> Result<Tensor, GraphError> {
+fn conv_out(g: &mut Graph, x: &Tensor, norm: GroupNorm, channels: usize) -> Result<Tensor, GraphError> {
     let x = g.group_norm(x, "conv_norm_out", norm, Activation::Silu)?;
     let y = g.conv2d(&x, "conv_out", Conv { f32_output: true, ..Conv::to(channels) })?;
     g.tap("conv_out", &y);

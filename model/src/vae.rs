@@ -1,15 +1,15 @@
 //! Full VAE (docs/model.md, section 2.1): the encoder from a picture to a latent, and the decoder it was trained
 //! with.
 
-use crate::blocks::{Norm, resample, residual_block};
+use crate::blocks::{resample, residual_block};
 use crate::config::VaeConfig;
 use crate::decoder::Levels;
-use mobilediffusion_graph::{Attend, Conv, Graph, GraphError, Linear, Tensor};
+use mobilediffusion_graph::{Attend, Conv, Graph, GraphError, GroupNorm, Linear, Tensor};
 use mobilediffusion_kernels::{Activation, Phi};
 
 /// Returns the group normalisation of every block.
-fn norm(config: &VaeConfig) -> Norm {
-    (config.norm_num_groups, VaeConfig::NORM_EPS)
+fn norm(config: &VaeConfig) -> GroupNorm {
+    GroupNorm { groups: config.norm_num_groups, eps: VaeConfig::NORM_EPS }
 }
 
 /// Adds the encoder to a graph and returns the moments of the unscaled latent, `[n, h, w, 2 * latent_channels]`:
@@ -55,7 +55,7 @@ pub(crate) fn encoder(g: &mut Graph, config: &VaeConfig, image: &Tensor) -> Resu
 /// # Errors
 /// [`GraphError`] if `moments` do not have the channels of this configuration.
 pub(crate) fn latent(g: &mut Graph, config: &VaeConfig, moments: &Tensor) -> Result<Tensor, GraphError> {
-    g.slice(moments, (0, config.latent_channels), config.scaling_factor)
+    g.slice(moments, 0..config.latent_channels, config.scaling_factor)
 }
 
 /// Adds the full decoder to a graph and returns the picture, `[n, 8h, 8w, 3]`. `latent` is in the UNet's scale, as

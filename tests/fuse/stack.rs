@@ -1,7 +1,7 @@
 //! Layers that read one tensor become one step, and nothing else does.
 
 use super::check;
-use mobilediffusion_graph::{Attend, Fusion, Graph, GraphError, Linear, Node, Origin, Recording, Tensor};
+use mobilediffusion_graph::{Attend, Fusion, Graph, GraphError, GroupNorm, Linear, Node, Origin, Recording, Tensor};
 use mobilediffusion_kernels::{Activation, DType, Phi};
 
 /// Builds two attentions to a text. Their keys and values are computed once per text.
@@ -104,7 +104,9 @@ fn layers_stay_apart_where_one_step_would_cost_memory() {
     assert_eq!(
         layers(&|g, x| {
             let a = product(g, x, "a", 8);
-            let other = g.scope("other", |g| g.group_norm(&a, "norm", (2, 1e-5), Activation::None)).expect("it builds");
+            let other = g
+                .scope("other", |g| g.group_norm(&a, "norm", GroupNorm { groups: 2, eps: 1e-5 }, Activation::None))
+                .expect("it builds");
             let b = product(g, x, "b", 8);
             sum(g, &other, &b);
         }),

@@ -2,7 +2,7 @@
 
 use super::{devices, simulation};
 use mobilediffusion_graph::plan::Sharing;
-use mobilediffusion_graph::{Conv, Device, Graph, GraphError, Linear, Recording, Session, Weights};
+use mobilediffusion_graph::{Conv, Device, Graph, GraphError, GroupNorm, Linear, Recording, Session, Weights};
 use mobilediffusion_kernels::{Activation, DType, Storage};
 use mobilediffusion_model::ModelConfig;
 use mobilediffusion_model::networks::text_graph;
@@ -19,7 +19,7 @@ fn an_operand_that_is_taken_over_changes_no_bit() {
         let mut g = Graph::new();
         let x = g.input("x", [1, 8, 8, 12], DType::Elem);
         let h = g.conv2d(&x, "first", Conv::to(20)).expect("it fits");
-        let h = g.group_norm(&h, "norm", (4, 1e-5), Activation::Silu).expect("it fits");
+        let h = g.group_norm(&h, "norm", GroupNorm { groups: 4, eps: 1e-5 }, Activation::Silu).expect("it fits");
         let h = g.conv2d(&h, "second", Conv::to(20)).expect("it fits");
         g.output("y", &h);
         Recording::new(g)

@@ -3,7 +3,7 @@
 mod in_place;
 pub(crate) mod simulation;
 
-use mobilediffusion_graph::{Conv, Device, Graph, Linear, Origin, Recording, Tensor};
+use mobilediffusion_graph::{Conv, Device, Graph, GroupNorm, Linear, Origin, Recording, Tensor};
 use mobilediffusion_kernels::kernel::elements;
 use mobilediffusion_kernels::{Activation, DType, Storage};
 use mobilediffusion_runtime::{Gpu, Select, adapters};
@@ -43,7 +43,7 @@ pub(crate) fn random_graph(operations: &[(u8, u8, u8)]) -> Graph {
             0 => g.scope(&name, |g| g.activate(&a, Activation::Silu, 0.5)),
             1 if a.channels() + b.channels() <= 24 => g.scope(&name, |g| g.concat(&a, &b)),
             2 => g.conv2d(&a, &name, Conv { residual: Some(&b), ..Conv::to(b.channels()) }),
-            3 => g.group_norm(&a, &name, (1, 1e-5), Activation::Relu),
+            3 => g.group_norm(&a, &name, GroupNorm { groups: 1, eps: 1e-5 }, Activation::Relu),
             _ => {
                 let layer = Linear { cols: b.channels(), bias: true, residual: Some(&b), ..Linear::default() };
                 g.linear(&a, &name, layer)

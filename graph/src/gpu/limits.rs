@@ -2,8 +2,21 @@
 
 use crate::error::GraphError;
 use crate::record::Recording;
+use mobilediffusion_kernels::kernel::elements;
 use mobilediffusion_kernels::{Stage, Storage};
 use mobilediffusion_runtime::{Gpu, RuntimeError};
+
+/// Checks that shaders can count the elements of every operand: sizes are `u32` there.
+pub(super) fn check_elements(recording: &Recording) -> Result<(), GraphError> {
+    for node in &recording.nodes {
+        let mut counts = node.present().map(|(operand, _)| elements(&operand.shape));
+        if let Some(found) = counts.find(|count| u32::try_from(*count).is_err()) {
+            let (node, expected) = (node.path.clone(), "fewer than 2^32 in each operand".to_owned());
+            return Err(GraphError::Size { node, what: "number of elements", expected, found });
+        }
+    }
+    Ok(())
+}
 
 /// Checks every stage against the limits of the adapter: number of workgroups, number of operands, and size of each
 /// operand.
@@ -37,4 +50,22 @@ pub(super) fn check(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Graph;
+    use mobilediffusion_kernels::{Activation, DType};
+
+    #[test]
+    fn shaders_count_in_32_bits() {
+        for (rows, fits) in [((1 << 30) - 1, true), (1 << 30, false)] {
+            let mut graph = Graph::new();
+            let x = graph.input("x", [rows, 4], DType::Elem);
+            let y = graph.activate(&x, Activation::Relu, 1.0).expect("the CPU could do it");
+            graph.output("y", &y);
+            assert_eq!(check_elements(&Recording::new(graph)).is_ok(), fits, "{rows} rows");
+        }
+    }
 }

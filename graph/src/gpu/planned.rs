@@ -32,6 +32,7 @@ impl Planned {
         recording: &Recording,
         sharing: Sharing,
     ) -> Result<Self, GraphError> {
+        limits::check_elements(recording)?;
         let variants = recording.variants(&Machine::of(gpu, storage));
         let mut stages = recording.stages(&variants);
         limits::check(gpu, (recording, &stages), storage)?;

@@ -2,9 +2,9 @@
 
 use super::transformer::Heads;
 use super::{Net, Transformer, time_embedding};
-use crate::blocks::{Norm, resample, residual_block, shortcut, time_projection};
+use crate::blocks::{resample, residual_block, shortcut, time_projection};
 use crate::config::{MobileDiffusion, SepKind, SepSampler};
-use mobilediffusion_graph::{Conv, Glu, Graph, GraphError, Linear, Tensor};
+use mobilediffusion_graph::{Conv, Glu, Graph, GraphError, GroupNorm, Linear, Tensor};
 use mobilediffusion_kernels::Activation;
 
 pub(super) fn unet(
@@ -17,11 +17,11 @@ pub(super) fn unet(
     let groups = config.norm_num_groups;
     let net = MobileDiffusionNet {
         config,
-        norm: (groups, config.norm_eps),
+        norm: GroupNorm { groups: groups, eps: config.norm_eps },
         time: time_embedding(g, timestep, (config.time_proj_dim, config.time_embed_dim))?,
         transformer: Transformer {
             context,
-            norm: (groups, config.transformer_norm_eps),
+            norm: GroupNorm { groups: groups, eps: config.transformer_norm_eps },
             layer_norm_eps: config.layer_norm_eps,
             heads: Heads::Wide(config.attention_head_dim),
             phi: config.attention_phi,
@@ -36,7 +36,7 @@ pub(super) fn unet(
 /// Configuration and tensors that all blocks of one UNet share.
 struct MobileDiffusionNet<'a> {
     config: &'a MobileDiffusion,
-    norm: Norm,
+    norm: GroupNorm,
     time: Tensor,
     transformer: Transformer<'a>,
 }
@@ -74,7 +74,7 @@ impl Net for MobileDiffusionNet<'_> {
         for (layer, &depth) in self.config.transformer_depth_mid.iter().enumerate() {
             x = self.layer(g, layer, &x, (width, false), depth, self.config.mid_attends_itself(layer))?;
         }
-        resample(g, "upsamplers.0", &x, Conv { upsample: 2, ..Conv::to(width) })
+        resample(g, "upsamplers.0", &x, Conv { upsample: true, ..Conv::to(width) })
     }
 
     fn levels_up(&self) -> Vec<(usize, usize)> {

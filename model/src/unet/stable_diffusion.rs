@@ -2,9 +2,9 @@
 
 use super::transformer::Heads;
 use super::{Net, Transformer, time_embedding};
-use crate::blocks::{Norm, resample, residual_block};
+use crate::blocks::{resample, residual_block};
 use crate::config::StableDiffusion;
-use mobilediffusion_graph::{Conv, Graph, GraphError, Tensor};
+use mobilediffusion_graph::{Conv, Graph, GraphError, GroupNorm, Tensor};
 use mobilediffusion_kernels::{Activation, Phi};
 
 pub(super) fn unet(
@@ -17,11 +17,11 @@ pub(super) fn unet(
     let groups = config.norm_num_groups;
     let net = StableDiffusionNet {
         config,
-        norm: (groups, config.norm_eps),
+        norm: GroupNorm { groups: groups, eps: config.norm_eps },
         time: time_embedding(g, timestep, (config.time_proj_dim(), config.time_embed_dim()))?,
         transformer: Transformer {
             context,
-            norm: (groups, StableDiffusion::TRANSFORMER_NORM_EPS),
+            norm: GroupNorm { groups: groups, eps: StableDiffusion::TRANSFORMER_NORM_EPS },
             layer_norm_eps: StableDiffusion::LAYER_NORM_EPS,
             heads: Heads::Many(config.attention_head_dim),
             phi: Phi::Softmax,
@@ -36,7 +36,7 @@ pub(super) fn unet(
 /// Configuration and tensors that all blocks of one UNet share.
 struct StableDiffusionNet<'a> {
     config: &'a StableDiffusion,
-    norm: Norm,
+    norm: GroupNorm,
     time: Tensor,
     transformer: Transformer<'a>,
 }

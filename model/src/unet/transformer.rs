@@ -1,7 +1,6 @@
 //! Stacks of transformer layers on feature maps (docs/model.md, section 1.5).
 
-use crate::blocks::Norm;
-use mobilediffusion_graph::{Attend, Glu, Graph, GraphError, Linear, Tensor};
+use mobilediffusion_graph::{Attend, Glu, Graph, GraphError, GroupNorm, Linear, Tensor};
 use mobilediffusion_kernels::{Activation, Phi};
 
 /// Division of a width into attention heads.
@@ -19,7 +18,7 @@ pub(super) struct Transformer<'a> {
     /// Text, `[n, keys, d]`.
     pub context: &'a Tensor,
     /// Group normalisation before a stack.
-    pub norm: Norm,
+    pub norm: GroupNorm,
     /// Epsilon of the layer normalisations.
     pub layer_norm_eps: f32,
     /// Division of the width into heads.
