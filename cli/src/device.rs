@@ -4,7 +4,7 @@ use crate::Failure;
 use crate::terminal::note;
 use clap::ValueEnum;
 use mobilediffusion_kernels::{Device, FloatType, Storage, WeightType};
-use mobilediffusion_model::{Cache, DeviceChoice, ModelError, Options};
+use mobilediffusion_model::{Cache, DeviceChoice, ModelError, Opened, Options};
 use mobilediffusion_runtime::Gpu;
 use std::sync::Arc;
 
@@ -70,7 +70,7 @@ impl Floats {
 
     /// Returns how a GPU stores this type: f16 is packed in pairs where shaders cannot compute in f16.
     pub(crate) fn storage(self, gpu: &Gpu) -> Storage {
-        mobilediffusion_model::Floats::from(self).stored(gpu.adapter().kind, gpu.caps().shader_f16)
+        mobilediffusion_model::Floats::from(self).storage_on(gpu.adapter())
     }
 }
 
@@ -97,11 +97,13 @@ pub(crate) fn device_choice(text: &str) -> Result<DeviceChoice, String> {
 
 /// Opens the selected GPU. Returns `None` for the CPU, also if `auto` finds no GPU or cannot open it.
 pub(crate) fn open(choice: &DeviceChoice) -> Result<Option<Gpu>, Failure> {
-    let (gpu, failure) = pollster::block_on(choice.open(&Cache::User))?;
-    if let Some(error) = failure {
-        note(&format!("warning: no GPU could be opened: {error}"));
+    match pollster::block_on(choice.open(&Cache::User))? {
+        Opened::Gpu(gpu) => Ok(Some(*gpu)),
+        Opened::Cpu { failure } => {
+            failure.iter().for_each(|error| note(&format!("warning: no GPU could be opened: {error}")));
+            Ok(None)
+        }
     }
-    Ok(gpu)
 }
 
 /// Returns where kernels run and how tensors are stored there. `floats` is `None` for the default of the device.
@@ -118,6 +120,6 @@ pub(crate) fn device(
         Options { floats, ..Options::default() }.check_cpu()?;
         return Ok(Device::Cpu(weights.into()));
     };
-    let storage = floats.stored(gpu.adapter().kind, gpu.caps().shader_f16);
+    let storage = floats.storage_on(gpu.adapter());
     Ok(Device::Gpu(Arc::clone(gpu), storage.with_weights(weights.into())))
 }

@@ -18,6 +18,7 @@ mod stack;
 pub(crate) use stack::LAYER;
 
 use crate::graph::{Graph, Origin, Part, TensorInfo};
+use crate::masks::Masks;
 use crate::node::Node;
 use mobilediffusion_kernels::fold::{EpilogueOffer, OperandSource, PrologueOffer};
 use mobilediffusion_kernels::kernel::{MAX_BUFFERS, elements};
@@ -53,8 +54,8 @@ impl fmt::Display for Fused {
 
 /// Makes all possible fusions and returns a record of each. Steps and tensors are renumbered.
 pub(crate) fn fuse(graph: &mut Graph) -> Vec<Fused> {
+    let masks = Masks::of(&graph.tensors, &graph.nodes, graph.every_run).tensors;
     let nodes: Vec<Option<Node>> = std::mem::take(&mut graph.nodes).into_iter().map(Some).collect();
-    let masks = masks(&graph.tensors, &nodes);
     let mut pass = Pass { graph, nodes, masks, fused: Vec::new() };
     for slot in 0..pass.nodes.len() {
         pass.fold_back(slot);
@@ -70,18 +71,6 @@ pub(crate) fn fuse(graph: &mut Graph) -> Vec<Fused> {
     }
     pass.stack();
     pass.finish()
-}
-
-/// Returns the mask of the inputs that each tensor depends on.
-fn masks(tensors: &[TensorInfo], nodes: &[Option<Node>]) -> Vec<u64> {
-    let of_input = |t: &TensorInfo| if let Origin::Input(bit) = t.origin { 1 << bit } else { 0 };
-    let mut masks: Vec<u64> = tensors.iter().map(of_input).collect();
-    for (slot, node) in nodes.iter().enumerate() {
-        let tensors_of = || node.iter().flat_map(|node| node.operands.iter().flatten().copied());
-        let mask = tensors_of().fold(0, |mask, tensor| mask | masks[tensor]);
-        tensors_of().filter(|t| tensors[*t].origin == Origin::Step(slot)).for_each(|t| masks[t] = mask);
-    }
-    masks
 }
 
 /// State of the pass. A step that was folded away leaves its slot in `nodes` empty.

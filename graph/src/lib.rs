@@ -62,6 +62,7 @@ mod gpu;
 mod gpu_plan;
 mod graph;
 mod layers;
+mod masks;
 mod node;
 mod ops;
 pub mod plan;

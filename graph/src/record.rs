@@ -3,6 +3,7 @@
 use crate::fuse::{Fused, Fusion, LAYER, fuse};
 use crate::gpu_plan::GpuPlan;
 use crate::graph::{Graph, Origin, Part, TensorInfo, WeightRows};
+use crate::masks::{Masks, owner};
 use crate::node::Node;
 use crate::plan::{Lifetime, Packing, Sharing, lower_bound, pack};
 use mobilediffusion_kernels::kernel::elements;
@@ -45,25 +46,7 @@ impl Recording {
             Fusion::None => Vec::new(),
         };
         let Graph { tensors, nodes, outputs, every_run, .. } = graph;
-        let mut tensor_masks = vec![0_u64; tensors.len()];
-        for (mask, tensor) in tensor_masks.iter_mut().zip(&tensors) {
-            if let Origin::Input(bit) = tensor.origin {
-                *mask = 1 << bit;
-            }
-        }
-        let all = tensor_masks.iter().fold(0, |all, mask| all | mask);
-        let mut masks = Vec::with_capacity(nodes.len());
-        for (step, node) in nodes.iter().enumerate() {
-            let read = node.operands.iter().flatten().map(|&tensor| owner(&tensors, tensor));
-            let mask: u64 = read.fold(0, |mask, tensor| mask | tensor_masks[tensor]);
-            let mask = if mask & every_run == 0 { mask } else { all };
-            masks.push(mask);
-            for &tensor in node.operands.iter().flatten() {
-                if tensors[tensor].origin == Origin::Step(step) {
-                    tensor_masks[tensor] = mask;
-                }
-            }
-        }
+        let masks = Masks::of(&tensors, &nodes, every_run).steps;
         let kept = kept(&nodes, &tensors, &outputs, &masks);
         let steps_alive = steps_alive(&nodes, &tensors, &kept, &masks);
         Self { nodes, tensors, outputs, masks, fused, steps_alive, kept }
@@ -220,11 +203,6 @@ impl Recording {
             _ => None,
         })
     }
-}
-
-/// See [`Recording::owner`].
-fn owner(tensors: &[TensorInfo], tensor: usize) -> usize {
-    if let Origin::Part(part) = tensors[tensor].origin { part.of } else { tensor }
 }
 
 /// Returns whether each tensor is *kept*: whether the caller reads it, or a step with another mask than its writer's, which

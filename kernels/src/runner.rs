@@ -8,7 +8,7 @@ use crate::casefile::CaseFile;
 use crate::check::{self, Agreement, Mismatch, POISON};
 use crate::device::Device;
 use crate::fenced::{self, Fenced};
-use crate::kernel::{Access, Case, DType, Kernel, Operand, Param, Tolerance, has_weights};
+use crate::kernel::{Access, Case, DType, Kernel, Operand, Param, Stage, Tolerance, has_weights};
 use crate::variant::{Machine, Variant, choose, runnable};
 use crate::{FloatType, Storage, WeightType, wgsl};
 use mobilediffusion_runtime::shader::ComposeError;
@@ -274,8 +274,7 @@ pub fn dispatch(
     bound: &[Bound<'_>],
     shared: Option<&Fenced>,
 ) -> Result<Dispatch, RunError> {
-    let mut all: Option<Dispatch> = None;
-    for stage in &kernel.stages(variant) {
+    let stage = |stage: &Stage| {
         let program = &stage.program;
         let text = wgsl::compose(program, storage)?;
         let pipeline = gpu.pipeline(kernel.name(), &text, &stage.bindings())?;
@@ -285,13 +284,11 @@ pub fn dispatch(
         let own = shared.map(Fenced::bound);
         let bound: Vec<Bound<'_>> =
             std::iter::once(Bound::whole(&uniform)).chain(bound.iter().copied()).chain(own).collect();
-        let dispatch = gpu.dispatch(kernel.name(), &pipeline, &bound, program.grid)?;
-        all = Some(match all {
-            Some(before) => before.then(dispatch),
-            None => dispatch,
-        });
-    }
-    Ok(all.expect("a kernel has at least one stage"))
+        Ok::<_, RunError>(gpu.dispatch(kernel.name(), &pipeline, &bound, program.grid)?)
+    };
+    let stages = kernel.stages(variant);
+    let (first, others) = stages.split_first().expect("a kernel has at least one stage");
+    others.iter().try_fold(stage(first)?, |all, next| Ok(all.then(stage(next)?)))
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ mod sampling;
 mod shared;
 mod source;
 
-pub use options::{Cache, DeviceChoice, Floats, Options};
+pub use options::{Cache, DeviceChoice, Floats, Opened, Options};
 pub use progress::{Flow, OnPicture, OnProgress, Phase, Progress};
 pub use request::{Init, MOST_PICTURES, Request, Settings, Truncated};
 pub use shared::Model;

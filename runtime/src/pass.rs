@@ -50,34 +50,35 @@ impl<'a> From<&'a Buffer> for Bound<'a> {
     }
 }
 
-/// A pipeline with its operands and its grid, ready to be submitted any number of times. It may be chained to further
-/// dispatches that always follow it, see [`then`](Self::then).
+/// A pipeline with its operands and its grid, ready to be submitted any number of times. Others may be appended that
+/// always follow it, see [`then`](Self::then).
 #[derive(Debug)]
 pub struct Dispatch {
+    calls: Vec<Call>,
+}
+
+/// One pipeline with its operands and its grid.
+#[derive(Debug)]
+struct Call {
     pipeline: Arc<Pipeline>,
     bind_group: wgpu::BindGroup,
     grid: [u32; 3],
-    next: Option<Box<Self>>,
 }
 
 impl Dispatch {
-    /// Appends another dispatch, or chain of dispatches, which then always runs after this one.
+    /// Appends another dispatch, with all that was appended to it.
+    #[must_use]
     pub fn then(mut self, next: Self) -> Self {
-        self.next = Some(Box::new(match self.next.take() {
-            Some(own) => own.then(next),
-            None => next,
-        }));
+        self.calls.extend(next.calls);
         self
     }
 
-    /// Records the dispatch, and those chained to it, into a pass.
+    /// Records the dispatch, and those appended to it, into a pass.
     pub(crate) fn record(&self, pass: &mut wgpu::ComputePass<'_>) {
-        pass.set_pipeline(&self.pipeline.raw);
-        pass.set_bind_group(0, &self.bind_group, &[]);
-        let [x, y, z] = self.grid;
-        pass.dispatch_workgroups(x, y, z);
-        if let Some(next) = &self.next {
-            next.record(pass);
+        for Call { pipeline, bind_group, grid: [x, y, z] } in &self.calls {
+            pass.set_pipeline(&pipeline.raw);
+            pass.set_bind_group(0, bind_group, &[]);
+            pass.dispatch_workgroups(*x, *y, *z);
         }
     }
 }
@@ -124,7 +125,7 @@ impl Gpu {
         let layout = &pipeline.layout;
         let descriptor = wgpu::BindGroupDescriptor { label: Some(label), layout, entries: &entries };
         let bind_group = self.scoped(label, None, || self.device.create_bind_group(&descriptor))?;
-        Ok(Dispatch { pipeline: Arc::clone(pipeline), bind_group, grid, next: None })
+        Ok(Dispatch { calls: vec![Call { pipeline: Arc::clone(pipeline), bind_group, grid }] })
     }
 
     /// Submits dispatches in order, in one compute pass, and returns without waiting for them. Each dispatch sees what

@@ -99,10 +99,11 @@ fn modules(
     storage: Storage,
 ) -> Result<(Vec<Module>, Vec<usize>), GraphError> {
     let (mut modules, mut known, mut module_of) = (Vec::new(), HashMap::new(), Vec::new());
-    // Most stages share template and constants, and thus the text, with one before them.
+    // Most stages share template, constants and bindings with one before them, and thus the module.
     let mut composed: HashMap<_, usize> = HashMap::new();
     for (step, stage) in stages {
-        let key = (stage.program.wgsl.as_ptr(), &stage.program.constants);
+        let bindings = stage.bindings();
+        let key = (stage.program.wgsl.as_ptr(), &stage.program.constants, bindings.clone());
         if let Some(&number) = composed.get(&key) {
             module_of.push(number);
             continue;
@@ -113,8 +114,8 @@ fn modules(
             node: node.path.clone(),
             source: RuntimeError::Validation { what: kernel.to_owned(), message: unknown.to_string() },
         })?;
-        let number = *known.entry(text.clone()).or_insert_with(|| {
-            modules.push(Module { kernel, text, bindings: stage.bindings() });
+        let number = *known.entry((text.clone(), bindings.clone())).or_insert_with(|| {
+            modules.push(Module { kernel, text, bindings });
             modules.len() - 1
         });
         composed.insert(key, number);

@@ -3,7 +3,7 @@
 use crate::error::ModelError;
 use mobilediffusion_graph::Device;
 use mobilediffusion_kernels::{Storage, WeightType};
-use mobilediffusion_runtime::{AdapterKind, Gpu, RuntimeError, Select};
+use mobilediffusion_runtime::{AdapterKind, AdapterSummary, Gpu, RuntimeError, Select};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -32,22 +32,31 @@ impl DeviceChoice {
         }
     }
 
-    /// Opens the GPU of this choice, with what `cache` holds for it. Returns `None` for the CPU device.
-    ///
-    /// [`Auto`](Self::Auto) falls back to the CPU device. The error is returned beside it if a hardware GPU exists but
-    /// cannot be opened.
+    /// Opens the GPU of this choice, with what `cache` holds for it. [`Auto`](Self::Auto) falls back to the CPU device.
     ///
     /// # Errors
     /// [`RuntimeError`] if the GPU of another choice does not exist or cannot be opened.
-    pub async fn open(&self, cache: &Cache) -> Result<(Option<Gpu>, Option<RuntimeError>), RuntimeError> {
-        let Some(select) = self.select() else { return Ok((None, None)) };
+    pub async fn open(&self, cache: &Cache) -> Result<Opened, RuntimeError> {
+        let Some(select) = self.select() else { return Ok(Opened::Cpu { failure: None }) };
         match Gpu::open(&select).await {
-            Ok(gpu) => Ok((Some(cache.of(gpu)), None)),
-            Err(RuntimeError::NoAdapter { .. }) if *self == Self::Auto => Ok((None, None)),
-            Err(error) if *self == Self::Auto => Ok((None, Some(error))),
+            Ok(gpu) => Ok(Opened::Gpu(Box::new(cache.of(gpu)))),
+            Err(RuntimeError::NoAdapter { .. }) if *self == Self::Auto => Ok(Opened::Cpu { failure: None }),
+            Err(error) if *self == Self::Auto => Ok(Opened::Cpu { failure: Some(error) }),
             Err(error) => Err(error),
         }
     }
+}
+
+/// What a [`DeviceChoice`] led to.
+#[derive(Debug)]
+pub enum Opened {
+    /// Open GPU.
+    Gpu(Box<Gpu>),
+    /// CPU device.
+    Cpu {
+        /// Why the hardware GPU that there is could not be opened, if that is why the CPU was taken.
+        failure: Option<RuntimeError>,
+    },
 }
 
 /// Place where a GPU's compiled kernels are kept from one start to the next, and where [measured variants] are looked for.
@@ -90,15 +99,15 @@ pub enum Floats {
 }
 
 impl Floats {
-    /// Returns the storage on an adapter. `shader_f16` says whether its shaders know 16-bit floats. Where they do not,
-    /// as on GPUs of many phones, these are stored in pairs: steps that wait for memory gain as much by that.
-    pub fn stored(self, adapter: AdapterKind, shader_f16: bool) -> Storage {
+    /// Returns the storage on an adapter. Where its shaders do not know 16-bit floats, as on GPUs of many phones, these
+    /// are stored in pairs: steps that wait for memory gain as much by that.
+    pub fn storage_on(self, adapter: &AdapterSummary) -> Storage {
         let halves = match self {
-            Self::Auto => adapter != AdapterKind::Software,
+            Self::Auto => adapter.kind != AdapterKind::Software,
             Self::F32 => false,
             Self::F16 => true,
         };
-        match (halves, shader_f16) {
+        match (halves, adapter.caps.shader_f16) {
             (false, _) => Storage::F32,
             (true, false) => Storage::F16_PACKED,
             (true, true) => Storage::F16,
@@ -151,14 +160,14 @@ impl Options {
     pub(super) async fn open(&self) -> Result<(Device, String), ModelError> {
         let auto = self.device == DeviceChoice::Auto;
         match self.device.open(&self.cache).await? {
-            (Some(gpu), _) => {
+            Opened::Gpu(gpu) => {
                 let why = if auto { "the best GPU" } else { "as asked" };
-                let storage = self.floats.stored(gpu.adapter().kind, gpu.caps().shader_f16);
+                let storage = self.floats.storage_on(gpu.adapter());
                 let line = format!("{} ({why})", gpu.adapter());
-                Ok((Device::Gpu(Arc::new(gpu), storage.with_weights(self.weights)), line))
+                Ok((Device::Gpu(Arc::new(*gpu), storage.with_weights(self.weights)), line))
             }
-            (None, Some(error)) => self.cpu(&format!("no GPU could be opened: {error}")),
-            (None, None) => self.cpu(if auto { "there is no hardware GPU" } else { "as asked" }),
+            Opened::Cpu { failure: Some(error) } => self.cpu(&format!("no GPU could be opened: {error}")),
+            Opened::Cpu { failure: None } => self.cpu(if auto { "there is no hardware GPU" } else { "as asked" }),
         }
     }
 
@@ -183,15 +192,21 @@ impl Options {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use mobilediffusion_runtime::Caps;
 
     #[test]
     fn halves_are_for_hardware() {
+        let stored = |floats: Floats, kind, shader_f16| {
+            let (name, backend, driver) = (String::new(), String::new(), String::new());
+            let caps = Caps { shader_f16, ..Caps::PORTABLE };
+            floats.storage_on(&AdapterSummary { index: 0, name, backend, driver, kind, caps })
+        };
         let (hardware, software) = (AdapterKind::Discrete, AdapterKind::Software);
-        assert_eq!(Floats::Auto.stored(hardware, true), Storage::F16);
-        assert_eq!(Floats::Auto.stored(hardware, false), Storage::F16_PACKED);
-        assert_eq!(Floats::Auto.stored(software, true), Storage::F32);
-        assert_eq!(Floats::F32.stored(hardware, true), Storage::F32);
-        assert_eq!(Floats::F16.stored(software, true), Storage::F16);
-        assert_eq!(Floats::F16.stored(hardware, false), Storage::F16_PACKED);
+        assert_eq!(stored(Floats::Auto, hardware, true), Storage::F16);
+        assert_eq!(stored(Floats::Auto, hardware, false), Storage::F16_PACKED);
+        assert_eq!(stored(Floats::Auto, software, true), Storage::F32);
+        assert_eq!(stored(Floats::F32, hardware, true), Storage::F32);
+        assert_eq!(stored(Floats::F16, software, true), Storage::F16);
+        assert_eq!(stored(Floats::F16, hardware, false), Storage::F16_PACKED);
     }
 }
