@@ -8,6 +8,7 @@ mod memory;
 mod options;
 mod plans;
 mod progress;
+mod ready;
 mod request;
 mod run;
 mod sampling;
@@ -20,18 +21,13 @@ pub use request::{Init, MOST_PICTURES, Request, Settings, Truncated};
 pub use shared::Model;
 pub use source::{Source, WeightsFrom};
 
-use crate::config::ModelConfig;
 use crate::error::ModelError;
-use crate::networks::{Decoder, Network, Shape};
+use crate::networks::Shape;
 use crate::picture::Picture;
-use memory::{Ask, Need};
-use mobilediffusion_graph::{Device, PlanSummary, Recording, compile_ahead};
+use mobilediffusion_graph::{Device, PlanSummary, Recording};
 use plans::{Key, Plans};
-use progress::Reporter;
-use shared::GoOn;
+use ready::{keys, ready};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
 
 /// Draws pictures with a model. A pipeline can be sent to another thread, and several pipelines may share one model.
 #[derive(Debug)]
@@ -222,135 +218,12 @@ impl Pipeline {
         Ok(())
     }
 
-    /// Loads the weights and makes the plans of a request that are still missing.
+    /// Checks and loads the weights and makes the plans of a request that are still missing.
     fn ready(&mut self, request: &Request, shape: Shape, on_progress: OnProgress<'_>) -> Result<(), ModelError> {
         if self.model.generation() != self.generation {
             self.plans.clear();
             self.generation = self.model.generation();
         }
-        let keys = keys(self.model.config(), request, shape);
-        keys.iter().try_for_each(|key| self.model.weights(key.network()).map(drop))?;
-        self.plans.touch(&keys);
-        let pictures = request.batches().next().unwrap_or(1);
-        let ask = Ask { model: &self.model, device: &self.model.device(), latent: shape.latent, pictures, keys: &keys };
-        loop {
-            let mut missing = Vec::new();
-            for key in keys.iter().copied().filter(|key| !self.plans.has(*key)) {
-                let recording = Recording::new(key.graph(self.model.config())?);
-                missing.push((key, Need::of(&recording, &self.model.device_of(key.network())?), recording));
-            }
-            if missing.is_empty() {
-                return Ok(());
-            }
-            let needs: Vec<(Key, Need)> = missing.iter().map(|(key, need, _)| (*key, *need)).collect();
-            let needed = make_room(&self.model, &mut self.plans, &ask, &needs)?;
-            match make(&self.model, &mut self.plans, missing, on_progress) {
-                // A device that does not report its memory is tried again with fewer plans and weights on it, until
-                // none are left to free.
-                Err(error) if error.is_out_of_memory() && free_one(&self.model, &mut self.plans, &keys) => {}
-                Err(error) if error.is_out_of_memory() => return Err(ask.too_much(needed, None)),
-                made => return made,
-            }
-        }
+        ready(&self.model, &mut self.plans, (request, shape), on_progress)
     }
-}
-
-/// Returns the keys of a request's plans.
-fn keys(config: &ModelConfig, request: &Request, shape: Shape) -> Vec<Key> {
-    let mut sizes: Vec<usize> = request.batches().collect();
-    sizes.dedup();
-    let batches = sizes.into_iter().flat_map(|pictures| {
-        let shape = Shape { pictures, ..shape };
-        [Key::Denoise(shape), Key::Decode(Decoder::of(config), shape.latent, pictures)]
-    });
-    let encode = request.init.is_some().then_some(Key::Encode(shape.latent));
-    std::iter::once(Key::Text).chain(batches).chain(encode).collect()
-}
-
-/// Frees the least recently used plan, or else weights that no needed plan uses, and returns whether there was
-/// anything to free. Weights that other pipelines share are kept: removing them here would free nothing.
-fn free_one(model: &Arc<Model>, plans: &mut Plans, needed: &[Key]) -> bool {
-    let networks: Vec<Network> = needed.iter().map(|key| key.network()).collect();
-    plans.evict(needed) || model.pipelines() == 1 && model.release(&networks)
-}
-
-/// Frees plans and weights until the missing plans fit into the limits of [`Options`] and the machine's memory.
-/// Returns the number of bytes that everything takes then.
-fn make_room(model: &Arc<Model>, plans: &mut Plans, ask: &Ask<'_>, needs: &[(Key, Need)]) -> Result<u64, ModelError> {
-    ask.check_buffers(&needs.iter().map(|(_, need)| *need).collect::<Vec<_>>())?;
-    let most_plans = model.options().plans.max(ask.keys.len());
-    while plans.len() + needs.len() > most_plans && plans.evict(ask.keys) {}
-    loop {
-        let there = plans.bytes() + model.resident_bytes();
-        let budget = match model.options().memory {
-            Some(most) => Some(most),
-            None => memory::free(ask.device).map(|free| free + there),
-        };
-        let needed = taken(model, plans, needs);
-        match budget {
-            Some(budget) if needed > budget => {
-                if !free_one(model, plans, ask.keys) {
-                    return Err(ask.too_much(needed, Some(budget)));
-                }
-            }
-            _ => return Ok(needed),
-        }
-    }
-}
-
-/// Returns the number of bytes of all weights and plans that exist or are missing.
-fn taken(model: &Model, plans: &Plans, missing: &[(Key, Need)]) -> u64 {
-    let need = memory::together(missing.iter().map(|(key, need)| {
-        let weights = need.weights.saturating_sub(model.resident(key.network()));
-        (*key, Need { weights, ..*need })
-    }));
-    plans.bytes() + model.resident_bytes() + need.total()
-}
-
-/// Checks and loads the missing weights and makes the missing plans.
-fn make(
-    model: &Model,
-    plans: &mut Plans,
-    missing: Vec<(Key, Need, Recording)>,
-    on_progress: OnProgress<'_>,
-) -> Result<(), ModelError> {
-    let mut reporter = Reporter { on_progress, picture: 0 };
-    let steps = |(_, _, recording): &(Key, Need, Recording)| recording.nodes().len();
-    let total: usize = missing.iter().map(steps).sum();
-    let mut each = |bring: &dyn Fn(&(Key, Need, Recording), GoOn<'_>) -> Result<(), ModelError>| {
-        missing.iter().enumerate().try_for_each(|(at, plan)| {
-            // A network's weights count as much as the steps that use them.
-            let (before, own) = (missing[..at].iter().map(steps).sum::<usize>(), steps(plan));
-            let mut go_on =
-                |phase, done: usize, of: usize| reporter.report(phase, (before + own * done / of.max(1), total), None);
-            bring(plan, &mut go_on)
-        })
-    };
-    // Nothing is brought to the device before all weights have been checked.
-    let mut load = || {
-        each(&|(key, ..), go_on| model.check_weights(key.network(), go_on))?;
-        each(&|(key, need, recording), go_on| model.load_weights((key.network(), need.weights), recording, go_on))
-    };
-    let devices = missing.iter().map(|(key, ..)| model.device_of(key.network())).collect::<Result<Vec<_>, _>>()?;
-    let loaded = AtomicBool::new(false);
-    thread::scope(|scope| {
-        let ahead = || {
-            let each = missing.iter().zip(&devices);
-            each.for_each(|((_, _, recording), device)| compile_ahead(recording, device, &loaded));
-        };
-        // Where no thread can be started, everything is compiled when the plans are made.
-        drop(thread::Builder::new().spawn_scoped(scope, ahead));
-        let result = load();
-        loaded.store(true, Ordering::Relaxed);
-        result
-    })?;
-    reporter.check(Phase::Load, (total, total), None)?;
-    let mut before = 0;
-    for (key, _, recording) in missing {
-        let own = recording.nodes().len();
-        let mut go_on = |phase, done, _| reporter.report(phase, (before + done, total), None);
-        plans.add(key, model.session(key.network(), recording, &mut go_on)?);
-        before += own;
-    }
-    Ok(())
 }

@@ -153,8 +153,8 @@ pub(super) struct Ask<'a> {
 
 impl Ask<'_> {
     /// Refuses a request that needs a larger buffer than the device supports, whatever its memory.
-    pub(super) fn check_buffers(&self, needs: &[Need]) -> Result<(), ModelError> {
-        let largest = needs.iter().map(|need| need.largest).max().unwrap_or(0);
+    pub(super) fn check_buffers(&self, needs: impl Iterator<Item = Need>) -> Result<(), ModelError> {
+        let largest = needs.map(|need| need.largest).max().unwrap_or(0);
         match most_in_one(self.device) {
             Some(most) if largest > most => Err(self.refused("in one buffer", largest, None, Some(most))),
             _ => Ok(()),

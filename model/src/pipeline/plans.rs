@@ -64,8 +64,27 @@ impl Key {
 struct Plan {
     key: Key,
     session: Session,
-    /// What inputs hold that were written by [`Plans::write_once`]: the name of the input, and what was said of its values.
-    held: Vec<(&'static str, String)>,
+    /// What inputs hold that were written by [`Plans::write_once`].
+    held: Vec<Held>,
+}
+
+/// What an input of the UNet holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Held {
+    /// `context`: these prompts, encoded.
+    Prompts(Vec<String>),
+    /// `timestep`: this timestep for every image.
+    Timestep(usize),
+}
+
+impl Held {
+    /// Returns the name of the input.
+    fn input(&self) -> &'static str {
+        match self {
+            Self::Prompts(_) => "context",
+            Self::Timestep(_) => "timestep",
+        }
+    }
 }
 
 /// Plans that are ready, the most recently used one last.
@@ -114,24 +133,19 @@ impl Plans {
         &mut self.plan(key).session
     }
 
-    /// Returns whether an input of a plan holds values of which `what` is true; see [`write_once`](Self::write_once).
-    pub(super) fn holds(&mut self, key: Key, input: &'static str, what: &str) -> bool {
-        self.plan(key).held.iter().any(|(name, held)| *name == input && held == what)
+    /// Whether an input of a plan that is ready holds this.
+    pub(super) fn holds(&self, key: Key, what: &Held) -> bool {
+        self.0.iter().any(|plan| plan.key == key && plan.held.contains(what))
     }
 
-    /// Writes an input of a plan unless it [`holds`](Self::holds) the values already: steps that depend on it alone are then
-    /// not run again. `what` tells these values from all others. Such an input is written in no other way.
-    pub(super) fn write_once(
-        &mut self,
-        key: Key,
-        (input, what): (&'static str, &str),
-        values: &[f32],
-    ) -> Result<(), ModelError> {
-        if !self.holds(key, input, what) {
+    /// Writes an input of a plan unless it [holds](Self::holds) this already: steps that depend on it alone are then not
+    /// run again. Such an input is written in no other way.
+    pub(super) fn write_once(&mut self, key: Key, what: Held, values: &[f32]) -> Result<(), ModelError> {
+        if !self.holds(key, &what) {
             let Plan { session, held, .. } = self.plan(key);
-            held.retain(|(name, _)| *name != input);
-            session.write(input, values)?;
-            held.push((input, what.to_owned()));
+            held.retain(|held| held.input() != what.input());
+            session.write(what.input(), values)?;
+            held.push(what);
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! Execution of one request with plans that are ready, from its prompts to its pictures.
 
-use super::plans::{Key, Plans};
+use super::plans::{Held, Key, Plans};
 use super::progress::{Flow, OnPicture, OnProgress, Phase, Reporter};
 use super::request::{Init, Request, Settings};
 use super::sampling::{Evaluation, evaluations};
@@ -93,8 +93,8 @@ impl<'a> Run<'a> {
         let prompts = [self.request.negative.as_str(), self.request.prompt.as_str()];
         let prompts = if self.shape.guided { &prompts[..] } else { &prompts[1..] };
         let key = Key::Denoise(self.shape);
-        let what = format!("{prompts:?}");
-        if self.plans.holds(key, "context", &what) {
+        let held = Held::Prompts(prompts.iter().map(|prompt| (*prompt).to_owned()).collect());
+        if self.plans.holds(key, &held) {
             return self.reporter.check(Phase::Text, (1, 1), None);
         }
         for (done, prompt) in prompts.iter().enumerate().skip(encoded.len()) {
@@ -104,7 +104,7 @@ impl<'a> Run<'a> {
             encoded.push(self.plans.session(Key::Text).read_async("context").await?);
         }
         let context: Vec<f32> = encoded.iter().flat_map(|prompt| prompt.repeat(self.shape.pictures)).collect();
-        self.plans.write_once(key, ("context", &what), &context)
+        self.plans.write_once(key, held, &context)
     }
 
     /// Encodes the initial picture.
@@ -210,7 +210,7 @@ impl<'a> Run<'a> {
         }
         session.write("coefficients", &step.coefficients)?;
         let timesteps = vec![step.timestep as f32; self.shape.batch()];
-        self.plans.write_once(key, ("timestep", &step.timestep.to_string()), &timesteps)?;
+        self.plans.write_once(key, Held::Timestep(step.timestep), &timesteps)?;
         let session = self.plans.session(key);
         Ok(session.run_ahead(&mut |_, _| self.reporter.report(Phase::Denoise, steps, None)).await?)
     }
