@@ -4,6 +4,7 @@
 //! The f64 references are too slow at these sizes. A GPU's result is checked against the CPU form instead, and the CPU
 //! form against the reference on the small built-in cases of its family.
 
+mod kernels;
 mod machine;
 mod measure;
 mod peaks;
@@ -13,23 +14,17 @@ mod row;
 mod tune;
 
 use crate::Failure;
-use crate::args::{half, time_left, until};
-use crate::compile::compile;
+use crate::args::{time_left, until};
 use crate::device::{Floats, WeightsDtype, device, device_choice, open};
 use crate::graphs::{NetworkName, recorded, weights};
 use crate::output::check_numbers;
 use crate::terminal::{note, result};
 use clap::ArgGroup;
 use mobilediffusion_kernels::Device;
-use mobilediffusion_kernels::runner::check_case;
-use mobilediffusion_kernels::variant::{Machine, choose};
-use mobilediffusion_kernels::{Case, FAMILIES, Family, WeightType, family, sample};
+use mobilediffusion_kernels::{Case, FAMILIES, Family, WeightType, family};
 use mobilediffusion_model::DeviceChoice;
 use mobilediffusion_runtime::{AdapterKind, Timer};
-use peaks::Peaks;
-use row::{Row, heading};
 use serde_json::{Value, json};
-use std::cmp::Reverse;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -155,7 +150,10 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
             let subject = plan::Subject { name, networks: &args.networks, guidance: args.guidance, runs };
             (json!({ "plan": plan::run(subject, &device, &time_left(until))? }), None)
         }
-        None => kernels(args, (&device, timer.as_ref()), effort, until)?,
+        None => {
+            let subject = kernels::Subject { device: &device, timer: timer.as_ref(), effort, until };
+            kernels::run(subject, &chosen(args))?
+        }
     };
     write_json(args, &device, machine, measured)?;
     failure.map_or(Ok(()), |failure| Err(failure.into()))
@@ -184,115 +182,6 @@ fn tune(
     let failed = measured["failed"].as_array().map_or(0, Vec::len);
     let failure = (failed > 0).then(|| format!("{failed} variants failed, see the notes above"));
     Ok((json!({ "tuned": measured }), failure))
-}
-
-/// Measurements of the kernels at the model's shapes, and the number of shapes left out for each reason.
-struct Kernels {
-    peaks: Peaks,
-    rows: Vec<Value>,
-    /// Shapes that the device has no memory for.
-    no_room: usize,
-    /// Shapes of too many floating-point operations.
-    too_long: usize,
-    /// Shapes not reached within the time limit.
-    too_late: usize,
-    /// Shapes not reached before the device was lost.
-    lost: usize,
-}
-
-impl Kernels {
-    /// Returns the numbers, beside `wrong` results.
-    fn measured(self, wrong: &[String]) -> Measured {
-        let Self { peaks, rows, no_room, too_long, too_late, lost } = self;
-        let left_out = json!({ "no_room": no_room, "too_long": too_long, "too_late": too_late, "lost": lost });
-        let numbers = json!({ "peaks": peaks.json(), "shapes": rows, "left_out": left_out });
-        (numbers, (!wrong.is_empty()).then(|| format!("wrong results: {}", wrong.join("; "))))
-    }
-}
-
-/// Checks and times the kernels, until the device is lost. Shapes with wrong results have no row, so that their times are
-/// compared with nothing; they are what went wrong.
-fn kernels(
-    args: &Args,
-    (device, timer): (&Device, Option<&Timer>),
-    effort: Effort,
-    until: Option<Instant>,
-) -> Result<Measured, Failure> {
-    let left = || until.map(|until| until.saturating_duration_since(Instant::now()));
-    let peaks = Peaks::measure(device, timer, effort)?;
-    result(&peaks.to_string())?;
-    result(&heading())?;
-    let (mut all, mut wrong) =
-        (Kernels { peaks, rows: Vec::new(), no_room: 0, too_long: 0, too_late: 0, lost: 0 }, Vec::new());
-    let mut families: Vec<_> = chosen(args).into_iter().map(|family| (family, (family.model_shapes)())).collect();
-    if until.is_some() {
-        // What the time does not suffice for are then the kernels that matter least.
-        let flops = |case: &Case| case.kernel.cost().flops;
-        families.sort_by_key(|(_, cases)| Reverse(cases.iter().map(flops).sum::<u64>()));
-    }
-    if let (Device::Gpu(gpu, storage), false) = (device, effort.software) {
-        let kernels = families.iter().flat_map(|(_, cases)| cases).map(|case| case.kernel.as_ref());
-        let machine = Machine::of(gpu, *storage);
-        let chosen = kernels.map(|kernel| (kernel, vec![choose(kernel, &machine)]));
-        compile("compiling", &[gpu], *storage, chosen, time_left(half(until)));
-    }
-    let mut shapes_left = families.iter().map(|(_, cases)| cases.len()).sum::<usize>();
-    for (family, cases) in families {
-        if left().is_none_or(|left| !left.is_zero())
-            && let Some(why) = check_cpu_form(family, device.storage().weights)
-        {
-            // The CPU form is what is timed here, or what the GPU is compared with.
-            note(&format!("left out: {}: its CPU form is wrong: {why}", family.name));
-            wrong.push(format!("{} on the CPU: {why}", family.name));
-            shapes_left -= cases.len();
-            continue;
-        }
-        for case in cases {
-            let share = left().map(|left| left.div_f64(shapes_left as f64));
-            shapes_left -= 1;
-            if share.is_some_and(|share| share.is_zero()) {
-                all.too_late += 1;
-                continue;
-            }
-            if case.kernel.cost().flops > effort.most_flops {
-                all.too_long += 1;
-                continue;
-            }
-            let measured = match measure::shape(device, timer, &case, effort.within(share)) {
-                Ok(measured) => measured,
-                // Other shapes may still fit into the device's memory.
-                Err(error) if measure::is_too_large(error.as_ref()) => {
-                    all.no_room += 1;
-                    note(&format!("left out: {} {}: {error}", family.name, sample::text(case.kernel.as_ref())));
-                    continue;
-                }
-                Err(error) => {
-                    wrong.push(format!("{} {}: {error}", family.name, sample::text(case.kernel.as_ref())));
-                    // A lost device ends the run; any other error concerns this shape alone.
-                    if matches!(device, Device::Gpu(gpu, _) if gpu.wait().is_err()) {
-                        all.lost = shapes_left;
-                        return Ok(all.measured(&wrong));
-                    }
-                    continue;
-                }
-            };
-            if let Some(why) = measured.wrong {
-                note(&format!("left out: {} {}: {why}", family.name, sample::text(case.kernel.as_ref())));
-                wrong.push(why);
-                continue;
-            }
-            let row = Row::new(&case, &measured, &all.peaks, device);
-            result(&row.line())?;
-            all.rows.push(row.json());
-        }
-    }
-    if all.too_long > 0 {
-        note(&format!("{} shapes of more than {} MFLOP were left out", all.too_long, effort.most_flops / 1_000_000));
-    }
-    if all.too_late > 0 {
-        note(&format!("{} shapes were left out because the time was up", all.too_late));
-    }
-    Ok(all.measured(&wrong))
 }
 
 /// Returns the kernels named on the command line, or all.
@@ -330,13 +219,4 @@ fn write_json(
     let text = serde_json::to_string_pretty(&all)? + "\n";
     let written = mobilediffusion_runtime::write_whole(path, text.as_bytes());
     Ok(written.map_err(|error| format!("cannot write {}: {error}", path.display()))?)
-}
-
-/// Checks the CPU form against its reference on the family's built-in cases. Returns the first failure.
-fn check_cpu_form(family: &Family, weights: WeightType) -> Option<String> {
-    let verdict = |(seed, case): (u64, Case)| match check_case(&Device::Cpu(weights), &case, seed) {
-        Ok(verdict) => verdict.failure.map(|failure| format!("{:?} {failure}", case.kernel)),
-        Err(error) => Some(error.to_string()),
-    };
-    (1..).zip((family.cases)()).find_map(verdict)
 }

@@ -10,7 +10,7 @@ use mobilediffusion_model::{
     Flow, Init, Mask, ModelError, Options, Picture, Pipeline, Progress, Request, Settings, Truncated, WeightType,
     WeightsFrom,
 };
-use serde_json::json;
+use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 
 pub(crate) fn run(args: &Generate) -> Result<(), Failure> {
@@ -60,19 +60,25 @@ pub(crate) fn run(args: &Generate) -> Result<(), Failure> {
     }
     drawn?;
     if args.json {
-        let files: Vec<_> =
-            files.iter().map(|(path, seed)| json!({"path": path.to_string_lossy(), "seed": seed})).collect();
-        let facts: serde_json::Map<_, _> = facts.iter().map(|(k, v)| (k.to_lowercase(), v.clone().into())).collect();
-        let left_out = |cut: Option<Truncated>| cut.map(|cut| cut.left_out);
-        let (left_out, negative) = (left_out(settings.truncated), left_out(settings.negative_truncated));
-        let weight_bytes = pipeline.counters().weight_bytes;
-        let previews: Vec<_> = previews.written.iter().map(|path| path.to_string_lossy()).collect();
-        let all = json!({"files": files, "previews": previews, "count": args.count, "batch": args.batch, "settings": facts,
-            "left_out": left_out, "left_out_of_negative": negative, "seconds": clock.seconds(),
-            "weight_bytes": weight_bytes});
+        let mut all = report(&previews, files, &settings);
+        all["seconds"] = json!(clock.seconds());
+        all["weight_bytes"] = pipeline.counters().weight_bytes.into();
         result(&serde_json::to_string_pretty(&all)?)?;
     }
     Ok(())
+}
+
+/// Returns what `--json` prints of the files and the request.
+fn report(previews: &Previews<'_>, files: &[(PathBuf, u64)], settings: &Settings) -> Value {
+    let Previews { args, facts, written, .. } = previews;
+    let file = |(path, seed): &(PathBuf, u64)| json!({"path": path.to_string_lossy(), "seed": seed});
+    let files: Vec<Value> = files.iter().map(file).collect();
+    let facts: Map<_, _> = facts.iter().map(|(key, value)| (key.to_lowercase(), value.clone().into())).collect();
+    let left_out = |cut: &Option<Truncated>| cut.as_ref().map(|cut| cut.left_out.clone());
+    let (left_out, negative) = (left_out(&settings.truncated), left_out(&settings.negative_truncated));
+    let previews: Vec<_> = written.iter().map(|path| path.to_string_lossy()).collect();
+    json!({"files": files, "previews": previews, "count": args.count, "batch": args.batch, "settings": facts,
+        "left_out": left_out, "left_out_of_negative": negative})
 }
 
 /// Draws the pictures, and writes each as soon as it is finished or all of them as one sheet.

@@ -95,7 +95,8 @@ impl Storage {
         if self.is_int8(dtype) { int8::SCALE_BYTES * int8::rows(shape) } else { 0 }
     }
 
-    /// Returns the WGSL that stands in front of every module: types and functions that hide how tensors are stored.
+    /// Returns the WGSL that stands in front of every module: types and functions that hide how tensors are stored, from
+    /// `shaders/prelude`.
     ///
     /// For floats these are `Pack` (four stored elements), `load4`, `store4`, and `pack_if` (zeros unless a condition
     /// holds). Values beyond the range of f16 saturate when they are stored.
@@ -106,59 +107,24 @@ impl Storage {
     /// which sums over the row are multiplied).
     pub(crate) fn prelude(self) -> String {
         let floats = match self.floats {
-            FloatType::F32 => {
-                "alias Pack = vec4<f32>;\n\
-                 fn load4(p: Pack) -> vec4<f32> { return p; }\n\
-                 fn store4(v: vec4<f32>) -> Pack { return v; }\n"
-            }
-            FloatType::F16 => {
-                "enable f16;\n\
-                 alias Pack = vec4<f16>;\n\
-                 fn load4(p: Pack) -> vec4<f32> { return vec4<f32>(p); }\n\
-                 fn store4(v: vec4<f32>) -> Pack { return Pack(clamp(v, vec4<f32>(-65504.0), vec4<f32>(65504.0))); }\n"
-            }
-            FloatType::F16Packed => {
-                "alias Pack = vec2<u32>;\n\
-                 fn load4(p: Pack) -> vec4<f32> { return vec4<f32>(unpack2x16float(p.x), unpack2x16float(p.y)); }\n\
-                 fn store4(v: vec4<f32>) -> Pack {\n    \
-                     let c = clamp(v, vec4<f32>(-65504.0), vec4<f32>(65504.0));\n    \
-                     return Pack(pack2x16float(c.xy), pack2x16float(c.zw));\n\
-                 }\n"
-            }
+            FloatType::F32 => include_str!("../../shaders/prelude/floats_f32.wgsl"),
+            FloatType::F16 => include_str!("../../shaders/prelude/floats_f16.wgsl"),
+            FloatType::F16Packed => include_str!("../../shaders/prelude/floats_f16_packed.wgsl"),
         };
         let weights = match (self.weights, self.floats) {
-            (WeightType::F16, FloatType::F32) => {
-                "alias WeightPack = vec2<u32>;\n\
-                 const WEIGHT_HEAD = 0u;\n\
-                 fn weight_scale(head: WeightPack) -> f32 { return 1.0; }\n\
-                 fn weight4(p: WeightPack) -> vec4<f32> {\n    \
-                     return vec4<f32>(unpack2x16float(p.x), unpack2x16float(p.y));\n\
-                 }\n"
-            }
-            (WeightType::Floats | WeightType::F16, _) => {
-                "alias WeightPack = Pack;\n\
-                 const WEIGHT_HEAD = 0u;\n\
-                 fn weight_scale(head: WeightPack) -> f32 { return 1.0; }\n\
-                 fn weight4(p: WeightPack) -> vec4<f32> { return load4(p); }\n"
-            }
-            (WeightType::Int8, _) => {
-                "alias WeightPack = u32;\n\
-                 const WEIGHT_HEAD = 1u;\n\
-                 fn weight_scale(head: WeightPack) -> f32 { return bitcast<f32>(head); }\n\
-                 fn weight4(p: WeightPack) -> vec4<f32> { return vec4<f32>(unpack4xI8(p)); }\n"
-            }
+            (WeightType::F16, FloatType::F32) => include_str!("../../shaders/prelude/weights_f16.wgsl"),
+            (WeightType::Floats | WeightType::F16, _) => include_str!("../../shaders/prelude/weights_as_floats.wgsl"),
+            (WeightType::Int8, _) => include_str!("../../shaders/prelude/weights_int8.wgsl"),
         };
-        let weight_pack = match (self.weights, self.floats) {
-            (WeightType::F16, FloatType::F32) => "return weight4(p);",
-            (WeightType::Floats | WeightType::F16, _) => "return p;",
+        let int8_pack = match (self.weights, self.floats) {
             // Whole numbers up to 127 need not saturate.
-            (WeightType::Int8, FloatType::F16) => "return Pack(weight4(p));",
-            (WeightType::Int8, _) => "return store4(weight4(p));",
+            (WeightType::Int8, FloatType::F16) => {
+                "fn weight_pack(p: WeightPack) -> Pack { return Pack(weight4(p)); }\n"
+            }
+            (WeightType::Int8, _) => "fn weight_pack(p: WeightPack) -> Pack { return store4(weight4(p)); }\n",
+            _ => "",
         };
-        let weight_pack = format!("fn weight_pack(p: WeightPack) -> Pack {{ {weight_pack} }}\n");
-        let both = "fn pack_if(there: bool, p: Pack) -> Pack { return select(Pack(), p, there); }\n\
-                    fn weight_row(row: u32, len4: u32) -> u32 { return row * (len4 + WEIGHT_HEAD); }\n";
-        [floats, weights, &weight_pack, both].concat()
+        [floats, weights, int8_pack, include_str!("../../shaders/prelude/rows.wgsl")].concat()
     }
 
     /// Encodes a dense tensor of packed `shape` as the device's bytes: rows are padded with zeros, floats rounded to

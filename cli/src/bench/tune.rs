@@ -11,9 +11,10 @@ use mobilediffusion_kernels::tuning::Tuning;
 use mobilediffusion_kernels::variant::{Machine, choose, runnable};
 use mobilediffusion_kernels::{Case, Family, Kernel, Storage, Variant, check, family, fenced, sample};
 use mobilediffusion_runtime::{Gpu, Timer};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::time::Instant;
 
 /// Longest estimated time in seconds of one dispatch on hardware. Windows resets a device after two seconds.
@@ -55,7 +56,7 @@ pub(super) fn of_plan(recording: &Recording) -> Result<Vec<Case>, Failure> {
 pub(super) fn run(device: Subject<'_>, cases: &[Case], until: Option<Instant>) -> Result<Value, Failure> {
     let Subject { gpu, storage, effort, .. } = device;
     let (compiling, time_left) = (time_left(half(until)), time_left(until));
-    let (mut tuning, ignored) = Tuning::read(gpu);
+    let (tuning, ignored) = Tuning::read(gpu);
     ignored.iter().for_each(|why| note(&format!("note: {why}")));
     let estimate = Machine { tuned: Default::default(), ..Machine::of(gpu, storage) };
     if !effort.software {
@@ -64,54 +65,84 @@ pub(super) fn run(device: Subject<'_>, cases: &[Case], until: Option<Instant>) -
         let several = all.filter(|(_, variants)| variants.len() > 1);
         compile("compiling", &[gpu], storage, several, compiling);
     }
-    let (mut rows, mut left_out, mut failed) = (Vec::new(), 0, Vec::new());
+    let mut report = Report { device, estimate, tuning, rows: Vec::new(), failed: Vec::new(), left_out: 0 };
     for case in cases {
-        let kernel = case.kernel.as_ref();
-        let (name, shape) = (kernel.name(), sample::text(kernel));
-        let mut variants = runnable(kernel, gpu.caps(), storage);
-        variants.sort_by(|a, b| a.estimate(&estimate).total_cmp(&b.estimate(&estimate)));
-        if variants.len() < 2 {
-            continue;
+        if report.problem(case, &time_left)?.is_break() {
+            break;
         }
-        if kernel.cost().flops > effort.most_flops || !time_left() {
-            left_out += 1;
-            continue;
-        }
-        let (mut times, wrong) = match times((device, &estimate), case, &variants) {
-            Err(error) if measure::is_too_large(error.as_ref()) => {
-                left_out += 1;
-                continue;
-            }
-            // The device is lost.
-            Err(error) => {
-                note(&format!("note: {name}: {error}"));
-                failed.push(json!({"kernel": name, "shape": shape, "why": error.to_string()}));
-                break;
-            }
-            Ok(times) => times,
-        };
-        for (variant, why) in wrong {
-            note(&format!("note: {name} {}: {why}", variant.name));
-            failed.push(json!({"kernel": name, "shape": shape, "variant": variant.name, "why": why}));
-        }
-        times.sort_by(|a, b| a.1.total_cmp(&b.1));
-        let Some((best, _)) = times.first() else { continue };
-        let estimated = choose(kernel, &estimate);
-        tuning.note(gpu.adapter(), (kernel, storage), best);
-        tuning.write(gpu)?;
-        let each = times.iter().map(|(variant, seconds)| format!("{} {:.1}", variant.name, seconds * 1e6));
-        let each = each.collect::<Vec<_>>().join(", ");
-        result(&format!("{name:18} {:10} (estimated {}; us: {each}) {shape}", best.name, estimated.name))?;
-        let best = best.name;
-        let times = times.iter().map(|(variant, seconds)| (variant.name.to_owned(), json!(seconds * 1e6)));
-        let times = times.collect::<serde_json::Map<_, _>>();
-        rows.push(json!({"kernel": name, "shape": shape, "estimated": estimated.name, "best": best, "us": times}));
     }
+    let Report { rows, failed, left_out, .. } = report;
     if left_out > 0 {
         note(&format!("{left_out} shapes were left out: too long or too large for this device, or the time was up"));
     }
     note(&format!("kept the fastest variants of {} problems for sessions on this adapter", rows.len()));
     Ok(json!({"problems": rows, "failed": failed}))
+}
+
+/// What was found so far.
+struct Report<'a> {
+    device: Subject<'a>,
+    /// The device without what was measured on it before.
+    estimate: Machine,
+    tuning: Tuning,
+    rows: Vec<Value>,
+    failed: Vec<Value>,
+    /// Number of problems that were left out.
+    left_out: usize,
+}
+
+impl Report<'_> {
+    /// Times the variants of a problem, if it has several, and saves the fastest. Breaks off if the device is lost.
+    fn problem(&mut self, case: &Case, time_left: &dyn Fn() -> bool) -> Result<ControlFlow<()>, Failure> {
+        let Subject { gpu, storage, effort, .. } = self.device;
+        let kernel = case.kernel.as_ref();
+        let (name, shape) = (kernel.name(), sample::text(kernel));
+        let mut variants = runnable(kernel, gpu.caps(), storage);
+        variants.sort_by(|a, b| a.estimate(&self.estimate).total_cmp(&b.estimate(&self.estimate)));
+        if variants.len() < 2 {
+            return Ok(ControlFlow::Continue(()));
+        }
+        if kernel.cost().flops > effort.most_flops || !time_left() {
+            self.left_out += 1;
+            return Ok(ControlFlow::Continue(()));
+        }
+        let (mut times, wrong) = match times((self.device, &self.estimate), case, &variants) {
+            Err(error) if measure::is_too_large(error.as_ref()) => {
+                self.left_out += 1;
+                return Ok(ControlFlow::Continue(()));
+            }
+            // The device is lost.
+            Err(error) => {
+                note(&format!("note: {name}: {error}"));
+                self.failed.push(json!({"kernel": name, "shape": shape, "why": error.to_string()}));
+                return Ok(ControlFlow::Break(()));
+            }
+            Ok(times) => times,
+        };
+        for (variant, why) in wrong {
+            note(&format!("note: {name} {}: {why}", variant.name));
+            self.failed.push(json!({"kernel": name, "shape": shape, "variant": variant.name, "why": why}));
+        }
+        times.sort_by(|a, b| a.1.total_cmp(&b.1));
+        self.keep(kernel, &times)?;
+        Ok(ControlFlow::Continue(()))
+    }
+
+    /// Saves the fastest variant of a problem, the first one, and prints the times.
+    fn keep(&mut self, kernel: &dyn Kernel, times: &[(Variant, f64)]) -> Result<(), Failure> {
+        let Subject { gpu, storage, .. } = self.device;
+        let Some((best, _)) = times.first() else { return Ok(()) };
+        self.tuning.note(gpu.adapter(), (kernel, storage), best);
+        self.tuning.write(gpu)?;
+        let (name, shape) = (kernel.name(), sample::text(kernel));
+        let (best, estimated) = (best.name, choose(kernel, &self.estimate).name);
+        let micros = || times.iter().map(|(variant, seconds)| (variant.name, seconds * 1e6));
+        let each = micros().map(|(name, us)| format!("{name} {us:.1}")).collect::<Vec<_>>().join(", ");
+        result(&format!("{name:18} {best:10} (estimated {estimated}; us: {each}) {shape}"))?;
+        let times: Map<_, _> = micros().map(|(name, us)| (name.to_owned(), json!(us))).collect();
+        self.rows.push(json!({"kernel": name, "shape": shape, "estimated": estimated, "best": best, "us": times}));
+        Ok(())
+    }
 }
 
 /// Variants with their median time in seconds.
