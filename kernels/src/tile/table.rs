@@ -62,6 +62,14 @@ pub(crate) const SINGLE: &[Tile] = &[
         ..M16_TALL
     },
     Tile {
+        name: "m16 128x128 4x4 in 4",
+        each: [8, 4],
+        threads: [8, 16, 1],
+        rate: 6.5,
+        share: Share::Part(4),
+        ..M16_TALL
+    },
+    Tile {
         name: "m16 64x128/2 in 4",
         each: [4, 2],
         threads: [16, 16, 1],

@@ -106,6 +106,10 @@ fn subgroups_cover_the_tile() {
 
 #[test]
 fn convolutions_choose_alike() {
+    // Two workgroups for each of 132 units would leave some with twice the work of others.
+    let long = Conv2d { n: 1, h: 64, w: 64, ci: 960, co: 320, kernel: 3, stride: 1, upsample: 1, ..Conv2d::default() };
+    let long = Conv2d { pad_start: 1, pad_end: 1, ..long };
+    assert_eq!(choose(&long, &with_matrices(32)).name, "m16 128x128 4x4 in 4");
     let conv =
         Conv2d { n: 1, h: 16, w: 16, ci: 1024, co: 1024, kernel: 1, stride: 1, upsample: 1, ..Conv2d::default() };
     assert_eq!(choose(&conv, &Machine::PORTABLE).name, taken(256, 1024, false));
