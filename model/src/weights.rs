@@ -37,6 +37,10 @@ const FILES: [&str; 4] = [
     "diffusion_pytorch_model.fp16.safetensors",
 ];
 
+/// Number of bytes at the end of a file that are not all zero in a file of weights: many programs make a file of its
+/// full size before they download it.
+const TAIL: usize = 1 << 20;
+
 /// Weights of one part of the model.
 ///
 /// A checkpoint is a directory with `model.safetensors`, or with `model.safetensors.index.json` and the shards that
@@ -55,8 +59,8 @@ impl Checkpoint {
     ///
     /// # Errors
     /// [`ModelError::Io`] if a file cannot be read, [`ModelError::Json`] if the index does not parse, and
-    /// [`ModelError::Safetensors`] if a file is truncated or not a safetensors file, or if the index does not fit the
-    /// shards.
+    /// [`ModelError::Safetensors`] if a file is truncated, ends in a MiB of zeros or is not a safetensors file, or if the
+    /// index does not fit the shards.
     pub fn open(path: &Path) -> Result<Self, ModelError> {
         let mut checkpoint = Self { path: path.to_owned(), shards: Vec::new(), tensors: BTreeMap::new() };
         let Some(index) = FILES.map(|file| path.join(format!("{file}.index.json"))).into_iter().find(|p| p.is_file())
@@ -85,6 +89,10 @@ impl Checkpoint {
         let map = Mapped::open(path).map_err(|source| ModelError::Io { path: path.to_owned(), source })?;
         let (header, metadata) = SafeTensors::read_metadata(map.bytes())
             .map_err(|error| invalid(path, what_is_wrong(map.bytes()).unwrap_or_else(|| error.to_string())))?;
+        let tail = map.bytes().len().saturating_sub(TAIL)..map.bytes().len();
+        if tail.len() == TAIL && map.read(tail, |bytes| bytes.iter().all(|byte| *byte == 0)) {
+            return Err(invalid(path, "its last MiB is zero: it was not downloaded or written to its end".to_owned()));
+        }
         for (name, info) in metadata.tensors() {
             // Offsets count from the end of the header, which follows the eight bytes of its length.
             let (start, end) = info.data_offsets;

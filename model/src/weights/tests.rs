@@ -226,6 +226,19 @@ fn files_that_are_cut_off_or_stand_for_others_are_explained() {
 }
 
 #[test]
+fn a_file_that_was_not_written_to_its_end_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    for (value, whole) in [(0.0, false), (1.0, true)] {
+        let mut values = vec![0.0; 1 << 19];
+        values[(1 << 18) + 9] = value;
+        write(dir.path(), "model.safetensors", &[("w", f32s(&[1 << 19], &values))]);
+        let opened = Checkpoint::open(dir.path());
+        assert_eq!(opened.is_ok(), whole, "{opened:?}");
+        assert!(whole || opened.unwrap_err().to_string().contains("its last MiB is zero"), "the reason is named");
+    }
+}
+
+#[test]
 fn an_absent_file_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let error = Checkpoint::open(dir.path()).unwrap_err();
