@@ -191,6 +191,13 @@ pub(crate) fn features(caps: &Caps) -> wgpu::Features {
     if reads_size { FEATURES | wgpu::Features::SUBGROUP } else { FEATURES }
 }
 
+/// Returns the capabilities of a device whose matrix units failed, and the features to open it with.
+pub(crate) fn without_matrices(caps: &Caps) -> (Caps, wgpu::Features) {
+    let plain = Caps { matrices: Vec::new(), ..caps.clone() };
+    let features = features(&plain) - wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
+    (plain, features)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -213,6 +220,58 @@ mod tests {
         assert_eq!(found(vulkan, "AMD Radeon RX 7900", "AMD proprietary driver", [32, 64]), None);
         assert_eq!(found(metal, "Apple M2", "", [4, 64]), Some(Some(32)));
         assert_eq!(found(metal, "AMD Radeon Pro", "", [4, 64]), None);
+    }
+
+    #[test]
+    fn every_limit_is_read_from_its_own_place() {
+        let limits = wgpu::Limits {
+            max_storage_buffer_binding_size: 1001,
+            max_buffer_size: 1002,
+            max_compute_workgroup_storage_size: 1003,
+            max_compute_invocations_per_workgroup: 1004,
+            max_compute_workgroups_per_dimension: 1005,
+            max_storage_buffers_per_shader_stage: 1006,
+            min_uniform_buffer_offset_alignment: 1007,
+            // Limits whose names are easily taken for one of those above.
+            max_uniform_buffer_binding_size: 1008,
+            max_compute_workgroup_size_x: 1009,
+            max_uniform_buffers_per_shader_stage: 1010,
+            min_storage_buffer_offset_alignment: 1011,
+            ..wgpu::Limits::default()
+        };
+        let expected = Caps {
+            shader_f16: false,
+            timestamps: false,
+            pipeline_cache: false,
+            subgroup_size: None,
+            matrices: Vec::new(),
+            max_binding_bytes: 1001,
+            max_buffer_bytes: 1002,
+            max_workgroup_bytes: 1003,
+            max_invocations: 1004,
+            max_groups: 1005,
+            max_storage_buffers: 1006,
+            uniform_alignment: 1007,
+        };
+        assert_eq!(Caps::new(wgpu::Features::empty(), &limits), expected, "no features");
+        for (feature, with) in [
+            (wgpu::Features::SHADER_F16, Caps { shader_f16: true, ..expected.clone() }),
+            (wgpu::Features::TIMESTAMP_QUERY, Caps { timestamps: true, ..expected.clone() }),
+            (wgpu::Features::PIPELINE_CACHE, Caps { pipeline_cache: true, ..expected.clone() }),
+        ] {
+            assert_eq!(Caps::new(feature, &limits), with, "{feature:?}");
+        }
+    }
+
+    #[test]
+    fn without_matrices_a_device_asks_neither_for_them_nor_for_the_trial() {
+        let matrices = vec![MatrixShape::square(16, MatrixType::F16, MatrixType::F32)];
+        let (matrix, subgroup) = (wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX, wgpu::Features::SUBGROUP);
+        let caps = Caps { matrices, timestamps: true, ..Caps::PORTABLE };
+        assert!(features(&caps).contains(matrix | subgroup), "the trial product needs both");
+        let (plain, asked) = without_matrices(&caps);
+        assert_eq!(plain, Caps { timestamps: true, ..Caps::PORTABLE }, "all else stays");
+        assert_eq!(asked, FEATURES - matrix, "all else is asked for");
     }
 
     #[test]

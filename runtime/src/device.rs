@@ -78,21 +78,14 @@ impl Gpu {
     async fn open_either(select: &Select, shader_checks: bool) -> Result<Self, RuntimeError> {
         let all = adapter::enumerate().await;
         let found: Vec<AdapterSummary> = all.iter().enumerate().map(|(i, raw)| adapter::summary(i, raw)).collect();
-        let mut refused = None;
-        for index in select.candidates(&found)? {
-            match Self::open_on(&all[index], found[index].clone(), shader_checks).await {
-                Ok(opened) => return Ok(opened),
-                // The best adapter's error is the one worth reporting.
-                Err(error) => refused = refused.or(Some(error)),
-            }
-        }
-        Err(refused.expect("there are candidates"))
+        let candidates = select.candidates(&found)?;
+        first_opened(candidates, |index| Self::open_on(&all[index], found[index].clone(), shader_checks)).await
     }
 
     /// Opens a device with the matrix units that pass a trial, or without any if the trial loses the device.
     pub(crate) async fn open_on(
         raw: &wgpu::Adapter,
-        mut chosen: AdapterSummary,
+        chosen: AdapterSummary,
         shader_checks: bool,
     ) -> Result<Self, RuntimeError> {
         if let Some(lack) = chosen.caps.below_portable() {
@@ -105,9 +98,8 @@ impl Gpu {
             return Ok(opened);
         }
         drop(opened);
-        chosen.caps.matrices.clear();
-        let plain = caps::features(&chosen.caps) - wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
-        Self::open_with(raw, chosen, shader_checks, plain).await
+        let (caps, plain) = caps::without_matrices(&chosen.caps);
+        Self::open_with(raw, AdapterSummary { caps, ..chosen }, shader_checks, plain).await
     }
 
     /// Opens a device with those of `features` that the adapter has.
@@ -342,6 +334,22 @@ impl Gpu {
     }
 }
 
+/// Returns the first of the candidates that opens. If none does, the error is that of the first, which is the best: it is
+/// the one worth reporting.
+async fn first_opened<T, F: Future<Output = Result<T, RuntimeError>>>(
+    candidates: Vec<usize>,
+    open: impl Fn(usize) -> F,
+) -> Result<T, RuntimeError> {
+    let mut refused = None;
+    for index in candidates {
+        match open(index).await {
+            Ok(opened) => return Ok(opened),
+            Err(error) => refused = refused.or(Some(error)),
+        }
+    }
+    Err(refused.expect("there are candidates"))
+}
+
 /// Returns the permission to request cooperative matrices, the only requested feature that wgpu calls experimental.
 #[expect(unsafe_code, reason = "wgpu offers cooperative matrices in no other way")]
 fn experimental_features() -> wgpu::ExperimentalFeatures {
@@ -353,4 +361,33 @@ fn experimental_features() -> wgpu::ExperimentalFeatures {
     // `keep_working_matrices` tries out a product on every device that is opened (wgpu #8805: naga does not tell
     // drivers all that Vulkan requires about memory that matrices share).
     unsafe { wgpu::ExperimentalFeatures::enabled() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Tries three adapters, of which those in `working` open. Returns what opened, or the error's adapter, and what was
+    /// tried.
+    fn open_one_of(working: &[usize]) -> (Result<usize, String>, Vec<usize>) {
+        let tried = std::cell::RefCell::new(Vec::new());
+        let opened = pollster::block_on(first_opened(vec![2, 0, 1], |index| {
+            tried.borrow_mut().push(index);
+            let refused = || RuntimeError::NoDevice { adapter: index.to_string(), reason: "it is broken".to_owned() };
+            std::future::ready(if working.contains(&index) { Ok(index) } else { Err(refused()) })
+        }));
+        let named = |error| match error {
+            RuntimeError::NoDevice { adapter, .. } => adapter,
+            other => other.to_string(),
+        };
+        (opened.map_err(named), tried.into_inner())
+    }
+
+    #[test]
+    fn the_next_adapter_is_tried_where_one_does_not_open() {
+        assert_eq!(open_one_of(&[0, 1, 2]), (Ok(2), vec![2]), "the best one opens");
+        assert_eq!(open_one_of(&[0, 1]), (Ok(0), vec![2, 0]), "the best one does not");
+        assert_eq!(open_one_of(&[1]), (Ok(1), vec![2, 0, 1]), "only the last one does");
+        assert_eq!(open_one_of(&[]), (Err("2".to_owned()), vec![2, 0, 1]), "the best one's error is reported");
+    }
 }

@@ -31,7 +31,7 @@ impl PipelineFile {
         if !gpu.caps().pipeline_cache {
             return None;
         }
-        let path = folder.join(file_name(&gpu.device.adapter_info())?);
+        let path = folder.join(file_name(&gpu.device.adapter_info(), env!("CARGO_PKG_VERSION"))?);
         let file = std::fs::read(&path).unwrap_or_default();
         let data = unsealed(&file);
         let raw = make(gpu, data).or_else(|_| make(gpu, None)).ok()?;
@@ -149,11 +149,11 @@ fn make(gpu: &Gpu, data: Option<&[u8]>) -> Result<wgpu::PipelineCache, RuntimeEr
     gpu.scoped("the compiled pipelines", None, || unsafe { gpu.device.create_pipeline_cache(&descriptor) })
 }
 
-/// Returns a file name that is specific to the adapter, the driver and the version of this crate. Returns `None` if
+/// Returns a file name that is specific to the adapter, the driver and the `version` of this crate. Returns `None` if
 /// wgpu has no pipeline cache on this backend.
-fn file_name(info: &wgpu::AdapterInfo) -> Option<String> {
+fn file_name(info: &wgpu::AdapterInfo, version: &str) -> Option<String> {
     let adapter = wgpu::util::pipeline_cache_key(info)?;
-    let parts = [&info.name, &info.driver, &info.driver_info, env!("CARGO_PKG_VERSION")];
+    let parts = [&info.name, &info.driver, &info.driver_info, version];
     Some(format!("{adapter}_{:08x}", crc32fast::hash(parts.join("\n").as_bytes())))
 }
 
@@ -201,6 +201,27 @@ mod tests {
         }
         assert!(write_whole(&folder.path().join("none/file"), b"").is_err(), "there is no such folder");
         assert!(!folder.path().join("none").exists(), "nobody asked for a folder");
+    }
+
+    #[test]
+    fn every_adapter_driver_and_version_has_a_file_of_its_own() {
+        let with = |change: &dyn Fn(&mut wgpu::AdapterInfo), version: &str| {
+            let mut info = wgpu::AdapterInfo::new(wgpu::DeviceType::DiscreteGpu, wgpu::Backend::Vulkan);
+            (info.name, info.driver, info.driver_info) = ("Iris".into(), "Mesa".into(), "25.1".into());
+            change(&mut info);
+            file_name(&info, version).expect("Vulkan keeps pipelines")
+        };
+        let names = [
+            with(&|_| {}, "1"),
+            with(&|_| {}, "2"),
+            with(&|info| info.name = "Arc".into(), "1"),
+            with(&|info| info.driver = "ANV".into(), "1"),
+            with(&|info| info.driver_info = "25.2".into(), "1"),
+            with(&|info| info.device = 7, "1"),
+        ];
+        let different: std::collections::BTreeSet<&String> = names.iter().collect();
+        assert_eq!(different.len(), names.len(), "a name is used twice: {names:?}");
+        assert_eq!(with(&|_| {}, "1"), names[0], "the same file every time");
     }
 
     #[test]

@@ -28,8 +28,8 @@ struct Queries {
     set: wgpu::QuerySet,
     resolved: Buffer,
     staging: Buffer,
-    /// Seconds per tick of the timestamp counter.
-    tick: f64,
+    /// Nanoseconds per tick of the timestamp counter.
+    period: f32,
 }
 
 impl Timer {
@@ -47,8 +47,8 @@ impl Timer {
         let bytes = u64::from(count) * STAMP;
         let resolved = gpu.buffer("timestamps", bytes, Role::Timestamps)?;
         let staging = gpu.buffer("timestamps staging", bytes, Role::Staging)?;
-        let tick = f64::from(gpu.queue.get_timestamp_period()) * 1e-9;
-        Ok(Self { queries: Some(Queries { set, resolved, staging, tick }) })
+        let period = gpu.queue.get_timestamp_period();
+        Ok(Self { queries: Some(Queries { set, resolved, staging, period }) })
     }
 
     /// Returns a description of the clock for people: `timestamps of the device` or `wall clock`.
@@ -117,10 +117,6 @@ impl Timer {
 
 impl Queries {
     /// Runs at most [`PASSES`] passes in one submission and returns the seconds of each.
-    ///
-    /// Counters of some drivers stand still or go backwards while the device sleeps. Such a pass gets an equal share of the
-    /// submission's time by the wall clock: a pass of no time would look faster than every other, and would let any number
-    /// of passes share a submission.
     fn time(&self, gpu: &Gpu, passes: &[&[&Dispatch]]) -> Result<Vec<f64>, RuntimeError> {
         let start = Instant::now();
         let stamps = 2 * u32::try_from(passes.len()).expect("a few passes");
@@ -143,10 +139,39 @@ impl Queries {
         let stamps: Vec<u64> =
             bytes.chunks_exact(8).map(|b| u64::from_le_bytes(b.try_into().expect("chunks of eight bytes"))).collect();
         let share = start.elapsed().as_secs_f64() / passes.len() as f64;
-        let seconds = |edge: &[u64]| match edge[1].saturating_sub(edge[0]) {
-            0 => share,
-            ticks => ticks as f64 * self.tick,
-        };
-        Ok(stamps.chunks_exact(2).map(seconds).collect())
+        Ok(stamps.as_chunks().0.iter().map(|edges| passed(*edges, self.period, share)).collect())
+    }
+}
+
+/// Returns the seconds between two timestamps, whose counter takes `period` nanoseconds for a tick.
+///
+/// Counters of some drivers stand still or go backwards while the device sleeps. Such a pass gets an equal `share` of the
+/// submission's time by the wall clock: a pass of no time would look faster than every other, and would let any number of
+/// passes share a submission.
+fn passed([begin, end]: [u64; 2], period: f32, share: f64) -> f64 {
+    match end.saturating_sub(begin) {
+        0 => share,
+        ticks => ticks as f64 * f64::from(period) * 1e-9,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ticks_become_seconds() {
+        let begin = 1 << 40;
+        for (ticks, period, seconds) in [(1_000_000_000, 1.0, 1.0), (1, 40.0, 4e-8), (19_200_000, 52.0, 0.9984)] {
+            let found = passed([begin, begin + ticks], period, 7.0);
+            assert!((found - seconds).abs() < 1e-12, "{ticks} ticks of {period} ns: {found}, expected {seconds}");
+        }
+    }
+
+    #[test]
+    fn a_counter_that_stands_still_or_goes_backwards_gives_the_share_of_the_wall_clock() {
+        for end in [500, 499, 0] {
+            assert_eq!(passed([500, end], 1.0, 0.125), 0.125, "from 500 to {end}");
+        }
     }
 }
