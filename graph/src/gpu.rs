@@ -4,6 +4,8 @@ mod chunks;
 mod compile;
 mod limits;
 mod planned;
+#[cfg(test)]
+mod tests;
 
 use crate::error::GraphError;
 use crate::graph::{Origin, TensorInfo};

@@ -106,15 +106,20 @@ impl Machine {
     /// Describes an open device on which tensors are stored as `storage`. Reads measured variants from the user's cache
     /// folder.
     pub fn of(gpu: &Gpu, storage: Storage) -> Self {
-        // No API reports the number of compute units. Two workgroups for each of 128 units keep today's large GPUs
-        // busy, and two for each of 16 units the small ones.
-        let busy_groups = match gpu.adapter().kind {
-            AdapterKind::Discrete | AdapterKind::Other => 256,
-            AdapterKind::Integrated => 32,
-            AdapterKind::Software => 8,
-        };
         let (tuning, _) = Tuning::read(gpu);
+        let busy_groups = busy_groups(gpu.adapter().kind);
         Self { caps: gpu.caps().clone(), storage, busy_groups, tuned: tuning.of(gpu.adapter()) }
+    }
+}
+
+/// Returns the number of workgroups that keep a device busy.
+fn busy_groups(kind: AdapterKind) -> usize {
+    // No API reports the number of compute units. Two workgroups for each of 128 units keep today's large GPUs busy, and
+    // two for each of 16 units the small ones.
+    match kind {
+        AdapterKind::Discrete | AdapterKind::Other => 256,
+        AdapterKind::Integrated => 32,
+        AdapterKind::Software => 8,
     }
 }
 
@@ -153,6 +158,18 @@ pub(crate) mod tests {
             ..Caps::PORTABLE
         };
         Machine { caps, storage: Storage::F16, ..Machine::PORTABLE }
+    }
+
+    #[test]
+    fn a_large_device_needs_more_groups_to_be_busy() {
+        for (kind, groups) in [
+            (AdapterKind::Discrete, 256),
+            (AdapterKind::Other, 256),
+            (AdapterKind::Integrated, 32),
+            (AdapterKind::Software, 8),
+        ] {
+            assert_eq!(busy_groups(kind), groups, "{kind}");
+        }
     }
 
     fn by_matrices(machine: &Machine) -> bool {

@@ -130,6 +130,43 @@ mod tests {
     }
 
     #[test]
+    fn a_mask_is_as_bright_as_its_picture_looks() {
+        for (colour, value) in [([255, 0, 0], 54), ([0, 255, 0], 182), ([0, 0, 255], 18), ([255, 255, 0], 236)] {
+            let [r, g, b] = colour;
+            assert_eq!(Mask::of(&plain(1, 1, [r, g, b, 255])).values, [value], "{colour:?}");
+        }
+    }
+
+    /// Makes a picture of grey pixels.
+    fn greys(width: usize, height: usize, grey: impl Fn(usize, usize) -> u8) -> Picture {
+        let pixel = |at: usize| {
+            let grey = grey(at % width, at / width);
+            [grey, grey, grey, 255]
+        };
+        Picture { width, height, rgba: (0..width * height).flat_map(pixel).collect() }
+    }
+
+    #[test]
+    fn a_checkerboard_shrinks_to_grey() {
+        let board = greys(16, 16, |x, y| if (x + y) % 2 == 0 { 255 } else { 0 });
+        let small = board.fill(8, 8);
+        // Scaling reaches beyond the picture at its edges, so they are left out.
+        for at in (0..64).filter(|at| (1..7).contains(&(at % 8)) && (1..7).contains(&(at / 8))) {
+            assert!(small.rgba[4 * at].abs_diff(127) <= 1, "pixel {at} is {}", small.rgba[4 * at]);
+        }
+    }
+
+    #[test]
+    fn an_edge_is_enlarged_by_the_cubic_of_catmull_and_rom() {
+        let large = greys(8, 1, |x, _| if x < 4 { 64 } else { 192 }).fill(16, 2);
+        let row: Vec<u8> = large.rgba.iter().step_by(4).take(16).copied().collect();
+        // The weights a quarter of a pixel beside a pixel are -9/128, 111/128, 29/128 and -3/128.
+        for (at, expected) in [(2, 64), (5, 61), (6, 55), (7, 90), (8, 166), (9, 201), (10, 195), (13, 192)] {
+            assert!(row[at].abs_diff(expected) <= 1, "pixel {at} is {}, expected {expected}: {row:?}", row[at]);
+        }
+    }
+
+    #[test]
     fn filling_keeps_the_middle() {
         let mut wide = plain(6, 2, [0, 0, 0, 255]);
         for x in [2, 3, 8, 9] {

@@ -183,6 +183,34 @@ mod tests {
         assert_eq!(found[1], ("Seed".into(), "7".into()));
     }
 
+    /// Returns a JPEG file of a black pixel left of a white one, which says how it is to be rotated.
+    fn black_and_white(orientation: u8) -> Vec<u8> {
+        let mut jpeg = Vec::new();
+        let encoder = image::codecs::jpeg::JpegEncoder::new_with_quality(&mut jpeg, 100);
+        let pixels = image::GrayImage::from_raw(2, 1, vec![0, 255]).expect("two pixels");
+        pixels.write_with_encoder(encoder).expect("it encodes");
+        // A segment with one field, 0x0112, of one 16-bit number in the order of big endian.
+        let mut exif = b"\xff\xe1\x00\x22Exif\0\0MM\x00\x2a\x00\x00\x00\x08\x00\x01".to_vec();
+        exif.extend([0x01, 0x12, 0, 3, 0, 0, 0, 1, 0, orientation, 0, 0, 0, 0, 0, 0]);
+        // It comes behind the two bytes that begin every JPEG file.
+        jpeg.splice(2..2, exif);
+        jpeg
+    }
+
+    #[test]
+    fn a_picture_is_rotated_as_its_metadata_says() {
+        for (orientation, size, dark) in [(1, (2, 1), true), (3, (2, 1), false), (6, (1, 2), true), (8, (1, 2), false)]
+        {
+            let picture = Picture::decode(&black_and_white(orientation)).expect("it reads");
+            assert_eq!((picture.width, picture.height), size, "orientation {orientation}");
+            let [first, last] = [picture.rgba[0], picture.rgba[4]];
+            assert!(
+                if dark { first < 30 && last > 225 } else { first > 225 && last < 30 },
+                "{orientation}: {first}, {last}"
+            );
+        }
+    }
+
     #[test]
     fn transparent_is_white() {
         let picture = on_white(RgbaImage::from_raw(3, 1, vec![9, 9, 9, 0, 0, 0, 0, 128, 1, 2, 3, 255]).expect("3x1"));

@@ -136,8 +136,13 @@ pub(super) fn free(device: &Device) -> Option<u64> {
     let memory = MemoryRefreshKind::nothing().with_ram();
     let system = System::new_with_specifics(RefreshKind::nothing().with_memory(memory)).ok()?;
     // A container may be allowed less than the machine has.
-    let allowed = system.cgroup_limits().map_or(u64::MAX, |limits| limits.free_memory);
-    Some(system.available_memory().min(allowed)).filter(|bytes| *bytes > 0)
+    free_of(system.available_memory(), system.cgroup_limits().map(|limits| limits.free_memory))
+}
+
+/// Returns the smaller of what the machine has free and what is left of the container's limit, if there is one. `None` if
+/// the system says 0, which it does where it does not know.
+fn free_of(available: u64, allowed: Option<u64>) -> Option<u64> {
+    Some(allowed.map_or(available, |allowed| available.min(allowed))).filter(|bytes| *bytes > 0)
 }
 
 /// Request, as far as its memory is concerned.
@@ -254,6 +259,20 @@ impl Ask<'_> {
 mod tests {
     use super::*;
     use mobilediffusion_kernels::DType;
+
+    #[test]
+    fn a_container_may_use_less_than_is_free_and_never_more() {
+        for (available, allowed, free) in [
+            (8 << 30, None, Some(8 << 30)),
+            (8 << 30, Some(1 << 30), Some(1 << 30)),
+            (8 << 30, Some(1 << 40), Some(8 << 30)),
+            (0, None, None),
+            (0, Some(1 << 30), None),
+            (8 << 30, Some(0), None),
+        ] {
+            assert_eq!(free_of(available, allowed), free, "{available} bytes free, {allowed:?} allowed");
+        }
+    }
 
     #[test]
     fn only_what_takes_fewer_bytes_is_offered() {
