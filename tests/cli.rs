@@ -1,13 +1,10 @@
 //! Errors of the command line: messages, exit codes, and that nothing is left behind. The program must have been built.
 
 use mobilediffusion_tests::checkpoints::{bundled, spoiled};
-use mobilediffusion_tests::program::{copy_all, devices, failure, program, run, stderr};
+use mobilediffusion_tests::folder;
+use mobilediffusion_tests::program::{copy_all, failure, lines_of_devices, program, run, stderr};
 use std::fs;
 use std::path::{Path, PathBuf};
-
-fn folder() -> tempfile::TempDir {
-    tempfile::tempdir().expect("a temporary folder")
-}
 
 fn is_empty(folder: &Path) -> bool {
     fs::read_dir(folder).expect("the folder reads").next().is_none()
@@ -263,7 +260,7 @@ fn listing_variants_needs_a_gpu() {
 }
 
 #[test]
-fn an_impossible_setting_is_named() {
+fn a_setting_that_no_picture_has_is_named() {
     let folder = folder();
     let output = folder.path().join("x.png");
     let output = output.to_str().expect("the path is UTF-8");
@@ -273,6 +270,11 @@ fn an_impossible_setting_is_named() {
         let message = failure(&run(&["generate", "red apple", "--device", "cpu", "-o", output, flag, value]));
         assert!(message.contains(named), "{flag} {value}: {message}");
     }
+    assert!(is_empty(folder.path()), "something was left behind");
+}
+
+#[test]
+fn a_size_beyond_the_largest_is_refused_by_every_command() {
     let sizes: [&[&str]; 4] = [
         &["plan", "--size", "4294967296"],
         &["info", "--size", "8224"],
@@ -287,6 +289,10 @@ fn an_impossible_setting_is_named() {
         assert_eq!(done.status.code(), Some(1), "{args:?}: {said}");
         assert!(last.starts_with("error: width: expected at most 8192 pixels, found "), "{args:?}: {said}");
     }
+}
+
+#[test]
+fn an_impossible_guidance_is_refused_by_commands_that_draw_nothing() {
     for guidance in ["nan", "-5"] {
         let commands: [&[&str]; 3] = [
             &["plan"],
@@ -298,13 +304,26 @@ fn an_impossible_setting_is_named() {
             assert!(message.starts_with("guidance: expected"), "{command:?}: {message}");
         }
     }
-    // A refused request creates no folder for previews.
+}
+
+#[test]
+fn a_refused_request_creates_no_folder_for_previews() {
+    let folder = folder();
+    let output = folder.path().join("x.png");
+    let output = output.to_str().expect("the path is UTF-8");
     let previews = folder.path().join("previews");
     let refused = ["generate", "sun", "--steps", "0", "-o", output, "--preview", previews.to_str().expect("UTF-8")];
     failure(&run(&refused));
     let message = failure(&run(&["generate", "sun", "-o", output, "--preview", output]));
     assert!(message.contains("expected a folder"), "{message}");
-    // Values beyond all bounds are refused before an initial picture is scaled or a file is named.
+    assert!(is_empty(folder.path()), "something was left behind");
+}
+
+#[test]
+fn values_beyond_all_bounds_are_refused_before_an_initial_picture_is_scaled_or_a_file_is_named() {
+    let folder = folder();
+    let output = folder.path().join("x.png");
+    let output = output.to_str().expect("the path is UTF-8");
     let init = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/apple.png");
     let beyond = [
         ("--size", "4294967295", "at most 8192 pixels"),
@@ -343,10 +362,14 @@ fn halves_on_the_cpu_are_refused_by_every_command() {
 }
 
 #[test]
-fn every_command_answers() {
-    let list = devices();
+fn devices_end_with_the_cpu_and_the_one_that_auto_takes() {
+    let list = lines_of_devices();
     assert!(list.iter().any(|line| line.starts_with("[cpu] ")), "{list:?}");
     assert!(list.last().is_some_and(|line| line.starts_with("auto takes [")), "{list:?}");
+}
+
+#[test]
+fn commands_that_only_tell_succeed_and_print_something() {
     for args in [
         &["info", "--preset", "mobilediffusion"][..],
         &["plan", "--list"],

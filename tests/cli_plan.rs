@@ -2,8 +2,8 @@
 //! built.
 
 use mobilediffusion_model::DeviceChoice;
-use mobilediffusion_tests::devices;
 use mobilediffusion_tests::program::{self, stderr};
+use mobilediffusion_tests::{drawing_devices, folder};
 use serde_json::Value;
 
 /// Runs the program, asserts that it succeeds, and returns its standard output.
@@ -91,13 +91,13 @@ fn variants_are_listed_for_a_device() {
         steps.lines().skip(1).map(of).filter(|row| row.len() == 4).collect::<Vec<_>>()
     };
     let portable = steps(&listed(&[]));
-    for device in names().iter().filter(|name| *name != "cpu") {
+    for device in names_of_drawing_devices().iter().filter(|name| *name != "cpu") {
         let own = steps(&listed(&["--device", device]));
         assert!(own.len() == portable.len() && own.len() > 10, "{device}: as many steps");
         let same = |(own, portable): (&Vec<String>, &Vec<String>)| own[1] == portable[1] && own[3] == portable[3];
         assert!(own.iter().zip(&portable).all(same), "{device}: the same kernels");
         // `bench --plan` runs the variants that `plan --list` shows.
-        let folder = tempfile::tempdir().expect("a temporary folder");
+        let folder = folder();
         let file = folder.path().join("plan.json");
         let json = file.to_str().expect("UTF-8");
         run(&["bench", "--plan", "text", "--size", "32", "--device", device, "--quick", "--json", json]);
@@ -130,7 +130,7 @@ fn rounding_errors_of_int8_weights_are_listed() {
 #[test]
 fn a_kernel_alone_is_checked_by_every_variant() {
     // The CPU has no variants, which `tests/cli.rs` tests.
-    for device in names().into_iter().filter(|name| name != "cpu") {
+    for device in names_of_drawing_devices().into_iter().filter(|name| name != "cpu") {
         let text = run(&["check", "--kernel", "add", "--kernel", "slice", "--every-variant", "--device", &device]);
         let kernels = text.lines().skip(1).map(|row| row.split_whitespace().take(2).collect::<Vec<_>>().join(" "));
         let kernels = kernels.collect::<Vec<_>>();
@@ -154,7 +154,7 @@ fn a_networks_plan_is_checked_step_by_step() {
 
 #[test]
 fn a_networks_plan_is_timed_step_by_step() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
+    let folder = folder();
     let file = folder.path().join("plan.json");
     let text = run(&[
         "bench",
@@ -182,7 +182,7 @@ fn a_networks_plan_is_timed_step_by_step() {
 
 /// Runs `bench --quick`, and returns its standard output and its JSON.
 fn bench(args: &[&str], device: &str, weights: &str) -> (String, Value) {
-    let folder = tempfile::tempdir().expect("a temporary folder");
+    let folder = folder();
     let file = folder.path().join("bench.json");
     let json = file.to_str().expect("the path is UTF-8");
     let more = ["--quick", "--device", device, "--weights-dtype", weights, "--json", json];
@@ -195,14 +195,14 @@ fn bench(args: &[&str], device: &str, weights: &str) -> (String, Value) {
 }
 
 /// Returns the devices as `--device` names them: `cpu`, and the index of each GPU.
-fn names() -> Vec<String> {
+fn names_of_drawing_devices() -> Vec<String> {
     let name = |device| if let DeviceChoice::Named(index) = device { index } else { "cpu".to_owned() };
-    devices().into_iter().map(name).collect()
+    drawing_devices().into_iter().map(name).collect()
 }
 
 #[test]
 fn kernels_with_weights_move_fewer_bytes_and_the_others_the_same() {
-    for device in names() {
+    for device in names_of_drawing_devices() {
         let [floats, int8] = ["floats", "int8"].map(|weights| bench(&["add", "linear"], &device, weights));
         assert!(floats.0.contains("storage: f32\n"), "{}", floats.0);
         assert!(int8.0.contains("storage: f32 with int8 weights\n"), "{}", int8.0);
@@ -228,7 +228,7 @@ fn plans_and_pictures_are_made_with_int8_weights() {
     let networks = info["networks"].as_array().expect("a list of networks").iter();
     let drawn = networks.filter(|network| !network["name"].as_str().is_some_and(|name| name.starts_with("vae")));
     let expected: u64 = drawn.map(|network| network["bytes"].as_u64().expect("a number")).sum();
-    for device in names() {
+    for device in names_of_drawing_devices() {
         let (said, numbers) = bench(&["--plan", "text", "--size", "32"], &device, "int8");
         assert!(said.contains("storage: f32 with int8 weights\n") && said.contains("plan: text encoder"), "{said}");
         assert!(numbers["plan"]["whole_us"].as_f64().is_some_and(|us| us > 0.0), "{numbers}");

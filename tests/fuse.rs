@@ -12,9 +12,9 @@ use mobilediffusion_model::ModelConfig;
 use mobilediffusion_model::config::Sampler;
 use mobilediffusion_model::networks::{Decoder, Shape, decode_graph, denoise_graph, text_graph};
 use mobilediffusion_model::unet::unet;
-use mobilediffusion_runtime::{Gpu, Select, adapters};
+use mobilediffusion_runtime::{Gpu, Select};
 use mobilediffusion_tests::made_up::values;
-use mobilediffusion_tests::say;
+use mobilediffusion_tests::{adapters, relative_l2, say};
 use std::collections::BTreeSet;
 use std::error::Error;
 use std::sync::Arc;
@@ -33,16 +33,10 @@ impl WeightLoader for MadeUp {
     }
 }
 
-fn devices() -> Vec<Device> {
+fn cpu_and_first_gpu() -> Vec<Device> {
     let gpu = |index: usize| pollster::block_on(Gpu::open(&Select::Named(index.to_string()))).expect("it is listed");
-    let first = (!pollster::block_on(adapters()).is_empty()).then(|| Device::Gpu(Arc::new(gpu(0)), Storage::F32));
+    let first = (!adapters().is_empty()).then(|| Device::Gpu(Arc::new(gpu(0)), Storage::F32));
     [Some(Device::CPU), first].into_iter().flatten().collect()
-}
-
-fn relative_l2(got: &[f32], want: &[f64]) -> f64 {
-    assert_eq!(got.len(), want.len(), "elements of an output");
-    let difference: f64 = got.iter().zip(want).map(|(g, w)| (f64::from(*g) - w).powi(2)).sum();
-    (difference / want.iter().map(|w| w * w).sum::<f64>()).sqrt()
 }
 
 /// Computes every output of a recording with the kernels' references, step by step in f64.
@@ -91,7 +85,7 @@ fn check(build: impl Fn() -> Graph) -> Recording {
     let plain = Recording::with_fusion(build(), Fusion::None);
     assert!(plain.fused().is_empty(), "nothing is folded unless it is allowed");
     let want = by_reference(&plain);
-    for device in devices() {
+    for device in cpu_and_first_gpu() {
         for (fusion, name) in [(Fusion::None, "plain"), (Fusion::All, "fused")] {
             let got = run(Recording::with_fusion(build(), fusion), device.clone());
             assert_eq!(got.len(), want.len(), "outputs, {name}");

@@ -2,14 +2,10 @@
 
 use mobilediffusion_tests::checkpoints::bundled;
 use mobilediffusion_tests::program::{copy_all, draw, failure, run, stderr};
-use mobilediffusion_tests::psnr;
+use mobilediffusion_tests::{folder, psnr};
 use std::fs;
 use std::path::Path;
 use std::process::Output;
-
-fn folder() -> tempfile::TempDir {
-    tempfile::tempdir().expect("a temporary folder")
-}
 
 fn pixels(path: &Path) -> image::RgbaImage {
     image::open(path).unwrap_or_else(|error| panic!("{}: {error}", path.display())).to_rgba8()

@@ -1,12 +1,12 @@
 //! Tests that need a GPU. They run on every adapter of this machine, and are reported as ignored where there is none.
 
-use crate::say;
+use crate::{adapters, say};
 pub use libtest_mimic::Failed;
 use libtest_mimic::{Arguments, Trial};
 use mobilediffusion_kernels::runner;
 pub use mobilediffusion_kernels::runner::storages;
 use mobilediffusion_kernels::{Case, Storage};
-use mobilediffusion_runtime::{Gpu, Select, adapters};
+use mobilediffusion_runtime::{Gpu, Select};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -43,7 +43,7 @@ impl Test {
 #[expect(clippy::print_stdout, reason = "a test's output says what it ran on, as CI wants to know")]
 pub fn main(tests: impl Fn(Option<&Gpu>) -> Vec<Test>) {
     let arguments = Arguments::from_args();
-    let found = pollster::block_on(adapters());
+    let found = adapters();
     let mut trials = Vec::new();
     for adapter in &found {
         if !arguments.list {

@@ -2,6 +2,7 @@
 //!
 //! These tests need Python, and the binary beside the test.
 
+use mobilediffusion_tests::folder;
 use mobilediffusion_tests::program::{program, run};
 use serde_json::Value;
 use std::fs;
@@ -35,7 +36,7 @@ fn failure(arguments: &[&str]) -> String {
 
 #[test]
 fn a_quick_run_writes_a_record_and_prints_its_table() {
-    let folder = tempfile::tempdir().expect("there is a temporary folder");
+    let folder = folder();
     let out = folder.path().to_str().expect("the path is UTF-8");
     let nobody = folder.path().join("no-such-peers");
     let quick =
@@ -85,7 +86,7 @@ fn a_quick_run_writes_a_record_and_prints_its_table() {
 #[cfg(unix)]
 fn a_run_with_a_wrong_kernel_fails_and_writes_its_record() {
     use std::os::unix::fs::PermissionsExt;
-    let folder = tempfile::tempdir().expect("there is a temporary folder");
+    let folder = folder();
     let (script, records) = (folder.path().join("program"), folder.path().join("records"));
     let real = program().get_program().to_str().expect("the path is UTF-8").to_owned();
     let wrong = "case $* in bench\\ add\\ linear\\ *) echo 'error: wrong results: linear' >&2; exit 1;; esac";
@@ -121,7 +122,7 @@ fn what_makes_no_sense_is_refused_in_one_line() {
 }
 
 #[test]
-fn the_parts_of_the_script_hold() {
+fn the_scripts_own_tests_pass() {
     let mut command = Command::new("python3");
     command.env("PYTHONDONTWRITEBYTECODE", "1").current_dir(benches());
     let done = command.args(["-m", "unittest", "harness.tests"]).output().expect("Python 3 is installed as python3");

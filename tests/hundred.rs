@@ -6,8 +6,8 @@
 
 use std::process::Command;
 
-use mobilediffusion_model::{DeviceChoice, Floats, Flow, Options, Pipeline, Request, Source};
-use mobilediffusion_tests::devices;
+use mobilediffusion_model::{DeviceChoice, Flow, Pipeline, Request, Source};
+use mobilediffusion_tests::{drawing_devices, on};
 use rayon::prelude::*;
 
 /// Environment variable that names the device of a child process: `cpu`, or an adapter's index.
@@ -28,7 +28,7 @@ fn a_hundred_pictures_leave_nothing_behind() {
     if let Ok(device) = std::env::var(DEVICE) {
         return draw_a_hundred(&device);
     }
-    devices().into_par_iter().with_max_len(1).for_each(|device| {
+    drawing_devices().into_par_iter().with_max_len(1).for_each(|device| {
         let device = if let DeviceChoice::Named(index) = device { index } else { "cpu".to_owned() };
         let program = std::env::current_exe().expect("a test has a path");
         let run = Command::new(program).env(DEVICE, &device).arg("--nocapture").output().expect("it starts");
@@ -40,8 +40,7 @@ fn a_hundred_pictures_leave_nothing_behind() {
 fn draw_a_hundred(device: &str) {
     let choice = if device == "cpu" { DeviceChoice::Cpu } else { DeviceChoice::Named(device.to_owned()) };
     let source = Source::bundled().expect("the checkpoint is in the repository");
-    let options = Options { device: choice, floats: Floats::F32, ..Options::default() };
-    let mut pipeline = Pipeline::load(source, options).expect("the bundled model loads");
+    let mut pipeline = Pipeline::load(source, on(choice)).expect("the bundled model loads");
     let mut draw = |seed| {
         let request = Request { width: Some(32), height: Some(32), seed, ..Request::new("sun") };
         pipeline.generate(&request, &mut |_| Flow::Continue).expect("it draws");

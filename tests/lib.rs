@@ -8,8 +8,10 @@ pub mod random;
 
 use mobilediffusion_kernels::check::{self, Agreement};
 use mobilediffusion_kernels::{Case, Tolerance, runner};
-use mobilediffusion_model::DeviceChoice;
-use mobilediffusion_runtime::{AdapterKind, AdapterSummary, adapters};
+use mobilediffusion_model::{Cache, DeviceChoice, Floats, Options};
+use mobilediffusion_runtime::{AdapterKind, AdapterSummary};
+use std::path::PathBuf;
+use tempfile::TempDir;
 
 /// Prints a line into a test's output.
 #[expect(clippy::print_stdout, reason = "figures and tables are part of what some tests are for")]
@@ -17,14 +19,61 @@ pub fn say(text: &str) {
     println!("{text}");
 }
 
+/// Returns the adapters of this machine.
+///
+/// # Panics
+/// If there is none although the environment variable `EXPECT_GPU` is set. Many tests run on the CPU and on what else there
+/// is: where drivers were installed for them, they must not pass without those.
+pub fn adapters() -> Vec<AdapterSummary> {
+    let found = pollster::block_on(mobilediffusion_runtime::adapters());
+    assert!(
+        !found.is_empty() || std::env::var_os("EXPECT_GPU").is_none(),
+        "EXPECT_GPU is set, but no adapter is found"
+    );
+    found
+}
+
 /// Returns the devices that pipelines are tested on: the CPU, every hardware adapter by its index, and one software
 /// driver. Software drivers compile and draw for minutes, and tests of kernels and plans cover their differences.
-pub fn devices() -> Vec<DeviceChoice> {
+pub fn drawing_devices() -> Vec<DeviceChoice> {
     let (software, hardware): (Vec<_>, Vec<_>) =
-        pollster::block_on(adapters()).into_iter().partition(|adapter| adapter.kind == AdapterKind::Software);
+        adapters().into_iter().partition(|adapter| adapter.kind == AdapterKind::Software);
     let one = software.into_iter().max_by_key(|adapter| (adapter.caps.shader_f16, std::cmp::Reverse(adapter.index)));
     let named = |adapter: AdapterSummary| DeviceChoice::Named(adapter.index.to_string());
     std::iter::once(DeviceChoice::Cpu).chain(hardware.into_iter().chain(one).map(named)).collect()
+}
+
+/// Returns options for a device, with floats in f32. Compiled kernels are kept in [`caches`] and not where the user's are.
+pub fn on(device: DeviceChoice) -> Options {
+    let cache = Cache::Folder(caches().join("mobilediffusion"));
+    Options { device, floats: Floats::F32, cache, ..Options::default() }
+}
+
+/// Returns the folder that takes the place of the user's cache folder in tests: beside the programs that were built.
+///
+/// # Panics
+/// If the test does not know where it lies.
+pub fn caches() -> PathBuf {
+    let test = std::env::current_exe().expect("a test knows where it lies");
+    test.with_file_name("caches-of-tests")
+}
+
+/// Makes a folder that is removed at the end.
+///
+/// # Panics
+/// If it cannot be made.
+pub fn folder() -> TempDir {
+    tempfile::tempdir().expect("there is room for a temporary folder")
+}
+
+/// Returns the relative L2 error of numbers.
+///
+/// # Panics
+/// If there are not as many as wanted.
+pub fn relative_l2(got: &[f32], want: &[impl Copy + Into<f64>]) -> f64 {
+    assert_eq!(got.len(), want.len(), "elements of an output");
+    let difference: f64 = got.iter().zip(want).map(|(got, want)| (f64::from(*got) - (*want).into()).powi(2)).sum();
+    (difference / want.iter().map(|want| (*want).into().powi(2)).sum::<f64>()).sqrt()
 }
 
 /// Returns the peak signal-to-noise ratio of two RGBA pictures in dB, over their colours without alpha.

@@ -10,8 +10,8 @@ use mobilediffusion_model::ModelConfig;
 use mobilediffusion_model::config::Sampler;
 use mobilediffusion_model::networks::{Shape, denoise_graph, text_graph};
 use mobilediffusion_model::weights::{Checkpoint, Synthetic, synthetic};
-use mobilediffusion_runtime::{Gpu, Select, adapters};
-use mobilediffusion_tests::say;
+use mobilediffusion_runtime::{Gpu, Select};
+use mobilediffusion_tests::{adapters, say};
 use rayon::prelude::*;
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 use std::path::Path;
@@ -103,9 +103,9 @@ fn unet() -> Graph {
 }
 
 /// Returns the names of every device in each of its storage types, as [`opened`] reads them. The CPU comes first.
-fn devices() -> Vec<String> {
+fn names_of_devices_and_storages() -> Vec<String> {
     let mut devices = vec!["cpu".to_owned(), "cpu int8".to_owned()];
-    for adapter in pollster::block_on(adapters()) {
+    for adapter in adapters() {
         devices.extend(["f32", "half"].map(|storage| format!("{} {storage}", adapter.index)));
     }
     devices
@@ -137,12 +137,15 @@ fn loading_keeps_little_more_than_the_device_does() {
     if let [Ok(device), Ok(what), Ok(models)] = [DEVICE, WHAT, MODELS].map(std::env::var) {
         return measure(&device, &what, Path::new(&models));
     }
-    let dir = tempfile::tempdir().expect("there is room for temporary files");
+    // The folder for temporary files may itself be in memory.
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("there is room for two models");
     for (model, graph) in [("text", graph()), ("unet", unet())] {
         std::fs::create_dir(dir.path().join(model)).expect("the folder is made");
         write(&graph, &dir.path().join(model).join("model.safetensors"));
     }
-    let all = devices().into_iter().flat_map(|device| ["unet", "text", "steps"].map(|what| (device.clone(), what)));
+    let all = names_of_devices_and_storages()
+        .into_iter()
+        .flat_map(|device| ["unet", "text", "steps"].map(|what| (device.clone(), what)));
     all.collect::<Vec<_>>().into_par_iter().with_max_len(1).for_each(|(device, what)| {
         let program = std::env::current_exe().expect("a test has a path");
         let mut run = Command::new(program);

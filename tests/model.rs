@@ -7,8 +7,9 @@ use mobilediffusion_graph::Device;
 use mobilediffusion_kernels::Storage;
 use mobilediffusion_model::golden::compare;
 use mobilediffusion_model::{DeviceChoice, ModelError};
-use mobilediffusion_runtime::{AdapterKind, Gpu, Select, adapters};
+use mobilediffusion_runtime::{AdapterKind, Gpu, Select};
 use mobilediffusion_tests::gpu::storages;
+use mobilediffusion_tests::{adapters, drawing_devices};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -21,10 +22,10 @@ fn bound(device: &Device) -> f64 {
 
 /// Returns the CPU, and every adapter in every storage type. Software drivers compile for minutes, so they share the
 /// types: the one that also draws pictures takes f32 and f16, another one packed f16.
-fn devices() -> Vec<(String, Device)> {
+fn devices_in_every_storage() -> Vec<(String, Device)> {
     let mut all = vec![("CPU".to_owned(), Device::CPU)];
-    let draws = mobilediffusion_tests::devices();
-    for adapter in pollster::block_on(adapters()) {
+    let draws = drawing_devices();
+    for adapter in adapters() {
         let gpu =
             pollster::block_on(Gpu::open(&Select::Named(adapter.index.to_string()))).expect("a listed adapter opens");
         let (mut storages, gpu) = (storages(&gpu), Arc::new(gpu));
@@ -43,7 +44,7 @@ fn folder(name: &str) -> PathBuf {
 
 /// Compares the network of folder `name` with a case, on the weights of folder `weights`.
 fn check_with(name: &str, case: &str, weights: &str) {
-    check_on(&devices(), name, case, weights);
+    check_on(&devices_in_every_storage(), name, case, weights);
 }
 
 fn check_on(devices: &[(String, Device)], name: &str, case: &str, weights: &str) {
@@ -85,7 +86,7 @@ fn unet_of_an_empty_latent_at_timestep_0_equals_the_twin() {
 #[test]
 fn alternatives_of_the_unet_equal_the_twin() {
     // They run the kernels of the UNet in another order. Software drivers, which compile for minutes, compare f32 only.
-    let mut devices = devices();
+    let mut devices = devices_in_every_storage();
     devices.retain(|(_, device)| match device {
         Device::Gpu(gpu, storage) => gpu.adapter().kind != AdapterKind::Software || *storage == Storage::F32,
         Device::Cpu(_) => true,

@@ -14,11 +14,11 @@ use mobilediffusion_kernels::runner::check_variants;
 use mobilediffusion_kernels::tuning::Tuning;
 use mobilediffusion_kernels::variant::runnable;
 use mobilediffusion_kernels::{Activation, Case, DType, Storage};
-use mobilediffusion_model::{DeviceChoice, Floats, Flow, Options, Pipeline, Request, Source, WeightType};
+use mobilediffusion_model::{DeviceChoice, Flow, Options, Pipeline, Request, Source, WeightType};
 use mobilediffusion_runtime::{AdapterKind, Gpu, RuntimeError};
 use mobilediffusion_tests::gpu::{self, Test};
 use mobilediffusion_tests::made_up::{MadeUp, mini_denoise, values};
-use mobilediffusion_tests::{devices, psnr, say};
+use mobilediffusion_tests::{drawing_devices, folder, on, psnr, say};
 use std::error::Error;
 use std::sync::Arc;
 use std::time::Instant;
@@ -215,8 +215,7 @@ fn a_replay_makes_nothing(gpu: Arc<Gpu>) {
 fn draws_like_the_cpu(gpu: &Gpu, prompts: &[&str], weights: WeightType) {
     let load = |device, weights| {
         let source = Source::bundled().expect("the checkpoint comes with the sources");
-        Pipeline::load(source, Options { device, floats: Floats::F32, weights, ..Options::default() })
-            .expect("it loads")
+        Pipeline::load(source, Options { weights, ..on(device) }).expect("it loads")
     };
     let mut expected = load(DeviceChoice::Cpu, weights);
     let mut found = load(DeviceChoice::Named(gpu.adapter().index.to_string()), weights);
@@ -239,7 +238,7 @@ fn draws_like_the_cpu(gpu: &Gpu, prompts: &[&str], weights: WeightType) {
 
 /// Returns whether the adapter draws pictures: hardware does, and one of the software drivers, which take minutes.
 fn draws(gpu: &Gpu) -> bool {
-    devices().contains(&DeviceChoice::Named(gpu.adapter().index.to_string()))
+    drawing_devices().contains(&DeviceChoice::Named(gpu.adapter().index.to_string()))
 }
 
 fn gpu_and_cpu_draw_the_same(gpu: Arc<Gpu>) {
@@ -265,7 +264,7 @@ fn every_variant_is_judged(gpu: Arc<Gpu>) {
 
 /// Sessions use the variants that `bench --tune` saved. A damaged file is reported and ignored.
 fn sessions_take_what_was_measured(gpu: Arc<Gpu>) {
-    let folder = tempfile::tempdir().expect("a temporary folder");
+    let folder = folder();
     let gpu = Arc::into_inner(gpu).expect("it is nobody else's").with_pipeline_cache(folder.path());
     let gpu = Arc::new(gpu);
     let taken = || {

@@ -5,6 +5,7 @@ use mobilediffusion_kernels::Device;
 use mobilediffusion_kernels::casefile::CaseFile;
 use mobilediffusion_kernels::runner;
 use mobilediffusion_kernels::{FAMILIES, check};
+use mobilediffusion_tests::folder;
 use mobilediffusion_tests::program::run;
 use proptest::prelude::*;
 use safetensors::tensor::TensorView;
@@ -73,7 +74,7 @@ fn onnx_agrees_with_references_and_cpu_forms() {
 
 #[test]
 fn every_case_survives_a_round_trip_through_a_file() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
+    let folder = folder();
     let path = folder.path().join("case.safetensors");
     for family in FAMILIES {
         for (seed, case) in (1..).zip((family.cases)()) {
@@ -223,7 +224,7 @@ fn truncated_files_are_refused_by_name() {
     let (tensors, metadata) = right();
     let whole = bytes(&tensors, metadata);
     assert!(CaseFile::parse(&whole).is_ok(), "the file is right");
-    let folder = tempfile::tempdir().expect("a temporary folder");
+    let folder = folder();
     let path = folder.path().join("cut.safetensors");
     for len in 0..whole.len() {
         fs::write(&path, &whole[..len]).expect("the file is written");
@@ -265,7 +266,7 @@ proptest! {
 
 #[test]
 fn the_program_judges_every_file_it_is_given() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
+    let folder = folder();
     let put = |name: &str, bytes: &[u8]| fs::write(folder.path().join(name), bytes).expect("the file is written");
     let (mut tensors, metadata) = right();
     let good = bytes(&tensors, metadata.clone());

@@ -9,7 +9,7 @@ use mobilediffusion_model::{
     DeviceChoice, Floats, Flow, Init, Mask, ModelError, Options, Picture, Pipeline, Request, Source, WeightsFrom,
 };
 use mobilediffusion_tests::checkpoints::spoiled;
-use mobilediffusion_tests::devices;
+use mobilediffusion_tests::{drawing_devices, folder, on};
 
 const SEED: u64 = 3;
 const SIDE: usize = 64;
@@ -29,8 +29,7 @@ fn with_encoder() -> Source {
 }
 
 fn load(source: Source, device: &DeviceChoice) -> Pipeline {
-    Pipeline::load(source, Options { device: device.clone(), floats: Floats::F32, ..Options::default() })
-        .expect("it loads")
+    Pipeline::load(source, on(device.clone())).expect("it loads")
 }
 
 fn draw(pipeline: &mut Pipeline, request: &Request) -> Picture {
@@ -72,8 +71,8 @@ fn round_trip(pipeline: &Pipeline, picture: &Picture) -> Vec<u8> {
 }
 
 #[test]
-fn strength_0_is_the_round_trip() {
-    for device in devices() {
+fn strength_0_draws_what_the_encoder_keeps_of_the_picture() {
+    for device in drawing_devices() {
         let mut pipeline = load(with_encoder(), &device);
         let init = Init { strength: 0.0, ..Init::new(waves(SIDE)) };
         for steps in [1, 8] {
@@ -86,7 +85,7 @@ fn strength_0_is_the_round_trip() {
 
 #[test]
 fn strength_leads_from_the_picture_to_the_prompt() {
-    for device in devices() {
+    for device in drawing_devices() {
         let mut pipeline = load(with_encoder(), &device);
         for steps in [1, 6] {
             let plain = Request { steps: Some(steps), ..Request::new("sun") };
@@ -109,7 +108,7 @@ fn strength_leads_from_the_picture_to_the_prompt() {
 
 #[test]
 fn what_the_mask_keeps_is_kept_byte_by_byte() {
-    for device in devices() {
+    for device in drawing_devices() {
         let mut pipeline = load(with_encoder(), &device);
         for (steps, strength) in [(1, 1.0), (3, 1.0), (6, 1.0), (1, 0.5), (6, 0.5)] {
             let init = Init { strength, ..Init::masked(waves(SIDE), mask(SIDE)) };
@@ -193,14 +192,14 @@ fn the_bundled_encoder_keeps_what_it_sees() {
 
 #[test]
 fn a_picture_that_is_flat_or_not_finite_is_an_error() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    for device in devices() {
+    let folder = folder();
+    for device in drawing_devices() {
         // Where a device has no floats of 16 bits in shaders, `F16` stores them packed. The CPU computes in f32 only.
         let all = if device == DeviceChoice::Cpu { &[Floats::F32][..] } else { &[Floats::F32, Floats::F16] };
         for floats in all {
             let drawn = |value| {
                 let source = spoiled(folder.path(), ("decoder", "decoder.conv_out.weight"), value);
-                let options = Options { device: device.clone(), floats: *floats, ..Options::default() };
+                let options = Options { floats: *floats, ..on(device.clone()) };
                 let mut pipeline = Pipeline::load(source, options).expect("it loads");
                 pipeline.generate(&Request::new("sun"), &mut |_| Flow::Continue)
             };

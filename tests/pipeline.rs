@@ -18,15 +18,11 @@ use mobilediffusion_model::{
     DeviceChoice, Floats, Flow, Model, ModelError, Options, Phase, Picture, Pipeline, Progress, Request, Source,
     WeightType,
 };
-use mobilediffusion_tests::{devices, psnr};
+use mobilediffusion_tests::{drawing_devices, on, psnr};
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
-
-fn on(device: DeviceChoice) -> Options {
-    Options { device, floats: Floats::F32, ..Options::default() }
-}
 
 fn source() -> Source {
     Source::bundled().expect("the checkpoint is in the repository")
@@ -47,7 +43,7 @@ fn draw(pipeline: &mut Pipeline, request: &Request) -> Vec<Picture> {
 
 #[test]
 fn a_second_request_of_a_shape_makes_nothing() {
-    for device in devices() {
+    for device in drawing_devices() {
         let mut pipeline = load(device);
         let first = draw(&mut pipeline, &small("sun"));
         let made = pipeline.counters();
@@ -91,7 +87,7 @@ fn a_prompt_is_encoded_once_and_every_picture_is_its_own() {
         (Request { steps: Some(3), ..small("sun") }, false),
         (Request { steps: Some(3), seed: 1, ..small("sun") }, true),
     ];
-    for device in devices() {
+    for device in drawing_devices() {
         let mut pipeline = load(device.clone());
         for (request, has_it) in &requests {
             let (drawn, text) = told(&mut pipeline, request);
@@ -114,7 +110,7 @@ fn a_prompt_is_encoded_once_and_every_picture_is_its_own() {
 
 #[test]
 fn fewer_bits_draw_nearly_the_same_and_halves_not_on_the_cpu() {
-    for device in devices() {
+    for device in drawing_devices() {
         let halved = Options { floats: Floats::F16, ..on(device.clone()) };
         let int8 = Options { weights: WeightType::Int8, ..on(device.clone()) };
         let smaller = if device == DeviceChoice::Cpu {
@@ -153,7 +149,7 @@ fn plans_are_bounded() {
 
 #[test]
 fn pipelines_share_one_model_across_threads() {
-    for device in devices() {
+    for device in drawing_devices() {
         let model = Arc::new(Model::load(source(), on(device)).expect("it loads"));
         let mut here = Pipeline::over(Arc::clone(&model));
         let expected = draw(&mut here, &small("sun"));
@@ -177,7 +173,7 @@ fn drawing_can_be_awaited_without_blocking() {
     fn sendable<T: Send>(value: T) -> T {
         value
     }
-    for device in devices() {
+    for device in drawing_devices() {
         let mut pipeline = load(device.clone());
         let expected = draw(&mut pipeline, &small("sun"));
         let request = small("sun");
@@ -197,7 +193,7 @@ fn drawing_can_be_awaited_without_blocking() {
 
 #[test]
 fn a_lost_device_is_an_error_and_comes_back() {
-    for device in devices() {
+    for device in drawing_devices() {
         let model = Arc::new(Model::load(source(), on(device)).expect("it loads"));
         let Device::Gpu(gpu, storage) = model.device() else { continue };
         let [mut pipeline, mut other] = [(); 2].map(|()| Pipeline::over(Arc::clone(&model)));
@@ -231,7 +227,7 @@ fn pictures_of_a_request_are_those_of_their_seeds() {
 #[test]
 fn each_picture_is_handed_over_once_it_is_drawn() {
     let request = Request { count: 3, ..small("sun") };
-    for device in devices() {
+    for device in drawing_devices() {
         let mut pipeline = load(device);
         let all = draw(&mut pipeline, &request);
         for wanted in 1..=3 {
@@ -253,7 +249,7 @@ fn each_picture_is_handed_over_once_it_is_drawn() {
 
 #[test]
 fn previews_come_and_change_nothing() {
-    for device in devices() {
+    for device in drawing_devices() {
         let mut pipeline = load(device);
         for (steps, expected) in [(9, vec![2, 4, 6, 8]), (4, vec![2])] {
             let plain = Request { steps: Some(steps), ..small("sun") };

@@ -10,7 +10,7 @@ use mobilediffusion_model::config::Sampler;
 use mobilediffusion_model::networks::{Decoder, Shape, decode_graph, denoise_graph, text_graph};
 use mobilediffusion_tests::made_up::{MadeUp, mini_denoise, values};
 use mobilediffusion_tests::say;
-use plan_graphs::{devices, random_graph, simulation};
+use plan_graphs::{cpu_and_best_gpu, random_graph, simulation};
 use proptest::prelude::*;
 use std::time::Instant;
 
@@ -106,7 +106,7 @@ proptest! {
 
     #[test]
     fn shared_memory_changes_no_bit(operations in prop::collection::vec((0_u8..5, any::<u8>(), any::<u8>()), 1..14)) {
-        for device in devices() {
+        for device in cpu_and_best_gpu() {
             let run = |sharing| {
                 let recording = Recording::new(random_graph(&operations));
                 let names: Vec<String> = recording.outputs().iter().map(|(name, _)| name.clone()).collect();
@@ -175,7 +175,7 @@ fn no_step_of_the_model_reads_an_overwritten_tensor() {
 
 #[test]
 fn a_stopped_run_gives_no_output() {
-    for device in devices() {
+    for device in cpu_and_best_gpu() {
         let weights = Weights::new(device, Box::new(MadeUp::default()));
         let recording = Recording::new(random_graph(&[(2, 0, 1), (4, 2, 0)]));
         let mut session = Session::new(recording, &weights).expect("it is made");
@@ -192,7 +192,7 @@ fn a_stopped_run_gives_no_output() {
 
 #[test]
 fn every_step_is_timed() {
-    for device in devices() {
+    for device in cpu_and_best_gpu() {
         let weights = Weights::new(device, Box::new(MadeUp::default()));
         let recording = Recording::new(mini_denoise());
         let (inputs, steps) = (plan_graphs::inputs(&recording), recording.nodes().len());
@@ -311,7 +311,7 @@ fn a_broken_weight_is_found() {
     let filled: Vec<(&str, &[f32])> = filled.iter().map(|(name, v)| (name.as_str(), v.as_slice())).collect();
     let broken = "mid_block.attentions.0.transformer_blocks.0.attn2.to_v.weight";
     let right = Weights::new(Device::CPU, Box::new(MadeUp::default()));
-    for device in devices() {
+    for device in cpu_and_best_gpu() {
         let same = Weights::new(device.clone(), Box::new(MadeUp::default()));
         let none = compare(&recording, Against::Device(&right), &same, &filled, &mut |_, _| ()).expect("both run");
         assert!(none.is_none(), "{device:?}: {}", none.map(|d| d.to_string()).unwrap_or_default());

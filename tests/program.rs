@@ -2,11 +2,13 @@
 //!
 //! They need the binary beside the test: `cargo build --release` comes before `cargo test --release` in `tests/run`.
 
+use crate::caches;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
-/// Returns a command for the program, which lies beside the folder that this test was built into.
+/// Returns a command for the program, which lies beside the folder that this test was built into. It keeps what it
+/// compiles in [`caches`] where the user's cache folder is named by `XDG_CACHE_HOME`.
 ///
 /// # Panics
 /// If the program was not built.
@@ -15,7 +17,9 @@ pub fn program() -> Command {
     let folder = test.parent().and_then(Path::parent).expect("tests lie in deps");
     let program = folder.join(format!("mobilediffusion{}", std::env::consts::EXE_SUFFIX));
     assert!(program.is_file(), "there is no {}: run `cargo build --release` before", program.display());
-    Command::new(program)
+    let mut command = Command::new(program);
+    command.env("XDG_CACHE_HOME", caches());
+    command
 }
 
 /// Runs the program to its end.
@@ -79,7 +83,7 @@ pub fn copy_all(from: &Path, to: &Path) {
 ///
 /// # Panics
 /// If the program fails.
-pub fn devices() -> Vec<String> {
+pub fn lines_of_devices() -> Vec<String> {
     let done = run(&["devices"]);
     assert!(done.status.success(), "{}", stderr(&done));
     String::from_utf8(done.stdout).expect("the list is UTF-8").lines().map(str::to_owned).collect()

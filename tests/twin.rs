@@ -6,7 +6,7 @@
 
 use libtest_mimic::{Arguments, Trial};
 use mobilediffusion_model::{DeviceChoice, Floats, Flow, Options, Pipeline, Request, Source};
-use mobilediffusion_tests::{devices, psnr, say};
+use mobilediffusion_tests::{drawing_devices, on, psnr, say};
 use std::path::Path;
 
 /// Pictures to compare: folder of the twin's picture, prompt, and number of evaluations if it is not the model's own.
@@ -26,7 +26,7 @@ fn twins(folder: &str, prompt: &str) -> Vec<u8> {
 
 /// Draws the pictures on a device, and asserts that each agrees with the twin's: PSNR of at least `least` dB.
 fn check(device: &DeviceChoice, floats: Floats, least: f64) {
-    let options = Options { device: device.clone(), floats, ..Options::default() };
+    let options = Options { floats, ..on(device.clone()) };
     let source = Source::bundled().expect("the checkpoint comes with the sources");
     let mut pipeline = Pipeline::load(source, options).expect("it loads");
     for (folder, prompt, steps) in DRAWN {
@@ -50,7 +50,7 @@ fn main() {
     };
     let in_f32 = |device| trial("pictures_are_the_twins", device, Floats::F32, 40.0);
     let in_f16 = |device| trial("pictures_of_halves_are_close_to_the_twins", device, Floats::F16, 30.0);
-    let all = devices();
+    let all = drawing_devices();
     let gpus: Vec<_> = all.iter().filter(|device| **device != DeviceChoice::Cpu).cloned().collect();
     let mut trials: Vec<Trial> = all.into_iter().map(in_f32).collect();
     if gpus.is_empty() {

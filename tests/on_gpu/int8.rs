@@ -11,6 +11,7 @@ use mobilediffusion_model::unet::unet;
 use mobilediffusion_model::weights::Checkpoint;
 use mobilediffusion_model::{ModelConfig, Source, WeightsFrom};
 use mobilediffusion_runtime::Gpu;
+use mobilediffusion_tests::relative_l2;
 use std::sync::Arc;
 
 const INT8: Storage = Storage::F32.with_weights(WeightType::Int8);
@@ -54,12 +55,6 @@ fn output(network: &Network, source: &Source, device: &Device) -> Vec<f32> {
     }
     session.run().expect("it runs");
     session.read(&name).expect("it has an output")
-}
-
-fn relative_l2(got: &[f32], want: &[f32]) -> f64 {
-    let squares = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>();
-    let moved = squares(&mut got.iter().zip(want).map(|(got, want)| f64::from(*got) - f64::from(*want)));
-    (moved / squares(&mut want.iter().map(|want| f64::from(*want)))).sqrt()
 }
 
 pub(crate) fn a_gpu_computes_with_weights_rounded_to_8_bits(gpu: Arc<Gpu>) {

@@ -2,7 +2,7 @@
 
 use crate::{draw, load, small};
 use mobilediffusion_model::{Flow, Init, Mask, Picture, Pipeline, Request};
-use mobilediffusion_tests::{devices, psnr};
+use mobilediffusion_tests::{drawing_devices, psnr};
 
 /// Draws every picture of a request by itself.
 fn one_by_one(pipeline: &mut Pipeline, request: &Request) -> Vec<Picture> {
@@ -25,7 +25,7 @@ fn requests(picture: &Picture) -> [(&'static str, Request); 5] {
 
 #[test]
 fn pictures_that_are_drawn_at_once_are_those_that_are_drawn_alone() {
-    for device in devices() {
+    for device in drawing_devices() {
         let mut pipeline = load(device.clone());
         let begin = draw(&mut pipeline, &small("red apple")).remove(0);
         for (what, request) in requests(&begin) {
@@ -51,7 +51,7 @@ fn pictures_that_are_drawn_at_once_are_those_that_are_drawn_alone() {
 
 #[test]
 fn every_picture_of_a_batch_has_its_previews() {
-    for device in devices() {
+    for device in drawing_devices() {
         let mut pipeline = load(device.clone());
         let mut previews = |request: &Request| {
             let mut all = Vec::new();
@@ -79,7 +79,7 @@ fn every_picture_of_a_batch_has_its_previews() {
 /// The weights of a network count once, however many batch sizes it has plans for.
 #[test]
 fn batches_of_two_sizes_share_the_weights_that_are_counted() {
-    for device in devices() {
+    for device in drawing_devices() {
         let request = Request { count: 3, batch: 2, ..small("sun") };
         let mut pipeline = load(device.clone());
         let expected = draw(&mut pipeline, &request);
@@ -102,7 +102,7 @@ fn batches_of_two_sizes_share_the_weights_that_are_counted() {
 
 #[test]
 fn a_batch_that_does_not_fit_is_refused_with_what_would() {
-    for device in devices() {
+    for device in drawing_devices() {
         let mut pipeline = load(device.clone());
         draw(&mut pipeline, &small("sun"));
         let made = pipeline.counters();

@@ -2,12 +2,12 @@
 
 use crate::{draw, on, small, source};
 use mobilediffusion_model::{Cache, Device, Options, Pipeline};
-use mobilediffusion_tests::devices;
+use mobilediffusion_tests::{drawing_devices, folder};
 
 #[test]
 fn compiled_kernels_are_kept_in_the_applications_folder() {
-    for device in devices() {
-        let place = tempfile::tempdir().expect("a temporary folder");
+    for device in drawing_devices() {
+        let place = folder();
         let folder = place.path().join("not there yet");
         let options = Options { cache: Cache::Folder(folder.clone()), ..on(device.clone()) };
         let mut pipeline = Pipeline::load(source(), options).expect("it loads");

@@ -6,7 +6,7 @@ use mobilediffusion_kernels::{Storage, WeightType};
 use mobilediffusion_model::config::Sampler;
 use mobilediffusion_model::{Pipeline, Source, WeightsFrom};
 use mobilediffusion_tests::checkpoints::rewrite;
-use mobilediffusion_tests::devices;
+use mobilediffusion_tests::{drawing_devices, folder};
 use safetensors::Dtype;
 use std::fs;
 use std::path::Path;
@@ -24,7 +24,7 @@ fn widen(from: &Path, to: &Path) {
 fn widened(networks: &[&str]) -> (tempfile::TempDir, Source) {
     let bundled = source();
     let WeightsFrom::Directory(from) = &bundled.weights else { panic!("the bundled checkpoint is a folder") };
-    let folder = tempfile::tempdir().expect("there is a temporary folder");
+    let folder = folder();
     for network in ["text_encoder", "unet", "decoder"] {
         fs::create_dir(folder.path().join(network)).expect("the folder is new");
         let [from, to] = [from.as_path(), folder.path()].map(|root| root.join(network).join("model.safetensors"));
@@ -41,7 +41,7 @@ fn widened(networks: &[&str]) -> (tempfile::TempDir, Source) {
 fn weights_in_16_bits_draw_the_same_in_less_memory() {
     let (_all, wide) = widened(&["text_encoder", "unet", "decoder"]);
     let (_one, mixed) = widened(&["unet"]);
-    for device in devices() {
+    for device in drawing_devices() {
         let drawn = |source: &Source| {
             let mut pipeline = Pipeline::load(source.clone(), on(device.clone())).expect("it loads");
             let pictures = draw(&mut pipeline, &small("sun"));
@@ -71,9 +71,9 @@ fn weights_in_16_bits_draw_the_same_in_less_memory() {
 fn a_network_is_tuned_as_its_weights_are_stored() {
     use mobilediffusion_model::DeviceChoice;
     use mobilediffusion_tests::program::{program, stderr};
-    for device in devices() {
+    for device in drawing_devices() {
         let DeviceChoice::Named(device) = device else { continue };
-        let cache = tempfile::tempdir().expect("there is a temporary folder");
+        let cache = folder();
         let tune =
             ["bench", "--tune", "--plan", "text", "--quick", "--within", "5", "--dtype", "f32", "--device", &device];
         let done = program().args(tune).env("XDG_CACHE_HOME", cache.path()).output().expect("the program starts");

@@ -3,14 +3,14 @@
 use crate::{draw, on, small};
 use mobilediffusion_model::{Flow, ModelError, Phase, Pipeline, WeightProblem};
 use mobilediffusion_tests::checkpoints::spoiled;
-use mobilediffusion_tests::devices;
+use mobilediffusion_tests::{drawing_devices, folder};
 
 #[test]
 fn weights_that_are_not_numbers_are_named_before_any_is_on_the_device() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
+    let folder = folder();
     // The decoder is the last network to be loaded.
     let name = "decoder.conv_out.weight";
-    for device in devices() {
+    for device in drawing_devices() {
         let source = spoiled(folder.path(), ("decoder", name), f32::NAN);
         let mut pipeline = Pipeline::load(source, on(device.clone())).expect("names, shapes and types are right");
         let refused = pipeline.prepare(&small("sun"), &mut |progress| {

@@ -2,12 +2,12 @@
 
 use crate::{draw, on, small, source};
 use mobilediffusion_model::{DeviceChoice, Floats, Flow, Options, Pipeline, Request, WeightType};
-use mobilediffusion_tests::devices;
+use mobilediffusion_tests::drawing_devices;
 use std::sync::Arc;
 
 #[test]
 fn too_little_memory_is_refused_with_what_would_fit() {
-    for device in devices() {
+    for device in drawing_devices() {
         let limited = |memory| {
             let options = Options { memory: Some(memory), ..on(device.clone()) };
             Pipeline::load(source(), options).expect("it loads")
@@ -38,7 +38,7 @@ fn too_little_memory_is_refused_with_what_would_fit() {
 #[test]
 fn int8_weights_are_offered_where_only_they_make_room() {
     let square = |side| Request { width: Some(side), height: Some(side), ..Request::new("sun") };
-    for device in devices() {
+    for device in drawing_devices() {
         let with = |floats, weights, memory| {
             let options = Options { floats, weights, memory: Some(memory), ..on(device.clone()) };
             Pipeline::load(source(), options).expect("it loads")
@@ -76,7 +76,7 @@ fn int8_weights_are_offered_where_only_they_make_room() {
 
 #[test]
 fn weights_that_a_request_does_not_use_make_room_for_those_it_uses() {
-    for device in devices() {
+    for device in drawing_devices() {
         // An eta above 0 selects DDIM, which draws with another UNet, `unet_base`.
         let noisy = Request { eta: Some(0.5), steps: Some(5), guidance: Some(1.0), ..small("sun") };
         let mut all = Pipeline::load(source(), on(device.clone())).expect("it loads");

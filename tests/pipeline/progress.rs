@@ -2,7 +2,7 @@
 
 use crate::{draw, load, small};
 use mobilediffusion_model::{Flow, ModelError, Phase, Pipeline, Request};
-use mobilediffusion_tests::devices;
+use mobilediffusion_tests::drawing_devices;
 use std::collections::HashSet;
 use std::sync::{Arc, mpsc};
 use std::thread;
@@ -10,7 +10,7 @@ use std::time::Duration;
 
 #[test]
 fn progress_goes_forward_phase_by_phase() {
-    for device in devices() {
+    for device in drawing_devices() {
         let mut pipeline = load(device);
         let request = Request { steps: Some(5), count: 2, ..small("sun") };
         let mut heard: Vec<(Phase, usize, usize, usize)> = Vec::new();
@@ -39,7 +39,7 @@ fn progress_goes_forward_phase_by_phase() {
 
 #[test]
 fn a_progress_callback_may_use_the_model() {
-    for device in devices() {
+    for device in drawing_devices() {
         let mut pipeline = load(device);
         let model = Arc::clone(pipeline.model());
         let mut phases = HashSet::new();
@@ -62,7 +62,7 @@ fn a_progress_callback_may_use_the_model() {
 
 #[test]
 fn stopping_anywhere_leaves_the_pipeline_usable() {
-    for device in devices() {
+    for device in drawing_devices() {
         let mut pipeline = load(device);
         let request = Request { steps: Some(5), ..small("sun") };
         let mut calls = 0;
@@ -103,7 +103,7 @@ fn stopping_anywhere_leaves_the_pipeline_usable() {
 
 #[test]
 fn stopping_while_getting_ready_leaves_the_pipeline_usable() {
-    for device in devices() {
+    for device in drawing_devices() {
         let before = [(Phase::Check, 0), (Phase::Check, 20), (Phase::Load, 0)];
         let after = [(Phase::Load, 2), (Phase::Load, 20), (Phase::Compile, 0), (Phase::Compile, 20)];
         for (phase, at) in before.into_iter().chain(after) {

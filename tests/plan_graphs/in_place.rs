@@ -1,6 +1,6 @@
 //! Outputs that take over the memory of an operand, and steps in stages.
 
-use super::{devices, simulation};
+use super::{cpu_and_best_gpu, simulation};
 use mobilediffusion_graph::plan::Sharing;
 use mobilediffusion_graph::{Conv, Device, Graph, GraphError, GroupNorm, Linear, Recording, Session, Weights};
 use mobilediffusion_kernels::{Activation, DType, Storage};
@@ -27,7 +27,7 @@ fn an_operand_that_is_taken_over_changes_no_bit() {
     let of_text: &dyn Fn() -> Recording = &text;
     for (recording, kernel, output) in [(of_text, "linear", "context"), (&norms, "group_norm", "y")] {
         simulation::play(&recording(), &[1, 1]).expect("nothing is lost");
-        for device in devices() {
+        for device in cpu_and_best_gpu() {
             let run = |sharing| {
                 let weights = Weights::new(device.clone(), Box::new(MadeUp::default()));
                 let mut session = Session::new_with(recording(), &weights, sharing, &mut |_, _| true)?;
@@ -82,7 +82,7 @@ fn steps_in_stages_compute_the_same() {
     let plan = recording().arenas(Storage::F32, Sharing::Planned, usize::MAX / 8).expect("there is no limit");
     assert_eq!(plan.in_place, [false, true], "else nothing is read in place");
     let mut results: Vec<Vec<f32>> = Vec::new();
-    for device in devices() {
+    for device in cpu_and_best_gpu() {
         let weights = Weights::new(device.clone(), Box::new(MadeUp::default()));
         let mut session = Session::new(recording(), &weights).expect("it has room");
         if let Device::Gpu(gpu, _) = &device

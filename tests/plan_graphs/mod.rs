@@ -6,18 +6,18 @@ pub(crate) mod simulation;
 use mobilediffusion_graph::{Conv, Device, Graph, GroupNorm, Linear, Origin, Recording, Tensor};
 use mobilediffusion_kernels::kernel::elements;
 use mobilediffusion_kernels::{Activation, DType, Storage};
-use mobilediffusion_runtime::{Gpu, Select, adapters};
+use mobilediffusion_runtime::{Gpu, Select};
+use mobilediffusion_tests::adapters;
 use std::sync::{Arc, OnceLock};
 
 /// Opens the best GPU, if there is an adapter.
 fn any_gpu() -> Option<Arc<Gpu>> {
-    let found = pollster::block_on(adapters());
     let open = || pollster::block_on(Gpu::open(&Select::Best)).expect("an adapter opens");
-    (!found.is_empty()).then(|| Arc::new(open()))
+    (!adapters().is_empty()).then(|| Arc::new(open()))
 }
 
 /// Returns the CPU and, if there is an adapter, one GPU that is opened once for all tests of this program.
-pub(crate) fn devices() -> Vec<Device> {
+pub(crate) fn cpu_and_best_gpu() -> Vec<Device> {
     static GPU: OnceLock<Option<Arc<Gpu>>> = OnceLock::new();
     let gpu = GPU.get_or_init(any_gpu).clone().map(|gpu| Device::Gpu(gpu, Storage::F32));
     [Some(Device::CPU), gpu].into_iter().flatten().collect()

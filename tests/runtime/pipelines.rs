@@ -1,8 +1,9 @@
 //! Compiling pipelines: once each, from many threads, and from a file.
 
 use super::{BINDINGS, COUNT, Promise, assert_works, fresh, words};
-use mobilediffusion_runtime::{Bound, Gpu, Role, RuntimeError, Select, adapters};
+use mobilediffusion_runtime::{Bound, Gpu, Role, RuntimeError, Select};
 use mobilediffusion_tests::gpu::checked;
+use mobilediffusion_tests::{adapters, folder};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -106,7 +107,7 @@ fn files(folder: &Path) -> Vec<PathBuf> {
 }
 
 fn pipelines_are_kept_in_a_file(gpu: &Arc<Gpu>) {
-    let place = tempfile::tempdir().expect("a temporary folder");
+    let place = folder();
     let folder = place.path().join("not there yet");
     let first = fresh(gpu).with_pipeline_cache(&folder);
     first.save_pipelines().expect("there is nothing to save");
@@ -138,7 +139,7 @@ fn pipelines_are_kept_in_a_file(gpu: &Arc<Gpu>) {
 }
 
 fn a_file_that_is_not_right_is_as_good_as_none(gpu: &Arc<Gpu>) {
-    let place = tempfile::tempdir().expect("a temporary folder");
+    let place = folder();
     let folder = place.path();
     let works = || {
         let gpu = fresh(gpu).with_pipeline_cache(folder);
@@ -156,8 +157,8 @@ fn a_file_that_is_not_right_is_as_good_as_none(gpu: &Arc<Gpu>) {
         assert_eq!(fs::read(&file).expect("it reads").len(), right.len(), "a valid file takes its place");
     }
     // Another adapter's file, under this one's name.
-    for other in pollster::block_on(adapters()).into_iter().filter(|other| other.name != gpu.adapter().name) {
-        let elsewhere = tempfile::tempdir().expect("a temporary folder");
+    for other in adapters().into_iter().filter(|other| other.name != gpu.adapter().name) {
+        let elsewhere = mobilediffusion_tests::folder();
         let other = pollster::block_on(Gpu::open(&Select::Same(other))).expect("a listed adapter opens");
         let other = other.with_pipeline_cache(elsewhere.path());
         assert_works(&other);
