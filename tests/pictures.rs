@@ -190,6 +190,17 @@ fn the_bundled_encoder_keeps_what_it_sees() {
     assert!(mean < 400.0, "an apple came back with a mean square error of {mean:.0}");
 }
 
+/// A picture that begins from one of a single colour may have a single colour.
+#[test]
+fn a_flat_picture_from_an_initial_one_is_no_error() {
+    let folder = folder();
+    let source = spoiled(folder.path(), ("decoder", "decoder.conv_out.weight"), 0.0);
+    let mut pipeline = load(source, &DeviceChoice::Cpu);
+    let init = Init { strength: 0.0, ..Init::new(waves(SIDE)) };
+    let drawn = draw(&mut pipeline, &Request { init: Some(init), ..Request::new("sun") });
+    assert!(drawn.is_flat(), "the decoder draws one colour");
+}
+
 #[test]
 fn a_picture_that_is_flat_or_not_finite_is_an_error() {
     let folder = folder();

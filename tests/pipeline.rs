@@ -148,6 +148,26 @@ fn plans_are_bounded() {
 }
 
 #[test]
+fn the_plans_that_were_used_last_are_kept() {
+    // The text encoder, and UNet and decoder of two sizes.
+    let mut pipeline = Pipeline::load(source(), Options { plans: 5, ..on(DeviceChoice::Cpu) }).expect("it loads");
+    let mut compiles = |height: usize| {
+        let mut heard = false;
+        let drawn = pipeline.generate(&Request { height: Some(height), ..small("sun") }, &mut |progress| {
+            heard |= progress.phase == Phase::Compile;
+            Flow::Continue
+        });
+        drawn.expect("it draws");
+        heard
+    };
+    // The third size takes the place of the second, because the first was used again.
+    let expected = [(32, true), (64, true), (32, false), (96, true), (32, false), (64, true), (32, false), (96, true)];
+    for (turn, (height, expected)) in expected.into_iter().enumerate() {
+        assert_eq!(compiles(height), expected, "request {turn}, {height} pixels high");
+    }
+}
+
+#[test]
 fn pipelines_share_one_model_across_threads() {
     for device in drawing_devices() {
         let model = Arc::new(Model::load(source(), on(device)).expect("it loads"));

@@ -9,6 +9,7 @@ mod pipelines;
 use mobilediffusion_runtime::{Binding, Bound, Buffer, Dispatch, Gpu, POISON, Role, RuntimeError, Select, Timer};
 use mobilediffusion_tests::gpu::{self, Test, fresh};
 use std::sync::Arc;
+use std::time::Instant;
 
 /// Test of one promise, with its name.
 type Promise = (&'static str, fn(&Arc<Gpu>));
@@ -227,8 +228,12 @@ fn times_are_taken(gpu: &Arc<Gpu>) {
     gpu.upload(&count.x, &[0; 256]).expect("it fits");
     let timer = Timer::new(gpu).expect("there is room for a timer");
     // More than the timer takes in one submission.
+    let start = Instant::now();
     let seconds = timer.time(gpu, &[&count.there, &count.back], 40).expect("the list is timed");
+    let elapsed = start.elapsed().as_secs_f64();
     assert_eq!(seconds.len(), 40, "one for each repetition");
+    let all: f64 = seconds.iter().sum();
+    assert!(all <= 1.05 * elapsed, "{all} s by {} within {elapsed} s: {seconds:?}", timer.clock());
     assert!(seconds.iter().all(|s| (0.0..60.0).contains(s)), "{seconds:?}");
     assert!(seconds.iter().sum::<f64>() > 0.0, "{} saw no time pass", timer.clock());
     // One after the other: there, back, there, back, there.

@@ -1,8 +1,8 @@
 //! Progress, and stopping by its callback.
 
 use crate::{draw, load, small};
-use mobilediffusion_model::{Flow, ModelError, Phase, Pipeline, Request};
-use mobilediffusion_tests::drawing_devices;
+use mobilediffusion_model::{DeviceChoice, Flow, ModelError, Phase, Pipeline, Request};
+use mobilediffusion_tests::{drawing_devices, psnr};
 use std::collections::HashSet;
 use std::sync::{Arc, mpsc};
 use std::thread;
@@ -120,5 +120,24 @@ fn stopping_while_getting_ready_leaves_the_pipeline_usable() {
             assert_eq!(there > 0, !before.contains(&(phase, at)), "{phase} {at}: {there} bytes of weights stayed");
             assert_eq!(draw(&mut pipeline, &small("sun")).len(), 1);
         }
+    }
+}
+
+/// A preview is the picture that the last evaluation predicted. The latent after it still has noise in it.
+#[test]
+fn previews_come_closer_to_the_picture() {
+    let mut pipeline = load(DeviceChoice::Cpu);
+    // With an eta of 1 much of the noise is fresh in every step.
+    for (eta, floor) in [(0.0, 40.0), (1.0, 37.0)] {
+        let request = Request { steps: Some(10), eta: Some(eta), preview_every: Some(1), ..Request::new("red apple") };
+        let mut previews = Vec::new();
+        let drawn = pipeline.generate(&request, &mut |progress| {
+            previews.extend(progress.preview.clone());
+            Flow::Continue
+        });
+        let drawn = drawn.expect("it draws").remove(0);
+        let near: Vec<f64> = previews.iter().map(|preview| psnr(&preview.rgba, &drawn.rgba)).collect();
+        assert!(near.is_sorted_by(|before, after| before < after), "eta {eta}: {near:.1?} dB");
+        assert!(near.len() == 9 && near[0] > 12.0 && near[8] > floor, "eta {eta}: {near:.1?} dB");
     }
 }

@@ -7,6 +7,7 @@ use mobilediffusion_tests::{adapters, folder};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 pub(crate) const TESTS: &[Promise] = &[
     ("a_pipeline_is_made_once", a_pipeline_is_made_once),
@@ -15,6 +16,7 @@ pub(crate) const TESTS: &[Promise] = &[
     ("drivers_trust_shaders_too", drivers_trust_shaders_too),
     ("threads_compile_side_by_side", threads_compile_side_by_side),
     ("pipelines_are_kept_in_a_file", pipelines_are_kept_in_a_file),
+    ("a_file_is_written_again_only_if_its_data_changed", a_file_is_written_again_only_if_its_data_changed),
     ("a_file_that_is_not_right_is_as_good_as_none", a_file_that_is_not_right_is_as_good_as_none),
 ];
 
@@ -136,6 +138,25 @@ fn pipelines_are_kept_in_a_file(gpu: &Arc<Gpu>) {
         let error = nowhere.save_pipelines().expect_err("a file holds no files");
         assert!(matches!(error, RuntimeError::Unwritten { .. }), "{attempt} time: {error}");
     }
+}
+
+/// Some drivers give out other data for the same pipelines every time. These have to be written.
+fn a_file_is_written_again_only_if_its_data_changed(gpu: &Arc<Gpu>) {
+    let place = folder();
+    let works = || {
+        let gpu = fresh(gpu).with_pipeline_cache(place.path());
+        assert_works(&gpu);
+        gpu.save_pipelines().expect("it is saved");
+    };
+    works();
+    let Some(file) = files(place.path()).pop() else { return };
+    let (data, long_ago) = (fs::read(&file).expect("it reads"), SystemTime::UNIX_EPOCH + Duration::from_secs(1 << 30));
+    let opened = fs::File::options().write(true).open(&file);
+    opened.and_then(|file| file.set_modified(long_ago)).expect("it is ours");
+    works();
+    let modified = fs::metadata(&file).and_then(|file| file.modified()).expect("the system knows");
+    let is_same = fs::read(&file).expect("it reads") == data;
+    assert_eq!(modified == long_ago, is_same, "{}: modified {modified:?}", gpu.adapter());
 }
 
 fn a_file_that_is_not_right_is_as_good_as_none(gpu: &Arc<Gpu>) {
