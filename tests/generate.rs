@@ -1,11 +1,15 @@
 //! `generate` and `show`: pictures, files and messages. The program must have been built.
 
+#[path = "generate/facts.rs"]
+mod facts;
+#[path = "generate/initial.rs"]
+mod initial;
+
 use mobilediffusion_tests::checkpoints::bundled;
-use mobilediffusion_tests::program::{copy_all, draw, failure, run, stderr};
+use mobilediffusion_tests::program::{draw, failure, lines_of_devices, run, stderr};
 use mobilediffusion_tests::{folder, psnr};
 use std::fs;
 use std::path::Path;
-use std::process::Output;
 
 fn pixels(path: &Path) -> image::RgbaImage {
     image::open(path).unwrap_or_else(|error| panic!("{}: {error}", path.display())).to_rgba8()
@@ -21,20 +25,32 @@ fn a_one_step_model_samples_by_ddim_when_more_steps_are_asked_for() {
 }
 
 #[test]
-fn any_prompt_draws() {
+fn a_prompt_that_is_too_long_is_reported_in_a_short_line() {
     let folder = folder();
     let output = folder.path().join("x.png");
-    draw("", &output, &["--device", "cpu"]);
-    let said = draw("\u{1f34e} \u{202e}elppa\u{7}", &output, &["--device", "cpu", "--force"]);
+    let said = draw("\u{1f34e} \u{202e}elppa\u{7}", &output, &["--device", "cpu"]);
     assert!(!said.contains("warning"), "{said}");
     assert!(said.contains("device: CPU") && said.contains("seed 0") && said.contains("denoise"), "{said}");
-    let size = pixels(&output).dimensions();
-    assert_eq!(size, (64, 64), "the size of the model's own pictures");
-
+    assert_eq!(pixels(&output).dimensions(), (64, 64), "the size of the model's own pictures");
     let said = draw(&"apple ".repeat(10_000), &output, &["--device", "cpu", "--seed", "3", "--force"]);
     let warning = said.lines().find(|line| line.starts_with("warning: ")).unwrap_or_else(|| panic!("{said}"));
     assert!(warning.len() < 200 && warning.contains("read up to `apple apple"), "{warning}");
     assert_eq!(fs::read_dir(folder.path()).expect("the folder reads").count(), 1, "something was left behind");
+}
+
+#[test]
+fn auto_takes_the_device_that_the_list_of_devices_says() {
+    let list = lines_of_devices();
+    let taken = list.last().and_then(|line| line.strip_prefix("auto takes [")).expect("the last line says it");
+    let (index, name) = taken.split_once("] ").unwrap_or(("cpu", ""));
+    let folder = folder();
+    let said = draw("sun", &folder.path().join("x.png"), &["--device", "auto", "--size", "32"]);
+    let device = said.lines().find_map(|line| line.strip_prefix("device: ")).unwrap_or_else(|| panic!("{said}"));
+    let (begin, end) = match index {
+        "cpu" => ("CPU, ".to_owned(), " (there is no hardware GPU)"),
+        _ => (format!("{name} ("), " (the best GPU)"),
+    };
+    assert!(device.starts_with(&begin) && device.ends_with(end), "{taken}: {device}");
 }
 
 #[test]
@@ -94,37 +110,6 @@ fn several_pictures_are_files_or_a_sheet() {
 }
 
 #[test]
-fn a_file_says_what_it_was_made_of() {
-    let folder = folder();
-    let path = folder.path().join("x.png");
-    let negative = ["--negative", "blue", "--eta", "0.5"];
-    let more = ["--device", "cpu", "--seed", "5", "--steps", "6", "--width", "32", "--json"];
-    let output = path.to_str().expect("the path is UTF-8");
-    let done = run(&[&["generate", "\u{1f34e} a\u{1b}[1mb", "-o", output][..], &more, &negative].concat());
-    assert!(done.status.success(), "{}", stderr(&done));
-    let said: serde_json::Value = serde_json::from_slice(&done.stdout).expect("standard output is JSON");
-    assert_eq!((&said["files"][0]["seed"], &said["settings"]["steps"]), (&5.into(), &"6".into()), "{said}");
-    assert!(said["seconds"]["denoise"].as_f64().is_some_and(|seconds| seconds > 0.0), "{said}");
-    let shown = run(&["show", output]);
-    let text = String::from_utf8(shown.stdout).expect("texts are UTF-8");
-    for line in [
-        "Description: \u{1f34e} a\\u{1b}[1mb",
-        "Negative: blue",
-        "Model: mini",
-        "Size: 32x64",
-        "Sampler: DDIM",
-        "Steps: 6",
-        "Guidance: 3",
-        "Eta: 0.5",
-        "Seed: 5",
-    ] {
-        assert!(text.lines().any(|found| found == line), "{line} is not in:\n{text}");
-    }
-    let message = failure(&run(&["show", bundled().join("model.json").to_str().expect("UTF-8")]));
-    assert!(message.contains("model.json"), "{message}");
-}
-
-#[test]
 fn a_negative_prompt_that_is_too_long_is_reported() {
     let folder = folder();
     let (path, long) = (folder.path().join("x.png"), "red ".repeat(200));
@@ -163,93 +148,6 @@ fn previews_are_files() {
         run(&[&["generate", "sun", "-o", output.to_str().expect("UTF-8"), "--json", "--force"], &more[..]].concat());
     let said: serde_json::Value = serde_json::from_slice(&done.stdout).expect("it is JSON");
     assert_eq!((said["previews"].as_array().map(Vec::len), said["count"].as_u64()), (Some(4), Some(2)), "{said}");
-}
-
-/// Draws from the initial picture `init` at strength 0, into `out.png`.
-fn draw_from(folder: &Path, init: &Path, more: &[&str]) -> Output {
-    let (init, output) = (init.to_str().expect("UTF-8"), folder.join("out.png"));
-    let output = output.to_str().expect("UTF-8");
-    let (model, made_up) = (folder.join("model"), ["--weights", "random:1", "--device", "cpu", "--force"]);
-    let model = model.to_str().expect("UTF-8");
-    let args = ["generate", "sun", "-o", output, "--model", model, "--init", init, "--strength", "0"];
-    run(&[&args[..], &made_up, more].concat())
-}
-
-/// Writes the bundled architecture with a small VAE to the folder `model`.
-fn model_with_encoder(folder: &Path) {
-    let model = folder.join("model");
-    copy_all(&bundled(), &model);
-    fs::create_dir_all(model.join("vae")).expect("the folder is made");
-    let decoder = fs::read_to_string(model.join("decoder/config.json")).expect("it reads");
-    let decoder: serde_json::Value = serde_json::from_str(&decoder).expect("it parses");
-    let config = serde_json::json!({
-        "in_channels": 3, "out_channels": 3, "latent_channels": 8, "block_out_channels": [8, 8, 8, 8],
-        "layers_per_block": 1, "norm_num_groups": 4, "scaling_factor": decoder["scaling_factor"]
-    });
-    fs::write(model.join("vae/config.json"), config.to_string()).expect("the file is written");
-}
-
-#[test]
-fn pictures_of_any_kind_are_drawn_from_or_refused_with_the_reason() {
-    let folder = folder();
-    model_with_encoder(folder.path());
-    let path = |name: &str| folder.path().join(name);
-    image::RgbImage::from_pixel(1, 1, image::Rgb([200, 30, 30])).save(path("dot.png")).expect("it is written");
-    image::GrayImage::from_fn(100, 30, |x, _| image::Luma([2 * x as u8]))
-        .save(path("wide.jpg"))
-        .expect("it is written");
-    // Few enough colours for a GIF's palette, so that none is changed.
-    let frame = |grey: u8| {
-        image::RgbaImage::from_fn(64, 64, |x, y| image::Rgba([grey, 15 * (x / 8) as u8, 60 * (y / 16) as u8, 255]))
-    };
-    let frames = [10, 240].map(|grey| image::Frame::new(frame(grey)));
-    let mut gif = Vec::new();
-    image::codecs::gif::GifEncoder::new(&mut gif).encode_frames(frames).expect("it encodes");
-    fs::write(path("moving.gif"), &gif).expect("it is written");
-    // A GIF's width and height are two 16-bit words behind its six letters.
-    gif[6..10].copy_from_slice(&[0x20, 0x4e, 0x20, 0x4e]);
-    fs::write(path("huge.gif"), &gif).expect("it is written");
-    let whole = fs::read(path("wide.jpg")).expect("it reads");
-    fs::write(path("cut.jpg"), &whole[..200]).expect("it is written");
-    fs::write(path("text.png"), "no picture").expect("it is written");
-
-    let cmyk = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/pictures/cmyk.jpg");
-    for (init, found) in [(path("dot.png"), "1x1"), (path("wide.jpg"), "100x30"), (cmyk, "48x32")] {
-        let done = draw_from(folder.path(), &init, &[]);
-        let said = stderr(&done);
-        assert!(done.status.success(), "{said}");
-        assert!(said.contains(&format!("scaled and cropped from {found} to 64x64")), "{said}");
-    }
-    // Of an animation the first frame is used.
-    let first = frame(10);
-    first.save(path("first.png")).expect("it is written");
-    let drawn = ["moving.gif", "first.png"].map(|name| {
-        let done = draw_from(folder.path(), &path(name), &[]);
-        assert!(done.status.success(), "{}", stderr(&done));
-        pixels(&path("out.png"))
-    });
-    assert!(drawn[0] == drawn[1], "another frame than the first");
-
-    for (name, reason) in [("huge.gif", "20000x20000"), ("cut.jpg", "cut.jpg"), ("text.png", "expected a PNG")] {
-        let message = failure(&draw_from(folder.path(), &path(name), &[]));
-        assert!(message.contains(name) && message.contains(reason), "{message}");
-    }
-    let other = path("first.png");
-    let message = failure(&draw_from(folder.path(), &path("dot.png"), &["--mask", other.to_str().expect("UTF-8")]));
-    assert!(message.contains("expected 1x1") && message.contains("found 64x64"), "{message}");
-    let done = run(&["generate", "sun", "-o", "x.png", "--device", "cpu", "--init", "no-such-file.png"]);
-    assert!(failure(&done).contains("no-such-file.png"));
-}
-
-#[test]
-fn a_cmyk_jpeg_is_read() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/pictures/cmyk.jpg");
-    let picture = mobilediffusion_model::Picture::open(&path).expect("it reads");
-    let pixel = |x: usize, y: usize| -> [u8; 3] { picture.rgba[4 * (y * 48 + x)..][..3].try_into().expect("three") };
-    let near = |found: [u8; 3], want: [u8; 3]| found.iter().zip(want).all(|(f, w)| f.abs_diff(w) < 30);
-    for (at, want) in [((8, 8), [255, 0, 0]), ((40, 8), [0, 255, 255]), ((20, 30), [0, 0, 0])] {
-        assert!(near(pixel(at.0, at.1), want), "{at:?}: {:?}, expected about {want:?}", pixel(at.0, at.1));
-    }
 }
 
 #[test]

@@ -17,11 +17,11 @@ pub(super) fn unet(
     let groups = config.norm_num_groups;
     let net = MobileDiffusionNet {
         config,
-        norm: GroupNorm { groups: groups, eps: config.norm_eps },
+        norm: GroupNorm { groups, eps: config.norm_eps },
         time: time_embedding(g, timestep, (config.time_proj_dim, config.time_embed_dim))?,
         transformer: Transformer {
             context,
-            norm: GroupNorm { groups: groups, eps: config.transformer_norm_eps },
+            norm: GroupNorm { groups, eps: config.transformer_norm_eps },
             layer_norm_eps: config.layer_norm_eps,
             heads: Heads::Wide(config.attention_head_dim),
             phi: config.attention_phi,

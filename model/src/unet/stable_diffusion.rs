@@ -17,11 +17,11 @@ pub(super) fn unet(
     let groups = config.norm_num_groups;
     let net = StableDiffusionNet {
         config,
-        norm: GroupNorm { groups: groups, eps: config.norm_eps },
+        norm: GroupNorm { groups, eps: config.norm_eps },
         time: time_embedding(g, timestep, (config.time_proj_dim(), config.time_embed_dim()))?,
         transformer: Transformer {
             context,
-            norm: GroupNorm { groups: groups, eps: StableDiffusion::TRANSFORMER_NORM_EPS },
+            norm: GroupNorm { groups, eps: StableDiffusion::TRANSFORMER_NORM_EPS },
             layer_norm_eps: StableDiffusion::LAYER_NORM_EPS,
             heads: Heads::Many(config.attention_head_dim),
             phi: Phi::Softmax,

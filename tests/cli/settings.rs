@@ -1,0 +1,107 @@
+//! Settings that are refused, by name and before any work.
+
+use crate::is_empty;
+use mobilediffusion_tests::folder;
+use mobilediffusion_tests::program::{failure, run, stderr};
+
+#[test]
+fn a_setting_that_no_picture_has_is_named() {
+    let folder = folder();
+    let output = folder.path().join("x.png");
+    let output = output.to_str().expect("the path is UTF-8");
+    let wrong =
+        [("--size", "50", "50"), ("--size", "0", "0"), ("--steps", "0", "steps"), ("--guidance", "NaN", "guidance")];
+    for (flag, value, named) in wrong {
+        let message = failure(&run(&["generate", "red apple", "--device", "cpu", "-o", output, flag, value]));
+        assert!(message.contains(named), "{flag} {value}: {message}");
+    }
+    assert!(is_empty(folder.path()), "something was left behind");
+}
+
+#[test]
+fn a_size_beyond_the_largest_is_refused_by_every_command() {
+    let sizes: [&[&str]; 4] = [
+        &["plan", "--size", "4294967296"],
+        &["info", "--size", "8224"],
+        &["check", "--plan", "unet", "--device", "cpu", "--size", "99999968"],
+        &["bench", "--plan", "decoder", "--device", "cpu", "--size", "18446744073709551584"],
+    ];
+    for args in sizes {
+        // Some commands print the device before the error.
+        let done = run(args);
+        let said = stderr(&done);
+        let last = said.lines().last().unwrap_or("").to_owned();
+        assert_eq!(done.status.code(), Some(1), "{args:?}: {said}");
+        assert!(last.starts_with("error: width: expected at most 8192 pixels, found "), "{args:?}: {said}");
+    }
+}
+
+#[test]
+fn an_impossible_guidance_is_refused_by_commands_that_draw_nothing() {
+    for guidance in ["nan", "-5"] {
+        let commands: [&[&str]; 3] = [
+            &["plan"],
+            &["bench", "--plan", "unet", "--quick", "--device", "cpu"],
+            &["bench", "--picture", "--quick", "--device", "cpu"],
+        ];
+        for command in commands {
+            let message = failure(&run(&[command, &["--guidance", guidance]].concat()));
+            assert!(message.starts_with("guidance: expected"), "{command:?}: {message}");
+        }
+    }
+}
+
+#[test]
+fn a_refused_request_creates_no_folder_for_previews() {
+    let folder = folder();
+    let output = folder.path().join("x.png");
+    let output = output.to_str().expect("the path is UTF-8");
+    let previews = folder.path().join("previews");
+    let refused = ["generate", "sun", "--steps", "0", "-o", output, "--preview", previews.to_str().expect("UTF-8")];
+    failure(&run(&refused));
+    let message = failure(&run(&["generate", "sun", "-o", output, "--preview", output]));
+    assert!(message.contains("expected a folder"), "{message}");
+    assert!(is_empty(folder.path()), "something was left behind");
+}
+
+#[test]
+fn values_beyond_all_bounds_are_refused_before_an_initial_picture_is_scaled_or_a_file_is_named() {
+    let folder = folder();
+    let output = folder.path().join("x.png");
+    let output = output.to_str().expect("the path is UTF-8");
+    let init = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/apple.png");
+    let beyond = [
+        ("--size", "4294967295", "at most 8192 pixels"),
+        ("--height", "8193", "at most 8192 pixels"),
+        ("--count", "18446744073709551615", "at most 1000 pictures"),
+        ("--batch", "0", "batch: expected at least 1 picture"),
+    ];
+    for (flag, value, named) in beyond {
+        for more in [&[][..], &["--init", init]] {
+            let told = [&["generate", "red apple", "--device", "cpu", "-o", output, flag, value], more].concat();
+            let message = failure(&run(&told));
+            assert!(message.contains(named), "{flag} {value} {more:?}: {message}");
+        }
+    }
+    assert!(is_empty(folder.path()), "something was left behind");
+}
+
+#[test]
+fn halves_on_the_cpu_are_refused_by_every_command() {
+    let folder = folder();
+    let output = folder.path().join("x.png");
+    let commands: [&[&str]; 6] = [
+        &["generate", "red apple", "-o", output.to_str().expect("the path is UTF-8")],
+        &["check"],
+        &["bench", "add"],
+        &["bench", "--tune"],
+        &["bench", "--plan"],
+        &["bench", "--picture"],
+    ];
+    for command in commands {
+        let done = run(&[command, &["--device", "cpu", "--dtype", "f16"]].concat());
+        assert_eq!(failure(&done), "dtype: expected f32 on the CPU device, found f16", "{command:?}");
+        assert!(done.stdout.is_empty(), "{command:?} began before it refused");
+    }
+    assert!(is_empty(folder.path()), "something was left behind");
+}
