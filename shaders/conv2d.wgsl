@@ -67,7 +67,7 @@ var<private> tap: u32 = 9u;
 
 // Computes the positions of this invocation's output pixels. Pixels beyond the last repeat it.
 fn prepare_rows(row0: u32, at: u32) {
-    enter_image(row0 / (params.oh * params.ow) * params.positions, params.ci4);
+    enter_image(row0 / (params.oh * params.ow), params.ci4);
     for (var s = 0u; s < ROW_SLOTS; s++) {
         let own = min(row0 + at + s * SPAN, params.rows - 1u);
         let line = own / params.ow;

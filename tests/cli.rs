@@ -5,7 +5,7 @@ mod settings;
 
 use mobilediffusion_tests::checkpoints::{bundled, spoiled};
 use mobilediffusion_tests::folder;
-use mobilediffusion_tests::program::{copy_all, failure, lines_of_devices, program, run, stderr};
+use mobilediffusion_tests::program::{copy_all, draw, failure, lines_of_devices, program, run, stderr};
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -173,7 +173,12 @@ fn a_file_of_a_model_is_its_model_json() {
     let message = failure(&run(&["info", "--model", other.to_str().expect("UTF-8")]));
     assert!(message.contains("other.json: --model: expected a folder or a file called model.json"), "{message}");
     let own = bundled().join("model.json");
-    assert!(run(&["info", "--model", own.to_str().expect("UTF-8")]).status.success(), "its own file is the model");
+    let own = own.to_str().expect("UTF-8");
+    assert!(run(&["info", "--model", own]).status.success(), "its own file is the model");
+    draw("sun", &folder.path().join("x.png"), &["--device", "cpu", "--size", "32", "--model", own]);
+    let output = folder.path().join("y.png");
+    let named = run(&["generate", "sun", "-o", output.to_str().expect("UTF-8"), "--model", "mobilediffusion"]);
+    assert!(failure(&named).contains("`--preset` selects a built-in architecture"), "{}", stderr(&named));
 }
 
 #[test]
@@ -202,8 +207,9 @@ fn weights_that_are_not_numbers_are_named() {
     let name = "decoder.conv_in.weight";
     spoiled(folder.path(), ("decoder", name), f32::INFINITY);
     let (model, output) = (folder.path().to_str().expect("UTF-8"), folder.path().join("x.png"));
-    for command in [&["generate", "sun", "-o", output.to_str().expect("UTF-8")][..], &["bench", "--plan", "decoder"]] {
-        let done = run(&[command, &["--device", "cpu", "--model", model]].concat());
+    let draw = &["generate", "sun", "--device", "cpu", "-o", output.to_str().expect("UTF-8")][..];
+    for command in [draw, &["bench", "--device", "cpu", "--plan", "decoder"], &["info", "--weights-dtype", "int8"]] {
+        let done = run(&[command, &["--model", model]].concat());
         let said = stderr(&done);
         assert!(
             done.status.code() == Some(1) && said.contains(&format!("{name} holds a NaN or an infinity")),

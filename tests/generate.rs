@@ -124,6 +124,15 @@ fn a_negative_prompt_that_is_too_long_is_reported() {
 }
 
 #[test]
+fn a_picture_of_too_few_steps_has_no_folder_of_previews() {
+    let folder = folder();
+    let previews = folder.path().join("previews");
+    let preview = previews.to_str().expect("the path is UTF-8");
+    let said = draw("sun", &folder.path().join("x.png"), &["--device", "cpu", "--size", "32", "--preview", preview]);
+    assert!(said.contains("note: there are too few steps for a preview") && !previews.exists(), "{said}");
+}
+
+#[test]
 fn previews_are_files() {
     let folder = folder();
     let previews = folder.path().join("on/the/way");

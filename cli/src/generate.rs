@@ -240,7 +240,9 @@ fn facts(
 
 /// Returns the last part of a path, for texts that are passed on with a picture.
 fn name(path: &Path) -> String {
-    path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
+    // `.` and `..` have names too.
+    let whole = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    path.file_name().or(whole.file_name()).unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }
 
 /// Lists files for a message: `a`, `a and b`, or `a to z, 26 files`.

@@ -4,8 +4,6 @@ mod chunks;
 mod compile;
 mod limits;
 mod planned;
-#[cfg(test)]
-mod tests;
 
 use crate::error::GraphError;
 use crate::graph::{Origin, TensorInfo};

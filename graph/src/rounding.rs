@@ -62,8 +62,9 @@ impl Rounding {
 /// Weights are loaded in chunks of about a million elements, so the memory needed is small.
 ///
 /// # Errors
-/// If the loader fails.
+/// If the loader fails, or a value cannot be used.
 pub fn rounding(recording: &Recording, weights: &Weights, storage: Storage) -> Result<Vec<Rounding>, GraphError> {
+    weights.check(&mut |_, _| true)?;
     let mut all = Vec::new();
     for (sources, operand) in recording.weights() {
         for source in sources {

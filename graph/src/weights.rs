@@ -41,8 +41,8 @@ pub trait WeightLoader {
     /// Checks the values of all weights, for a source that may hold some that no network can use. Called before the
     /// first weight is loaded.
     ///
-    /// `go_on` is called with the number of weights done and the number in all, between any two of them. Once it
-    /// returns false the check ends, with any result.
+    /// `go_on` is called before each weight, and once all are good, with the number of weights done and the number in
+    /// all. Once it returns false the check ends, with any result.
     ///
     /// # Errors
     /// If a value cannot be used.
@@ -165,8 +165,8 @@ impl Weights {
     /// Checks the values of all weights, unless that was done before. Otherwise [`load`](Self::load) and new sessions do
     /// it first, without a way to follow or stop it.
     ///
-    /// `go_on` is called before each weight with the number of weights done and the number in all; the check stops when
-    /// it returns false.
+    /// `go_on` is called before each weight, and once all are good, with the number of weights done and the number in
+    /// all; the check stops when it returns false.
     ///
     /// # Errors
     /// If a value cannot be used, or `go_on` returned false.
@@ -176,15 +176,15 @@ impl Weights {
         }
         let mut stopped = None;
         let checked = self.loader.check(&mut |done, total| {
-            stopped = (!go_on(done, total)).then_some(GraphError::Stopped { done, total });
+            stopped = (!go_on(done, total)).then_some((done, total));
             stopped.is_none()
         });
-        match stopped {
-            Some(stopped) => return Err(stopped),
-            None => checked.map_err(GraphError::Weight)?,
+        let finished = stopped.is_none_or(|(done, total)| done == total);
+        if finished {
+            checked.map_err(GraphError::Weight)?;
+            self.checked.store(true, Ordering::Relaxed);
         }
-        self.checked.store(true, Ordering::Relaxed);
-        Ok(())
+        stopped.map_or(Ok(()), |(done, total)| Err(GraphError::Stopped { done, total }))
     }
 
     /// Loads all weights of a recording that are not on the device yet.

@@ -114,17 +114,10 @@ impl Storage {
         let weights = match (self.weights, self.floats) {
             (WeightType::F16, FloatType::F32) => include_str!("../../shaders/prelude/weights_f16.wgsl"),
             (WeightType::Floats | WeightType::F16, _) => include_str!("../../shaders/prelude/weights_as_floats.wgsl"),
+            (WeightType::Int8, FloatType::F16) => include_str!("../../shaders/prelude/weights_int8_f16.wgsl"),
             (WeightType::Int8, _) => include_str!("../../shaders/prelude/weights_int8.wgsl"),
         };
-        let int8_pack = match (self.weights, self.floats) {
-            // Whole numbers up to 127 need not saturate.
-            (WeightType::Int8, FloatType::F16) => {
-                "fn weight_pack(p: WeightPack) -> Pack { return Pack(weight4(p)); }\n"
-            }
-            (WeightType::Int8, _) => "fn weight_pack(p: WeightPack) -> Pack { return store4(weight4(p)); }\n",
-            _ => "",
-        };
-        [floats, weights, int8_pack, include_str!("../../shaders/prelude/rows.wgsl")].concat()
+        [floats, weights, include_str!("../../shaders/prelude/always.wgsl")].concat()
     }
 
     /// Encodes a dense tensor of packed `shape` as the device's bytes: rows are padded with zeros, floats rounded to

@@ -205,6 +205,7 @@ impl ModelError {
         matches!(
             self,
             Self::Memory { .. }
+                | Self::SheetTooLarge { .. }
                 | Self::Graph(GraphError::OutOfMemory { .. })
                 | Self::Device(RuntimeError::OutOfMemory { .. })
         )

@@ -94,7 +94,8 @@ impl Picture {
     /// Arranges pictures of one size in rows on a nearly square white sheet. A [`Sheet`] takes them one by one.
     ///
     /// # Panics
-    /// If there are no pictures, if their sizes differ or are 0, or if `rgba` does not have `4 * width * height` bytes.
+    /// If there are no pictures, if their sizes differ or are 0, if `rgba` does not have `4 * width * height` bytes, or if
+    /// the memory does not suffice.
     #[must_use]
     pub fn sheet(pictures: &[Self]) -> Self {
         let first = pictures.first().expect("a sheet needs a picture");

@@ -1,6 +1,6 @@
 //! Weights: memory-mapped safetensors files, and seeded synthetic weights of the same shapes.
 //!
-//! Opening a checkpoint reads its headers only. Every value is read once to look for NaNs and infinities before the
+//! Opening a checkpoint reads its headers, and looks whether the files were written to their ends. Every value is read once to look for NaNs and infinities before the
 //! first tensor is loaded, and again when its tensor is. Pages that were read are released to the operating system, so
 //! that nothing stays in memory twice.
 
@@ -40,6 +40,9 @@ const FILES: [&str; 4] = [
 /// Number of bytes at the end of a file that are not all zero in a file of weights: many programs make a file of its
 /// full size before they download it.
 const TAIL: usize = 1 << 20;
+
+/// Words for such a file.
+const UNFINISHED: &str = "it was not downloaded or written to its end";
 
 /// Weights of one part of the model.
 ///
@@ -91,7 +94,7 @@ impl Checkpoint {
             .map_err(|error| invalid(path, what_is_wrong(map.bytes()).unwrap_or_else(|| error.to_string())))?;
         let tail = map.bytes().len().saturating_sub(TAIL)..map.bytes().len();
         if tail.len() == TAIL && map.read(tail, |bytes| bytes.iter().all(|byte| *byte == 0)) {
-            return Err(invalid(path, "its last MiB is zero: it was not downloaded or written to its end".to_owned()));
+            return Err(invalid(path, format!("its last MiB is zero: {UNFINISHED}")));
         }
         for (name, info) in metadata.tensors() {
             // Offsets count from the end of the header, which follows the eight bytes of its length.
@@ -194,8 +197,9 @@ impl WeightLoader for Checkpoint {
             }
             problems.extend((!self.is_finite(entry)).then(|| WeightProblem::NotFinite { name: name.clone() }));
         }
+        self.free_of(problems)?;
         go_on(total, total);
-        Ok(self.free_of(problems)?)
+        Ok(())
     }
 
     fn is_f16(&self) -> bool {
@@ -259,6 +263,9 @@ fn what_is_wrong(bytes: &[u8]) -> Option<String> {
         return Some("it is a Git LFS pointer, and not the file that this stands for".to_owned());
     }
     let len = u64::from_le_bytes(*bytes.first_chunk()?);
+    if len == 0 {
+        return Some(format!("it begins with zeros: {UNFINISHED}"));
+    }
     let header: serde_json::Value = serde_json::from_slice(bytes.get(8..)?.get(..usize::try_from(len).ok()?)?).ok()?;
     let ends = header.as_object()?.values().filter_map(|tensor| tensor["data_offsets"][1].as_u64());
     let (expected, found) = (ends.max()?.checked_add(8 + len)?, bytes.len() as u64);

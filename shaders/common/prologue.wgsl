@@ -4,7 +4,8 @@
 // Norms: NORM_ROWS is a LayerNorm, (x - mean) * rstd * weight + bias, with statistics merged from the moments of each
 // row in `stats`; `Params` then also has `channels` and `eps`. NORM_CHANNELS is a GroupNorm, activation(x * scale +
 // offset) with scales and offsets per channel and image. NORM_IMAGE means that all rows that an invocation reads belong
-// to one image, NORM_IMAGES that they may belong to several. TOUCHED means that values are changed or converted at all.
+// to one image, NORM_IMAGES that they may belong to several; NORM_ENTERS means that the one is not always the first, and
+// that the kernel calls `enter_image`. TOUCHED means that values are changed or converted at all.
 //
 // Reading is split into loads (`fetch_...`) and arithmetic (`made...`). A kernel first issues the loads of many vec4s
 // and computes afterwards, so that the latencies of all loads overlap. The importing module declares the operands that
@@ -44,9 +45,9 @@ fn fetch_source(row: u32, k4: u32, k4_len: u32, second: bool) -> Input {
 // Index of the image's scales in `norm`.
 @if(NORM_IMAGE) var<private> norm_image: u32;
 
-// Finds the image to which `row` and all other rows that this invocation reads belong, if there are several.
-fn enter_image(row: u32, k4_len: u32) {
-    @if(NORM_ENTERS) norm_image = row / params.positions * 2u * k4_len;
+// Says to which of several images all rows that this invocation reads belong.
+fn enter_image(image: u32, k4_len: u32) {
+    @if(NORM_ENTERS) norm_image = image * 2u * k4_len;
 }
 
 // Loads the parameters of the norm at `k4`. With NORM_IMAGES they depend on the row, and `made` loads them.

@@ -7,7 +7,7 @@
 var<private> row_norms: array<RowNorm, ROW_SLOTS>;
 
 // Finds the image of the tile, if it has only one.
-fn prepare_rows(row0: u32, at: u32) { enter_image(row0, params.k4); }
+fn prepare_rows(row0: u32, at: u32) { enter_image(min(row0, params.rows - 1u) / params.positions, params.k4); }
 
 // Finds the parameters of the norm of this invocation's rows. With NORM_ROWS the workgroup merges the moments of every
 // row of the tile once, and exchanges the results through workgroup memory.

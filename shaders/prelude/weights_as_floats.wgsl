@@ -1,3 +1,4 @@
+// Weights in the type of the floats.
 alias WeightPack = Pack;
 const WEIGHT_HEAD = 0u;
 fn weight_scale(head: WeightPack) -> f32 { return 1.0; }

@@ -1,3 +1,4 @@
+// Weights in f16 beside floats in f32.
 alias WeightPack = vec2<u32>;
 const WEIGHT_HEAD = 0u;
 fn weight_scale(head: WeightPack) -> f32 { return 1.0; }

@@ -33,6 +33,9 @@ fn a_file_has_the_texts_that_its_picture_can_be_drawn_from_and_no_others() {
     let on_cpu = ["--device", "cpu", "--size", "32"];
     draw("sun", &path("plain.png"), &on_cpu);
     assert_texts(&path("plain.png"), &[]);
+    let weights = bundled();
+    draw("sun", &path("other.png"), &[&on_cpu[..], &["--weights", weights.to_str().expect("UTF-8")]].concat());
+    assert_eq!(shown(&path("other.png"))["Model"], "mini, weights of mini");
 
     let (init, mask) = (path("init.png"), path("mask.png"));
     image::RgbImage::from_pixel(32, 32, image::Rgb([200, 30, 30])).save(&init).expect("it is written");

@@ -36,6 +36,25 @@ fn too_little_memory_is_refused_with_what_would_fit() {
 }
 
 #[test]
+fn a_released_pipeline_holds_nothing_and_draws_the_same_again() {
+    for device in drawing_devices() {
+        let mut pipeline = Pipeline::load(source(), on(device)).expect("it loads");
+        let drawn = draw(&mut pipeline, &small("sun"));
+        let other = Pipeline::over(Arc::clone(pipeline.model()));
+        pipeline.release();
+        let there = pipeline.counters();
+        assert!(
+            there.plan_bytes == 0 && there.plans == 0 && there.weight_bytes > 0,
+            "another may need them: {there:?}"
+        );
+        drop(other);
+        pipeline.release();
+        assert_eq!(pipeline.counters().weight_bytes, 0);
+        assert!(draw(&mut pipeline, &small("sun")) == drawn, "another picture after the release");
+    }
+}
+
+#[test]
 fn int8_weights_are_offered_where_only_they_make_room() {
     let square = |side| Request { width: Some(side), height: Some(side), ..Request::new("sun") };
     for device in drawing_devices() {

@@ -101,9 +101,9 @@ struct Report<'a> {
 impl Report<'_> {
     /// Checks and times a kernel at all of its shapes. Breaks off if the device is lost.
     fn family(&mut self, family: &Family, cases: &[Case]) -> Result<ControlFlow<()>, Failure> {
-        let time_left = self.subject.left().is_none_or(|left| !left.is_zero());
+        let has_time = self.subject.left().is_none_or(|left| !left.is_zero());
         // The CPU form is what is timed here, or what the GPU is compared with.
-        if time_left && let Some(why) = check_cpu_form(family, self.subject.device.storage().weights) {
+        if has_time && let Some(why) = check_cpu_form(family, self.subject.device.storage().weights) {
             note(&format!("left out: {}: its CPU form is wrong: {why}", family.name));
             self.wrong.push(format!("{} on the CPU: {why}", family.name));
             self.shapes_left -= cases.len();

@@ -73,6 +73,19 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_submission_is_the_smaller_the_slower_the_kind_of_device() {
+        // Half a second at 200 GFLOP/s, at 40 GFLOP/s and at 4 GFLOP/s.
+        for (kind, flops) in [
+            (AdapterKind::Discrete, 100e9),
+            (AdapterKind::Other, 100e9),
+            (AdapterKind::Integrated, 20e9),
+            (AdapterKind::Software, 2e9),
+        ] {
+            assert_eq!(most_flops(kind) as f64, flops, "{kind}");
+        }
+    }
+
+    #[test]
     fn submissions_grow_up_to_the_limit() {
         assert_eq!(lengths(&[1; 1000], 80), [10, 40, 80, 80, 80, 80, 80, 80, 80, 80, 80, 80, 80, 70]);
         assert_eq!(

@@ -75,6 +75,8 @@ fn cases_of_layers() -> Vec<Case> {
         Case::new(reading(layers(2, 66, 21, 64), 0, Norm::LAYER)).fill("x", Fill::Normal(3.0, 1.0)),
         Case::new(reading(layers(2, 9, 330, 8), 0, Norm::LAYER)),
         Case::new(reading(Linear { bias: true, ..layers(2, 12, 19, 12) }, 7, channels)),
+        // Images of whole tiles, beside tiles of zeros alone.
+        Case::new(reading(Linear { bias: true, ..layers(2, 32, 9, 12) }, 0, channels)),
         Case::new(Linear { prologue: Prologue { f32_input: true, ..Prologue::default() }, ..layers(2, 9, 17, 64) }),
         // More rows than a block of the CPU form.
         Case::new(reading(layers(2, 257, 4097, 4), 0, Norm::LAYER)),

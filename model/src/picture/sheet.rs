@@ -7,6 +7,8 @@ use crate::error::ModelError;
 #[derive(Clone, Debug)]
 pub struct Sheet {
     whole: Picture,
+    /// Number of pictures that it is for.
+    count: usize,
     /// Number of pictures in a row.
     columns: usize,
     /// Width and height of a picture in pixels.
@@ -35,7 +37,7 @@ impl Sheet {
         rgba.try_reserve_exact(bytes).map_err(|_| too_large())?;
         rgba.resize(bytes, 255);
         let whole = Picture { width: all_width, height: all_height, rgba };
-        Ok(Self { whole, columns, size: (width, height), placed: 0 })
+        Ok(Self { whole, count, columns, size: (width, height), placed: 0 })
     }
 
     /// Copies a picture to the next place.
@@ -47,8 +49,8 @@ impl Sheet {
         assert_eq!((picture.width, picture.height), self.size, "the pictures of a sheet have one size");
         assert!(picture.is_whole(), "a picture holds 4 * width * height bytes");
         let (column, row) = (self.placed % self.columns, self.placed / self.columns);
+        assert!(self.placed < self.count, "the sheet is full");
         let lines = self.whole.rgba.chunks_exact_mut(4 * self.whole.width).skip(row * picture.height);
-        assert!(lines.len() >= picture.height, "the sheet is full");
         for (to, from) in lines.zip(picture.rgba.chunks_exact(4 * picture.width)) {
             to[4 * column * picture.width..][..from.len()].copy_from_slice(from);
         }
@@ -77,6 +79,11 @@ mod tests {
             let sheet = Sheet::new(count, 2, 3).expect("it is small").into_picture();
             assert_eq!((sheet.width, sheet.height), expected, "{count} pictures");
         }
+        let picture = Picture { width: 2, height: 3, rgba: vec![0; 24] };
+        let mut sheet = Sheet::new(5, 2, 3).expect("it is small");
+        (0..5).for_each(|_| sheet.place(&picture));
+        let sixth = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| sheet.place(&picture)));
+        assert!(sixth.is_err() && sheet.placed() == 5, "a place without a picture is left, but it is for five");
         for count in [1 << 40, usize::MAX] {
             let refused = Sheet::new(count, 1 << 21, 1 << 21);
             assert!(matches!(refused, Err(ModelError::SheetTooLarge { .. })), "{count}: {refused:?}");

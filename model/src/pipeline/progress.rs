@@ -7,7 +7,7 @@ use std::fmt;
 /// Kind of work that a pipeline is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Phase {
-    /// Looking for weights that are not numbers, before anything is brought to the device.
+    /// Looking for NaNs and infinities in the weights that a request still needs, before any is brought to the device.
     Check,
     /// Reading weights and bringing them to the device.
     Load,
