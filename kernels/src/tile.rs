@@ -39,6 +39,8 @@ pub(crate) struct Tile {
     matrix: Option<Matrix>,
     /// Share of the product that the dispatch computes.
     share: Share,
+    /// See [`Variant::slots`].
+    slots: usize,
     /// Relative multiplication rate, compared with the largest tile of registers, where there are enough tiles to fill
     /// a device. Derived from the reads of workgroup memory and of global memory per multiplication, not measured;
     /// `bench --tune` measures a device.
@@ -235,7 +237,7 @@ impl Tile {
             work *= 1.0 / f64::from(parts) + DISPATCH / k as f64;
         }
         let rounds = self.matrix.is_some() && prologue.norm != Norm::None;
-        Variant { name: self.name, needs: self.needs(), groups, work, rounds }
+        Variant { name: self.name, needs: self.needs(), groups, slots: self.slots, work, rounds }
     }
 }
 

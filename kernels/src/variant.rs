@@ -66,6 +66,9 @@ pub struct Variant {
     pub needs: Needs,
     /// Number of workgroups for this problem.
     pub groups: usize,
+    /// Number of [`busy_groups`](Machine::busy_groups) that one workgroup counts as: 2 if its invocations take so many
+    /// registers that no other has room beside it.
+    pub slots: usize,
     /// Relative time of one workgroup. Only ratios between variants of one problem have a meaning.
     pub work: f64,
     /// Whether factors that the kernel computes (normalised rows, attention weights) are rounded to f16 before they are
@@ -76,12 +79,12 @@ pub struct Variant {
 
 impl Variant {
     /// Variant of a kernel that has one program.
-    pub const ONLY: Self = Self { name: "only", needs: Needs::PORTABLE, groups: 1, work: 1.0, rounds: false };
+    pub const ONLY: Self = Self { name: "only", needs: Needs::PORTABLE, groups: 1, slots: 1, work: 1.0, rounds: false };
 
     /// Estimates the relative time of the variant on a device, for comparison with other variants of the same problem.
     /// The estimate is not measured. It takes into account that too few workgroups leave a part of the device idle.
     pub fn estimate(&self, machine: &Machine) -> f64 {
-        self.groups.max(machine.busy_groups) as f64 * self.work
+        (self.slots * self.groups).max(machine.busy_groups) as f64 * self.work / self.slots as f64
     }
 }
 

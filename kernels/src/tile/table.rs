@@ -20,7 +20,10 @@ const M16_SPLIT: Tile = Tile { staged: Some(16), matrix: Some(Matrix { across: 1
 /// A few workgroups of few subgroups wait for memory at every step. Here twice the subgroups cover twice the k in one
 /// step.
 const M16_LONG: Tile = Tile { staged: Some(32), matrix: Some(Matrix { across: 1, split: 8, ..NVIDIA }), ..M16 };
-const M16_HALVES: Tile = Tile { staged: Some(16), matrix: Some(Matrix { split: 2, ..NVIDIA }), ..M16 };
+/// For no more workgroups than a device has units. A step of twice the k covers the latency of memory, which a workgroup
+/// alone on its unit waits for. But eight subgroups of 160 registers leave no room for others beside them, so that more
+/// workgroups run one after the other (benches/records/compilers.md).
+const M16_HALVES: Tile = Tile { staged: Some(16), matrix: Some(Matrix { split: 2, ..NVIDIA }), slots: 2, ..M16 };
 const M16_64: Tile = Tile { matrix: Some(AMD), ..M16 };
 const M16_64_TALL: Tile = Tile { matrix: Some(Matrix { strips: 4, ..AMD }), ..M16 };
 const M16_64_SPLIT: Tile = Tile { staged: Some(16), matrix: Some(Matrix { across: 1, split: 4, ..AMD }), ..M16 };
@@ -47,7 +50,6 @@ pub(crate) const SINGLE: &[Tile] = &[
     Tile { name: "m16 128x128 4x4", each: [8, 4], threads: [8, 16, 1], rate: 6.5, ..M16_TALL },
     Tile { name: "m16 128x128", each: [8, 2], threads: [16, 16, 1], rate: 6.0, ..M16 },
     Tile { name: "m16 64x128", each: [8, 2], threads: [16, 8, 1], rate: 4.5, ..M16 },
-    Tile { name: "m16 64x128/2", each: [4, 2], threads: [16, 16, 1], rate: 5.0, ..M16_HALVES },
     Tile { name: "m16 128x64", each: [8, 2], threads: [8, 16, 1], rate: 4.5, ..M16_COLUMN },
     Tile { name: "m16 64x64", each: [8, 2], threads: [8, 8, 1], rate: 3.0, ..M16_COLUMN },
     Tile { name: "m16 64x64/4", each: [4, 1], threads: [16, 16, 1], rate: 3.5, ..M16_SPLIT },
@@ -62,18 +64,10 @@ pub(crate) const SINGLE: &[Tile] = &[
         ..M16_TALL
     },
     Tile {
-        name: "m16 128x128 4x4 in 4",
-        each: [8, 4],
-        threads: [8, 16, 1],
-        rate: 6.5,
-        share: Share::Part(4),
-        ..M16_TALL
-    },
-    Tile {
         name: "m16 64x128/2 in 4",
         each: [4, 2],
         threads: [16, 16, 1],
-        rate: 5.0,
+        rate: 2.7,
         share: Share::Part(4),
         ..M16_HALVES
     },
@@ -100,7 +94,6 @@ pub(crate) const PAIR: &[Tile] = &[
     Tile { name: "32x32x2/4", each: [4, 2], products: 2, threads: [8, 8, 4], staged: Some(8), rate: 0.5, ..WHOLE },
     Tile { name: "m16 128x64x2", each: [8, 2], products: 2, threads: [16, 16, 1], rate: 6.0, ..M16 },
     Tile { name: "m16 64x64x2", each: [8, 2], products: 2, threads: [16, 8, 1], rate: 4.5, ..M16 },
-    Tile { name: "m16 64x64x2/2", each: [4, 2], products: 2, threads: [16, 16, 1], rate: 5.0, ..M16_HALVES },
     Tile { name: "m16 32x32x2/4", each: [2, 2], products: 2, threads: [8, 16, 1], rate: 2.5, ..M16_SPLIT },
     Tile { name: "m16/64 64x64x2", each: [4, 2], products: 2, threads: [16, 16, 1], rate: 1.9, ..M16_64 },
     Tile { name: "m16/64 32x32x2/4", each: [1, 2], products: 2, threads: [8, 32, 1], rate: 1.5, ..M16_64_SPLIT },
@@ -117,6 +110,7 @@ const WHOLE: Tile = Tile {
     staged: Some(4),
     matrix: None,
     share: Share::Whole,
+    slots: 1,
     rate: 0.6,
 };
 
