@@ -198,6 +198,11 @@ pub(crate) struct Networks {
     pub(crate) size: Option<usize>,
 }
 
+/// Returns the built-in architecture that a path names. An existing path of that name takes precedence.
+fn architecture(path: &Path) -> Option<&str> {
+    path.to_str().filter(|name| ModelConfig::PRESETS.contains(name) && !path.exists())
+}
+
 /// Returns the folder of the model that a path names: the folder itself or the `model.json` in it.
 fn model_folder(path: &Path) -> Result<PathBuf, ModelError> {
     let refused = |expected: &str, found: &str| ModelError::Config {
@@ -212,8 +217,7 @@ fn model_folder(path: &Path) -> Result<PathBuf, ModelError> {
             _ => Err(refused("a folder or a file called model.json", "a file of another name")),
         };
     }
-    let is_preset = path.to_str().is_some_and(|name| ModelConfig::PRESETS.contains(&name));
-    if is_preset && !path.exists() {
+    if architecture(path).is_some() {
         let expected = "the folder of a model (`--preset` selects a built-in architecture, and needs `--weights`)";
         return Err(refused(expected, "the name of an architecture"));
     }
@@ -221,11 +225,9 @@ fn model_folder(path: &Path) -> Result<PathBuf, ModelError> {
 }
 
 impl Networks {
-    /// Returns the name of the built-in architecture, if one was selected. An existing path of that name takes
-    /// precedence.
+    /// Returns the name of the built-in architecture, if one was selected.
     fn name(&self) -> Option<&str> {
-        let named = self.model.as_ref().filter(|path| !path.exists()).and_then(|path| path.to_str());
-        named.filter(|name| ModelConfig::PRESETS.contains(name)).or(self.preset.as_deref())
+        self.model.as_deref().and_then(architecture).or(self.preset.as_deref())
     }
 
     /// Returns the folder of the model, or `None` for a built-in architecture, which has no weights.

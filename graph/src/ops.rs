@@ -104,19 +104,19 @@ impl Graph {
     /// shift or the residual has the wrong size.
     pub fn conv2d(&mut self, x: &Tensor, name: &str, layer: Conv<'_>) -> Result<Tensor, GraphError> {
         let [n, h, w, ci] = map_size(x, &self.path_of(name))?;
+        let scale = if layer.upsample { 2 } else { 1 };
         for size in [h, w] {
-            if !(if layer.upsample { 2 * size } else { size }).is_multiple_of(layer.stride) {
+            if !(scale * size).is_multiple_of(layer.stride) {
                 let expected = format!("a multiple of {}", layer.stride);
                 return Err(self.size_error(name, "height or width", expected, size));
             }
         }
         let co = layer.channels;
-        let (x, [h, w]) = match layer.upsample {
-            false => (x.clone(), [h, w]),
-            true => {
-                let up = kernels::UpsampleNearest { n, h, w, c: ci };
-                (self.step_one(name, up, &[Some(x)], [n, 2 * h, 2 * w, ci])?, [2 * h, 2 * w])
-            }
+        let (x, [h, w]) = if layer.upsample {
+            let up = kernels::UpsampleNearest { n, h, w, c: ci };
+            (self.step_one(name, up, &[Some(x)], [n, 2 * h, 2 * w, ci])?, [2 * h, 2 * w])
+        } else {
+            (x.clone(), [h, w])
         };
         let (weight, bias) = self.scope(name, |g| (g.weight("weight", [co, ci, 3, 3]), g.weight("bias", [co])));
         let kernel = kernels::Conv2d {

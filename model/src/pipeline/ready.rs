@@ -62,6 +62,11 @@ impl Missing {
     fn steps(&self) -> usize {
         self.recording.nodes().len()
     }
+
+    /// Returns the number of steps of all plans.
+    fn steps_of(plans: &[Self]) -> usize {
+        plans.iter().map(Self::steps).sum()
+    }
 }
 
 /// Preparation in progress.
@@ -135,7 +140,7 @@ impl Preparation<'_> {
             loaded.store(true, Ordering::Relaxed);
             result
         })?;
-        let total = missing.iter().map(Missing::steps).sum();
+        let total = Missing::steps_of(missing);
         self.reporter.check(Phase::Load, (total, total), None)
     }
 
@@ -146,7 +151,7 @@ impl Preparation<'_> {
         missing: &[Missing],
         bring: impl Fn(&Missing, GoOn<'_>) -> Result<(), ModelError>,
     ) -> Result<(), ModelError> {
-        let (mut before, total) = (0, missing.iter().map(Missing::steps).sum());
+        let (mut before, total) = (0, Missing::steps_of(missing));
         missing.iter().try_for_each(|plan| {
             let own = plan.steps();
             bring(plan, &mut |phase, done, of| {
@@ -159,7 +164,7 @@ impl Preparation<'_> {
 
     /// Makes the missing plans, whose weights are on the device.
     fn compile(&mut self, missing: Vec<Missing>) -> Result<(), ModelError> {
-        let (mut before, total) = (0, missing.iter().map(Missing::steps).sum());
+        let (mut before, total) = (0, Missing::steps_of(&missing));
         for Missing { key, recording, .. } in missing {
             let own = recording.nodes().len();
             let mut go_on = |phase, done, _| self.reporter.report(phase, (before + done, total), None);
