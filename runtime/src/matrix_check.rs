@@ -1,93 +1,52 @@
 //! A trial of the matrix units of every device that is opened. wgpu's support for cooperative matrices is experimental:
-//! a driver may list a product that it does not implement, so that the result is all zeros, and shaders do not say that
-//! matrices are loaded from memory which other invocations have written, so that a compiler may move a load across a
-//! barrier. The trial therefore does what kernels do: it adds products of several steps, whose factors pass through the
-//! same workgroup memory, to many sums at once, which then leave through one piece of workgroup memory, one after the
-//! other. All are small integers, and the result must be exact. Where Mesa's driver for AMD's GPUs (RADV) has subgroups
-//! of several sizes, the trial also tells the size that shaders with matrices get, since no API does.
+//! a driver may list a product that it does not implement, so that the result is all zeros, or count the stride of a
+//! load in other units; and shaders do not say that matrices are loaded from memory which other invocations have
+//! written, so that a compiler may move a load across a barrier. The trial therefore does what kernels do: it adds
+//! products of several steps, whose factors pass through the same workgroup memory, to many sums at once, which then
+//! leave through one piece of workgroup memory, one after the other. Between the steps it sums a value of every
+//! invocation by ordinary loads and stores. All are small integers, and every result must be exact. Where Mesa's driver
+//! for AMD's GPUs (RADV) has subgroups of several sizes, the trial also tells the size that shaders with matrices get,
+//! since no API does.
 
 use crate::caps::Caps;
+use crate::shader::{Compose, compose};
 use crate::{Binding, Bound, Gpu, Role, RuntimeError};
-use std::fmt::Write;
 use std::sync::atomic::Ordering;
 
 /// Invocations of the trial's workgroup: as many as most tiles of matrices have.
 const INVOCATIONS: u32 = 256;
 
-/// Steps whose products are added up.
+/// Steps whose products are added up. Each has two matrices of both factors, side by side.
 const STEPS: u32 = 3;
 
-/// Matrices of the left factor. Every subgroup multiplies each of them with each of the right factor.
+/// Matrices of the left factor, one below the other. Every subgroup multiplies each of them with both of the right
+/// factor.
 const ROWS: u32 = 4;
 
-/// Matrices of the right factor.
-const COLUMNS: u32 = 2;
-
-/// Parts of the trial shader that do not depend on the number of sums. Invocations fill both factors in workgroup memory,
-/// as the kernels do; `w` is stored by columns.
-const HEAD: &str = "
-@group(0) @binding(0) var<storage, read_write> products: array<f32>;
-var<workgroup> x: array<f16, ROWS * AREA>;
-var<workgroup> w: array<f16, COLUMNS * AREA>;
-var<workgroup> batch: array<f32, SUBGROUPS * AREA>;
-
-fn fill(thread: u32, step: u32) {
-    for (var i = thread; i < ROWS * AREA; i += INVOCATIONS) {
-        let at = i % AREA;
-        x[i] = f16(i32(3u * (at / EDGE) + at % EDGE + i / AREA + step) % 5 - 2);
-    }
-    for (var i = thread; i < COLUMNS * AREA; i += INVOCATIONS) {
-        let at = i % AREA;
-        w[i] = f16(i32(at / EDGE + 2u * (at % EDGE) + 3u * (i / AREA) + step) % 7 - 3);
-    }
+/// Returns the bytes of workgroup memory that the trial needs: those of its factors and of the sum over all invocations,
+/// and those of the sums of one subgroup.
+fn workgroup_bytes(edge: u32) -> (u32, u32) {
+    let (step_stride, sum_stride) = (edge / 2 + 2, edge / 2 + edge / 8);
+    (8 * (ROWS + 2) * edge * step_stride + 4 * INVOCATIONS, 16 * edge * sum_stride)
 }
 
-fn hand_over(thread: u32, sum: u32) {
-    for (var i = thread; i < SUBGROUPS * AREA; i += INVOCATIONS) { products[sum * SUBGROUPS * AREA + i] = batch[i]; }
-}
-";
-
-/// Returns the trial shader for matrices of `edge` x `edge`. Each of the first `subgroups` subgroups stores its own sums, and
-/// the size of subgroups follows the last of them. Where the size is not known, the shader asks for it.
-fn shader(edge: u32, subgroups: u32, known_size: Option<u32>) -> String {
-    let (builtin, size) = match known_size {
-        Some(known) => ("", format!("{known}u")),
-        None => (", @builtin(subgroup_size) size: u32", "size".to_owned()),
-    };
-    let mut text = "enable f16;\nenable wgpu_cooperative_matrix;\n".to_owned();
+/// Returns the trial shader for matrices of `edge` x `edge`. The first `subgroups` subgroups store their sums. Where the
+/// size of subgroups is not known, the shader asks for it. Vulkan takes pointers to vec4s (`wide`), as kernels do there,
+/// and Metal requires pointers to scalars.
+fn shader(edge: u32, subgroups: u32, known_size: Option<u32>, wide: bool) -> String {
     let constants = [
         ("EDGE", edge),
-        ("AREA", edge * edge),
-        ("SUBGROUPS", subgroups),
+        ("EDGE_8", (edge == 8).into()),
         ("ROWS", ROWS),
-        ("COLUMNS", COLUMNS),
         ("STEPS", STEPS),
         ("INVOCATIONS", INVOCATIONS),
+        ("SUBGROUPS", subgroups),
+        ("SIZE", known_size.unwrap_or(0)),
+        ("WIDE", wide.into()),
     ];
-    let mut line = |line: &str| text.write_fmt(format_args!("{line}\n")).expect("a string takes everything");
-    constants.iter().for_each(|(name, value)| line(&format!("const {name} = {value}u;")));
-    for (name, float, role) in [("Left", "f16", "A"), ("Right", "f16", "B"), ("Sum", "f32", "C")] {
-        line(&format!("alias {name} = coop_mat{edge}x{edge}<{float}, {role}>;"));
-    }
-    line(HEAD);
-    line("@compute @workgroup_size(INVOCATIONS)");
-    line(&format!("fn main(@builtin(local_invocation_index) thread: u32{builtin}) {{"));
-    let sums = || (0..ROWS).flat_map(|row| (0..COLUMNS).map(move |column| (row * COLUMNS + column, row, column)));
-    sums().for_each(|(sum, ..)| line(&format!("var sum{sum} = Sum();")));
-    line("for (var step = 0u; step < STEPS; step++) {\nfill(thread, step);\nworkgroupBarrier();");
-    (0..ROWS).for_each(|row| line(&format!("let row{row} = coopLoadT<Left>(&x[{row}u * AREA], EDGE);")));
-    (0..COLUMNS).for_each(|column| line(&format!("let column{column} = coopLoad<Right>(&w[{column}u * AREA], EDGE);")));
-    sums().for_each(|(sum, row, column)| {
-        line(&format!("sum{sum} = coopMultiplyAdd(row{row}, column{column}, sum{sum});"));
-    });
-    line("workgroupBarrier();\n}");
-    for (sum, ..) in sums() {
-        line(&format!("coopStoreT(sum{sum}, &batch[min(thread / {size}, SUBGROUPS - 1u) * AREA], EDGE);"));
-        line("workgroupBarrier();");
-        line(&format!("hand_over(thread, {sum}u);\nworkgroupBarrier();"));
-    }
-    line(&format!("if thread == 0u {{ products[ROWS * COLUMNS * SUBGROUPS * AREA] = f32({size}); }}\n}}"));
-    text
+    let prelude = "enable f16;\nenable wgpu_cooperative_matrix;\n";
+    let parts = Compose { prelude, constants: &constants, body: include_str!("matrix_check.wgsl"), common: &[] };
+    compose(&parts).expect("the trial's shader is well-formed")
 }
 
 impl Gpu {
@@ -112,98 +71,136 @@ impl Gpu {
 
     /// Multiplies matrices of `edge` x `edge`. Returns the size of subgroups if every product is right.
     fn trial(&self, edge: u32, known_size: Option<u32>) -> Result<Option<u32>, RuntimeError> {
-        let least = known_size.unwrap_or(self.device.adapter_info().subgroup_min_size).max(1);
-        let factors = 2 * (ROWS + COLUMNS) * edge * edge;
-        let room = self.caps().max_workgroup_bytes.saturating_sub(factors) / (4 * edge * edge);
+        let info = self.device.adapter_info();
+        let least = known_size.unwrap_or(info.subgroup_min_size).max(1);
+        let (always, each) = workgroup_bytes(edge);
+        let room = self.caps().max_workgroup_bytes.saturating_sub(always) / each;
         let subgroups = (INVOCATIONS / least).min(room).max(1);
-        let bytes = 4 * u64::from(ROWS * COLUMNS * subgroups * edge * edge + 1);
-        let products = self.buffer("products", bytes, Role::Storage)?;
-        let staging = self.buffer("products staging", bytes, Role::Staging)?;
-        let pipeline = self.pipeline("matrix trial", &shader(edge, subgroups, known_size), &[Binding::Write])?;
-        let dispatch = self.dispatch("matrix trial", &pipeline, &[Bound::whole(&products)], [1, 1, 1])?;
+        let bytes = 4 * u64::from(2 * ROWS * subgroups * edge * edge + 4);
+        let found = self.buffer("trial results", bytes, Role::Storage)?;
+        let staging = self.buffer("trial staging", bytes, Role::Staging)?;
+        let text = shader(edge, subgroups, known_size, info.backend != wgpu::Backend::Metal);
+        let pipeline = self.pipeline("matrix trial", &text, &[Binding::Write])?;
+        let dispatch = self.dispatch("matrix trial", &pipeline, &[Bound::whole(&found)], [1, 1, 1])?;
         self.submit([&dispatch])?;
-        let found = self.download(&products, &staging)?;
+        let found = self.download(&found, &staging)?;
         let found: Vec<f32> = found.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
         Ok(subgroup_of(edge, subgroups, &found))
     }
 }
 
-/// Returns the size of subgroups if every subgroup of the trial that stores its sums stored the right ones.
+/// Returns the size of subgroups if every subgroup of the trial that stores its sums stored the right ones, and the sums
+/// over all invocations are right.
 fn subgroup_of(edge: u32, subgroups: u32, found: &[f32]) -> Option<u32> {
-    let (size, products) = found.split_last()?;
-    let size = (1..=INVOCATIONS).find(|possible| possible.is_power_of_two() && *possible as f32 == *size)?;
-    let area = (edge * edge) as usize;
-    let mut sums = (0..).zip(products.chunks(subgroups as usize * area));
+    let (products, rest) = found.split_last_chunk::<4>()?;
+    let [size, total, ..] = *rest;
+    let size = (1..=INVOCATIONS).find(|possible| possible.is_power_of_two() && *possible as f32 == size)?;
+    let batch = 2 * (edge * edge) as usize;
     let stored = subgroups.min(INVOCATIONS / size) as usize;
-    let is_right = |(sum, all): (u32, &[f32])| all.chunks(area).take(stored).all(|found| is_product(edge, sum, found));
-    sums.all(is_right).then_some(size)
+    let is_right = |(row, all): (u32, &[f32])| all.chunks(batch).take(stored).all(|sums| are_products(edge, row, sums));
+    let of_all: u32 = (0..STEPS).flat_map(|step| (0..INVOCATIONS).map(move |thread| thread + step)).sum();
+    let mut rows = (0..).zip(products.chunks(subgroups as usize * batch));
+    (rows.all(is_right) && total == of_all as f32).then_some(size)
 }
 
-/// Returns whether `found` is the sum of this number of the products that the trial shader adds up.
-fn is_product(edge: u32, sum: u32, found: &[f32]) -> bool {
-    let x = |step: u32, row: u32, k: u32| f64::from((3 * row + k + sum / COLUMNS + step) % 5) - 2.0;
-    let w = |step: u32, col: u32, k: u32| f64::from((col + 2 * k + 3 * (sum % COLUMNS) + step) % 7) - 3.0;
-    let product = |step, row, col| (0..edge).map(|k| x(step, row, k) * w(step, col, k)).sum::<f64>();
-    let wanted = (0..edge * edge).map(|at| (0..STEPS).map(|step| product(step, at / edge, at % edge)).sum::<f64>());
-    found.len() == (edge * edge) as usize && wanted.zip(found).all(|(wanted, found)| wanted == f64::from(*found))
+/// Returns whether `found` is what the trial shader adds up for row `row` of matrices: `edge` rows of two sums.
+fn are_products(edge: u32, row: u32, found: &[f32]) -> bool {
+    let depth = 2 * edge;
+    let x = |step: u32, row: u32, k: u32| f64::from((3 * row + k + step) % 5) - 2.0;
+    let w = |step: u32, col: u32, k: u32| f64::from((col + 2 * k + step) % 7) - 3.0;
+    let product = |step, row, col| (0..depth).map(|k| x(step, row, k) * w(step, col, k)).sum::<f64>();
+    let sum = |at: u32| (0..STEPS).map(|step| product(step, row * edge + at / depth, at % depth)).sum::<f64>();
+    found.len() == (edge * depth) as usize && (0..).zip(found).all(|(at, found)| sum(at) == f64::from(*found))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{COLUMNS, INVOCATIONS, ROWS, STEPS, is_product, subgroup_of};
+    use super::{INVOCATIONS, ROWS, STEPS, are_products, shader, subgroup_of, workgroup_bytes};
     use crate::{AdapterKind, Gpu, adapter};
 
-    /// Returns one of the sums over some steps, with `w` as the shader stores it or by rows.
-    fn sum_of(edge: u32, sum: u32, steps: std::ops::Range<u32>, is_swapped: bool) -> Vec<f32> {
-        let x = |step: u32, row: u32, k: u32| ((3 * row + k + sum / COLUMNS + step) % 5) as f32 - 2.0;
-        let w = |step: u32, col: u32, k: u32| ((col + 2 * k + 3 * (sum % COLUMNS) + step) % 7) as f32 - 3.0;
+    /// Sum over all invocations and steps.
+    const TOTAL: f32 = 98_688.0;
+
+    /// Returns the two sums of a row of matrices over some steps and depths, with `w` as the shader stores it or by rows.
+    fn sums_of(edge: u32, row: u32, steps: std::ops::Range<u32>, depth: u32, is_swapped: bool) -> Vec<f32> {
+        let x = |step: u32, row: u32, k: u32| ((3 * row + k + step) % 5) as f32 - 2.0;
+        let w = |step: u32, col: u32, k: u32| ((col + 2 * k + step) % 7) as f32 - 3.0;
         let w = |step, col, k| if is_swapped { w(step, k, col) } else { w(step, col, k) };
         let one = |row: u32, col: u32| -> f32 {
-            steps.clone().map(|step| (0..edge).map(|k| x(step, row, k) * w(step, col, k)).sum::<f32>()).sum()
+            steps.clone().map(|step| (0..depth).map(|k| x(step, row, k) * w(step, col, k)).sum::<f32>()).sum()
         };
-        (0..edge * edge).map(|at| one(at / edge, at % edge)).collect()
+        (0..2 * edge * edge).map(|at| one(row * edge + at / (2 * edge), at % (2 * edge))).collect()
     }
 
     #[test]
     fn wrong_sums_are_seen() {
-        for (edge, sum) in [8, 16].into_iter().flat_map(|edge| (0..ROWS * COLUMNS).map(move |sum| (edge, sum))) {
-            let right = sum_of(edge, sum, 0..STEPS, false);
-            assert!(is_product(edge, sum, &right));
-            assert!(!is_product(edge, sum, &right[1..]), "one element is missing");
-            assert!(!is_product(edge, sum, &vec![0.0; right.len()]), "nothing was multiplied");
-            let turned: Vec<f32> = (0..edge * edge).map(|at| right[(at % edge * edge + at / edge) as usize]).collect();
-            assert!(!is_product(edge, sum, &turned), "the sum is transposed");
-            assert!(!is_product(edge, sum, &sum_of(edge, sum, 0..STEPS, true)), "w is read by rows");
-            assert!(!is_product(edge, sum, &sum_of(edge, sum, 1..STEPS, false)), "the first step is missing");
-            assert!(!is_product(edge, sum, &sum_of(edge, sum, 0..STEPS - 1, false)), "the last step is missing");
-            let other = sum_of(edge, (sum + 1) % (ROWS * COLUMNS), 0..STEPS, false);
-            assert!(!is_product(edge, sum, &other), "another sum was handed over");
+        for (edge, row) in [8, 16].into_iter().flat_map(|edge| (0..ROWS).map(move |row| (edge, row))) {
+            let (width, depth) = (2 * edge as usize, 2 * edge);
+            let right = sums_of(edge, row, 0..STEPS, depth, false);
+            assert!(are_products(edge, row, &right), "right sums are refused");
+            assert!(!are_products(edge, row, &right[1..]), "one element is missing");
+            assert!(!are_products(edge, row, &vec![0.0; right.len()]), "nothing was multiplied");
+            let wrong = |sums: Vec<f32>, what: &str| assert!(!are_products(edge, row, &sums), "{what}");
+            let shuffled = |from: &dyn Fn(usize, usize) -> (usize, usize)| -> Vec<f32> {
+                let from = |at: usize| from(at / width, at % width);
+                (0..right.len()).map(from).map(|(row, col)| right[row * width + col]).collect()
+            };
+            let half = edge as usize;
+            let transposed = |row: usize, col: usize| (col % half, col / half * half + row);
+            wrong(shuffled(&transposed), "each sum is transposed");
+            wrong(shuffled(&|row, col| (row, (col + half) % width)), "the two sums are exchanged");
+            wrong(shuffled(&|row, col| (row, col % half)), "the first sum was handed over twice");
+            wrong(sums_of(edge, row, 0..STEPS, depth, true), "w is read by rows");
+            wrong(sums_of(edge, row, 1..STEPS, depth, false), "the first step is missing");
+            wrong(sums_of(edge, row, 0..STEPS - 1, depth, false), "the last step is missing");
+            wrong(sums_of(edge, row, 0..STEPS, edge, false), "the second matrices of the steps are missing");
+            wrong(sums_of(edge, (row + 1) % ROWS, 0..STEPS, depth, false), "another row was handed over");
         }
     }
 
     #[test]
     fn every_subgroup_must_store_its_sums() {
-        let (least, area) = (8, 64);
+        let (least, batch) = (8, 128);
         let subgroups = INVOCATIONS / least;
-        let stored = |size: f32, stores: u32| {
-            let sums = (0..ROWS * COLUMNS).flat_map(|sum| {
-                let mut all = vec![0.0; (subgroups * area) as usize];
-                let each = sum_of(8, sum, 0..STEPS, false).repeat(stores as usize);
+        let stored = |size: f32, stores: u32, total: f32| {
+            let sums = (0..ROWS).flat_map(|row| {
+                let mut all = vec![0.0; (subgroups * batch) as usize];
+                let each = sums_of(8, row, 0..STEPS, 16, false).repeat(stores as usize);
                 all[..each.len()].copy_from_slice(&each);
                 all
             });
-            sums.chain([size]).collect::<Vec<f32>>()
+            sums.chain([size, total, 0.0, 0.0]).collect::<Vec<f32>>()
         };
-        assert_eq!(subgroup_of(8, subgroups, &stored(0.0, 0)), None, "nothing was stored");
-        assert_eq!(subgroup_of(8, subgroups, &stored(32.0, 8)), Some(32));
-        assert_eq!(subgroup_of(8, subgroups, &stored(16.0, 8)), None, "only half of the subgroups stored a sum");
-        assert_eq!(subgroup_of(8, subgroups, &stored(4.0, 32)), Some(4), "there is room for half of them");
+        assert_eq!(subgroup_of(8, subgroups, &stored(0.0, 0, TOTAL)), None, "nothing was stored");
+        assert_eq!(subgroup_of(8, subgroups, &stored(32.0, 8, TOTAL)), Some(32));
+        assert_eq!(subgroup_of(8, subgroups, &stored(32.0, 8, TOTAL - 1.0)), None, "the sum of all is wrong");
+        assert_eq!(subgroup_of(8, subgroups, &stored(16.0, 8, TOTAL)), None, "only half of the subgroups stored a sum");
+        assert_eq!(subgroup_of(8, subgroups, &stored(4.0, 32, TOTAL)), Some(4), "there is room for half of them");
         for size in [f32::NAN, 0.0, 33.0, 512.0] {
-            assert_eq!(subgroup_of(8, subgroups, &stored(size, 32)), None, "subgroups of {size}");
+            assert_eq!(subgroup_of(8, subgroups, &stored(size, 32, TOTAL)), None, "subgroups of {size}");
         }
-        let mut one_is_wrong = stored(8.0, 32);
-        *one_is_wrong.iter_mut().nth_back(1).expect("it has sums") += 1.0;
+        let mut one_is_wrong = stored(8.0, 32, TOTAL);
+        *one_is_wrong.iter_mut().nth_back(4).expect("it has sums") += 1.0;
         assert_eq!(subgroup_of(8, subgroups, &one_is_wrong), None, "the last sum is wrong");
+    }
+
+    /// wgpu validates the form that a device uses when it opens; this is for those that no device here uses.
+    #[test]
+    fn every_form_of_the_shader_is_valid() {
+        use wgpu::naga::valid::{Capabilities, ValidationFlags, Validator};
+        let forms = [8, 16].into_iter().flat_map(|edge| [None, Some(32)].map(|size| (edge, size)));
+        for (edge, size, wide) in forms.flat_map(|(edge, size)| [false, true].map(|wide| (edge, size, wide))) {
+            let text = shader(edge, 8, size, wide);
+            let module = wgpu::naga::front::wgsl::parse_str(&text).expect("it parses");
+            let mut validator = Validator::new(ValidationFlags::all(), Capabilities::all());
+            let valid = validator.validate(&module);
+            assert!(valid.is_ok(), "edge {edge}, size {size:?}, wide {wide}: {valid:?}");
+            let (always, each) = workgroup_bytes(edge);
+            let laid_out = |ty| module.types[ty].inner.size(module.to_ctx());
+            let shared = module.global_variables.iter().filter(|v| v.1.space == wgpu::naga::AddressSpace::WorkGroup);
+            let used: u32 = shared.map(|(_, variable)| laid_out(variable.ty)).sum();
+            assert_eq!(used, always + 8 * each, "workgroup memory, edge {edge}, wide {wide}");
+        }
     }
 
     #[test]

@@ -55,11 +55,7 @@ pub fn write_whole(path: &Path, data: &[u8]) -> std::io::Result<()> {
     let target = if there.is_some() { std::fs::canonicalize(path)? } else { path.to_owned() };
     // The parent of a bare file name is an empty path.
     let folder = target.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut beside = tempfile::Builder::new();
-    // A new file's usual permissions; a temporary file would be readable by its owner only.
-    #[cfg(unix)]
-    beside.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut file = beside.tempfile_in(folder)?;
+    let mut file = beside().tempfile_in(folder)?;
     file.write_all(data)?;
     if let Some(there) = there {
         file.as_file().set_permissions(there.permissions())?;
@@ -68,6 +64,16 @@ pub fn write_whole(path: &Path, data: &[u8]) -> std::io::Result<()> {
     file.as_file().sync_all()?;
     file.persist(target)?;
     Ok(())
+}
+
+/// Returns a builder of temporary files with a new file's usual permissions.
+fn beside() -> tempfile::Builder<'static, 'static> {
+    #[cfg_attr(not(unix), expect(unused_mut, reason = "only Unix has such permissions"))]
+    let mut beside = tempfile::Builder::new();
+    // By default, a temporary file is readable by its owner only.
+    #[cfg(unix)]
+    beside.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    beside
 }
 
 /// Writes a file atomically, after creating its folder if necessary.
