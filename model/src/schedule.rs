@@ -16,37 +16,48 @@ pub(crate) struct Schedule {
     alpha_bar: Vec<f64>,
 }
 
-/// Coefficients of one DDIM step: `x0 = (x - s_t e) / a_t`, then `x = a_prev x0 + direction e + sigma noise`.
+/// Noise level of a latent, which is `signal * picture + noise * noise`.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct DdimStep {
-    /// Training step at which the network is evaluated.
-    pub(crate) timestep: usize,
-    /// `sqrt(abar_t)`: share of the picture in the latent.
-    pub(crate) a_t: f32,
-    /// `sqrt(1 - abar_t)`: share of the noise in the latent.
-    pub(crate) s_t: f32,
-    /// `sqrt(abar_prev)` of the following timestep, which is nearer to the picture.
-    pub(crate) a_prev: f32,
-    /// `sqrt(1 - abar_prev - sigma²)`: share of the predicted noise that is kept.
-    pub(crate) direction: f32,
-    /// Share of fresh noise: `eta sqrt((1 - abar_prev) / (1 - abar_t)) sqrt(1 - abar_t / abar_prev)`.
-    pub(crate) sigma: f32,
+pub(crate) struct Level {
+    /// Share of the picture: `sqrt(abar)`.
+    pub(crate) signal: f32,
+    /// Share of the noise: `sqrt(1 - abar)`.
+    pub(crate) noise: f32,
 }
 
-/// Coefficients of one step of the one-step sampler: predict `x0`, then `x = a_next x0 + s_next noise`. In the last
-/// step `a_next` is 1 and `s_next` is 0, so that `x0` is the result.
+impl Level {
+    fn of(alpha_bar: f64) -> Self {
+        Self { signal: alpha_bar.sqrt() as f32, noise: (1.0 - alpha_bar).sqrt() as f32 }
+    }
+
+    /// Returns `picture` with the amount of `noise` of this level.
+    pub(crate) fn mix(self, picture: &[f32], noise: &[f32]) -> Vec<f32> {
+        picture.iter().zip(noise).map(|(z, n)| self.signal * z + self.noise * n).collect()
+    }
+}
+
+/// One step of either sampler: the network predicts the picture `x0` and the noise `e` in a latent, and the next latent
+/// is `signal x0 + kept e + added noise`, with fresh `noise`.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct OneStep {
+pub(crate) struct Step {
     /// Training step at which the network is evaluated.
     pub(crate) timestep: usize,
-    /// `sqrt(abar_t)`.
-    pub(crate) a: f32,
-    /// `sqrt(1 - abar_t)`.
-    pub(crate) s: f32,
-    /// Value of `a` in the next step.
-    pub(crate) a_next: f32,
-    /// Value of `s` in the next step.
-    pub(crate) s_next: f32,
+    /// Noise level of the latent before the step.
+    pub(crate) now: Level,
+    /// Share of the picture after the step.
+    pub(crate) signal: f32,
+    /// Share of the predicted noise: `sqrt(1 - abar_prev - sigma²)` for DDIM, none for the one-step sampler.
+    pub(crate) kept: f32,
+    /// Share of fresh noise: DDIM's `sigma = eta sqrt((1 - abar_prev) / (1 - abar_t)) sqrt(1 - abar_t / abar_prev)`,
+    /// all noise of the next level for the one-step sampler.
+    pub(crate) added: f32,
+}
+
+impl Step {
+    /// Returns the noise level of the latent after the step.
+    pub(crate) fn next(&self) -> Level {
+        Level { signal: self.signal, noise: self.kept.hypot(self.added) }
+    }
 }
 
 impl Schedule {
@@ -79,7 +90,7 @@ impl Schedule {
     ///
     /// # Errors
     /// [`ModelError::Request`] if `steps` is not within 1 to `train_steps - 1`, or `eta` not within 0 to 1.
-    pub(crate) fn ddim(&self, steps: usize, eta: f64) -> Result<Vec<DdimStep>, ModelError> {
+    pub(crate) fn ddim(&self, steps: usize, eta: f64) -> Result<Vec<Step>, ModelError> {
         check_steps(steps, self.train_steps() - 1)?;
         if !(0.0..=1.0).contains(&eta) {
             return Err(ModelError::request("eta", "a number from 0 to 1", eta));
@@ -88,18 +99,17 @@ impl Schedule {
         Ok((0..steps).rev().map(|k| self.ddim_step(stride * k + 1, stride, eta)).collect())
     }
 
-    /// Returns the step at one timestep.
-    fn ddim_step(&self, timestep: usize, stride: usize, eta: f64) -> DdimStep {
+    /// Returns the step of DDIM at one timestep.
+    fn ddim_step(&self, timestep: usize, stride: usize, eta: f64) -> Step {
         let now = self.alpha_bar[timestep];
         let previous = self.alpha_bar[timestep.saturating_sub(stride)];
         let sigma = eta * ((1.0 - previous) / (1.0 - now)).sqrt() * (1.0 - now / previous).max(0.0).sqrt();
-        DdimStep {
+        Step {
             timestep,
-            a_t: now.sqrt() as f32,
-            s_t: (1.0 - now).sqrt() as f32,
-            a_prev: previous.sqrt() as f32,
-            direction: (1.0 - previous - sigma * sigma).max(0.0).sqrt() as f32,
-            sigma: sigma as f32,
+            now: Level::of(now),
+            signal: previous.sqrt() as f32,
+            kept: (1.0 - previous - sigma * sigma).max(0.0).sqrt() as f32,
+            added: sigma as f32,
         }
     }
 
@@ -108,7 +118,7 @@ impl Schedule {
     ///
     /// # Errors
     /// [`ModelError::Request`] if `steps` is not within 1 to [`MOST_ONE_STEP`].
-    pub(crate) fn one_step(&self, steps: usize) -> Result<Vec<OneStep>, ModelError> {
+    pub(crate) fn one_step(&self, steps: usize) -> Result<Vec<Step>, ModelError> {
         self.one_step_from(steps, self.train_steps() - 1)
     }
 
@@ -120,18 +130,16 @@ impl Schedule {
     ///
     /// # Panics
     /// If `first` is beyond the schedule.
-    pub(crate) fn one_step_from(&self, steps: usize, first: usize) -> Result<Vec<OneStep>, ModelError> {
+    pub(crate) fn one_step_from(&self, steps: usize, first: usize) -> Result<Vec<Step>, ModelError> {
         assert!(first < self.train_steps(), "timestep {first} of a schedule of {}", self.train_steps());
         check_steps(steps, MOST_ONE_STEP.min(first + 1))?;
         let stride = (first + 1) / steps;
         let timestep = |k: usize| first - k * stride;
-        let coefficients = |k: usize| {
-            let alpha_bar = if k < steps { self.alpha_bar[timestep(k)] } else { 1.0 };
-            (alpha_bar.sqrt() as f32, (1.0 - alpha_bar).sqrt() as f32)
-        };
+        // The last step ends with the picture.
+        let level = |k: usize| Level::of(if k < steps { self.alpha_bar[timestep(k)] } else { 1.0 });
         let step = |k: usize| {
-            let ((a, s), (a_next, s_next)) = (coefficients(k), coefficients(k + 1));
-            OneStep { timestep: timestep(k), a, s, a_next, s_next }
+            let next = level(k + 1);
+            Step { timestep: timestep(k), now: level(k), signal: next.signal, kept: 0.0, added: next.noise }
         };
         Ok((0..steps).map(step).collect())
     }

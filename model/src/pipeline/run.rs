@@ -132,23 +132,23 @@ impl<'a> Run<'a> {
         let mut latent = beginning(known, steps.first(), &noise, strength);
         let total = steps.len();
         let mut on_device = false;
-        for (done, step) in steps.iter().enumerate() {
-            let fresh = step.fresh.map(|stream| self.noise(|noise, len| noise.stream(stream).latent(len)));
+        for (done, evaluation) in steps.iter().enumerate() {
+            let fresh = evaluation.fresh.map(|stream| self.noise(|noise, len| noise.stream(stream).latent(len)));
             let shown = self.request.preview_every.is_some_and(|every| (done + 1) % every == 0 && done + 1 < total);
             let read = shown || known.is_some_and(|known| known.redrawn.is_some()) || done + 1 == total;
             self.place(&mut latent, on_device, shown).await?;
-            self.evaluate(step, fresh.as_deref(), (done, total)).await?;
+            self.evaluate(evaluation, fresh.as_deref(), (done, total)).await?;
             on_device = !read;
             let mut previews = Vec::new();
             if read {
                 let next = self.next().await?;
                 if shown {
-                    let predicted = step.predicted(&latent, &next, fresh.as_deref());
+                    let predicted = evaluation.predicted(&latent, &next, fresh.as_deref());
                     previews = self.decode(&predicted, Some((done, total))).await?;
                 }
                 latent = next;
                 if let Some(known) = known {
-                    let again = step.next.mix(&known.latent, fresh.as_deref().unwrap_or(&noise));
+                    let again = evaluation.step.next().mix(&known.latent, fresh.as_deref().unwrap_or(&noise));
                     known.keep(&mut latent, &again);
                 }
             }
@@ -199,7 +199,7 @@ impl<'a> Run<'a> {
     /// Runs one evaluation of the UNet and the sampler's step.
     async fn evaluate(
         &mut self,
-        step: &Evaluation,
+        evaluation: &Evaluation,
         fresh: Option<&[f32]>,
         steps: (usize, usize),
     ) -> Result<(), ModelError> {
@@ -208,9 +208,9 @@ impl<'a> Run<'a> {
         if let Some(fresh) = fresh {
             session.write("noise", fresh)?;
         }
-        session.write("coefficients", &step.coefficients)?;
-        let timesteps = vec![step.timestep as f32; self.shape.batch()];
-        self.plans.write_once(key, Held::Timestep(step.timestep), &timesteps)?;
+        session.write("coefficients", &evaluation.coefficients)?;
+        let timesteps = vec![evaluation.step.timestep as f32; self.shape.batch()];
+        self.plans.write_once(key, Held::Timestep(evaluation.step.timestep), &timesteps)?;
         let session = self.plans.session(key);
         Ok(session.run_ahead(&mut |_, _| self.reporter.report(Phase::Denoise, steps, None)).await?)
     }
@@ -279,7 +279,7 @@ fn beginning(known: Option<&Known>, first: Option<&Evaluation>, noise: &[f32], s
     let (Some(known), Some(first)) = (known, first) else {
         return known.map_or_else(|| noise.to_vec(), |known| known.latent.clone());
     };
-    let noisy = first.now.mix(&known.latent, noise);
+    let noisy = first.step.now.mix(&known.latent, noise);
     if strength < 1.0 {
         return noisy;
     }

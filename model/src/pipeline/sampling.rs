@@ -4,37 +4,15 @@
 use super::request::Settings;
 use crate::config::Sampler;
 use crate::error::ModelError;
-use crate::schedule::Schedule;
-
-/// Noise level of a latent, which is `signal * picture + noise * noise`.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Level {
-    pub(super) signal: f32,
-    pub(super) noise: f32,
-}
-
-impl Level {
-    /// Returns `picture` with the amount of `noise` of this level.
-    pub(super) fn mix(self, picture: &[f32], noise: &[f32]) -> Vec<f32> {
-        picture.iter().zip(noise).map(|(z, n)| self.signal * z + self.noise * n).collect()
-    }
-}
+use crate::schedule::{Schedule, Step};
 
 /// One evaluation of the UNet with the sampler's step.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Evaluation {
-    /// Training step at which the UNet is evaluated.
-    pub(super) timestep: usize,
+    /// The step.
+    pub(super) step: Step,
     /// Coefficients for the sampler's kernel.
     pub(super) coefficients: Vec<f32>,
-    /// Noise level before the step.
-    pub(super) now: Level,
-    /// Noise level after the step.
-    pub(super) next: Level,
-    /// Share of the predicted noise that remains after the step. The rest of the noise in `next` is fresh.
-    pub(super) kept: f32,
-    /// Share of the fresh noise that the step adds.
-    pub(super) added: f32,
     /// Stream of the fresh noise that the step adds.
     pub(super) fresh: Option<u32>,
 }
@@ -43,9 +21,9 @@ impl Evaluation {
     /// Returns the clean latent that the step predicted, from the latents before and after it and the fresh noise.
     /// DDIM keeps the noise that it predicts, so two latents of one line determine where the line ends.
     pub(super) fn predicted(&self, latent: &[f32], next: &[f32], fresh: Option<&[f32]>) -> Vec<f32> {
-        let (from, kept) = (self.now, self.kept);
-        let across = from.noise * self.next.signal - kept * from.signal;
-        let known = |i: usize| next[i] - fresh.map_or(0.0, |fresh| self.added * fresh[i]);
+        let Step { now: from, signal, kept, added, .. } = self.step;
+        let across = from.noise * signal - kept * from.signal;
+        let known = |i: usize| next[i] - fresh.map_or(0.0, |fresh| added * fresh[i]);
         latent.iter().enumerate().map(|(i, x)| (from.noise * known(i) - kept * x) / across).collect()
     }
 }
@@ -74,14 +52,10 @@ fn stream(index: usize) -> u32 {
 fn ddim(schedule: &Schedule, settings: &Settings, strength: f32) -> Result<Vec<Evaluation>, ModelError> {
     let steps = schedule.ddim(settings.steps, settings.eta)?;
     let used = ((settings.steps as f32 * strength).round() as usize).clamp(1, settings.steps);
-    let evaluation = |(index, s): (usize, crate::schedule::DdimStep)| Evaluation {
-        timestep: s.timestep,
-        coefficients: vec![s.a_t, s.s_t, s.a_prev, s.direction, settings.guidance, s.sigma, 0.0, 0.0],
-        now: Level { signal: s.a_t, noise: s.s_t },
-        next: Level { signal: s.a_prev, noise: s.direction.hypot(s.sigma) },
-        kept: s.direction,
-        added: s.sigma,
-        fresh: (settings.eta > 0.0).then(|| stream(index)),
+    let evaluation = |(index, step): (usize, Step)| {
+        let Step { now, signal, kept, added, .. } = step;
+        let coefficients = vec![now.signal, now.noise, signal, kept, settings.guidance, added, 0.0, 0.0];
+        Evaluation { step, coefficients, fresh: (settings.eta > 0.0).then(|| stream(index)) }
     };
     Ok(steps.into_iter().enumerate().skip(settings.steps - used).map(evaluation).collect())
 }
@@ -90,14 +64,9 @@ fn ddim(schedule: &Schedule, settings: &Settings, strength: f32) -> Result<Vec<E
 fn one_step(schedule: &Schedule, steps: usize, strength: f32) -> Result<Vec<Evaluation>, ModelError> {
     let train = schedule.train_steps();
     let first = ((train as f32 * strength).round() as usize).clamp(steps, train) - 1;
-    let evaluation = |(index, s): (usize, crate::schedule::OneStep)| Evaluation {
-        timestep: s.timestep,
-        coefficients: vec![s.a, s.s, s.a_next, s.s_next],
-        now: Level { signal: s.a, noise: s.s },
-        next: Level { signal: s.a_next, noise: s.s_next },
-        kept: 0.0,
-        added: s.s_next,
-        fresh: (steps > 1).then(|| stream(index)),
+    let evaluation = |(index, step): (usize, Step)| {
+        let coefficients = vec![step.now.signal, step.now.noise, step.signal, step.added];
+        Evaluation { step, coefficients, fresh: (steps > 1).then(|| stream(index)) }
     };
     Ok(schedule.one_step_from(steps, first)?.into_iter().enumerate().map(evaluation).collect())
 }
@@ -107,6 +76,7 @@ mod tests {
     use super::*;
     use crate::config::ModelConfig;
     use crate::pipeline::request::Request;
+    use crate::schedule::Level;
 
     fn walk(sampler: Sampler, steps: usize, strength: f32) -> Vec<Evaluation> {
         noisy_walk((sampler, 0.0), steps, strength)
@@ -124,7 +94,7 @@ mod tests {
     #[test]
     fn strength_is_the_share_of_the_way() {
         let timesteps = |sampler, steps, strength| -> Vec<usize> {
-            walk(sampler, steps, strength).iter().map(|e| e.timestep).collect()
+            walk(sampler, steps, strength).iter().map(|e| e.step.timestep).collect()
         };
         assert_eq!(timesteps(Sampler::Ddim, 4, 1.0), [751, 501, 251, 1]);
         assert_eq!(timesteps(Sampler::Ddim, 4, 0.5), [251, 1]);
@@ -140,7 +110,7 @@ mod tests {
     fn every_step_begins_where_the_last_one_ended() {
         for (sampler, steps, eta) in [(Sampler::Ddim, 10, 0.0), (Sampler::Ddim, 10, 0.7), (Sampler::OneStep, 4, 0.0)] {
             for pair in noisy_walk((sampler, eta), steps, 1.0).windows(2) {
-                let (end, start) = (pair[0].next, pair[1].now);
+                let (end, start) = (pair[0].step.next(), pair[1].step.now);
                 assert!((end.signal - start.signal).abs() < 1e-6 && (end.noise - start.noise).abs() < 1e-6, "{pair:?}");
             }
         }
@@ -153,9 +123,10 @@ mod tests {
             for e in noisy_walk((sampler, eta), steps, 1.0) {
                 let given = e.fresh.map(|_| fresh.as_slice());
                 assert_eq!(given.is_some(), eta > 0.0 || sampler == Sampler::OneStep);
-                let mut next = Level { noise: e.kept, ..e.next }.mix(&picture, &noise);
-                next.iter_mut().zip(&fresh).for_each(|(x, n)| *x += e.added * n);
-                let found = e.predicted(&e.now.mix(&picture, &noise), &next, given);
+                let Step { now, signal, kept, added, .. } = e.step;
+                let mut next = Level { signal, noise: kept }.mix(&picture, &noise);
+                next.iter_mut().zip(&fresh).for_each(|(x, n)| *x += added * n);
+                let found = e.predicted(&now.mix(&picture, &noise), &next, given);
                 let worst = found.iter().zip(&picture).map(|(f, p)| (f - p).abs()).fold(0.0, f32::max);
                 assert!(worst < 1e-3, "{e:?}: {found:?}");
             }

@@ -34,12 +34,12 @@ fn fifty_steps_of_ddim_lead_from_981_to_1() {
     let steps = schedule().ddim(50, 0.0).unwrap();
     assert!(steps.iter().map(|step| step.timestep).eq((0..50).map(|k| 981 - 20 * k)), "{steps:?}");
     for pair in steps.windows(2) {
-        assert_eq!((pair[0].a_prev, pair[0].direction), (pair[1].a_t, pair[1].s_t));
+        assert_eq!((pair[0].signal, pair[0].kept), (pair[1].now.signal, pair[1].now.noise));
     }
     let last = steps[49];
-    close(last.a_prev.into(), 0.99915_f64.sqrt(), 1e-7);
-    close(last.direction.into(), 0.00085_f64.sqrt(), 1e-7);
-    assert!(steps.iter().all(|step| step.sigma == 0.0), "no fresh noise at eta 0");
+    close(last.signal.into(), 0.99915_f64.sqrt(), 1e-7);
+    close(last.kept.into(), 0.00085_f64.sqrt(), 1e-7);
+    assert!(steps.iter().all(|step| step.added == 0.0), "no fresh noise at eta 0");
 }
 
 #[test]
@@ -48,7 +48,8 @@ fn any_number_of_steps_stays_within_the_schedule() {
     for steps in 1..=999 {
         for eta in [0.0, 1.0] {
             let plan = schedule.ddim(steps, eta).unwrap();
-            let finite = |s: &DdimStep| [s.a_t, s.s_t, s.a_prev, s.direction, s.sigma].iter().all(|v| v.is_finite());
+            let finite =
+                |s: &Step| [s.now.signal, s.now.noise, s.signal, s.kept, s.added].iter().all(|v| v.is_finite());
             assert!(plan.len() == steps && plan[steps - 1].timestep == 1 && plan.iter().all(finite), "{steps}");
         }
     }
@@ -59,8 +60,8 @@ fn eta_moves_variance_from_the_direction_to_the_noise() {
     let schedule = schedule();
     let (plain, noisy) = (schedule.ddim(50, 0.0).unwrap(), schedule.ddim(50, 1.0).unwrap());
     for (plain, noisy) in plain.iter().zip(&noisy) {
-        assert!(noisy.sigma > 0.0 && noisy.direction < plain.direction, "{noisy:?}");
-        close(noisy.sigma.hypot(noisy.direction).into(), plain.direction.into(), 1e-6);
+        assert!(noisy.added > 0.0 && noisy.kept < plain.kept, "{noisy:?}");
+        close(noisy.added.hypot(noisy.kept).into(), plain.kept.into(), 1e-6);
     }
 }
 
@@ -69,14 +70,14 @@ fn one_step_starts_at_999_and_ends_with_the_picture() {
     let schedule = schedule();
     let [only] = schedule.one_step(1).unwrap()[..] else { panic!("one step") };
     assert_eq!(only.timestep, 999);
-    close(only.a.into(), 0.068265, 1e-6);
-    close(only.s.into(), 0.997667, 1e-6);
-    assert_eq!((only.a_next, only.s_next), (1.0, 0.0));
+    close(only.now.signal.into(), 0.068265, 1e-6);
+    close(only.now.noise.into(), 0.997667, 1e-6);
+    assert_eq!(only.next(), Level { signal: 1.0, noise: 0.0 });
 
     let four = schedule.one_step(4).unwrap();
     assert!(four.iter().map(|step| step.timestep).eq([999, 749, 499, 249]), "{four:?}");
-    assert_eq!((four[0].a_next, four[0].s_next), (four[1].a, four[1].s));
-    assert_eq!((four[3].a_next, four[3].s_next), (1.0, 0.0));
+    assert_eq!(four[0].next(), four[1].now);
+    assert_eq!(four[3].next(), only.next());
 }
 
 #[test]
@@ -110,7 +111,7 @@ fn the_schedule_agrees_with_the_twin() {
         let timesteps: Vec<u64> = want["timesteps"].as_array().unwrap().iter().map(|t| t.as_u64().unwrap()).collect();
         assert!(plan.iter().map(|step| step.timestep as u64).eq(timesteps), "{steps} steps");
         for (step, alpha_bar) in plan.iter().zip(numbers(&want["alpha_bar"])) {
-            close(step.a_t.into(), alpha_bar.sqrt(), 1e-7);
+            close(step.now.signal.into(), alpha_bar.sqrt(), 1e-7);
         }
     }
 }
@@ -131,15 +132,15 @@ fn a_trajectory_agrees_with_the_twin() {
         for (step, want) in schedule.ddim(steps, 0.0).unwrap().iter().zip(trajectory) {
             for (z, want) in latent.iter_mut().zip(numbers(&want["latent"])) {
                 let eps = fake_eps(*z, step.timestep);
-                let x0 = (*z - f64::from(step.s_t) * eps) / f64::from(step.a_t);
-                *z = f64::from(step.a_prev) * x0 + f64::from(step.direction) * eps;
+                let x0 = (*z - f64::from(step.now.noise) * eps) / f64::from(step.now.signal);
+                *z = f64::from(step.signal) * x0 + f64::from(step.kept) * eps;
                 close(*z, want, 1e-6);
             }
         }
     }
     let only = schedule.one_step(1).unwrap()[0];
     for (z, want) in start.iter().zip(numbers(&golden["one_step_x0"])) {
-        close((z - f64::from(only.s) * fake_eps(*z, 999)) / f64::from(only.a), want, 1e-6);
+        close((z - f64::from(only.now.noise) * fake_eps(*z, 999)) / f64::from(only.now.signal), want, 1e-6);
     }
 }
 
@@ -157,8 +158,8 @@ fn a_trajectory_with_fresh_noise_agrees_with_the_twin() {
         assert_eq!(want["timestep"], step.timestep);
         for ((z, want), noise) in latent.iter_mut().zip(numbers(&want["latent"])).zip(fresh(k + 1)) {
             let eps = fake_eps(*z, step.timestep);
-            let x0 = (*z - f64::from(step.s_t) * eps) / f64::from(step.a_t);
-            *z = f64::from(step.a_prev) * x0 + f64::from(step.direction) * eps + f64::from(step.sigma) * noise;
+            let x0 = (*z - f64::from(step.now.noise) * eps) / f64::from(step.now.signal);
+            *z = f64::from(step.signal) * x0 + f64::from(step.kept) * eps + f64::from(step.added) * noise;
             close(*z, want, 1e-6);
         }
     }
@@ -173,9 +174,9 @@ fn a_few_steps_of_the_one_step_sampler_agree_with_the_twin() {
         for (k, (step, want)) in plan.iter().zip(trajectory.as_array().unwrap()).enumerate() {
             assert_eq!(want["timestep"], step.timestep, "{steps} steps");
             for ((z, want), noise) in latent.iter_mut().zip(numbers(&want["x0"])).zip(fresh(k + 1)) {
-                let x0 = (*z - f64::from(step.s) * fake_eps(*z, step.timestep)) / f64::from(step.a);
+                let x0 = (*z - f64::from(step.now.noise) * fake_eps(*z, step.timestep)) / f64::from(step.now.signal);
                 close(x0, want, 1e-6);
-                *z = f64::from(step.a_next) * x0 + f64::from(step.s_next) * noise;
+                *z = f64::from(step.signal) * x0 + f64::from(step.added) * noise;
             }
         }
     }
