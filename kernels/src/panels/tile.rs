@@ -1,7 +1,7 @@
 //! The innermost loops of a product with panels: a tile of sums stays in vector registers while `k` passes by.
 //!
 //! The loops are written once, over the vector type of the processor. With AVX-512 a tile has six rows of a whole
-//! panel, 24 of the 32 registers; with AVX2, NEON and SSE it has six rows of 16 columns.
+//! panel, 24 of the 32 registers; with AVX2 it has six rows of 16 columns, and with NEON five.
 
 use super::product::Target;
 use super::{Left, STEP};
@@ -11,6 +11,12 @@ use std::ops::Range;
 
 /// Largest number of rows of a tile.
 pub(crate) const ROWS: usize = 6;
+
+/// Returns the number of rows of a tile for vectors of `lanes`. Four vectors of columns, 24 of sums and six values of
+/// rows would be two registers more than NEON has, and sums would be stored and loaded in every step.
+const fn rows_of(lanes: usize) -> usize {
+    if lanes == 4 { 5 } else { ROWS }
+}
 
 /// The product of some rows with a part of one panel.
 pub(super) struct Strip<'a> {
@@ -78,8 +84,9 @@ impl Strip<'_> {
         assert_eq!(self.panel.grain, V * S::F32_LANES, "columns of a grain");
         for col in (0..self.panel.width).step_by(V * S::F32_LANES) {
             let mut next = self.panel.after(col + V * S::F32_LANES);
-            let share = next.len().div_ceil(self.left.rows.div_ceil(ROWS));
-            for row in (0..self.left.rows).step_by(ROWS) {
+            let most = rows_of(S::F32_LANES);
+            let share = next.len().div_ceil(self.left.rows.div_ceil(most));
+            for row in (0..self.left.rows).step_by(most) {
                 let (now, later) = next.split_at(share.min(next.len()));
                 next = later;
                 match self.left.rows - row {
@@ -87,7 +94,7 @@ impl Strip<'_> {
                     2 => self.tile::<S, 2, V>(simd, row, col, now),
                     3 => self.tile::<S, 3, V>(simd, row, col, now),
                     4 => self.tile::<S, 4, V>(simd, row, col, now),
-                    5 => self.tile::<S, 5, V>(simd, row, col, now),
+                    left if left == 5 || most == 5 => self.tile::<S, 5, V>(simd, row, col, now),
                     _ => self.tile::<S, ROWS, V>(simd, row, col, now),
                 }
             }
