@@ -154,13 +154,7 @@ Examples:
 impl Generate {
     /// Returns the configuration and weights that `--model`, `--preset` and `--weights` select.
     pub(crate) fn source(&self) -> Result<Source, ModelError> {
-        let source = match (&self.model, &self.preset, &self.weights) {
-            (None, Some(preset), Some(weights)) => {
-                Source { config: ModelConfig::preset(preset)?, weights: weights.clone() }
-            }
-            (Some(path), ..) => Source::directory(&model_folder(path)?)?,
-            (None, ..) => Source::bundled()?,
-        };
+        let source = source(self.preset.as_deref(), self.model.as_deref())?;
         Ok(Source { weights: self.weights.clone().unwrap_or(source.weights), ..source })
     }
 }
@@ -224,31 +218,24 @@ fn model_folder(path: &Path) -> Result<PathBuf, ModelError> {
     Ok(path.to_owned())
 }
 
+/// Seed of the synthetic weights of a built-in architecture, which has none of its own.
+const SEED: u64 = 0;
+
+/// Returns a built-in architecture, the model that a path names, or without either the bundled model.
+fn source(preset: Option<&str>, model: Option<&Path>) -> Result<Source, ModelError> {
+    match (preset, model) {
+        (Some(preset), _) => Source::synthetic(preset, SEED),
+        (None, Some(path)) => Source::directory(&model_folder(path)?),
+        (None, None) => Source::bundled(),
+    }
+}
+
 impl Networks {
-    /// Returns the name of the built-in architecture, if one was selected.
-    fn name(&self) -> Option<&str> {
-        self.model.as_deref().and_then(architecture).or(self.preset.as_deref())
-    }
-
-    /// Returns the folder of the model, or `None` for a built-in architecture, which has no weights.
-    pub(crate) fn folder(&self) -> Result<Option<PathBuf>, ModelError> {
-        match (&self.model, self.name()) {
-            (_, Some(_)) => Ok(None),
-            (Some(path), _) => model_folder(path).map(Some),
-            (None, _) => match Source::bundled()?.weights {
-                WeightsFrom::Directory(folder) => Ok(Some(folder)),
-                WeightsFrom::Synthetic(_) => Ok(None),
-            },
-        }
-    }
-
-    /// Loads the selected configuration.
-    pub(crate) fn config(&self) -> Result<ModelConfig, ModelError> {
-        match (self.name(), self.folder()?) {
-            (None, Some(folder)) => ModelConfig::load(&folder),
-            (Some(preset), _) => ModelConfig::preset(preset),
-            (None, None) => Ok(Source::bundled()?.config),
-        }
+    /// Returns the configuration that `--model` or `--preset` selects, and its weights: synthetic ones for a built-in
+    /// architecture.
+    pub(crate) fn source(&self) -> Result<Source, ModelError> {
+        let model = self.model.as_deref();
+        source(self.preset.as_deref().or(model.and_then(architecture)), model)
     }
 }
 

@@ -196,8 +196,9 @@ fn chosen(args: &Args) -> Vec<&'static Family> {
 /// weights are stored, which the files of a network may decide.
 fn problems(args: &Args, device: &Device) -> Result<(Vec<Case>, WeightType), Failure> {
     let Some(name) = args.plan else { return Ok((tune::of_families(&chosen(args)), device.storage().weights)) };
-    let (network, recording, _) = recorded(name, &args.networks, args.guidance)?;
-    let weights = weights(network, &args.networks, device)?;
+    let source = args.networks.source()?;
+    let (network, recording, _) = recorded(name, &source.config, args.networks.size, args.guidance)?;
+    let weights = weights(network, &source, device)?;
     Ok((tune::of_plan(&recording)?, weights.device().storage().weights))
 }
 

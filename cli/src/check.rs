@@ -4,7 +4,7 @@ use crate::Failure;
 use crate::args::{Check, time_left, until};
 use crate::compile::compile;
 use crate::device::{device, open};
-use crate::graphs::{NetworkName, borrowed, inputs, loader, recorded, weights};
+use crate::graphs::{NetworkName, borrowed, inputs, recorded, weights};
 use crate::terminal::{note, one_line, result};
 use mobilediffusion_graph::{Against, Weights, compare};
 use mobilediffusion_kernels::Device;
@@ -110,12 +110,13 @@ fn label(variant: &Variant) -> String {
 
 /// Runs a network's plan step by step on the device, and compares it with the CPU device or the references.
 fn plan(args: &Check, name: NetworkName, device: Device) -> Result<(), Failure> {
-    let (network, recording, title) = recorded(name, &args.networks, None)?;
+    let source = args.networks.source()?;
+    let (network, recording, title) = recorded(name, &source.config, args.networks.size, None)?;
     let values = inputs(&recording);
     let references = args.references || matches!(device, Device::Cpu(_));
-    let weights = weights(network, &args.networks, &device)?;
+    let weights = weights(network, &source, &device)?;
     let rounded = Storage::F32.with_weights(args.weights_dtype.into());
-    let cpu = Weights::new(Device::CPU, loader(network, &args.networks)?).rounded(rounded);
+    let cpu = Weights::new(Device::CPU, source.open(network)?).rounded(rounded);
     let (truth, name) = match references {
         true => (Against::References(&cpu), "the kernels' references"),
         false => (Against::Device(&cpu), "the CPU"),

@@ -2,21 +2,19 @@
 //! `check --plan`.
 
 use crate::Failure;
-use crate::args::Networks;
 use crate::terminal::note;
 use clap::ValueEnum;
-use mobilediffusion_graph::{Device, Origin, Recording, WeightLoader, Weights};
+use mobilediffusion_graph::{Device, Origin, Recording, Weights};
 use mobilediffusion_kernels::kernel::elements;
 use mobilediffusion_kernels::{DType, Storage};
 use mobilediffusion_model::config::Sampler;
 use mobilediffusion_model::networks::{Decoder, Network, Shape};
 use mobilediffusion_model::noise::Noise;
-use mobilediffusion_model::weights::{Checkpoint, Synthetic};
-use mobilediffusion_model::{ModelConfig, ModelError, Request};
+use mobilediffusion_model::{ModelConfig, Request, Source};
 
 /// Makes the weights of a network for a device, and says so if the network's files decide how they are stored.
-pub(crate) fn weights(network: Network, networks: &Networks, device: &Device) -> Result<Weights, Failure> {
-    let weights = Weights::new(device.clone(), loader(network, networks)?);
+pub(crate) fn weights(network: Network, source: &Source, device: &Device) -> Result<Weights, Failure> {
+    let weights = Weights::new(device.clone(), source.open(network)?);
     note_kept(weights.device().storage(), device.storage());
     Ok(weights)
 }
@@ -56,17 +54,10 @@ impl NetworkName {
     }
 }
 
-/// Returns the configuration of a model, and the shape in which a request of its size and guidance draws `pictures` at once.
-pub(crate) fn shape(
-    networks: &Networks,
-    guidance: Option<f32>,
-    pictures: usize,
-) -> Result<(ModelConfig, Shape), Failure> {
-    let config = networks.config()?;
-    let (width, height) = (networks.size, networks.size);
-    let request = Request { width, height, guidance, ..Request::new("") };
-    let shape = Shape { pictures, ..request.shape(&config)? };
-    Ok((config, shape))
+/// Returns the shape in which a request of a size and guidance draws one picture.
+pub(crate) fn shape(config: &ModelConfig, size: Option<usize>, guidance: Option<f32>) -> Result<Shape, Failure> {
+    let request = Request { width: size, height: size, guidance, ..Request::new("") };
+    Ok(request.shape(config)?)
 }
 
 /// Records the steps of a network at a shape.
@@ -77,24 +68,15 @@ pub(crate) fn record(network: Network, config: &ModelConfig, shape: &Shape) -> R
 /// Records a network at the requested size and guidance. Returns it with a title: `unet of mini, 64x64 pixels`.
 pub(crate) fn recorded(
     name: NetworkName,
-    networks: &Networks,
+    config: &ModelConfig,
+    size: Option<usize>,
     guidance: Option<f32>,
 ) -> Result<(Network, Recording, String), Failure> {
-    let (config, shape) = shape(networks, guidance, 1)?;
+    let shape = shape(config, size, guidance)?;
     let network = name.network(shape.sampler);
     let (width, height) = shape.latent.pixels();
     let title = format!("{} of {}, {width}x{height} pixels", network.title(), config.defaults.name);
-    Ok((network, record(network, &config, &shape)?, title))
-}
-
-/// Opens the weights of a network: the model's, or synthetic ones for an architecture that has none.
-pub(crate) fn loader(network: Network, networks: &Networks) -> Result<Box<dyn WeightLoader + Send + Sync>, Failure> {
-    let Some(folder) = networks.folder()? else { return Ok(Box::new(Synthetic { seed: 0 })) };
-    let part = network.folder(&networks.config()?);
-    if !folder.join(part).is_dir() {
-        return Err(ModelError::NoPart { part }.into());
-    }
-    Ok(Box::new(Checkpoint::open(&folder.join(part))?))
+    Ok((network, record(network, config, &shape)?, title))
 }
 
 /// Makes values for every input of a recording: token ids 1, 2, 3, ...; timestep 500; coefficients 0.5; noise

@@ -2,7 +2,7 @@
 
 use crate::Failure;
 use crate::args::{Info, Networks};
-use crate::graphs::{loader, record, shape};
+use crate::graphs::{record, shape};
 use crate::terminal::result;
 use mobilediffusion_graph::{Device, Rounding, Weights, rounding};
 use mobilediffusion_kernels::WeightType;
@@ -19,15 +19,17 @@ pub(crate) fn run(args: &Info) -> Result<(), Failure> {
 /// Prints the rounding error of every weight of a model when matrices of weights are stored as `asked`.
 fn losses(args: &Info, asked: WeightType) -> Result<(), Failure> {
     let storage = args.dtype.planned().with_weights(asked);
-    let (config, shape) = shape(&args.networks, None, 1)?;
+    let source = args.networks.source()?;
+    let config = &source.config;
+    let shape = shape(config, args.networks.size, None)?;
     let mut all = Vec::new();
-    for network in Network::of(&config, shape.sampler) {
-        let weights = Weights::new(Device::CPU, loader(network, &args.networks)?);
+    for network in Network::of(config, shape.sampler) {
+        let weights = Weights::new(Device::CPU, source.open(network)?);
         // Matrices stay in 16 bits where the network's files have them so.
         let kept = if asked == WeightType::Floats { weights.device().storage().weights } else { asked };
         let storage = storage.with_weights(kept);
         let title = format!("{}, {storage}", network.title());
-        all.push((title, rounding(&record(network, &config, &shape)?, &weights, storage)?));
+        all.push((title, rounding(&record(network, config, &shape)?, &weights, storage)?));
     }
     if args.json {
         let networks: Vec<Value> = all.iter().map(|(title, each)| as_json(title, each)).collect();
@@ -63,7 +65,7 @@ fn as_json(title: &str, each: &[Rounding]) -> Value {
 
 /// Prints the parameters and multiply-accumulates of a model, and the paper's Table 1 beside them.
 fn parts(args: &Networks) -> Result<(), Failure> {
-    let config = args.config()?;
+    let config = args.source()?.config;
     let size = args.size.unwrap_or(config.defaults.image_size);
     let counted = mobilediffusion_model::info::summary(&config, size)?;
     let defaults = &config.defaults;

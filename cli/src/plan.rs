@@ -3,13 +3,14 @@
 use crate::Failure;
 use crate::args::Plan;
 use crate::device::open;
-use crate::graphs::{loader, record, shape};
+use crate::graphs::{record, shape};
 use crate::terminal::result;
 use mobilediffusion_graph::plan::{Lifetime, Sharing};
 use mobilediffusion_graph::{PlanSummary, Recording, TensorInfo, Traffic};
 use mobilediffusion_kernels::variant::Machine;
 use mobilediffusion_kernels::{Storage, WeightType};
-use mobilediffusion_model::networks::Network;
+use mobilediffusion_model::Source;
+use mobilediffusion_model::networks::{Network, Shape};
 use mobilediffusion_runtime::Gpu;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -24,12 +25,14 @@ const STORAGES: [(&str, Storage); 5] = [
 ];
 
 pub(crate) fn run(args: &Plan) -> Result<(), Failure> {
-    let (config, shape) = shape(&args.networks, args.guidance, args.batch)?;
+    let source = args.networks.source()?;
+    let config = &source.config;
+    let shape = Shape { pictures: args.batch, ..shape(config, args.networks.size, args.guidance)? };
     let chosen = match args.only.as_slice() {
-        [] => Network::of(&config, shape.sampler),
+        [] => Network::of(config, shape.sampler),
         names => names.iter().map(|name| name.network(shape.sampler)).collect(),
     };
-    let recordings = chosen.iter().map(|network| Ok((network.title(), record(*network, &config, &shape)?)));
+    let recordings = chosen.iter().map(|network| Ok((network.title(), record(*network, config, &shape)?)));
     let networks = recordings.collect::<Result<Vec<_>, Failure>>()?;
     let storage = args.dtype.planned();
     if args.json {
@@ -41,7 +44,7 @@ pub(crate) fn run(args: &Plan) -> Result<(), Failure> {
     let gpu = gpu(args)?;
     for (network, (name, recording)) in chosen.iter().zip(&networks) {
         if args.list {
-            let variants = recording.variants(&machine(args, gpu.as_ref(), *network));
+            let variants = recording.variants(&machine((args, &source), gpu.as_ref(), *network));
             result(&format!("{name}, steps\n{}", recording.listing(Some(&variants))))?;
         }
         result(&format!("{name}, tensors in {}\n{}", args.dtype.name(), table(recording, storage)))?;
@@ -77,9 +80,9 @@ fn gpu(args: &Plan) -> Result<Option<Gpu>, Failure> {
 }
 
 /// Describes the GPU that a network's variants are chosen for, or a portable one, with its weights as they are stored.
-fn machine(args: &Plan, gpu: Option<&Gpu>, network: Network) -> Machine {
+fn machine((args, source): (&Plan, &Source), gpu: Option<&Gpu>, network: Network) -> Machine {
     let Some(gpu) = gpu else { return Machine::PORTABLE };
-    let f16 = loader(network, &args.networks).is_ok_and(|weights| weights.is_f16());
+    let f16 = source.open(network).is_ok_and(|weights| weights.is_f16());
     Machine::of(gpu, args.dtype.storage(gpu).with_weights(if f16 { WeightType::F16 } else { WeightType::Floats }))
 }
 

@@ -58,6 +58,6 @@ pub use mobilediffusion_kernels::{Storage, WeightType};
 pub use mobilediffusion_runtime::{AdapterKind, AdapterSummary, RuntimeError, Select, adapters};
 pub use picture::{Mask, Picture, Sheet};
 pub use pipeline::{
-    Cache, Counters, DeviceChoice, Floats, Flow, Init, Model, OnPicture, OnProgress, Opened, Options, Phase, Pipeline,
-    Progress, Request, Settings, Source, Truncated, WeightsFrom,
+    Cache, Counters, DeviceChoice, Floats, Flow, Init, Loader, Model, OnPicture, OnProgress, Opened, Options, Phase,
+    Pipeline, Progress, Request, Settings, Source, Truncated, WeightsFrom,
 };

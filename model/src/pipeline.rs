@@ -19,7 +19,7 @@ pub use options::{Cache, DeviceChoice, Floats, Opened, Options};
 pub use progress::{Flow, OnPicture, OnProgress, Phase, Progress};
 pub use request::{Init, MOST_PICTURES, Request, Settings, Truncated};
 pub use shared::Model;
-pub use source::{Source, WeightsFrom};
+pub use source::{Loader, Source, WeightsFrom};
 
 use crate::error::ModelError;
 use crate::networks::Shape;

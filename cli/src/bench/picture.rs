@@ -6,13 +6,10 @@ use crate::device::Floats;
 use crate::generate::described;
 use crate::graphs::note_kept;
 use crate::terminal::{Clock, result};
-use mobilediffusion_model::{Flow, Options, Pipeline, Request, Source, WeightsFrom};
+use mobilediffusion_model::{Flow, Options, Pipeline, Request};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::time::Instant;
-
-/// Seed of synthetic weights.
-const SEED: u64 = 0;
 
 /// Largest number of pictures after the first.
 const MORE: usize = 7;
@@ -30,18 +27,16 @@ pub(super) struct Begun {
 
 /// Checks the requests and loads the pipeline.
 pub(super) fn begin(args: &Args) -> Result<Begun, Failure> {
-    let weights = args.networks.folder()?.map_or(WeightsFrom::Synthetic(SEED), WeightsFrom::Directory);
-    let config = args.networks.config()?;
-    let size = args.networks.size.unwrap_or(config.defaults.image_size);
+    let source = args.networks.source()?;
     let (floats, stored) = (Floats::or_auto(args.dtype), args.weights_dtype.into());
     let options = Options { device: args.device.clone(), floats, weights: stored, ..Options::default() };
-    let (width, height) = (Some(size), Some(size));
+    let (width, height) = (args.networks.size, args.networks.size);
     let (batch, guidance) = (args.batch, args.guidance);
     let requests =
         PROMPTS.map(|prompt| Request { width, height, guidance, count: batch, batch, ..Request::new(prompt) });
-    requests[0].check(&config)?;
+    requests[0].check(&source.config)?;
     let begin = Instant::now();
-    let pipeline = Pipeline::load(Source { config, weights }, options)?;
+    let pipeline = Pipeline::load(source, options)?;
     Ok(Begun { pipeline, requests, load: begin.elapsed().as_secs_f64() })
 }
 

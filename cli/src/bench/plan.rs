@@ -1,7 +1,7 @@
 //! `bench --plan`: checks a network's plan and times it step by step.
 
 use crate::Failure;
-use crate::graphs::{NetworkName, borrowed, inputs, loader, recorded, weights};
+use crate::graphs::{NetworkName, borrowed, inputs, recorded, weights};
 use crate::terminal::{note, result};
 use mobilediffusion_graph::{Against, Device, Recording, Session, Weights, compare};
 use mobilediffusion_kernels::{Storage, Variant, sample};
@@ -24,14 +24,15 @@ pub(super) struct Subject<'a> {
 /// Checks a plan, times it up to `runs` times while there is time, and returns the numbers for a file.
 pub(super) fn run(subject: Subject<'_>, device: &Device, time_left: &dyn Fn() -> bool) -> Result<Value, Failure> {
     let Subject { name, networks, guidance, runs } = subject;
-    let (network, recording, title) = recorded(name, networks, guidance)?;
+    let source = networks.source()?;
+    let (network, recording, title) = recorded(name, &source.config, networks.size, guidance)?;
     result(&format!("plan: {title}"))?;
-    let weights = weights(network, networks, device)?;
+    let weights = weights(network, &source, device)?;
     let values = inputs(&recording);
     if let Device::Gpu(_, storage) = device {
         // The CPU gets the rounded values that int8 weights stand for, not those of the file.
         let rounded = Storage::F32.with_weights(storage.weights);
-        let cpu = Weights::new(Device::CPU, loader(network, networks)?).rounded(rounded);
+        let cpu = Weights::new(Device::CPU, source.open(network)?).rounded(rounded);
         let found = compare(&recording, Against::Device(&cpu), &weights, &borrowed(&values), &mut |_, _| ())?;
         found.map_or(Ok(()), |divergence| Err(format!("the plan computes a wrong result: {divergence}")))?;
     }

@@ -6,8 +6,8 @@ use crate::networks::{Decoder, Network, UNET_BASE};
 use crate::weights::{Checkpoint, Synthetic, WeightLoader};
 use std::path::{Path, PathBuf};
 
-/// Files of a network, opened and with checked headers, or their stand-in.
-pub(super) type Loader = Box<dyn WeightLoader + Send + Sync>;
+/// Weights of a network from files whose headers were checked, or synthetic ones.
+pub type Loader = Box<dyn WeightLoader + Send + Sync>;
 
 /// Folder of the checkpoint that comes with the project, beside an executable and in the sources.
 const MINI: &str = "checkpoints/mini";
@@ -71,7 +71,11 @@ impl Source {
     }
 
     /// Opens the files of a network and checks that their tensors are those that its graph needs.
-    pub(super) fn open(&self, network: Network) -> Result<Loader, ModelError> {
+    ///
+    /// # Errors
+    /// [`ModelError::NoPart`] if the model has no such network, [`ModelError::Weights`] if the tensors are others, and
+    /// further [`ModelError`]s if files cannot be read or the configuration is not valid.
+    pub fn open(&self, network: Network) -> Result<Loader, ModelError> {
         let weights = network.weights(&self.config)?;
         let path = match &self.weights {
             WeightsFrom::Synthetic(seed) => return Ok(Box::new(Synthetic { seed: *seed })),
