@@ -4,12 +4,11 @@
     python reference/parity.py                                              the twin, small networks and samplers
     python reference/parity.py --full                                       and the full-size networks (6 GB, minutes)
     python reference/parity.py --ufogen scheduling_ufogen.py                and diffusers' community scheduler
-    python reference/parity.py --runtime target/release/examples/parity     and the runtime, on the CPU device
+    python reference/parity.py --runtime target/release/mobilediffusion     and the runtime, on the CPU device
 
 Both sides get the same random weights, and every line shows the relative L2 error of one output. The script fails if
 one is above 1e-4. For the runtime it writes checkpoint folders with weights and outputs of the independent module,
-which `model/examples/parity.rs` compares. `scheduling_ufogen.py` is in diffusers' repository under
-`examples/community`.
+which `mobilediffusion golden` compares. `scheduling_ufogen.py` is in diffusers' repository under `examples/community`.
 """
 
 import argparse
@@ -126,7 +125,7 @@ def networks(full: bool):
 
 
 @torch.no_grad()
-def compare_networks(report: Report, full: bool, runtime: list[str] | None) -> None:
+def compare_networks(report: Report, full: bool, runtime: Path | None) -> None:
     for name, model_class, config, independent, twin_run, inputs in networks(full):
         module, run = independent(config)
         golden.randomise(module, seed=21, stream=STREAM)
@@ -138,7 +137,7 @@ def compare_networks(report: Report, full: bool, runtime: list[str] | None) -> N
             compare_runtime(report, runtime, name, config, module, inputs, want)
 
 
-def compare_runtime(report: Report, runtime: list[str], name: str, config, module, inputs: dict, want) -> None:
+def compare_runtime(report: Report, runtime: Path, name: str, config, module, inputs: dict, want) -> None:
     """Write the independent module's weights and output as a golden folder, and run the runtime's comparison on it."""
     tensors = {f"input.{key}": golden.channels_last(value) for key, value in inputs.items()}
     tensors = {k: v.int() if k == "input.ids" else v.float() for k, v in tensors.items()}
@@ -147,13 +146,13 @@ def compare_runtime(report: Report, runtime: list[str], name: str, config, modul
         config.save(folder)
         save_file({k: v.contiguous() for k, v in module.state_dict().items()}, folder / "model.safetensors")
         save_file(tensors | {"output": golden.channels_last(want).float()}, folder / "golden.safetensors")
-        for values in run_runtime(runtime, folder, "golden.safetensors"):
+        for values in run_runtime(runtime, folder):
             report.line(f"runtime: {name}", values)
 
 
-def run_runtime(runtime: list[str], folder: Path, case: str) -> list[float]:
+def run_runtime(runtime: Path, folder: Path) -> list[float]:
     """Parse the relative L2 of each output from the runtime's lines `NAME VALUE`."""
-    done = subprocess.run([*runtime, str(folder), case], capture_output=True, text=True)
+    done = subprocess.run([runtime, "golden", folder, "--device", "cpu"], capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(done.stderr)
     return [float(line.split()[-1]) for line in done.stdout.splitlines() if line.startswith("output")]
@@ -263,7 +262,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--full", action="store_true", help="also compare full-size networks")
     parser.add_argument("--ufogen", type=Path, help="diffusers' examples/community/scheduling_ufogen.py")
-    parser.add_argument("--runtime", nargs="+", help="binary of the runtime's example parity, with its options if any")
+    parser.add_argument("--runtime", type=Path, help="release binary of mobilediffusion")
     options = parser.parse_args()
     report = Report()
     compare_tokenizer(report)

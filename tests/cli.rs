@@ -299,6 +299,7 @@ fn commands_that_only_tell_succeed_and_print_something() {
         &["plan", "--list"],
         &["--help"],
         &["generate", "--help"],
+        &["golden", "--help"],
         &["completions", "bash"],
     ] {
         let done = run(args);

@@ -1,10 +1,11 @@
-//! Runs `plan`, `check --plan`, `bench --plan` and `bench` with int8 weights as a user does. The program must have been
-//! built.
+//! Runs `plan`, `check --plan`, `golden`, `bench --plan` and `bench` with int8 weights as a user does. The program must
+//! have been built.
 
 use mobilediffusion_model::DeviceChoice;
 use mobilediffusion_tests::program::{self, stderr};
 use mobilediffusion_tests::{drawing_devices, folder};
 use serde_json::Value;
+use std::path::Path;
 
 /// Runs the program, asserts that it succeeds, and returns its standard output.
 fn run(args: &[&str]) -> String {
@@ -240,5 +241,23 @@ fn plans_and_pictures_are_made_with_int8_weights() {
         let (said, floats) = bench(&["--picture", "--size", "32", "--guidance", "2"], &device, "floats");
         assert!(said.contains(" steps, guidance 2 (sampler: DDIM)\n"), "{said}");
         assert!(floats["picture"]["weight_bytes"].as_u64().is_some_and(|floats| bytes < floats), "{bytes}: {floats}");
+    }
+}
+
+#[test]
+fn golden_prints_the_error_of_every_block() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/golden/vae");
+    let folder = folder.to_str().expect("the path is UTF-8");
+    let lines = run(&["golden", folder, "decode.safetensors", "--device", "cpu"]);
+    assert!(lines.lines().count() > 3, "{lines}");
+    for line in lines.lines() {
+        // `reference/parity.py` and `benches/peers/networks.py` read these lines.
+        let [name, error] = line.split_whitespace().collect::<Vec<_>>()[..] else { panic!("{line}") };
+        let error: f64 = error.parse().unwrap_or_else(|_| panic!("{line}"));
+        assert!(name.starts_with("output") && (0.0..1e-4).contains(&error), "{line}");
+    }
+    for (more, expected) in [(&["absent"][..], "absent"), (&["--dtype", "f16"], "f32 on the CPU device")] {
+        let message = stderr(&program::run(&[&["golden", folder, "--device", "cpu"], more].concat()));
+        assert!(message.contains("error: ") && message.contains(expected), "{message}");
     }
 }

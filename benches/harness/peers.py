@@ -12,7 +12,6 @@ from .sections import FULL, again, timed_row
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "peers"
 BUILT = "peers/target/release/mobilediffusion-peers"
-BUILT_PARITY = SCRIPTS.parents[1] / "target/release/examples/parity"
 # Modules that the script of networks on the CPU imports, and display names of its peers.
 MODULES = ("torch", "onnx", "onnxruntime", "safetensors")
 NAMES = {"onnxruntime": "onnxruntime", "torch": "PyTorch"}
@@ -97,22 +96,17 @@ def kernels(section, options, kind):
             lines_of(section, f"kernels of {peer}, {dtype}", command, keep)
 
 
-def on_cpu(section, options):
+def on_cpu(section):
     """Time onnxruntime and PyTorch on the CPU, with the script that runs them and this project in turns."""
     what = "onnxruntime and PyTorch"
     if not importable(section, what, MODULES):
         return
-    beside = section.program.path.parent
-    parity = first_file(options.parity, beside / "examples/parity", beside / "parity", BUILT_PARITY)
-    if parity is None:
-        how = "`cargo build --release -p mobilediffusion-model --example parity`"
-        return section.leave_out(what, f"the example parity, which checks them, is not built: {how}")
     end = section.budget.end
     # The text encoder is small; the other two take about the same time.
     for network, part in (("text", 0.25), ("unet", 0.6), ("decoder", 1.0)):
         left = part * (end - section.budget.clock())
         section.budget.end = section.budget.clock() + left
-        command = [sys.executable, SCRIPTS / "networks.py", section.program.path, network, "--json", "--parity", parity]
+        command = [sys.executable, SCRIPTS / "networks.py", section.program.path, network, "--json"]
         # The first round always runs. Another one is begun only in the first half of the time, as it may take as long
         # again.
         within = ["--within", f"{0.5 * left:.1f}"]

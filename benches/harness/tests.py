@@ -194,20 +194,18 @@ if name == "decoder": sys.exit("decoder: too far")
 print(json.dumps({"versions": {"onnxruntime": "1.2", "torch": "3.4"}, "networks": [
     {"network": name, "seconds": {"ours": 1.0, "onnxruntime": 2.0, "torch": 4.0}}]}))"""
 
-    def on_cpu(self, modules, parity):
+    def on_cpu(self, modules):
         with tempfile.TemporaryDirectory() as folder:
             folder = Path(folder)
             (folder / "networks.py").write_text(self.SAYS)
-            (folder / "parity").touch()
             program = SimpleNamespace(path=folder / "mobilediffusion", plan=mock.Mock(side_effect=Failed("no plan")))
             section = sections.Section(program, Budget(60), {"left_out": [], "peers": [], "networks": []})
-            options = SimpleNamespace(parity=folder / "none" if not parity else None)
             with mock.patch.multiple(peers, SCRIPTS=folder, MODULES=modules), mock.patch("builtins.print"):
-                peers.on_cpu(section, options)
+                peers.on_cpu(section)
         return section.record
 
     def test_networks_beside_their_peers_become_rows(self):
-        got = self.on_cpu(("json",), True)
+        got = self.on_cpu(("json",))
         rows = [(r["peer"], r["what"], r["seconds"], r["ratio"]) for r in got["peers"]]
         self.assertIn(("onnxruntime 1.2", "unet at 512, batch 1, f32", 2.0, 0.5), rows)
         self.assertIn(("PyTorch 3.4", "text at 512, batch 1, f32", 4.0, 0.25), rows)
@@ -258,12 +256,10 @@ print(json.dumps({"versions": {"onnxruntime": "1.2", "torch": "3.4"}, "networks"
                          [("unet at 512, batch 1, f16", 2.0, 1.0, 20), ("unet at 256, batch 1, f16", 1.0, 0.5, 20)])
 
     def test_what_peers_miss_is_said_once(self):
-        no_module = (("no_such_module", "json"), True, "Python has no no_such_module")
-        for modules, parity, why in (no_module, (("json",), False, "parity")):
-            got = self.on_cpu(modules, parity)
-            self.assertEqual(got["peers"], [])
-            self.assertEqual(len(got["left_out"]), 1)
-            self.assertIn(why, got["left_out"][0]["why"])
+        got = self.on_cpu(("no_such_module", "json"))
+        self.assertEqual(got["peers"], [])
+        self.assertEqual(len(got["left_out"]), 1)
+        self.assertIn("Python has no no_such_module", got["left_out"][0]["why"])
 
 
 class Records(unittest.TestCase):

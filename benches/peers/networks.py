@@ -1,7 +1,7 @@
 """Compare whole networks of the full-size model on the CPU with onnxruntime and PyTorch, in turns.
 
     pip install -r ../../reference/requirements.txt onnx==1.23.2 onnxruntime==1.32.0
-    cargo build --release && cargo build --release -p mobilediffusion-model --example parity
+    cargo build --release
     python networks.py ../../target/release/mobilediffusion [NETWORK ...] [--rounds N] [--within SECONDS] [--json]
 
 The networks are the UNet at 64x64 latents, the light decoder to 512x512 pixels and the text encoder of 77 tokens, in
@@ -75,14 +75,15 @@ def channels_last(network):
     return lambda: network(*inputs)
 
 
-def ours_differs(parity, network, want):
+def ours_differs(program, network, want):
     """Return the program's relative L2 error, by way of a checkpoint folder with the twin's weights."""
     with tempfile.TemporaryDirectory() as folder:
         golden.save_model(network.model, Path(folder), torch.float32)
         record = {f"input.{name}": golden.channels_last(x) for name, x in network.inputs.items()}
         record = {name: x.int() if name == "input.ids" else x for name, x in record.items()}
         save_file(record | {"output": golden.channels_last(want)}, Path(folder) / "golden.safetensors")
-        lines = subprocess.run([parity, folder], check=True, capture_output=True, text=True).stdout.splitlines()
+        command = [program, "golden", folder, "--device", "cpu"]
+        lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
     return max(float(line.split()[-1]) for line in lines)
 
 
@@ -106,7 +107,7 @@ def compare(name, options):
     part, runs = NETWORKS[name]
     network = Network(part)
     want = network(*network.inputs.values())
-    errors = {"ours": ours_differs(options.parity or options.program.parent / "examples/parity", network, want)}
+    errors = {"ours": ours_differs(options.program, network, want)}
     peers = {"onnxruntime": session(exported(network, options.cache / part / f"{part}.onnx"), network)}
     peers["torch"] = channels_last(network)
     errors |= {peer: relative_l2(run(), want) for peer, run in peers.items()}
@@ -132,7 +133,6 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--within", type=float, metavar="SECONDS",
                         help="begin no further round after this many seconds, and no further run of the program's plan after a quarter of them")
-    parser.add_argument("--parity", type=Path, help="binary of the example parity [default: beside the program]")
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache/mobilediffusion-peers", help="folder for exported ONNX files")
     parser.add_argument("--json", action="store_true", help="print one JSON value instead of a table")
     options = parser.parse_args()

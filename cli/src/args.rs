@@ -33,6 +33,8 @@ pub(crate) enum Command {
     Plan(Plan),
     /// Check the results of kernels against their references, or against case files (docs/cases.md)
     Check(Check),
+    /// Compare a network with golden files, another implementation's outputs, block by block (reference/README.md)
+    Golden(Golden),
     /// Time kernels at the model's shapes and compare them with the device's measured peaks
     Bench(crate::bench::Args),
     /// Print a completion script for a shell: `source <(mobilediffusion completions bash)`
@@ -329,6 +331,23 @@ pub(crate) struct Check {
     /// How weight matrices are stored
     #[arg(long, value_enum, default_value_t)]
     pub(crate) weights_dtype: WeightsDtype,
+}
+
+/// Arguments of `golden`.
+#[derive(Debug, Args)]
+pub(crate) struct Golden {
+    /// Folder with config.json, the weights and the case
+    #[arg(value_name = "FOLDER")]
+    pub(crate) folder: PathBuf,
+    /// File of the case, in the folder
+    #[arg(value_name = "CASE", default_value = "golden.safetensors")]
+    pub(crate) case: String,
+    /// `auto` (hardware GPU, else the CPU), `gpu`, `cpu`, or an adapter's index or part of its name
+    #[arg(long, default_value = "auto", value_parser = device_choice)]
+    pub(crate) device: DeviceChoice,
+    /// How a GPU stores floating-point tensors
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) dtype: Floats,
 }
 
 pub(crate) fn seconds(text: &str) -> Result<Duration, String> {

@@ -106,6 +106,14 @@ pub(crate) fn open(choice: &DeviceChoice) -> Result<Option<Gpu>, Failure> {
     }
 }
 
+/// Describes a device and how it stores tensors, in one line.
+pub(crate) fn described(device: &Device) -> String {
+    match device {
+        Device::Cpu(_) => format!("device: CPU, {}", device.storage()),
+        Device::Gpu(gpu, storage) => format!("device: {}, {storage}", gpu.adapter()),
+    }
+}
+
 /// Returns where kernels run and how tensors are stored there. `floats` is `None` for the default of the device.
 ///
 /// # Errors

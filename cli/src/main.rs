@@ -7,6 +7,7 @@ mod compile;
 mod device;
 mod devices;
 mod generate;
+mod golden;
 mod graphs;
 mod info;
 mod output;
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
         Command::Info(args) => info::run(&args),
         Command::Plan(args) => plan::run(&args),
         Command::Check(args) => check::run(&args),
+        Command::Golden(args) => golden::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Show(args) => show::run(&args),
         Command::Completions(args) => completions(args.shell),
