@@ -26,11 +26,11 @@ pub use unet::{
 pub use vae::VaeConfig;
 
 use crate::error::ModelError;
-use crate::json::{parse, read_text};
+use crate::json::{parse, read};
 use mobilediffusion_kernels::{Activation, Prediction};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::fmt;
 use std::path::Path;
 use std::sync::LazyLock;
@@ -214,16 +214,18 @@ mod file {
     pub(super) const SCHEDULER: &str = "scheduler/config.json";
 }
 
-/// Configuration files of the checkpoint that comes with the sources.
-const MINI: [(&str, &str); 7] = [
-    (file::MODEL, include_str!("../checkpoints/mini/model.json")),
-    (file::UNET, include_str!("../checkpoints/mini/unet/config.json")),
-    (file::UNET_BASE, include_str!("../checkpoints/mini/unet_base/config.json")),
-    (file::DECODER, include_str!("../checkpoints/mini/decoder/config.json")),
-    (file::VAE, include_str!("../checkpoints/mini/vae/config.json")),
-    (file::TEXT_ENCODER, include_str!("../checkpoints/mini/text_encoder/config.json")),
-    (file::SCHEDULER, include_str!("../checkpoints/mini/scheduler/config.json")),
-];
+/// Checkpoint that comes with the sources.
+static MINI: LazyLock<Value> = LazyLock::new(|| {
+    json!({
+        "model": built_in(include_str!("../checkpoints/mini/model.json")),
+        "unet": built_in(include_str!("../checkpoints/mini/unet/config.json")),
+        "unet_base": built_in(include_str!("../checkpoints/mini/unet_base/config.json")),
+        "decoder": built_in(include_str!("../checkpoints/mini/decoder/config.json")),
+        "vae": built_in(include_str!("../checkpoints/mini/vae/config.json")),
+        "text_encoder": built_in(include_str!("../checkpoints/mini/text_encoder/config.json")),
+        "scheduler": built_in(include_str!("../checkpoints/mini/scheduler/config.json")),
+    })
+});
 
 /// Full-size model of the paper.
 static MOBILEDIFFUSION: LazyLock<Value> = LazyLock::new(|| built_in(include_str!("../presets/mobilediffusion.json")));
@@ -251,35 +253,19 @@ impl ModelConfig {
     /// [`ModelError::Io`] if a file cannot be read, [`ModelError::Json`] if a file does not parse, and
     /// [`ModelError::Config`] in the cases of [`Self::validate`].
     pub fn load(dir: &Path) -> Result<Self, ModelError> {
-        Self::from_files(dir, &|file| {
-            let path = dir.join(file);
-            let needed = match file {
-                file::DECODER => !dir.join(file::VAE).is_file(),
-                file::VAE => false,
-                file::UNET_BASE => path.parent().is_some_and(Path::is_dir),
-                _ => true,
-            };
-            if needed || path.is_file() { read_text(&path).map(Some) } else { Ok(None) }
-        })
-    }
-
-    /// Parses and validates the files whose contents `text_of` returns. `dir` only names them in errors.
-    fn from_files(dir: &Path, text_of: TextOf<'_>) -> Result<Self, ModelError> {
-        fn optional<T: DeserializeOwned>(dir: &Path, file: &str, text_of: TextOf<'_>) -> Result<Option<T>, ModelError> {
-            text_of(file)?.map(|text| parse(&dir.join(file), &text)).transpose()
+        /// Reads a file that may be missing unless it is `needed`.
+        fn optional<T: DeserializeOwned>(path: &Path, needed: bool) -> Result<Option<T>, ModelError> {
+            (needed || path.is_file()).then(|| read(path)).transpose()
         }
-        fn needed<T: DeserializeOwned>(dir: &Path, file: &str, text_of: TextOf<'_>) -> Result<T, ModelError> {
-            // An absent file parses like an empty one, which gives an error that names it.
-            parse(&dir.join(file), &text_of(file)?.unwrap_or_default())
-        }
+        let [unet_base, vae] = [file::UNET_BASE, file::VAE].map(|file| dir.join(file));
         let config = Self {
-            defaults: needed(dir, file::MODEL, text_of)?,
-            unet: needed(dir, file::UNET, text_of)?,
-            unet_base: optional(dir, file::UNET_BASE, text_of)?,
-            decoder: optional(dir, file::DECODER, text_of)?,
-            vae: optional(dir, file::VAE, text_of)?,
-            text_encoder: needed(dir, file::TEXT_ENCODER, text_of)?,
-            scheduler: needed(dir, file::SCHEDULER, text_of)?,
+            defaults: read(&dir.join(file::MODEL))?,
+            unet: read(&dir.join(file::UNET))?,
+            unet_base: optional(&unet_base, unet_base.parent().is_some_and(Path::is_dir))?,
+            decoder: optional(&dir.join(file::DECODER), !vae.is_file())?,
+            vae: optional(&vae, false)?,
+            text_encoder: read(&dir.join(file::TEXT_ENCODER))?,
+            scheduler: read(&dir.join(file::SCHEDULER))?,
         };
         config.validate_in(dir)?;
         Ok(config)
@@ -303,6 +289,7 @@ impl ModelConfig {
         match name {
             "mobilediffusion" => whole(MOBILEDIFFUSION.clone()),
             "sd15" => whole(SD15.clone()),
+            "mini" => whole(MINI.clone()),
             _ if ALTERNATIVES.get(name).is_some() => {
                 let mut value = MOBILEDIFFUSION.clone();
                 value["model"]["name"] = name.into();
@@ -311,9 +298,6 @@ impl ModelConfig {
                 }
                 whole(value)
             }
-            "mini" => Self::from_files(Path::new("checkpoints/mini"), &|file| {
-                Ok(MINI.iter().find(|(name, _)| *name == file).map(|(_, text)| (*text).to_owned()))
-            }),
             _ => Err(ModelError::Config {
                 path: "presets".into(),
                 key: "name".into(),
@@ -341,10 +325,6 @@ impl ModelConfig {
         std::iter::once(&self.unet).chain(&self.unet_base).map(halvings).fold(SIZE_MULTIPLE, usize::max)
     }
 }
-
-/// Function that returns the contents of a file of a model's directory, or `None` for an optional file that does not
-/// exist.
-type TextOf<'a> = &'a dyn Fn(&str) -> Result<Option<String>, ModelError>;
 
 #[cfg(test)]
 mod tests;

@@ -6,12 +6,8 @@ use std::path::Path;
 
 /// Reads and parses a JSON file.
 pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Result<T, ModelError> {
-    parse(path, &read_text(path)?)
-}
-
-/// Reads a text file.
-pub(crate) fn read_text(path: &Path) -> Result<String, ModelError> {
-    std::fs::read_to_string(path).map_err(|source| ModelError::Io { path: path.to_owned(), source })
+    let text = std::fs::read_to_string(path).map_err(|source| ModelError::Io { path: path.to_owned(), source })?;
+    parse(path, &text)
 }
 
 /// Parses JSON. `path` only names the file in errors.

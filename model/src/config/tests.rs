@@ -1,7 +1,5 @@
 use super::*;
-use crate::json::read;
 use mobilediffusion_kernels::Phi;
-use serde_json::{Value, json};
 
 const PRESET: &str = include_str!("../../presets/mobilediffusion.json");
 
