@@ -12,7 +12,7 @@ use crate::text_encoder::text_encoder;
 use crate::unet::unet;
 use crate::vae;
 use crate::weights::Checkpoint;
-use mobilediffusion_graph::{Device, Graph, Recording, Session, Weights};
+use mobilediffusion_graph::{Device, Graph, Recording, Session, Tensor, Weights};
 use mobilediffusion_kernels::DType;
 use safetensors::SafeTensors;
 use serde::Deserialize;
@@ -39,11 +39,9 @@ pub fn compare(folder: &Path, case: &str, weights: &Path, device: Device) -> Res
     let case = Case::open(&folder.join(case))?;
     let config = folder.join("config.json");
     let mut g = Graph::with_taps();
-    let (y, half) = case.build(&mut g, &config)?;
+    let (y, needed) = case.build(&mut g, &config)?;
     g.output("output", &y);
     let checkpoint = Checkpoint::open(weights)?;
-    let mut needed = g.weights();
-    needed.extend(half);
     checkpoint.verify(&needed)?;
     let weights = Weights::new(device, Box::new(checkpoint));
     let mut session = Session::new(Recording::new(g), &weights)?;
@@ -118,16 +116,27 @@ impl Case {
         }
     }
 
-    /// Adds the network that `config` and the inputs name. Returns its output, and the weights of the checkpoint that
-    /// it does not use: those of the other half of a VAE.
-    fn build(&self, g: &mut Graph, config: &Path) -> Result<(mobilediffusion_graph::Tensor, Vec<Weight>), ModelError> {
+    /// Adds the network that `config` and the inputs name. Returns its output, and the weights in the checkpoint of its
+    /// folder: for a VAE those of both halves.
+    fn build(&self, g: &mut Graph, config: &Path) -> Result<(Tensor, Vec<Weight>), ModelError> {
         let input = |g: &mut Graph, name: &str, dtype: DType| {
             Ok::<_, ModelError>(g.input(name, self.values(&format!("input.{name}"))?.0, dtype))
         };
         let inputs = self.names("input.")?;
         let has = |name: &str| inputs.iter().any(|input| input == name);
         let y = match read::<Kind>(config)?.class_name.as_str() {
-            "AutoencoderKL" => return self.build_vae(g, &read(config)?, has("image")),
+            "AutoencoderKL" => {
+                let config: VaeConfig = read(config)?;
+                let y = if has("image") {
+                    let image = input(g, "image", DType::F32)?;
+                    let moments = vae::encoder(g, &config, &image)?;
+                    vae::latent(g, &config, &moments)?
+                } else {
+                    let latent = input(g, "latent", DType::F32)?;
+                    vae::decoder(g, &config, &latent)?
+                };
+                return Ok((y, vae::weights(&config)?));
+            }
             "LightDecoder" => {
                 let latent = input(g, "latent", DType::F32)?;
                 decoder(g, &read::<DecoderConfig>(config)?, &latent)?
@@ -145,30 +154,7 @@ impl Case {
                 unet(g, &unet_config, &latent, &timestep, &context)?
             }
         };
-        Ok((y, Vec::new()))
-    }
-
-    /// Adds the encoder or the decoder of a VAE. Returns its output and the weights of the other half.
-    fn build_vae(
-        &self,
-        g: &mut Graph,
-        config: &VaeConfig,
-        encodes: bool,
-    ) -> Result<(mobilediffusion_graph::Tensor, Vec<Weight>), ModelError> {
-        let mut other = Graph::new();
-        let edge = crate::config::SIZE_MULTIPLE;
-        if encodes {
-            let image = g.input("image", self.values("input.image")?.0, DType::F32);
-            let moments = vae::encoder(g, config, &image)?;
-            let latent = other.input("latent", [1, edge, edge, config.latent_channels], DType::F32);
-            vae::decoder(&mut other, config, &latent)?;
-            Ok((vae::latent(g, config, &moments)?, other.weights()))
-        } else {
-            let latent = g.input("latent", self.values("input.latent")?.0, DType::F32);
-            let image = other.input("image", [1, edge, edge, config.in_channels], DType::F32);
-            vae::encoder(&mut other, config, &image)?;
-            Ok((vae::decoder(g, config, &latent)?, other.weights()))
-        }
+        Ok((y, g.weights()))
     }
 }
 

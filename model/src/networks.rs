@@ -150,16 +150,14 @@ impl Network {
     /// # Errors
     /// [`ModelError::NoPart`] if the model has no such network, or [`ModelError::Config`] if the configuration is not valid.
     pub fn weights(self, config: &ModelConfig) -> Result<Vec<(String, Vec<usize>)>, ModelError> {
+        if self.folder(config) == VAE {
+            // The folder holds encoder and decoder, whichever is used.
+            config.validate()?;
+            return Ok(vae::weights(part(&config.vae, VAE)?)?);
+        }
         let side = config.size_multiple();
         let shape = Shape::of(config, side, side, config.defaults.sampler)?;
-        let of = |network: Self| Ok(network.graph(config, &shape)?.weights());
-        match self {
-            // The folder holds encoder and decoder, whichever is used.
-            Self::Encoder | Self::Decoder(Decoder::Full) => {
-                Ok([of(Self::Encoder)?, of(Self::Decoder(Decoder::Full))?].concat())
-            }
-            _ => of(self),
-        }
+        Ok(self.graph(config, &shape)?.weights())
     }
 }
 

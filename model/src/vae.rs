@@ -2,10 +2,10 @@
 //! with.
 
 use crate::blocks::{resample, residual_block};
-use crate::config::VaeConfig;
+use crate::config::{PIXELS_PER_LATENT, VaeConfig};
 use crate::decoder::Levels;
 use mobilediffusion_graph::{Attend, Conv, Graph, GraphError, GroupNorm, Linear, Tensor};
-use mobilediffusion_kernels::{Activation, Phi};
+use mobilediffusion_kernels::{Activation, DType, Phi};
 
 /// Returns the group normalisation of every block.
 fn norm(config: &VaeConfig) -> GroupNorm {
@@ -72,6 +72,20 @@ pub(crate) fn decoder(g: &mut Graph, config: &VaeConfig, latent: &Tensor) -> Res
         colours: config.out_channels,
     };
     levels.decode(g, latent, |g, x| middle(g, config, &x))
+}
+
+/// Returns the names and shapes of the weights of both halves, which one folder holds.
+///
+/// # Errors
+/// [`GraphError`] if no network can be built from the configuration; the error names the block.
+pub(crate) fn weights(config: &VaeConfig) -> Result<Vec<(String, Vec<usize>)>, GraphError> {
+    // They do not depend on the size of the picture.
+    let (mut g, side) = (Graph::new(), PIXELS_PER_LATENT);
+    let image = g.input("image", [1, side, side, config.in_channels], DType::F32);
+    encoder(&mut g, config, &image)?;
+    let latent = g.input("latent", [1, 1, 1, config.latent_channels], DType::F32);
+    decoder(&mut g, config, &latent)?;
+    Ok(g.weights())
 }
 
 /// Adds the middle block at the latent's size: residual block, attention, residual block.
