@@ -185,8 +185,9 @@ impl Pipeline {
         on_picture: OnPicture<'_>,
     ) -> Result<(), ModelError> {
         let settings = self.settings(request)?;
-        self.ready(request, settings.shape(self.model.config())?, on_progress)?;
-        run::Run::new(&self.model, &mut self.plans, request, &settings, on_progress)?.pictures(on_picture).await
+        let shape = settings.shape(self.model.config())?;
+        self.ready(request, shape, on_progress)?;
+        run::Run::new(&self.model, &mut self.plans, request, (&settings, shape), on_progress).pictures(on_picture).await
     }
 
     /// Frees this pipeline's plans, and the weights unless another pipeline shares them. The device stays open, and the

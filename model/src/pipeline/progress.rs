@@ -82,18 +82,26 @@ pub(super) struct Reporter<'a> {
 
 impl Reporter<'_> {
     /// Reports progress and returns whether to go on.
-    pub(super) fn report(&mut self, phase: Phase, (step, total): (usize, usize), preview: Option<Picture>) -> bool {
-        let progress = Progress { phase, step, total, picture: self.picture, preview };
+    pub(super) fn report(&mut self, phase: Phase, (step, total): (usize, usize)) -> bool {
+        let progress = Progress { phase, step, total, picture: self.picture, preview: None };
         (self.on_progress)(&progress) == Flow::Continue
     }
 
     /// Reports progress, with an error if the caller asked to stop.
-    pub(super) fn check(
+    pub(super) fn check(&mut self, phase: Phase, steps: (usize, usize)) -> Result<(), ModelError> {
+        if self.report(phase, steps) { Ok(()) } else { Err(ModelError::Stopped) }
+    }
+
+    /// Reports that evaluations of the UNet are done, with a preview of number `at` of the pictures that are drawn at
+    /// once.
+    pub(super) fn preview(
         &mut self,
-        phase: Phase,
-        steps: (usize, usize),
-        preview: Option<Picture>,
+        (step, total): (usize, usize),
+        at: usize,
+        preview: Picture,
     ) -> Result<(), ModelError> {
-        if self.report(phase, steps, preview) { Ok(()) } else { Err(ModelError::Stopped) }
+        let picture = self.picture + at;
+        let progress = Progress { phase: Phase::Denoise, step, total, picture, preview: Some(preview) };
+        if (self.on_progress)(&progress) == Flow::Continue { Ok(()) } else { Err(ModelError::Stopped) }
     }
 }

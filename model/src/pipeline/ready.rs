@@ -141,7 +141,7 @@ impl Preparation<'_> {
             result
         })?;
         let total = Missing::steps_of(missing);
-        self.reporter.check(Phase::Load, (total, total), None)
+        self.reporter.check(Phase::Load, (total, total))
     }
 
     /// Does something with the weights of each plan. In the progress of all, the weights of a plan count as much as its
@@ -154,9 +154,7 @@ impl Preparation<'_> {
         let (mut before, total) = (0, Missing::steps_of(missing));
         missing.iter().try_for_each(|plan| {
             let own = plan.steps();
-            bring(plan, &mut |phase, done, of| {
-                self.reporter.report(phase, (before + own * done / of.max(1), total), None)
-            })?;
+            bring(plan, &mut |phase, done, of| self.reporter.report(phase, (before + own * done / of.max(1), total)))?;
             before += own;
             Ok(())
         })
@@ -167,7 +165,7 @@ impl Preparation<'_> {
         let (mut before, total) = (0, Missing::steps_of(&missing));
         for Missing { key, recording, .. } in missing {
             let own = recording.nodes().len();
-            let mut go_on = |phase, done, _| self.reporter.report(phase, (before + done, total), None);
+            let mut go_on = |phase, done, _| self.reporter.report(phase, (before + done, total));
             self.plans.add(key, self.ask.model.session(key.network(), recording, &mut go_on)?);
             before += own;
         }

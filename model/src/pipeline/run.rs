@@ -47,16 +47,16 @@ pub(super) struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    /// Starts a request.
+    /// Starts a request of this shape.
     pub(super) fn new(
         model: &'a Model,
         plans: &'a mut Plans,
         request: &'a Request,
-        settings: &'a Settings,
+        (settings, shape): (&'a Settings, Shape),
         on_progress: OnProgress<'a>,
-    ) -> Result<Self, ModelError> {
+    ) -> Self {
         let reporter = Reporter { on_progress, picture: 0 };
-        Ok(Self { model, plans, request, settings, shape: settings.shape(model.config())?, reporter })
+        Self { model, plans, request, settings, shape, reporter }
     }
 
     /// Draws all pictures.
@@ -95,7 +95,7 @@ impl<'a> Run<'a> {
         let key = Key::Denoise(self.shape);
         let held = Held::Prompts(prompts.iter().map(|prompt| (*prompt).to_owned()).collect());
         if self.plans.holds(key, &held) {
-            return self.reporter.check(Phase::Text, (1, 1), None);
+            return self.reporter.check(Phase::Text, (1, 1));
         }
         for (done, prompt) in prompts.iter().enumerate().skip(encoded.len()) {
             let ids = self.model.encode(prompt)?.ids;
@@ -170,15 +170,9 @@ impl<'a> Run<'a> {
     /// Reports that evaluations are done, with a preview of each picture if there are any.
     fn show(&mut self, previews: Vec<Picture>, steps: (usize, usize)) -> Result<(), ModelError> {
         if previews.is_empty() {
-            return self.reporter.check(Phase::Denoise, steps, None);
+            return self.reporter.check(Phase::Denoise, steps);
         }
-        let first = self.reporter.picture;
-        for (at, preview) in previews.into_iter().enumerate() {
-            self.reporter.picture = first + at;
-            self.reporter.check(Phase::Denoise, steps, Some(preview))?;
-        }
-        self.reporter.picture = first;
-        Ok(())
+        previews.into_iter().enumerate().try_for_each(|(at, preview)| self.reporter.preview(steps, at, preview))
     }
 
     /// Passes the latents to the UNet, from the host or from where the last evaluation left it on the device. With
@@ -212,7 +206,7 @@ impl<'a> Run<'a> {
         let timesteps = vec![evaluation.step.timestep as f32; self.shape.batch()];
         self.plans.write_once(key, Held::Timestep(evaluation.step.timestep), &timesteps)?;
         let session = self.plans.session(key);
-        Ok(session.run_ahead(&mut |_, _| self.reporter.report(Phase::Denoise, steps, None)).await?)
+        Ok(session.run_ahead(&mut |_, _| self.reporter.report(Phase::Denoise, steps)).await?)
     }
 
     /// Returns the latents after an evaluation: one of the two equal halves that guidance makes.
@@ -237,7 +231,7 @@ impl<'a> Run<'a> {
             None => self.run(key, Phase::Decode, (0, 1)).await?,
             Some(steps) => {
                 let reporter = &mut self.reporter;
-                self.plans.session(key).run_async(&mut |_, _| reporter.report(Phase::Denoise, steps, None)).await?;
+                self.plans.session(key).run_async(&mut |_, _| reporter.report(Phase::Denoise, steps)).await?;
             }
         }
         let pixels = self.plans.session(key).read_async("pixels").await?;
@@ -255,9 +249,9 @@ impl<'a> Run<'a> {
     async fn run(&mut self, key: Key, phase: Phase, (done, of): (usize, usize)) -> Result<(), ModelError> {
         let steps = self.plans.session(key).recording().nodes().len();
         let reporter = &mut self.reporter;
-        let mut go_on = |step, total: usize| reporter.report(phase, (done * steps + step, of * steps.max(total)), None);
+        let mut go_on = |step, total: usize| reporter.report(phase, (done * steps + step, of * steps.max(total)));
         self.plans.session(key).run_async(&mut go_on).await?;
-        self.reporter.check(phase, ((done + 1) * steps, of * steps), None)
+        self.reporter.check(phase, ((done + 1) * steps, of * steps))
     }
 
     /// Copies the initial picture back, byte by byte, where the mask does not reach.
