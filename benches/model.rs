@@ -4,19 +4,25 @@
 #![allow(missing_docs, reason = "criterion's macros write no docs")]
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use mobilediffusion_benches::session;
-use mobilediffusion_graph::Session;
+use mobilediffusion_graph::{Device, Graph, Recording, Session, Weights};
+use mobilediffusion_model::ModelConfig;
 use mobilediffusion_model::config::Sampler;
 use mobilediffusion_model::networks::{Decoder, Shape, decode_graph, denoise_graph, text_graph};
 use mobilediffusion_model::noise::Noise;
-use mobilediffusion_model::{ModelConfig, Source};
+use mobilediffusion_model::weights::Synthetic;
 use std::time::Duration;
 
 fn mini() -> (ModelConfig, Shape) {
-    let config = Source::synthetic("mini", 1).expect("the preset is built in").config;
+    let config = ModelConfig::preset("mini").expect("the preset is built in");
     let size = config.defaults.image_size;
     let shape = Shape::of(&config, size, size, Sampler::OneStep).expect("the preset's own size fits");
     (config, shape)
+}
+
+/// Prepares a graph on the CPU with synthetic weights.
+fn session(graph: Graph) -> Session {
+    let weights = Weights::new(Device::CPU, Box::new(Synthetic { seed: 1 }));
+    Session::new(Recording::new(graph), &weights).expect("made-up weights fit")
 }
 
 /// Writes all inputs, so that every step runs again, and runs the session.
@@ -36,12 +42,12 @@ fn networks(criterion: &mut Criterion) {
     group.sample_size(10).warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(2));
 
     group.bench_function("text encoder", |bencher| {
-        let mut text = session(text_graph(&config, 1).expect("the preset fits")).expect("made-up weights fit");
+        let mut text = session(text_graph(&config).expect("the preset fits"));
         let inputs = [("ids", (1..).map(f32::from_bits).take(tokens).collect())];
         bencher.iter(|| evaluate(&mut text, &inputs));
     });
     group.bench_function("unet", |bencher| {
-        let mut unet = session(denoise_graph(&config, &shape).expect("the preset fits")).expect("made-up weights fit");
+        let mut unet = session(denoise_graph(&config, &shape).expect("the preset fits"));
         let inputs = [
             ("latent", noise(pixels * config.unet.in_channels())),
             ("timestep", vec![999.0]),
@@ -51,9 +57,8 @@ fn networks(criterion: &mut Criterion) {
         bencher.iter(|| evaluate(&mut unet, &inputs));
     });
     group.bench_function("decoder", |bencher| {
-        let mut decoder =
-            session(decode_graph(&config, shape.latent, Decoder::of(&config), 1).expect("the preset fits"))
-                .expect("made-up weights fit");
+        let graph = decode_graph(&config, shape.latent, Decoder::of(&config), 1);
+        let mut decoder = session(graph.expect("the preset fits"));
         let inputs = [("latent", noise(pixels * config.unet.in_channels()))];
         bencher.iter(|| evaluate(&mut decoder, &inputs));
     });

@@ -118,7 +118,7 @@ fn tensors_are_those_of_the_lists() {
     check_names(&vae, include_str!("data/tensors/vae.txt"));
     let decoder = decode_graph(&config, shape.latent, Decoder::Light, 1).expect("the decoder builds");
     check_names(&decoder.weights(), include_str!("data/tensors/decoder.txt"));
-    let text = text_graph(&config, 1).expect("the text encoder builds");
+    let text = text_graph(&config).expect("the text encoder builds");
     check_names(&text.weights(), include_str!("data/tensors/text_encoder.txt"));
 }
 
@@ -159,7 +159,7 @@ fn weights_in_8_bits_take_half_the_bytes_and_move_by_half_a_step_at_most() {
     let shape = Shape::of(&source.config, 64, 64, Sampler::OneStep).expect("64 is a multiple of 32");
     let decoder = decode_graph(&source.config, shape.latent, Decoder::Light, 1);
     let graphs = [
-        ("text_encoder", text_graph(&source.config, 1).expect("it builds")),
+        ("text_encoder", text_graph(&source.config).expect("it builds")),
         ("unet", denoise_graph(&source.config, &shape).expect("it builds")),
         ("decoder", decoder.expect("it builds")),
     ];

@@ -220,7 +220,7 @@ fn the_full_size_networks_lose_at_least_a_fifth_of_their_steps() {
     let config = ModelConfig::preset("mobilediffusion").expect("a preset is there");
     let shape = Shape::of(&config, 512, 512, Sampler::OneStep).expect("the size fits");
     let graph = |name: &str| match name {
-        "text encoder" => text_graph(&config, 1).expect("it builds"),
+        "text encoder" => text_graph(&config).expect("it builds"),
         "unet" => denoise_graph(&config, &shape).expect("it builds"),
         _ => decode_graph(&config, shape.latent, Decoder::Light, 1).expect("it builds"),
     };

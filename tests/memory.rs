@@ -49,7 +49,7 @@ fn graph_of(words: usize) -> Graph {
     let mut config = ModelConfig::preset("mobilediffusion").expect("the preset is built in");
     (config.text_encoder.intermediate_size, config.text_encoder.num_hidden_layers) = (768, 2);
     config.text_encoder.vocab_size = words;
-    text_graph(&config, 1).expect("the text encoder builds")
+    text_graph(&config).expect("the text encoder builds")
 }
 
 /// Returns the peak of the bytes held beyond the weights while they are loaded and, if `compiled` is set, of the bytes

@@ -65,7 +65,7 @@ fn the_models_plans_are_near_the_lower_bound() {
         let size = config.defaults.image_size;
         let shape = Shape::of(&config, size, size, Sampler::OneStep).expect("the default size fits");
         let graphs = [
-            ("text encoder", text_graph(&config, 1).expect("a preset builds")),
+            ("text encoder", text_graph(&config).expect("a preset builds")),
             ("unet", denoise_graph(&config, &shape).expect("a preset builds")),
             ("decoder", decode_graph(&config, shape.latent, Decoder::of(&config), 1).expect("a preset builds")),
         ];

@@ -248,8 +248,8 @@ pub enum WeightProblem {
     Missing {
         /// Name of the tensor.
         name: String,
-        /// Shape that the network needs, if the reader knows it.
-        shape: Option<Vec<usize>>,
+        /// Shape that the network needs.
+        shape: Vec<usize>,
     },
     /// The tensor has another shape.
     Shape {
@@ -282,8 +282,7 @@ pub enum WeightProblem {
 impl fmt::Display for WeightProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Missing { name, shape: Some(shape) } => write!(f, "{name} {shape:?} is missing"),
-            Self::Missing { name, shape: None } => write!(f, "{name} is missing"),
+            Self::Missing { name, shape } => write!(f, "{name} {shape:?} is missing"),
             Self::Shape { name, expected, found } => write!(f, "{name}: expected shape {expected:?}, found {found:?}"),
             Self::DType { name, found } => write!(f, "{name}: expected F32, F16 or BF16, found {found}"),
             Self::Extra { name } => write!(f, "{name} is not part of the network"),

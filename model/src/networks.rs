@@ -138,7 +138,7 @@ impl Network {
     pub fn graph(self, config: &ModelConfig, shape: &Shape) -> Result<Graph, ModelError> {
         config.validate()?;
         match self {
-            Self::Text => Ok(text_graph(config, 1)?),
+            Self::Text => Ok(text_graph(config)?),
             Self::Unet(sampler) => Ok(denoise_graph(config, &Shape { sampler, ..*shape })?),
             Self::Decoder(which) => decode_graph(config, shape.latent, which, shape.pictures),
             Self::Encoder => encode_graph(config, shape.latent),
@@ -161,13 +161,13 @@ impl Network {
     }
 }
 
-/// Builds the text encoder's graph. Input: `ids [batch, tokens]`; output: `context [batch, tokens, d]`.
+/// Builds the text encoder's graph for one text. Input: `ids [1, tokens]`; output: `context [1, tokens, d]`.
 ///
 /// # Errors
 /// [`GraphError`] if the configuration is not valid.
-pub fn text_graph(config: &ModelConfig, batch: usize) -> Result<Graph, GraphError> {
+pub fn text_graph(config: &ModelConfig) -> Result<Graph, GraphError> {
     let mut g = Graph::new();
-    let ids = g.input("ids", [batch, config.text_encoder.max_position_embeddings], DType::U32);
+    let ids = g.input("ids", [1, config.text_encoder.max_position_embeddings], DType::U32);
     let context = text_encoder(&mut g, &config.text_encoder, &ids)?;
     g.output("context", &context);
     Ok(g)

@@ -17,8 +17,6 @@ pub(crate) const VOCABULARY: usize = 49408;
 pub struct Encoded {
     /// Begin mark, tokens, end mark and further end marks: exactly as many ids as asked for.
     pub ids: Vec<u32>,
-    /// Number of the text's tokens among the ids, without marks.
-    pub kept: usize,
     /// End of the text that did not fit, as it was written; `None` if all of it fits.
     pub truncated: Option<String>,
 }
@@ -62,10 +60,9 @@ impl Tokenizer {
 
         let mut ids = vec![BOS];
         ids.extend(tokens.by_ref().take(room).map(|(id, _)| id));
-        let kept = ids.len() - 1;
         ids.resize(max_len, EOS);
         let truncated = tokens.next().map(|(_, &(start, _))| text[text.floor_char_boundary(start)..].to_owned());
-        Ok(Encoded { ids, kept, truncated })
+        Ok(Encoded { ids, truncated })
     }
 }
 

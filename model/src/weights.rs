@@ -1,8 +1,8 @@
 //! Weights: memory-mapped safetensors files, and seeded synthetic weights of the same shapes.
 //!
-//! Opening a checkpoint reads its headers, and looks whether the files were written to their ends. Every value is read once to look for NaNs and infinities before the
-//! first tensor is loaded, and again when its tensor is. Pages that were read are released to the operating system, so
-//! that nothing stays in memory twice.
+//! Opening a checkpoint reads its headers, and looks whether the files were written to their ends. Every value is read
+//! once to look for NaNs and infinities before the first tensor is loaded, and again when its tensor is. Pages that were
+//! read are released to the operating system, so that nothing stays in memory twice.
 
 mod mapped;
 mod synthetic;
@@ -134,7 +134,7 @@ impl Checkpoint {
         let mut problems = Vec::new();
         for (name, shape) in expected {
             let Some(entry) = self.tensors.get(name) else {
-                problems.push(WeightProblem::Missing { name: name.clone(), shape: Some(shape.clone()) });
+                problems.push(WeightProblem::Missing { name: name.clone(), shape: shape.clone() });
                 continue;
             };
             problems.extend(misshapen(name, shape, entry));
@@ -179,7 +179,7 @@ impl WeightLoader for Checkpoint {
         shape: &[usize],
         part: Range<usize>,
     ) -> Result<Vec<f32>, Box<dyn Error + Send + Sync>> {
-        let missing = || WeightProblem::Missing { name: name.to_owned(), shape: Some(shape.to_vec()) };
+        let missing = || WeightProblem::Missing { name: name.to_owned(), shape: shape.to_vec() };
         let entry = self.tensors.get(name).ok_or_else(|| self.problem(missing()))?;
         if let Some(problem) = misshapen(name, shape, entry) {
             return Err(self.problem(problem).into());

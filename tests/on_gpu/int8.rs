@@ -64,7 +64,7 @@ pub(crate) fn a_gpu_computes_with_weights_rounded_to_8_bits(gpu: Arc<Gpu>) {
     let tokens = config.text_encoder.max_position_embeddings;
     let encoded = Tokenizer::clip().and_then(|clip| clip.encode("red apple", tokens)).expect("two words");
     let ids = encoded.ids.iter().map(|id| f32::from_bits(*id)).collect();
-    let text = Network { folder: "text_encoder", graph: |c| text_graph(c, 1), inputs: vec![("ids", ids)] };
+    let text = Network { folder: "text_encoder", graph: text_graph, inputs: vec![("ids", ids)] };
     let context = output(&text, &source, &Device::CPU);
     let inputs = vec![("latent", latent.clone()), ("timestep", vec![999.0]), ("context", context)];
     let unet = Network { folder: "unet", graph: noise_to_prediction, inputs };

@@ -14,7 +14,7 @@ use mobilediffusion_tests::made_up::{MadeUp, values};
 #[test]
 fn an_operand_that_is_taken_over_changes_no_bit() {
     let config = ModelConfig::preset("mini").expect("a preset is there");
-    let text = || Recording::new(text_graph(&config, 1).expect("a preset builds"));
+    let text = || Recording::new(text_graph(&config).expect("a preset builds"));
     let norms = || {
         let mut g = Graph::new();
         let x = g.input("x", [1, 8, 8, 12], DType::Elem);

@@ -101,7 +101,7 @@ impl VaeConfig {
         check.widths(&self.block_out_channels, PIXELS_PER_LATENT.ilog2() as usize + 1, self.norm_num_groups)?;
         let deepest = self.block_out_channels.last().copied().unwrap_or_default();
         check.head("block_out_channels, the last, which is one attention head", deepest)?;
-        check.scaling_factor(self.scaling_factor)?;
+        check.positive("scaling_factor", self.scaling_factor)?;
         self.validate_kinds(&check)
     }
 

@@ -127,8 +127,8 @@ impl DecoderConfig {
         let blocks = PIXELS_PER_LATENT.ilog2() as usize + 1;
         check.widths(&self.block_out_channels, blocks, self.norm_num_groups)?;
         check.list("layers_per_up_block", &self.layers_per_up_block, blocks, LAYERS)?;
-        check.epsilon("norm_eps", self.norm_eps)?;
-        check.scaling_factor(self.scaling_factor)
+        check.positive("norm_eps", self.norm_eps)?;
+        check.positive("scaling_factor", self.scaling_factor)
     }
 }
 
@@ -151,7 +151,7 @@ impl TextEncoderConfig {
         check.head("hidden_size / num_attention_heads", self.hidden_size / self.num_attention_heads)?;
         let known = matches!(self.hidden_act, Activation::QuickGelu | Activation::Gelu);
         check.that(known, "hidden_act", "quick_gelu or gelu", format!("{:?}", self.hidden_act))?;
-        check.epsilon("layer_norm_eps", self.layer_norm_eps)
+        check.positive("layer_norm_eps", self.layer_norm_eps)
     }
 }
 
@@ -236,8 +236,8 @@ impl Check {
         self.that(fits, key, format!("a multiple of 4 up to {}", Attention::MOST_HEAD_DIM), found)
     }
 
-    /// Requires a positive epsilon.
-    pub(super) fn epsilon(&self, key: &str, found: f32) -> Result<(), ModelError> {
+    /// Requires a positive number.
+    pub(super) fn positive(&self, key: &str, found: f32) -> Result<(), ModelError> {
         self.that(found.is_finite() && found > 0.0, key, "a positive number", found)
     }
 
@@ -252,10 +252,5 @@ impl Check {
     pub(super) fn divides(&self, key: &str, found: usize, what: &str, width: usize) -> Result<(), ModelError> {
         let fits = width.is_multiple_of(found);
         self.that(fits, key, format!("a divisor of the {what} {width}"), found)
-    }
-
-    /// Requires a positive scaling factor.
-    pub(super) fn scaling_factor(&self, found: f32) -> Result<(), ModelError> {
-        self.that(found.is_finite() && found > 0.0, "scaling_factor", "a positive number", found)
     }
 }

@@ -51,7 +51,7 @@ impl Key {
     /// Builds the graph.
     pub(super) fn graph(self, config: &ModelConfig) -> Result<Graph, ModelError> {
         match self {
-            Self::Text => Ok(text_graph(config, 1)?),
+            Self::Text => Ok(text_graph(config)?),
             Self::Denoise(shape) => Ok(denoise_graph(config, &shape)?),
             Self::Decode(which, size, pictures) => decode_graph(config, size, which, pictures),
             Self::Encode(size) => encode_graph(config, size),

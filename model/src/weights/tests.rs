@@ -103,7 +103,7 @@ fn all_problems_are_reported_together() {
         [
             WeightProblem::Shape { name: "wide".into(), expected: vec![1, 2], found: vec![2] },
             WeightProblem::DType { name: "whole".into(), found: "I64".into() },
-            WeightProblem::Missing { name: "absent".into(), shape: Some(vec![4]) },
+            WeightProblem::Missing { name: "absent".into(), shape: vec![4] },
             WeightProblem::Extra { name: "spare".into() },
         ]
     );
@@ -117,7 +117,7 @@ fn loading_refuses_what_is_not_as_asked() {
     assert_eq!(problems(checkpoint.load("whole", &[1])), [dtype]);
     let shape = WeightProblem::Shape { name: "good".into(), expected: vec![1, 2], found: vec![2] };
     assert_eq!(problems(checkpoint.load("good", &[1, 2])), [shape]);
-    let missing = WeightProblem::Missing { name: "absent".into(), shape: Some(vec![2]) };
+    let missing = WeightProblem::Missing { name: "absent".into(), shape: vec![2] };
     assert_eq!(problems(checkpoint.load("absent", &[2])), [missing]);
     assert_eq!(checkpoint.load("good", &[2]).unwrap(), [1.0, 2.0]);
 }
