@@ -140,7 +140,7 @@ impl Report<'_> {
                     self.rows.push(row.json());
                 }
                 // Other shapes may still fit into the device's memory.
-                Err(error) if is_too_large(error.as_ref()) => {
+                Err(error) if is_too_large(&error) => {
                     self.left_out.no_room += 1;
                     note(&format!("left out: {}: {error}", name()));
                 }

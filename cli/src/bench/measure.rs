@@ -1,7 +1,6 @@
 //! Measures one shape of one kernel: checks the result once, warms the device up, then times it.
 
 use super::Effort;
-use crate::Failure;
 use mobilediffusion_kernels::Device;
 use mobilediffusion_kernels::fenced::{self, Fenced};
 use mobilediffusion_kernels::runner::{self, RunError, device_tolerance, judge, split, stored};
@@ -25,7 +24,7 @@ pub(crate) struct Measured {
 }
 
 /// Checks and times one shape.
-pub(crate) fn shape(device: &Device, timer: Option<&Timer>, case: &Case, effort: Effort) -> Result<Measured, Failure> {
+pub(crate) fn shape(device: &Device, timer: Option<&Timer>, case: &Case, effort: Effort) -> Result<Measured, RunError> {
     let kernel = case.kernel.as_ref();
     let inputs = stored(kernel, device.storage(), sample::inputs(case, SEED));
     let mut outputs = sample::outputs(case);
@@ -68,14 +67,8 @@ pub(crate) fn shape(device: &Device, timer: Option<&Timer>, case: &Case, effort:
 }
 
 /// Returns whether a shape failed only because the device has no memory for it.
-pub(crate) fn is_too_large(error: &(dyn std::error::Error + 'static)) -> bool {
-    let too_large =
-        |error: &RuntimeError| matches!(error, RuntimeError::TooLarge { .. } | RuntimeError::OutOfMemory { .. });
-    let of_a_run = || match error.downcast_ref::<RunError>() {
-        Some(RunError::Runtime(error)) => too_large(error),
-        _ => false,
-    };
-    error.downcast_ref::<RuntimeError>().is_some_and(too_large) || of_a_run()
+pub(crate) fn is_too_large(error: &RunError) -> bool {
+    matches!(error, RunError::Runtime(RuntimeError::TooLarge { .. } | RuntimeError::OutOfMemory { .. }))
 }
 
 /// Returns the number of runs that the effort allows if one takes `one` seconds: at least three, for a median.
@@ -119,7 +112,7 @@ pub(super) fn prepare(
     case: &Case,
     variant: &Variant,
     inputs: &[Vec<f32>],
-) -> Result<(Vec<Dispatch>, Vec<Fenced>), Failure> {
+) -> Result<(Vec<Dispatch>, Vec<Fenced>), RunError> {
     let kernel = case.kernel.as_ref();
     let operands = fenced::upload((gpu, storage), kernel, inputs)?;
     let shared = fenced::shared((gpu, storage), kernel, variant)?;

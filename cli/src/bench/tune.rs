@@ -6,7 +6,7 @@ use crate::args::{half, time_left};
 use crate::compile::compile;
 use crate::terminal::{note, result};
 use mobilediffusion_graph::Recording;
-use mobilediffusion_kernels::runner::{judge, split, stored, variant_tolerance};
+use mobilediffusion_kernels::runner::{RunError, judge, split, stored, variant_tolerance};
 use mobilediffusion_kernels::tuning::Tuning;
 use mobilediffusion_kernels::variant::{Machine, choose, runnable};
 use mobilediffusion_kernels::{Case, Family, Kernel, Storage, Variant, check, family, fenced, sample};
@@ -107,7 +107,7 @@ impl Report<'_> {
             return Ok(ControlFlow::Continue(()));
         }
         let (mut times, wrong) = match times((self.device, &self.estimate), case, &variants) {
-            Err(error) if measure::is_too_large(error.as_ref()) => {
+            Err(error) if measure::is_too_large(&error) => {
                 self.left_out += 1;
                 return Ok(ControlFlow::Continue(()));
             }
@@ -158,7 +158,7 @@ fn times(
     (device, estimate): (Subject<'_>, &Machine),
     case: &Case,
     variants: &[Variant],
-) -> Result<(Times, Wrong), Failure> {
+) -> Result<(Times, Wrong), RunError> {
     let Subject { gpu, storage, .. } = device;
     let inputs = stored(case.kernel.as_ref(), storage, sample::inputs(case, measure::SEED));
     let by_matrices = |variant: &Variant| variant.needs.matrix.is_some();
@@ -177,7 +177,7 @@ fn times(
         let Timed { one, median, outputs } = match time(device, case, variant, &inputs) {
             Ok(timed) => timed,
             // Without memory for the problem, or after the device is lost, no other variant can run either.
-            Err(error) if measure::is_too_large(error.as_ref()) || gpu.wait().is_err() => return Err(error),
+            Err(error) if measure::is_too_large(&error) || gpu.wait().is_err() => return Err(error),
             Err(error) => {
                 wrong.push((*variant, error.to_string()));
                 continue;
@@ -229,7 +229,7 @@ struct Timed {
 }
 
 /// Times a variant.
-fn time(device: Subject<'_>, case: &Case, variant: &Variant, inputs: &[Vec<f32>]) -> Result<Timed, Failure> {
+fn time(device: Subject<'_>, case: &Case, variant: &Variant, inputs: &[Vec<f32>]) -> Result<Timed, RunError> {
     let Subject { gpu, storage, timer, effort } = device;
     let (dispatches, operands) = measure::prepare((gpu, storage), case, variant, inputs)?;
     let start = Instant::now();
