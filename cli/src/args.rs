@@ -2,12 +2,12 @@
 //!
 //! Settings of a model have no default here: an option that is left out stands for the model's own value.
 
-use crate::device::{Floats, WeightsDtype, device_choice};
+use crate::device::{Floats, device_choice, weights_dtype};
 use clap::builder::{PossibleValuesParser, RangedU64ValueParser};
 use clap::{ArgGroup, Args, Parser, Subcommand};
 use mobilediffusion_kernels::FAMILIES;
 use mobilediffusion_model::pipeline::MOST_PICTURES;
-use mobilediffusion_model::{DeviceChoice, ModelConfig, ModelError, Source, WeightsFrom};
+use mobilediffusion_model::{DeviceChoice, ModelConfig, ModelError, Source, WeightType, WeightsFrom};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -132,8 +132,8 @@ pub(crate) struct Generate {
     #[arg(long, value_enum, help_heading = "Device and model")]
     pub(crate) dtype: Option<Floats>,
     /// How weight matrices are stored. int8 takes half the memory of f16, and changes the picture a little
-    #[arg(long, value_enum, default_value_t, help_heading = "Device and model")]
-    pub(crate) weights_dtype: WeightsDtype,
+    #[arg(long, default_value = "floats", value_parser = weights_dtype(), help_heading = "Device and model")]
+    pub(crate) weights_dtype: WeightType,
     /// Folder or `model.json` of a model [default: the bundled model]
     #[arg(long, value_name = "DIR|FILE", conflicts_with = "preset", help_heading = "Device and model")]
     pub(crate) model: Option<PathBuf>,
@@ -247,8 +247,8 @@ pub(crate) struct Info {
     #[command(flatten)]
     pub(crate) networks: Networks,
     /// Show instead how far each weight is rounded when weight matrices are stored in this type, and the bytes it takes
-    #[arg(long, value_enum, conflicts_with = "size")]
-    pub(crate) weights_dtype: Option<WeightsDtype>,
+    #[arg(long, value_parser = weights_dtype(), conflicts_with = "size")]
+    pub(crate) weights_dtype: Option<WeightType>,
     /// With --weights-dtype: how all other floating-point weights are stored
     #[arg(long, value_enum, default_value_t, requires = "weights_dtype")]
     pub(crate) dtype: Floats,
@@ -329,8 +329,8 @@ pub(crate) struct Check {
     #[arg(long, value_enum, default_value_t)]
     pub(crate) dtype: Floats,
     /// How weight matrices are stored
-    #[arg(long, value_enum, default_value_t)]
-    pub(crate) weights_dtype: WeightsDtype,
+    #[arg(long, default_value = "floats", value_parser = weights_dtype())]
+    pub(crate) weights_dtype: WeightType,
 }
 
 /// Arguments of `golden`.

@@ -15,7 +15,7 @@ mod tune;
 
 use crate::Failure;
 use crate::args::{time_left, until};
-use crate::device::{Floats, WeightsDtype, device, device_choice, open};
+use crate::device::{Floats, device, device_choice, open, weights_dtype, weights_name};
 use crate::graphs::{NetworkName, recorded, weights};
 use crate::output::check_numbers;
 use crate::terminal::{note, result};
@@ -72,8 +72,8 @@ pub(crate) struct Args {
     #[arg(long, value_enum)]
     dtype: Option<Floats>,
     /// How weight matrices are stored; does not affect kernels without weights
-    #[arg(long, value_enum, default_value_t)]
-    weights_dtype: WeightsDtype,
+    #[arg(long, default_value = "floats", value_parser = weights_dtype())]
+    weights_dtype: WeightType,
     /// Also write the numbers to this JSON file, replacing it if it exists
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -216,7 +216,7 @@ fn write_json(
     let Some(path) = &args.json else { return Ok(()) };
     all["machine"] = Value::Object(as_map(machine));
     all["dtype"] = Floats::of(device.storage()).name().into();
-    all["weights_dtype"] = args.weights_dtype.name().into();
+    all["weights_dtype"] = weights_name(args.weights_dtype).into();
     let text = serde_json::to_string_pretty(&all)? + "\n";
     let written = mobilediffusion_runtime::write_whole(path, text.as_bytes());
     Ok(written.map_err(|error| format!("cannot write {}: {error}", path.display()))?)

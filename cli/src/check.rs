@@ -112,7 +112,7 @@ fn plan(args: &Check, name: NetworkName, device: Device) -> Result<(), Failure> 
     let values = inputs(&recording);
     let references = args.references || matches!(device, Device::Cpu(_));
     let weights = weights(network, &source, &device)?;
-    let rounded = Storage::F32.with_weights(args.weights_dtype.into());
+    let rounded = Storage::F32.with_weights(args.weights_dtype);
     let cpu = Weights::new(Device::CPU, source.open(network)?).rounded(rounded);
     let (truth, name) = match references {
         true => (Against::References(&cpu), "the kernels' references"),

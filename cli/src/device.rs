@@ -3,6 +3,7 @@
 use crate::Failure;
 use crate::terminal::note;
 use clap::ValueEnum;
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use mobilediffusion_kernels::{Device, FloatType, Storage, WeightType};
 use mobilediffusion_model::{Cache, DeviceChoice, ModelError, Opened, Options};
 use mobilediffusion_runtime::Gpu;
@@ -16,25 +17,26 @@ pub(crate) enum Floats {
     F16,
 }
 
-/// Storage type of weight matrices, as `--weights-dtype` names it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub(crate) enum WeightsDtype {
-    /// In 16 bits if the files have them so, else in the type of all other floats
-    #[default]
-    Floats,
-    /// In 16 bits
-    F16,
-    /// In 8 bits, with one scale per output channel
-    Int8,
+/// Storage types of weight matrices, as `--weights-dtype` explains them.
+const WEIGHTS: [(WeightType, &str); 3] = [
+    (WeightType::Floats, "In 16 bits if the files have them so, else in the type of all other floats"),
+    (WeightType::F16, "In 16 bits"),
+    (WeightType::Int8, "In 8 bits, with one scale per output channel"),
+];
+
+/// Parses `--weights-dtype`.
+pub(crate) fn weights_dtype() -> impl TypedValueParser<Value = WeightType> {
+    let values = WEIGHTS.map(|(weights, help)| PossibleValue::new(weights_name(weights)).help(help));
+    let named = |name: String| WEIGHTS.into_iter().find(|(weights, _)| weights_name(*weights) == name);
+    PossibleValuesParser::new(values).try_map(move |name| named(name).map(|(weights, _)| weights).ok_or("no such type"))
 }
 
-impl From<WeightsDtype> for WeightType {
-    fn from(weights: WeightsDtype) -> Self {
-        match weights {
-            WeightsDtype::Floats => Self::Floats,
-            WeightsDtype::F16 => Self::F16,
-            WeightsDtype::Int8 => Self::Int8,
-        }
+/// Returns the name of a storage type of weight matrices on the command line.
+pub(crate) fn weights_name(weights: WeightType) -> &'static str {
+    match weights {
+        WeightType::Floats => "floats",
+        WeightType::F16 => "f16",
+        WeightType::Int8 => "int8",
     }
 }
 
@@ -74,17 +76,6 @@ impl Floats {
     }
 }
 
-impl WeightsDtype {
-    /// Returns the type's name on the command line.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Floats => "floats",
-            Self::F16 => "f16",
-            Self::Int8 => "int8",
-        }
-    }
-}
-
 pub(crate) fn device_choice(text: &str) -> Result<DeviceChoice, String> {
     Ok(match text.trim().to_ascii_lowercase().as_str() {
         "auto" => DeviceChoice::Auto,
@@ -121,13 +112,13 @@ pub(crate) fn described(device: &Device) -> String {
 pub(crate) fn device(
     gpu: Option<&Arc<Gpu>>,
     floats: Option<Floats>,
-    weights: WeightsDtype,
+    weights: WeightType,
 ) -> Result<Device, ModelError> {
     let floats = Floats::or_auto(floats);
     let Some(gpu) = gpu else {
         Options { floats, ..Options::default() }.check_cpu()?;
-        return Ok(Device::Cpu(weights.into()));
+        return Ok(Device::Cpu(weights));
     };
     let storage = floats.storage_on(gpu.adapter());
-    Ok(Device::Gpu(Arc::clone(gpu), storage.with_weights(weights.into())))
+    Ok(Device::Gpu(Arc::clone(gpu), storage.with_weights(weights)))
 }

@@ -2,7 +2,7 @@
 
 use crate::Failure;
 use crate::args::Generate;
-use crate::device::Floats;
+use crate::device::{Floats, weights_name};
 use crate::output::{Outputs, check_file};
 use crate::terminal::{Clock, note, printable, result};
 use mobilediffusion_kernels::Storage;
@@ -27,7 +27,7 @@ pub(crate) fn run(args: &Generate) -> Result<(), Failure> {
     }
 
     let mut clock = Clock::start();
-    let (floats, weights) = (Floats::or_auto(args.dtype), args.weights_dtype.into());
+    let (floats, weights) = (Floats::or_auto(args.dtype), args.weights_dtype);
     let options = Options { device: args.device.clone(), floats, weights, ..Options::default() };
     let mut pipeline = Pipeline::load(source, options)?;
     let settings = pipeline.settings(&request)?;
@@ -230,8 +230,7 @@ fn facts(
     let floats = Floats::of(storage).name();
     let weights = match storage.weights {
         WeightType::Floats => floats,
-        WeightType::F16 => "f16",
-        WeightType::Int8 => "int8",
+        other => weights_name(other),
     };
     let stored = [("Floats", floats.to_owned()), ("Weights", weights.to_owned())];
     facts.extend([("Device", device.to_owned())].into_iter().chain(stored));

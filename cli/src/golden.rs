@@ -2,14 +2,15 @@
 
 use crate::Failure;
 use crate::args::Golden;
-use crate::device::{WeightsDtype, described, device, open};
+use crate::device::{described, device, open};
 use crate::terminal::{note, result};
+use mobilediffusion_model::WeightType;
 use mobilediffusion_model::golden::compare;
 use std::sync::Arc;
 
 pub(crate) fn run(args: &Golden) -> Result<(), Failure> {
     let gpu = open(&args.device)?.map(Arc::new);
-    let device = device(gpu.as_ref(), Some(args.dtype), WeightsDtype::Floats)?;
+    let device = device(gpu.as_ref(), Some(args.dtype), WeightType::Floats)?;
     note(&described(&device));
     for agreement in compare(&args.folder, &args.case, &args.folder, device)? {
         result(&format!("{:70} {:.3e}", agreement.output, agreement.relative_l2))?;

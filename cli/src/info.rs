@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 pub(crate) fn run(args: &Info) -> Result<(), Failure> {
     match args.weights_dtype {
-        Some(weights) => losses(args, weights.into()),
+        Some(weights) => losses(args, weights),
         None => parts(&args.networks),
     }
 }

@@ -28,7 +28,7 @@ pub(super) struct Begun {
 /// Checks the requests and loads the pipeline.
 pub(super) fn begin(args: &Args) -> Result<Begun, Failure> {
     let source = args.networks.source()?;
-    let (floats, stored) = (Floats::or_auto(args.dtype), args.weights_dtype.into());
+    let (floats, stored) = (Floats::or_auto(args.dtype), args.weights_dtype);
     let options = Options { device: args.device.clone(), floats, weights: stored, ..Options::default() };
     let (width, height) = (args.networks.size, args.networks.size);
     let (batch, guidance) = (args.batch, args.guidance);
