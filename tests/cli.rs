@@ -5,7 +5,7 @@ mod settings;
 
 use mobilediffusion_tests::checkpoints::{bundled, spoiled};
 use mobilediffusion_tests::folder;
-use mobilediffusion_tests::program::{copy_all, draw, failure, lines_of_devices, program, run, stderr};
+use mobilediffusion_tests::program::{arg, copy_all, draw, failure, generate, lines_of_devices, program, run, stderr};
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -70,14 +70,13 @@ fn a_file_that_cannot_be_written_is_refused_before_the_work() {
     // Not even the superuser makes files there.
     targets.extend(cfg!(target_os = "linux").then(|| PathBuf::from("/proc/x.png")));
     for target in targets {
-        let target = target.to_str().expect("the path is UTF-8");
         // The model does not exist either, but the output is checked first.
-        let message = failure(&run(&["generate", "red apple", "-o", target, "--model", "no-such-model"]));
-        assert!(message.starts_with("cannot write ") && message.contains(target), "{message}");
+        let message = failure(&generate("red apple", &target, &["--model", "no-such-model"]));
+        assert!(message.starts_with("cannot write ") && message.contains(arg(&target)), "{message}");
     }
     // Numbers may be written over, and to devices that are no files.
     for target in [folder.path().to_owned(), folder.path().join("missing/x.json"), plain.join("x.json")] {
-        let target = target.to_str().expect("the path is UTF-8");
+        let target = arg(&target);
         let done = run(&["bench", "add", "--device", "no-such-adapter", "--json", target]);
         let message = failure(&done);
         assert!(message.starts_with("cannot write ") && message.contains(target), "{message}");
@@ -92,9 +91,8 @@ fn file_names_may_be_as_long_as_the_system_takes() {
     let folder = folder();
     for (length, fits) in [(255, true), (256, false)] {
         let output = folder.path().join(format!("{}.png", "x".repeat(length - 4)));
-        let output = output.to_str().expect("the path is UTF-8");
         // The output is checked before the model, which does not exist.
-        let message = failure(&run(&["generate", "sun", "-o", output, "--model", "no-such-model"]));
+        let message = failure(&generate("sun", &output, &["--model", "no-such-model"]));
         assert_eq!(message.contains("no-such-model"), fits, "{length} bytes: {message}");
     }
     assert!(is_empty(folder.path()), "something was left behind");
@@ -105,9 +103,8 @@ fn a_picture_without_texts_is_refused() {
     let folder = folder();
     let file = folder.path().join("plain.png");
     image::RgbaImage::new(4, 4).save(&file).expect("the picture is written");
-    let file = file.to_str().expect("the path is UTF-8");
     for more in [&[][..], &["--json"]] {
-        let done = run(&[&["show", file], more].concat());
+        let done = run(&[&["show", arg(&file)], more].concat());
         let message = failure(&done);
         assert!(message.contains("found a picture without texts") && done.stdout.is_empty(), "{more:?}: {message}");
     }
@@ -125,9 +122,8 @@ fn pipes_and_links_are_not_overwritten() {
     std::os::unix::fs::symlink(&file, &link).expect("the link is made");
     std::os::unix::fs::symlink(folder.path().join("nowhere"), &lost).expect("the link is made");
     for output in [&pipe, &link, &lost] {
-        let output = output.to_str().expect("the path is UTF-8");
-        let message = failure(&run(&["generate", "sun", "--device", "cpu", "--force", "-o", output]));
-        assert!(message.contains(output) && message.contains("expected a file or nothing"), "{message}");
+        let message = failure(&generate("sun", output, &["--force"]));
+        assert!(message.contains(arg(output)) && message.contains("expected a file or nothing"), "{message}");
     }
     assert_eq!(fs::read(&link).expect("it reads"), b"precious");
     // A pipe in place of a weights file is refused as well, instead of waiting for data.
@@ -135,9 +131,7 @@ fn pipes_and_links_are_not_overwritten() {
     copy_all(&bundled(), &model);
     let weights = model.join("unet/model.safetensors");
     fs::remove_file(&weights).and_then(|()| fs::rename(&pipe, &weights)).expect("the folder can be written to");
-    let (model, output) = (model.to_str().expect("UTF-8"), folder.path().join("x.png"));
-    let output = output.to_str().expect("UTF-8");
-    let message = failure(&run(&["generate", "sun", "--device", "cpu", "-o", output, "--model", model]));
+    let message = failure(&generate("sun", &folder.path().join("x.png"), &["--model", arg(&model)]));
     assert!(message.contains("unet") && message.contains("expected a file, found"), "{message}");
 }
 
@@ -158,9 +152,7 @@ fn file_names_need_not_be_utf8_and_errors_escape_control_characters() {
 #[test]
 fn a_missing_model_is_named() {
     let folder = folder();
-    let output = folder.path().join("x.png");
-    let output = output.to_str().expect("the path is UTF-8");
-    let message = failure(&run(&["generate", "red apple", "-o", output, "--model", "no-such-model"]));
+    let message = failure(&generate("red apple", &folder.path().join("x.png"), &["--model", "no-such-model"]));
     assert!(message.contains("no-such-model"), "{message}");
     assert!(is_empty(folder.path()), "something was left behind");
 }
@@ -170,14 +162,12 @@ fn a_file_of_a_model_is_its_model_json() {
     let folder = folder();
     let other = folder.path().join("other.json");
     fs::copy(bundled().join("model.json"), &other).expect("it is copied");
-    let message = failure(&run(&["info", "--model", other.to_str().expect("UTF-8")]));
+    let message = failure(&run(&["info", "--model", arg(&other)]));
     assert!(message.contains("other.json: --model: expected a folder or a file called model.json"), "{message}");
     let own = bundled().join("model.json");
-    let own = own.to_str().expect("UTF-8");
-    assert!(run(&["info", "--model", own]).status.success(), "its own file is the model");
-    draw("sun", &folder.path().join("x.png"), &["--device", "cpu", "--size", "32", "--model", own]);
-    let output = folder.path().join("y.png");
-    let named = run(&["generate", "sun", "-o", output.to_str().expect("UTF-8"), "--model", "mobilediffusion"]);
+    assert!(run(&["info", "--model", arg(&own)]).status.success(), "its own file is the model");
+    draw("sun", &folder.path().join("x.png"), &["--size", "32", "--model", arg(&own)]);
+    let named = generate("sun", &folder.path().join("y.png"), &["--model", "mobilediffusion"]);
     assert!(failure(&named).contains("`--preset` selects a built-in architecture"), "{}", stderr(&named));
 }
 
@@ -188,11 +178,8 @@ fn a_request_that_needs_the_missing_base_is_refused_in_its_words() {
     copy_all(&bundled(), &model);
     fs::remove_dir_all(model.join("unet_base")).expect("it can be removed");
     let output = folder.path().join("x.png");
-    let [model, output] = [&model, &output].map(|path| path.to_str().expect("the path is UTF-8"));
-    let draw = |more: &[&str]| {
-        let args = ["generate", "red apple", "--device", "cpu", "--model", model, "-o", output, "--size", "32"];
-        run(&[&args[..], more].concat())
-    };
+    let draw =
+        |more: &[&str]| generate("red apple", &output, &[&["--model", arg(&model), "--size", "32"], more].concat());
     for more in [["--steps", "20"], ["--guidance", "2"], ["--negative", "blue"], ["--eta", "0.5"]] {
         let message = failure(&draw(&more));
         let expected = "guidance, a negative prompt, an eta and more steps than one-step sampling takes need";
@@ -206,10 +193,10 @@ fn weights_that_are_not_numbers_are_named() {
     let folder = folder();
     let name = "decoder.conv_in.weight";
     spoiled(folder.path(), ("decoder", name), f32::INFINITY);
-    let (model, output) = (folder.path().to_str().expect("UTF-8"), folder.path().join("x.png"));
-    let draw = &["generate", "sun", "--device", "cpu", "-o", output.to_str().expect("UTF-8")][..];
+    let output = folder.path().join("x.png");
+    let draw = &["generate", "sun", "--device", "cpu", "-o", arg(&output)][..];
     for command in [draw, &["bench", "--device", "cpu", "--plan", "decoder"], &["info", "--weights-dtype", "int8"]] {
-        let done = run(&[command, &["--model", model]].concat());
+        let done = run(&[command, &["--model", arg(folder.path())]].concat());
         let said = stderr(&done);
         assert!(
             done.status.code() == Some(1) && said.contains(&format!("{name} holds a NaN or an infinity")),
@@ -231,10 +218,7 @@ fn cut_weights_are_named() {
         let whole = fs::read(&weights).expect("the weights read");
         for length in [0, 5, 100, whole.len() / 2, whole.len() - 1] {
             fs::write(&weights, &whole[..length]).expect("the weights are cut");
-            let (model, output) = (model.to_str().expect("UTF-8"), out.join("x.png"));
-            let output = output.to_str().expect("UTF-8");
-            let done = run(&["generate", "red apple", "-o", output, "--model", model, "--device", "cpu"]);
-            let message = failure(&done);
+            let message = failure(&generate("red apple", &out.join("x.png"), &["--model", arg(&model)]));
             assert!(message.contains(part), "cut to {length} bytes: {message}");
         }
         fs::write(&weights, &whole).expect("the weights are whole again");

@@ -2,7 +2,7 @@
 //! have been built.
 
 use mobilediffusion_model::DeviceChoice;
-use mobilediffusion_tests::program::{self, stderr};
+use mobilediffusion_tests::program::{self, arg, stderr};
 use mobilediffusion_tests::{drawing_devices, folder};
 use serde_json::Value;
 use std::path::Path;
@@ -25,18 +25,8 @@ fn a_plan_is_a_table_and_its_sums() {
     {
         assert!(text.contains(part), "`{part}` is not said: {text}");
     }
-    let json: Value = serde_json::from_str(&run(&[
-        "plan",
-        "--preset",
-        "mobilediffusion",
-        "--size",
-        "256",
-        "--dtype",
-        "f16",
-        "--json",
-        "unet",
-    ]))
-    .expect("JSON parses");
+    let json = run(&["plan", "--preset", "mobilediffusion", "--size", "256", "--dtype", "f16", "--json", "unet"]);
+    let json: Value = serde_json::from_str(&json).expect("JSON parses");
     let network = &json["networks"][0];
     assert_eq!(network["tensors"].as_array().map(Vec::len), Some(read.len()), "both say the same");
     let half = &network["memory"][1];
@@ -100,8 +90,7 @@ fn variants_are_listed_for_a_device() {
         // `bench --plan` runs the variants that `plan --list` shows.
         let folder = folder();
         let file = folder.path().join("plan.json");
-        let json = file.to_str().expect("UTF-8");
-        run(&["bench", "--plan", "text", "--size", "32", "--device", device, "--quick", "--json", json]);
+        run(&["bench", "--plan", "text", "--size", "32", "--device", device, "--quick", "--json", arg(&file)]);
         let ran = std::fs::read_to_string(&file).expect("it was written");
         let ran: Value = serde_json::from_str(&ran).expect("JSON parses");
         let mut ran = ran["plan"]["steps"].as_array().expect("a list").clone();
@@ -155,22 +144,8 @@ fn a_networks_plan_is_checked_step_by_step() {
 
 #[test]
 fn a_networks_plan_is_timed_step_by_step() {
-    let folder = folder();
-    let file = folder.path().join("plan.json");
-    let text = run(&[
-        "bench",
-        "--plan",
-        "--size",
-        "32",
-        "--device",
-        "cpu",
-        "--quick",
-        "--json",
-        file.to_str().expect("UTF-8"),
-    ]);
+    let (text, json) = bench(&["--plan", "--size", "32"], "cpu", "floats");
     assert!(text.contains("steps one by one: ") && text.contains("conv2d"), "{text}");
-    let json: Value =
-        serde_json::from_str(&std::fs::read_to_string(file).expect("it was written")).expect("JSON parses");
     let times = |list: &str, key: &str| {
         let list = json["plan"][list].as_array().unwrap_or_else(|| panic!("{list} of {json}"));
         list.iter().map(|row| row[key].as_f64().expect("a number")).collect::<Vec<_>>()
@@ -185,8 +160,7 @@ fn a_networks_plan_is_timed_step_by_step() {
 fn bench(args: &[&str], device: &str, weights: &str) -> (String, Value) {
     let folder = folder();
     let file = folder.path().join("bench.json");
-    let json = file.to_str().expect("the path is UTF-8");
-    let more = ["--quick", "--device", device, "--weights-dtype", weights, "--json", json];
+    let more = ["--quick", "--device", device, "--weights-dtype", weights, "--json", arg(&file)];
     let said = run(&[&["bench"], args, &more].concat());
     let numbers = std::fs::read_to_string(&file).expect("the numbers were written");
     let numbers: Value = serde_json::from_str(&numbers).expect("they are JSON");
@@ -247,7 +221,7 @@ fn plans_and_pictures_are_made_with_int8_weights() {
 #[test]
 fn golden_prints_the_error_of_every_block() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/golden/vae");
-    let folder = folder.to_str().expect("the path is UTF-8");
+    let folder = arg(&folder);
     let lines = run(&["golden", folder, "decode.safetensors", "--device", "cpu"]);
     assert!(lines.lines().count() > 3, "{lines}");
     for line in lines.lines() {

@@ -5,8 +5,9 @@ mod facts;
 #[path = "generate/initial.rs"]
 mod initial;
 
+use facts::shown;
 use mobilediffusion_tests::checkpoints::bundled;
-use mobilediffusion_tests::program::{draw, failure, lines_of_devices, run, stderr};
+use mobilediffusion_tests::program::{arg, draw, failure, generate, lines_of_devices, run, stderr};
 use mobilediffusion_tests::{folder, psnr};
 use std::fs;
 use std::path::Path;
@@ -19,7 +20,7 @@ fn pixels(path: &Path) -> image::RgbaImage {
 fn a_one_step_model_samples_by_ddim_when_more_steps_are_asked_for() {
     let folder = folder();
     let path = folder.path().join("ddim.png");
-    let said = draw("sun", &path, &["--device", "cpu", "--steps", "8"]);
+    let said = draw("sun", &path, &["--steps", "8"]);
     assert!(said.contains("8 steps, guidance 3"), "{said}");
     assert!(path.is_file(), "the picture is there");
 }
@@ -28,11 +29,11 @@ fn a_one_step_model_samples_by_ddim_when_more_steps_are_asked_for() {
 fn a_prompt_that_is_too_long_is_reported_in_a_short_line() {
     let folder = folder();
     let output = folder.path().join("x.png");
-    let said = draw("\u{1f34e} \u{202e}elppa\u{7}", &output, &["--device", "cpu"]);
+    let said = draw("\u{1f34e} \u{202e}elppa\u{7}", &output, &[]);
     assert!(!said.contains("warning"), "{said}");
     assert!(said.contains("device: CPU") && said.contains("seed 0") && said.contains("denoise"), "{said}");
     assert_eq!(pixels(&output).dimensions(), (64, 64), "the size of the model's own pictures");
-    let said = draw(&"apple ".repeat(10_000), &output, &["--device", "cpu", "--seed", "3", "--force"]);
+    let said = draw(&"apple ".repeat(10_000), &output, &["--seed", "3", "--force"]);
     let warning = said.lines().find(|line| line.starts_with("warning: ")).unwrap_or_else(|| panic!("{said}"));
     assert!(warning.len() < 200 && warning.contains("read up to `apple apple"), "{warning}");
     assert_eq!(fs::read_dir(folder.path()).expect("the folder reads").count(), 1, "something was left behind");
@@ -44,7 +45,10 @@ fn auto_takes_the_device_that_the_list_of_devices_says() {
     let taken = list.last().and_then(|line| line.strip_prefix("auto takes [")).expect("the last line says it");
     let (index, name) = taken.split_once("] ").unwrap_or(("cpu", ""));
     let folder = folder();
-    let said = draw("sun", &folder.path().join("x.png"), &["--device", "auto", "--size", "32"]);
+    let output = folder.path().join("x.png");
+    let done = run(&["generate", "sun", "-o", arg(&output), "--device", "auto", "--size", "32"]);
+    let said = stderr(&done);
+    assert!(done.status.success(), "{said}");
     let device = said.lines().find_map(|line| line.strip_prefix("device: ")).unwrap_or_else(|| panic!("{said}"));
     let (begin, end) = match index {
         "cpu" => ("CPU, ".to_owned(), " (there is no hardware GPU)"),
@@ -57,9 +61,9 @@ fn auto_takes_the_device_that_the_list_of_devices_says() {
 fn a_seed_is_a_picture() {
     let folder = folder();
     let [first, again, other] = ["first.png", "again.png", "other.png"].map(|name| folder.path().join(name));
-    draw("red apple", &first, &["--device", "cpu", "--seed", "7"]);
-    draw("red apple", &again, &["--device", "cpu", "--seed", "7"]);
-    draw("red apple", &other, &["--device", "cpu", "--seed", "8"]);
+    draw("red apple", &first, &["--seed", "7"]);
+    draw("red apple", &again, &["--seed", "7"]);
+    draw("red apple", &other, &["--seed", "8"]);
     assert!(fs::read(&first).ok() == fs::read(&again).ok(), "the same seed gave another file");
     assert!(pixels(&first) != pixels(&other), "another seed gave the same picture");
 }
@@ -69,11 +73,10 @@ fn files_are_overwritten_only_by_force() {
     let folder = folder();
     let path = folder.path().join("x.png");
     fs::write(&path, "precious").expect("the file is written");
-    let output = path.to_str().expect("the path is UTF-8");
-    let message = failure(&run(&["generate", "sun", "-o", output, "--device", "cpu"]));
+    let message = failure(&generate("sun", &path, &[]));
     assert!(message.contains("x.png") && message.contains("--force"), "{message}");
     assert_eq!(fs::read(&path).expect("it reads"), b"precious");
-    draw("sun", &path, &["--device", "cpu", "--force"]);
+    draw("sun", &path, &["--force"]);
     assert_eq!(pixels(&path).dimensions(), (64, 64));
 }
 
@@ -81,26 +84,23 @@ fn files_are_overwritten_only_by_force() {
 fn several_pictures_are_files_or_a_sheet() {
     let folder = folder();
     let path = |name: &str| folder.path().join(name);
-    let said = draw("sun", &path("sun.png"), &["--device", "cpu", "--count", "3", "--seed", "7"]);
+    let said = draw("sun", &path("sun.png"), &["--count", "3", "--seed", "7"]);
     assert!(said.contains("3 files"), "{said}");
-    draw("sun", &path("one.png"), &["--device", "cpu", "--seed", "9"]);
+    draw("sun", &path("one.png"), &["--seed", "9"]);
     assert!(pixels(&path("sun-9.png")) == pixels(&path("one.png")), "a seed's picture does not depend on the others");
-    draw("sun", &path("sheet.png"), &["--device", "cpu", "--count", "3", "--grid", "--seed", "7"]);
+    draw("sun", &path("sheet.png"), &["--count", "3", "--grid", "--seed", "7"]);
     let sheet = pixels(&path("sheet.png"));
     assert_eq!(sheet.dimensions(), (128, 128));
     let third = image::imageops::crop_imm(&sheet, 0, 64, 64, 64).to_image();
     assert!(third == pixels(&path("one.png")), "the sheet's third picture");
-    draw("sun", &path("sun.png"), &["--device", "cpu", "--count", "3", "--batch", "2", "--seed", "7", "--force"]);
+    draw("sun", &path("sun.png"), &["--count", "3", "--batch", "2", "--seed", "7", "--force"]);
     assert!(pixels(&path("sun-9.png")) == pixels(&path("one.png")), "a batch of one");
-    draw("sun", &path("one.png"), &["--device", "cpu", "--seed", "8", "--force"]);
+    draw("sun", &path("one.png"), &["--seed", "8", "--force"]);
     let at_once = psnr(pixels(&path("sun-8.png")).as_raw(), pixels(&path("one.png")).as_raw());
     assert!(at_once > 60.0, "drawn with another at once: {at_once:.1} dB");
-    let shown = run(&["show", path("sun-9.png").to_str().expect("the path is UTF-8")]);
-    let facts = String::from_utf8(shown.stdout).expect("texts are UTF-8");
-    assert!(!facts.contains("Batch"), "the last of three is drawn alone: {facts}");
-    let shown = run(&["show", path("sun-8.png").to_str().expect("the path is UTF-8")]);
-    let facts = String::from_utf8(shown.stdout).expect("texts are UTF-8");
-    assert!(facts.lines().any(|line| line == "Batch: 2"), "{facts}");
+    let facts = shown(&path("sun-9.png"));
+    assert!(!facts.contains_key("Batch"), "the last of three is drawn alone: {facts:?}");
+    assert_eq!(shown(&path("sun-8.png"))["Batch"], "2");
     let mut names: Vec<String> = fs::read_dir(folder.path())
         .expect("the folder reads")
         .map(|entry| entry.expect("the entry reads").file_name().to_string_lossy().into_owned())
@@ -113,9 +113,7 @@ fn several_pictures_are_files_or_a_sheet() {
 fn a_negative_prompt_that_is_too_long_is_reported() {
     let folder = folder();
     let (path, long) = (folder.path().join("x.png"), "red ".repeat(200));
-    let output = path.to_str().expect("the path is UTF-8");
-    let more = ["--device", "cpu", "--size", "32", "--steps", "5", "--json", "--negative", &long];
-    let done = run(&[&["generate", "sun", "-o", output][..], &more].concat());
+    let done = generate("sun", &path, &["--size", "32", "--steps", "5", "--json", "--negative", &long]);
     let said: serde_json::Value = serde_json::from_slice(&done.stdout).expect("standard output is JSON");
     assert!(stderr(&done).contains("the negative prompt is too long"), "{}", stderr(&done));
     assert!(!stderr(&done).contains("the prompt is too long"), "{}", stderr(&done));
@@ -127,8 +125,7 @@ fn a_negative_prompt_that_is_too_long_is_reported() {
 fn a_picture_of_too_few_steps_has_no_folder_of_previews() {
     let folder = folder();
     let previews = folder.path().join("previews");
-    let preview = previews.to_str().expect("the path is UTF-8");
-    let said = draw("sun", &folder.path().join("x.png"), &["--device", "cpu", "--size", "32", "--preview", preview]);
+    let said = draw("sun", &folder.path().join("x.png"), &["--size", "32", "--preview", arg(&previews)]);
     assert!(said.contains("note: there are too few steps for a preview") && !previews.exists(), "{said}");
 }
 
@@ -136,8 +133,7 @@ fn a_picture_of_too_few_steps_has_no_folder_of_previews() {
 fn previews_are_files() {
     let folder = folder();
     let previews = folder.path().join("on/the/way");
-    let preview = previews.to_str().expect("the path is UTF-8");
-    let more = ["--device", "cpu", "--size", "32", "--steps", "7", "--preview", preview, "--preview-every", "3"];
+    let more = ["--size", "32", "--steps", "7", "--preview", arg(&previews), "--preview-every", "3"];
     draw("sun", &folder.path().join("x.png"), &more);
     for name in ["0-003.png", "0-006.png"] {
         assert_eq!(pixels(&previews.join(name)).dimensions(), (32, 32));
@@ -148,13 +144,12 @@ fn previews_are_files() {
     let more = [&more[..], &["--count", "2", "--seed", "7"]].concat();
     fs::write(previews.join("8-003.png"), "precious").expect("it is written");
     let output = folder.path().join("y.png");
-    let done = run(&[&["generate", "sun", "-o", output.to_str().expect("the path is UTF-8")], &more[..]].concat());
+    let done = generate("sun", &output, &more);
     assert!(!done.status.success() && stderr(&done).contains("8-003.png: it is there already"), "{}", stderr(&done));
     let exists = |name: &str| folder.path().join(name).exists() || previews.join(name).exists();
     assert!(!["y-7.png", "y-8.png", "7-003.png"].into_iter().any(exists), "something was drawn");
 
-    let done =
-        run(&[&["generate", "sun", "-o", output.to_str().expect("UTF-8"), "--json", "--force"], &more[..]].concat());
+    let done = generate("sun", &output, &[&more[..], &["--json", "--force"]].concat());
     let said: serde_json::Value = serde_json::from_slice(&done.stdout).expect("it is JSON");
     assert_eq!((said["previews"].as_array().map(Vec::len), said["count"].as_u64()), (Some(4), Some(2)), "{said}");
 }
@@ -162,24 +157,20 @@ fn previews_are_files() {
 #[test]
 fn other_weights_fit_an_architecture() {
     let folder = folder();
-    let weights = bundled();
-    let weights = weights.to_str().expect("the path is UTF-8");
     let [plain, preset] = ["plain.png", "preset.png"].map(|name| folder.path().join(name));
-    draw("sun", &plain, &["--device", "cpu"]);
-    draw("sun", &preset, &["--device", "cpu", "--preset", "mini", "--weights", weights]);
+    draw("sun", &plain, &[]);
+    draw("sun", &preset, &["--preset", "mini", "--weights", arg(&bundled())]);
     assert!(pixels(&plain) == pixels(&preset), "the same weights gave another picture");
 }
 
 #[test]
 fn synthetic_weights_are_said_to_be_synthetic() {
     let folder = folder();
-    let more = ["--device", "cpu", "--preset", "mini", "--weights", "random:1", "--size", "32"];
+    let more = ["--preset", "mini", "--weights", "random:1", "--size", "32"];
     let path = folder.path().join("x.png");
     let said = draw("red apple", &path, &more);
     assert!(said.contains("weights are synthetic"), "{said}");
-    let shown = run(&["show", path.to_str().expect("the path is UTF-8")]).stdout;
-    let text = String::from_utf8(shown).expect("texts are UTF-8");
-    assert!(text.contains("Model: mini, synthetic weights of seed 1"), "{text}");
+    assert_eq!(shown(&path)["Model"], "mini, synthetic weights of seed 1");
 }
 
 #[test]
@@ -187,14 +178,13 @@ fn the_seed_determines_the_noise_between_steps_of_ddim() {
     let folder = folder();
     let draw_with = |name: &str, eta: &str| {
         let path = folder.path().join(name);
-        draw("sun", &path, &["--device", "cpu", "--steps", "5", "--eta", eta]);
+        draw("sun", &path, &["--steps", "5", "--eta", eta]);
         pixels(&path)
     };
     let (none, full, again) = (draw_with("none.png", "0"), draw_with("full.png", "1"), draw_with("again.png", "1"));
     assert!(full == again, "the same seed gave other noise");
     assert!(none != full, "eta changed nothing");
     let path = folder.path().join("x.png");
-    let path = path.to_str().expect("the path is UTF-8");
-    let message = failure(&run(&["generate", "sun", "-o", path, "--device", "cpu", "--steps", "5", "--eta", "2"]));
+    let message = failure(&generate("sun", &path, &["--steps", "5", "--eta", "2"]));
     assert!(message.contains("eta") && message.contains('2'), "{message}");
 }

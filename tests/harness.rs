@@ -3,7 +3,7 @@
 //! These tests need Python, and the binary beside the test.
 
 use mobilediffusion_tests::folder;
-use mobilediffusion_tests::program::{program, run};
+use mobilediffusion_tests::program::{arg, program, run};
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -37,10 +37,8 @@ fn failure(arguments: &[&str]) -> String {
 #[test]
 fn a_quick_run_writes_a_record_and_prints_its_table() {
     let folder = folder();
-    let out = folder.path().to_str().expect("the path is UTF-8");
-    let nobody = folder.path().join("no-such-peers");
-    let quick =
-        ["--quick", "--device", "cpu", "--minutes", "0.5", "--out", out, "--peers", nobody.to_str().expect("UTF-8")];
+    let (out, nobody) = (arg(folder.path()), folder.path().join("no-such-peers"));
+    let quick = ["--quick", "--device", "cpu", "--minutes", "0.5", "--out", out, "--peers", arg(&nobody)];
     let done = harness(&quick);
     assert!(done.status.success(), "{}", text(&done.stderr));
     let device = fs::read_dir(folder.path()).expect("the folder reads").flatten().next().expect("a device's folder");
@@ -92,7 +90,7 @@ fn a_run_with_a_wrong_kernel_fails_and_writes_its_record() {
     let wrong = "case $* in bench\\ add\\ linear\\ *) echo 'error: wrong results: linear' >&2; exit 1;; esac";
     fs::write(&script, format!("#!/bin/sh\n'{real}' \"$@\" || exit $?\n{wrong}\n")).expect("the script is written");
     fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).expect("the script is executable");
-    let [script, out] = [&script, &records].map(|path| path.to_str().expect("the path is UTF-8"));
+    let (script, out) = (arg(&script), arg(&records));
     let quick = ["--quick", "--no-peers", "--device", "cpu", "--minutes", "0.5", "--out", out, "--program", script];
     let done = harness(&quick);
     let said = text(&done.stderr);

@@ -30,16 +30,29 @@ pub fn run(args: &[&str]) -> Output {
     program().args(args).output().expect("the program starts")
 }
 
-/// Runs `generate` on the bundled model with `output` as its file, and returns its messages on standard error.
+/// Returns a path as an argument of the program.
+///
+/// # Panics
+/// If it is not UTF-8.
+pub fn arg(path: &Path) -> &str {
+    path.to_str().expect("the path is UTF-8")
+}
+
+/// Runs `generate` on the CPU with `output` as its file.
+///
+/// # Panics
+/// If the program does not start.
+pub fn generate(prompt: &str, output: &Path, more: &[&str]) -> Output {
+    run(&[&["generate", prompt, "-o", arg(output), "--device", "cpu"], more].concat())
+}
+
+/// Draws on the CPU with `output` as the file, and returns the messages on standard error.
 ///
 /// # Panics
 /// If the program fails.
 pub fn draw(prompt: &str, output: &Path, more: &[&str]) -> String {
-    let output = output.to_str().expect("the path is UTF-8");
-    let mut args = vec!["generate", prompt, "-o", output];
-    args.extend(more);
-    let done = run(&args);
-    assert!(done.status.success(), "{args:?}: {}", stderr(&done));
+    let done = generate(prompt, output, more);
+    assert!(done.status.success(), "{prompt}, {more:?}: {}", stderr(&done));
     stderr(&done)
 }
 

@@ -2,17 +2,16 @@
 
 use crate::is_empty;
 use mobilediffusion_tests::folder;
-use mobilediffusion_tests::program::{failure, run, stderr};
+use mobilediffusion_tests::program::{arg, failure, generate, run, stderr};
 
 #[test]
 fn a_setting_that_no_picture_has_is_named() {
     let folder = folder();
     let output = folder.path().join("x.png");
-    let output = output.to_str().expect("the path is UTF-8");
     let wrong =
         [("--size", "50", "50"), ("--size", "0", "0"), ("--steps", "0", "steps"), ("--guidance", "NaN", "guidance")];
     for (flag, value, named) in wrong {
-        let message = failure(&run(&["generate", "red apple", "--device", "cpu", "-o", output, flag, value]));
+        let message = failure(&generate("red apple", &output, &[flag, value]));
         assert!(message.contains(named), "{flag} {value}: {message}");
     }
     assert!(is_empty(folder.path()), "something was left behind");
@@ -55,11 +54,8 @@ fn an_impossible_guidance_is_refused_by_commands_that_draw_nothing() {
 fn a_refused_request_creates_no_folder_for_previews() {
     let folder = folder();
     let output = folder.path().join("x.png");
-    let output = output.to_str().expect("the path is UTF-8");
-    let previews = folder.path().join("previews");
-    let refused = ["generate", "sun", "--steps", "0", "-o", output, "--preview", previews.to_str().expect("UTF-8")];
-    failure(&run(&refused));
-    let message = failure(&run(&["generate", "sun", "-o", output, "--preview", output]));
+    failure(&generate("sun", &output, &["--steps", "0", "--preview", arg(&folder.path().join("previews"))]));
+    let message = failure(&generate("sun", &output, &["--preview", arg(&output)]));
     assert!(message.contains("expected a folder"), "{message}");
     assert!(is_empty(folder.path()), "something was left behind");
 }
@@ -68,7 +64,6 @@ fn a_refused_request_creates_no_folder_for_previews() {
 fn values_beyond_all_bounds_are_refused_before_an_initial_picture_is_scaled_or_a_file_is_named() {
     let folder = folder();
     let output = folder.path().join("x.png");
-    let output = output.to_str().expect("the path is UTF-8");
     let init = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/apple.png");
     let beyond = [
         ("--size", "4294967295", "at most 8192 pixels"),
@@ -78,8 +73,7 @@ fn values_beyond_all_bounds_are_refused_before_an_initial_picture_is_scaled_or_a
     ];
     for (flag, value, named) in beyond {
         for more in [&[][..], &["--init", init]] {
-            let told = [&["generate", "red apple", "--device", "cpu", "-o", output, flag, value], more].concat();
-            let message = failure(&run(&told));
+            let message = failure(&generate("red apple", &output, &[&[flag, value], more].concat()));
             assert!(message.contains(named), "{flag} {value} {more:?}: {message}");
         }
     }
@@ -91,7 +85,7 @@ fn halves_on_the_cpu_are_refused_by_every_command() {
     let folder = folder();
     let output = folder.path().join("x.png");
     let commands: [&[&str]; 6] = [
-        &["generate", "red apple", "-o", output.to_str().expect("the path is UTF-8")],
+        &["generate", "red apple", "-o", arg(&output)],
         &["check"],
         &["bench", "add"],
         &["bench", "--tune"],

@@ -2,14 +2,14 @@
 
 use mobilediffusion_tests::checkpoints::bundled;
 use mobilediffusion_tests::folder;
-use mobilediffusion_tests::program::{draw, failure, run, stderr};
+use mobilediffusion_tests::program::{arg, draw, failure, generate, run, stderr};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Returns the texts that `show --json` prints for a file.
 pub(crate) fn shown(path: &Path) -> BTreeMap<String, Value> {
-    let done = run(&["show", "--json", path.to_str().expect("the path is UTF-8")]);
+    let done = run(&["show", "--json", arg(path)]);
     assert!(done.status.success(), "{}", stderr(&done));
     serde_json::from_slice(&done.stdout).expect("standard output is JSON")
 }
@@ -30,31 +30,29 @@ fn assert_texts(path: &Path, more: &[&str]) {
 fn a_file_has_the_texts_that_its_picture_can_be_drawn_from_and_no_others() {
     let folder = folder();
     let path = |name: &str| folder.path().join(name);
-    let on_cpu = ["--device", "cpu", "--size", "32"];
-    draw("sun", &path("plain.png"), &on_cpu);
+    let small = ["--size", "32"];
+    draw("sun", &path("plain.png"), &small);
     assert_texts(&path("plain.png"), &[]);
-    let weights = bundled();
-    draw("sun", &path("other.png"), &[&on_cpu[..], &["--weights", weights.to_str().expect("UTF-8")]].concat());
+    draw("sun", &path("other.png"), &[&small[..], &["--weights", arg(&bundled())]].concat());
     assert_eq!(shown(&path("other.png"))["Model"], "mini, weights of mini");
 
     let (init, mask) = (path("init.png"), path("mask.png"));
     image::RgbImage::from_pixel(32, 32, image::Rgb([200, 30, 30])).save(&init).expect("it is written");
     image::GrayImage::from_pixel(32, 32, image::Luma([255])).save(&mask).expect("it is written");
-    let [init, mask] = [&init, &mask].map(|path| path.to_str().expect("the path is UTF-8"));
-    let masked = [&on_cpu[..], &["--init", init, "--mask", mask]].concat();
+    let masked = [&small[..], &["--init", arg(&init), "--mask", arg(&mask)]].concat();
     draw("sun", &path("masked.png"), &masked);
     assert_texts(&path("masked.png"), &["Init", "Mask", "Strength"]);
     let found = shown(&path("masked.png"));
     assert_eq!((&found["Init"], &found["Mask"]), (&"init.png".into(), &"mask.png".into()), "names without folders");
 
-    draw("sun", &path("sheet.png"), &[&on_cpu[..], &["--grid", "--count", "3", "--batch", "2"]].concat());
+    draw("sun", &path("sheet.png"), &[&small[..], &["--grid", "--count", "3", "--batch", "2"]].concat());
     assert_texts(&path("sheet.png"), &["Batch", "Count"]);
     let found = shown(&path("sheet.png"));
     assert_eq!((&found["Batch"], &found["Count"]), (&"2".into(), &"3".into()), "three pictures, two at once");
 
     let previews = path("previews");
-    let preview = ["--steps", "2", "--preview-every", "1", "--preview", previews.to_str().expect("UTF-8")];
-    draw("sun", &path("x.png"), &[&on_cpu[..], &preview].concat());
+    let preview = ["--steps", "2", "--preview-every", "1", "--preview", arg(&previews)];
+    draw("sun", &path("x.png"), &[&small[..], &preview].concat());
     assert_texts(&path("x.png"), &[]);
     assert_texts(&previews.join("0-001.png"), &["Preview"]);
     assert_eq!(shown(&previews.join("0-001.png"))["Preview"], "1 of 2", "the step");
@@ -65,14 +63,13 @@ fn a_file_says_what_it_was_made_of() {
     let folder = folder();
     let path = folder.path().join("x.png");
     let negative = ["--negative", "blue", "--eta", "0.5"];
-    let more = ["--device", "cpu", "--seed", "5", "--steps", "6", "--width", "32", "--json"];
-    let output = path.to_str().expect("the path is UTF-8");
-    let done = run(&[&["generate", "\u{1f34e} a\u{1b}[1mb", "-o", output][..], &more, &negative].concat());
+    let more = ["--seed", "5", "--steps", "6", "--width", "32", "--json"];
+    let done = generate("\u{1f34e} a\u{1b}[1mb", &path, &[&more[..], &negative].concat());
     assert!(done.status.success(), "{}", stderr(&done));
     let said: Value = serde_json::from_slice(&done.stdout).expect("standard output is JSON");
     assert_eq!((&said["files"][0]["seed"], &said["settings"]["steps"]), (&5.into(), &"6".into()), "{said}");
     assert!(said["seconds"]["denoise"].as_f64().is_some_and(|seconds| seconds > 0.0), "{said}");
-    let shown = run(&["show", output]);
+    let shown = run(&["show", arg(&path)]);
     let text = String::from_utf8(shown.stdout).expect("texts are UTF-8");
     for line in [
         "Description: \u{1f34e} a\\u{1b}[1mb",
@@ -87,6 +84,6 @@ fn a_file_says_what_it_was_made_of() {
     ] {
         assert!(text.lines().any(|found| found == line), "{line} is not in:\n{text}");
     }
-    let message = failure(&run(&["show", bundled().join("model.json").to_str().expect("UTF-8")]));
+    let message = failure(&run(&["show", arg(&bundled().join("model.json"))]));
     assert!(message.contains("model.json"), "{message}");
 }

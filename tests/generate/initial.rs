@@ -4,7 +4,7 @@ use crate::facts::shown;
 use crate::pixels;
 use mobilediffusion_tests::checkpoints::bundled;
 use mobilediffusion_tests::folder;
-use mobilediffusion_tests::program::{copy_all, draw, failure, run, stderr};
+use mobilediffusion_tests::program::{arg, copy_all, draw, failure, generate, stderr};
 use std::fs;
 use std::path::Path;
 use std::process::Output;
@@ -18,9 +18,9 @@ fn a_mask_draws_white_parts_anew_and_keeps_the_bytes_of_black_ones() {
     let is_white = |x: u32| x >= 32;
     let mask = image::GrayImage::from_fn(64, 64, |x, _| image::Luma([if is_white(x) { 255 } else { 0 }]));
     mask.save(path("mask.png")).expect("it is written");
-    let [init, mask] = ["init.png", "mask.png"].map(|name| path(name).to_str().expect("UTF-8").to_owned());
+    let (init, mask) = (path("init.png"), path("mask.png"));
 
-    draw("red apple", &path("masked.png"), &["--device", "cpu", "--init", &init, "--mask", &mask]);
+    draw("red apple", &path("masked.png"), &["--init", arg(&init), "--mask", arg(&mask)]);
     assert_eq!(shown(&path("masked.png"))["Strength"], "1", "nothing is left of what the mask covers");
     let masked = pixels(&path("masked.png"));
     let same = |x: u32, y: u32| masked.get_pixel(x, y) == begin.get_pixel(x, y);
@@ -28,18 +28,15 @@ fn a_mask_draws_white_parts_anew_and_keeps_the_bytes_of_black_ones() {
     let changed = (0..32 * 64).filter(|at| !same(32 + at % 32, at / 32)).count();
     assert!(changed > 30 * 64, "only {changed} pixels of the white part changed");
 
-    draw("red apple", &path("whole.png"), &["--device", "cpu", "--init", &init]);
+    draw("red apple", &path("whole.png"), &["--init", arg(&init)]);
     assert_eq!(shown(&path("whole.png"))["Strength"], "0.6", "the layout stays");
 }
 
 /// Draws from the initial picture `init` at strength 0, into `out.png`.
 fn draw_from(folder: &Path, init: &Path, more: &[&str]) -> Output {
-    let (init, output) = (init.to_str().expect("UTF-8"), folder.join("out.png"));
-    let output = output.to_str().expect("UTF-8");
-    let (model, made_up) = (folder.join("model"), ["--weights", "random:1", "--device", "cpu", "--force"]);
-    let model = model.to_str().expect("UTF-8");
-    let args = ["generate", "sun", "-o", output, "--model", model, "--init", init, "--strength", "0"];
-    run(&[&args[..], &made_up, more].concat())
+    let model = folder.join("model");
+    let args = ["--model", arg(&model), "--weights", "random:1", "--force", "--init", arg(init), "--strength", "0"];
+    generate("sun", &folder.join("out.png"), &[&args[..], more].concat())
 }
 
 /// Writes the bundled architecture with a small VAE to the folder `model`.
@@ -101,10 +98,9 @@ fn pictures_of_any_kind_are_drawn_from_or_refused_with_the_reason() {
         let message = failure(&draw_from(folder.path(), &path(name), &[]));
         assert!(message.contains(name) && message.contains(reason), "{message}");
     }
-    let other = path("first.png");
-    let message = failure(&draw_from(folder.path(), &path("dot.png"), &["--mask", other.to_str().expect("UTF-8")]));
+    let message = failure(&draw_from(folder.path(), &path("dot.png"), &["--mask", arg(&path("first.png"))]));
     assert!(message.contains("expected 1x1") && message.contains("found 64x64"), "{message}");
-    let done = run(&["generate", "sun", "-o", "x.png", "--device", "cpu", "--init", "no-such-file.png"]);
+    let done = generate("sun", Path::new("x.png"), &["--init", "no-such-file.png"]);
     assert!(failure(&done).contains("no-such-file.png"));
 }
 
