@@ -8,6 +8,7 @@ mod pipelines;
 
 use mobilediffusion_runtime::{Binding, Bound, Buffer, Dispatch, Gpu, POISON, Role, RuntimeError, Select, Timer};
 use mobilediffusion_tests::gpu::{self, Test, fresh};
+use mobilediffusion_tests::say;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -84,6 +85,13 @@ fn a_list_runs_in_order(gpu: &Arc<Gpu>) {
     gpu.upload(&count.x, &[0; 1200]).expect("it fits");
     gpu.submit([&count.there, &count.back].into_iter().cycle().take(100)).expect("the list runs");
     assert_eq!(count.read(gpu), Ok(vec![100; 300]), "each step takes what the one before wrote");
+}
+
+fn free_memory_is_known_or_not(gpu: &Arc<Gpu>) {
+    let free = gpu.free_memory();
+    say(&format!("{}: {free:?} bytes free", gpu.adapter()));
+    assert!(free.is_none() || gpu.adapter().backend == "vulkan", "only Vulkan says how much is free");
+    assert!(free.is_none_or(|bytes| (1 << 20..1 << 50).contains(&bytes)), "{free:?} bytes");
 }
 
 fn large_uploads_arrive_whole(gpu: &Arc<Gpu>) {
@@ -255,6 +263,7 @@ fn an_adapter_that_is_not_there_is_named_with_what_is(gpu: &Arc<Gpu>) {
 fn main() {
     const TESTS: &[Promise] = &[
         ("a_list_runs_in_order", a_list_runs_in_order),
+        ("free_memory_is_known_or_not", free_memory_is_known_or_not),
         ("large_uploads_arrive_whole", large_uploads_arrive_whole),
         ("a_download_arrives_while_others_wait", a_download_arrives_while_others_wait),
         ("a_copy_does_not_leave_its_part", a_copy_does_not_leave_its_part),

@@ -1,8 +1,11 @@
-//! A Vulkan device without robust buffer access. wgpu enables robust buffer access on every device it opens, even for
-//! modules that are compiled without checks. It is expensive: compilers split the load of a vec4 into four checked
-//! loads.
+//! What Vulkan offers beyond wgpu: a device without robust buffer access, and the amount of free memory.
+//!
+//! wgpu enables robust buffer access on every device it opens, even for modules that are compiled without checks. It is
+//! expensive: compilers split the load of a vec4 into four checked loads.
 
-use ash::{ext::robustness2, vk};
+use crate::Gpu;
+use ash::ext::{memory_budget, robustness2};
+use ash::vk;
 use wgpu::hal::api::Vulkan;
 
 /// Index of the queue family that wgpu uses on every device.
@@ -40,4 +43,34 @@ pub(crate) fn open(
         unsafe { hal.device_from_raw(raw, None, &extensions, features, limits, &descriptor.memory_hints, FAMILY, 0) };
     // SAFETY: the device is this adapter's, opened with the features and limits of the same descriptor.
     unsafe { adapter.create_device_from_hal(opened.ok()?, descriptor) }.ok()
+}
+
+impl Gpu {
+    /// Returns the number of bytes that this process may still allocate in the device's own memory, as the driver
+    /// estimates it (`VK_EXT_memory_budget`). `None` on other backends than Vulkan and where the driver does not know.
+    #[expect(unsafe_code, reason = "wgpu does not say how much memory is free")]
+    pub fn free_memory(&self) -> Option<u64> {
+        // SAFETY: nothing that the device owns is destroyed here.
+        let hal = unsafe { self.device.as_hal::<Vulkan>() }?;
+        // Devices have every extension that wgpu knows and their driver supports, this one among them.
+        let instance = hal.shared_instance();
+        let is_known = hal.enabled_device_extensions().contains(&memory_budget::NAME);
+        if !is_known || instance.instance_api_version() < vk::API_VERSION_1_1 {
+            return None;
+        }
+        let mut budgets = vk::PhysicalDeviceMemoryBudgetPropertiesEXT::default();
+        let mut found = vk::PhysicalDeviceMemoryProperties2::default().push_next(&mut budgets);
+        // SAFETY: the physical device is this instance's, which has the function since Vulkan 1.1, and the driver
+        // supports the extension that the structure belongs to.
+        unsafe {
+            let physical = hal.raw_physical_device();
+            instance.raw_instance().get_physical_device_memory_properties2(physical, &mut found);
+        }
+        let heaps = found.memory_properties;
+        let heaps = &heaps.memory_heaps[..heaps.memory_heap_count as usize];
+        let free = budgets.heap_budget.iter().zip(budgets.heap_usage).map(|(budget, used)| budget.saturating_sub(used));
+        // Besides its own memory, a device may list a small part of it that the host can see.
+        let own = heaps.iter().zip(free).filter(|(heap, _)| heap.flags.contains(vk::MemoryHeapFlags::DEVICE_LOCAL));
+        own.map(|(_, free)| free).max().filter(|free| *free > 0)
+    }
 }

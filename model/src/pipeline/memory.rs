@@ -125,13 +125,13 @@ fn most_in_one(device: &Device) -> Option<u64> {
     }
 }
 
-/// Returns the number of bytes that are free for a device, or `None` where the system does not know: on a GPU with
-/// memory of its own.
+/// Returns the number of bytes that are free for a device, or `None` where it is unknown: where the system does not say
+/// it, and on a GPU with memory of its own whose driver does not say it.
 pub(super) fn free(device: &Device) -> Option<u64> {
     if let Device::Gpu(gpu, _) = device
         && matches!(gpu.adapter().kind, AdapterKind::Discrete | AdapterKind::Other)
     {
-        return None;
+        return gpu.free_memory();
     }
     let memory = MemoryRefreshKind::nothing().with_ram();
     let system = System::new_with_specifics(RefreshKind::nothing().with_memory(memory)).ok()?;
