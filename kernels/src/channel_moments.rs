@@ -19,7 +19,7 @@ use crate::draw::Draw;
 use crate::fold::{EpilogueOffer, EpilogueOp, PrologueOp};
 use crate::kernel::{Case, Cost, DType, Family, Fill, Kernel, Operand, Param, Program, Tolerance, elements, parse};
 use crate::names;
-use crate::prologue::{Norm, Prologue, Rows};
+use crate::prologue::{Norm, Prologue, PrologueInputs, Rows};
 use crate::tile::{TILE, UNSTAGED};
 use crate::variant::Variant;
 use rayon::prelude::*;
@@ -63,7 +63,7 @@ pub(crate) fn tiles_fit(n: usize, positions: usize) -> bool {
 /// Computes the moments of the map `x [n, positions, c]` on the CPU.
 pub(crate) fn write_all(n: usize, positions: usize, c: usize, x: &[f32], moments: &mut [f32]) {
     let prologue = Prologue::default();
-    write_read(n, positions, &prologue.rows(n * positions, c, x, &[&[] as &[f32]; 5]), moments);
+    write_read(n, positions, &prologue.rows(n * positions, c, PrologueInputs { x, ..Default::default() }), moments);
 }
 
 /// Computes the moments of a map that is read through a prologue.
@@ -183,13 +183,14 @@ impl Kernel for ChannelMoments {
 
     fn reference(&self, inputs: &[&[f64]]) -> Vec<Vec<f64>> {
         let &[x, x2] = inputs else { panic!("channel_moments reads two operands") };
-        let x = self.prologue.reference(self.c, x, &[x2, &[], &[], &[], &[]]);
+        let x = self.prologue.reference(self.c, PrologueInputs { x, x2, ..Default::default() });
         vec![reference(self.n, self.positions, self.c, &x)]
     }
 
     fn cpu(&self, inputs: &[&[f32]], outputs: &mut [&mut [f32]]) {
         let (&[x, x2], [moments]) = (inputs, outputs) else { panic!("channel_moments has three operands") };
-        let x = self.prologue.rows(self.n * self.positions, self.c, x, &[x2, &[], &[], &[], &[]]);
+        let inputs = PrologueInputs { x, x2, ..Default::default() };
+        let x = self.prologue.rows(self.n * self.positions, self.c, inputs);
         write_read(self.n, self.positions, &x, moments);
     }
 

@@ -37,7 +37,7 @@ use crate::kernel::{
     Activation, Cost, DType, Family, Kernel, Layout, Operand, Param, Program, Stage, Tolerance, parse, too_many,
 };
 use crate::names;
-use crate::prologue::{Norm, Prologue};
+use crate::prologue::{Norm, Prologue, PrologueInputs};
 use crate::tile::{self, Moments, Tile};
 use crate::variant::Variant;
 use serde::{Deserialize, Serialize};
@@ -276,7 +276,7 @@ impl Kernel for Conv2d {
 
     fn reference(&self, inputs: &[&[f64]]) -> Vec<Vec<f64>> {
         let &[x, w, bias, shift, residual, x2, norm] = inputs else { panic!("conv2d reads seven operands") };
-        let x = self.prologue.reference(self.ci, x, &[x2, &[], &[], &[], norm]);
+        let x = self.prologue.reference(self.ci, PrologueInputs { x, x2, norm, ..Default::default() });
         let (oh, ow) = self.out_size();
         let mut y = Vec::with_capacity(self.pixels() * self.co);
         for image in 0..self.n {
@@ -307,7 +307,8 @@ impl Kernel for Conv2d {
         };
         let rows_per_image = self.pixels() / self.n;
         let epilogue = Epilogue { bias, shift, rows_per_image, activation: self.activation, residual };
-        let x = self.prologue.rows(self.n * self.h * self.w, self.ci, x, &[x2, &[], &[], &[], norm]);
+        let inputs = PrologueInputs { x, x2, norm, ..Default::default() };
+        let x = self.prologue.rows(self.n * self.h * self.w, self.ci, inputs);
         if winograd::suits(self) {
             return winograd::run(self, winograd::block(self), &x, w, &epilogue, (y, moments));
         }

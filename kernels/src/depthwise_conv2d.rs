@@ -24,7 +24,7 @@ use crate::draw::Draw;
 use crate::fold::{EpilogueOp, PrologueOp};
 use crate::kernel::{Case, Cost, Family, Fill, Kernel, Layout, Operand, Param, Program, Tolerance, parse};
 use crate::names;
-use crate::prologue::{Norm, Prologue};
+use crate::prologue::{Norm, Prologue, PrologueInputs};
 use crate::tile::UNSTAGED;
 use crate::variant::Variant;
 use line::{Input, Line};
@@ -155,7 +155,7 @@ impl Kernel for DepthwiseConv2d {
 
     fn reference(&self, inputs: &[&[f64]]) -> Vec<Vec<f64>> {
         let &[x, w, bias, shift, x2] = inputs else { panic!("depthwise_conv2d reads five operands") };
-        let x = self.prologue.reference(self.c, x, &[x2, &[], &[], &[], &[]]);
+        let x = self.prologue.reference(self.c, PrologueInputs { x, x2, ..Default::default() });
         let inside = |at: usize, tap: usize, size: usize| at + tap >= 1 && at + tap - 1 < size;
         let at = |image: usize, y: usize, x: usize, c: usize| ((image * self.h + y) * self.w + x) * self.c + c;
         let (oh, ow) = self.out_size();

@@ -20,7 +20,7 @@ use crate::kernel::{
     Activation, Case, Cost, Family, Fill, Kernel, Operand, Param, Program, Tolerance, folded_grid, parse,
 };
 use crate::names;
-use crate::prologue::{Norm, Prologue};
+use crate::prologue::{Norm, Prologue, PrologueInputs};
 use crate::variant::Variant;
 use serde::{Deserialize, Serialize};
 
@@ -98,12 +98,13 @@ impl Kernel for GroupNorm {
 
     fn reference(&self, inputs: &[&[f64]]) -> Vec<Vec<f64>> {
         let &[x, x2, norm] = inputs else { panic!("group_norm reads three operands") };
-        vec![self.prologue.reference(self.c, x, &[x2, &[], &[], &[], norm])]
+        vec![self.prologue.reference(self.c, PrologueInputs { x, x2, norm, ..Default::default() })]
     }
 
     fn cpu(&self, inputs: &[&[f32]], outputs: &mut [&mut [f32]]) {
         let (&[x, x2, norm], [y]) = (inputs, outputs) else { panic!("group_norm has four operands") };
-        self.prologue.rows(self.rows, self.c, x, &[x2, &[], &[], &[], norm]).make_ready(0, y, Threads::All);
+        let inputs = PrologueInputs { x, x2, norm, ..Default::default() };
+        self.prologue.rows(self.rows, self.c, inputs).make_ready(0, y, Threads::All);
     }
 
     fn in_place(&self) -> Option<&'static str> {

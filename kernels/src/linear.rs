@@ -34,7 +34,7 @@ use crate::kernel::{
 };
 use crate::names;
 use crate::panels::{Left, Panels, multiply};
-use crate::prologue::Prologue;
+use crate::prologue::{Prologue, PrologueInputs};
 use crate::row_moments;
 use crate::tile::{self, Moments, TILE, Tile};
 use crate::variant::Variant;
@@ -214,8 +214,10 @@ impl Kernel for Linear {
     }
 
     fn reference(&self, inputs: &[&[f64]]) -> Vec<Vec<f64>> {
-        let &[x, w, bias, residual, ref rest @ ..] = inputs else { panic!("linear reads nine operands") };
-        let x = self.prologue.reference(self.k, x, rest);
+        let &[x, w, bias, residual, x2, stats, norm_weight, norm_bias, norm] = inputs else {
+            panic!("linear reads nine operands")
+        };
+        let x = self.prologue.reference(self.k, PrologueInputs { x, x2, stats, norm_weight, norm_bias, norm });
         let layer_size = self.stored_rows() * self.cols;
         let mut y = vec![0.0; self.layers * layer_size];
         for row in 0..self.rows {
@@ -240,10 +242,13 @@ impl Kernel for Linear {
     }
 
     fn cpu(&self, inputs: &[&[f32]], outputs: &mut [&mut [f32]]) {
-        let (&[x, w, bias, residual, ref rest @ ..], [y, moments, of_rows]) = (inputs, outputs) else {
+        let (&[x, w, bias, residual, x2, stats, norm_weight, norm_bias, norm], [y, moments, of_rows]) =
+            (inputs, outputs)
+        else {
             panic!("linear has twelve operands")
         };
-        let prologue = self.prologue.rows(self.rows, self.k, x, rest);
+        let inputs = PrologueInputs { x, x2, stats, norm_weight, norm_bias, norm };
+        let prologue = self.prologue.rows(self.rows, self.k, inputs);
         let block = if prologue.plain().is_some() { self.rows } else { rows_per_block(self.k) };
         prologue.in_blocks(block, |first, x| {
             let rows = x.len() / self.k;

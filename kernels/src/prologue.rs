@@ -70,6 +70,25 @@ impl Norm {
 /// Number of operands that a prologue may add to its kernel.
 pub(crate) const OPERANDS: usize = 5;
 
+/// Values of the operands that a prologue reads: `x` and those of [`Prologue::operands`]. Operands that are left out are
+/// empty.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PrologueInputs<'a, T> {
+    pub(crate) x: &'a [T],
+    pub(crate) x2: &'a [T],
+    pub(crate) stats: &'a [T],
+    pub(crate) norm_weight: &'a [T],
+    pub(crate) norm_bias: &'a [T],
+    pub(crate) norm: &'a [T],
+}
+
+// Derived, it would need a default of `T`.
+impl<T> Default for PrologueInputs<'_, T> {
+    fn default() -> Self {
+        Self { x: &[], x2: &[], stats: &[], norm_weight: &[], norm_bias: &[], norm: &[] }
+    }
+}
+
 impl Prologue {
     /// Draws a random prologue for an input of `channels` channels.
     pub(crate) fn random(draw: &mut Draw<'_>, channels: usize, norms: &[Norm]) -> Self {
@@ -177,10 +196,9 @@ impl Prologue {
         }
     }
 
-    /// Computes the whole input in f64, as the folded steps would write it. `rest` holds the operands of
-    /// [`operands`](Self::operands).
-    pub(crate) fn reference(&self, channels: usize, x: &[f64], rest: &[&[f64]]) -> Vec<f64> {
-        let &[x2, stats, weight, bias, norm] = rest else { panic!("a prologue has five operands") };
+    /// Computes the whole input in f64, as the folded steps would write it.
+    pub(crate) fn reference(&self, channels: usize, inputs: PrologueInputs<'_, f64>) -> Vec<f64> {
+        let PrologueInputs { x, x2, stats, norm_weight, norm_bias, norm } = inputs;
         let first = self.first(channels);
         let rows = x.len() / first;
         let blocks = channels.div_ceil(32);
@@ -198,7 +216,7 @@ impl Prologue {
                 let v = if c < first { x[row * first + c] } else { x2[row * self.joined + c - first] };
                 all.push(match self.norm {
                     Norm::None => v,
-                    Norm::Rows { .. } => (v - mean) / deviation * weight[c] + bias[c],
+                    Norm::Rows { .. } => (v - mean) / deviation * norm_weight[c] + norm_bias[c],
                     Norm::Channels { images, activation } => {
                         let of_image = row / (rows / images) * 2 * channels;
                         let (scale, offset) = (norm[of_image + c], norm[of_image + channels + c]);
@@ -211,9 +229,8 @@ impl Prologue {
     }
 
     /// Returns a view of the operands that CPU forms read row by row.
-    pub(crate) fn rows<'a>(&'a self, rows: usize, channels: usize, x: &'a [f32], rest: &[&'a [f32]]) -> Rows<'a> {
-        let &[x2, stats, weight, bias, norm] = rest else { panic!("a prologue has five operands") };
-        Rows { prologue: self, channels, per_image: self.per_image(rows), x, x2, stats, weight, bias, norm }
+    pub(crate) fn rows<'a>(&'a self, rows: usize, channels: usize, inputs: PrologueInputs<'a, f32>) -> Rows<'a> {
+        Rows { prologue: self, channels, per_image: self.per_image(rows), inputs }
     }
 }
 
@@ -223,18 +240,13 @@ pub(crate) struct Rows<'a> {
     prologue: &'a Prologue,
     channels: usize,
     per_image: usize,
-    x: &'a [f32],
-    x2: &'a [f32],
-    stats: &'a [f32],
-    weight: &'a [f32],
-    bias: &'a [f32],
-    norm: &'a [f32],
+    inputs: PrologueInputs<'a, f32>,
 }
 
 impl<'a> Rows<'a> {
     /// Returns the rows as they lie in memory, if the prologue does not change them.
     pub(crate) fn plain(&self) -> Option<&'a [f32]> {
-        self.prologue.is_plain().then_some(self.x)
+        self.prologue.is_plain().then_some(self.inputs.x)
     }
 
     #[inline(always)]
@@ -243,9 +255,9 @@ impl<'a> Rows<'a> {
         for (i, out) in out.chunks_exact_mut(self.channels).enumerate() {
             let row = first + i;
             let (left, right) = out.split_at_mut(own);
-            self.read_part(row, 0, &self.x[row * own..][..own], left);
+            self.read_part(row, 0, &self.inputs.x[row * own..][..own], left);
             if joined > 0 {
-                self.read_part(row, own, &self.x2[row * joined..][..joined], right);
+                self.read_part(row, own, &self.inputs.x2[row * joined..][..joined], right);
             }
         }
     }
@@ -257,13 +269,13 @@ impl<'a> Rows<'a> {
             Norm::None => out.copy_from_slice(x),
             Norm::Rows { eps } => {
                 let [_, both, blocks] = row_moments::shape(1, self.channels);
-                let moments = &self.stats[row * both * blocks..][..both * blocks];
+                let moments = &self.inputs.stats[row * both * blocks..][..both * blocks];
                 let (mean, rstd) = row_moments::merged(self.channels, moments, eps);
-                let affine = self.weight[at..].iter().zip(&self.bias[at..]);
+                let affine = self.inputs.norm_weight[at..].iter().zip(&self.inputs.norm_bias[at..]);
                 out.iter_mut().zip(x).zip(affine).for_each(|((out, x), (w, b))| *out = (x - mean) * rstd * w + b);
             }
             Norm::Channels { activation, .. } => {
-                let of_image = &self.norm[row / self.per_image * 2 * self.channels..][..2 * self.channels];
+                let of_image = &self.inputs.norm[row / self.per_image * 2 * self.channels..][..2 * self.channels];
                 let (scale, offset) = of_image.split_at(self.channels);
                 let affine = scale[at..].iter().zip(&offset[at..]);
                 out.iter_mut().zip(x).zip(affine).for_each(|((out, x), (s, o))| *out = x * s + o);
@@ -294,7 +306,7 @@ impl<'a> Rows<'a> {
         if let Some(x) = self.plain() {
             return x.chunks(len).enumerate().for_each(|(i, x)| then(i * block, x));
         }
-        let rows = self.x.len() / self.prologue.first(self.channels);
+        let rows = self.inputs.x.len() / self.prologue.first(self.channels);
         let mut scratch = vec![0.0; len.min(rows * self.channels)];
         for first in (0..rows).step_by(block) {
             let ready = &mut scratch[..block.min(rows - first) * self.channels];

@@ -22,7 +22,7 @@ use crate::kernel::{Activation, Case, Cost, Family, Fill, Kernel, Layout, Operan
 use crate::linear::rows_per_block;
 use crate::names;
 use crate::panels::{Left, PANEL, Panels, multiply, multiply_gated};
-use crate::prologue::{Norm, Prologue};
+use crate::prologue::{Norm, Prologue, PrologueInputs};
 use crate::tile::{self, Moments, TILE};
 use crate::variant::Variant;
 use serde::{Deserialize, Serialize};
@@ -113,8 +113,10 @@ impl Kernel for SwishGlu {
     }
 
     fn reference(&self, inputs: &[&[f64]]) -> Vec<Vec<f64>> {
-        let &[x, w, bias, ref rest @ ..] = inputs else { panic!("swish_glu reads eight operands") };
-        let x = self.prologue.reference(self.k, x, rest);
+        let &[x, w, bias, x2, stats, norm_weight, norm_bias, norm] = inputs else {
+            panic!("swish_glu reads eight operands")
+        };
+        let x = self.prologue.reference(self.k, PrologueInputs { x, x2, stats, norm_weight, norm_bias, norm });
         let project = |row: usize, col: usize| {
             let mut sum = bias[col];
             for k in 0..self.k {
@@ -135,11 +137,14 @@ impl Kernel for SwishGlu {
     fn cpu(&self, inputs: &[&[f32]], outputs: &mut [&mut [f32]]) {
         // Rows of a block whose two products are written to scratch memory: few, so that they need little of it.
         const BLOCK: usize = 512;
-        let (&[x, w, bias, ref rest @ ..], [y]) = (inputs, outputs) else { panic!("swish_glu has nine operands") };
+        let (&[x, w, bias, x2, stats, norm_weight, norm_bias, norm], [y]) = (inputs, outputs) else {
+            panic!("swish_glu has nine operands")
+        };
         let (k, cols) = (self.k, self.cols);
         let w = Panels::new(w, 2 * cols, k);
         let (bias, gate_bias) = bias.split_at(cols);
-        let prologue = self.prologue.rows(self.rows, k, x, rest);
+        let inputs = PrologueInputs { x, x2, stats, norm_weight, norm_bias, norm };
+        let prologue = self.prologue.rows(self.rows, k, inputs);
         if cols.is_multiple_of(PANEL) {
             let block = if prologue.plain().is_some() { self.rows } else { rows_per_block(k) };
             return prologue.in_blocks(block, |first, x| {

@@ -150,7 +150,7 @@ mod tests {
     use super::*;
     use crate::conv2d::cases::plain;
     use crate::kernel::{Activation, Kernel};
-    use crate::prologue::{Norm, Prologue};
+    use crate::prologue::{Norm, Prologue, PrologueInputs};
 
     #[test]
     fn every_block_size_gives_the_same_result() {
@@ -165,7 +165,8 @@ mod tests {
             conv.cpu(&inputs[..7], &mut [&mut want, &mut []]);
             let &[x, w, bias, shift, residual, x2, norm, ..] = &inputs[..] else { panic!("seven operands are read") };
             let w = Panels::new(w, conv.co, conv.patch_len());
-            let x = conv.prologue.rows(2 * 9 * 7, conv.ci, x, &[x2, &[], &[], &[], norm]);
+            let inputs = PrologueInputs { x, x2, norm, ..Default::default() };
+            let x = conv.prologue.rows(2 * 9 * 7, conv.ci, inputs);
             let rows_per_image = conv.pixels() / conv.n;
             let epilogue = Epilogue { bias, shift, rows_per_image, activation: Activation::None, residual };
             for block in [1, 7, conv.pixels(), 1000] {

@@ -320,7 +320,7 @@ mod tests {
     use crate::conv2d::direct::side_by_side;
     use crate::kernel::{Activation, Fill, Kernel, Tolerance};
     use crate::panels::Panels;
-    use crate::prologue::{Norm, Prologue};
+    use crate::prologue::{Norm, Prologue, PrologueInputs};
 
     #[test]
     fn every_block_gives_what_the_definition_gives() {
@@ -360,7 +360,8 @@ mod tests {
             let mut want = vec![f32::NAN; n * oh * ow * co];
             let panels = Layout::Panels(1).pack(&[co, ci, 3, 3], w.clone());
             let w = layout(&conv).expect("it suits").pack(&[co, ci, 3, 3], w);
-            let x = conv.prologue.rows(n * h * conv.w, ci, &x, &[&[], &[], &[], &[], &scale]);
+            let inputs = PrologueInputs { x: &x, norm: &scale, ..Default::default() };
+            let x = conv.prologue.rows(n * h * conv.w, ci, inputs);
             side_by_side(&conv, 16, &x, Panels::new(&panels, co, 9 * ci), &epilogue, &mut want);
             let moments_len = if moments { conv.operands().last().expect("it writes them").host_len() } else { 0 };
             for block in [1, 3, 7, 20, 1000] {
