@@ -73,15 +73,7 @@ fn write_read(n: usize, positions: usize, x: &Rows<'_>, moments: &mut [f32]) {
     each.for_each_init(Vec::new, |scratch, (tile, moments)| {
         let first = tile / tiles * positions + tile % tiles * TILE;
         let count = TILE.min(positions - tile % tiles * TILE);
-        let rows = match x.plain() {
-            Some(x) => &x[first * c..][..count * c],
-            None => {
-                scratch.resize(count * c, 0.0);
-                x.make_ready(first, scratch, Threads::One);
-                &scratch[..]
-            }
-        };
-        write_tiles(c, rows, moments);
+        write_tiles(c, x.ready(first..first + count, scratch, Threads::One), moments);
     });
 }
 

@@ -36,15 +36,9 @@ use crate::names;
 use crate::panels::{Left, Panels, multiply};
 use crate::prologue::{Prologue, PrologueInputs};
 use crate::row_moments;
-use crate::tile::{self, Moments, TILE, Tile};
+use crate::tile::{self, Moments, Tile};
 use crate::variant::Variant;
 use serde::{Deserialize, Serialize};
-
-/// Returns the number of rows of a block of a prepared input of `k` features: 4 MiB of scratch memory, so that reading
-/// the weights again for every block does not matter.
-pub(crate) fn rows_per_block(k: usize) -> usize {
-    ((1 << 20) / k).max(TILE)
-}
 
 /// Fully connected layer applied to `rows` rows.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -248,9 +242,7 @@ impl Kernel for Linear {
             panic!("linear has twelve operands")
         };
         let inputs = PrologueInputs { x, x2, stats, norm_weight, norm_bias, norm };
-        let prologue = self.prologue.rows(self.rows, self.k, inputs);
-        let block = if prologue.plain().is_some() { self.rows } else { rows_per_block(self.k) };
-        prologue.in_blocks(block, |first, x| {
+        self.prologue.rows(self.rows, self.k, inputs).in_large_blocks(|first, x| {
             let rows = x.len() / self.k;
             let layers = y.chunks_exact_mut(self.stored_rows() * self.cols).zip(w.chunks_exact(w.len() / self.layers));
             for (layer, (y, w)) in layers.enumerate() {

@@ -18,8 +18,10 @@ use crate::fold::PrologueOp;
 use crate::kernel::{Activation, DType, Operand, Param};
 use crate::names;
 use crate::row_moments;
+use crate::tile::TILE;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
+use std::ops::Range;
 
 /// Operations on a kernel's input as it is loaded. The default loads one tensor unchanged.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -244,9 +246,14 @@ pub(crate) struct Rows<'a> {
 }
 
 impl<'a> Rows<'a> {
-    /// Returns the rows as they lie in memory, if the prologue does not change them.
-    pub(crate) fn plain(&self) -> Option<&'a [f32]> {
-        self.prologue.is_plain().then_some(self.inputs.x)
+    /// Returns the number of rows.
+    fn count(&self) -> usize {
+        self.inputs.x.len() / self.prologue.first(self.channels)
+    }
+
+    /// Whether the prologue leaves the rows as they lie in memory.
+    pub(crate) fn are_plain(&self) -> bool {
+        self.prologue.is_plain()
     }
 
     #[inline(always)]
@@ -299,19 +306,38 @@ impl<'a> Rows<'a> {
         }
     }
 
-    /// Calls `then` with blocks of `block` rows and the number of each block's first row. The rows are those in memory
-    /// if the prologue does not change them; otherwise all threads compute the block in scratch memory first.
+    /// Returns some of the rows: those in memory if the prologue does not change them, otherwise computed in `scratch`,
+    /// on one thread or on all of them.
+    pub(crate) fn ready<'s>(&self, rows: Range<usize>, scratch: &'s mut Vec<f32>, threads: Threads) -> &'s [f32]
+    where
+        'a: 's,
+    {
+        if self.are_plain() {
+            return &self.inputs.x[rows.start * self.channels..rows.end * self.channels];
+        }
+        scratch.resize(rows.len() * self.channels, 0.0);
+        self.make_ready(rows.start, scratch, threads);
+        scratch
+    }
+
+    /// Calls `then` with blocks of `block` rows and the number of each block's first row. All threads compute a block
+    /// first, unless the prologue does not change the rows.
     pub(crate) fn in_blocks(&self, block: usize, mut then: impl FnMut(usize, &[f32])) {
-        let len = block * self.channels;
-        if let Some(x) = self.plain() {
-            return x.chunks(len).enumerate().for_each(|(i, x)| then(i * block, x));
-        }
-        let rows = self.inputs.x.len() / self.prologue.first(self.channels);
-        let mut scratch = vec![0.0; len.min(rows * self.channels)];
+        let rows = self.count();
+        let len = if self.are_plain() { 0 } else { block.min(rows) * self.channels };
+        // Not grown from nothing, which would write the zeros.
+        let mut scratch = vec![0.0; len];
         for first in (0..rows).step_by(block) {
-            let ready = &mut scratch[..block.min(rows - first) * self.channels];
-            self.make_ready(first, ready, Threads::All);
-            then(first, ready);
+            then(first, self.ready(first..rows.min(first + block), &mut scratch, Threads::All));
         }
+    }
+
+    /// Calls `then` as [`in_blocks`](Self::in_blocks) does, for a product with weights that every block reads again: with
+    /// all rows at once if the prologue does not change them, otherwise with blocks that make up for it.
+    pub(crate) fn in_large_blocks(&self, then: impl FnMut(usize, &[f32])) {
+        // 4 MiB of scratch memory.
+        const VALUES: usize = 1 << 20;
+        let block = if self.are_plain() { self.count() } else { (VALUES / self.channels).max(TILE) };
+        self.in_blocks(block, then);
     }
 }

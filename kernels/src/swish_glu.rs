@@ -19,7 +19,6 @@ use crate::cpu::{Threads, activate_all, with_simd};
 use crate::draw::Draw;
 use crate::fold::PrologueOp;
 use crate::kernel::{Activation, Case, Cost, Family, Fill, Kernel, Layout, Operand, Param, Program, Tolerance, parse};
-use crate::linear::rows_per_block;
 use crate::names;
 use crate::panels::{Left, PANEL, Panels, multiply, multiply_gated};
 use crate::prologue::{Norm, Prologue, PrologueInputs};
@@ -146,8 +145,7 @@ impl Kernel for SwishGlu {
         let inputs = PrologueInputs { x, x2, stats, norm_weight, norm_bias, norm };
         let prologue = self.prologue.rows(self.rows, k, inputs);
         if cols.is_multiple_of(PANEL) {
-            let block = if prologue.plain().is_some() { self.rows } else { rows_per_block(k) };
-            return prologue.in_blocks(block, |first, x| {
+            return prologue.in_large_blocks(|first, x| {
                 let rows = x.len() / k;
                 let y = &mut y[first * cols..][..rows * cols];
                 multiply_gated(

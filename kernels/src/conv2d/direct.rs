@@ -4,20 +4,10 @@
 
 use super::Conv2d;
 use crate::cpu::{Epilogue, Threads, rows_per_task};
-use crate::linear::rows_per_block;
 use crate::panels::{Left, Panels, multiply};
 use crate::prologue::Rows;
 use rayon::prelude::*;
 use std::ops::Range;
-
-/// Prepared lines of the input.
-#[derive(Clone, Copy)]
-struct Lines<'a> {
-    /// Index of the first line, counted over all images.
-    first: usize,
-    /// `[lines, w, ci]`
-    values: &'a [f32],
-}
 
 /// Computes the convolution, except for its moments.
 pub(super) fn run(conv: &Conv2d, x: &Rows<'_>, w: &[f32], epilogue: &Epilogue<'_>, y: &mut [f32]) {
@@ -40,8 +30,7 @@ pub(super) fn run(conv: &Conv2d, x: &Rows<'_>, w: &[f32], epilogue: &Epilogue<'_
 
 /// Computes a 1x1 convolution, where `x` itself is the matrix of patches.
 fn pointwise(conv: &Conv2d, x: &Rows<'_>, w: Panels<'_>, epilogue: &Epilogue<'_>, y: &mut [f32]) {
-    let block = if x.plain().is_some() { conv.pixels() } else { rows_per_block(conv.ci) };
-    x.in_blocks(block, |first, x| {
+    x.in_large_blocks(|first, x| {
         let rows = x.len() / conv.ci;
         let y = &mut y[first * conv.co..][..rows * conv.co];
         multiply(y, Left::new(x, rows, conv.ci), w, Some(epilogue.at_row(first)), Threads::All);
@@ -59,26 +48,22 @@ fn lines_under(conv: &Conv2d, pixels: &Range<usize>) -> Range<usize> {
     under(pixels.start, 0)..under(pixels.end - 1, conv.kernel - 1) + 1
 }
 
-/// Returns the input lines under these output pixels: where they lie in memory or, if the prologue changes them,
-/// prepared in `scratch`.
+/// Returns the first of the input lines under these output pixels, counted over all images, and the values of these
+/// lines, in memory or prepared in `scratch`.
 fn ready<'a>(
     conv: &Conv2d,
     x: &Rows<'a>,
     pixels: &Range<usize>,
     scratch: &'a mut Vec<f32>,
     threads: Threads,
-) -> Lines<'a> {
-    if let Some(values) = x.plain() {
-        return Lines { first: 0, values };
-    }
+) -> (usize, &'a [f32]) {
     let lines = lines_under(conv, pixels);
-    scratch.resize(lines.len() * conv.w * conv.ci, 0.0);
-    x.make_ready(lines.start * conv.w, scratch, threads);
-    Lines { first: lines.start, values: scratch }
+    (lines.start, x.ready(lines.start * conv.w..lines.end * conv.w, scratch, threads))
 }
 
 /// Copies the input values under the kernel, for consecutive output pixels from `first` on, into the rows of `patches`.
-fn gather(conv: &Conv2d, x: Lines<'_>, first: usize, patches: &mut [f32]) {
+/// The lines of `x` are those from line `top` on, counted over all images.
+fn gather(conv: &Conv2d, (top, x): (usize, &[f32]), first: usize, patches: &mut [f32]) {
     let (oh, ow) = conv.out_size();
     let len = conv.w * conv.ci;
     for (i, patch) in patches.chunks_exact_mut(conv.patch_len()).enumerate() {
@@ -88,7 +73,7 @@ fn gather(conv: &Conv2d, x: Lines<'_>, first: usize, patches: &mut [f32]) {
                 row.fill(0.0);
                 continue;
             };
-            let line = &x.values[(image * conv.h + iy - x.first) * len..][..len];
+            let line = &x[(image * conv.h + iy - top) * len..][..len];
             for (kx, tap) in row.chunks_exact_mut(conv.ci).enumerate() {
                 match conv.input_at(ox, kx, conv.w) {
                     Some(ix) => tap.copy_from_slice(&line[ix * conv.ci..][..conv.ci]),
@@ -131,7 +116,7 @@ pub(super) fn side_by_side(
     const LINES: usize = 16;
     let len = conv.patch_len();
     let (_, ow) = conv.out_size();
-    let task = if x.plain().is_some() { block } else { block.max(LINES * ow) };
+    let task = if x.are_plain() { block } else { block.max(LINES * ow) };
     let buffers = || (Vec::new(), vec![0.0; block * len]);
     y.par_chunks_mut(task * conv.co).enumerate().for_each_init(buffers, |(scratch, patches), (i, y)| {
         let pixels = i * task..i * task + y.len() / conv.co;

@@ -66,13 +66,7 @@ impl Pieces {
                 continue;
             }
             let first = (image * conv.h + iy) * conv.w;
-            let line = if let Some(x) = x.plain() {
-                &x[first * conv.ci..][..conv.w * conv.ci]
-            } else {
-                self.ready.resize(conv.w * conv.ci, 0.0);
-                x.make_ready(first, &mut self.ready, Threads::One);
-                &self.ready
-            };
+            let line = x.ready(first..first + conv.w, &mut self.ready, Threads::One);
             let pieces = &mut self.values[iy % 3 * len..][..len];
             multiply(pieces, Left::new(line, conv.w, conv.ci), w, None, Threads::One);
             self.next = Some(iy + 1);

@@ -229,7 +229,7 @@ fn run_with<const D: usize, const N: usize, const M: usize>(
 ) {
     let (oh, ow) = conv.out_size();
     let (tiles, threads) = (Tiles::of(conv), rayon::current_num_threads());
-    let at_least = if x.plain().is_some() { 1 } else { FEWEST_ROWS.min(tiles.rows.div_ceil(threads)) };
+    let at_least = if x.are_plain() { 1 } else { FEWEST_ROWS.min(tiles.rows.div_ceil(threads)) };
     let per_image = tiles.tasks((block / tiles.cols).max(at_least), threads);
     // A task measures its output while that is in the cache, provided that rows of tiles begin at tiles of moments.
     let measures = conv.moments && (M * ow).is_multiple_of(TILE);

@@ -46,8 +46,7 @@ impl Lines<'_> {
     }
 }
 
-/// Returns the lines under `rows` rows of tiles from `first_row` on. A plain source is borrowed as it lies in memory;
-/// for others the lines are prepared in `scratch`.
+/// Returns the lines under `rows` rows of tiles from `first_row` on, in memory or prepared in `scratch`.
 pub(super) fn ready<'a, const D: usize>(
     conv: &Conv2d,
     x: &Rows<'a>,
@@ -55,13 +54,9 @@ pub(super) fn ready<'a, const D: usize>(
     (first_row, rows): (usize, usize),
     scratch: &'a mut Vec<f32>,
 ) -> Lines<'a> {
-    if let Some(values) = x.plain() {
-        return Lines { first: 0, values: &values[image * conv.h * conv.w * conv.ci..] };
-    }
     let step = D - 2;
     let first = (first_row * step).saturating_sub(1);
     let end = ((first_row + rows - 1) * step + D - 1).min(conv.h);
-    scratch.resize((end - first) * conv.w * conv.ci, 0.0);
-    x.make_ready((image * conv.h + first) * conv.w, scratch, Threads::One);
-    Lines { first, values: scratch }
+    let [top, bottom] = [first, end].map(|line| (image * conv.h + line) * conv.w);
+    Lines { first, values: x.ready(top..bottom, scratch, Threads::One) }
 }
