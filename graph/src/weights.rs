@@ -270,8 +270,8 @@ impl Weights {
     fn to_cpu(&self, weights: WeightType, sources: &[WeightRows], operand: &Operand) -> Result<Resident, GraphError> {
         let host = operand.host_layout(weights).of_layer();
         let rounding = match weights {
-            // Packing in these layouts rounds by itself.
-            _ if matches!(host, Layout::F16Panels(_) | Layout::Int8Panels(_)) => Storage::F32,
+            // Packing in these formats rounds by itself.
+            _ if matches!(host, Layout::Panels { format, .. } if format.rounds()) => Storage::F32,
             WeightType::Floats => self.rounding,
             // Halves are not rounded again.
             WeightType::F16 if self.is_f16 => self.rounding,

@@ -135,7 +135,7 @@ impl Conv2d {
         match winograd::layout(self) {
             Some(layout) => layout,
             None if narrow::suits(self) => Layout::TapPanels,
-            None => Layout::Panels(1),
+            None => Layout::panels(1),
         }
     }
 

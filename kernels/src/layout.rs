@@ -1,7 +1,8 @@
 //! Layouts of weights in device memory. Weights are packed once, when they are loaded.
 
+use crate::conv2d;
 use crate::kernel::{Shape, elements};
-use crate::{conv2d, panels};
+use crate::panels::{self, Format};
 use rayon::prelude::*;
 
 /// Layout of an operand in memory, relative to the orientation in PyTorch's files.
@@ -15,11 +16,12 @@ pub enum Layout {
     DepthwiseTaps,
     /// Matrix `[cols, k]`, or a convolution weight read as such a matrix, in panels of columns (see `panels`): so many
     /// matrices of equal size, one below the other, each in panels of its own. CPU only.
-    Panels(usize),
-    /// Panels of columns in 16 bits, with two weights in each f32 element (see `panels::f16`). CPU only.
-    F16Panels(usize),
-    /// Panels of columns in 8 bits, with four weights in each f32 element (see `panels::int8`). CPU only.
-    Int8Panels(usize),
+    Panels {
+        /// Number of matrices.
+        layers: usize,
+        /// How weights are stored. An f32 element holds several of fewer bits.
+        format: Format,
+    },
     /// Convolution weight as a matrix `[kh * kw * co, ci]` in panels, so that the columns of each tap lie together. CPU
     /// only.
     TapPanels,
@@ -29,19 +31,18 @@ pub enum Layout {
 }
 
 impl Layout {
+    /// Returns the layout of `layers` matrices in panels of floats.
+    pub const fn panels(layers: usize) -> Self {
+        Self::Panels { layers, format: Format::Floats }
+    }
+
     /// Returns the shape of the packed form of a tensor of `shape`.
     pub fn packed_shape(self, shape: &[usize]) -> Shape {
         match (self, shape) {
             (Self::Taps, &[co, ci, kh, kw]) => vec![co, kh, kw, ci],
             (Self::DepthwiseTaps, &[c, _, kh, kw]) => vec![kh, kw, c],
-            (Self::Panels(layers), &[cols, ref k @ ..]) => {
-                vec![layers * (cols / layers).next_multiple_of(panels::STEP), elements(k)]
-            }
-            (Self::F16Panels(layers), &[cols, ref k @ ..]) => {
-                vec![layers * panels::f16::packed_len(cols / layers, elements(k))]
-            }
-            (Self::Int8Panels(layers), &[cols, ref k @ ..]) => {
-                vec![layers * panels::int8::packed_len(cols / layers, elements(k))]
+            (Self::Panels { layers, format }, &[cols, ref k @ ..]) => {
+                vec![layers * format.packed_len(cols / layers, elements(k))]
             }
             (Self::TapPanels, &[co, ci, kh, kw]) => vec![(kh * kw * co).next_multiple_of(panels::STEP), ci],
             (Self::Winograd(edge), &[co, ci, ..]) => vec![co.next_multiple_of(panels::STEP), edge * edge, ci],
@@ -54,15 +55,13 @@ impl Layout {
         let (outer, inner, taps) = match (self, shape) {
             (Self::Taps, &[co, ci, kh, kw]) => (co, ci, kh * kw),
             (Self::DepthwiseTaps, &[c, _, kh, kw]) => (1, c, kh * kw),
-            (Self::Panels(1), &[cols, k]) => return panels::pack_matrix(cols, k, &data),
-            (Self::F16Panels(1), &[cols, k]) => return panels::f16::pack_matrix(cols, k, &data),
-            (Self::Int8Panels(1), &[cols, k]) => return panels::int8::pack_matrix(cols, k, &data),
-            (Self::Panels(layers) | Self::F16Panels(layers) | Self::Int8Panels(layers), &[cols, k]) => {
-                let (cols, layer) = (cols / layers, self.of_layer());
-                let layers = data.chunks_exact((cols * k).max(1)).map(|data| layer.pack(&[cols, k], data.to_vec()));
+            (Self::Panels { layers: 1, format }, &[cols, k]) => return format.pack(cols, k, &data),
+            (Self::Panels { layers, format }, &[cols, k]) => {
+                let cols = cols / layers;
+                let layers = data.chunks_exact((cols * k).max(1)).map(|data| format.pack(cols, k, data));
                 return layers.collect::<Vec<_>>().concat();
             }
-            (Self::Panels(_) | Self::F16Panels(_) | Self::Int8Panels(_), &[co, ci, kh, kw]) => {
+            (Self::Panels { .. }, &[co, ci, kh, kw]) => {
                 let taps = Self::Taps.pack(shape, data);
                 return self.pack(&[co, kh * kw * ci], taps);
             }
@@ -95,7 +94,7 @@ impl Layout {
         match (self, shape) {
             (Self::Taps, &[co, ci, kh, kw]) => self.pack(&[co, kh * kw, ci, 1], packed),
             (Self::DepthwiseTaps, &[c, _, kh, kw]) => self.pack(&[kh * kw, 1, c, 1], packed),
-            (Self::Panels(_) | Self::F16Panels(_) | Self::Int8Panels(_) | Self::TapPanels | Self::Winograd(_), _) => {
+            (Self::Panels { .. } | Self::TapPanels | Self::Winograd(_), _) => {
                 panic!("{self:?} of {shape:?} is not read back")
             }
             _ => packed,
@@ -105,9 +104,7 @@ impl Layout {
     /// Returns the layout of each of the matrices that this layout packs by themselves.
     pub fn of_layer(self) -> Self {
         match self {
-            Self::Panels(_) => Self::Panels(1),
-            Self::F16Panels(_) => Self::F16Panels(1),
-            Self::Int8Panels(_) => Self::Int8Panels(1),
+            Self::Panels { format, .. } => Self::Panels { layers: 1, format },
             whole => whole,
         }
     }
@@ -118,8 +115,8 @@ impl Layout {
     pub fn rows_together(self) -> Option<usize> {
         match self {
             Self::Rows | Self::Taps => Some(1),
-            Self::Panels(1) | Self::F16Panels(1) | Self::Int8Panels(1) | Self::Winograd(_) => Some(panels::PANEL),
-            Self::Panels(_) | Self::F16Panels(_) | Self::Int8Panels(_) | Self::DepthwiseTaps | Self::TapPanels => None,
+            Self::Panels { layers: 1, .. } | Self::Winograd(_) => Some(panels::PANEL),
+            Self::Panels { .. } | Self::DepthwiseTaps | Self::TapPanels => None,
         }
     }
 }

@@ -170,7 +170,7 @@ impl Kernel for Linear {
     fn operands(&self) -> Vec<Operand> {
         let mut operands = vec![
             self.prologue.x(&[self.rows], self.k),
-            Operand::weight("w", [self.all_cols(), self.k]).host(Layout::Panels(self.layers)),
+            Operand::weight("w", [self.all_cols(), self.k]).host(Layout::panels(self.layers)),
             Operand::read(names::BIAS, [self.all_cols()]).optional(self.bias),
             Operand::read(names::RESIDUAL, [self.rows, self.cols]).optional(self.residual),
         ];

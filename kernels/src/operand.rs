@@ -2,7 +2,7 @@
 
 use crate::kernel::{Shape, elements, padded};
 use crate::layout::Layout;
-use crate::panels;
+use crate::panels::Format;
 use crate::storage::{Storage, WeightType};
 use mobilediffusion_runtime::Binding;
 
@@ -103,14 +103,11 @@ impl Operand {
     /// weights in panels, which products read as they are. Weights that a convolution transforms or reads tap by tap
     /// lie in f32, with values that are rounded to the type.
     pub fn host_layout(&self, weights: WeightType) -> Layout {
-        match (self.host, self.dtype, weights) {
-            (Layout::Panels(layers), DType::Weight, WeightType::Int8) => Layout::Int8Panels(layers),
-            (Layout::Panels(layers), DType::Weight, WeightType::F16)
-                if panels::f16::takes(elements(&self.shape[1..])) =>
-            {
-                Layout::F16Panels(layers)
+        match (self.host, self.dtype) {
+            (Layout::Panels { layers, format: Format::Floats }, DType::Weight) => {
+                Layout::Panels { layers, format: Format::of(weights, elements(&self.shape[1..])) }
             }
-            (host, ..) => host,
+            (host, _) => host,
         }
     }
 

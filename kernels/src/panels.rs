@@ -21,6 +21,7 @@ mod tile;
 #[cfg(test)]
 mod tests;
 
+use crate::storage::WeightType;
 use rayon::prelude::*;
 use std::cell::RefCell;
 use std::ops::{Deref, DerefMut, Range};
@@ -181,14 +182,48 @@ pub(crate) fn pack_matrix(cols: usize, k: usize, data: &[f32]) -> Vec<f32> {
 }
 
 /// How the weights of a matrix are stored in its panels.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Format {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Format {
     /// One f32 per weight.
     Floats,
-    /// 16 bits per weight, see [`f16`].
+    /// 16 bits per weight, see `panels/f16.rs`.
     F16,
-    /// 8 bits per weight and an f32 scale per column, see [`int8`].
+    /// 8 bits per weight and an f32 scale per column, see `panels/int8.rs`.
     Int8,
+}
+
+impl Format {
+    /// Returns the format of columns of `k` weights on a CPU device that stores matrices of weights as `weights`.
+    pub(crate) fn of(weights: WeightType, k: usize) -> Self {
+        match weights {
+            WeightType::Int8 => Self::Int8,
+            WeightType::F16 if f16::takes(k) => Self::F16,
+            WeightType::F16 | WeightType::Floats => Self::Floats,
+        }
+    }
+
+    /// Returns whether packing rounds weights.
+    pub fn rounds(self) -> bool {
+        self != Self::Floats
+    }
+
+    /// Returns the number of f32 words that `cols` columns of `k` weights occupy.
+    pub(crate) fn packed_len(self, cols: usize, k: usize) -> usize {
+        match self {
+            Self::Floats => packed_len(cols, k),
+            Self::F16 => f16::packed_len(cols, k),
+            Self::Int8 => int8::packed_len(cols, k),
+        }
+    }
+
+    /// Packs a row-major matrix `[cols, k]` into panels, on all threads.
+    pub(crate) fn pack(self, cols: usize, k: usize, data: &[f32]) -> Vec<f32> {
+        match self {
+            Self::Floats => pack_matrix(cols, k, data),
+            Self::F16 => f16::pack_matrix(cols, k, data),
+            Self::Int8 => int8::pack_matrix(cols, k, data),
+        }
+    }
 }
 
 /// A matrix of weights `[cols, k]`, packed into panels.
@@ -226,23 +261,17 @@ enum Values<'a> {
 }
 
 impl<'a> Panels<'a> {
-    /// Wraps a weight operand of a kernel: panels of floats ([`Layout::Panels`](crate::Layout::Panels)) or, on a device
-    /// that stores weights so, of halves ([`Layout::F16Panels`](crate::Layout::F16Panels)) or of bytes
-    /// ([`Layout::Int8Panels`](crate::Layout::Int8Panels)).
+    /// Wraps a weight operand of a kernel, which lies in panels ([`Layout::Panels`](crate::Layout::Panels)).
     ///
-    /// The CPU form of a kernel is not told which of these an operand is, so the length decides. It is unambiguous:
+    /// The CPU form of a kernel is not told the format of an operand, so the length decides. It is unambiguous:
     /// `cols * k` floats and `cols + cols * k / 4` words are equally many only for a `k` of 4/3, and where the latter are
     /// as many as `cols * k / 2` halves, halves are [not used](f16::takes).
     ///
     /// # Panics
     /// If `words` has none of these lengths, which is a bug of the calling kernel.
     pub(crate) fn new(words: &'a [f32], cols: usize, k: usize) -> Self {
-        let format = match words.len() {
-            len if len == int8::packed_len(cols, k) => Format::Int8,
-            len if len == f16::packed_len(cols, k) => Format::F16,
-            _ => return Self::floats(words, cols, k),
-        };
-        Self { words, format, k, cols }
+        let narrow = [Format::Int8, Format::F16].into_iter().find(|narrow| words.len() == narrow.packed_len(cols, k));
+        narrow.map_or_else(|| Self::floats(words, cols, k), |format| Self { words, format, k, cols })
     }
 
     /// Wraps panels of floats.
@@ -264,20 +293,12 @@ impl<'a> Panels<'a> {
     fn panel(self, index: usize, next: usize) -> Panel<'a> {
         let first = index * PANEL;
         let width = PANEL.min(self.cols.next_multiple_of(STEP) - first);
+        let len = |cols: usize| self.format.packed_len(cols, self.k);
+        let panel = &self.words[index * len(PANEL)..][..len(width)];
         let values = match self.format {
-            Format::Int8 => {
-                let words = &self.words[index * int8::packed_len(PANEL, self.k)..];
-                Values::Narrow(Narrow::Int8(int8::Int8::new(&words[..int8::packed_len(width, self.k)], width)))
-            }
-            Format::F16 => {
-                let words = &self.words[index * f16::packed_len(PANEL, self.k)..];
-                Values::Narrow(Narrow::F16(f16::Halves::new(&words[..f16::packed_len(width, self.k)])))
-            }
-            Format::Floats => {
-                let next = (next * PANEL * self.k).min(self.words.len());
-                let panel = &self.words[first * self.k..][..width * self.k];
-                Values::Floats { panel, next: &self.words[next..] }
-            }
+            Format::Floats => Values::Floats { panel, next: &self.words[(next * len(PANEL)).min(self.words.len())..] },
+            Format::F16 => Values::Narrow(Narrow::F16(f16::Halves::new(panel))),
+            Format::Int8 => Values::Narrow(Narrow::Int8(int8::Int8::new(panel, width))),
         };
         Panel { values, width, cols: PANEL.min(self.cols - first), k: self.k }
     }

@@ -70,7 +70,7 @@ impl Kernel for SwishGlu {
     fn operands(&self) -> Vec<Operand> {
         let mut operands = vec![
             self.prologue.x(&[self.rows], self.k),
-            Operand::weight("w", [2 * self.cols, self.k]).host(Layout::Panels(1)),
+            Operand::weight("w", [2 * self.cols, self.k]).host(Layout::panels(1)),
             Operand::read("bias", [2 * self.cols]),
         ];
         operands.extend(self.prologue.operands(&[self.rows], self.k));

@@ -1,6 +1,7 @@
 //! Tests of weights on the CPU device.
 
 use super::*;
+use mobilediffusion_kernels::panels::Format;
 use rayon::prelude::*;
 
 #[test]
@@ -39,13 +40,13 @@ fn chunks_make_up_the_packed_weight() {
     for (shape, layout) in [
         (matrix, Layout::Rows),
         (taps.clone(), Layout::Taps),
-        (taps.clone(), Layout::Panels(1)),
-        (taps.clone(), Layout::F16Panels(1)),
-        (taps.clone(), Layout::Int8Panels(1)),
+        (taps.clone(), Layout::panels(1)),
+        (taps.clone(), Layout::Panels { layers: 1, format: Format::F16 }),
+        (taps.clone(), Layout::Panels { layers: 1, format: Format::Int8 }),
         (taps, Layout::Winograd(4)),
-        (vec![130, 80_000], Layout::Panels(1)),
-        (vec![130, 80_000], Layout::F16Panels(1)),
-        (vec![130, 80_000], Layout::Int8Panels(1)),
+        (vec![130, 80_000], Layout::panels(1)),
+        (vec![130, 80_000], Layout::Panels { layers: 1, format: Format::F16 }),
+        (vec![130, 80_000], Layout::Panels { layers: 1, format: Format::Int8 }),
     ] {
         assert!(chunks(&shape, layout).len() > 1, "{shape:?}");
         let own = if shape.len() == 4 { Layout::Taps } else { Layout::Rows };
@@ -60,7 +61,12 @@ fn chunks_make_up_the_packed_weight() {
     }
     // Three weights in one tensor, of which each is packed by itself.
     let (shape, three) = (vec![130, 80_000], vec![3 * 130, 80_000]);
-    for layout in [Layout::Rows, Layout::Panels(3), Layout::F16Panels(3), Layout::Int8Panels(3)] {
+    for layout in [
+        Layout::Rows,
+        Layout::panels(3),
+        Layout::Panels { layers: 3, format: Format::F16 },
+        Layout::Panels { layers: 3, format: Format::Int8 },
+    ] {
         let operand = Operand::weight("w", three.clone()).host(layout);
         let sources = ["a", "b", "c"].map(|name| WeightRows::whole(name.to_owned(), shape.clone()));
         let Ok(Resident::Cpu(got)) = weights.to_cpu(WeightType::Floats, &sources, &operand) else {
@@ -95,13 +101,14 @@ impl WeightLoader for InHalves {
 #[test]
 fn halves_are_kept_unless_other_values_are_asked_for() {
     let shape = vec![70, 32];
-    let operand = Operand::weight("w", shape.clone()).host(Layout::Panels(1));
+    let operand = Operand::weight("w", shape.clone()).host(Layout::panels(1));
     let values = InHalves.load("w", &shape).expect("it counts");
-    let (halves, int8) = (Layout::F16Panels(1), Storage::F32.with_weights(WeightType::Int8));
+    let (halves, int8) =
+        (Layout::Panels { layers: 1, format: Format::F16 }, Storage::F32.with_weights(WeightType::Int8));
     for (rounding, layout, expected) in [
         (Storage::F32, halves, values.clone()),
         (Storage::F16, halves, values.clone()),
-        (int8, Layout::Panels(1), int8.rounded(DType::Weight, &shape, values)),
+        (int8, Layout::panels(1), int8.rounded(DType::Weight, &shape, values)),
     ] {
         let weights = Weights::new(Device::CPU, Box::new(InHalves)).rounded(rounding);
         let got = weights.get(&[WeightRows::whole("w".to_owned(), shape.clone())], &operand);

@@ -358,7 +358,7 @@ mod tests {
             // Whole numbers stay exact on both ways, if they are not divided.
             let tolerance = if is_exact(&conv) { Tolerance::EXACT } else { conv.tolerance() };
             let mut want = vec![f32::NAN; n * oh * ow * co];
-            let panels = Layout::Panels(1).pack(&[co, ci, 3, 3], w.clone());
+            let panels = Layout::panels(1).pack(&[co, ci, 3, 3], w.clone());
             let w = layout(&conv).expect("it suits").pack(&[co, ci, 3, 3], w);
             let inputs = PrologueInputs { x: &x, norm: &scale, ..Default::default() };
             let x = conv.prologue.rows(n * h * conv.w, ci, inputs);

@@ -69,11 +69,11 @@ fn products_with_narrow_weights_equal_those_with_the_rounded_weights_bit_for_bit
             y
         };
         for narrow in [WeightType::F16, WeightType::Int8] {
-            let host = Operand::weight("w", [cols, k]).host(Layout::Panels(1)).host_layout(narrow);
+            let host = Operand::weight("w", [cols, k]).host(Layout::panels(1)).host_layout(narrow);
             let bytes = Storage::F32.with_weights(narrow);
             let rounded = bytes.rounded(DType::Weight, &[cols, k], weights.clone());
             assert!(cols == 1 || rounded != weights, "{host:?}: nothing was rounded");
-            let weights = if host == Layout::Panels(1) { &rounded } else { &weights };
+            let weights = if host == Layout::panels(1) { &rounded } else { &weights };
             let got = product(&host.pack(&[cols, k], weights.clone()));
             assert_eq!(got, product(&pack_matrix(cols, k, &rounded)), "{rows}x{k} by {k}x{cols}, {host:?}");
         }
