@@ -134,6 +134,7 @@ pub use row_moments::RowMoments;
 pub use slice::Slice;
 pub use storage::{FloatType, Storage, WeightType};
 pub use swish_glu::SwishGlu;
+pub use tile::Moments;
 pub use timestep_embedding::TimestepEmbedding;
 pub use upsample_nearest::UpsampleNearest;
 pub use variant::Variant;

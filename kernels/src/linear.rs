@@ -8,8 +8,8 @@
 //! | `residual` | `[rows, cols]` | absent without `residual` |
 //! | `x2`, `stats`, `norm_weight`, `norm_bias`, `norm` | | operands of the prologue |
 //! | `y` | `[rows, cols]` | written |
-//! | `moments` | `[ceil(rows / 64), 2, cols]` | f32, written: see `channel_moments`; absent without `moments` |
-//! | `row_moments` | `[rows, 2, ceil(cols / 32)]` | f32, written: see `row_moments`; absent without `row_moments` |
+//! | `moments` | `[ceil(rows / 64), 2, cols]` | f32, written: see `channel_moments`; absent without moments of channels |
+//! | `row_moments` | `[rows, 2, ceil(cols / 32)]` | f32, written: see `row_moments`; absent without moments of rows |
 //!
 //! The prologue joins, normalises and activates the input as it is read.
 //!
@@ -66,13 +66,10 @@ pub struct Linear {
     /// How `x` is read: joined with `x2`, normalised, as f32.
     #[serde(default, rename = "source")]
     pub prologue: Prologue,
-    /// Whether the moments of the channels of `y` are written too. The rows must be one image, or images of a multiple
+    /// Moments of `y` that are written too. For those of channels, the rows must be one image, or images of a multiple
     /// of 64 rows each.
     #[serde(default)]
-    pub moments: bool,
-    /// Whether the moments of the rows of `y` are written too. Cannot be combined with `moments`.
-    #[serde(default)]
-    pub row_moments: bool,
+    pub moments: Moments,
 }
 
 fn one() -> usize {
@@ -90,8 +87,7 @@ impl Default for Linear {
             activation: Activation::None,
             residual: false,
             prologue: Prologue::default(),
-            moments: false,
-            row_moments: false,
+            moments: Moments::None,
         }
     }
 }
@@ -123,8 +119,8 @@ impl Linear {
         constants.extend([
             (names::IN_PLACE, 0),
             ("STACKED", (self.layers > 1).into()),
-            ("HAS_MOMENTS", self.moments.into()),
-            ("HAS_ROW_MOMENTS", self.row_moments.into()),
+            ("HAS_MOMENTS", (self.moments == Moments::Channels).into()),
+            ("HAS_ROW_MOMENTS", (self.moments == Moments::Rows).into()),
             ("Y_F32", 0),
             ("ACTIVATION", self.activation.code()),
         ]);
@@ -152,14 +148,11 @@ impl Kernel for Linear {
     }
 
     fn refusal(&self) -> Option<&'static str> {
-        if self.moments && self.row_moments {
-            return Some("`moments` and `row_moments` exclude each other");
-        }
         if self.layers == 0 {
             return Some("`layers` must be at least one");
         }
-        if self.layers > 1 && (self.residual || self.moments || self.row_moments) {
-            return Some("several `layers` have neither `residual` nor `moments` nor `row_moments`");
+        if self.layers > 1 && (self.residual || self.moments != Moments::None) {
+            return Some("several `layers` have neither `residual` nor `moments`");
         }
         if self.layers > 1 && !self.cols.is_multiple_of(4) {
             return Some("`cols` of several `layers` must be a multiple of four");
@@ -176,14 +169,14 @@ impl Kernel for Linear {
         ];
         operands.extend(self.prologue.operands(&[self.rows], self.k));
         operands.push(Operand::write(names::Y, [self.layers * self.stored_rows(), self.cols]));
-        operands.push(channel_moments::operand(1, self.rows, self.cols).optional(self.moments));
-        operands.push(row_moments::operand(self.rows, self.cols).optional(self.row_moments));
+        let (of_channels, of_rows) = (self.moments == Moments::Channels, self.moments == Moments::Rows);
+        operands.push(channel_moments::operand(1, self.rows, self.cols).optional(of_channels));
+        operands.push(row_moments::operand(self.rows, self.cols).optional(of_rows));
         operands
     }
 
     fn variants(&self) -> Vec<Variant> {
-        let moments = if self.row_moments { Moments::Rows } else { Moments::of_channels(self.moments) };
-        tile::variants(tile::SINGLE, [self.rows, self.k, self.all_cols()], &self.prologue, moments)
+        tile::variants(tile::SINGLE, [self.rows, self.k, self.all_cols()], &self.prologue, self.moments)
     }
 
     fn program(&self, variant: &Variant) -> Program {
@@ -230,13 +223,16 @@ impl Kernel for Linear {
                 y[col / self.cols * layer_size + row * self.cols + col % self.cols] = sum;
             }
         }
-        let moments = if self.moments { channel_moments::reference(1, self.rows, self.cols, &y) } else { Vec::new() };
-        let of_rows = if self.row_moments { row_moments::reference(self.rows, self.cols, &y) } else { Vec::new() };
-        vec![y, moments, of_rows]
+        let (of_channels, of_rows) = match self.moments {
+            Moments::None => (Vec::new(), Vec::new()),
+            Moments::Channels => (channel_moments::reference(1, self.rows, self.cols, &y), Vec::new()),
+            Moments::Rows => (Vec::new(), row_moments::reference(self.rows, self.cols, &y)),
+        };
+        vec![y, of_channels, of_rows]
     }
 
     fn cpu(&self, inputs: &[&[f32]], outputs: &mut [&mut [f32]]) {
-        let (&[x, w, bias, residual, x2, stats, norm_weight, norm_bias, norm], [y, moments, of_rows]) =
+        let (&[x, w, bias, residual, x2, stats, norm_weight, norm_bias, norm], [y, of_channels, of_rows]) =
             (inputs, outputs)
         else {
             panic!("linear has twelve operands")
@@ -257,11 +253,10 @@ impl Kernel for Linear {
                 }
             }
         });
-        if self.moments {
-            channel_moments::write_all(1, self.rows, self.cols, y, moments);
-        }
-        if self.row_moments {
-            row_moments::write_all(self.cols, y, of_rows);
+        match self.moments {
+            Moments::None => {}
+            Moments::Channels => channel_moments::write_all(1, self.rows, self.cols, y, of_channels),
+            Moments::Rows => row_moments::write_all(self.cols, y, of_rows),
         }
     }
 
@@ -272,7 +267,7 @@ impl Kernel for Linear {
 
     fn with_epilogue(&self, op: &EpilogueOp) -> Option<Box<dyn Kernel>> {
         // Nothing changes an output whose moments are written, or that of several layers.
-        if self.moments || self.row_moments || self.layers > 1 {
+        if self.moments != Moments::None || self.layers > 1 {
             return None;
         }
         let changed = match *op {
@@ -280,9 +275,9 @@ impl Kernel for Linear {
                 Self { activation, ..self.clone() }
             }
             EpilogueOp::Moments { images } if tiles_fit(images, self.rows / images) => {
-                Self { moments: true, ..self.clone() }
+                Self { moments: Moments::Channels, ..self.clone() }
             }
-            EpilogueOp::RowMoments => Self { row_moments: true, ..self.clone() },
+            EpilogueOp::RowMoments => Self { moments: Moments::Rows, ..self.clone() },
             EpilogueOp::AddResidual if !self.residual => Self { residual: true, ..self.clone() },
             _ => return None,
         };

@@ -17,6 +17,7 @@ use crate::prologue::{Norm, Prologue};
 use crate::row_moments::BLOCK;
 use crate::variant::{MatrixUnit, Needs, Variant};
 use mobilediffusion_runtime::Caps;
+use serde::{Deserialize, Serialize};
 
 /// Number of positions that one entry of the moments covers, see `channel_moments`. Also the number of rows and columns
 /// of the tile of kernels that have only one.
@@ -59,12 +60,15 @@ enum Share {
 }
 
 /// Moments that a product writes of its output.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Moments {
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Moments {
+    /// No moments.
+    #[default]
     None,
-    /// Moments of channels, see `channel_moments`.
+    /// Moments of channels, see [`ChannelMoments`](crate::ChannelMoments).
     Channels,
-    /// Moments of rows, see `row_moments`.
+    /// Moments of rows, see [`RowMoments`](crate::RowMoments).
     Rows,
 }
 

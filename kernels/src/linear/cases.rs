@@ -4,7 +4,7 @@ use super::Linear;
 use crate::draw::Draw;
 use crate::kernel::{Activation, Case, Fill};
 use crate::prologue::{Norm, Prologue};
-use crate::tile::TILE;
+use crate::tile::{Moments, TILE};
 
 pub(super) fn cases() -> Vec<Case> {
     let plain = |rows, k, cols| Linear { rows, k, cols, ..Linear::default() };
@@ -44,14 +44,17 @@ pub(super) fn cases() -> Vec<Case> {
             ..full(12, 21, 64)
         }),
         // With moments: tiles of rows and columns that are not full.
-        Case::new(Linear { moments: true, ..full(63, 17, 65) }),
-        Case::new(Linear { moments: true, activation: Activation::Silu, ..full(193, 16, 6) }),
-        Case::new(Linear { moments: true, ..reading(full(128, 20, 67), 8, channels(2, Activation::Silu)) }),
+        Case::new(Linear { moments: Moments::Channels, ..full(63, 17, 65) }),
+        Case::new(Linear { moments: Moments::Channels, activation: Activation::Silu, ..full(193, 16, 6) }),
+        Case::new(Linear {
+            moments: Moments::Channels,
+            ..reading(full(128, 20, 67), 8, channels(2, Activation::Silu))
+        }),
         // With moments of rows: one block, several, and a last one that is not full; a padding of three, one and none.
-        Case::new(Linear { row_moments: true, ..full(65, 17, 31) }),
-        Case::new(Linear { row_moments: true, activation: Activation::Relu, ..full(18, 16, 195) })
+        Case::new(Linear { moments: Moments::Rows, ..full(65, 17, 31) }),
+        Case::new(Linear { moments: Moments::Rows, activation: Activation::Relu, ..full(18, 16, 195) })
             .fill("bias", Fill::Normal(30.0, 1.0)),
-        Case::new(Linear { row_moments: true, residual: false, ..reading(full(130, 140, 128), 0, Norm::LAYER) }),
+        Case::new(Linear { moments: Moments::Rows, residual: false, ..reading(full(130, 140, 128), 0, Norm::LAYER) }),
         // More rows than a block of the CPU form.
         Case::new(reading(full(257, 4097, 3), 0, Norm::LAYER)),
     ]);
@@ -146,11 +149,17 @@ pub(super) fn random(draw: &mut Draw<'_>) -> Case {
     let (activation, residual) = (draw.of(&Activation::ALL), draw.flip());
     let norms = [Norm::None, Norm::LAYER, Norm::Channels { images: 1, activation: Activation::Silu }];
     let prologue = Prologue::random(draw, k, &norms);
-    let moments = prologue.norm != Norm::LAYER && draw.flip();
     // With a LayerNorm, a residual and row moments it would bind more buffers than every device has.
-    let row_moments = !moments && (prologue.norm != Norm::LAYER || !residual) && draw.flip();
-    let exact = activation == Activation::None && prologue.norm == Norm::None && !moments && !row_moments;
-    let linear = Linear { rows, k, cols, bias, activation, residual, prologue, moments, row_moments, layers: 1 };
+    let by_rows = prologue.norm == Norm::LAYER;
+    let moments = if !by_rows && draw.flip() {
+        Moments::Channels
+    } else if !(by_rows && residual) && draw.flip() {
+        Moments::Rows
+    } else {
+        Moments::None
+    };
+    let exact = activation == Activation::None && prologue.norm == Norm::None && moments == Moments::None;
+    let linear = Linear { rows, k, cols, bias, activation, residual, prologue, moments, layers: 1 };
     let case = Case::new(linear);
     if exact && draw.flip() { case.integers() } else { case }
 }

@@ -1,7 +1,7 @@
 //! Tests of the judgement of outputs.
 
 use super::*;
-use crate::{Add, Linear};
+use crate::{Add, Linear, Moments};
 
 #[test]
 fn outputs_that_are_missing_are_a_failure() {
@@ -13,7 +13,7 @@ fn outputs_that_are_missing_are_a_failure() {
         assert!(verdict.failure.is_some(), "{outputs} outputs and {expected} expected ones pass");
         assert!(verdict.agreement.max_abs.is_nan(), "{outputs} outputs and {expected} expected ones agree");
     }
-    let linear = Linear { rows: 1, k: 1, cols: 1, moments: true, ..Linear::default() };
+    let linear = Linear { rows: 1, k: 1, cols: 1, moments: Moments::Channels, ..Linear::default() };
     let verdict = judge(&linear, &[vec![f32::NAN], vec![1.0]], &[vec![1.0], vec![1.0]], Tolerance::EXACT);
     assert!(verdict.agreement.max_abs.is_nan(), "the second output hides the NaN of the first");
 }

@@ -9,20 +9,20 @@ use crate::variant::{Machine, choose};
 use crate::{Conv2d, Linear};
 use mobilediffusion_runtime::Caps;
 
-fn taken(rows: usize, cols: usize, moments: bool) -> &'static str {
+fn taken(rows: usize, cols: usize, moments: Moments) -> &'static str {
     choose(&Linear { rows, k: 1024, cols, moments, ..Linear::default() }, &Machine::PORTABLE).name
 }
 
 #[test]
 fn the_shape_decides() {
-    assert_eq!(taken(65_536, 512, false), "128x128");
-    assert_eq!(taken(65_536, 64, false), "128x64", "half of the columns of the largest tile would be empty");
-    assert_eq!(taken(4096, 320, false), "64x64", "80 of the largest tiles leave a device idle");
-    assert_eq!(taken(256, 1024, false), "32x32/4");
-    assert_eq!(taken(256, 1024, true), "64x64 in 4", "moments are those of 64 rows");
-    assert_eq!(taken(262_144, 3, false), "128x16");
-    assert_eq!(taken(1, 1280, false), "2x16/64");
-    assert_eq!(taken(77, 1024, false), "32x32/4");
+    assert_eq!(taken(65_536, 512, Moments::None), "128x128");
+    assert_eq!(taken(65_536, 64, Moments::None), "128x64", "half of the columns of the largest tile would be empty");
+    assert_eq!(taken(4096, 320, Moments::None), "64x64", "80 of the largest tiles leave a device idle");
+    assert_eq!(taken(256, 1024, Moments::None), "32x32/4");
+    assert_eq!(taken(256, 1024, Moments::Channels), "64x64 in 4", "moments are those of 64 rows");
+    assert_eq!(taken(262_144, 3, Moments::None), "128x16");
+    assert_eq!(taken(1, 1280, Moments::None), "2x16/64");
+    assert_eq!(taken(77, 1024, Moments::None), "32x32/4");
 }
 
 #[test]
@@ -76,7 +76,7 @@ fn wide_products_take_tiles_that_devices_accept() {
         let chosen = choose(&wide, &Machine { busy_groups, ..Machine::PORTABLE });
         assert_ne!(chosen.name, "2x16/64", "65,537 workgroups along x");
     }
-    for kernel in [wide.clone(), Linear { row_moments: true, ..wide.clone() }, Linear { cols: 1 << 20, ..wide }] {
+    for kernel in [wide.clone(), Linear { moments: Moments::Rows, ..wide.clone() }, Linear { cols: 1 << 20, ..wide }] {
         for variant in kernel.variants() {
             for stage in kernel.stages(&variant) {
                 let grid = stage.program.grid;
@@ -111,7 +111,7 @@ fn subgroups_cover_the_tile() {
 fn convolutions_choose_alike() {
     let conv =
         Conv2d { n: 1, h: 16, w: 16, ci: 1024, co: 1024, kernel: 1, stride: 1, upsample: 1, ..Conv2d::default() };
-    assert_eq!(choose(&conv, &Machine::PORTABLE).name, taken(256, 1024, false));
+    assert_eq!(choose(&conv, &Machine::PORTABLE).name, taken(256, 1024, Moments::None));
 }
 
 #[test]
