@@ -1,8 +1,8 @@
 //! Synthetic weights and a graph that tests of plans share.
 
 use mobilediffusion_graph::{Graph, WeightLoader};
-use mobilediffusion_kernels::check::Random;
 use mobilediffusion_kernels::kernel::elements;
+use mobilediffusion_kernels::random::Random;
 use mobilediffusion_model::ModelConfig;
 use mobilediffusion_model::config::Sampler;
 use mobilediffusion_model::networks::{Shape, denoise_graph};

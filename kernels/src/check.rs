@@ -1,45 +1,10 @@
 //! Test data and comparison: values that fill operands, expected results, and the check against a tolerance.
 
 use crate::kernel::{Access, Case, DType, Fill, Operand, Tolerance};
+use crate::random::Random;
 use std::fmt;
 
 pub use mobilediffusion_runtime::POISON;
-
-/// Seeded pseudo-random generator (SplitMix64). Its numbers are the same on every platform.
-#[derive(Clone, Debug)]
-pub struct Random(u64);
-
-impl Random {
-    /// Makes a generator. Equal seeds give equal sequences.
-    pub fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    /// Returns the next 64 random bits.
-    pub fn bits(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-
-    /// Returns a number that is uniform in `[0, 1)`.
-    pub fn uniform(&mut self) -> f64 {
-        (self.bits() >> 11) as f64 / (1_u64 << 53) as f64
-    }
-
-    /// Returns a number that is uniform in `0..bound`.
-    pub fn below(&mut self, bound: u32) -> u32 {
-        (self.uniform() * f64::from(bound)) as u32
-    }
-
-    /// Returns an approximately normally distributed number: the sum of twelve uniform numbers, minus six. Its absolute
-    /// value is at most six.
-    pub fn normal(&mut self) -> f32 {
-        ((0..12).map(|_| self.uniform()).sum::<f64>() - 6.0) as f32
-    }
-}
 
 /// Returns random values for one operand, dense and in PyTorch's orientation. u32 operands hold the bits of their
 /// integers.

@@ -67,6 +67,7 @@ pub mod fold;
 pub mod kernel;
 pub mod names;
 pub mod panels;
+pub mod random;
 pub mod runner;
 pub mod sample;
 pub mod storage;

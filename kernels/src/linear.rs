@@ -8,8 +8,8 @@
 //! | `residual` | `[rows, cols]` | absent without `residual` |
 //! | `x2`, `stats`, `norm_weight`, `norm_bias`, `norm` | | operands of the prologue |
 //! | `y` | `[rows, cols]` | written |
-//! | `moments` | `[ceil(rows / 64), 2, cols]` | f32, written: see `channel_moments`; absent without moments of channels |
-//! | `row_moments` | `[rows, 2, ceil(cols / 32)]` | f32, written: see `row_moments`; absent without moments of rows |
+//! | `moments` | `[ceil(rows / 64), 2, cols]` | f32, written with moments of channels: see `channel_moments` |
+//! | `row_moments` | `[rows, 2, ceil(cols / 32)]` | f32, written with moments of rows: see `row_moments` |
 //!
 //! The prologue joins, normalises and activates the input as it is read.
 //!

@@ -72,8 +72,8 @@ impl Norm {
 /// Number of operands that a prologue may add to its kernel.
 pub(crate) const OPERANDS: usize = 5;
 
-/// Values of the operands that a prologue reads: `x` and those of [`Prologue::operands`]. Operands that are left out are
-/// empty.
+/// Values of the operands that a prologue reads: `x` and those of [`Prologue::operands`]. They are empty for operands
+/// that are left out.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PrologueInputs<'a, T> {
     pub(crate) x: &'a [T],
@@ -332,8 +332,8 @@ impl<'a> Rows<'a> {
         }
     }
 
-    /// Calls `then` as [`in_blocks`](Self::in_blocks) does, for a product with weights that every block reads again: with
-    /// all rows at once if the prologue does not change them, otherwise with blocks that make up for it.
+    /// Calls `then` as [`in_blocks`](Self::in_blocks) does, for a product with weights that every block reads again:
+    /// with all rows at once if the prologue does not change them, otherwise with blocks that make up for it.
     pub(crate) fn in_large_blocks(&self, then: impl FnMut(usize, &[f32])) {
         // 4 MiB of scratch memory.
         const VALUES: usize = 1 << 20;

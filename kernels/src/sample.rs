@@ -1,9 +1,10 @@
 //! Problems prepared for timing: sizes as text, and operands that are cheap to make at the model's sizes.
 
 use crate::WeightType;
-use crate::check::{self, Random};
+use crate::check;
 use crate::kernel::{Access, Case, Kernel, Operand};
 use crate::panels::Aligned;
+use crate::random::Random;
 use serde_json::Value;
 
 /// Returns the sizes of a problem as one short text. Sizes that are zero, `false`, `none` or null are left out.

@@ -7,7 +7,8 @@
 
 use super::Lifetime;
 use super::arenas::Alias;
-use super::pack::{Random, columns};
+use super::pack::columns;
+use mobilediffusion_kernels::random::Random;
 use std::ops::Range;
 
 /// Numbers of arenas to try. A step that adds two tensors of different arenas needs at least three.
@@ -121,7 +122,7 @@ impl<'a> Problem<'a> {
             let last = order.len() - 1;
             for place in 0..=last {
                 if random.uniform() < 0.2 {
-                    order.swap(place, last.min(place + random.below(20)));
+                    order.swap(place, last.min(place + random.index(20)));
                 }
             }
         }
@@ -135,7 +136,7 @@ impl<'a> Problem<'a> {
         let mut chain = Chain::new(self.sizes.len());
         for step in 0..MOVES {
             let tensor = if step % 2 == 0 { self.any(random) } else { self.at_a_peak(&now, random) };
-            let (from, to) = (now.arena[tensor], random.below(now.loads.len()));
+            let (from, to) = (now.arena[tensor], random.index(now.loads.len()));
             if from == to {
                 continue;
             }
@@ -162,10 +163,10 @@ impl<'a> Problem<'a> {
 
     /// Draws one of the tensors that are alive at the peak of an arena: unless one of those moves, the peak stays.
     fn at_a_peak(&self, now: &Colouring, random: &mut Random) -> usize {
-        let arena = random.below(now.loads.len());
+        let arena = random.index(now.loads.len());
         let alive = &self.alive[now.peaks[arena].1];
         let here = || alive.iter().copied().filter(|&tensor| now.arena[tensor] == arena);
-        here().nth(random.below(here().count().max(1))).unwrap_or_else(|| self.any(random))
+        here().nth(random.index(here().count().max(1))).unwrap_or_else(|| self.any(random))
     }
 
     /// Assigns tensors in the given order, each to the arena whose peak grows least; ties go to the arena with the
@@ -346,7 +347,7 @@ mod tests {
         let mut now = problem.beginnings(3, &mut random).swap_remove(0);
         let mut chain = Chain::new(lifetimes.len());
         for step in 0..500 {
-            let (tensor, to) = (problem.any(&mut random), random.below(3));
+            let (tensor, to) = (problem.any(&mut random), random.index(3));
             let from = now.arena[tensor];
             if from != to {
                 chain.follow(&problem, &now, [tensor], (from, to));

@@ -7,6 +7,7 @@
 //! state: the same lifetimes always get the same offsets.
 
 use super::{Lifetime, lower_bound};
+use mobilediffusion_kernels::random::Random;
 use std::ops::Range;
 
 /// Placement of tensors in one arena.
@@ -202,28 +203,5 @@ impl Strip {
         preference.urgency * share(w.low + w.pending) - preference.low * share(w.low)
             + preference.size * share(self.sizes[w.tensor])
             + preference.length * length
-    }
-}
-
-/// SplitMix64 generator, which the project uses wherever all platforms have to draw the same numbers.
-pub(super) struct Random(u64);
-
-impl Random {
-    pub(super) fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    /// Draws an integer below `bound`.
-    pub(super) fn below(&mut self, bound: usize) -> usize {
-        ((self.uniform() * bound as f64) as usize).min(bound - 1)
-    }
-
-    /// Draws a number uniformly from [0, 1).
-    pub(super) fn uniform(&mut self) -> f64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        ((z ^ (z >> 31)) >> 11) as f64 / (1_u64 << 53) as f64
     }
 }

@@ -321,6 +321,7 @@ mod tests {
     use crate::kernel::{Activation, Fill, Kernel, Tolerance};
     use crate::panels::Panels;
     use crate::prologue::{Norm, Prologue, PrologueInputs};
+    use crate::random::Random;
 
     #[test]
     fn every_block_gives_what_the_definition_gives() {
@@ -342,7 +343,7 @@ mod tests {
                 upsample,
                 ..plain(n, h, w, ci, co)
             };
-            let mut random = check::Random::new(1);
+            let mut random = Random::new(1);
             let operands = conv.operands();
             let whole = operands.iter().take(7).map(|o| check::fill(o, Fill::Integers, &mut random));
             let [x, w, bias, shift, residual, _, scale] =

@@ -3,9 +3,9 @@
 use super::product::{Shared, Target};
 use super::tile::{PanelPart, Strip};
 use super::*;
-use crate::check::Random;
 use crate::cpu::{Epilogue, Threads};
 use crate::kernel::Activation;
+use crate::random::Random;
 use crate::{DType, Layout, Operand, Storage, WeightType};
 
 /// Whole numbers, whose f32 sums are exact in every order of addition.

@@ -83,8 +83,8 @@ pub(super) fn decode(shape: &[usize], bytes: &[u8]) -> Vec<f32> {
 
 #[cfg(test)]
 mod tests {
-    use crate::check::Random;
     use crate::kernel::{Kernel, bytes_moved};
+    use crate::random::Random;
     use crate::{Add, DType, Linear, Storage};
 
     const INT8: Storage = Storage { floats: crate::FloatType::F32, weights: crate::WeightType::Int8 };

@@ -2,7 +2,7 @@
 
 use crate::noise::Noise;
 use mobilediffusion_graph::WeightLoader;
-use mobilediffusion_kernels::check::Random;
+use mobilediffusion_kernels::random::Random;
 use rayon::prelude::*;
 use std::error::Error;
 use std::ops::Range;
