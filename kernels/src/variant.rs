@@ -39,7 +39,7 @@ impl MatrixUnit {
 
     /// Returns whether a device has this unit. No other code checks this; where it returns `false`, kernels run a
     /// variant without matrix units.
-    pub fn met_by(&self, caps: &Caps) -> bool {
+    pub(crate) fn met_by(&self, caps: &Caps) -> bool {
         let product = MatrixShape::square(self.edge, MatrixType::F16, MatrixType::F32);
         caps.shader_f16 && caps.subgroup_size == Some(self.subgroup) && caps.matrices.contains(&product)
     }
@@ -50,7 +50,7 @@ impl Needs {
     pub const PORTABLE: Self = Self { invocations: 256, workgroup_bytes: 16 << 10, matrix: None };
 
     /// Returns whether a device meets these needs for tensors stored as `storage`.
-    pub fn met_by(&self, caps: &Caps, storage: Storage) -> bool {
+    pub(crate) fn met_by(&self, caps: &Caps, storage: Storage) -> bool {
         self.invocations <= caps.max_invocations
             && self.workgroup_bytes <= caps.max_workgroup_bytes
             && self.matrix.is_none_or(|matrix| storage.floats == FloatType::F16 && matrix.met_by(caps))

@@ -94,6 +94,19 @@ impl Way {
     }
 }
 
+/// Returns the way with vectors of eight lanes, if the processor has them.
+#[cfg(target_arch = "x86_64")]
+fn avx2() -> Option<Way> {
+    let avx2 = pulp::x86::V3::try_new()?;
+    Some(Way::new("AVX2", |_| STEP, move |strip| pulp::Simd::vectorize(avx2, strip)))
+}
+
+/// Returns nothing, because other processors have no such vectors.
+#[cfg(not(target_arch = "x86_64"))]
+fn avx2() -> Option<Way> {
+    None
+}
+
 #[test]
 fn every_kind_of_vectors_gives_the_same_result() {
     let (rows, k) = (9, 23);
@@ -106,16 +119,12 @@ fn every_kind_of_vectors_gives_the_same_result() {
             (0..cols * k).for_each(|i| panel[at(i / k, i % k)] = weights[i]);
             panel
         };
-        let mut ways: Vec<Way> = vec![
+        let ways = [
             Way::new("the processor's widest", grain, |strip| pulp::Arch::new().dispatch(strip)),
             Way::new("no vectors", |_| STEP, |strip| pulp::WithSimd::with_simd(strip, pulp::Scalar)),
             Way::new("four lanes", |_| STEP, |strip| pulp::WithSimd::with_simd(strip, pulp::Scalar128b)),
         ];
-        #[cfg(target_arch = "x86_64")]
-        if let Some(avx2) = pulp::x86::V3::try_new() {
-            ways.push(Way::new("AVX2", |_| STEP, move |strip| pulp::Simd::vectorize(avx2, strip)));
-        }
-        for Way { name, grain, run } in &ways {
+        for Way { name, grain, run } in ways.into_iter().chain(avx2()) {
             let grain = grain(width);
             let panel = panel_of(grain);
             // Every row of `y` has a gap behind it that no strip may write. The second pass adds to the first.
