@@ -16,13 +16,13 @@ struct Params {
 @group(0) @binding(1) var<storage, read> x: array<Pack>; // [rows, c]
 @group(0) @binding(2) var<storage, read_write> y: array<Pack>; // [rows, c]
 
-@compute @workgroup_size(64)
+@compute @workgroup_size(GROUP)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) thread: u32,
 ) {
-    let at = flat_group(group, groups) * 64u + thread;
+    let at = flat_invocation(group, groups, thread);
     if at >= params.vec4s { return; }
     let v = activate(params.activation, params.scale * load4(x[at]));
     // The padding of a row has to remain +0, and a negative scale would turn it into -0.

@@ -29,13 +29,13 @@ fn channel(row: u32, c: u32) -> f32 {
     return 0.0;
 }
 
-@compute @workgroup_size(64)
+@compute @workgroup_size(GROUP)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) thread: u32,
 ) {
-    let at = flat_group(group, groups) * 64u + thread;
+    let at = flat_invocation(group, groups, thread);
     if at >= params.vec4s { return; }
     let row = at / params.y4;
     let c4 = at % params.y4;

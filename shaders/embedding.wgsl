@@ -25,13 +25,13 @@ fn token_at(id: u32, c4: u32) -> vec4<f32> {
     return load4(token[id * params.c4 + c4]);
 }
 
-@compute @workgroup_size(64)
+@compute @workgroup_size(GROUP)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) thread: u32,
 ) {
-    let at = flat_group(group, groups) * 64u + thread;
+    let at = flat_invocation(group, groups, thread);
     if at >= params.vec4s { return; }
     let row = at / params.c4;
     let c4 = at % params.c4;

@@ -14,13 +14,13 @@ struct Params {
 @group(0) @binding(1) var<storage, read> x: array<Pack>; // [n, h, w, 3]
 @group(0) @binding(2) var<storage, read_write> y: array<u32>; // [n, h, w]
 
-@compute @workgroup_size(64)
+@compute @workgroup_size(GROUP)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) thread: u32,
 ) {
-    let at = flat_group(group, groups) * 64u + thread;
+    let at = flat_invocation(group, groups, thread);
     if at >= params.pixels { return; }
     let color = load4(x[at]).xyz;
     // Compared by bits, because compilers may assume that no float is NaN. Those of 65504 are the smallest of a value

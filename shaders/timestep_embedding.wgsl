@@ -40,13 +40,13 @@ fn sine(angle: f32, turns: i32) -> f32 {
     return select(value, -value, (quarter & 2) == 2);
 }
 
-@compute @workgroup_size(64)
+@compute @workgroup_size(GROUP)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) thread: u32,
 ) {
-    let at = flat_group(group, groups) * 64u + thread;
+    let at = flat_invocation(group, groups, thread);
     if at >= params.vec4s { return; }
     let row = at / params.dim4;
     let step = t[row / 4u][row % 4u];

@@ -15,14 +15,11 @@ use crate::cpu::{activate_all, rows_per_task, with_simd};
 use crate::draw::Draw;
 use crate::fold::{EpilogueOffer, EpilogueOp};
 use crate::kernel::{
-    Activation, Case, Cost, Family, Fill, Kernel, Operand, Param, Program, Tolerance, folded_grid, parse,
+    Activation, Case, Cost, Family, Fill, GROUP, Kernel, Operand, Param, Program, Tolerance, grid_of, parse,
 };
 use crate::variant::Variant;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-
-/// Invocations per workgroup.
-const GROUP: usize = 64;
 
 /// Scaling and activation of every element of a tensor.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -70,7 +67,7 @@ impl Kernel for Activate {
                 Param::U("activation", self.activation.code()),
                 Param::F("scale", self.scale),
             ],
-            grid: folded_grid(vec4s.div_ceil(GROUP)),
+            grid: grid_of(vec4s),
         }
     }
 

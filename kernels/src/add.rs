@@ -12,14 +12,11 @@
 use crate::cpu::rows_per_task;
 use crate::draw::Draw;
 use crate::fold::{EpilogueOffer, EpilogueOp};
-use crate::kernel::{Case, Cost, Family, Kernel, Operand, Param, Program, Tolerance, folded_grid, parse};
+use crate::kernel::{Case, Cost, Family, GROUP, Kernel, Operand, Param, Program, Tolerance, grid_of, parse};
 use crate::names;
 use crate::variant::Variant;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-
-/// Invocations per workgroup.
-const GROUP: usize = 64;
 
 /// Sum of two tensors of the same shape.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,7 +51,7 @@ impl Kernel for Add {
             wgsl: include_str!("../../shaders/add.wgsl"),
             constants: vec![],
             params: vec![Param::size("vec4s", vec4s)],
-            grid: folded_grid(vec4s.div_ceil(GROUP)),
+            grid: grid_of(vec4s),
         }
     }
 

@@ -13,13 +13,12 @@
 use crate::cpu::rows_per_task;
 use crate::draw::Draw;
 use crate::fold::{PrologueOffer, PrologueOp};
-use crate::kernel::{Case, Cost, DType, Family, Fill, Kernel, Operand, Param, Program, Tolerance, folded_grid, parse};
+use crate::kernel::{
+    Case, Cost, DType, Family, Fill, GROUP, Kernel, Operand, Param, Program, Tolerance, grid_of, parse,
+};
 use crate::variant::Variant;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-
-/// Invocations per workgroup.
-const GROUP: usize = 64;
 
 /// Conversion of an f32 tensor to the stored type of floats.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,7 +60,7 @@ impl Kernel for Cast {
             wgsl: include_str!("../../shaders/cast.wgsl"),
             constants: vec![],
             params: vec![Param::size("vec4s", vec4s)],
-            grid: folded_grid(vec4s.div_ceil(GROUP)),
+            grid: grid_of(vec4s),
         }
     }
 

@@ -15,14 +15,11 @@
 use crate::cpu::rows_per_task;
 use crate::draw::Draw;
 use crate::fold::{OperandSource, PrologueOffer, PrologueOp};
-use crate::kernel::{Case, Cost, Family, Kernel, Operand, Param, Program, Tolerance, folded_grid, parse};
+use crate::kernel::{Case, Cost, Family, GROUP, Kernel, Operand, Param, Program, Tolerance, grid_of, parse};
 use crate::names;
 use crate::variant::Variant;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-
-/// Invocations per workgroup.
-const GROUP: usize = 64;
 
 /// Concatenation of two tensors along their channels.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,7 +75,7 @@ impl Kernel for Concat {
                 Param::size("a_channels", self.a_channels),
                 Param::size("b_channels", self.b_channels),
             ],
-            grid: folded_grid(vec4s.div_ceil(GROUP)),
+            grid: grid_of(vec4s),
         }
     }
 

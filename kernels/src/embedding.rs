@@ -16,13 +16,10 @@
 
 use crate::draw::Draw;
 use crate::kernel::{
-    Case, Cost, DType, Family, Fill, Kernel, Operand, Param, Program, Tolerance, elements, folded_grid, parse,
+    Case, Cost, DType, Family, Fill, GROUP, Kernel, Operand, Param, Program, Tolerance, elements, grid_of, parse,
 };
 use crate::variant::Variant;
 use serde::{Deserialize, Serialize};
-
-/// Invocations per workgroup.
-const GROUP: usize = 64;
 
 /// Embedding of `n` texts of `l` tokens each.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,7 +85,7 @@ impl Kernel for Embedding {
                 Param::size("last_id", self.vocab - 1),
                 Param::size("first_rows", self.vocab - self.rest),
             ],
-            grid: folded_grid(vec4s.div_ceil(GROUP)),
+            grid: grid_of(vec4s),
         }
     }
 

@@ -15,13 +15,10 @@
 //! * CPU: tasks of 8192 pixels.
 
 use crate::draw::Draw;
-use crate::kernel::{Case, Cost, DType, Family, Fill, Kernel, Operand, Param, Program, Tolerance, folded_grid, parse};
+use crate::kernel::{Case, Cost, DType, Family, Fill, Kernel, Operand, Param, Program, Tolerance, grid_of, parse};
 use crate::variant::Variant;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-
-/// Invocations per workgroup.
-const GROUP: usize = 64;
 
 /// Magnitude from which a value counts as not finite: the largest of f16.
 const NOT_FINITE: f32 = 65_504.0;
@@ -75,7 +72,7 @@ impl Kernel for Rgba8 {
             wgsl: include_str!("../../shaders/latent_to_rgba8.wgsl"),
             constants: vec![],
             params: vec![Param::size("pixels", self.pixels())],
-            grid: folded_grid(self.pixels().div_ceil(GROUP)),
+            grid: grid_of(self.pixels()),
         }
     }
 

@@ -11,13 +11,10 @@
 
 use crate::cpu::rows_per_task;
 use crate::draw::Draw;
-use crate::kernel::{Case, Cost, Family, Kernel, Operand, Param, Program, Tolerance, folded_grid, parse};
+use crate::kernel::{Case, Cost, Family, GROUP, Kernel, Operand, Param, Program, Tolerance, grid_of, parse};
 use crate::variant::Variant;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-
-/// Invocations per workgroup.
-const GROUP: usize = 64;
 
 /// A range of the channels of a tensor, scaled.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -75,7 +72,7 @@ impl Kernel for Slice {
                 Param::size("c", self.c),
                 Param::F("scale", self.scale),
             ],
-            grid: folded_grid(vec4s.div_ceil(GROUP)),
+            grid: grid_of(vec4s),
         }
     }
 

@@ -14,12 +14,11 @@
 //! * CPU: one thread, with the standard library's `sin_cos`.
 
 use crate::draw::Draw;
-use crate::kernel::{Case, Cost, DType, Family, Fill, Kernel, Operand, Param, Program, Tolerance, folded_grid, parse};
+use crate::kernel::{
+    Case, Cost, DType, Family, Fill, GROUP, Kernel, Operand, Param, Program, Tolerance, grid_of, parse,
+};
 use crate::variant::Variant;
 use serde::{Deserialize, Serialize};
-
-/// Invocations per workgroup.
-const GROUP: usize = 64;
 
 /// Sinusoidal embedding of `n` timesteps.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,7 +76,7 @@ impl Kernel for TimestepEmbedding {
                 Param::size("dim4", dim4),
                 Param::size("half", self.dim / 2),
             ],
-            grid: folded_grid((self.n * dim4).div_ceil(GROUP)),
+            grid: grid_of(self.n * dim4),
         }
     }
 

@@ -12,13 +12,10 @@
 
 use crate::draw::Draw;
 use crate::fold::{PrologueOffer, PrologueOp};
-use crate::kernel::{Case, Cost, Family, Kernel, Operand, Param, Program, Tolerance, elements, folded_grid, parse};
+use crate::kernel::{Case, Cost, Family, Kernel, Operand, Param, Program, Tolerance, elements, grid_of, parse};
 use crate::variant::Variant;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-
-/// Invocations per workgroup.
-const GROUP: usize = 64;
 
 /// Nearest-neighbour upsampling of a feature map by two.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,7 +60,7 @@ impl Kernel for UpsampleNearest {
             wgsl: include_str!("../../shaders/upsample_nearest.wgsl"),
             constants: vec![],
             params: vec![Param::size("vec4s", vec4s), Param::size("w", self.w), Param::size("c4", c4)],
-            grid: folded_grid(vec4s.div_ceil(GROUP)),
+            grid: grid_of(vec4s),
         }
     }
 

@@ -38,3 +38,15 @@ pub fn compose(program: &Program, storage: Storage) -> Result<String, ComposeErr
     let prelude = if by_matrices { "enable wgpu_cooperative_matrix;\n" } else { "" }.to_owned() + &storage.prelude();
     shader::compose(&Compose { prelude: &prelude, constants: &program.constants, body: program.wgsl, common: COMMON })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::GROUP;
+
+    #[test]
+    fn shaders_and_grids_agree_on_the_size_of_a_group() {
+        let (_, grid) = COMMON.iter().find(|(name, _)| *name == "grid").expect("it is shared");
+        assert!(grid.contains(&format!("const GROUP = {GROUP}u;")), "{grid}");
+    }
+}
