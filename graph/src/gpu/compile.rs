@@ -1,12 +1,12 @@
-//! Compilation of the pipelines of all steps, by several threads, while the first steps are already being bound.
+//! Compilation of the pipelines of all stages, by several threads, while the first stages are already being bound.
 
 use crate::error::GraphError;
 use crate::record::Recording;
 use mobilediffusion_kernels::{Stage, Storage, wgsl};
 use mobilediffusion_runtime::{Binding, Gpu, Pipeline, RuntimeError};
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, mpsc};
 use std::thread;
 
 /// WGSL module to compile.
@@ -16,8 +16,15 @@ struct Module {
     bindings: Vec<Binding>,
 }
 
-/// Compiles the pipelines of all stages, each distinct module once, and passes them to `bind` with the number of the
-/// stage, in order. The first stage that fails ends the work, independently of the order in which the threads finish.
+impl Module {
+    /// Returns the module's pipeline: compiles it, waits for the thread that does, or finds it compiled.
+    fn pipeline(&self, gpu: &Gpu) -> Result<Arc<Pipeline>, RuntimeError> {
+        gpu.pipeline(self.kernel, &self.text, &self.bindings)
+    }
+}
+
+/// Passes the pipelines of all stages to `bind` with the number of the stage, in order, while other threads compile
+/// those of later stages. The first stage that fails ends the work.
 ///
 /// # Errors
 /// If a module does not compile, or `bind` fails; the error is that of the first such stage.
@@ -27,99 +34,85 @@ pub(super) fn each_stage(
     (recording, stages): (&Recording, &[(usize, Stage)]),
     mut bind: impl FnMut(usize, &Arc<Pipeline>) -> Result<(), GraphError>,
 ) -> Result<(), GraphError> {
-    let (modules, module_of) = modules((recording, stages), storage)?;
-    let (next, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let modules = Modules::new((recording, stages), storage)?;
+    let stop = AtomicBool::new(false);
     thread::scope(|scope| {
-        let (send, receive) = mpsc::channel();
-        let (next, stop, all) = (&next, &stop, &modules);
-        on_threads(scope, all, move || {
-            while let Some((number, module)) = take(next, all).filter(|_| !stop.load(Ordering::Relaxed)) {
-                let made = gpu.pipeline(module.kernel, &module.text, &module.bindings);
-                // The receiver is gone once a stage has failed.
-                let _ = send.send((number, made));
+        modules.compile(scope, gpu, &stop);
+        // By number, since looking one up by its text takes time.
+        let mut made: Vec<Arc<Pipeline>> = Vec::with_capacity(modules.all.len());
+        let mut one = |(stage, &module): (usize, &usize)| {
+            // Modules are numbered in order of first use.
+            if module == made.len() {
+                let (step, _) = stages[stage];
+                made.push(modules.all[module].pipeline(gpu).map_err(GraphError::at(&recording.nodes[step].path))?);
             }
-        });
-        let mut made: Vec<Option<Result<Arc<Pipeline>, RuntimeError>>> = modules.iter().map(|_| None).collect();
-        let mut one = |stage: usize| {
-            let (module, (step, _)) = (module_of[stage], &stages[stage]);
-            while made[module].is_none() {
-                let (number, result) = receive.recv().expect("every module is compiled by one of the threads");
-                made[number] = Some(result);
-            }
-            let at = GraphError::at(&recording.nodes[*step].path);
-            let pipeline = made[module].clone().expect("the loop above has received it").map_err(at)?;
-            bind(stage, &pipeline)
+            bind(stage, &made[module])
         };
-        let done = (0..stages.len()).try_for_each(&mut one);
+        let done = modules.of_stage.iter().enumerate().try_for_each(&mut one);
         stop.store(true, Ordering::Relaxed);
         done
     })
 }
 
 /// Compiles the pipelines of all stages until `stop` is set, and leaves errors to [`each_stage`].
-pub(super) fn ahead(
-    gpu: &Gpu,
-    storage: Storage,
-    (recording, stages): (&Recording, &[(usize, Stage)]),
-    stop: &AtomicBool,
-) {
-    let Ok((modules, _)) = modules((recording, stages), storage) else { return };
-    let next = AtomicUsize::new(0);
-    thread::scope(|scope| {
-        on_threads(scope, &modules, || {
-            while let Some((_, module)) = take(&next, &modules).filter(|_| !stop.load(Ordering::Relaxed)) {
-                let _ = gpu.pipeline(module.kernel, &module.text, &module.bindings);
+pub(super) fn ahead(gpu: &Gpu, storage: Storage, of: (&Recording, &[(usize, Stage)]), stop: &AtomicBool) {
+    if let Ok(modules) = Modules::new(of, storage) {
+        thread::scope(|scope| modules.compile(scope, gpu, stop));
+    }
+}
+
+/// Modules of a recording, as a queue for the threads that compile them.
+struct Modules {
+    /// Modules in order of first use.
+    all: Vec<Module>,
+    /// Index of each stage's module.
+    of_stage: Vec<usize>,
+    /// Number of modules that threads have begun to compile.
+    begun: AtomicUsize,
+}
+
+impl Modules {
+    /// Composes all modules.
+    fn new((recording, stages): (&Recording, &[(usize, Stage)]), storage: Storage) -> Result<Self, GraphError> {
+        let (mut all, mut of_stage) = (Vec::new(), Vec::with_capacity(stages.len()));
+        // Most stages share template, constants and bindings with one before them, and thus the module.
+        let mut composed: HashMap<_, usize> = HashMap::new();
+        for (step, stage) in stages {
+            let bindings = stage.bindings();
+            let key = (stage.program.wgsl.as_ptr(), &stage.program.constants, bindings.clone());
+            if let Some(&number) = composed.get(&key) {
+                of_stage.push(number);
+                continue;
             }
-        });
-    });
-}
-
-/// Runs `work` on as many threads as there are cores, but no more than modules, or on this thread if none can be started.
-fn on_threads<'scope>(
-    scope: &'scope thread::Scope<'scope, '_>,
-    modules: &[Module],
-    work: impl Fn() + Clone + Send + 'scope,
-) {
-    let threads = thread::available_parallelism().map_or(1, usize::from).min(modules.len());
-    let start = || thread::Builder::new().spawn_scoped(scope, work.clone());
-    if (0..threads).filter(|_| start().is_ok()).count() == 0 {
-        work();
-    }
-}
-
-/// Takes the next module that no thread has begun.
-fn take<'a>(next: &AtomicUsize, modules: &'a [Module]) -> Option<(usize, &'a Module)> {
-    let number = next.fetch_add(1, Ordering::Relaxed);
-    modules.get(number).map(|module| (number, module))
-}
-
-/// Composes all modules; returns the distinct ones in order of first use, and the index of each stage's module.
-fn modules(
-    (recording, stages): (&Recording, &[(usize, Stage)]),
-    storage: Storage,
-) -> Result<(Vec<Module>, Vec<usize>), GraphError> {
-    let (mut modules, mut known, mut module_of) = (Vec::new(), HashMap::new(), Vec::new());
-    // Most stages share template, constants and bindings with one before them, and thus the module.
-    let mut composed: HashMap<_, usize> = HashMap::new();
-    for (step, stage) in stages {
-        let bindings = stage.bindings();
-        let key = (stage.program.wgsl.as_ptr(), &stage.program.constants, bindings.clone());
-        if let Some(&number) = composed.get(&key) {
-            module_of.push(number);
-            continue;
+            let node = &recording.nodes[*step];
+            let kernel = node.kernel.name();
+            let text = wgsl::compose(&stage.program, storage).map_err(|unknown| GraphError::Device {
+                node: node.path.clone(),
+                source: RuntimeError::Validation { what: kernel.to_owned(), message: unknown.to_string() },
+            })?;
+            composed.insert(key, all.len());
+            of_stage.push(all.len());
+            all.push(Module { kernel, text, bindings });
         }
-        let node = &recording.nodes[*step];
-        let kernel = node.kernel.name();
-        let text = wgsl::compose(&stage.program, storage).map_err(|unknown| GraphError::Device {
-            node: node.path.clone(),
-            source: RuntimeError::Validation { what: kernel.to_owned(), message: unknown.to_string() },
-        })?;
-        let number = *known.entry((text.clone(), bindings.clone())).or_insert_with(|| {
-            modules.push(Module { kernel, text, bindings });
-            modules.len() - 1
-        });
-        composed.insert(key, number);
-        module_of.push(number);
+        Ok(Self { all, of_stage, begun: AtomicUsize::new(0) })
     }
-    Ok((modules, module_of))
+
+    /// Starts to compile on as many threads as there are cores, until `stop` is set. Errors are left to the thread that
+    /// binds, which meets them again in order, and so is all the work where no thread can be started.
+    fn compile<'scope>(
+        &'scope self,
+        scope: &'scope thread::Scope<'scope, '_>,
+        gpu: &'scope Gpu,
+        stop: &'scope AtomicBool,
+    ) {
+        let work = move || {
+            while !stop.load(Ordering::Relaxed)
+                && let Some(module) = self.all.get(self.begun.fetch_add(1, Ordering::Relaxed))
+            {
+                let _ = module.pipeline(gpu);
+            }
+        };
+        let threads = thread::available_parallelism().map_or(1, usize::from).min(self.all.len());
+        (0..threads).for_each(|_| drop(thread::Builder::new().spawn_scoped(scope, work)));
+    }
 }
