@@ -144,7 +144,7 @@ fn tensors_that_are_apart_for_two_reasons_stay_apart() {
     for (step, node) in recording.nodes().iter().enumerate() {
         let held = node.kernel.operands().into_iter().zip(&node.operands);
         let held = held.filter(|(operand, _)| !(plan.in_place[step] && Some(operand.name) == node.kernel.in_place()));
-        let arenas = held.filter_map(|(operand, tensor)| Some((operand.access, plan.places[(*tensor)?]?.0)));
+        let arenas = held.filter_map(|(operand, tensor)| Some((operand.access, plan.places[(*tensor)?]?.arena)));
         let (read, written): (Vec<_>, Vec<_>) = arenas.partition(|(access, _)| *access == Access::Read);
         let both = read.iter().any(|(_, arena)| written.iter().any(|(_, other)| arena == other));
         assert!(!both, "step {step} reads an arena that it writes: {read:?}, {written:?}");

@@ -5,7 +5,7 @@ use crate::args::Plan;
 use crate::device::open;
 use crate::graphs::{record, shape};
 use crate::terminal::result;
-use mobilediffusion_graph::plan::{Lifetime, Sharing};
+use mobilediffusion_graph::plan::{Lifetime, Place, Sharing};
 use mobilediffusion_graph::{PlanSummary, Recording, TensorInfo, Traffic};
 use mobilediffusion_kernels::variant::Machine;
 use mobilediffusion_kernels::{Storage, WeightType};
@@ -114,7 +114,7 @@ fn placed(recording: &Recording, storage: Storage) -> Vec<Placed<'_>> {
     let bytes_of = |tensor: &TensorInfo| tensor.bytes(storage);
     let plan = recording.arenas(storage, Sharing::Planned, usize::MAX / 8).unwrap_or_default();
     let place = |(tensor, life): (usize, Lifetime)| {
-        let (arena, offset) = plan.places[tensor]?;
+        let Place { arena, offset } = plan.places[tensor]?;
         let info = &recording.tensors()[tensor];
         Some(Placed { info, steps: (life.first, life.last), bytes: life.bytes, arena, offset })
     };

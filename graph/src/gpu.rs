@@ -6,14 +6,15 @@ mod limits;
 mod planned;
 
 use crate::error::GraphError;
+use crate::gpu_plan::GpuPlan;
 use crate::graph::{Origin, TensorInfo};
-use crate::plan::Sharing;
+use crate::plan::{Place, Sharing};
 use crate::record::Recording;
 use crate::weights::{Resident, Weights};
 use chunks::{Chunk, Unit, chunks, most_flops};
 use mobilediffusion_kernels::{Operand, Param, Stage, Storage, Variant};
 use mobilediffusion_runtime::{Bound, Buffer, Dispatch, Gpu, Pipeline, Role, RuntimeError, Submission, Timer};
-use planned::Planned;
+use planned::{Planned, PlannedUnit};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -25,8 +26,8 @@ pub(crate) struct GpuMemory {
     gpu: Arc<Gpu>,
     storage: Storage,
     arenas: Vec<Buffer>,
-    /// Arena and byte offset of each planned tensor.
-    places: Vec<Option<(usize, usize)>>,
+    /// Place of each planned tensor.
+    places: Vec<Option<Place>>,
     /// Units of each step.
     units: Vec<Vec<Unit>>,
     /// Kernel variant of each step.
@@ -49,7 +50,9 @@ impl GpuMemory {
         go_on: &mut dyn FnMut(usize, usize) -> bool,
     ) -> Result<Self, GraphError> {
         let bytes_of = |tensor: usize| recording.tensors[tensor].bytes(storage);
-        let Planned { variants, stages, parts, places, arenas } = Planned::new(&gpu, storage, recording, sharing)?;
+        let planned = Planned::new(&gpu, storage, recording, sharing)?;
+        let shared_bytes = planned.shared_bytes(recording, storage) as u64;
+        let Planned { variants, units, memory: GpuPlan { places, arenas, .. } } = planned;
         let arena = |(number, bytes): (usize, usize)| {
             let label = format!("arena {number}");
             gpu.buffer(&label, bytes as u64, Role::Arena).map_err(GraphError::at(&label))
@@ -57,9 +60,9 @@ impl GpuMemory {
         let arenas = arenas.into_iter().enumerate().map(arena).collect::<Result<Vec<_>, _>>()?;
         let read_back = recording.outputs.iter().map(|(_, tensor)| bytes_of(*tensor)).max().unwrap_or(4);
         let staging = gpu.buffer("staging", read_back as u64, Role::Staging).map_err(GraphError::at("staging"))?;
-        let uniforms = Uniforms::new(&gpu, &stages)?;
+        let uniforms = Uniforms::new(&gpu, &units)?;
         let dummy = gpu.buffer("absent operand", 16, Role::Storage).map_err(GraphError::at("absent operand"))?;
-        let shared = match recording.shared_bytes(&stages, storage) as u64 {
+        let shared = match shared_bytes {
             0 => dummy.clone(),
             bytes => gpu.buffer("partial sums", bytes, Role::Storage).map_err(GraphError::at("partial sums"))?,
         };
@@ -77,15 +80,15 @@ impl GpuMemory {
             staging,
             bytes,
         };
-        compile::each_stage(&gpu, storage, (recording, &stages), |number, pipeline| {
-            let (step, stage) = &stages[number];
-            let others = Others { params: uniforms.bound(number), absent: &dummy, shared: &shared };
-            let dispatch = memory.bind(recording, (*step, stage), pipeline, weights, &others)?;
-            let unit = match memory.units[*step].pop_if(|_| parts[*step] == 1) {
-                Some(before) => Unit { dispatch: before.dispatch.then(dispatch), ..before },
-                None => Unit { dispatch, flops: recording.nodes[*step].kernel.cost().flops / parts[*step] },
+        compile::each_unit(&gpu, storage, (recording, &units), |number, pipelines| {
+            let PlannedUnit { step, stages, flops } = &units[number];
+            let bind = |((stage, pipeline), params)| {
+                let others = Others { params, absent: &dummy, shared: &shared };
+                memory.bind(recording, (*step, stage), pipeline, weights, &others)
             };
-            memory.units[*step].push(unit);
+            let stages = stages.iter().zip(pipelines).zip(uniforms.of_unit(number)).map(bind);
+            let dispatch = stages.reduce(|all, next| Ok(all?.then(next?))).expect("a unit has at least one stage")?;
+            memory.units[*step].push(Unit { dispatch, flops: *flops });
             ask(go_on(step + 1, recording.nodes.len()), step + 1, recording.nodes.len())
         })?;
         match memory.gpu.save_pipelines() {
@@ -226,7 +229,7 @@ impl GpuMemory {
 
     /// Returns the first `bytes` bytes of a planned tensor.
     fn range(&self, tensor: usize, bytes: usize) -> Bound<'_> {
-        let (arena, offset) = self.places[tensor].expect("inputs and results of steps are planned");
+        let Place { arena, offset } = self.places[tensor].expect("inputs and results of steps are planned");
         Bound { buffer: &self.arenas[arena], offset: offset as u64, bytes: bytes as u64 }
     }
 
@@ -299,32 +302,33 @@ struct Others<'a> {
     shared: &'a Buffer,
 }
 
-/// Parameters of all stages in one uniform buffer, written once.
+/// Parameters of all units in one uniform buffer, written once.
 struct Uniforms {
     buffer: Buffer,
-    /// Offset and bytes of each stage's parameters.
-    ranges: Vec<(u64, u64)>,
+    /// Offset and bytes of the parameters of each stage of each unit.
+    ranges: Vec<Vec<(u64, u64)>>,
 }
 
 impl Uniforms {
-    fn new(gpu: &Gpu, stages: &[(usize, Stage)]) -> Result<Self, GraphError> {
+    fn new(gpu: &Gpu, units: &[PlannedUnit]) -> Result<Self, GraphError> {
         let alignment = gpu.caps().uniform_alignment as usize;
         let mut bytes = Vec::new();
-        let mut ranges = Vec::new();
-        for (_, stage) in stages {
+        let mut add = |stage: &Stage| {
             let params: Vec<u8> = stage.program.params.iter().flat_map(Param::bytes).collect();
             bytes.resize(bytes.len().next_multiple_of(alignment), 0);
-            ranges.push((bytes.len() as u64, params.len() as u64));
+            let range = (bytes.len() as u64, params.len() as u64);
             bytes.extend(params);
-        }
+            range
+        };
+        let ranges = units.iter().map(|unit| unit.stages.iter().map(&mut add).collect()).collect();
         let at = || GraphError::at("parameters");
         let buffer = gpu.buffer("parameters", bytes.len() as u64, Role::Uniform).map_err(at())?;
         gpu.upload(&buffer, &bytes).map_err(at())?;
         Ok(Self { buffer, ranges })
     }
 
-    fn bound(&self, stage: usize) -> Bound<'_> {
-        let (offset, bytes) = self.ranges[stage];
-        Bound { buffer: &self.buffer, offset, bytes }
+    /// Returns the parameters of each stage of a unit.
+    fn of_unit(&self, unit: usize) -> impl Iterator<Item = Bound<'_>> {
+        self.ranges[unit].iter().map(|&(offset, bytes)| Bound { buffer: &self.buffer, offset, bytes })
     }
 }

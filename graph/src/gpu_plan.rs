@@ -4,7 +4,8 @@
 use crate::error::GraphError;
 use crate::graph::{Origin, TensorInfo};
 use crate::plan::{
-    ARENA_ALIGNMENT, Alias, Arenas, Lifetime, Satellite, Sharing, Tensors, arenas, lower_bound, lower_bound_in_place,
+    ARENA_ALIGNMENT, Alias, Arenas, Lifetime, Place, Satellite, Sharing, Tensors, arenas, lower_bound,
+    lower_bound_in_place,
 };
 use crate::record::Recording;
 use mobilediffusion_kernels::Storage;
@@ -13,8 +14,8 @@ use mobilediffusion_kernels::kernel::elements;
 /// Memory plan of a recording on a GPU; see [`Recording::arenas`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct GpuPlan {
-    /// Arena and byte offset of every tensor; `None` for weights and constants.
-    pub places: Vec<Option<(usize, usize)>>,
+    /// Place of every tensor; `None` for weights and constants.
+    pub places: Vec<Option<Place>>,
     /// Size of every arena in bytes.
     pub arenas: Vec<usize>,
     /// For every step, whether its first output is written over the operand of
@@ -33,10 +34,13 @@ impl Recording {
     pub fn arenas(&self, storage: Storage, sharing: Sharing, limit: usize) -> Result<GpuPlan, GraphError> {
         let bytes_of = |t: &TensorInfo| t.bytes(storage).next_multiple_of(ARENA_ALIGNMENT);
         let (tensors, lifetimes): (Vec<usize>, Vec<Lifetime>) = self.lifetimes(bytes_of).into_iter().unzip();
-        let shifted = |(arena, offset), tensor: &TensorInfo, row| (arena, offset + tensor.bytes_before(row, storage));
+        let shifted = |place: Place, tensor: &TensorInfo, row| {
+            let offset = place.offset + tensor.bytes_before(row, storage);
+            Place { offset, ..place }
+        };
         let mut in_place = vec![false; self.nodes.len()];
         if sharing == Sharing::Private {
-            let places: Vec<_> = (0..lifetimes.len()).map(|arena| (arena, 0)).collect();
+            let places: Vec<_> = (0..lifetimes.len()).map(|arena| Place { arena, offset: 0 }).collect();
             let arenas = lifetimes.iter().map(|lifetime| lifetime.bytes).collect();
             return Ok(GpuPlan { places: self.by_tensor(&tensors, &places, shifted), arenas, in_place });
         }

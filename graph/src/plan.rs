@@ -42,6 +42,15 @@ pub enum Sharing {
     Private,
 }
 
+/// Place of a tensor in the memory of a GPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    /// Number of the arena.
+    pub arena: usize,
+    /// Offset in the arena, in bytes.
+    pub offset: usize,
+}
+
 /// Lifetime of a tensor: the range of steps during which its bytes have to be preserved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lifetime {
@@ -106,7 +115,7 @@ mod tests {
         let lifetimes = [life(0, 5, 100), life(1, 2, 10), life(2, 3, 10), life(3, 4, 100)];
         let conflicts = [(0, 1), (1, 2), (2, 3), (0, 3)];
         let made = placed(&lifetimes, &conflicts, &[], &[]);
-        assert!(conflicts.iter().all(|&(a, b)| made.places[a].0 != made.places[b].0), "{made:?}");
+        assert!(conflicts.iter().all(|&(a, b)| made.places[a].arena != made.places[b].arena), "{made:?}");
         assert_eq!((made.total(), lower_bound(&lifetimes)), (210, 210), "{made:?}");
     }
 
@@ -130,7 +139,7 @@ mod tests {
     fn a_satellite_follows_its_tensor() {
         let lifetimes = [life(0, 1, 8), life(1, 3, 8), life(1, 2, 2), life(3, 3, 8)];
         let made = placed(&lifetimes, &[(0, 1), (1, 3)], &[], &[(1, 2)]);
-        assert_eq!(made.places[1].0, made.places[2].0, "{made:?}");
+        assert_eq!(made.places[1].arena, made.places[2].arena, "{made:?}");
         assert_eq!((made.bytes.len(), made.total()), (2, 18), "{made:?}");
     }
 

@@ -137,19 +137,9 @@ impl Recording {
         self.nodes.iter().map(|node| choose(node.kernel.as_ref(), machine)).collect()
     }
 
-    /// Returns the dispatches of a GPU run with the given variants, in order: each stage with the number of its step.
-    pub(crate) fn stages(&self, variants: &[Variant]) -> Vec<(usize, Stage)> {
-        let of = |(step, (node, variant)): (usize, (&Node, &Variant))| {
-            node.kernel.stages(variant).into_iter().map(move |stage| (step, stage))
-        };
-        self.nodes.iter().zip(variants).enumerate().flat_map(of).collect()
-    }
-
-    /// Returns the size of the buffer through which the stages of a step pass intermediate results: the largest that
-    /// any step needs, in bytes.
-    pub(crate) fn shared_bytes(&self, stages: &[(usize, Stage)], storage: Storage) -> usize {
-        let shared = stages.iter().filter_map(|(step, stage)| stage.shared(self.nodes[*step].operands.len()));
-        shared.map(|operand| operand.bytes(storage)).max().unwrap_or(0)
+    /// Returns the stages of each step on a GPU, with the given variants.
+    pub(crate) fn stages(&self, variants: &[Variant]) -> Vec<Vec<Stage>> {
+        self.nodes.iter().zip(variants).map(|(node, variant)| node.kernel.stages(variant)).collect()
     }
 
     /// Returns the multiply-accumulates and floating-point operations of a run of all steps.

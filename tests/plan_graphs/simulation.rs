@@ -1,6 +1,7 @@
 //! Simulation of a plan's memory that stores the owner of each unit instead of values. It knows nothing of lifetimes,
 //! and finds every step that reads a tensor which was overwritten.
 
+use mobilediffusion_graph::plan::Place;
 use mobilediffusion_graph::{Origin, Recording};
 
 /// Simulated memory: the tensor that each unit of each arena holds.
@@ -20,12 +21,12 @@ impl<'a> Memory<'a> {
     /// Creates the memory in units of `unit` bytes, to which all places must be aligned.
     pub(crate) fn new(
         recording: &'a Recording,
-        places: &[Option<(usize, usize)>],
+        places: &[Option<Place>],
         bytes_of: impl Fn(usize) -> usize,
         (unit, one_way): (usize, bool),
     ) -> Self {
-        let place = |(tensor, place): (usize, &Option<(usize, usize)>)| {
-            place.map(|(arena, offset)| {
+        let place = |(tensor, place): (usize, &Option<Place>)| {
+            place.map(|Place { arena, offset }| {
                 assert!(offset.is_multiple_of(unit), "tensor {tensor} begins at {offset}, no multiple of {unit}");
                 (arena, offset / unit, bytes_of(tensor).div_ceil(unit))
             })
@@ -114,7 +115,7 @@ pub(crate) fn play(recording: &Recording, runs: &[u64]) -> Result<(), String> {
     }
     let line = |t: &TensorInfo| (4 * t.shape.iter().product::<usize>()).next_multiple_of(64);
     let (offsets, _) = recording.packing(line, Sharing::Planned);
-    let places: Vec<_> = offsets.iter().map(|offset| offset.map(|offset| (0, offset))).collect();
+    let places: Vec<_> = offsets.iter().map(|offset| offset.map(|offset| Place { arena: 0, offset })).collect();
     all.push(Memory::new(recording, &places, |t| line(&recording.tensors()[t]), (64, false)));
     for memory in &mut all {
         memory.run(u64::MAX)?;
@@ -131,10 +132,10 @@ fn wrong_places_are_found() {
     let recording = Recording::new(mobilediffusion_tests::made_up::mini_denoise());
     let plan = recording.arenas(Storage::F32, Sharing::Planned, usize::MAX / 8).expect("there is no limit");
     let bytes_of = |t: usize| recording.tensors()[t].bytes(Storage::F32);
-    let run = |places: &[Option<(usize, usize)>], one_way: bool| {
+    let run = |places: &[Option<Place>], one_way: bool| {
         Memory::new(&recording, places, bytes_of, (ARENA_ALIGNMENT, one_way)).run(u64::MAX)
     };
-    let same: Vec<_> = plan.places.iter().map(|place| place.map(|_| (0, 0))).collect();
+    let same: Vec<_> = plan.places.iter().map(|place| place.map(|_| Place::default())).collect();
     let found = run(&same, false).expect_err("all tensors are at one place");
     assert!(found.contains("is overwritten"), "{found}");
 
@@ -143,16 +144,14 @@ fn wrong_places_are_found() {
     let mut beside = vec![None; plan.places.len()];
     for (tensor, place) in beside.iter_mut().enumerate() {
         if plan.places[tensor].is_some() && owner(&recording, tensor) == tensor {
-            *place = Some((0, end));
+            *place = Some(Place { arena: 0, offset: end });
             end += bytes_of(tensor).next_multiple_of(ARENA_ALIGNMENT);
         }
     }
     for tensor in 0..beside.len() {
         let of = owner(&recording, tensor);
-        if let (Some((_, within)), Some((_, first)), Some((_, offset))) =
-            (plan.places[tensor], plan.places[of], beside[of])
-        {
-            beside[tensor] = Some((0, offset + within - first));
+        if let (Some(within), Some(first), Some(place)) = (plan.places[tensor], plan.places[of], beside[of]) {
+            beside[tensor] = Some(Place { offset: place.offset + within.offset - first.offset, ..place });
         }
     }
     run(&beside, false).expect("every tensor has a place of its own");
@@ -172,7 +171,7 @@ fn wrong_places_are_found() {
     let (a, b) = pairs.next_back().expect("a step reads two tensors");
     let mut shared = beside.clone();
     let units = bytes_of(a).div_ceil(ARENA_ALIGNMENT);
-    shared[b] = beside[a].map(|(arena, offset)| (arena, offset + (units - 1) * ARENA_ALIGNMENT));
+    shared[b] = beside[a].map(|place| Place { offset: place.offset + (units - 1) * ARENA_ALIGNMENT, ..place });
     let found = run(&shared, false).expect_err("two tensors share a unit");
     assert!(found.contains("is overwritten"), "{found}");
 }

@@ -1,8 +1,9 @@
-//! Compilation of the pipelines of all stages, by several threads, while the first stages are already being bound.
+//! Compilation of the pipelines of all units, by several threads, while the first units are already being bound.
 
+use super::planned::PlannedUnit;
 use crate::error::GraphError;
 use crate::record::Recording;
-use mobilediffusion_kernels::{Stage, Storage, wgsl};
+use mobilediffusion_kernels::{Storage, wgsl};
 use mobilediffusion_runtime::{Binding, Gpu, Pipeline, RuntimeError};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -23,39 +24,43 @@ impl Module {
     }
 }
 
-/// Passes the pipelines of all stages to `bind` with the number of the stage, in order, while other threads compile
-/// those of later stages. The first stage that fails ends the work.
+/// Passes the pipelines of each unit's stages to `bind` with the number of the unit, in order, while other threads
+/// compile those of later units. The first unit that fails ends the work.
 ///
 /// # Errors
-/// If a module does not compile, or `bind` fails; the error is that of the first such stage.
-pub(super) fn each_stage(
+/// If a module does not compile, or `bind` fails; the error is that of the first such unit.
+pub(super) fn each_unit(
     gpu: &Gpu,
     storage: Storage,
-    (recording, stages): (&Recording, &[(usize, Stage)]),
-    mut bind: impl FnMut(usize, &Arc<Pipeline>) -> Result<(), GraphError>,
+    (recording, units): (&Recording, &[PlannedUnit]),
+    mut bind: impl FnMut(usize, &[Arc<Pipeline>]) -> Result<(), GraphError>,
 ) -> Result<(), GraphError> {
-    let modules = Modules::new((recording, stages), storage)?;
+    let modules = Modules::new((recording, units), storage)?;
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
         modules.compile(scope, gpu, &stop);
         // By number, since looking one up by its text takes time.
         let mut made: Vec<Arc<Pipeline>> = Vec::with_capacity(modules.all.len());
-        let mut one = |(stage, &module): (usize, &usize)| {
-            // Modules are numbered in order of first use.
-            if module == made.len() {
-                let (step, _) = stages[stage];
-                made.push(modules.all[module].pipeline(gpu).map_err(GraphError::at(&recording.nodes[step].path))?);
+        let mut one = |(number, of_stages): (usize, &Vec<usize>)| {
+            let mut pipelines = Vec::with_capacity(of_stages.len());
+            for &module in of_stages {
+                // Modules are numbered in order of first use.
+                if module == made.len() {
+                    let path = &recording.nodes[units[number].step].path;
+                    made.push(modules.all[module].pipeline(gpu).map_err(GraphError::at(path))?);
+                }
+                pipelines.push(Arc::clone(&made[module]));
             }
-            bind(stage, &made[module])
+            bind(number, &pipelines)
         };
-        let done = modules.of_stage.iter().enumerate().try_for_each(&mut one);
+        let done = modules.of_units.iter().enumerate().try_for_each(&mut one);
         stop.store(true, Ordering::Relaxed);
         done
     })
 }
 
-/// Compiles the pipelines of all stages until `stop` is set, and leaves errors to [`each_stage`].
-pub(super) fn ahead(gpu: &Gpu, storage: Storage, of: (&Recording, &[(usize, Stage)]), stop: &AtomicBool) {
+/// Compiles the pipelines of all units until `stop` is set, and leaves errors to [`each_unit`].
+pub(super) fn ahead(gpu: &Gpu, storage: Storage, of: (&Recording, &[PlannedUnit]), stop: &AtomicBool) {
     if let Ok(modules) = Modules::new(of, storage) {
         thread::scope(|scope| modules.compile(scope, gpu, stop));
     }
@@ -65,36 +70,39 @@ pub(super) fn ahead(gpu: &Gpu, storage: Storage, of: (&Recording, &[(usize, Stag
 struct Modules {
     /// Modules in order of first use.
     all: Vec<Module>,
-    /// Index of each stage's module.
-    of_stage: Vec<usize>,
+    /// Index of the module of each stage of each unit.
+    of_units: Vec<Vec<usize>>,
     /// Number of modules that threads have begun to compile.
     begun: AtomicUsize,
 }
 
 impl Modules {
     /// Composes all modules.
-    fn new((recording, stages): (&Recording, &[(usize, Stage)]), storage: Storage) -> Result<Self, GraphError> {
-        let (mut all, mut of_stage) = (Vec::new(), Vec::with_capacity(stages.len()));
+    fn new((recording, units): (&Recording, &[PlannedUnit]), storage: Storage) -> Result<Self, GraphError> {
+        let (mut all, mut of_units) = (Vec::new(), Vec::with_capacity(units.len()));
         // Most stages share template, constants and bindings with one before them, and thus the module.
         let mut composed: HashMap<_, usize> = HashMap::new();
-        for (step, stage) in stages {
-            let bindings = stage.bindings();
-            let key = (stage.program.wgsl.as_ptr(), &stage.program.constants, bindings.clone());
-            if let Some(&number) = composed.get(&key) {
-                of_stage.push(number);
-                continue;
-            }
+        for PlannedUnit { step, stages, .. } in units {
             let node = &recording.nodes[*step];
-            let kernel = node.kernel.name();
-            let text = wgsl::compose(&stage.program, storage).map_err(|unknown| GraphError::Device {
-                node: node.path.clone(),
-                source: RuntimeError::Validation { what: kernel.to_owned(), message: unknown.to_string() },
-            })?;
-            composed.insert(key, all.len());
-            of_stage.push(all.len());
-            all.push(Module { kernel, text, bindings });
+            let mut of_stages = Vec::with_capacity(stages.len());
+            for stage in stages {
+                let (program, bindings) = (&stage.program, stage.bindings());
+                let key = (program.wgsl.as_ptr(), &program.constants, bindings.clone());
+                let number = composed.get(&key).copied();
+                if number.is_none() {
+                    let kernel = node.kernel.name();
+                    let text = wgsl::compose(program, storage).map_err(|unknown| GraphError::Device {
+                        node: node.path.clone(),
+                        source: RuntimeError::Validation { what: kernel.to_owned(), message: unknown.to_string() },
+                    })?;
+                    composed.insert(key, all.len());
+                    all.push(Module { kernel, text, bindings });
+                }
+                of_stages.push(number.unwrap_or(all.len() - 1));
+            }
+            of_units.push(of_stages);
         }
-        Ok(Self { all, of_stage, begun: AtomicUsize::new(0) })
+        Ok(Self { all, of_units, begun: AtomicUsize::new(0) })
     }
 
     /// Starts to compile on as many threads as there are cores, until `stop` is set. Errors are left to the thread that

@@ -18,16 +18,18 @@ pub(super) fn check_elements(recording: &Recording) -> Result<(), GraphError> {
     Ok(())
 }
 
-/// Checks every stage against the limits of the adapter: number of workgroups, number of operands, and size of each
-/// operand.
+/// Checks the `stages` of each step against the limits of the adapter: number of workgroups, number of operands, and
+/// size of each operand.
 pub(super) fn check(
     gpu: &Gpu,
-    (recording, stages): (&Recording, &[(usize, Stage)]),
+    (recording, stages): (&Recording, &[Vec<Stage>]),
     storage: Storage,
 ) -> Result<(), GraphError> {
     let caps = gpu.caps();
-    for (step, Stage { program, operands }) in stages {
-        let node = &recording.nodes[*step];
+    let of_nodes = recording.nodes.iter().zip(stages);
+    for (node, Stage { program, operands }) in
+        of_nodes.flat_map(|(node, own)| own.iter().map(move |stage| (node, stage)))
+    {
         let exceeded = |what, most: usize, found| {
             let (node, expected) = (node.path.clone(), format!("at most {most}"));
             Err(GraphError::Size { node, what, expected, found })

@@ -15,14 +15,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub(super) struct Planned {
     /// Kernel variant of each step.
     pub(super) variants: Vec<Variant>,
-    /// Dispatches, each with the number of its step.
-    pub(super) stages: Vec<(usize, Stage)>,
-    /// Number of dispatches of each step that may be submitted apart from each other.
-    pub(super) parts: Vec<u64>,
-    /// Arena and byte offset of each planned tensor.
-    pub(super) places: Vec<Option<(usize, usize)>>,
-    /// Size of each arena in bytes.
-    pub(super) arenas: Vec<usize>,
+    /// Units of all steps, in order.
+    pub(super) units: Vec<PlannedUnit>,
+    /// Places of the tensors.
+    pub(super) memory: GpuPlan,
+}
+
+/// Part of a step that is submitted as a whole.
+pub(super) struct PlannedUnit {
+    /// Number of the step.
+    pub(super) step: usize,
+    /// Dispatches, at least one. Each follows the one before it.
+    pub(super) stages: Vec<Stage>,
+    /// Floating-point operations.
+    pub(super) flops: u64,
 }
 
 impl Planned {
@@ -37,34 +43,40 @@ impl Planned {
         let mut stages = recording.stages(&variants);
         limits::check(gpu, (recording, &stages), storage)?;
         let limit = usize::try_from(gpu.caps().max_buffer_bytes).unwrap_or(usize::MAX / 8);
-        let GpuPlan { places, arenas, in_place } = recording.arenas(storage, sharing, limit)?;
-        for (step, stage) in stages.iter_mut().filter(|(step, _)| in_place[*step]) {
-            let overwritten = recording.nodes[*step].kernel.in_place();
-            overwritten.into_iter().for_each(|operand| stage.read_in_place(operand));
+        let memory = recording.arenas(storage, sharing, limit)?;
+        for (step, stages) in stages.iter_mut().enumerate().filter(|(step, _)| memory.in_place[*step]) {
+            if let Some(overwritten) = recording.nodes[step].kernel.in_place() {
+                stages.iter_mut().for_each(|stage| stage.read_in_place(overwritten));
+            }
         }
-        let (stages, parts) = divided(recording, stages, most_flops(gpu.adapter().kind));
-        Ok(Self { variants, stages, parts, places, arenas })
+        let most = most_flops(gpu.adapter().kind);
+        let units = |(step, stages)| units(step, stages, recording.nodes[step].kernel.cost().flops, most);
+        Ok(Self { variants, units: stages.into_iter().enumerate().flat_map(units).collect(), memory })
+    }
+
+    /// Returns the size of the buffer through which the stages of a step pass intermediate results: the largest that
+    /// any step needs, in bytes.
+    pub(super) fn shared_bytes(&self, recording: &Recording, storage: Storage) -> usize {
+        let stages = self.units.iter().flat_map(|unit| unit.stages.iter().map(|stage| (unit.step, stage)));
+        let shared = stages.filter_map(|(step, stage)| stage.shared(recording.nodes[step].operands.len()));
+        shared.map(|operand| operand.bytes(storage)).max().unwrap_or(0)
     }
 }
 
-/// Divides the steps that take more than `most` floating-point operations, if the kernel can be divided. Steps in several
-/// stages, of few tiles, remain whole: on hardware they are below the limit. Returns the stages, and the number of parts
-/// of each step.
-fn divided(recording: &Recording, stages: Vec<(usize, Stage)>, most: u64) -> (Vec<(usize, Stage)>, Vec<u64>) {
-    let (mut stages_of, mut parts) = (vec![0; recording.nodes.len()], vec![1; recording.nodes.len()]);
-    stages.iter().for_each(|(step, _)| stages_of[*step] += 1);
-    let mut all = Vec::with_capacity(stages.len());
-    for (step, stage) in stages {
-        let wanted = recording.nodes[step].kernel.cost().flops.div_ceil(most);
-        if stages_of[step] > 1 || wanted < 2 {
-            all.push((step, stage));
-            continue;
+/// Divides a step that takes more than `most` floating-point operations, if the kernel can be divided. A step in
+/// several stages, of few tiles, remains whole: on hardware it is below the limit.
+fn units(step: usize, stages: Vec<Stage>, flops: u64, most: u64) -> Vec<PlannedUnit> {
+    let wanted = flops.div_ceil(most);
+    match &stages[..] {
+        [Stage { program, operands }] if wanted > 1 => {
+            let programs = program.divided(wanted);
+            let flops = flops / programs.len() as u64;
+            let unit =
+                |program| PlannedUnit { step, stages: vec![Stage { program, operands: operands.clone() }], flops };
+            programs.into_iter().map(unit).collect()
         }
-        let programs = stage.program.divided(wanted);
-        parts[step] = programs.len() as u64;
-        all.extend(programs.into_iter().map(|program| (step, Stage { program, ..stage.clone() })));
+        _ => vec![PlannedUnit { step, stages, flops }],
     }
-    (all, parts)
 }
 
 /// Compiles what a session of a recording will need, on all threads, until `stop` is set. The session finds it compiled;
@@ -74,8 +86,8 @@ fn divided(recording: &Recording, stages: Vec<(usize, Stage)>, most: u64) -> (Ve
 pub fn compile_ahead(recording: &Recording, device: &Device, stop: &AtomicBool) {
     let &Device::Gpu(ref gpu, storage) = device else { return };
     if !stop.load(Ordering::Relaxed)
-        && let Ok(Planned { stages, .. }) = Planned::new(gpu, storage, recording, Sharing::Planned)
+        && let Ok(Planned { units, .. }) = Planned::new(gpu, storage, recording, Sharing::Planned)
     {
-        compile::ahead(gpu, storage, (recording, &stages), stop);
+        compile::ahead(gpu, storage, (recording, &units), stop);
     }
 }

@@ -10,13 +10,13 @@
 
 use super::colouring::{Effort, Problem};
 use super::pack::{Packing, pack_with};
-use super::{Lifetime, lower_bound};
+use super::{Lifetime, Place, lower_bound};
 
 /// Placement of tensors in arenas.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Arenas {
-    /// Arena and byte offset of each tensor.
-    pub(crate) places: Vec<(usize, usize)>,
+    /// Place of each tensor.
+    pub(crate) places: Vec<Place>,
     /// Size of each arena in bytes.
     pub(crate) bytes: Vec<usize>,
     /// For each alias, whether the second tensor overwrites the first.
@@ -129,7 +129,7 @@ fn pack_each(arena: &[usize], lifetimes: &[Lifetime], aliases: &[Alias]) -> Aren
     let aliased: Vec<bool> = aliases.iter().map(|&(first, second)| arena[first] == arena[second]).collect();
     let (root, lives) =
         merged(lifetimes, aliases.iter().zip(&aliased).filter(|(_, used)| **used).map(|(pair, _)| pair));
-    let mut made = Arenas { places: vec![(0, 0); lifetimes.len()], bytes: Vec::new(), aliased };
+    let mut made = Arenas { places: vec![Place::default(); lifetimes.len()], bytes: Vec::new(), aliased };
     for number in 0..=arena.iter().copied().max().unwrap_or(0) {
         let is_root = |&tensor: &usize| arena[tensor] == number && root[tensor] == tensor;
         let roots: Vec<usize> = (0..lifetimes.len()).filter(is_root).collect();
@@ -138,7 +138,8 @@ fn pack_each(arena: &[usize], lifetimes: &[Lifetime], aliases: &[Alias]) -> Aren
         }
         let alive: Vec<Lifetime> = roots.iter().map(|&tensor| lives[tensor]).collect();
         let Packing { offsets, total } = pack_with(&alive, WORK);
-        roots.iter().zip(offsets).for_each(|(&tensor, at)| made.places[tensor] = (made.bytes.len(), at));
+        let arena = made.bytes.len();
+        roots.iter().zip(offsets).for_each(|(&tensor, offset)| made.places[tensor] = Place { arena, offset });
         made.bytes.push(total);
     }
     made.places = root.iter().map(|&root| made.places[root]).collect();
