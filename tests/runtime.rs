@@ -6,7 +6,9 @@ mod losses;
 #[path = "runtime/pipelines.rs"]
 mod pipelines;
 
-use mobilediffusion_runtime::{Binding, Bound, Buffer, Dispatch, Gpu, POISON, Role, RuntimeError, Select, Timer};
+use mobilediffusion_runtime::{
+    Binding, Bound, Buffer, Dispatch, Gpu, POISON, Pipeline, Role, RuntimeError, Select, Timer,
+};
 use mobilediffusion_tests::gpu::{self, Test, fresh};
 use mobilediffusion_tests::say;
 use std::sync::Arc;
@@ -41,7 +43,10 @@ struct Count {
 
 impl Count {
     fn new(gpu: &Gpu, len: u32, times: u32) -> Result<Self, RuntimeError> {
-        let pipeline = gpu.pipeline("count", COUNT, &BINDINGS)?;
+        Self::of(gpu, gpu.pipeline("count", COUNT, &BINDINGS)?, [len, times])
+    }
+
+    fn of(gpu: &Gpu, pipeline: Arc<Pipeline>, [len, times]: [u32; 2]) -> Result<Self, RuntimeError> {
         let params = gpu.buffer("params", 8, Role::Uniform)?;
         gpu.upload(&params, &[len.to_le_bytes(), times.to_le_bytes()].concat())?;
         let buffer = |label| gpu.buffer(label, 4 * u64::from(len), Role::Storage);
@@ -220,6 +225,10 @@ fn a_binding_that_does_not_fit_is_an_error(gpu: &Arc<Gpu>) {
     let pipeline = gpu.pipeline("count", COUNT, &BINDINGS).expect("the shader is right");
     let buffer = gpu.buffer("only one", 16, Role::Storage).expect("there is room");
     let error = gpu.dispatch("count", &pipeline, &[Bound::whole(&buffer)], [1, 1, 1]);
+    let error = error.expect_err("two operands are missing").to_string();
+    assert_eq!(error, "`count` was refused: expected 3 operands, found 1", "both numbers are named");
+    let small = [Bound::whole(&buffer), Bound::whole(&buffer), Bound::prefix(&buffer, 2)];
+    let error = gpu.dispatch("count", &pipeline, &small, [1, 1, 1]);
     assert!(matches!(error, Err(RuntimeError::Validation { ref what, .. }) if what == "count"), "{error:?}");
     let none = [Bound::whole(&buffer), Bound::prefix(&buffer, 0), Bound::whole(&buffer)];
     let error = gpu.dispatch("count", &pipeline, &none, [1, 1, 1]).expect_err("it would be all of it").to_string();
@@ -229,6 +238,16 @@ fn a_binding_that_does_not_fit_is_an_error(gpu: &Arc<Gpu>) {
     let both =
         matches!(error, Err(RuntimeError::TooLarge { ref what, bytes: 16, allowed: 8, .. }) if what == "staging");
     assert!(both, "{error:?}");
+}
+
+fn an_absent_binding_takes_no_operand(gpu: &Arc<Gpu>) {
+    let (text, bindings) = (COUNT.replace("binding(2)", "binding(4)"), [BINDINGS[0], BINDINGS[1], Binding::Absent]);
+    let bindings = [&bindings[..], &[Binding::Absent, BINDINGS[2]]].concat();
+    let pipeline = gpu.pipeline("apart", &text, &bindings).expect("the shader is right");
+    let count = Count::of(gpu, pipeline, [2, 1]).expect("three operands are bound");
+    gpu.upload(&count.x, bytemuck::cast_slice(&[1, 2])).expect("it fits");
+    gpu.submit([&count.there, &count.back]).expect("the list runs");
+    assert_eq!(count.read(gpu), Ok(vec![3, 4]), "the operands are at their bindings");
 }
 
 fn times_are_taken(gpu: &Arc<Gpu>) {
@@ -271,6 +290,7 @@ fn main() {
         ("the_callers_iterator_is_the_callers", the_callers_iterator_is_the_callers),
         ("what_does_not_fit_is_refused_with_both_numbers", what_does_not_fit_is_refused_with_both_numbers),
         ("a_binding_that_does_not_fit_is_an_error", a_binding_that_does_not_fit_is_an_error),
+        ("an_absent_binding_takes_no_operand", an_absent_binding_takes_no_operand),
         ("times_are_taken", times_are_taken),
         ("an_adapter_that_is_not_there_is_named_with_what_is", an_adapter_that_is_not_there_is_named_with_what_is),
     ];

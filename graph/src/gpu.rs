@@ -61,12 +61,9 @@ impl GpuMemory {
         let read_back = recording.outputs.iter().map(|(_, tensor)| bytes_of(*tensor)).max().unwrap_or(4);
         let staging = gpu.buffer("staging", read_back as u64, Role::Staging).map_err(GraphError::at("staging"))?;
         let uniforms = Uniforms::new(&gpu, &units)?;
-        let dummy = gpu.buffer("absent operand", 16, Role::Storage).map_err(GraphError::at("absent operand"))?;
-        let shared = match shared_bytes {
-            0 => dummy.clone(),
-            bytes => gpu.buffer("partial sums", bytes, Role::Storage).map_err(GraphError::at("partial sums"))?,
-        };
-        let bytes = arenas.iter().chain([&staging, &uniforms.buffer, &dummy, &shared]).map(Buffer::bytes).sum();
+        let shared = (shared_bytes > 0).then(|| gpu.buffer("partial sums", shared_bytes, Role::Storage));
+        let shared = shared.transpose().map_err(GraphError::at("partial sums"))?;
+        let bytes = arenas.iter().chain([&staging, &uniforms.buffer]).chain(&shared).map(Buffer::bytes).sum();
         let chunk_flops = most_flops(gpu.adapter().kind);
         let mut memory = Self {
             gpu: Arc::clone(&gpu),
@@ -83,7 +80,7 @@ impl GpuMemory {
         compile::each_unit(&gpu, storage, (recording, &units), |number, pipelines| {
             let PlannedUnit { step, stages, flops } = &units[number];
             let bind = |((stage, pipeline), params)| {
-                let others = Others { params, absent: &dummy, shared: &shared };
+                let others = Others { params, shared: shared.as_ref() };
                 memory.bind(recording, (*step, stage), pipeline, weights, &others)
             };
             let stages = stages.iter().zip(pipelines).zip(uniforms.of_unit(number)).map(bind);
@@ -108,20 +105,17 @@ impl GpuMemory {
         others: &Others<'_>,
     ) -> Result<Dispatch, GraphError> {
         let node = &recording.nodes[step];
-        // Buffer, byte offset and bytes of each operand.
+        // Buffer, byte offset and bytes of each operand that is bound.
         let mut operands = Vec::new();
         for (operand, tensor) in stage.operands.iter().zip(&node.operands) {
-            operands.push(match tensor.filter(|_| operand.present) {
-                None => (others.absent.clone(), 0, others.absent.bytes()),
-                Some(tensor) => {
-                    let bytes = operand.bytes(self.storage).next_multiple_of(4) as u64;
-                    let (buffer, offset) = self.buffer(&recording.tensors[tensor], tensor, operand, weights)?;
-                    (buffer, offset, bytes)
-                }
-            });
+            if let Some(tensor) = tensor.filter(|_| operand.present) {
+                let bytes = operand.bytes(self.storage).next_multiple_of(4) as u64;
+                let (buffer, offset) = self.buffer(&recording.tensors[tensor], tensor, operand, weights)?;
+                operands.push((buffer, offset, bytes));
+            }
         }
-        if let Some(operand) = stage.shared(node.operands.len()) {
-            operands.push((others.shared.clone(), 0, operand.bytes(self.storage) as u64));
+        if let (Some(operand), Some(shared)) = (stage.shared(node.operands.len()), others.shared) {
+            operands.push((shared.clone(), 0, operand.bytes(self.storage) as u64));
         }
         let mut bound = vec![others.params];
         bound.extend(operands.iter().map(|(buffer, offset, bytes)| Bound { buffer, offset: *offset, bytes: *bytes }));
@@ -296,10 +290,9 @@ fn ask(go_on: bool, done: usize, total: usize) -> Result<(), GraphError> {
 /// Bindings of a stage besides its tensors.
 struct Others<'a> {
     params: Bound<'a>,
-    /// Buffer that is bound in place of an absent operand.
-    absent: &'a Buffer,
-    /// Buffer through which the stages of a step pass intermediate results. All steps share it.
-    shared: &'a Buffer,
+    /// Buffer through which the stages of a step pass intermediate results, if any step has several. All steps share
+    /// it.
+    shared: Option<&'a Buffer>,
 }
 
 /// Parameters of all units in one uniform buffer, written once.

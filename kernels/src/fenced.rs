@@ -22,9 +22,9 @@ pub struct Fenced {
 }
 
 impl Fenced {
-    /// Allocates the memory of an operand, all of it poisoned. An operand that is absent gets a few bytes.
+    /// Allocates the memory of an operand, all of it poisoned.
     fn new(gpu: &Gpu, operand: Operand, storage: Storage) -> Result<Self, RuntimeError> {
-        let bytes = if operand.present { operand.bytes(storage) } else { 16 };
+        let bytes = operand.bytes(storage);
         let buffer = gpu.buffer(operand.name, (bytes + 2 * FENCE_BYTES) as u64, Role::Storage)?;
         gpu.poison(&buffer)?;
         Ok(Self { operand, buffer, bytes })
@@ -49,8 +49,8 @@ impl Fenced {
     }
 }
 
-/// Allocates the operands of a kernel and uploads those that it reads, whose values `inputs` holds. Returns all in binding
-/// order.
+/// Allocates the operands of a kernel that are present, and uploads those that it reads. `inputs` holds the values of
+/// all that it reads, absent ones included. Returns the operands in binding order.
 ///
 /// # Errors
 /// If the device has no room or is lost.
@@ -60,18 +60,21 @@ pub fn upload(
     inputs: &[Vec<f32>],
 ) -> Result<Vec<Fenced>, RuntimeError> {
     let mut values = inputs.iter();
-    let one = |operand: Operand| {
+    let valued = kernel.operands().into_iter().map(|operand| {
+        let values = if operand.access == Access::Read { values.next() } else { None };
+        (operand, values)
+    });
+    let one = |(operand, values): (Operand, Option<&Vec<f32>>)| {
         let fenced = Fenced::new(gpu, operand, storage)?;
         let operand = &fenced.operand;
-        let values = if operand.access == Access::Read { values.next() } else { None };
-        if let Some(values) = values.filter(|_| operand.present) {
+        if let Some(values) = values {
             let packed = operand.layout.pack(&operand.shape, values.clone());
             let encoded = storage.encode(operand.dtype, &operand.layout.packed_shape(&operand.shape), &packed);
             gpu.upload(Bound { bytes: fenced.bytes as u64, ..fenced.bound() }, &encoded)?;
         }
         Ok(fenced)
     };
-    kernel.operands().into_iter().map(one).collect()
+    valued.filter(|(operand, _)| operand.present).map(one).collect()
 }
 
 /// Allocates the memory that the stages of a variant share. `None` if they share none.
@@ -89,6 +92,7 @@ pub fn shared(
 }
 
 /// Returns the values of the operands that the kernel writes, without padding. An operand that is absent has none.
+/// `operands` are those from [`upload`].
 ///
 /// # Errors
 /// [`RunError::Outside`] or [`RunError::Padding`] if the kernel wrote where it should not, or an error of the device.
@@ -97,13 +101,11 @@ pub fn download(
     kernel: &dyn Kernel,
     operands: &[Fenced],
 ) -> Result<Vec<Vec<f32>>, RunError> {
-    let one = |fenced: &Fenced| {
-        if !fenced.operand.present {
-            return Ok(Vec::new());
-        }
-        unfenced(kernel, &fenced.operand, storage, &fenced.download(gpu)?, fenced.bytes)
+    let one = |written: Operand| match operands.iter().find(|fenced| fenced.operand.name == written.name) {
+        Some(fenced) => unfenced(kernel, &fenced.operand, storage, &fenced.download(gpu)?, fenced.bytes),
+        None => Ok(Vec::new()),
     };
-    operands.iter().filter(|fenced| fenced.operand.access == Access::Write).map(one).collect()
+    kernel.operands().into_iter().filter(|operand| operand.access == Access::Write).map(one).collect()
 }
 
 fn poison(bytes: usize) -> Vec<u8> {

@@ -255,14 +255,13 @@ pub fn run_variant(
 ) -> Result<Vec<Vec<f32>>, RunError> {
     let operands = fenced::upload((gpu, storage), kernel, inputs)?;
     let shared = fenced::shared((gpu, storage), kernel, variant)?;
-    let bound: Vec<Bound<'_>> = operands.iter().map(Fenced::bound).collect();
-    gpu.submit([&dispatch((gpu, storage), kernel, variant, &bound, shared.as_ref())?])?;
+    gpu.submit([&dispatch((gpu, storage), kernel, variant, &operands, shared.as_ref())?])?;
     let outputs = fenced::download((gpu, storage), kernel, &operands)?;
     shared.iter().try_for_each(|shared| shared.check(gpu, || format!("{kernel:?} {storage}")))?;
     Ok(outputs)
 }
 
-/// Prepares the dispatch of all stages of a variant. `bound` holds the kernel's operands in order, and `shared` the
+/// Prepares the dispatch of all stages of a variant. `operands` are those from [`fenced::upload`], and `shared` is the
 /// memory from [`fenced::shared`], if the stages need it.
 ///
 /// # Errors
@@ -271,7 +270,7 @@ pub fn dispatch(
     (gpu, storage): (&Gpu, Storage),
     kernel: &dyn Kernel,
     variant: &Variant,
-    bound: &[Bound<'_>],
+    operands: &[Fenced],
     shared: Option<&Fenced>,
 ) -> Result<Dispatch, RunError> {
     let stage = |stage: &Stage| {
@@ -281,9 +280,9 @@ pub fn dispatch(
         let params: Vec<u8> = program.params.iter().flat_map(Param::bytes).collect();
         let uniform = gpu.buffer("params", params.len() as u64, Role::Uniform)?;
         gpu.upload(&uniform, &params)?;
-        let own = shared.map(Fenced::bound);
-        let bound: Vec<Bound<'_>> =
-            std::iter::once(Bound::whole(&uniform)).chain(bound.iter().copied()).chain(own).collect();
+        let find = |operand: &Operand| operands.iter().chain(shared).find(|fenced| fenced.operand.name == operand.name);
+        let present = stage.operands.iter().filter(|operand| operand.present).filter_map(find).map(Fenced::bound);
+        let bound: Vec<Bound<'_>> = std::iter::once(Bound::whole(&uniform)).chain(present).collect();
         Ok::<_, RunError>(gpu.dispatch(kernel.name(), &pipeline, &bound, program.grid)?)
     };
     let stages = kernel.stages(variant);

@@ -93,15 +93,16 @@ pub struct Submission {
 }
 
 impl Gpu {
-    /// Binds `operands` to bindings 0, 1, … of group 0 of a pipeline, and fixes the grid: the number of workgroups
-    /// along x, y and z. An operand at a [`Binding::Absent`] is ignored.
+    /// Binds `operands` to the bindings of group 0 of a pipeline, in order, and fixes the grid: the number of
+    /// workgroups along x, y and z. There is no operand for a [`Binding::Absent`].
     ///
     /// The pipeline's shader must honour the contract stated at [`pipeline`](Self::pipeline) with these operands and
     /// this grid; the runtime does not check that.
     ///
     /// # Errors
     /// [`RuntimeError::TooMany`] if the grid has more workgroups along an axis than the adapter allows,
-    /// [`RuntimeError::Validation`] if an operand does not fit its binding or is empty, or an error of the device.
+    /// [`RuntimeError::Validation`] if there are more or fewer operands than bindings, or an operand does not fit its
+    /// binding or is empty, or an error of the device.
     pub fn dispatch(
         &self,
         label: &str,
@@ -109,19 +110,25 @@ impl Gpu {
         operands: &[Bound<'_>],
         grid: [u32; 3],
     ) -> Result<Dispatch, RuntimeError> {
+        // On a lost device that is the error, whatever else is wrong.
+        self.incident(label)?;
         let (most, allowed) = (grid.into_iter().max().unwrap_or(0), self.caps().max_groups);
         if most > allowed {
             let (what, unit) = (label.to_owned(), "workgroups along one axis");
             return Err(RuntimeError::TooMany { what, count: most.into(), unit, allowed: allowed.into() });
         }
-        let present = operands.iter().enumerate().filter(|(i, _)| pipeline.bindings.get(*i) != Some(&Binding::Absent));
-        let present: Vec<_> = present.collect();
-        if let Some((_, empty)) = present.iter().find(|(_, bound)| bound.bytes == 0) {
-            // wgpu would take a size of zero for everything up to the end of the buffer.
-            let message = format!("the range of `{}` that is bound is empty", empty.buffer.label());
-            return Err(RuntimeError::Validation { what: label.to_owned(), message });
+        let refused = |message| RuntimeError::Validation { what: label.to_owned(), message };
+        let present = (0..).zip(&pipeline.bindings).filter(|(_, binding)| **binding != Binding::Absent);
+        let numbers: Vec<u32> = present.map(|(number, _)| number).collect();
+        if numbers.len() != operands.len() {
+            let (bindings, found) = (numbers.len(), operands.len());
+            return Err(refused(format!("expected {bindings} operands, found {found}")));
         }
-        let entries: Vec<_> = present.into_iter().map(|(i, bound)| bound.entry(i as u32)).collect();
+        if let Some(empty) = operands.iter().find(|bound| bound.bytes == 0) {
+            // wgpu would take a size of zero for everything up to the end of the buffer.
+            return Err(refused(format!("the range of `{}` that is bound is empty", empty.buffer.label())));
+        }
+        let entries: Vec<_> = numbers.into_iter().zip(operands).map(|(number, bound)| bound.entry(number)).collect();
         let layout = &pipeline.layout;
         let descriptor = wgpu::BindGroupDescriptor { label: Some(label), layout, entries: &entries };
         let bind_group = self.scoped(label, None, || self.device.create_bind_group(&descriptor))?;

@@ -16,7 +16,7 @@ pub enum Binding {
     Read,
     /// A storage buffer with `read_write` access.
     Write,
-    /// No binding: the shader does not declare this number. An operand given for it is ignored.
+    /// No binding: the shader does not declare this number, and a dispatch binds nothing to it.
     Absent,
 }
 

@@ -6,7 +6,7 @@ use mobilediffusion_kernels::fenced::{self, Fenced};
 use mobilediffusion_kernels::runner::{self, RunError, device_tolerance, judge, split, stored};
 use mobilediffusion_kernels::variant::{Machine, choose};
 use mobilediffusion_kernels::{Case, DType, Storage, Variant, WeightType, check, sample};
-use mobilediffusion_runtime::{AdapterKind, Bound, Dispatch, Gpu, Role, RuntimeError, Timer};
+use mobilediffusion_runtime::{AdapterKind, Dispatch, Gpu, Role, RuntimeError, Timer};
 use std::time::{Duration, Instant};
 
 /// Seed of the operands' values.
@@ -116,7 +116,7 @@ pub(super) fn prepare(
     let kernel = case.kernel.as_ref();
     let operands = fenced::upload((gpu, storage), kernel, inputs)?;
     let shared = fenced::shared((gpu, storage), kernel, variant)?;
-    let is_weight = |fenced: &Fenced| fenced.operand.dtype == DType::Weight && fenced.operand.present;
+    let is_weight = |fenced: &Fenced| fenced.operand.dtype == DType::Weight;
     let weight_bytes = operands.iter().filter(|fenced| is_weight(fenced)).map(|fenced| fenced.buffer.bytes()).sum();
     let mut dispatches = Vec::new();
     for copy in 0..copies(gpu, weight_bytes) {
@@ -126,8 +126,7 @@ pub(super) fn prepare(
             gpu.copy(&fenced.buffer, &own)?;
             fenced.buffer = own;
         }
-        let bound: Vec<Bound<'_>> = of_copy.iter().map(Fenced::bound).collect();
-        dispatches.push(runner::dispatch((gpu, storage), kernel, variant, &bound, shared.as_ref())?);
+        dispatches.push(runner::dispatch((gpu, storage), kernel, variant, &of_copy, shared.as_ref())?);
     }
     Ok((dispatches, operands))
 }
