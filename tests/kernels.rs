@@ -12,12 +12,13 @@ mod divided;
 mod stand_in;
 
 use changed::Changed;
-use mobilediffusion_kernels::Device;
 use mobilediffusion_kernels::casefile::CaseFile;
 use mobilediffusion_kernels::kernel::has_weights;
 use mobilediffusion_kernels::runner::{self, check_file, variant_tolerance};
 use mobilediffusion_kernels::variant::{self, Machine, MatrixUnit};
-use mobilediffusion_kernels::{Case, FAMILIES, Family, FloatType, Kernel, Stage, Storage, Variant, WeightType, check};
+use mobilediffusion_kernels::{
+    Case, Device, FAMILIES, Family, FloatType, GpuDevice, Kernel, Stage, Storage, Variant, WeightType, check,
+};
 use mobilediffusion_runtime::{AdapterKind, Gpu, MatrixShape, MatrixType};
 use mobilediffusion_tests::gpu::{self, Test, storages, stored};
 use mobilediffusion_tests::{judge, random};
@@ -47,7 +48,7 @@ fn passes_as(
     let inputs = stored(case, storage, check::inputs(case, seed));
     for variant in variants {
         let at = |why: String| format!("{why} in variant {}", variant.name);
-        let run = || runner::run_variant((gpu, storage), kernel, variant, &inputs);
+        let run = || runner::run_variant(GpuDevice { gpu, storage }, kernel, variant, &inputs);
         let outputs = run().map_err(|error| at(error.to_string()))?;
         judge(case, seed, &inputs, &outputs, variant_tolerance(case, storage, variant)).map_err(at)?;
         if is_long(case) {
@@ -72,7 +73,9 @@ fn variants(gpu: &Gpu, storage: Storage, case: &Case, number: u64) -> Vec<Varian
     all.retain(|variant| variant.needs.matrix.is_none());
     let software = gpu.adapter().kind == AdapterKind::Software;
     let count = match storage {
-        _ if is_long(case) => return vec![variant::choose(case.kernel.as_ref(), &Machine::of(gpu, storage))],
+        _ if is_long(case) => {
+            return vec![variant::choose(case.kernel.as_ref(), &Machine::of(GpuDevice { gpu, storage }))];
+        }
         Storage::F32 if software && case.exact => 2,
         Storage::F32 if software => 1,
         Storage::F32 if case.exact || all.len() < 3 => all.len(),

@@ -13,7 +13,7 @@ use mobilediffusion_kernels::kernel::elements;
 use mobilediffusion_kernels::runner::check_variants;
 use mobilediffusion_kernels::tuning::Tuning;
 use mobilediffusion_kernels::variant::runnable;
-use mobilediffusion_kernels::{Activation, Case, DType, Storage};
+use mobilediffusion_kernels::{Activation, Case, DType, GpuDevice, Storage};
 use mobilediffusion_model::{DeviceChoice, Flow, Options, Pipeline, Request, Source, WeightType};
 use mobilediffusion_runtime::{AdapterKind, Gpu, RuntimeError};
 use mobilediffusion_tests::gpu::{self, Test};
@@ -254,7 +254,7 @@ fn every_variant_is_judged(gpu: Arc<Gpu>) {
     let linear = mobilediffusion_kernels::Linear { rows: 300, k: 64, cols: 64, bias: true, ..Default::default() };
     let variants = runnable(&linear, gpu.caps(), Storage::F32);
     let case = Case::new(linear);
-    let verdicts = check_variants((&gpu, Storage::F32), &case, 1);
+    let verdicts = check_variants(GpuDevice { gpu: &gpu, storage: Storage::F32 }, &case, 1);
     assert!(verdicts.iter().map(|(variant, _)| *variant).eq(variants) && verdicts.len() > 2, "{verdicts:?}");
     for (variant, verdict) in verdicts {
         let verdict = verdict.expect("it runs");

@@ -20,8 +20,7 @@ use crate::graphs::{NetworkName, recorded, weights};
 use crate::output::check_numbers;
 use crate::terminal::{note, result};
 use clap::ArgGroup;
-use mobilediffusion_kernels::Device;
-use mobilediffusion_kernels::{Case, FAMILIES, Family, WeightType, family};
+use mobilediffusion_kernels::{Case, Device, FAMILIES, Family, GpuDevice, WeightType, family};
 use mobilediffusion_model::DeviceChoice;
 use mobilediffusion_runtime::{AdapterKind, Timer};
 use serde_json::{Value, json};
@@ -173,11 +172,11 @@ fn tune(
     effort: Effort,
     until: Option<Instant>,
 ) -> Result<Measured, Failure> {
-    let (&Device::Gpu(ref gpu, storage), Some(timer)) = (device, timer) else {
+    let (Some(GpuDevice { gpu, storage }), Some(timer)) = (device.gpu(), timer) else {
         return Err("--tune: expected a GPU, found the CPU, on which kernels have no variants".into());
     };
     let (problems, weights) = problems(args, device)?;
-    let subject = tune::Subject { gpu, storage: storage.with_weights(weights), timer, effort };
+    let subject = tune::Subject { device: GpuDevice { gpu, storage: storage.with_weights(weights) }, timer, effort };
     let measured = tune::run(subject, &problems, until)?;
     let failed = measured["failed"].as_array().map_or(0, Vec::len);
     let failure = (failed > 0).then(|| format!("{failed} variants failed, see the notes above"));

@@ -7,11 +7,12 @@ use crate::device::{described, device, open};
 use crate::graphs::{NetworkName, borrowed, inputs, recorded, weights};
 use crate::terminal::{note, one_line, result};
 use mobilediffusion_graph::{Against, Weights, compare};
-use mobilediffusion_kernels::Device;
 use mobilediffusion_kernels::casefile::CaseFile;
 use mobilediffusion_kernels::runner::{RunError, Verdict, check_case, check_file, check_variants, split};
 use mobilediffusion_kernels::variant::runnable;
-use mobilediffusion_kernels::{Case, FAMILIES, Family, Kernel, Operand, Storage, Tolerance, Variant};
+use mobilediffusion_kernels::{
+    Case, Device, FAMILIES, Family, GpuDevice, Kernel, Operand, Storage, Tolerance, Variant,
+};
 use mobilediffusion_runtime::{Gpu, RuntimeError, Select};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -88,7 +89,7 @@ fn verdicts(
     let Some((trusted, watched)) = both else { return vec![(String::new(), check_case(device, case, seed))] };
     let on = |gpu: &Arc<Gpu>| {
         if every_variant {
-            let each = check_variants((gpu, device.storage()), case, seed).into_iter();
+            let each = check_variants(GpuDevice { gpu, storage: device.storage() }, case, seed).into_iter();
             return each.map(|(variant, verdict)| (label(&variant), verdict)).collect();
         }
         vec![(String::new(), check_case(&Device::Gpu(Arc::clone(gpu), device.storage()), case, seed))]

@@ -8,7 +8,7 @@ use crate::terminal::result;
 use mobilediffusion_graph::plan::{Lifetime, Place, Sharing};
 use mobilediffusion_graph::{PlanSummary, Recording, TensorInfo, Traffic};
 use mobilediffusion_kernels::variant::Machine;
-use mobilediffusion_kernels::{Storage, WeightType};
+use mobilediffusion_kernels::{GpuDevice, Storage, WeightType};
 use mobilediffusion_model::Source;
 use mobilediffusion_model::networks::{Network, Shape};
 use mobilediffusion_runtime::Gpu;
@@ -83,7 +83,8 @@ fn gpu(args: &Plan) -> Result<Option<Gpu>, Failure> {
 fn machine((args, source): (&Plan, &Source), gpu: Option<&Gpu>, network: Network) -> Machine {
     let Some(gpu) = gpu else { return Machine::PORTABLE };
     let f16 = source.open(network).is_ok_and(|weights| weights.is_f16());
-    Machine::of(gpu, args.dtype.storage(gpu).with_weights(if f16 { WeightType::F16 } else { WeightType::Floats }))
+    let weights = if f16 { WeightType::F16 } else { WeightType::Floats };
+    Machine::of(GpuDevice { gpu, storage: args.dtype.storage(gpu).with_weights(weights) })
 }
 
 /// Returns the size of a single arena in proportion to its lower bound.

@@ -8,7 +8,6 @@ use crate::record::Recording;
 use crate::reference::ReferenceMemory;
 use crate::run::Memory;
 use crate::weights::Weights;
-use mobilediffusion_kernels::Device;
 use mobilediffusion_kernels::check::{self, Mismatch};
 use mobilediffusion_kernels::kernel::elements;
 use mobilediffusion_kernels::{DType, FloatType, Tolerance};
@@ -65,7 +64,7 @@ impl<'a> Side<'a> {
     fn new(recording: &Recording, against: Against<'a>) -> Result<(Self, bool), GraphError> {
         Ok(match against {
             Against::Device(weights) => {
-                let half = matches!(weights.device(), Device::Gpu(_, storage) if storage.floats != FloatType::F32);
+                let half = weights.device().storage().floats != FloatType::F32;
                 (Self::Device(Memory::new(recording, weights, Sharing::Planned, &mut |_, _| true)?), half)
             }
             Against::References(weights) => (Self::References(ReferenceMemory::new(recording, weights)), false),

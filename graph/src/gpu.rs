@@ -12,7 +12,7 @@ use crate::plan::{Place, Sharing};
 use crate::record::Recording;
 use crate::weights::{Resident, Weights};
 use chunks::{Chunk, Unit, chunks, most_flops};
-use mobilediffusion_kernels::{Operand, Param, Stage, Storage, Variant};
+use mobilediffusion_kernels::{GpuDevice, Operand, Param, Stage, Storage, Variant};
 use mobilediffusion_runtime::{Bound, Buffer, Dispatch, Gpu, Pipeline, Role, RuntimeError, Submission, Timer};
 use planned::{Planned, PlannedUnit};
 use std::sync::Arc;
@@ -43,14 +43,16 @@ pub(crate) struct GpuMemory {
 
 impl GpuMemory {
     pub(crate) fn new(
-        (gpu, storage): (Arc<Gpu>, Storage),
+        gpu: &Arc<Gpu>,
+        storage: Storage,
         recording: &Recording,
         weights: &Weights,
         sharing: Sharing,
         go_on: &mut dyn FnMut(usize, usize) -> bool,
     ) -> Result<Self, GraphError> {
         let bytes_of = |tensor: usize| recording.tensors[tensor].bytes(storage);
-        let planned = Planned::new(&gpu, storage, recording, sharing)?;
+        let device = GpuDevice { gpu, storage };
+        let planned = Planned::new(device, recording, sharing)?;
         let shared_bytes = planned.shared_bytes(recording, storage) as u64;
         let Planned { variants, units, memory: GpuPlan { places, arenas, .. } } = planned;
         let arena = |(number, bytes): (usize, usize)| {
@@ -60,13 +62,13 @@ impl GpuMemory {
         let arenas = arenas.into_iter().enumerate().map(arena).collect::<Result<Vec<_>, _>>()?;
         let read_back = recording.outputs.iter().map(|(_, tensor)| bytes_of(*tensor)).max().unwrap_or(4);
         let staging = gpu.buffer("staging", read_back as u64, Role::Staging).map_err(GraphError::at("staging"))?;
-        let uniforms = Uniforms::new(&gpu, &units)?;
+        let uniforms = Uniforms::new(gpu, &units)?;
         let shared = (shared_bytes > 0).then(|| gpu.buffer("partial sums", shared_bytes, Role::Storage));
         let shared = shared.transpose().map_err(GraphError::at("partial sums"))?;
         let bytes = arenas.iter().chain([&staging, &uniforms.buffer]).chain(&shared).map(Buffer::bytes).sum();
         let chunk_flops = most_flops(gpu.adapter().kind);
         let mut memory = Self {
-            gpu: Arc::clone(&gpu),
+            gpu: Arc::clone(gpu),
             storage,
             arenas,
             places,
@@ -77,7 +79,7 @@ impl GpuMemory {
             staging,
             bytes,
         };
-        compile::each_unit(&gpu, storage, (recording, &units), |number, pipelines| {
+        compile::each_unit(device, recording, &units, |number, pipelines| {
             let PlannedUnit { step, stages, flops } = &units[number];
             let bind = |((stage, pipeline), params)| {
                 let others = Others { params, shared: shared.as_ref() };

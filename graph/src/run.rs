@@ -44,15 +44,13 @@ impl Memory {
         sharing: Sharing,
         go_on: &mut dyn FnMut(usize, usize) -> bool,
     ) -> Result<Self, GraphError> {
-        let device = weights.device().clone();
-        let storage = device.storage();
-        let made = match device {
+        let made = match weights.device() {
             Device::Cpu(_) => CpuMemory::new(recording, weights, sharing, go_on).map(Self::Cpu),
             Device::Gpu(gpu, storage) => {
-                GpuMemory::new((gpu, storage), recording, weights, sharing, go_on).map(Self::Gpu)
+                GpuMemory::new(gpu, *storage, recording, weights, sharing, go_on).map(Self::Gpu)
             }
         };
-        made.map_err(|error| error.with_needs(|| recording.summary(storage)))
+        made.map_err(|error| error.with_needs(|| recording.summary(weights.device().storage())))
     }
 
     pub(crate) fn write(&mut self, recording: &Recording, tensor: usize, values: &[f32]) -> Result<(), GraphError> {

@@ -6,8 +6,8 @@ use crate::record::Recording;
 use mobilediffusion_kernels::Device;
 use mobilediffusion_kernels::kernel::{Shape, elements};
 use mobilediffusion_kernels::panels::Aligned;
-use mobilediffusion_kernels::{DType, Layout, Operand, Storage, WeightType};
-use mobilediffusion_runtime::{Bound, Buffer, Gpu, Role};
+use mobilediffusion_kernels::{DType, GpuDevice, Layout, Operand, Storage, WeightType};
+use mobilediffusion_runtime::{Bound, Buffer, Role};
 use std::collections::HashMap;
 use std::error::Error;
 use std::ops::Range;
@@ -216,9 +216,9 @@ impl Weights {
         if let Some(resident) = self.resident().get(&key) {
             return Ok(resident.clone());
         }
-        let loaded = match &self.device {
-            Device::Cpu(weights) => self.to_cpu(*weights, sources, operand)?,
-            Device::Gpu(gpu, storage) => self.to_gpu(gpu, *storage, sources, operand)?,
+        let loaded = match self.device {
+            Device::Cpu(weights) => self.to_cpu(weights, sources, operand)?,
+            Device::Gpu(ref gpu, storage) => self.to_gpu(GpuDevice { gpu, storage }, sources, operand)?,
         };
         Ok(self.resident().entry(key).or_insert(loaded).clone())
     }
@@ -299,8 +299,7 @@ impl Weights {
 
     fn to_gpu(
         &self,
-        gpu: &Gpu,
-        storage: Storage,
+        GpuDevice { gpu, storage }: GpuDevice<'_>,
         sources: &[WeightRows],
         operand: &Operand,
     ) -> Result<Resident, GraphError> {

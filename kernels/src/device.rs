@@ -13,6 +13,15 @@ pub enum Device {
     Gpu(Arc<Gpu>, Storage),
 }
 
+/// GPU with the types in which it stores tensors: a [`Device::Gpu`] that is borrowed.
+#[derive(Clone, Copy, Debug)]
+pub struct GpuDevice<'a> {
+    /// Open device.
+    pub gpu: &'a Gpu,
+    /// Storage type of activations and weights.
+    pub storage: Storage,
+}
+
 impl Device {
     /// The host's cores, with activations and weights in f32.
     pub const CPU: Self = Self::Cpu(WeightType::Floats);
@@ -22,6 +31,14 @@ impl Device {
         match self {
             Self::Cpu(_) => Self::Cpu(weights),
             Self::Gpu(gpu, storage) => Self::Gpu(gpu, storage.with_weights(weights)),
+        }
+    }
+
+    /// Returns the GPU with its storage types; `None` for the CPU.
+    pub fn gpu(&self) -> Option<GpuDevice<'_>> {
+        match self {
+            Self::Cpu(_) => None,
+            Self::Gpu(gpu, storage) => Some(GpuDevice { gpu, storage: *storage }),
         }
     }
 

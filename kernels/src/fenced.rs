@@ -1,6 +1,7 @@
 //! Operands of a kernel in the memory of a GPU, each between two fences of poison, so that a write out of bounds is found.
 
 use crate::check::POISON;
+use crate::device::GpuDevice;
 use crate::kernel::{Access, DType, Kernel, Operand};
 use crate::runner::RunError;
 use crate::storage::Storage;
@@ -23,7 +24,7 @@ pub struct Fenced {
 
 impl Fenced {
     /// Allocates the memory of an operand, all of it poisoned.
-    fn new(gpu: &Gpu, operand: Operand, storage: Storage) -> Result<Self, RuntimeError> {
+    fn new(GpuDevice { gpu, storage }: GpuDevice<'_>, operand: Operand) -> Result<Self, RuntimeError> {
         let bytes = operand.bytes(storage);
         let buffer = gpu.buffer(operand.name, (bytes + 2 * FENCE_BYTES) as u64, Role::Storage)?;
         gpu.poison(&buffer)?;
@@ -54,23 +55,19 @@ impl Fenced {
 ///
 /// # Errors
 /// If the device has no room or is lost.
-pub fn upload(
-    (gpu, storage): (&Gpu, Storage),
-    kernel: &dyn Kernel,
-    inputs: &[Vec<f32>],
-) -> Result<Vec<Fenced>, RuntimeError> {
+pub fn upload(device: GpuDevice<'_>, kernel: &dyn Kernel, inputs: &[Vec<f32>]) -> Result<Vec<Fenced>, RuntimeError> {
     let mut values = inputs.iter();
     let valued = kernel.operands().into_iter().map(|operand| {
         let values = if operand.access == Access::Read { values.next() } else { None };
         (operand, values)
     });
     let one = |(operand, values): (Operand, Option<&Vec<f32>>)| {
-        let fenced = Fenced::new(gpu, operand, storage)?;
+        let fenced = Fenced::new(device, operand)?;
         let operand = &fenced.operand;
         if let Some(values) = values {
             let packed = operand.layout.pack(&operand.shape, values.clone());
-            let encoded = storage.encode(operand.dtype, &operand.layout.packed_shape(&operand.shape), &packed);
-            gpu.upload(Bound { bytes: fenced.bytes as u64, ..fenced.bound() }, &encoded)?;
+            let encoded = device.storage.encode(operand.dtype, &operand.layout.packed_shape(&operand.shape), &packed);
+            device.gpu.upload(Bound { bytes: fenced.bytes as u64, ..fenced.bound() }, &encoded)?;
         }
         Ok(fenced)
     };
@@ -81,14 +78,10 @@ pub fn upload(
 ///
 /// # Errors
 /// If the device cannot allocate the memory.
-pub fn shared(
-    (gpu, storage): (&Gpu, Storage),
-    kernel: &dyn Kernel,
-    variant: &Variant,
-) -> Result<Option<Fenced>, RuntimeError> {
+pub fn shared(device: GpuDevice<'_>, kernel: &dyn Kernel, variant: &Variant) -> Result<Option<Fenced>, RuntimeError> {
     let (stages, operands) = (kernel.stages(variant), kernel.operands().len());
     let shared = stages.iter().find_map(|stage| stage.shared(operands));
-    shared.map(|operand| Fenced::new(gpu, operand.clone(), storage)).transpose()
+    shared.map(|operand| Fenced::new(device, operand.clone())).transpose()
 }
 
 /// Returns the values of the operands that the kernel writes, without padding. An operand that is absent has none.
@@ -96,13 +89,9 @@ pub fn shared(
 ///
 /// # Errors
 /// [`RunError::Outside`] or [`RunError::Padding`] if the kernel wrote where it should not, or an error of the device.
-pub fn download(
-    (gpu, storage): (&Gpu, Storage),
-    kernel: &dyn Kernel,
-    operands: &[Fenced],
-) -> Result<Vec<Vec<f32>>, RunError> {
+pub fn download(device: GpuDevice<'_>, kernel: &dyn Kernel, operands: &[Fenced]) -> Result<Vec<Vec<f32>>, RunError> {
     let one = |written: Operand| match operands.iter().find(|fenced| fenced.operand.name == written.name) {
-        Some(fenced) => unfenced(kernel, &fenced.operand, storage, &fenced.download(gpu)?, fenced.bytes),
+        Some(fenced) => unfenced(kernel, &fenced.operand, device.storage, &fenced.download(device.gpu)?, fenced.bytes),
         None => Ok(Vec::new()),
     };
     kernel.operands().into_iter().filter(|operand| operand.access == Access::Write).map(one).collect()

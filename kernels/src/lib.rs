@@ -116,7 +116,7 @@ pub use concat::Concat;
 pub use conv2d::Conv2d;
 pub use ddim_step::DdimStep;
 pub use depthwise_conv2d::DepthwiseConv2d;
-pub use device::Device;
+pub use device::{Device, GpuDevice};
 pub use embedding::Embedding;
 pub use group_norm::GroupNorm;
 pub use group_norm_scale::GroupNormScale;

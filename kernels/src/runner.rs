@@ -6,7 +6,7 @@
 
 use crate::casefile::CaseFile;
 use crate::check::{self, Agreement, Mismatch, POISON};
-use crate::device::Device;
+use crate::device::{Device, GpuDevice};
 use crate::fenced::{self, Fenced};
 use crate::kernel::{Access, Case, DType, Kernel, Operand, Param, Stage, Tolerance, has_weights};
 use crate::variant::{Machine, Variant, choose, runnable};
@@ -96,11 +96,9 @@ pub fn variant_tolerance(case: &Case, storage: Storage, variant: &Variant) -> To
 
 /// Returns the tolerance of a case for the variant that [`run`] takes on a device.
 pub fn device_tolerance(case: &Case, device: &Device) -> Tolerance {
-    match device {
-        Device::Cpu(_) => tolerance(case, device.storage()),
-        Device::Gpu(gpu, storage) => {
-            variant_tolerance(case, *storage, &choose(case.kernel.as_ref(), &Machine::of(gpu, *storage)))
-        }
+    match device.gpu() {
+        None => tolerance(case, device.storage()),
+        Some(on) => variant_tolerance(case, on.storage, &choose(case.kernel.as_ref(), &Machine::of(on))),
     }
 }
 
@@ -128,10 +126,11 @@ pub fn stored(kernel: &dyn Kernel, storage: Storage, inputs: Vec<Vec<f32>>) -> V
 /// # Errors
 /// If the device reports an error, or the kernel wrote out of bounds or left padding that is not zero.
 pub fn run(device: &Device, kernel: &dyn Kernel, inputs: &[Vec<f32>]) -> Result<Vec<Vec<f32>>, RunError> {
-    match device {
-        Device::Cpu(weights) => run_cpu(kernel, *weights, inputs),
-        Device::Gpu(gpu, storage) => {
-            run_variant((gpu, *storage), kernel, &choose(kernel, &Machine::of(gpu, *storage)), inputs)
+    match *device {
+        Device::Cpu(weights) => run_cpu(kernel, weights, inputs),
+        Device::Gpu(ref gpu, storage) => {
+            let on = GpuDevice { gpu, storage };
+            run_variant(on, kernel, &choose(kernel, &Machine::of(on)), inputs)
         }
     }
 }
@@ -175,20 +174,16 @@ pub fn check_case(device: &Device, case: &Case, seed: u64) -> Result<Verdict, Ru
 }
 
 /// Runs [`check_case`] on a GPU with every variant that the device can run, in the kernel's order.
-pub fn check_variants(
-    (gpu, storage): (&Gpu, Storage),
-    case: &Case,
-    seed: u64,
-) -> Vec<(Variant, Result<Verdict, RunError>)> {
+pub fn check_variants(device: GpuDevice<'_>, case: &Case, seed: u64) -> Vec<(Variant, Result<Verdict, RunError>)> {
     let kernel = case.kernel.as_ref();
-    let inputs = stored(kernel, storage, check::inputs(case, seed));
+    let inputs = stored(kernel, device.storage, check::inputs(case, seed));
     let expected = check::expected(case, &inputs);
     let check = |variant: Variant| {
-        let tolerance = variant_tolerance(case, storage, &variant);
-        let outputs = run_variant((gpu, storage), kernel, &variant, &inputs);
+        let tolerance = variant_tolerance(case, device.storage, &variant);
+        let outputs = run_variant(device, kernel, &variant, &inputs);
         (variant, outputs.map(|outputs| judge(kernel, &outputs, &expected, tolerance)))
     };
-    runnable(kernel, gpu.caps(), storage).into_iter().map(check).collect()
+    runnable(kernel, device.gpu.caps(), device.storage).into_iter().map(check).collect()
 }
 
 /// Runs a case file and judges the outputs by the file's expected values.
@@ -202,8 +197,8 @@ pub fn check_file(device: &Device, file: &CaseFile) -> Result<Verdict, RunError>
     let (case, storage) = (&file.case, device.storage());
     let kernel = case.kernel.as_ref();
     let mut tolerance = stored_tolerance(kernel, file.tolerance.unwrap_or_else(|| kernel.tolerance()), storage);
-    if let Device::Gpu(gpu, storage) = device {
-        tolerance = tolerance.with_rounding_of(&choose(kernel, &Machine::of(gpu, *storage)));
+    if let Some(on) = device.gpu() {
+        tolerance = tolerance.with_rounding_of(&choose(kernel, &Machine::of(on)));
     }
     let mut expected = file.expected_f64();
     let rounded = stored(kernel, storage, file.inputs.clone());
@@ -248,16 +243,16 @@ fn run_cpu(kernel: &dyn Kernel, weights: WeightType, inputs: &[Vec<f32>]) -> Res
 /// # Errors
 /// Returns the same errors as [`run`].
 pub fn run_variant(
-    (gpu, storage): (&Gpu, Storage),
+    device: GpuDevice<'_>,
     kernel: &dyn Kernel,
     variant: &Variant,
     inputs: &[Vec<f32>],
 ) -> Result<Vec<Vec<f32>>, RunError> {
-    let operands = fenced::upload((gpu, storage), kernel, inputs)?;
-    let shared = fenced::shared((gpu, storage), kernel, variant)?;
-    gpu.submit([&dispatch((gpu, storage), kernel, variant, &operands, shared.as_ref())?])?;
-    let outputs = fenced::download((gpu, storage), kernel, &operands)?;
-    shared.iter().try_for_each(|shared| shared.check(gpu, || format!("{kernel:?} {storage}")))?;
+    let operands = fenced::upload(device, kernel, inputs)?;
+    let shared = fenced::shared(device, kernel, variant)?;
+    device.gpu.submit([&dispatch(device, kernel, variant, &operands, shared.as_ref())?])?;
+    let outputs = fenced::download(device, kernel, &operands)?;
+    shared.iter().try_for_each(|shared| shared.check(device.gpu, || format!("{kernel:?} {}", device.storage)))?;
     Ok(outputs)
 }
 
@@ -267,7 +262,7 @@ pub fn run_variant(
 /// # Errors
 /// Returns the same errors as [`run`].
 pub fn dispatch(
-    (gpu, storage): (&Gpu, Storage),
+    GpuDevice { gpu, storage }: GpuDevice<'_>,
     kernel: &dyn Kernel,
     variant: &Variant,
     operands: &[Fenced],

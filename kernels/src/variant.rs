@@ -5,10 +5,11 @@
 //! and of a [`Machine`]. A plan therefore knows the variant of every step before it runs, and without a device. At
 //! least one variant of every kernel runs on every WebGPU device.
 
+use crate::device::GpuDevice;
 use crate::kernel::Kernel;
 use crate::storage::{FloatType, Storage};
 use crate::tuning::{Measured, Tuning, problem};
-use mobilediffusion_runtime::{AdapterKind, Caps, Gpu, MatrixShape, MatrixType};
+use mobilediffusion_runtime::{AdapterKind, Caps, MatrixShape, MatrixType};
 
 /// Device features and limits that a variant needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,9 +107,8 @@ impl Machine {
     pub const PORTABLE: Self =
         Self { caps: Caps::PORTABLE, storage: Storage::F32, busy_groups: 256, tuned: Measured::new() };
 
-    /// Describes an open device on which tensors are stored as `storage`. Reads measured variants from the user's cache
-    /// folder.
-    pub fn of(gpu: &Gpu, storage: Storage) -> Self {
+    /// Describes an open device. Reads measured variants from the user's cache folder.
+    pub fn of(GpuDevice { gpu, storage }: GpuDevice<'_>) -> Self {
         let (tuning, _) = Tuning::read(gpu);
         let busy_groups = busy_groups(gpu.adapter().kind);
         Self { caps: gpu.caps().clone(), storage, busy_groups, tuned: tuning.of(gpu.adapter()) }

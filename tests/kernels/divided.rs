@@ -2,7 +2,7 @@
 //! long.
 
 use crate::changed::Changed;
-use mobilediffusion_kernels::{Case, Family, Kernel, Stage, Storage, Variant, check, runner, variant};
+use mobilediffusion_kernels::{Case, Family, GpuDevice, Kernel, Stage, Storage, Variant, check, runner, variant};
 use mobilediffusion_runtime::Gpu;
 use mobilediffusion_tests::gpu::{self, Test};
 
@@ -37,11 +37,12 @@ fn divided(family: &Family, gpu: &Gpu) -> Vec<(Case, Variant)> {
 pub(crate) fn test(family: &'static Family) -> Test {
     Test::new(format!("{} in several dispatches", family.name), move |gpu| {
         let cases = divided(family, &gpu);
+        let device = GpuDevice { gpu: &gpu, storage: Storage::F32 };
         assert!(!cases.is_empty(), "no case of {} can be divided", family.name);
         for (case, variant) in cases {
             let kernel = case.kernel.as_ref();
             let inputs = gpu::stored(&case, Storage::F32, check::inputs(&case, 1));
-            let run = |kernel: &dyn Kernel| runner::run_variant((&gpu, Storage::F32), kernel, &variant, &inputs);
+            let run = |kernel: &dyn Kernel| runner::run_variant(device, kernel, &variant, &inputs);
             let divided = Changed { real: kernel, change: &parts };
             let [whole, divided] = [run(kernel)?, run(&divided)?]
                 .map(|outputs| outputs.concat().into_iter().map(f32::to_bits).collect::<Vec<_>>());

@@ -62,14 +62,14 @@ impl Subject<'_> {
 
     /// Compiles what will be timed on all threads, in half of the time. Software drivers compile one shader at a time.
     fn compile(&self, families: &Families) {
-        let &Device::Gpu(ref gpu, storage) = self.device else { return };
+        let Some(device) = self.device.gpu() else { return };
         if self.effort.software {
             return;
         }
-        let machine = Machine::of(gpu, storage);
+        let machine = Machine::of(device);
         let kernels = families.iter().flat_map(|(_, cases)| cases).map(|case| case.kernel.as_ref());
         let chosen = kernels.map(|kernel| (kernel, vec![choose(kernel, &machine)]));
-        compile("compiling", &[gpu], storage, chosen, time_left(half(self.until)));
+        compile("compiling", &[device.gpu], device.storage, chosen, time_left(half(self.until)));
     }
 }
 

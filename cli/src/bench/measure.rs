@@ -1,11 +1,10 @@
 //! Measures one shape of one kernel: checks the result once, warms the device up, then times it.
 
 use super::Effort;
-use mobilediffusion_kernels::Device;
 use mobilediffusion_kernels::fenced::{self, Fenced};
 use mobilediffusion_kernels::runner::{self, RunError, device_tolerance, judge, split, stored};
 use mobilediffusion_kernels::variant::{Machine, choose};
-use mobilediffusion_kernels::{Case, DType, Storage, Variant, WeightType, check, sample};
+use mobilediffusion_kernels::{Case, DType, Device, GpuDevice, Variant, WeightType, check, sample};
 use mobilediffusion_runtime::{AdapterKind, Dispatch, Gpu, Role, RuntimeError, Timer};
 use std::time::{Duration, Instant};
 
@@ -29,17 +28,18 @@ pub(crate) fn shape(device: &Device, timer: Option<&Timer>, case: &Case, effort:
     let inputs = stored(kernel, device.storage(), sample::inputs(case, SEED));
     let mut outputs = sample::outputs(case);
     let mut taken = None;
-    let (mut seconds, wrong) = match (device, timer) {
-        (&Device::Gpu(ref gpu, storage), Some(timer)) => {
-            let variant = choose(kernel, &Machine::of(gpu, storage));
+    let (mut seconds, wrong) = match (device.gpu(), timer) {
+        (Some(on), Some(timer)) => {
+            let gpu = on.gpu;
+            let variant = choose(kernel, &Machine::of(on));
             taken = Some(variant);
-            let (dispatches, operands) = prepare((gpu, storage), case, &variant, &inputs)?;
+            let (dispatches, operands) = prepare(on, case, &variant, &inputs)?;
             // The first run also tells how many runs there is time for.
             let one = Instant::now();
             gpu.submit(dispatches.first())?;
             gpu.wait()?;
             let runs = runs(one.elapsed().as_secs_f64(), effort);
-            let got = fenced::download((gpu, storage), kernel, &operands)?;
+            let got = fenced::download(on, kernel, &operands)?;
             sample::run(case, &sample::packed(case, WeightType::Floats, inputs), &mut outputs);
             let (_, written) = split(kernel);
             let wide: Vec<Vec<f64>> =
@@ -108,14 +108,15 @@ fn copies(gpu: &Gpu, bytes: u64) -> u64 {
 /// too, because all other weights were read since their last use. Activations are not copied: the step before has just
 /// written them.
 pub(super) fn prepare(
-    (gpu, storage): (&Gpu, Storage),
+    device: GpuDevice<'_>,
     case: &Case,
     variant: &Variant,
     inputs: &[Vec<f32>],
 ) -> Result<(Vec<Dispatch>, Vec<Fenced>), RunError> {
     let kernel = case.kernel.as_ref();
-    let operands = fenced::upload((gpu, storage), kernel, inputs)?;
-    let shared = fenced::shared((gpu, storage), kernel, variant)?;
+    let operands = fenced::upload(device, kernel, inputs)?;
+    let shared = fenced::shared(device, kernel, variant)?;
+    let gpu = device.gpu;
     let is_weight = |fenced: &Fenced| fenced.operand.dtype == DType::Weight;
     let weight_bytes = operands.iter().filter(|fenced| is_weight(fenced)).map(|fenced| fenced.buffer.bytes()).sum();
     let mut dispatches = Vec::new();
@@ -126,7 +127,7 @@ pub(super) fn prepare(
             gpu.copy(&fenced.buffer, &own)?;
             fenced.buffer = own;
         }
-        dispatches.push(runner::dispatch((gpu, storage), kernel, variant, &of_copy, shared.as_ref())?);
+        dispatches.push(runner::dispatch(device, kernel, variant, &of_copy, shared.as_ref())?);
     }
     Ok((dispatches, operands))
 }

@@ -9,8 +9,8 @@ use mobilediffusion_graph::Recording;
 use mobilediffusion_kernels::runner::{RunError, judge, split, stored, variant_tolerance};
 use mobilediffusion_kernels::tuning::Tuning;
 use mobilediffusion_kernels::variant::{Machine, choose, runnable};
-use mobilediffusion_kernels::{Case, Family, Kernel, Storage, Variant, check, family, fenced, sample};
-use mobilediffusion_runtime::{Gpu, Timer};
+use mobilediffusion_kernels::{Case, Family, GpuDevice, Kernel, Storage, Variant, check, family, fenced, sample};
+use mobilediffusion_runtime::Timer;
 use serde_json::{Map, Value, json};
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -23,8 +23,7 @@ const LONGEST: f64 = 1.0;
 /// Device to tune for, and how long to measure.
 #[derive(Clone, Copy)]
 pub(super) struct Subject<'a> {
-    pub(super) gpu: &'a Gpu,
-    pub(super) storage: Storage,
+    pub(super) device: GpuDevice<'a>,
     pub(super) timer: &'a Timer,
     pub(super) effort: Effort,
 }
@@ -54,11 +53,11 @@ pub(super) fn of_plan(recording: &Recording) -> Result<Vec<Case>, Failure> {
 /// variant that fails or computes a wrong result is reported and left out; the others are kept. What was found is saved
 /// after every problem, so that it outlives a device that is lost or a process that is ended.
 pub(super) fn run(device: Subject<'_>, cases: &[Case], until: Option<Instant>) -> Result<Value, Failure> {
-    let Subject { gpu, storage, effort, .. } = device;
+    let Subject { device: GpuDevice { gpu, storage }, effort, .. } = device;
     let (compiling, time_left) = (time_left(half(until)), time_left(until));
     let (tuning, ignored) = Tuning::read(gpu);
     ignored.iter().for_each(|why| note(&format!("note: {why}")));
-    let estimate = Machine { tuned: Default::default(), ..Machine::of(gpu, storage) };
+    let estimate = Machine { tuned: Default::default(), ..Machine::of(device.device) };
     if !effort.software {
         let kernels = cases.iter().map(|case| case.kernel.as_ref());
         let all = kernels.map(|kernel| (kernel, runnable(kernel, gpu.caps(), storage)));
@@ -94,7 +93,7 @@ struct Report<'a> {
 impl Report<'_> {
     /// Times the variants of a problem, if it has several, and saves the fastest. Breaks off if the device is lost.
     fn problem(&mut self, case: &Case, time_left: &dyn Fn() -> bool) -> Result<ControlFlow<()>, Failure> {
-        let Subject { gpu, storage, effort, .. } = self.device;
+        let Subject { device: GpuDevice { gpu, storage }, effort, .. } = self.device;
         let kernel = case.kernel.as_ref();
         let (name, shape) = (kernel.name(), sample::text(kernel));
         let mut variants = runnable(kernel, gpu.caps(), storage);
@@ -130,7 +129,7 @@ impl Report<'_> {
 
     /// Saves the fastest variant of a problem, the first one, and prints the times.
     fn keep(&mut self, kernel: &dyn Kernel, times: &[(Variant, f64)]) -> Result<(), Failure> {
-        let Subject { gpu, storage, .. } = self.device;
+        let Subject { device: GpuDevice { gpu, storage }, .. } = self.device;
         let Some((best, _)) = times.first() else { return Ok(()) };
         self.tuning.note(gpu.adapter(), (kernel, storage), best);
         self.tuning.write(gpu)?;
@@ -159,7 +158,7 @@ fn times(
     case: &Case,
     variants: &[Variant],
 ) -> Result<(Times, Wrong), RunError> {
-    let Subject { gpu, storage, .. } = device;
+    let Subject { device: GpuDevice { gpu, storage }, .. } = device;
     let inputs = stored(case.kernel.as_ref(), storage, sample::inputs(case, measure::SEED));
     let by_matrices = |variant: &Variant| variant.needs.matrix.is_some();
     let mut order: Vec<&Variant> = variants.iter().collect();
@@ -230,13 +229,13 @@ struct Timed {
 
 /// Times a variant.
 fn time(device: Subject<'_>, case: &Case, variant: &Variant, inputs: &[Vec<f32>]) -> Result<Timed, RunError> {
-    let Subject { gpu, storage, timer, effort } = device;
-    let (dispatches, operands) = measure::prepare((gpu, storage), case, variant, inputs)?;
+    let Subject { device: GpuDevice { gpu, .. }, timer, effort } = device;
+    let (dispatches, operands) = measure::prepare(device.device, case, variant, inputs)?;
     let start = Instant::now();
     gpu.submit(dispatches.first())?;
     gpu.wait()?;
     let one = start.elapsed().as_secs_f64();
-    let outputs = fenced::download((gpu, storage), case.kernel.as_ref(), &operands)?;
+    let outputs = fenced::download(device.device, case.kernel.as_ref(), &operands)?;
     measure::warm_up((gpu, timer), &dispatches, effort)?;
     let mut seconds = timer.time_in_turn(gpu, &dispatches, measure::runs(one, effort))?;
     seconds.sort_by(f64::total_cmp);

@@ -3,7 +3,7 @@
 use super::planned::PlannedUnit;
 use crate::error::GraphError;
 use crate::record::Recording;
-use mobilediffusion_kernels::{Storage, wgsl};
+use mobilediffusion_kernels::{GpuDevice, Storage, wgsl};
 use mobilediffusion_runtime::{Binding, Gpu, Pipeline, RuntimeError};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -30,12 +30,12 @@ impl Module {
 /// # Errors
 /// If a module does not compile, or `bind` fails; the error is that of the first such unit.
 pub(super) fn each_unit(
-    gpu: &Gpu,
-    storage: Storage,
-    (recording, units): (&Recording, &[PlannedUnit]),
+    GpuDevice { gpu, storage }: GpuDevice<'_>,
+    recording: &Recording,
+    units: &[PlannedUnit],
     mut bind: impl FnMut(usize, &[Arc<Pipeline>]) -> Result<(), GraphError>,
 ) -> Result<(), GraphError> {
-    let modules = Modules::new((recording, units), storage)?;
+    let modules = Modules::new(storage, recording, units)?;
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
         modules.compile(scope, gpu, &stop);
@@ -60,9 +60,9 @@ pub(super) fn each_unit(
 }
 
 /// Compiles the pipelines of all units until `stop` is set, and leaves errors to [`each_unit`].
-pub(super) fn ahead(gpu: &Gpu, storage: Storage, of: (&Recording, &[PlannedUnit]), stop: &AtomicBool) {
-    if let Ok(modules) = Modules::new(of, storage) {
-        thread::scope(|scope| modules.compile(scope, gpu, stop));
+pub(super) fn ahead(device: GpuDevice<'_>, recording: &Recording, units: &[PlannedUnit], stop: &AtomicBool) {
+    if let Ok(modules) = Modules::new(device.storage, recording, units) {
+        thread::scope(|scope| modules.compile(scope, device.gpu, stop));
     }
 }
 
@@ -78,7 +78,7 @@ struct Modules {
 
 impl Modules {
     /// Composes all modules.
-    fn new((recording, units): (&Recording, &[PlannedUnit]), storage: Storage) -> Result<Self, GraphError> {
+    fn new(storage: Storage, recording: &Recording, units: &[PlannedUnit]) -> Result<Self, GraphError> {
         let (mut all, mut of_units) = (Vec::new(), Vec::with_capacity(units.len()));
         // Most stages share template, constants and bindings with one before them, and thus the module.
         let mut composed: HashMap<_, usize> = HashMap::new();

@@ -3,8 +3,8 @@
 use crate::error::GraphError;
 use crate::record::Recording;
 use mobilediffusion_kernels::kernel::elements;
-use mobilediffusion_kernels::{Stage, Storage};
-use mobilediffusion_runtime::{Gpu, RuntimeError};
+use mobilediffusion_kernels::{GpuDevice, Stage};
+use mobilediffusion_runtime::RuntimeError;
 
 /// Checks that shaders can count the elements of every operand: sizes are `u32` there.
 pub(super) fn check_elements(recording: &Recording) -> Result<(), GraphError> {
@@ -21,9 +21,9 @@ pub(super) fn check_elements(recording: &Recording) -> Result<(), GraphError> {
 /// Checks the `stages` of each step against the limits of the adapter: number of workgroups, number of operands, and
 /// size of each operand.
 pub(super) fn check(
-    gpu: &Gpu,
-    (recording, stages): (&Recording, &[Vec<Stage>]),
-    storage: Storage,
+    GpuDevice { gpu, storage }: GpuDevice<'_>,
+    recording: &Recording,
+    stages: &[Vec<Stage>],
 ) -> Result<(), GraphError> {
     let caps = gpu.caps();
     let of_nodes = recording.nodes.iter().zip(stages);

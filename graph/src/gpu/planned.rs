@@ -5,10 +5,8 @@ use crate::error::GraphError;
 use crate::gpu_plan::GpuPlan;
 use crate::plan::Sharing;
 use crate::record::Recording;
-use mobilediffusion_kernels::Device;
 use mobilediffusion_kernels::variant::Machine;
-use mobilediffusion_kernels::{Stage, Storage, Variant};
-use mobilediffusion_runtime::Gpu;
+use mobilediffusion_kernels::{Device, GpuDevice, Stage, Storage, Variant};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// What is decided for a recording before anything is made on the device.
@@ -32,16 +30,12 @@ pub(super) struct PlannedUnit {
 }
 
 impl Planned {
-    pub(super) fn new(
-        gpu: &Gpu,
-        storage: Storage,
-        recording: &Recording,
-        sharing: Sharing,
-    ) -> Result<Self, GraphError> {
+    pub(super) fn new(device: GpuDevice<'_>, recording: &Recording, sharing: Sharing) -> Result<Self, GraphError> {
         limits::check_elements(recording)?;
-        let variants = recording.variants(&Machine::of(gpu, storage));
+        let variants = recording.variants(&Machine::of(device));
         let mut stages = recording.stages(&variants);
-        limits::check(gpu, (recording, &stages), storage)?;
+        limits::check(device, recording, &stages)?;
+        let GpuDevice { gpu, storage } = device;
         let limit = usize::try_from(gpu.caps().max_buffer_bytes).unwrap_or(usize::MAX / 8);
         let memory = recording.arenas(storage, sharing, limit)?;
         for (step, stages) in stages.iter_mut().enumerate().filter(|(step, _)| memory.in_place[*step]) {
@@ -84,10 +78,10 @@ fn units(step: usize, stages: Vec<Stage>, flops: u64, most: u64) -> Vec<PlannedU
 ///
 /// An error is left to the session, which meets it again and names the step.
 pub fn compile_ahead(recording: &Recording, device: &Device, stop: &AtomicBool) {
-    let &Device::Gpu(ref gpu, storage) = device else { return };
+    let Some(device) = device.gpu() else { return };
     if !stop.load(Ordering::Relaxed)
-        && let Ok(Planned { units, .. }) = Planned::new(gpu, storage, recording, Sharing::Planned)
+        && let Ok(Planned { units, .. }) = Planned::new(device, recording, Sharing::Planned)
     {
-        compile::ahead(gpu, storage, (recording, &units), stop);
+        compile::ahead(device, recording, &units, stop);
     }
 }
