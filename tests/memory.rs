@@ -4,7 +4,7 @@
 
 use half::f16;
 use mobilediffusion_graph::plan::Sharing;
-use mobilediffusion_graph::{Device, Graph, Recording, Session, Weights};
+use mobilediffusion_graph::{Device, Flow, Graph, Recording, Session, Weights};
 use mobilediffusion_kernels::{Storage, WeightType};
 use mobilediffusion_model::ModelConfig;
 use mobilediffusion_model::config::Sampler;
@@ -64,7 +64,7 @@ fn beside(device: Device, graph: Graph, path: &Path, compiled: bool) -> (usize, 
     let mut most = 0;
     let mut sample = |_, _| {
         most = private_bytes().max(most);
-        true
+        Flow::Continue
     };
     let weights = Weights::new(device.clone(), Box::new(checkpoint));
     let recording = Recording::new(graph);
@@ -79,7 +79,7 @@ fn beside(device: Device, graph: Graph, path: &Path, compiled: bool) -> (usize, 
     let ready = compiled.then(|| {
         let mut sample = |_, _| {
             most = private_bytes().max(most);
-            true
+            Flow::Continue
         };
         let session = Session::new_with(recording, &weights, Sharing::Planned, &mut sample).expect("it has room");
         let most = most.max(private_bytes());

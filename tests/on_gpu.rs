@@ -133,7 +133,7 @@ fn a_long_run_is_stopped_between_two_submissions(gpu: Arc<Gpu>) {
     let mut asked = Vec::new();
     let mut twice = |done, total| {
         asked.push((done, total));
-        done < 2
+        if done < 2 { Flow::Continue } else { Flow::Stop }
     };
     let stopped = session.run_with(&mut twice).expect_err("we said no").to_string();
     assert_eq!(
@@ -160,7 +160,7 @@ fn a_step_that_takes_long_is_divided(gpu: Arc<Gpu>) {
         let mut asked = Vec::new();
         let mut ask = |done, total| {
             asked.push((done, total));
-            true
+            Flow::Continue
         };
         session.run_with(&mut ask).expect("it runs");
         session.write("x", &x).expect("it fits");

@@ -3,7 +3,7 @@
 mod plan_graphs;
 
 use mobilediffusion_graph::plan::{Lifetime, Sharing, lower_bound, pack};
-use mobilediffusion_graph::{Against, Conv, Device, Graph, GraphError, Recording, Session, Weights, compare};
+use mobilediffusion_graph::{Against, Conv, Device, Flow, Graph, GraphError, Recording, Session, Weights, compare};
 use mobilediffusion_kernels::{Access, Activation, DType, Storage, WeightType};
 use mobilediffusion_model::ModelConfig;
 use mobilediffusion_model::config::Sampler;
@@ -111,7 +111,7 @@ proptest! {
                 let recording = Recording::new(random_graph(&operations));
                 let names: Vec<String> = recording.outputs().iter().map(|(name, _)| name.clone()).collect();
                 let weights = Weights::new(device.clone(), Box::new(MadeUp::default()));
-                let mut session = Session::new_with(recording, &weights, sharing, &mut |_, _| true)?;
+                let mut session = Session::new_with(recording, &weights, sharing, &mut |_, _| Flow::Continue)?;
                 session.poison()?;
                 session.write("x", &values("x", 80))?;
                 session.write("y", &values("y", 64))?;
@@ -181,7 +181,7 @@ fn a_stopped_run_gives_no_output() {
         let mut session = Session::new(recording, &weights).expect("it is made");
         session.write("x", &values("x", 80)).expect("it fits");
         session.write("y", &values("y", 64)).expect("it fits");
-        let stopped = session.run_with(&mut |_, _| false).expect_err("we said no").to_string();
+        let stopped = session.run_with(&mut |_, _| Flow::Stop).expect_err("we said no").to_string();
         assert_eq!(stopped, "stopped after 0 of 3 steps");
         let missing = session.read("last").expect_err("nothing was computed").to_string();
         assert_eq!(missing, "output `last` is not available: nothing was run, or the last run did not complete");
@@ -230,7 +230,7 @@ fn only_what_depends_on_an_input_runs_again() {
         let mut of = 0;
         let mut go_on = |_, total| {
             of = total;
-            true
+            Flow::Continue
         };
         session.run_with(&mut go_on).expect("it runs");
         of

@@ -4,6 +4,7 @@ use crate::error::GraphError;
 use crate::graph::{Origin, Part, TensorInfo};
 use crate::node::Node;
 use crate::plan::Sharing;
+use crate::progress::Flow;
 use crate::record::Recording;
 use crate::reference::ReferenceMemory;
 use crate::run::Memory;
@@ -65,7 +66,7 @@ impl<'a> Side<'a> {
         Ok(match against {
             Against::Device(weights) => {
                 let half = weights.device().storage().floats != FloatType::F32;
-                (Self::Device(Memory::new(recording, weights, Sharing::Planned, &mut |_, _| true)?), half)
+                (Self::Device(Memory::new(recording, weights, Sharing::Planned, &mut |_, _| Flow::Continue)?), half)
             }
             Against::References(weights) => (Self::References(ReferenceMemory::new(recording, weights)), false),
         })
@@ -81,7 +82,7 @@ impl<'a> Side<'a> {
 
     fn run(&mut self, recording: &Recording, step: usize) -> Result<(), GraphError> {
         match self {
-            Self::Device(memory) => memory.run(recording, &[step], &mut |_, _| true),
+            Self::Device(memory) => memory.run(recording, &[step], &mut |_, _| Flow::Continue),
             Self::References(memory) => memory.run(recording, step),
         }
     }

@@ -3,6 +3,7 @@
 use crate::error::GraphError;
 use crate::graph::{Origin, TensorInfo};
 use crate::plan::Sharing;
+use crate::progress::{OnProgress, OnRun};
 use crate::record::Recording;
 use crate::weights::{Resident, Weights};
 use mobilediffusion_kernels::Access;
@@ -53,7 +54,7 @@ impl CpuMemory {
         recording: &Recording,
         weights: &Weights,
         sharing: Sharing,
-        go_on: &mut dyn FnMut(usize, usize) -> bool,
+        on_progress: OnProgress<'_>,
     ) -> Result<Self, GraphError> {
         let bytes_of = |t: &TensorInfo| (4 * elements(&t.shape)).next_multiple_of(ALIGNMENT);
         let (offsets, bytes) = recording.packing(bytes_of, sharing);
@@ -87,9 +88,7 @@ impl CpuMemory {
             }
             steps.push(operands);
             let (done, total) = (step + 1, recording.nodes.len());
-            if !go_on(done, total) {
-                return Err(GraphError::Stopped { done, total });
-            }
+            on_progress(done, total).check(done, total)?;
         }
         let arena = Aligned::zeros(bytes / 4).map_err(|_| GraphError::out_of_host_memory("arena", bytes))?;
         Ok(Self { arena, placed, steps })
@@ -99,13 +98,11 @@ impl CpuMemory {
         &mut self,
         recording: &Recording,
         steps: &[usize],
-        go_on: &mut (dyn FnMut(usize, usize) -> bool + Send),
+        on_progress: OnRun<'_>,
     ) -> Result<(), GraphError> {
         awake(|| {
             for (done, &step) in steps.iter().enumerate() {
-                if !go_on(done, steps.len()) {
-                    return Err(GraphError::Stopped { done, total: steps.len() });
-                }
+                on_progress(done, steps.len()).check(done, steps.len())?;
                 self.step(recording, step);
             }
             Ok(())

@@ -9,6 +9,7 @@ use crate::error::GraphError;
 use crate::gpu_plan::GpuPlan;
 use crate::graph::{Origin, TensorInfo};
 use crate::plan::{Place, Sharing};
+use crate::progress::{Flow, OnProgress, OnRun};
 use crate::record::Recording;
 use crate::weights::{Resident, Weights};
 use chunks::{Chunk, Unit, chunks, most_flops};
@@ -48,7 +49,7 @@ impl GpuMemory {
         recording: &Recording,
         weights: &Weights,
         sharing: Sharing,
-        go_on: &mut dyn FnMut(usize, usize) -> bool,
+        on_progress: OnProgress<'_>,
     ) -> Result<Self, GraphError> {
         let bytes_of = |tensor: usize| recording.tensors[tensor].bytes(storage);
         let device = GpuDevice { gpu, storage };
@@ -88,7 +89,8 @@ impl GpuMemory {
             let stages = stages.iter().zip(pipelines).zip(uniforms.of_unit(number)).map(bind);
             let dispatch = stages.reduce(|all, next| Ok(all?.then(next?))).expect("a unit has at least one stage")?;
             memory.units[*step].push(Unit { dispatch, flops: *flops });
-            ask(go_on(step + 1, recording.nodes.len()), step + 1, recording.nodes.len())
+            let (done, total) = (step + 1, recording.nodes.len());
+            on_progress(done, total).check(done, total)
         })?;
         match memory.gpu.save_pipelines() {
             // Without the saved pipelines the next session compiles again, which costs time and nothing else.
@@ -152,13 +154,9 @@ impl GpuMemory {
     }
 
     /// Runs the steps and waits for them. At most two chunks are in flight.
-    pub(crate) fn run(
-        &mut self,
-        steps: &[usize],
-        go_on: &mut dyn FnMut(usize, usize) -> bool,
-    ) -> Result<(), GraphError> {
+    pub(crate) fn run(&mut self, steps: &[usize], on_progress: OnProgress<'_>) -> Result<(), GraphError> {
         for chunk in chunks(&self.units, steps, self.chunk_flops) {
-            if let Some(before) = self.in_flight.replace(start(&self.gpu, &chunk, steps.len(), go_on)?) {
+            if let Some(before) = self.in_flight.replace(start(&self.gpu, &chunk, steps.len(), on_progress)?) {
                 self.gpu.wait_for(&before).map_err(GraphError::at("run"))?;
             }
         }
@@ -168,13 +166,9 @@ impl GpuMemory {
 
     /// Runs the steps without blocking the thread, and returns while the last chunk is in flight, so that the device
     /// does not wait for the host between two runs.
-    pub(crate) async fn run_ahead(
-        &mut self,
-        steps: &[usize],
-        go_on: &mut (dyn FnMut(usize, usize) -> bool + Send),
-    ) -> Result<(), GraphError> {
+    pub(crate) async fn run_ahead(&mut self, steps: &[usize], on_progress: OnRun<'_>) -> Result<(), GraphError> {
         for chunk in chunks(&self.units, steps, self.chunk_flops) {
-            if let Some(before) = self.in_flight.replace(start(&self.gpu, &chunk, steps.len(), go_on)?) {
+            if let Some(before) = self.in_flight.replace(start(&self.gpu, &chunk, steps.len(), on_progress)?) {
                 self.gpu.finished_for(&before).await.map_err(GraphError::at("run"))?;
             }
         }
@@ -216,7 +210,7 @@ impl GpuMemory {
         let mut seconds = 0.0;
         for chunk in chunks(&self.units, steps, self.chunk_flops) {
             let begin = Instant::now();
-            start(&self.gpu, &chunk, steps.len(), &mut |_, _| true)?;
+            start(&self.gpu, &chunk, steps.len(), &mut |_, _| Flow::Continue)?;
             seconds += begin.elapsed().as_secs_f64();
             self.gpu.wait().map_err(GraphError::at("run"))?;
         }
@@ -273,20 +267,10 @@ impl GpuMemory {
 }
 
 /// Asks whether to go on with the next chunk of a run of `steps` steps, and submits it.
-fn start(
-    gpu: &Gpu,
-    chunk: &Chunk<'_>,
-    steps: usize,
-    go_on: &mut dyn FnMut(usize, usize) -> bool,
-) -> Result<Submission, GraphError> {
+fn start(gpu: &Gpu, chunk: &Chunk<'_>, steps: usize, on_progress: OnProgress<'_>) -> Result<Submission, GraphError> {
     let before = chunk.first().map_or(steps, |(before, _)| *before);
-    ask(go_on(before, steps), before, steps)?;
+    on_progress(before, steps).check(before, steps)?;
     gpu.start(chunk.iter().map(|(_, unit)| &unit.dispatch)).map_err(GraphError::at("run"))
-}
-
-/// Turns the callback's answer into an error if it is to stop.
-fn ask(go_on: bool, done: usize, total: usize) -> Result<(), GraphError> {
-    if go_on { Ok(()) } else { Err(GraphError::Stopped { done, total }) }
 }
 
 /// Bindings of a stage besides its tensors.

@@ -1,6 +1,7 @@
 //! Rounding errors of weights that a device stores in fewer bits.
 
 use crate::error::GraphError;
+use crate::progress::Flow;
 use crate::record::Recording;
 use crate::weights::Weights;
 use mobilediffusion_kernels::Storage;
@@ -64,7 +65,7 @@ impl Rounding {
 /// # Errors
 /// If the loader fails, or a value cannot be used.
 pub fn rounding(recording: &Recording, weights: &Weights, storage: Storage) -> Result<Vec<Rounding>, GraphError> {
-    weights.check(&mut |_, _| true)?;
+    weights.check(&mut |_, _| Flow::Continue)?;
     let mut all = Vec::new();
     for (sources, operand) in recording.weights() {
         for source in sources {

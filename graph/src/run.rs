@@ -5,6 +5,7 @@ use crate::error::GraphError;
 use crate::gpu::GpuMemory;
 use crate::graph::{Origin, TensorInfo};
 use crate::plan::Sharing;
+use crate::progress::{Flow, OnProgress, OnRun};
 use crate::record::Recording;
 use crate::weights::Weights;
 use mobilediffusion_kernels::Device;
@@ -42,12 +43,12 @@ impl Memory {
         recording: &Recording,
         weights: &Weights,
         sharing: Sharing,
-        go_on: &mut dyn FnMut(usize, usize) -> bool,
+        on_progress: OnProgress<'_>,
     ) -> Result<Self, GraphError> {
         let made = match weights.device() {
-            Device::Cpu(_) => CpuMemory::new(recording, weights, sharing, go_on).map(Self::Cpu),
+            Device::Cpu(_) => CpuMemory::new(recording, weights, sharing, on_progress).map(Self::Cpu),
             Device::Gpu(gpu, storage) => {
-                GpuMemory::new(gpu, *storage, recording, weights, sharing, go_on).map(Self::Gpu)
+                GpuMemory::new(gpu, *storage, recording, weights, sharing, on_progress).map(Self::Gpu)
             }
         };
         made.map_err(|error| error.with_needs(|| recording.summary(weights.device().storage())))
@@ -72,11 +73,11 @@ impl Memory {
         &mut self,
         recording: &Recording,
         steps: &[usize],
-        go_on: &mut (dyn FnMut(usize, usize) -> bool + Send),
+        on_progress: OnRun<'_>,
     ) -> Result<(), GraphError> {
         match self {
-            Self::Cpu(memory) => memory.run(recording, steps, go_on),
-            Self::Gpu(memory) => memory.run(steps, go_on),
+            Self::Cpu(memory) => memory.run(recording, steps, on_progress),
+            Self::Gpu(memory) => memory.run(steps, on_progress),
         }
     }
 }
@@ -88,24 +89,23 @@ impl Session {
     /// # Errors
     /// If a weight cannot be loaded or used, or the device has no room or rejects a kernel.
     pub fn new(recording: Recording, weights: &Weights) -> Result<Self, GraphError> {
-        Self::new_with(recording, weights, Sharing::Planned, &mut |_, _| true)
+        Self::new_with(recording, weights, Sharing::Planned, &mut |_, _| Flow::Continue)
     }
 
     /// Creates a session as [`new`](Self::new) does, with tensors that share memory or not as `sharing` says.
     ///
-    /// `go_on` is called after each step with the number of steps that are ready and the number in all; the work stops
-    /// when it returns false.
+    /// `on_progress` is called after each step, which is then ready.
     ///
     /// # Errors
-    /// If [`new`](Self::new) would fail, or `go_on` returned false.
+    /// If [`new`](Self::new) would fail, or `on_progress` asked to stop.
     pub fn new_with(
         recording: Recording,
         weights: &Weights,
         sharing: Sharing,
-        go_on: &mut dyn FnMut(usize, usize) -> bool,
+        on_progress: OnProgress<'_>,
     ) -> Result<Self, GraphError> {
-        weights.check(&mut |_, _| true)?;
-        let memory = Memory::new(&recording, weights, sharing, go_on)?;
+        weights.check(&mut |_, _| Flow::Continue)?;
+        let memory = Memory::new(&recording, weights, sharing, on_progress)?;
         Ok(Self { recording, memory, dirty: 0, written: 0, constants_done: false, unfinished: true })
     }
 
@@ -199,20 +199,20 @@ impl Session {
     /// # Errors
     /// If an input was never written, or the device is lost.
     pub fn run(&mut self) -> Result<(), GraphError> {
-        self.run_with(&mut |_, _| true)
+        self.run_with(&mut |_, _| Flow::Continue)
     }
 
     /// Runs as [`run`](Self::run) does, and can be stopped.
     ///
-    /// `go_on` is called before each step on the CPU, and before each submission on a GPU, with the number of steps
-    /// done and the number of steps of this run. When it returns false the run stops. Outputs then cannot be read until
-    /// a later run completes, which executes the steps of the stopped run again.
+    /// `on_progress` is called before each step on the CPU, and before each submission on a GPU; the steps are those of
+    /// this run. When it asks to stop, outputs cannot be read until a later run completes, which executes the steps of
+    /// the stopped run again.
     ///
     /// # Errors
-    /// If an input was never written, the device is lost, or `go_on` returned false.
-    pub fn run_with(&mut self, go_on: &mut (dyn FnMut(usize, usize) -> bool + Send)) -> Result<(), GraphError> {
+    /// If an input was never written, the device is lost, or `on_progress` asked to stop.
+    pub fn run_with(&mut self, on_progress: OnRun<'_>) -> Result<(), GraphError> {
         let steps = self.begin()?;
-        self.memory.run(&self.recording, &steps, go_on)?;
+        self.memory.run(&self.recording, &steps, on_progress)?;
         self.end();
         Ok(())
     }
@@ -221,9 +221,9 @@ impl Session {
     /// inside the poll.
     ///
     /// # Errors
-    /// If an input was never written, the device is lost, or `go_on` returned false.
-    pub async fn run_async(&mut self, go_on: &mut (dyn FnMut(usize, usize) -> bool + Send)) -> Result<(), GraphError> {
-        self.run_ahead(go_on).await?;
+    /// If an input was never written, the device is lost, or `on_progress` asked to stop.
+    pub async fn run_async(&mut self, on_progress: OnRun<'_>) -> Result<(), GraphError> {
+        self.run_ahead(on_progress).await?;
         match &mut self.memory {
             Memory::Cpu(_) => Ok(()),
             Memory::Gpu(memory) => memory.finish().await,
@@ -235,13 +235,13 @@ impl Session {
     /// steps.
     ///
     /// # Errors
-    /// If an input was never written, the device is lost, or `go_on` returned false. If the device is lost during the
-    /// last steps, the next call returns the error.
-    pub async fn run_ahead(&mut self, go_on: &mut (dyn FnMut(usize, usize) -> bool + Send)) -> Result<(), GraphError> {
+    /// If an input was never written, the device is lost, or `on_progress` asked to stop. If the device is lost during
+    /// the last steps, the next call returns the error.
+    pub async fn run_ahead(&mut self, on_progress: OnRun<'_>) -> Result<(), GraphError> {
         let steps = self.begin()?;
         match &mut self.memory {
-            Memory::Cpu(memory) => memory.run(&self.recording, &steps, go_on)?,
-            Memory::Gpu(memory) => memory.run_ahead(&steps, go_on).await?,
+            Memory::Cpu(memory) => memory.run(&self.recording, &steps, on_progress)?,
+            Memory::Gpu(memory) => memory.run_ahead(&steps, on_progress).await?,
         }
         self.end();
         Ok(())

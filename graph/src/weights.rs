@@ -2,6 +2,7 @@
 
 use crate::error::GraphError;
 use crate::graph::WeightRows;
+use crate::progress::{Flow, OnProgress};
 use crate::record::Recording;
 use mobilediffusion_kernels::Device;
 use mobilediffusion_kernels::kernel::{Shape, elements};
@@ -41,13 +42,13 @@ pub trait WeightLoader {
     /// Checks the values of all weights, for a source that may hold some that no network can use. Called before the
     /// first weight is loaded.
     ///
-    /// `go_on` is called before each weight, and once all are good, with the number of weights done and the number in
-    /// all. Once it returns false the check ends, with any result.
+    /// `on_progress` is called before each weight, and once all are good; a step is a weight. Once it asks to stop the
+    /// check ends, with any result.
     ///
     /// # Errors
     /// If a value cannot be used.
-    fn check(&self, go_on: &mut dyn FnMut(usize, usize) -> bool) -> Result<(), Box<dyn Error + Send + Sync>> {
-        let _ = go_on;
+    fn check(&self, on_progress: OnProgress<'_>) -> Result<(), Box<dyn Error + Send + Sync>> {
+        let _ = on_progress;
         Ok(())
     }
 
@@ -165,19 +166,19 @@ impl Weights {
     /// Checks the values of all weights, unless that was done before. Otherwise [`load`](Self::load) and new sessions do
     /// it first, without a way to follow or stop it.
     ///
-    /// `go_on` is called before each weight, and once all are good, with the number of weights done and the number in
-    /// all; the check stops when it returns false.
+    /// `on_progress` is called before each weight, and once all are good; a step is a weight.
     ///
     /// # Errors
-    /// If a value cannot be used, or `go_on` returned false.
-    pub fn check(&self, go_on: &mut dyn FnMut(usize, usize) -> bool) -> Result<(), GraphError> {
+    /// If a value cannot be used, or `on_progress` asked to stop.
+    pub fn check(&self, on_progress: OnProgress<'_>) -> Result<(), GraphError> {
         if self.checked.load(Ordering::Relaxed) {
             return Ok(());
         }
         let mut stopped = None;
         let checked = self.loader.check(&mut |done, total| {
-            stopped = (!go_on(done, total)).then_some((done, total));
-            stopped.is_none()
+            let flow = on_progress(done, total);
+            stopped = (flow == Flow::Stop).then_some((done, total));
+            flow
         });
         let finished = stopped.is_none_or(|(done, total)| done == total);
         if finished {
@@ -189,18 +190,15 @@ impl Weights {
 
     /// Loads all weights of a recording that are not on the device yet.
     ///
-    /// `go_on` is called before each weight with the number of weights done and the number in all; loading stops when it
-    /// returns false.
+    /// `on_progress` is called before each weight; a step is a weight.
     ///
     /// # Errors
-    /// If the loader fails, a value cannot be used, the device has no room, or `go_on` returned false.
-    pub fn load(&self, recording: &Recording, go_on: &mut dyn FnMut(usize, usize) -> bool) -> Result<(), GraphError> {
-        self.check(&mut |_, _| true)?;
+    /// If the loader fails, a value cannot be used, the device has no room, or `on_progress` asked to stop.
+    pub fn load(&self, recording: &Recording, on_progress: OnProgress<'_>) -> Result<(), GraphError> {
+        self.check(&mut |_, _| Flow::Continue)?;
         let weights: Vec<_> = recording.weights().collect();
         for (done, (sources, operand)) in weights.iter().enumerate() {
-            if !go_on(done, weights.len()) {
-                return Err(GraphError::Stopped { done, total: weights.len() });
-            }
+            on_progress(done, weights.len()).check(done, weights.len())?;
             self.get(sources, operand)?;
         }
         Ok(())

@@ -8,6 +8,7 @@ mod mapped;
 mod synthetic;
 
 pub use mobilediffusion_graph::WeightLoader;
+use mobilediffusion_graph::{Flow, OnProgress};
 pub use synthetic::{Synthetic, synthetic};
 
 use crate::error::{ModelError, WeightProblem};
@@ -188,17 +189,17 @@ impl WeightLoader for Checkpoint {
     }
 
     /// Looks for NaNs and infinities. The error names every tensor that has any.
-    fn check(&self, go_on: &mut dyn FnMut(usize, usize) -> bool) -> Result<(), Box<dyn Error + Send + Sync>> {
+    fn check(&self, on_progress: OnProgress<'_>) -> Result<(), Box<dyn Error + Send + Sync>> {
         let floats = || self.tensors.iter().filter(|(_, entry)| size_of(entry.dtype).is_some());
         let (total, mut problems) = (floats().count(), Vec::new());
         for (done, (name, entry)) in floats().enumerate() {
-            if !go_on(done, total) {
+            if on_progress(done, total) == Flow::Stop {
                 return Ok(());
             }
             problems.extend((!self.is_finite(entry)).then(|| WeightProblem::NotFinite { name: name.clone() }));
         }
         self.free_of(problems)?;
-        go_on(total, total);
+        on_progress(total, total);
         Ok(())
     }
 

@@ -2,7 +2,7 @@
 
 use super::{cpu_and_best_gpu, simulation};
 use mobilediffusion_graph::plan::Sharing;
-use mobilediffusion_graph::{Conv, Device, Graph, GraphError, GroupNorm, Linear, Recording, Session, Weights};
+use mobilediffusion_graph::{Conv, Device, Flow, Graph, GraphError, GroupNorm, Linear, Recording, Session, Weights};
 use mobilediffusion_kernels::{Activation, DType, Storage};
 use mobilediffusion_model::ModelConfig;
 use mobilediffusion_model::networks::text_graph;
@@ -30,7 +30,7 @@ fn an_operand_that_is_taken_over_changes_no_bit() {
         for device in cpu_and_best_gpu() {
             let run = |sharing| {
                 let weights = Weights::new(device.clone(), Box::new(MadeUp::default()));
-                let mut session = Session::new_with(recording(), &weights, sharing, &mut |_, _| true)?;
+                let mut session = Session::new_with(recording(), &weights, sharing, &mut |_, _| Flow::Continue)?;
                 session.poison()?;
                 match kernel {
                     "linear" => session.write_u32("ids", &(0..77).collect::<Vec<_>>())?,

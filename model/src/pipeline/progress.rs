@@ -2,6 +2,7 @@
 
 use crate::error::ModelError;
 use crate::picture::Picture;
+pub use mobilediffusion_graph::Flow;
 use std::fmt;
 
 /// Kind of work that a pipeline is doing.
@@ -54,17 +55,8 @@ pub struct Progress {
     pub preview: Option<Picture>,
 }
 
-/// Answer of a callback: go on or stop.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Flow {
-    /// Go on.
-    Continue,
-    /// Stop: the call ends with [`ModelError::Stopped`](crate::ModelError::Stopped) before the next chunk of work.
-    /// The pipeline can be used again.
-    Stop,
-}
-
-/// Callback for progress, called at least once between two chunks of work, that decides whether to go on.
+/// Callback for progress, called at least once between two chunks of work, that decides whether to go on. A call that
+/// it stops ends with [`ModelError::Stopped`].
 ///
 /// It may query the model. On the CPU device it may be called on another thread than the one that draws, a thread of
 /// rayon's pool, and the device computes nothing until it returns.
@@ -82,14 +74,17 @@ pub(super) struct Reporter<'a> {
 
 impl Reporter<'_> {
     /// Reports progress and returns whether to go on.
-    pub(super) fn report(&mut self, phase: Phase, (step, total): (usize, usize)) -> bool {
+    pub(super) fn report(&mut self, phase: Phase, (step, total): (usize, usize)) -> Flow {
         let progress = Progress { phase, step, total, picture: self.picture, preview: None };
-        (self.on_progress)(&progress) == Flow::Continue
+        (self.on_progress)(&progress)
     }
 
-    /// Reports progress, with an error if the caller asked to stop.
+    /// Reports progress.
+    ///
+    /// # Errors
+    /// If the caller asked to stop.
     pub(super) fn check(&mut self, phase: Phase, steps: (usize, usize)) -> Result<(), ModelError> {
-        if self.report(phase, steps) { Ok(()) } else { Err(ModelError::Stopped) }
+        unless_stopped(self.report(phase, steps))
     }
 
     /// Reports that evaluations of the UNet are done, with a preview of number `at` of the pictures that are drawn at
@@ -102,6 +97,14 @@ impl Reporter<'_> {
     ) -> Result<(), ModelError> {
         let picture = self.picture + at;
         let progress = Progress { phase: Phase::Denoise, step, total, picture, preview: Some(preview) };
-        if (self.on_progress)(&progress) == Flow::Continue { Ok(()) } else { Err(ModelError::Stopped) }
+        unless_stopped((self.on_progress)(&progress))
+    }
+}
+
+/// Returns an error if the caller asked to stop.
+pub(super) fn unless_stopped(flow: Flow) -> Result<(), ModelError> {
+    match flow {
+        Flow::Continue => Ok(()),
+        Flow::Stop => Err(ModelError::Stopped),
     }
 }

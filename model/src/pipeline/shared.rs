@@ -10,7 +10,7 @@ use crate::networks::Network;
 use crate::schedule::Schedule;
 use crate::tokenizer::{Encoded, Tokenizer};
 use mobilediffusion_graph::plan::Sharing;
-use mobilediffusion_graph::{Device, Recording, Session, Weights};
+use mobilediffusion_graph::{Device, Flow, Recording, Session, Weights};
 use mobilediffusion_kernels::Storage;
 use std::collections::HashMap;
 use std::error::Error;
@@ -72,9 +72,8 @@ fn checked(source: &Source) -> Result<Vec<(&'static str, Loader)>, ModelError> {
     source.needed().into_iter().map(open).collect()
 }
 
-/// Callback for progress with the phase, the number of steps that are done and the total. It returns whether to go
-/// on.
-pub(super) type GoOn<'a> = &'a mut (dyn FnMut(Phase, usize, usize) -> bool + Send);
+/// Callback for progress with the phase, the number of steps that are done and the total.
+pub(super) type GoOn<'a> = &'a mut (dyn FnMut(Phase, usize, usize) -> Flow + Send);
 
 impl Model {
     /// Checks the files of the weights that every picture needs (names, shapes, types), then opens the device.

@@ -141,7 +141,7 @@ fn the_check_names_every_tensor_with_a_nan_or_an_infinity() {
     ];
     let (_dir, checkpoint) = checkpoint(&tensors);
     let spoilt = ["a", "c", "e"].map(|name| WeightProblem::NotFinite { name: name.into() });
-    assert_eq!(problems(checkpoint.check(&mut |_, _| true)), spoilt);
+    assert_eq!(problems(checkpoint.check(&mut |_, _| Flow::Continue)), spoilt);
 
     let good: Vec<_> = tensors.into_iter().filter(|(name, _)| !["a", "c", "e"].contains(name)).collect();
     let buffer = ("position_ids", (Dtype::I64, vec![1], vec![0xff; 8]));
@@ -149,7 +149,7 @@ fn the_check_names_every_tensor_with_a_nan_or_an_infinity() {
     let mut heard = Vec::new();
     let checked = checkpoint.check(&mut |done, total| {
         heard.push((done, total));
-        true
+        Flow::Continue
     });
     checked.expect("the rest is finite, and buffers are not looked at");
     assert_eq!(heard, [0, 1, 2, 3, 4].map(|done| (done, 4)));
