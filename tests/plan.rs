@@ -313,10 +313,10 @@ fn a_broken_weight_is_found() {
     let right = Weights::new(Device::CPU, Box::new(MadeUp::default()));
     for device in cpu_and_best_gpu() {
         let same = Weights::new(device.clone(), Box::new(MadeUp::default()));
-        let none = compare(&recording, Against::Device(&right), &same, &filled, &mut |_, _| ()).expect("both run");
+        let none = compare(&recording, Against::Device(&right), &same, &filled).expect("both run");
         assert!(none.is_none(), "{device:?}: {}", none.map(|d| d.to_string()).unwrap_or_default());
         let wrong = Weights::new(device, Box::new(MadeUp { broken: Some(broken) }));
-        let found = compare(&recording, Against::References(&right), &wrong, &filled, &mut |_, _| ())
+        let found = compare(&recording, Against::References(&right), &wrong, &filled)
             .expect("both run")
             .expect("one is broken");
         assert!(broken.starts_with(&found.path) && found.kernel == "linear", "{found}");

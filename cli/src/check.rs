@@ -121,7 +121,7 @@ fn plan(args: &Check, name: NetworkName, device: Device) -> Result<(), Failure> 
     };
     let steps = recording.nodes().len();
     note(&format!("{title}: {steps} steps against {name}"));
-    match compare(&recording, truth, &weights, &borrowed(&values), &mut |_, _| ())? {
+    match compare(&recording, truth, &weights, &borrowed(&values))? {
         Some(divergence) => {
             result(&divergence.to_string())?;
             Err(format!("step {} of {steps} differs", divergence.step).into())

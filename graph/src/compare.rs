@@ -100,7 +100,6 @@ impl<'a> Side<'a> {
 ///
 /// Both sides run every step on the results that `expected` computed before it. Small errors therefore do not add up,
 /// and the step that is returned is the one that is wrong. `inputs` holds the values of every input by name.
-/// `on_progress` is called after each step with the number of steps done and the number in all.
 ///
 /// # Errors
 /// If an input is unknown, missing or of the wrong length, a weight cannot be loaded, or a device fails.
@@ -109,7 +108,6 @@ pub fn compare(
     expected: Against<'_>,
     weights: &Weights,
     inputs: &[(&str, &[f32])],
-    on_progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Option<Divergence>, GraphError> {
     let (mut expected, half) = Side::new(recording, expected)?;
     let (mut judged, other_half) = Side::new(recording, Against::Device(weights))?;
@@ -135,7 +133,6 @@ pub fn compare(
             }
             judged.write(recording, tensor, &want)?;
         }
-        on_progress(step + 1, recording.nodes.len());
     }
     Ok(None)
 }
@@ -145,22 +142,16 @@ fn input_values<'a>(
     recording: &Recording,
     inputs: &[(&str, &'a [f32])],
 ) -> Result<Vec<(usize, &'a [f32])>, GraphError> {
-    let each = recording.tensors.iter().enumerate();
-    let known: Vec<_> = each.filter(|(_, t)| matches!(t.origin, Origin::Input(_))).collect();
-    let names = |all: &mut dyn Iterator<Item = &str>| all.collect::<Vec<_>>().join(", ");
-    if let Some((name, _)) = inputs.iter().find(|(name, _)| known.iter().all(|(_, t)| t.name != *name)) {
-        let known = names(&mut known.iter().map(|(_, t)| t.name.as_str()));
-        return Err(GraphError::Unknown { kind: "input", name: (*name).to_owned(), known });
-    }
-    let values = |(tensor, info): &(usize, &TensorInfo)| {
+    inputs.iter().try_for_each(|(name, _)| recording.input(name).map(drop))?;
+    let values = |(tensor, _, info): (usize, u32, &TensorInfo)| {
         let expected = elements(&info.shape);
         let values = inputs.iter().find(|(name, _)| *name == info.name).map_or(&[][..], |(_, values)| values);
         match values.len() {
-            found if found == expected => Ok((*tensor, values)),
+            found if found == expected => Ok((tensor, values)),
             found => Err(GraphError::Length { name: info.name.clone(), expected, found }),
         }
     };
-    known.iter().map(values).collect()
+    recording.inputs().map(values).collect()
 }
 
 /// Returns the path of a step with a wrong result, or that of the layer in which the result is wrong.

@@ -153,6 +153,12 @@ impl GraphError {
         }
     }
 
+    /// Error for the name of an input or output that the plan does not have. `known` are those that it has.
+    pub(crate) fn unknown<'a>(kind: &'static str, name: &str, known: impl Iterator<Item = &'a String>) -> Self {
+        let known = known.map(String::as_str).collect::<Vec<_>>().join(", ");
+        Self::Unknown { kind, name: name.to_owned(), known }
+    }
+
     /// Error of a host allocation that failed.
     pub(crate) fn out_of_host_memory(what: &str, bytes: usize) -> Self {
         Self::OutOfMemory { memory: "host", what: what.to_owned(), bytes: Some(bytes as u64), plan: None }

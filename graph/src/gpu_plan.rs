@@ -4,12 +4,11 @@
 use crate::error::GraphError;
 use crate::graph::{Origin, TensorInfo};
 use crate::plan::{
-    ARENA_ALIGNMENT, Alias, Arenas, Lifetime, Place, Satellite, Sharing, Tensors, arenas, lower_bound,
-    lower_bound_in_place,
+    Alias, Arenas, Lifetime, Place, Satellite, Sharing, Tensors, arenas, lower_bound, lower_bound_in_place,
 };
 use crate::record::Recording;
 use mobilediffusion_kernels::Storage;
-use mobilediffusion_kernels::kernel::elements;
+use mobilediffusion_kernels::kernel::{BINDING_ALIGNMENT, elements};
 
 /// Memory plan of a recording on a GPU; see [`Recording::arenas`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -32,7 +31,7 @@ impl Recording {
     /// # Errors
     /// If no placement in arenas of at most `limit` bytes was found.
     pub fn arenas(&self, storage: Storage, sharing: Sharing, limit: usize) -> Result<GpuPlan, GraphError> {
-        let bytes_of = |t: &TensorInfo| t.bytes(storage).next_multiple_of(ARENA_ALIGNMENT);
+        let bytes_of = |t: &TensorInfo| t.bytes(storage).next_multiple_of(BINDING_ALIGNMENT);
         let (tensors, lifetimes): (Vec<usize>, Vec<Lifetime>) = self.lifetimes(bytes_of).into_iter().unzip();
         let shifted = |place: Place, tensor: &TensorInfo, row| {
             let offset = place.offset + tensor.bytes_before(row, storage);

@@ -29,9 +29,6 @@ mod pack;
 pub(crate) use arenas::{Alias, Arenas, Satellite, Tensors, arenas};
 pub use pack::{Packing, pack};
 
-/// Alignment of tensors in the arenas of a GPU, in bytes.
-pub const ARENA_ALIGNMENT: usize = mobilediffusion_kernels::kernel::BINDING_ALIGNMENT;
-
 /// Whether tensors may share memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Sharing {

@@ -1,5 +1,6 @@
 //! Recordings: a graph as plain, printable data with steps, lifetimes and dependencies on inputs.
 
+use crate::error::GraphError;
 use crate::fuse::{Fused, Fusion, LAYER, fuse};
 use crate::gpu_plan::GpuPlan;
 use crate::graph::{Graph, Origin, Part, TensorInfo, WeightRows};
@@ -60,6 +61,21 @@ impl Recording {
     /// Returns the tensors. Operands refer to them by index.
     pub fn tensors(&self) -> &[TensorInfo] {
         &self.tensors
+    }
+
+    /// Returns the tensor number and the bit of every input, and the tensor itself.
+    pub(crate) fn inputs(&self) -> impl Iterator<Item = (usize, u32, &TensorInfo)> {
+        let tensors = self.tensors.iter().enumerate();
+        tensors.filter_map(|(i, t)| if let Origin::Input(bit) = t.origin { Some((i, bit, t)) } else { None })
+    }
+
+    /// Returns the tensor number and the bit of an input.
+    ///
+    /// # Errors
+    /// If there is no input of this name.
+    pub(crate) fn input(&self, name: &str) -> Result<(usize, u32), GraphError> {
+        let found = self.inputs().find(|(_, _, info)| info.name == name).map(|(tensor, bit, _)| (tensor, bit));
+        found.ok_or_else(|| GraphError::unknown("input", name, self.inputs().map(|(_, _, info)| &info.name)))
     }
 
     /// Returns name and tensor number of every output.

@@ -79,6 +79,7 @@ pub fn rounding(recording: &Recording, weights: &Weights, storage: Storage) -> R
                     .chunks(row.max(1))
                     .zip(stored.chunks(row.max(1)))
                     .for_each(|(row, stored)| found.add(row, stored));
+                Ok(())
             })?;
             all.push(found);
         }

@@ -3,7 +3,6 @@
 use crate::cpu::CpuMemory;
 use crate::error::GraphError;
 use crate::gpu::GpuMemory;
-use crate::graph::{Origin, TensorInfo};
 use crate::plan::Sharing;
 use crate::progress::{Flow, OnProgress, OnRun};
 use crate::record::Recording;
@@ -145,28 +144,13 @@ impl Session {
         }
     }
 
-    fn unknown(&self, kind: &'static str, name: &str, known: Vec<&str>) -> GraphError {
-        GraphError::Unknown { kind, name: name.to_owned(), known: known.join(", ") }
-    }
-
-    fn find_input(&self, name: &str) -> Result<(usize, u32), GraphError> {
-        let inputs = || {
-            let each = self.recording.tensors.iter().enumerate();
-            each.filter_map(
-                |(i, t)| if let Origin::Input(bit) = t.origin { Some((i, bit, t.name.as_str())) } else { None },
-            )
-        };
-        let found = inputs().find(|(_, _, known)| *known == name).map(|(i, bit, _)| (i, bit));
-        found.ok_or_else(|| self.unknown("input", name, inputs().map(|(_, _, known)| known).collect()))
-    }
-
     fn find_output(&self, name: &str) -> Result<usize, GraphError> {
         let outputs = &self.recording.outputs;
         let found = outputs.iter().find(|(known, _)| known == name).map(|(_, tensor)| *tensor);
         if found.is_some() && self.unfinished {
             return Err(GraphError::NotComputed { name: name.to_owned() });
         }
-        found.ok_or_else(|| self.unknown("output", name, outputs.iter().map(|(known, _)| known.as_str()).collect()))
+        found.ok_or_else(|| GraphError::unknown("output", name, outputs.iter().map(|(known, _)| known)))
     }
 
     /// Writes the values of an input, row by row and without padding. For a u32 input, each value holds the bits of an
@@ -175,7 +159,7 @@ impl Session {
     /// # Errors
     /// If there is no such input, the number of values is wrong, or the device is lost.
     pub fn write(&mut self, input: &str, values: &[f32]) -> Result<(), GraphError> {
-        let (tensor, bit) = self.find_input(input)?;
+        let (tensor, bit) = self.recording.input(input)?;
         let info = &self.recording.tensors[tensor];
         let expected = elements(&info.shape);
         if values.len() != expected {
@@ -256,8 +240,7 @@ impl Session {
     /// Begins a run and returns its steps. All inputs have to be written: steps that depend on a missing one would be
     /// left out silently.
     fn begin(&mut self) -> Result<Vec<usize>, GraphError> {
-        let missing = |t: &&TensorInfo| matches!(t.origin, Origin::Input(bit) if self.written & (1 << bit) == 0);
-        if let Some(input) = self.recording.tensors.iter().find(missing) {
+        if let Some((_, _, input)) = self.recording.inputs().find(|(_, bit, _)| self.written & (1 << bit) == 0) {
             return Err(GraphError::MissingInput { name: input.name.clone() });
         }
         self.unfinished = true;
@@ -342,7 +325,7 @@ impl Session {
     /// type, or the device is lost.
     pub fn feed_back(&mut self, output: &str, input: &str) -> Result<(), GraphError> {
         let from = self.find_output(output)?;
-        let (to, bit) = self.find_input(input)?;
+        let (to, bit) = self.recording.input(input)?;
         let (a, b) = (&self.recording.tensors[from], &self.recording.tensors[to]);
         // Devices pad rows, so tensors of equal size but different channels have different layouts.
         let (node, what) = (input.to_owned(), format!("output `{output}`"));

@@ -238,17 +238,17 @@ impl Weights {
     }
 
     /// Loads the selected rows of a weight in chunks. Calls `take` with the packed shape of each chunk and its packed
-    /// values.
+    /// values; its first error ends the work.
     pub(crate) fn in_chunks(
         &self,
         source: &WeightRows,
         layout: Layout,
-        mut take: impl FnMut(Shape, Vec<f32>),
+        mut take: impl FnMut(Shape, Vec<f32>) -> Result<(), GraphError>,
     ) -> Result<(), GraphError> {
         let shape = &source.selected_shape();
         for chunk in chunks(shape, layout) {
             let values = self.packed(source, layout, &chunk)?;
-            take(matrix(&layout.packed_shape(&rows_of(shape, chunk.len()))), values);
+            take(matrix(&layout.packed_shape(&rows_of(shape, chunk.len()))), values)?;
         }
         Ok(())
     }
@@ -302,22 +302,21 @@ impl Weights {
         operand: &Operand,
     ) -> Result<Resident, GraphError> {
         let Operand { layout, dtype, .. } = *operand;
-        let packed_shape = |shape: &[usize]| matrix(&layout.packed_shape(shape));
-        let bytes_of =
-            |source: &WeightRows| storage.tensor_bytes(dtype, &packed_shape(&source.selected_shape())) as u64;
+        let bytes_of = |source: &WeightRows| {
+            storage.tensor_bytes(dtype, &matrix(&layout.packed_shape(&source.selected_shape()))) as u64
+        };
         let name = &sources[0].name;
         let all = sources.iter().map(bytes_of).sum();
         let buffer = gpu.buffer(name, all, Role::Storage).map_err(GraphError::at(name))?;
         let mut offset = 0;
         for source in sources {
-            let shape = source.selected_shape();
-            for chunk in chunks(&shape, layout) {
-                let values = self.packed(source, layout, &chunk)?;
-                let bytes = storage.encode(dtype, &packed_shape(&rows_of(&shape, chunk.len())), &values);
+            self.in_chunks(source, layout, |shape, values| {
+                let bytes = storage.encode(dtype, &shape, &values);
                 let to = Bound { buffer: &buffer, offset, bytes: buffer.bytes() - offset };
                 gpu.upload(to, &bytes).map_err(GraphError::at(&source.name))?;
                 offset += bytes.len() as u64;
-            }
+                Ok(())
+            })?;
         }
         Ok(Resident::Gpu(buffer))
     }

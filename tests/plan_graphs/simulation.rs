@@ -3,6 +3,7 @@
 
 use mobilediffusion_graph::plan::Place;
 use mobilediffusion_graph::{Origin, Recording};
+use mobilediffusion_kernels::kernel::BINDING_ALIGNMENT;
 
 /// Simulated memory: the tensor that each unit of each arena holds.
 pub(crate) struct Memory<'a> {
@@ -104,13 +105,13 @@ fn owner(recording: &Recording, tensor: usize) -> usize {
 /// Simulates a plan for GPUs and for the CPU. The first run writes all inputs, each further one the inputs of its mask.
 pub(crate) fn play(recording: &Recording, runs: &[u64]) -> Result<(), String> {
     use mobilediffusion_graph::TensorInfo;
-    use mobilediffusion_graph::plan::{ARENA_ALIGNMENT, Sharing};
+    use mobilediffusion_graph::plan::Sharing;
     use mobilediffusion_kernels::Storage;
     let mut all = Vec::new();
     for storage in [Storage::F32, Storage::F16] {
         let plan = recording.arenas(storage, Sharing::Planned, usize::MAX / 8).expect("there is no limit");
         let bytes_of = |t: usize| recording.tensors()[t].bytes(storage);
-        let memory = Memory::new(recording, &plan.places, bytes_of, (ARENA_ALIGNMENT, true));
+        let memory = Memory::new(recording, &plan.places, bytes_of, (BINDING_ALIGNMENT, true));
         all.push(Memory { in_place: plan.in_place, ..memory });
     }
     let line = |t: &TensorInfo| (4 * t.shape.iter().product::<usize>()).next_multiple_of(64);
@@ -127,13 +128,13 @@ pub(crate) fn play(recording: &Recording, runs: &[u64]) -> Result<(), String> {
 /// A simulation that finds nothing is worth something only if it finds plans that are wrong.
 #[test]
 fn wrong_places_are_found() {
-    use mobilediffusion_graph::plan::{ARENA_ALIGNMENT, Sharing};
+    use mobilediffusion_graph::plan::Sharing;
     use mobilediffusion_kernels::Storage;
     let recording = Recording::new(mobilediffusion_tests::made_up::mini_denoise());
     let plan = recording.arenas(Storage::F32, Sharing::Planned, usize::MAX / 8).expect("there is no limit");
     let bytes_of = |t: usize| recording.tensors()[t].bytes(Storage::F32);
     let run = |places: &[Option<Place>], one_way: bool| {
-        Memory::new(&recording, places, bytes_of, (ARENA_ALIGNMENT, one_way)).run(u64::MAX)
+        Memory::new(&recording, places, bytes_of, (BINDING_ALIGNMENT, one_way)).run(u64::MAX)
     };
     let same: Vec<_> = plan.places.iter().map(|place| place.map(|_| Place::default())).collect();
     let found = run(&same, false).expect_err("all tensors are at one place");
@@ -145,7 +146,7 @@ fn wrong_places_are_found() {
     for (tensor, place) in beside.iter_mut().enumerate() {
         if plan.places[tensor].is_some() && owner(&recording, tensor) == tensor {
             *place = Some(Place { arena: 0, offset: end });
-            end += bytes_of(tensor).next_multiple_of(ARENA_ALIGNMENT);
+            end += bytes_of(tensor).next_multiple_of(BINDING_ALIGNMENT);
         }
     }
     for tensor in 0..beside.len() {
@@ -170,8 +171,8 @@ fn wrong_places_are_found() {
     });
     let (a, b) = pairs.next_back().expect("a step reads two tensors");
     let mut shared = beside.clone();
-    let units = bytes_of(a).div_ceil(ARENA_ALIGNMENT);
-    shared[b] = beside[a].map(|place| Place { offset: place.offset + (units - 1) * ARENA_ALIGNMENT, ..place });
+    let units = bytes_of(a).div_ceil(BINDING_ALIGNMENT);
+    shared[b] = beside[a].map(|place| Place { offset: place.offset + (units - 1) * BINDING_ALIGNMENT, ..place });
     let found = run(&shared, false).expect_err("two tensors share a unit");
     assert!(found.contains("is overwritten"), "{found}");
 }

@@ -33,7 +33,7 @@ pub(super) fn run(subject: Subject<'_>, device: &Device, time_left: &dyn Fn() ->
         // The CPU gets the rounded values that int8 weights stand for, not those of the file.
         let rounded = Storage::F32.with_weights(storage.weights);
         let cpu = Weights::new(Device::CPU, source.open(network)?).rounded(rounded);
-        let found = compare(&recording, Against::Device(&cpu), &weights, &borrowed(&values), &mut |_, _| ())?;
+        let found = compare(&recording, Against::Device(&cpu), &weights, &borrowed(&values))?;
         found.map_or(Ok(()), |divergence| Err(format!("the plan computes a wrong result: {divergence}")))?;
     }
     let mut session = Session::new(recording, &weights)?;
