@@ -184,7 +184,7 @@ fn a_lost_device_is_an_error_of_the_run(gpu: Arc<Gpu>) {
     session.write("x", &[1.0; 4]).expect("it fits");
     gpu.destroy();
     let lost = session.run().expect_err("the device is gone");
-    assert!(matches!(lost, GraphError::Device { source: RuntimeError::Lost { .. }, .. }), "{lost}");
+    assert!(matches!(lost, GraphError::Device { error: RuntimeError::Lost { .. }, .. }), "{lost}");
     assert!(session.read("y").is_err(), "there is no result");
 }
 

@@ -113,12 +113,13 @@ pub enum GraphError {
         plan: Option<(usize, usize)>,
     },
     /// The device failed or rejected an operation.
-    #[error("`{node}`: {source}")]
+    #[error("`{node}`: {error}")]
     Device {
         /// Path of the node, label of the buffer, or name of the operation.
         node: String,
-        /// Error of the runtime.
-        source: RuntimeError,
+        /// Error of the runtime. Its text is part of this error's, and so it is no
+        /// [`source`](std::error::Error::source).
+        error: RuntimeError,
     },
     /// The caller's callback asked to stop.
     #[error("stopped after {done} of {total} steps")]
@@ -145,11 +146,11 @@ impl GraphError {
     /// Returns a function that wraps a runtime error, naming the node or buffer at which it occurred.
     pub(crate) fn at(node: &str) -> impl FnOnce(RuntimeError) -> Self {
         let node = node.to_owned();
-        move |source| match source {
+        move |error| match error {
             RuntimeError::OutOfMemory { what, bytes } => {
                 Self::OutOfMemory { memory: "device", what, bytes, plan: None }
             }
-            source => Self::Device { node, source },
+            error => Self::Device { node, error },
         }
     }
 
@@ -177,6 +178,13 @@ fn needs(bytes: Option<u64>, plan: Option<(usize, usize)>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_printed_chain_of_causes_repeats_nothing() {
+        let error = GraphError::at("layer")(RuntimeError::Lost { reason: "it is gone".into() });
+        assert_eq!(error.to_string(), "`layer`: the device was lost: it is gone");
+        assert!(std::error::Error::source(&error).is_none(), "its text is already there");
+    }
 
     #[test]
     fn an_out_of_memory_error_says_how_much_the_plan_needs() {

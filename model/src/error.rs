@@ -183,7 +183,7 @@ impl From<GraphError> for ModelError {
     fn from(error: GraphError) -> Self {
         match error {
             GraphError::Stopped { .. } => Self::Stopped,
-            GraphError::Device { source: RuntimeError::Lost { reason }, .. } => Self::DeviceLost { reason },
+            GraphError::Device { error: RuntimeError::Lost { reason }, .. } => Self::DeviceLost { reason },
             // What a checkpoint reports through the graph is an error of the model.
             GraphError::Weight(error) => match error.downcast() {
                 Ok(error) => *error,

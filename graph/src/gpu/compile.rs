@@ -93,7 +93,7 @@ impl Modules {
                     let kernel = node.kernel.name();
                     let text = wgsl::compose(program, storage).map_err(|unknown| GraphError::Device {
                         node: node.path.clone(),
-                        source: RuntimeError::Validation { what: kernel.to_owned(), message: unknown.to_string() },
+                        error: RuntimeError::Validation { what: kernel.to_owned(), message: unknown.to_string() },
                     })?;
                     composed.insert(key, all.len());
                     all.push(Module { kernel, text, bindings });
