@@ -1,7 +1,7 @@
 //! Execution of one request with plans that are ready, from its prompts to its pictures.
 
 use super::plans::{Held, Key, Plans};
-use super::progress::{Flow, OnPicture, OnProgress, Phase, Reporter};
+use super::progress::{OnPicture, OnProgress, Phase, Reporter, unless_stopped};
 use super::request::{Init, Request, Settings};
 use super::sampling::{Evaluation, evaluations};
 use super::shared::Model;
@@ -78,9 +78,7 @@ impl<'a> Run<'a> {
                 if drawn.is_flat() && self.request.init.is_none() {
                     return Err(ModelError::Flat);
                 }
-                if on_picture(self.reporter.picture, drawn) == Flow::Stop {
-                    return Err(ModelError::Stopped);
-                }
+                unless_stopped(on_picture(self.reporter.picture, drawn))?;
                 self.reporter.picture += 1;
             }
         }
