@@ -20,13 +20,13 @@ struct Params {
 @if(HAS_NOISE) @group(0) @binding(4) var<storage, read> noise: array<vec4<f32>>; // [images, positions, c]
 @group(0) @binding(5) var<storage, read_write> y: array<vec4<f32>>; // [b, positions, c]
 
-@compute @workgroup_size(64)
+@compute @workgroup_size(GROUP)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) thread: u32,
 ) {
-    let at = flat_group(group, groups) * 64u + thread;
+    let at = flat_invocation(group, groups, thread);
     if at >= params.vec4s { return; }
     let step = coefficients[0];
     let more = coefficients[1];

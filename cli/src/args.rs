@@ -220,7 +220,7 @@ fn model_folder(path: &Path) -> Result<PathBuf, ModelError> {
     Ok(path.to_owned())
 }
 
-/// Seed of the synthetic weights of a built-in architecture, which has none of its own.
+/// Seed of the weights that stand in for a built-in architecture's, which has none, unless `--weights` names another.
 const SEED: u64 = 0;
 
 /// Returns a built-in architecture, the model that a path names, or without either the bundled model.

@@ -3,7 +3,7 @@
 use crate::Failure;
 use crate::args::{Check, time_left, until};
 use crate::compile::compile;
-use crate::device::{described, device, open};
+use crate::device::{device, open, shown_as};
 use crate::graphs::{NetworkName, borrowed, inputs, recorded, weights};
 use crate::terminal::{note, one_line, result};
 use mobilediffusion_graph::{Against, Weights, compare};
@@ -24,7 +24,7 @@ pub(crate) fn run(args: &Check) -> Result<(), Failure> {
     if args.every_variant && gpu.is_none() {
         return Err("--every-variant: expected a GPU, found the CPU, on which kernels have no variants".into());
     }
-    note(&described(&device));
+    note(&shown_as(&device));
     if let Some(network) = args.plan {
         return plan(args, network, device);
     }

@@ -17,27 +17,23 @@ pub(crate) enum Floats {
     F16,
 }
 
-/// Storage types of weight matrices, as `--weights-dtype` explains them.
-const WEIGHTS: [(WeightType, &str); 3] = [
-    (WeightType::Floats, "In 16 bits if the files have them so, else in the type of all other floats"),
-    (WeightType::F16, "In 16 bits"),
-    (WeightType::Int8, "In 8 bits, with one scale per output channel"),
+/// Storage types of weight matrices, as `--weights-dtype` names and explains them.
+const WEIGHTS: [(WeightType, &str, &str); 3] = [
+    (WeightType::Floats, "floats", "In 16 bits if the files have them so, else in the type of all other floats"),
+    (WeightType::F16, "f16", "In 16 bits"),
+    (WeightType::Int8, "int8", "In 8 bits, with one scale per output channel"),
 ];
 
 /// Parses `--weights-dtype`.
 pub(crate) fn weights_dtype() -> impl TypedValueParser<Value = WeightType> {
-    let values = WEIGHTS.map(|(weights, help)| PossibleValue::new(weights_name(weights)).help(help));
-    let named = |name: String| WEIGHTS.into_iter().find(|(weights, _)| weights_name(*weights) == name);
-    PossibleValuesParser::new(values).try_map(move |name| named(name).map(|(weights, _)| weights).ok_or("no such type"))
+    let values = WEIGHTS.map(|(_, name, help)| PossibleValue::new(name).help(help));
+    let of_name = |given: String| WEIGHTS.into_iter().find(|(_, name, _)| *name == given);
+    PossibleValuesParser::new(values).map(move |name| of_name(name).expect("others are refused").0)
 }
 
 /// Returns the name of a storage type of weight matrices on the command line.
 pub(crate) fn weights_name(weights: WeightType) -> &'static str {
-    match weights {
-        WeightType::Floats => "floats",
-        WeightType::F16 => "f16",
-        WeightType::Int8 => "int8",
-    }
+    WEIGHTS.into_iter().find(|(listed, ..)| *listed == weights).expect("all are listed").1
 }
 
 impl From<Floats> for mobilediffusion_model::Floats {
@@ -98,7 +94,7 @@ pub(crate) fn open(choice: &DeviceChoice) -> Result<Option<Gpu>, Failure> {
 }
 
 /// Describes a device and how it stores tensors, in one line.
-pub(crate) fn described(device: &Device) -> String {
+pub(crate) fn shown_as(device: &Device) -> String {
     match device {
         Device::Cpu(_) => format!("device: CPU, {}", device.storage()),
         Device::Gpu(gpu, storage) => format!("device: {}, {storage}", gpu.adapter()),

@@ -2,7 +2,7 @@
 
 use crate::Failure;
 use crate::args::Golden;
-use crate::device::{described, device, open};
+use crate::device::{device, open, shown_as};
 use crate::terminal::{note, result};
 use mobilediffusion_model::WeightType;
 use mobilediffusion_model::golden::compare;
@@ -11,7 +11,7 @@ use std::sync::Arc;
 pub(crate) fn run(args: &Golden) -> Result<(), Failure> {
     let gpu = open(&args.device)?.map(Arc::new);
     let device = device(gpu.as_ref(), Some(args.dtype), WeightType::Floats)?;
-    note(&described(&device));
+    note(&shown_as(&device));
     for agreement in compare(&args.folder, &args.case, &args.folder, device)? {
         result(&format!("{:70} {:.3e}", agreement.output, agreement.relative_l2))?;
     }

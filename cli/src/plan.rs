@@ -9,8 +9,8 @@ use mobilediffusion_graph::plan::{Lifetime, Place, Sharing};
 use mobilediffusion_graph::{PlanSummary, Recording, TensorInfo, Traffic};
 use mobilediffusion_kernels::variant::Machine;
 use mobilediffusion_kernels::{GpuDevice, Storage, WeightType};
-use mobilediffusion_model::Source;
 use mobilediffusion_model::networks::{Network, Shape};
+use mobilediffusion_model::{ModelError, Source};
 use mobilediffusion_runtime::Gpu;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -44,7 +44,7 @@ pub(crate) fn run(args: &Plan) -> Result<(), Failure> {
     let gpu = gpu(args)?;
     for (network, (name, recording)) in chosen.iter().zip(&networks) {
         if args.list {
-            let variants = recording.variants(&machine((args, &source), gpu.as_ref(), *network));
+            let variants = recording.variants(&machine((args, &source), gpu.as_ref(), *network)?);
             result(&format!("{name}, steps\n{}", recording.listing(Some(&variants))))?;
         }
         result(&format!("{name}, tensors in {}\n{}", args.dtype.name(), table(recording, storage)))?;
@@ -80,11 +80,17 @@ fn gpu(args: &Plan) -> Result<Option<Gpu>, Failure> {
 }
 
 /// Describes the GPU that a network's variants are chosen for, or a portable one, with its weights as they are stored.
-fn machine((args, source): (&Plan, &Source), gpu: Option<&Gpu>, network: Network) -> Machine {
-    let Some(gpu) = gpu else { return Machine::PORTABLE };
-    let f16 = source.open(network).is_ok_and(|weights| weights.is_f16());
+fn machine((args, source): (&Plan, &Source), gpu: Option<&Gpu>, network: Network) -> Result<Machine, ModelError> {
+    let Some(gpu) = gpu else { return Ok(Machine::PORTABLE) };
+    let f16 = match source.open(network) {
+        Ok(weights) => weights.is_f16(),
+        // A model that comes without this network has a plan for it all the same.
+        Err(ModelError::NoPart { .. }) => false,
+        Err(error) => return Err(error),
+    };
     let weights = if f16 { WeightType::F16 } else { WeightType::Floats };
-    Machine::of(GpuDevice { gpu, storage: args.dtype.storage(gpu).with_weights(weights) })
+    let storage = args.dtype.storage(gpu).with_weights(weights);
+    Ok(Machine::of(GpuDevice { gpu, storage }))
 }
 
 /// Returns the size of a single arena in proportion to its lower bound.

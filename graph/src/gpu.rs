@@ -89,6 +89,9 @@ impl GpuMemory {
             let stages = stages.iter().zip(pipelines).zip(uniforms.of_unit(number)).map(bind);
             let dispatch = stages.reduce(|all, next| Ok(all?.then(next?))).expect("a unit has at least one stage")?;
             memory.units[*step].push(Unit { dispatch, flops: *flops });
+            if units.get(number + 1).is_some_and(|next| next.step == *step) {
+                return Ok(());
+            }
             let (done, total) = (step + 1, recording.nodes.len());
             on_progress(done, total).check(done, total)
         })?;

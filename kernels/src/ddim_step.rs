@@ -19,14 +19,11 @@
 
 use crate::draw::Draw;
 use crate::kernel::{
-    Case, Cost, DType, Family, Fill, Kernel, Operand, Param, Program, Tolerance, elements, folded_grid, parse,
+    Case, Cost, DType, Family, Fill, GROUP, Kernel, Operand, Param, Program, Tolerance, elements, grid_of, parse,
 };
 use crate::prediction::Prediction;
 use crate::variant::Variant;
 use serde::{Deserialize, Serialize};
-
-/// Invocations per workgroup.
-const GROUP: usize = 64;
 
 /// One DDIM step for the latents of `images` images.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -86,7 +83,7 @@ impl Kernel for DdimStep {
             wgsl: include_str!("../../shaders/ddim_step.wgsl"),
             constants: vec![("GUIDED", self.guided.into()), ("HAS_NOISE", self.noise.into())],
             params: vec![Param::size("vec4s", vec4s), Param::U("kind", self.prediction.code())],
-            grid: folded_grid(vec4s.div_ceil(GROUP)),
+            grid: grid_of(vec4s),
         }
     }
 

@@ -159,7 +159,7 @@ pub(crate) fn folded_grid(groups: usize) -> [u32; 3] {
     [u32::try_from(x).expect("at most 65,535"), u32::try_from(y).expect("sizes are below 2^32"), 1]
 }
 
-/// Invocations of a workgroup of kernels whose invocations do not work together: `GROUP` of `common/grid.wgsl`.
+/// Invocations of a workgroup of most kernels whose invocations do not work together: `GROUP` of `common/grid.wgsl`.
 pub(crate) const GROUP: usize = 64;
 
 /// Returns the folded grid of workgroups of [`GROUP`] invocations for `count` invocations. The shader computes the

@@ -18,14 +18,11 @@
 
 use crate::draw::Draw;
 use crate::kernel::{
-    Case, Cost, DType, Family, Fill, Kernel, Operand, Param, Program, Tolerance, elements, folded_grid, parse,
+    Case, Cost, DType, Family, Fill, GROUP, Kernel, Operand, Param, Program, Tolerance, elements, grid_of, parse,
 };
 use crate::prediction::Prediction;
 use crate::variant::Variant;
 use serde::{Deserialize, Serialize};
-
-/// Invocations per workgroup.
-const GROUP: usize = 64;
 
 /// One step of the one-step sampler for the latents of `images` images.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,7 +72,7 @@ impl Kernel for OneStepX0 {
             wgsl: include_str!("../../shaders/one_step_x0.wgsl"),
             constants: vec![("RENOISE", self.renoise.into())],
             params: vec![Param::size("vec4s", vec4s), Param::U("kind", self.prediction.code())],
-            grid: folded_grid(vec4s.div_ceil(GROUP)),
+            grid: grid_of(vec4s),
         }
     }
 

@@ -121,7 +121,7 @@ pub enum ModelError {
         what: &'static str,
         /// Number of bytes that are needed.
         needed: u64,
-        /// Number of bytes that may be used; `None` where the device does not report it.
+        /// Number of bytes that may be used; `None` where it is unknown, or something did not fit although it seemed to.
         available: Option<u64>,
         /// Description of pictures and storage types that would fit.
         advice: String,

@@ -52,7 +52,7 @@ impl Gpu {
     pub fn free_memory(&self) -> Option<u64> {
         // SAFETY: nothing that the device owns is destroyed here.
         let hal = unsafe { self.device.as_hal::<Vulkan>() }?;
-        // Devices have every extension that wgpu knows and their driver supports, this one among them.
+        // wgpu enables the extension where there is one, except on RADV.
         let instance = hal.shared_instance();
         let is_known = hal.enabled_device_extensions().contains(&memory_budget::NAME);
         if !is_known || instance.instance_api_version() < vk::API_VERSION_1_1 {
@@ -68,9 +68,36 @@ impl Gpu {
         }
         let heaps = found.memory_properties;
         let heaps = &heaps.memory_heaps[..heaps.memory_heap_count as usize];
-        let free = budgets.heap_budget.iter().zip(budgets.heap_usage).map(|(budget, used)| budget.saturating_sub(used));
-        // Besides its own memory, a device may list a small part of it that the host can see.
-        let own = heaps.iter().zip(free).filter(|(heap, _)| heap.flags.contains(vk::MemoryHeapFlags::DEVICE_LOCAL));
-        own.map(|(_, free)| free).max().filter(|free| *free > 0)
+        let of_heaps = budgets.heap_budget.into_iter().zip(budgets.heap_usage);
+        free_in(heaps.iter().zip(of_heaps).map(|(heap, (budget, used))| (*heap, budget, used)))
+    }
+}
+
+/// Returns what is free in the device's own memory, given all heaps with their budgets and used bytes. Besides its whole
+/// memory, a device may list a small part of it that the host can see. A budget of 0 is one that the driver does not
+/// know.
+fn free_in(heaps: impl Iterator<Item = (vk::MemoryHeap, u64, u64)>) -> Option<u64> {
+    let own = heaps.filter(|(heap, ..)| heap.flags.contains(vk::MemoryHeapFlags::DEVICE_LOCAL));
+    let (_, budget, used) = own.max_by_key(|(heap, ..)| heap.size)?;
+    (budget > 0).then(|| budget.saturating_sub(used))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::free_in;
+    use ash::vk::{MemoryHeap, MemoryHeapFlags};
+
+    #[test]
+    fn the_largest_of_the_devices_own_heaps_counts() {
+        let heap = |size, flags| MemoryHeap { size, flags };
+        let (own, small) = (heap(100, MemoryHeapFlags::DEVICE_LOCAL), heap(10, MemoryHeapFlags::DEVICE_LOCAL));
+        let hosts = heap(1000, MemoryHeapFlags::empty());
+        let free = |heaps: &[(MemoryHeap, u64, u64)]| free_in(heaps.iter().copied());
+        assert_eq!(free(&[(small, 10, 0), (own, 100, 30), (hosts, 1000, 0)]), Some(70));
+        assert_eq!(free(&[(own, 100, 95), (small, 10, 0)]), Some(5), "a part that the host sees is no further memory");
+        assert_eq!(free(&[(own, 100, 100), (hosts, 1000, 0)]), Some(0), "full is not unknown");
+        assert_eq!(free(&[(own, 90, 100)]), Some(0), "others took what was ours");
+        assert_eq!(free(&[(own, 0, 0), (hosts, 1000, 0)]), None, "the driver does not know");
+        assert_eq!(free(&[(hosts, 1000, 0)]), None, "the host's memory is no device's");
     }
 }

@@ -6,8 +6,8 @@ use crate::record::Recording;
 use mobilediffusion_kernels::{GpuDevice, Storage, wgsl};
 use mobilediffusion_runtime::{Binding, Gpu, Pipeline, RuntimeError};
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 
 /// WGSL module to compile.
@@ -15,12 +15,14 @@ struct Module {
     kernel: &'static str,
     text: String,
     bindings: Vec<Binding>,
+    made: OnceLock<Result<Arc<Pipeline>, RuntimeError>>,
 }
 
 impl Module {
-    /// Returns the module's pipeline: compiles it, waits for the thread that does, or finds it compiled.
-    fn pipeline(&self, gpu: &Gpu) -> Result<Arc<Pipeline>, RuntimeError> {
-        gpu.pipeline(self.kernel, &self.text, &self.bindings)
+    /// Returns the module's pipeline or why there is none: compiles it, waits for the thread that does, or finds what
+    /// that thread found.
+    fn pipeline(&self, gpu: &Gpu) -> &Result<Arc<Pipeline>, RuntimeError> {
+        self.made.get_or_init(|| gpu.pipeline(self.kernel, &self.text, &self.bindings))
     }
 }
 
@@ -39,18 +41,11 @@ pub(super) fn each_unit(
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
         modules.compile(scope, gpu, &stop);
-        // By number, since looking one up by its text takes time.
-        let mut made: Vec<Arc<Pipeline>> = Vec::with_capacity(modules.all.len());
         let mut one = |(number, of_stages): (usize, &Vec<usize>)| {
-            let mut pipelines = Vec::with_capacity(of_stages.len());
-            for &module in of_stages {
-                // Modules are numbered in order of first use.
-                if module == made.len() {
-                    let path = &recording.nodes[units[number].step].path;
-                    made.push(modules.all[module].pipeline(gpu).map_err(GraphError::at(path))?);
-                }
-                pipelines.push(Arc::clone(&made[module]));
-            }
+            let pipelines = of_stages.iter().map(|module| modules.all[*module].pipeline(gpu).clone());
+            let pipelines: Vec<Arc<Pipeline>> = pipelines
+                .collect::<Result<_, _>>()
+                .map_err(GraphError::at(&recording.nodes[units[number].step].path))?;
             bind(number, &pipelines)
         };
         let done = modules.of_units.iter().enumerate().try_for_each(&mut one);
@@ -88,17 +83,17 @@ impl Modules {
             for stage in stages {
                 let (program, bindings) = (&stage.program, stage.bindings());
                 let key = (program.wgsl.as_ptr(), &program.constants, bindings.clone());
-                let number = composed.get(&key).copied();
-                if number.is_none() {
+                let number = composed.get(&key).copied().unwrap_or(all.len());
+                if number == all.len() {
                     let kernel = node.kernel.name();
                     let text = wgsl::compose(program, storage).map_err(|unknown| GraphError::Device {
                         node: node.path.clone(),
                         error: RuntimeError::Validation { what: kernel.to_owned(), message: unknown.to_string() },
                     })?;
-                    composed.insert(key, all.len());
-                    all.push(Module { kernel, text, bindings });
+                    composed.insert(key, number);
+                    all.push(Module { kernel, text, bindings, made: OnceLock::new() });
                 }
-                of_stages.push(number.unwrap_or(all.len() - 1));
+                of_stages.push(number);
             }
             of_units.push(of_stages);
         }
@@ -106,7 +101,7 @@ impl Modules {
     }
 
     /// Starts to compile on as many threads as there are cores, until `stop` is set. Errors are left to the thread that
-    /// binds, which meets them again in order, and so is all the work where no thread can be started.
+    /// binds, which meets them in order, and so is all the work where no thread can be started.
     fn compile<'scope>(
         &'scope self,
         scope: &'scope thread::Scope<'scope, '_>,
@@ -117,7 +112,7 @@ impl Modules {
             while !stop.load(Ordering::Relaxed)
                 && let Some(module) = self.all.get(self.begun.fetch_add(1, Ordering::Relaxed))
             {
-                let _ = module.pipeline(gpu);
+                module.pipeline(gpu);
             }
         };
         let threads = thread::available_parallelism().map_or(1, usize::from).min(self.all.len());

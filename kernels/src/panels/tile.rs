@@ -1,7 +1,7 @@
 //! The innermost loops of a product with panels: a tile of sums stays in vector registers while `k` passes by.
 //!
 //! The loops are written once, over the vector type of the processor. With AVX-512 a tile has six rows of a whole
-//! panel, 24 of the 32 registers; with AVX2 it has six rows of 16 columns, and with NEON five.
+//! panel, 24 of the 32 registers; with AVX2 it has six rows of 16 columns, and with vectors of four lanes five.
 
 use super::product::Target;
 use super::{Left, STEP};
@@ -9,11 +9,11 @@ use pulp::{Scalar128b, Simd, WithSimd};
 use std::array::from_fn;
 use std::ops::Range;
 
-/// Largest number of rows of a tile.
+/// Largest number of rows of a tile. Blocks of rows are multiples of it, also where tiles have fewer.
 pub(crate) const ROWS: usize = 6;
 
-/// Returns the number of rows of a tile for vectors of `lanes`. Four vectors of columns, 24 of sums and six values of
-/// rows would be two registers more than NEON has, and sums would be stored and loaded in every step.
+/// Returns the number of rows of a tile for vectors of `lanes`. With six rows, NEON's four vectors of columns, 24 of sums
+/// and six values of rows would be two more than there are registers: sums would be stored and loaded in every step.
 const fn rows_of(lanes: usize) -> usize {
     if lanes == 4 { 5 } else { ROWS }
 }

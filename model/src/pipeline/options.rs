@@ -134,8 +134,8 @@ pub struct Options {
     pub weights: WeightType,
     /// Place for what a GPU's driver compiled.
     pub cache: Cache,
-    /// Largest number of bytes for the weights and one pipeline's plans together; `None` for what the machine has
-    /// free.
+    /// Largest number of bytes for the weights and one pipeline's plans together; `None` for what the machine or,
+    /// if the device has memory of its own, the device has free, as far as that is known.
     pub memory: Option<u64>,
     /// Largest number of plans that a pipeline keeps ready. A request needs up to four, or six if its batches have two
     /// sizes; a change of size needs two to five others.

@@ -87,8 +87,8 @@ impl Preparation<'_> {
             }
             let needed = self.make_room(&missing)?;
             match self.load(&missing).and_then(|()| self.compile(missing)) {
-                // A device that does not report its memory is tried again with fewer plans and weights on it, until
-                // none are left to free.
+                // Where too little was known of the device's memory, it is tried again with fewer plans and weights on
+                // it, until none are left to free.
                 Err(error) if error.is_out_of_memory() && self.free_one() => {}
                 Err(error) if error.is_out_of_memory() => return Err(self.ask.too_much(needed, None)),
                 made => return made,
@@ -111,10 +111,12 @@ impl Preparation<'_> {
         self.ask.check_buffers(missing.iter().map(|plan| plan.need))?;
         let most_plans = model.options().plans.max(keys.len());
         while self.plans.len() + missing.len() > most_plans && self.plans.evict(keys) {}
+        let there = self.plans.bytes() + model.resident_bytes();
+        // Asked for once: what is freed in the loop may take a while to be seen.
+        let free = || memory::free(device).map(|free| free + there);
+        let budget = model.options().memory.or_else(free);
         loop {
-            let there = self.plans.bytes() + model.resident_bytes();
-            let free = || memory::free(device).map(|free| free + there);
-            let (needed, budget) = (there + additional(model, missing), model.options().memory.or_else(free));
+            let needed = self.plans.bytes() + model.resident_bytes() + additional(model, missing);
             match budget.filter(|budget| needed > *budget) {
                 None => return Ok(needed),
                 Some(budget) if !self.free_one() => return Err(self.ask.too_much(needed, Some(budget))),

@@ -73,7 +73,7 @@ impl Source {
     /// Opens the files of a network and checks that their tensors are those that its graph needs.
     ///
     /// # Errors
-    /// [`ModelError::NoPart`] if the model has no such network, [`ModelError::Weights`] if the tensors are others, and
+    /// [`ModelError::NoPart`] if the model has no such network or comes without its folder, [`ModelError::Weights`] if the tensors are others, and
     /// further [`ModelError`]s if files cannot be read or the configuration is not valid.
     pub fn open(&self, network: Network) -> Result<Loader, ModelError> {
         let weights = network.weights(&self.config)?;
