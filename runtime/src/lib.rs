@@ -91,5 +91,5 @@ pub use device::{Counters, Gpu};
 pub use error::RuntimeError;
 pub use pass::{Bound, Dispatch, Submission};
 pub use pipeline::{Binding, Pipeline};
-pub use pipeline_file::write_whole;
+pub use pipeline_file::{open_file, read_file, write_whole};
 pub use timer::Timer;

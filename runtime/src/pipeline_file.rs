@@ -7,7 +7,8 @@
 
 use crate::device::Gpu;
 use crate::error::RuntimeError;
-use std::io::Write;
+use std::fs::File;
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -32,12 +33,39 @@ impl PipelineFile {
             return None;
         }
         let path = folder.join(file_name(&gpu.device.adapter_info(), env!("CARGO_PKG_VERSION"))?);
-        let file = std::fs::read(&path).unwrap_or_default();
+        let file = read_file(&path).unwrap_or_default();
         let data = unsealed(&file);
         let raw = make(gpu, data).or_else(|_| make(gpu, None)).ok()?;
         let written = AtomicU32::new(data.map_or(0, crc32fast::hash));
         Some(Self { path, raw, saved: AtomicU64::new(0), written })
     }
+}
+
+/// Requires a regular file: opening a pipe would block until another program opens it too, and a device may have no end.
+fn check_regular(path: &Path) -> io::Result<()> {
+    if path.metadata()?.is_file() {
+        return Ok(());
+    }
+    Err(io::Error::other("expected a file, found a folder, pipe or device"))
+}
+
+/// Opens a regular file for reading.
+///
+/// # Errors
+/// If `path` is a folder, pipe or device, or the file cannot be opened.
+pub fn open_file(path: &Path) -> io::Result<File> {
+    check_regular(path)?;
+    File::open(path)
+}
+
+/// Reads all bytes of a regular file.
+///
+/// # Errors
+/// In the cases of [`open_file`], or if the file cannot be read.
+pub fn read_file(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    open_file(path)?.read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// Writes a file atomically: the data goes to a temporary file in the same folder and to the disk, and the file is then
@@ -47,7 +75,7 @@ impl PipelineFile {
 ///
 /// # Errors
 /// If the file cannot be written, for instance because its folder does not exist.
-pub fn write_whole(path: &Path, data: &[u8]) -> std::io::Result<()> {
+pub fn write_whole(path: &Path, data: &[u8]) -> io::Result<()> {
     let there = std::fs::metadata(path).ok();
     if there.as_ref().is_some_and(|there| !there.is_file()) {
         return std::fs::write(path, data);
@@ -76,12 +104,13 @@ fn beside() -> tempfile::Builder<'static, 'static> {
     beside
 }
 
-/// Writes a file atomically, after creating its folder if necessary.
+/// Writes a file of the cache folder atomically, after creating the folder if necessary.
 fn write(path: &Path, data: &[u8]) -> Result<(), RuntimeError> {
     let unwritten =
-        |error: std::io::Error| RuntimeError::Unwritten { path: path.display().to_string(), reason: error.to_string() };
+        |error: io::Error| RuntimeError::Unwritten { path: path.display().to_string(), reason: error.to_string() };
     let folder = path.parent().map_or(Ok(()), std::fs::create_dir_all);
-    folder.and_then(|()| write_whole(path, data)).map_err(unwritten)
+    let free = folder.and_then(|()| if path.exists() { check_regular(path) } else { Ok(()) });
+    free.and_then(|()| write_whole(path, data)).map_err(unwritten)
 }
 
 impl Gpu {
@@ -131,7 +160,7 @@ impl Gpu {
 
     /// Reads a file of the cache folder. Returns `None` if there is no cache folder or no such file.
     pub fn kept(&self, name: &str) -> Option<Vec<u8>> {
-        std::fs::read(self.cache_folder.as_ref()?.join(name)).ok()
+        read_file(&self.cache_folder.as_ref()?.join(name)).ok()
     }
 
     /// Writes a file to the cache folder, atomically.
@@ -207,6 +236,25 @@ mod tests {
         }
         assert!(write_whole(&folder.path().join("none/file"), b"").is_err(), "there is no such folder");
         assert!(!folder.path().join("none").exists(), "nobody asked for a folder");
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn only_regular_files_are_read_and_kept() {
+        let folder = tempfile::tempdir().expect("there is room");
+        let pipe = folder.path().join("pipe");
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status().expect("there is mkfifo");
+        assert!(made.success(), "no pipe was made");
+        for path in [&pipe, folder.path(), Path::new("/dev/zero")] {
+            for error in
+                [open_file(path).map(drop).expect_err("no file"), read_file(path).map(drop).expect_err("no file")]
+            {
+                assert_eq!(error.to_string(), "expected a file, found a folder, pipe or device", "{}", path.display());
+            }
+            let error = write(path, b"data").expect_err("no file").to_string();
+            assert!(error.contains("expected a file, found"), "{error}");
+        }
+        assert_eq!(read_file(&folder.path().join("none")).expect_err("none").kind(), io::ErrorKind::NotFound);
     }
 
     #[test]

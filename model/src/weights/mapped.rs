@@ -5,7 +5,6 @@ use half::{bf16, f16};
 use memmap2::Mmap;
 use rayon::prelude::*;
 use safetensors::Dtype;
-use std::fs::File;
 use std::ops::Range;
 use std::path::Path;
 
@@ -21,11 +20,7 @@ impl Mapped {
     /// Maps a file.
     #[expect(unsafe_code, reason = "mapping a file is unsafe; weights are far too large to be read whole")]
     pub(super) fn open(path: &Path) -> std::io::Result<Self> {
-        // Opening a pipe would block until something writes to it, and a folder can be opened but not mapped.
-        if !path.metadata()?.is_file() {
-            return Err(std::io::Error::other("expected a file, found a folder, pipe or device"));
-        }
-        let file = File::open(path)?;
+        let file = mobilediffusion_runtime::open_file(path)?;
         // SAFETY: the map is private and never written to. Every user of a mapped file has to assume that nobody
         // truncates or rewrites it meanwhile; `Checkpoint::open` says so. Its content is checked before use.
         Ok(Self(unsafe { Mmap::map(&file) }?))
