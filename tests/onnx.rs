@@ -134,6 +134,8 @@ fn wrong_metadata_is_named() {
         ("params", Some(r#"{"rows": 0, "c": 3}"#), vec!["`a`", "[0, 3]"]),
         ("params", Some(r#"{"rows": 18446744073709551615, "c": 3}"#), vec!["`rows`", "at most"]),
         ("params", Some(r#"{"rows": 2097152, "c": 2097152}"#), vec!["elements"]),
+        ("params", Some(r#"{"rows": 2, "c": 3, "rows": 2}"#), vec!["the key `rows` is there twice"]),
+        ("tolerance", Some(r#"{"absolute": 1, "absolute": 2}"#), vec!["`tolerance`"]),
         ("tolerance", Some("-1"), vec!["`tolerance`", "`-1`"]),
         ("tolerance", Some(r#"{"absolut": 1}"#), vec!["`tolerance`"]),
         ("tolerance", Some("much"), vec!["`much`"]),
@@ -162,11 +164,59 @@ fn sizes_no_form_takes_are_refused() {
             r#"{"n":1,"queries":1,"keys":1,"heads":1,"head_dim":6,"phi":"relu","causal":false,"shared":false}"#.into(),
             "`head_dim`",
         ),
+        ("layer_norm", r#"{"rows":1,"c":4,"eps":-1}"#.into(), "`eps` is -1, expected a positive number"),
+        ("layer_norm", r#"{"rows":1,"c":4,"eps":1e300}"#.into(), "`eps` is 1e+300, expected a positive number"),
+        ("group_norm_stats", r#"{"n":1,"positions":1,"c":4,"groups":1,"eps":0}"#.into(), "`eps` is 0, expected"),
+        ("group_norm_scale", r#"{"n":1,"c":4,"groups":1,"eps":-0.5,"positions":1}"#.into(), "`eps` is -0.5, expected"),
+        ("group_norm", r#"{"rows":1,"c":4,"source":{"norm":{"rows":{"eps":-2}}}}"#.into(), "`eps` is -2, expected"),
+        (
+            "group_norm",
+            r#"{"rows":1,"c":4,"source":[0,"none",false]}"#.into(),
+            "`source` is a list, expected an object",
+        ),
     ] {
         let metadata = HashMap::from([("kernel".into(), kernel.into()), ("params".into(), params)]);
         let error = CaseFile::parse(&bytes(&right().0, metadata)).expect_err("the sizes are wrong").to_string();
         assert!(error.contains(words) && error.contains(kernel), "no {words} in: {error}");
     }
+}
+
+#[test]
+fn names_and_values_of_any_length_are_cut() {
+    let (long, short) = ("x".repeat(1 << 20), 600);
+    let refused = |tensors: &Tensors, metadata: &HashMap<String, String>| {
+        CaseFile::parse(&bytes(tensors, metadata.clone())).expect_err("it is wrong").to_string()
+    };
+    let (mut tensors, metadata) = right();
+    for params in [format!(r#"{{"rows": "{long}", "c": 3}}"#), format!(r#"{{"{long}": 2, "c": 3}}"#)] {
+        let mut metadata = metadata.clone();
+        metadata.insert("params".to_owned(), params);
+        let error = refused(&tensors, &metadata);
+        assert!(error.len() < short && error.contains("xxx ... xxx"), "{} bytes: {error:.1000}", error.len());
+    }
+    tensors.insert(long.clone(), tensors["a"].clone());
+    let error = refused(&tensors, &metadata);
+    assert!(error.len() < short && error.contains("has no place"), "{} bytes: {error:.1000}", error.len());
+    tensors.remove("b");
+    let error = refused(&tensors, &metadata);
+    assert!(error.len() < short && error.contains("`b` is missing"), "{} bytes: {error:.1000}", error.len());
+}
+
+#[test]
+#[cfg(unix)]
+fn devices_and_tensors_that_are_there_twice_are_refused() {
+    let error = CaseFile::read(Path::new("/dev/zero")).expect_err("it has no end").to_string();
+    assert_eq!(error, "/dev/zero: expected a file, found a folder, pipe or device");
+    let (tensors, metadata) = right();
+    let whole = bytes(&tensors, metadata);
+    let (length, rest) = whole.split_first_chunk().expect("a file begins with a length");
+    let (header, data) = rest.split_at(u64::from_le_bytes(*length) as usize);
+    let header = std::str::from_utf8(header).expect("headers are UTF-8").trim_end();
+    let again = r#","a":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]}}"#;
+    let header = format!("{}{again}", header.strip_suffix('}').expect("it is an object"));
+    let file = [&(header.len() as u64).to_le_bytes(), header.as_bytes(), data].concat();
+    let error = CaseFile::parse(&file).expect_err("it is there twice").to_string();
+    assert!(error.contains("the key `a` is there twice"), "{error}");
 }
 
 #[test]

@@ -1,12 +1,15 @@
 //! Case files: one problem of one kernel with its operands and expected outputs, in one `.safetensors` file. PyTorch,
 //! NumPy and other programs can write them. `docs/cases.md` describes the format.
 
+pub mod json;
+mod params;
+
 use crate::check;
 use crate::kernel::{Case, DType, Operand, Tolerance, checked_elements};
 use crate::{FAMILIES, family, runner};
 use half::{bf16, f16};
 use safetensors::tensor::{Metadata, TensorInfo};
-use safetensors::{Dtype, SafeTensors};
+use safetensors::{Dtype, SafeTensorError, SafeTensors};
 use serde_json::Value;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -46,8 +49,8 @@ pub enum Problem {
     #[error("{0}")]
     Io(#[from] std::io::Error),
     /// The file is truncated, or is not a safetensors file.
-    #[error("not a whole safetensors file: {0}")]
-    Safetensors(#[from] safetensors::SafeTensorError),
+    #[error("not a whole safetensors file: {}", params::cut(&.0.to_string()))]
+    Safetensors(#[from] SafeTensorError),
     /// A metadata key is missing.
     #[error("metadata `{key}` is missing, expected {expected}")]
     NoMetadata {
@@ -132,7 +135,7 @@ impl CaseFile {
     /// # Errors
     /// If the file cannot be read, or its contents are not valid.
     pub fn read(path: &Path) -> Result<Self, CaseFileError> {
-        let bytes = std::fs::read(path).map_err(Problem::from);
+        let bytes = mobilediffusion_runtime::read_file(path).map_err(Problem::from);
         let parsed = bytes.and_then(|bytes| Self::parse(&bytes));
         parsed.map_err(|problem| CaseFileError { path: path.to_owned(), problem })
     }
@@ -144,6 +147,7 @@ impl CaseFile {
     pub fn parse(bytes: &[u8]) -> Result<Self, Problem> {
         // Reads the header, and refuses a file that is shorter or longer than the header says.
         let tensors = SafeTensors::deserialize(bytes)?;
+        json::check_header(bytes).map_err(SafeTensorError::from)?;
         let (_, header) = SafeTensors::read_metadata(bytes)?;
         let none = HashMap::new();
         let metadata = header.metadata().as_ref().unwrap_or(&none);
@@ -157,10 +161,10 @@ impl CaseFile {
         found.sort();
         if let Some((name, operand)) = wanted.iter().find(|(name, o)| o.present && !found.contains(name)) {
             let (tensor, expected) = (name.clone(), describe_expected(operand));
-            return Err(Problem::Missing { tensor, expected, found: list(&found) });
+            return Err(Problem::Missing { tensor, expected, found: shortened(&list(&found)) });
         }
         if let Some(tensor) = found.iter().find(|name| !present.contains(name)) {
-            return Err(Problem::Extra { tensor: tensor.clone(), expected: list(&present) });
+            return Err(Problem::Extra { tensor: shortened(tensor), expected: list(&present) });
         }
         // All shapes are checked before any data is read, so that no memory is allocated for a problem that does not
         // fit.
@@ -237,20 +241,21 @@ fn parse_case(metadata: &HashMap<String, String>) -> Result<Case, Problem> {
     let object = || format!("a JSON object with the sizes of `{}`", family.name);
     let text = metadata.get("params").ok_or_else(|| Problem::NoMetadata { key: "params", expected: object() })?;
     let refused = |why: String| Problem::Params { kernel: family.name, why };
-    let params = match serde_json::from_str(text) {
-        Ok(Value::Object(params)) => params,
+    let sizes = match json::parse(text) {
+        Ok(sizes @ Value::Object(_)) => sizes,
+        Err(error) if error.is_data() => return Err(refused(error.to_string())),
         _ => {
             let found = format!("`{}`", shortened(text));
             return Err(Problem::Metadata { key: "params", expected: object(), found });
         }
     };
-    // Sizes are limited before the kernel computes with them, so that products of a few sizes cannot overflow.
-    for (key, value) in &params {
-        if value.as_u64().is_some_and(|size| size > LARGEST_SIZE) {
-            return Err(refused(format!("`{}` is {value}, expected at most {LARGEST_SIZE}", shortened(key))));
-        }
+    if let Some(why) = params::impossible("params", &sizes) {
+        return Err(refused(why));
     }
-    let kernel = (family.parse)(&Value::Object(params)).map_err(|e| refused(e.to_string()))?;
+    let kernel = (family.parse)(&sizes).map_err(|e| refused(params::cut(&e.to_string())))?;
+    if let Some(key) = params::list_for_object("params", &sizes, &kernel.params_json()) {
+        return Err(refused(format!("`{key}` is a list, expected an object")));
+    }
     if let Some(why) = kernel.refusal() {
         return Err(refused(why.to_owned()));
     }
@@ -264,7 +269,7 @@ fn parse_case(metadata: &HashMap<String, String>) -> Result<Case, Problem> {
 }
 
 fn parse_tolerance(text: &str) -> Result<Tolerance, Problem> {
-    let value: Option<Value> = serde_json::from_str(text).ok();
+    let value = json::parse(text).ok();
     let part = |value: &Value| value.as_f64().filter(|number| *number >= 0.0);
     let parsed = match &value {
         Some(Value::Object(parts)) if parts.keys().all(|key| key == "absolute" || key == "relative") => {
