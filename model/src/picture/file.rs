@@ -2,9 +2,9 @@
 
 use super::{Picture, over_white};
 use crate::error::ModelError;
-use image::{DynamicImage, ImageDecoder, ImageReader, Limits, RgbaImage};
+use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits, RgbaImage};
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Cursor, Seek};
+use std::io::{self, BufRead, BufReader, Cursor, ErrorKind, Seek};
 use std::path::Path;
 
 /// Largest number of pixels of a file that is read, 8192 x 8192: a few bytes can claim any size.
@@ -13,8 +13,16 @@ const MOST: u64 = 1 << 26;
 /// Largest number of bytes that a decoder may use besides its result.
 const DECODER_BYTES: u64 = 512 << 20;
 
+/// Largest number of bytes of all compressed texts of a file together: a few bytes can stand for any length.
+const TEXT_BYTES: usize = 16 << 20;
+
 /// Name of a picture without a file in errors.
 const UNNAMED: &str = "the picture";
+
+fn open(path: &Path) -> Result<BufReader<File>, ModelError> {
+    let file = mobilediffusion_runtime::open_file(path);
+    file.map(BufReader::new).map_err(|source| ModelError::Io { path: path.to_owned(), source })
+}
 
 fn unreadable(path: &Path, message: impl ToString) -> ModelError {
     ModelError::Picture { path: path.to_owned(), message: message.to_string() }
@@ -30,8 +38,7 @@ impl Picture {
     /// [`ModelError::Io`] if the file cannot be read, and [`ModelError::Picture`] if it has another format, is
     /// corrupt, or has more than 8192 x 8192 pixels.
     pub fn open(path: &Path) -> Result<Self, ModelError> {
-        let file = File::open(path).map_err(|source| ModelError::Io { path: path.to_owned(), source })?;
-        Self::read(BufReader::new(file), path)
+        Self::read(open(path)?, path)
     }
 
     /// Decodes a file's bytes in memory, like [`open`](Self::open).
@@ -44,21 +51,23 @@ impl Picture {
 
     /// Decodes a picture. `path` only names the file in errors.
     fn read(from: impl BufRead + Seek, path: &Path) -> Result<Self, ModelError> {
-        let reader = ImageReader::new(from).with_guessed_format();
-        let mut reader = reader.map_err(|source| ModelError::Io { path: path.to_owned(), source })?;
-        if reader.format().is_none() {
-            return Err(unreadable(path, "expected a PNG, JPEG, GIF or WebP file"));
-        }
-        let mut limits = Limits::default();
-        limits.max_alloc = Some(DECODER_BYTES);
-        reader.limits(limits);
-        let mut decoder = reader.into_decoder().map_err(|error| unreadable(path, error))?;
+        let reader = reader(from, path)?;
+        let broken = |error| match error {
+            ImageError::Limits(_) => {
+                unreadable(path, format!("it needs more than {} to be decoded", crate::error::mib(DECODER_BYTES)))
+            }
+            error => unreadable(path, error),
+        };
+        let mut decoder = reader.into_decoder().map_err(broken)?;
         let (width, height) = decoder.dimensions();
+        if width == 0 || height == 0 {
+            return Err(unreadable(path, format!("expected at least 1x1 pixels, found {width}x{height}")));
+        }
         if u64::from(width) * u64::from(height) > MOST {
             return Err(unreadable(path, format!("expected at most {MOST} pixels, found {width}x{height}")));
         }
-        let orientation = decoder.orientation().map_err(|error| unreadable(path, error))?;
-        let mut image = DynamicImage::from_decoder(decoder).map_err(|error| unreadable(path, error))?;
+        let orientation = decoder.orientation().map_err(broken)?;
+        let mut image = DynamicImage::from_decoder(decoder).map_err(broken)?;
         image.apply_orientation(orientation);
         Ok(on_white(image.into_rgba8()))
     }
@@ -121,23 +130,83 @@ impl Picture {
     /// Reads the texts of a PNG file that precede its pixels, as keys and values.
     ///
     /// # Errors
-    /// [`ModelError::Io`] if the file cannot be read, and [`ModelError::Picture`] if it is not a PNG file.
+    /// [`ModelError::Io`] if the file cannot be read, and [`ModelError::Picture`] if it is not a PNG file, or its
+    /// compressed texts are longer than 16 MiB.
     pub fn texts(path: &Path) -> Result<Vec<(String, String)>, ModelError> {
-        let file = File::open(path).map_err(|source| ModelError::Io { path: path.to_owned(), source })?;
-        let reader = png::Decoder::new(BufReader::new(file)).read_info();
+        let reader = png::Decoder::new(open(path)?).read_info();
         let reader = reader.map_err(|error| unreadable(path, format!("expected a whole PNG file: {error}")))?;
         let info = reader.info();
         let mut texts = Vec::new();
         for chunk in &info.uncompressed_latin1_text {
             texts.push((chunk.keyword.clone(), chunk.text.clone()));
         }
-        for chunk in &info.compressed_latin1_text {
-            texts.push((chunk.keyword.clone(), chunk.get_text().map_err(|error| unreadable(path, error))?));
+        let unread = |keyword: &str, error| {
+            unreadable(path, format!("text `{keyword}`: expected a whole one, and at most 16 MiB in all: {error}"))
+        };
+        let mut left = TEXT_BYTES;
+        for mut chunk in info.compressed_latin1_text.clone() {
+            let text = chunk.decompress_text_with_limit(left).and_then(|()| chunk.get_text());
+            let text = text.map_err(|error| unread(&chunk.keyword, error))?;
+            left = left.saturating_sub(text.len());
+            texts.push((chunk.keyword, text));
         }
-        for chunk in &info.utf8_text {
-            texts.push((chunk.keyword.clone(), chunk.get_text().map_err(|error| unreadable(path, error))?));
+        for mut chunk in info.utf8_text.clone() {
+            let text = chunk.decompress_text_with_limit(left).and_then(|()| chunk.get_text());
+            let text = text.map_err(|error| unread(&chunk.keyword, error))?;
+            left = left.saturating_sub(text.len());
+            texts.push((chunk.keyword, text));
         }
         Ok(texts)
+    }
+}
+
+/// Makes the reader of a picture of a format that is supported. `path` only names the file in errors.
+fn reader<R: BufRead + Seek>(from: R, path: &Path) -> Result<ImageReader<R>, ModelError> {
+    let unread = |source| ModelError::Io { path: path.to_owned(), source };
+    let mut reader = ImageReader::new(from).with_guessed_format().map_err(unread)?;
+    match reader.format() {
+        Some(ImageFormat::Jpeg) => {
+            let mut from = reader.into_inner();
+            // The decoder fills what is missing of a file that was cut with grey.
+            check_end(&mut from).map_err(|error| match error.kind() {
+                ErrorKind::UnexpectedEof => unreadable(path, "expected a whole JPEG file, its end is missing"),
+                _ => unread(error),
+            })?;
+            reader = ImageReader::with_format(from, ImageFormat::Jpeg);
+        }
+        Some(ImageFormat::Png | ImageFormat::Gif | ImageFormat::WebP) => {}
+        _ => return Err(unreadable(path, "expected a PNG, JPEG, GIF or WebP file")),
+    }
+    let mut limits = Limits::default();
+    limits.max_alloc = Some(DECODER_BYTES);
+    reader.limits(limits);
+    Ok(reader)
+}
+
+/// Reads the segments of a JPEG file up to the mark of its end, which must come after some pixels, and goes back to its
+/// beginning. The error is `UnexpectedEof` if there is no such mark.
+fn check_end(from: &mut (impl BufRead + Seek)) -> io::Result<()> {
+    const END: u8 = 0xd9;
+    const PIXELS: u8 = 0xda;
+    let mut has_pixels = false;
+    loop {
+        from.skip_until(0xff)?;
+        let mut kind = [0xff];
+        while kind == [0xff] {
+            from.read_exact(&mut kind)?;
+        }
+        match kind[0] {
+            END if has_pixels => return from.rewind(),
+            END => return Err(ErrorKind::UnexpectedEof.into()),
+            // A value of the pixels, and marks that have no length.
+            0x00 | 0x01 | 0xd0..=0xd8 => {}
+            other => {
+                has_pixels |= other == PIXELS;
+                let mut length = [0; 2];
+                from.read_exact(&mut length)?;
+                from.seek_relative(i64::from(u16::from_be_bytes(length).saturating_sub(2)))?;
+            }
+        }
     }
 }
 
@@ -218,6 +287,57 @@ mod tests {
     }
 
     #[test]
+    fn a_picture_without_pixels_is_refused() {
+        let folder = folder();
+        let path = folder.path().join("z.gif");
+        let gif = b"GIF89a\0\0\0\0\x80\0\0\0\0\0\xff\xff\xff,\0\0\0\0\x02\0\x02\0\0\x02\x03D4\x05\0;";
+        fs::write(&path, gif).expect("the folder can be written to");
+        let line = Picture::open(&path).expect_err("0x0").to_string();
+        assert!(line.ends_with("z.gif: expected at least 1x1 pixels, found 0x0"), "{line}");
+    }
+
+    #[test]
+    fn a_jpeg_file_that_was_cut_is_refused() {
+        let pixels = image::RgbImage::from_fn(64, 64, |x, y| image::Rgb([(4 * x) as u8, (x * y) as u8, (3 * y) as u8]));
+        let mut whole = Vec::new();
+        let encoder = image::codecs::jpeg::JpegEncoder::new_with_quality(&mut whole, 90);
+        pixels.write_with_encoder(encoder).expect("it encodes");
+        Picture::decode(&whole).expect("it is whole");
+        Picture::decode(&[&whole, &b"more"[..]].concat()).expect("some programs write something behind the picture");
+        for length in 3..whole.len() {
+            let line = Picture::decode(&whole[..length]).expect_err("it is cut").to_string();
+            assert!(line.contains("its end is missing"), "{length} of {} bytes: {line}", whole.len());
+        }
+        let scan = whole.windows(2).position(|bytes| bytes == [0xff, 0xda]).expect("there are pixels");
+        let without = [&whole[..scan], &[0xff, 0xd9]].concat();
+        assert!(Picture::decode(&without).is_err(), "there are no pixels");
+    }
+
+    #[test]
+    fn texts_that_would_fill_the_memory_are_refused() {
+        let folder = folder();
+        let path = folder.path().join("x.png");
+        let write = |long: usize, count: usize| {
+            let mut bytes = Vec::new();
+            let mut encoder = png::Encoder::new(&mut bytes, 1, 1);
+            for _ in 0..count {
+                encoder.add_ztxt_chunk("Comment".to_owned(), " ".repeat(long)).expect("it is a text");
+            }
+            let mut writer = encoder.write_header().expect("it encodes");
+            writer.write_image_data(&[0]).expect("it encodes");
+            writer.finish().expect("it encodes");
+            fs::write(&path, bytes).expect("the folder can be written to");
+        };
+        write(1 << 20, 2);
+        assert_eq!(Picture::texts(&path).expect("it reads").len(), 2);
+        for (long, count) in [(TEXT_BYTES + 1, 1), (6 << 20, 3)] {
+            write(long, count);
+            let line = Picture::texts(&path).expect_err("too long").to_string();
+            assert!(line.contains("x.png: text `Comment`: expected a whole one, and at most 16 MiB in all"), "{line}");
+        }
+    }
+
+    #[test]
     fn what_is_no_picture_is_named() {
         let folder = folder();
         let path = folder.path().join("x.png");
@@ -226,6 +346,10 @@ mod tests {
             picture.save_png(&path, &[]).expect("the folder can be written to");
             fs::read(&path).expect("it reads")
         };
+        for bytes in [&b"BM1234"[..], b"II*\0more"] {
+            let line = Picture::decode(bytes).expect_err("no such format").to_string();
+            assert_eq!(line, "the picture: expected a PNG, JPEG, GIF or WebP file");
+        }
         for bytes in [&b""[..], b"<svg/>", &whole[..20], &whole[..whole.len() / 2]] {
             fs::write(&path, bytes).expect("the folder can be written to");
             let line = Picture::open(&path).expect_err("it is broken").to_string();
