@@ -22,7 +22,7 @@ pub enum ModelError {
         source: std::io::Error,
     },
     /// A file is not the expected JSON: wrong syntax, a missing or unknown key, or a value of the wrong type.
-    #[error("{}: at {key}: {message}", path.display())]
+    #[error("{}: {}{message}", path.display(), within(key))]
     Json {
         /// File.
         path: PathBuf,
@@ -226,6 +226,17 @@ fn use_of(part: &str) -> &'static str {
     }
 }
 
+/// Formats the key of an error, unless it stands for the whole file.
+fn within(key: &str) -> String {
+    if key == "." { String::new() } else { format!("{key}: ") }
+}
+
+/// Cuts a value or name from a file, which can have any length, so that an error stays one short line.
+pub(crate) fn shortened(text: &str) -> String {
+    const SHOWN: usize = 100;
+    text.char_indices().nth(SHOWN).map_or(text.to_owned(), |(end, _)| format!("{}...", &text[..end]))
+}
+
 fn listed(places: &[PathBuf]) -> String {
     places.iter().map(|place| place.display().to_string()).collect::<Vec<_>>().join(", ")
 }
@@ -281,12 +292,18 @@ pub enum WeightProblem {
 
 impl fmt::Display for WeightProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Self::Missing { name, .. }
+        | Self::Shape { name, .. }
+        | Self::DType { name, .. }
+        | Self::Extra { name }
+        | Self::NotFinite { name }) = self;
+        let name = shortened(name);
         match self {
-            Self::Missing { name, shape } => write!(f, "{name} {shape:?} is missing"),
-            Self::Shape { name, expected, found } => write!(f, "{name}: expected shape {expected:?}, found {found:?}"),
-            Self::DType { name, found } => write!(f, "{name}: expected F32, F16 or BF16, found {found}"),
-            Self::Extra { name } => write!(f, "{name} is not part of the network"),
-            Self::NotFinite { name } => write!(f, "{name} holds a NaN or an infinity"),
+            Self::Missing { shape, .. } => write!(f, "{name} {shape:?} is missing"),
+            Self::Shape { expected, found, .. } => write!(f, "{name}: expected shape {expected:?}, found {found:?}"),
+            Self::DType { found, .. } => write!(f, "{name}: expected F32, F16 or BF16, found {found}"),
+            Self::Extra { .. } => write!(f, "{name} is not part of the network"),
+            Self::NotFinite { .. } => write!(f, "{name} holds a NaN or an infinity"),
         }
     }
 }

@@ -11,9 +11,10 @@ pub use mobilediffusion_graph::WeightLoader;
 use mobilediffusion_graph::{Flow, OnProgress};
 pub use synthetic::{Synthetic, synthetic};
 
-use crate::error::{ModelError, WeightProblem};
+use crate::error::{ModelError, WeightProblem, shortened};
 use crate::text_encoder::PREFIX;
 use mapped::{Mapped, is_finite, size_of, widen};
+use mobilediffusion_kernels::casefile::json;
 use safetensors::{Dtype, SafeTensors};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::error::Error;
@@ -83,7 +84,7 @@ impl Checkpoint {
             checkpoint.add_shard(&path.join(shard))?;
         }
         match weight_map.keys().find(|name| !checkpoint.tensors.contains_key(&modern(name))) {
-            Some(name) => Err(invalid(&index, format!("no shard holds {name}"))),
+            Some(name) => Err(invalid(&index, format!("no shard holds {}", shortened(name)))),
             None => Ok(checkpoint),
         }
     }
@@ -91,8 +92,10 @@ impl Checkpoint {
     /// Maps one file and adds its tensors.
     fn add_shard(&mut self, path: &Path) -> Result<(), ModelError> {
         let map = Mapped::open(path).map_err(|source| ModelError::Io { path: path.to_owned(), source })?;
-        let (header, metadata) = SafeTensors::read_metadata(map.bytes())
-            .map_err(|error| invalid(path, what_is_wrong(map.bytes()).unwrap_or_else(|| error.to_string())))?;
+        let (header, metadata) = SafeTensors::read_metadata(map.bytes()).map_err(|error| {
+            invalid(path, what_is_wrong(map.bytes()).unwrap_or_else(|| shortened(&error.to_string())))
+        })?;
+        json::check_header(map.bytes()).map_err(|error| invalid(path, error.to_string()))?;
         let tail = map.bytes().len().saturating_sub(TAIL)..map.bytes().len();
         if tail.len() == TAIL && map.read(tail, |bytes| bytes.iter().all(|byte| *byte == 0)) {
             return Err(invalid(path, format!("its last MiB is zero: {UNFINISHED}")));
@@ -102,11 +105,11 @@ impl Checkpoint {
             let (start, end) = info.data_offsets;
             let bytes = header + 8 + start..header + 8 + end;
             if map.bytes().get(bytes.clone()).is_none() {
-                return Err(invalid(path, format!("{name} reaches beyond the end of the file")));
+                return Err(invalid(path, format!("{} reaches beyond the end of the file", shortened(&name))));
             }
             let entry = Entry { shard: self.shards.len(), dtype: info.dtype, shape: info.shape.clone(), bytes };
             if self.tensors.insert(modern(&name), entry).is_some() {
-                return Err(invalid(path, format!("{name} is also in another shard")));
+                return Err(invalid(path, format!("{} is also in another shard", shortened(&name))));
             }
         }
         self.shards.push(map);
@@ -253,7 +256,9 @@ fn read_index(path: &Path) -> Result<BTreeMap<String, String>, ModelError> {
     let index: Index = crate::json::read(path)?;
     // A path that leads elsewhere could make us map any file of the machine.
     match index.weight_map.values().find(|shard| Path::new(shard).file_name() != Some(shard.as_ref())) {
-        Some(shard) => Err(invalid(path, format!("expected a plain file name for a shard, found {shard:?}"))),
+        Some(shard) => {
+            Err(invalid(path, format!("expected a plain file name for a shard, found {:?}", shortened(shard))))
+        }
         None => Ok(index.weight_map),
     }
 }

@@ -7,6 +7,7 @@ pub use mobile_diffusion::{MiddleSelfAttention, MobileDiffusion, SelfAttention, 
 pub use stable_diffusion::StableDiffusion;
 
 use crate::error::ModelError;
+use crate::json::Plain;
 use mobilediffusion_kernels::{Activation, Prediction};
 use serde::de::{DeserializeOwned, Error};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -26,8 +27,10 @@ pub enum UnetConfig {
 impl<'de> Deserialize<'de> for UnetConfig {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         fn kind<T: DeserializeOwned, E: Error>(value: Value) -> Result<T, E> {
-            serde_path_to_error::deserialize(value)
-                .map_err(|error| E::custom(format!("{}: {}", error.path(), error.inner())))
+            serde_path_to_error::deserialize(Plain(value)).map_err(|error| match error.path().to_string().as_str() {
+                "." => E::custom(error.inner()),
+                key => E::custom(format!("{key}: {}", error.inner())),
+            })
         }
         let mut value = Value::deserialize(deserializer)?;
         match value.get("_class_name").and_then(Value::as_str) {

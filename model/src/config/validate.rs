@@ -5,9 +5,10 @@ use super::{
     DecoderConfig, Defaults, MOST_PIXELS, ModelConfig, PIXELS_PER_LATENT, Sampler, SchedulerConfig, TextEncoderConfig,
     UnetConfig, file,
 };
-use crate::error::ModelError;
+use crate::error::{ModelError, shortened};
 use crate::tokenizer::VOCABULARY;
 use mobilediffusion_kernels::{Activation, Attention};
+use serde::Serialize;
 use std::fmt::{Debug, Display};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
@@ -39,6 +40,11 @@ impl ModelConfig {
         self.text_encoder.validate(&text_encoder)?;
         self.scheduler.validate(&dir.join(file::SCHEDULER))?;
         let (path, train_steps) = (dir.join(file::MODEL), self.scheduler.num_train_timesteps);
+        // DDIM takes more steps than the one-step sampler, and fewer than there are in training.
+        let least = self.defaults.ddim.map_or(2, |_| crate::schedule::MOST_ONE_STEP + 2);
+        let scheduler = Check::new(&dir.join(file::SCHEDULER));
+        let expected = format!("at least {least}, for the key ddim of {}", file::MODEL);
+        scheduler.that(train_steps >= least, "num_train_timesteps", expected, train_steps)?;
         self.defaults.validate(&path, train_steps, self.size_multiple())?;
         unets.iter().try_for_each(|(unet, path)| self.validate_unet(unet, &Check::new(path)))?;
         let vocabulary = self.text_encoder.vocab_size;
@@ -59,8 +65,8 @@ impl ModelConfig {
         check.agree("cross_attention_dim", dim, width, "the text encoder's hidden_size")?;
         let schedule = self.scheduler.prediction_type;
         let own = unet.prediction_type().unwrap_or(schedule);
-        let expected = format!("{schedule:?} as in {}", file::SCHEDULER);
-        check.that(own == schedule, "prediction_type", expected, format!("{own:?}"))
+        let expected = format!("{} as in {}", spelt(schedule), file::SCHEDULER);
+        check.that(own == schedule, "prediction_type", expected, spelt(own))
     }
 
     /// Checks that the parts that write and read latents agree on them.
@@ -150,7 +156,7 @@ impl TextEncoderConfig {
         check.multiple("hidden_size", self.hidden_size, self.num_attention_heads)?;
         check.head("hidden_size / num_attention_heads", self.hidden_size / self.num_attention_heads)?;
         let known = matches!(self.hidden_act, Activation::QuickGelu | Activation::Gelu);
-        check.that(known, "hidden_act", "quick_gelu or gelu", format!("{:?}", self.hidden_act))?;
+        check.that(known, "hidden_act", "quick_gelu or gelu", spelt(self.hidden_act))?;
         check.positive("layer_norm_eps", self.layer_norm_eps)
     }
 }
@@ -167,8 +173,21 @@ impl SchedulerConfig {
         check.equal("beta_schedule", self.beta_schedule.as_str(), "scaled_linear")?;
         let (start, end) = (self.beta_start, self.beta_end);
         check.that(start > 0.0 && start < 1.0, "beta_start", "a number between 0 and 1", start)?;
-        check.that(end >= start && end < 1.0, "beta_end", format!("a number of {start} to below 1"), end)
+        check.that(end >= start && end < 1.0, "beta_end", format!("a number of {start} to below 1"), end)?;
+        // Less noise or less of the picture than the last bit of an f32 is none, and samplers divide by both.
+        let (noise, last) = (start.sqrt(), self.num_train_timesteps - 1);
+        let least = f64::from(f32::EPSILON);
+        check.that(noise >= least, "beta_start", "a number that adds noise at timestep 0", start)?;
+        let root = |step: usize| noise + (end.sqrt() - noise) * step as f64 / last as f64;
+        let signal = (0..=last).map(|step| 1.0 - root(step).powi(2)).product::<f64>().sqrt();
+        let expected = format!("a number that leaves some of the picture at timestep {last}");
+        check.that(signal >= least, "beta_end", expected, end)
     }
+}
+
+/// Returns a name as files spell it.
+fn spelt(name: impl Serialize) -> String {
+    serde_json::to_value(name).ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
 }
 
 /// Checks of one file's values; every failed check names the file.
@@ -193,7 +212,7 @@ impl Check {
         if holds {
             return Ok(());
         }
-        let (expected, found) = (expected.to_string(), found.to_string());
+        let (expected, found) = (expected.to_string(), shortened(&found.to_string()));
         Err(ModelError::Config { path: self.path.clone(), key: key.to_owned(), expected, found })
     }
 

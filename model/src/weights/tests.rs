@@ -240,6 +240,24 @@ fn a_file_that_was_not_written_to_its_end_is_refused() {
 }
 
 #[test]
+fn a_tensor_that_is_there_twice_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let long = "w".repeat(1 << 20);
+    let entry = |dtype: &str| format!(r#""w":{{"dtype":"{dtype}","shape":[1],"data_offsets":[0,4]}}"#);
+    for (entries, named) in [(format!("{0},{0}", entry("F32")), "the key `w` is there twice"), (entry(&long), "www...")]
+    {
+        let header = format!("{{{entries}}}");
+        let file = [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &[0; 4]].concat();
+        std::fs::write(dir.path().join("model.safetensors"), file).unwrap();
+        let error = Checkpoint::open(dir.path()).expect_err("it is not valid").to_string();
+        assert!(error.contains("model.safetensors: ") && error.contains(named), "{error:.1000}");
+        assert!(error.len() < 1000, "{} bytes", error.len());
+    }
+    let error = WeightProblem::Extra { name: long }.to_string();
+    assert!(error.len() < 200 && error.ends_with("www... is not part of the network"), "{error:.1000}");
+}
+
+#[test]
 fn an_absent_file_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let error = Checkpoint::open(dir.path()).unwrap_err();

@@ -96,7 +96,7 @@ pub struct SelfAttention {
 
 /// Stacks of the middle module that have self-attention.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected true, false or a list of them")]
 pub enum MiddleSelfAttention {
     /// All stacks, or none.
     All(bool),
