@@ -82,6 +82,21 @@ fn a_file_that_cannot_be_written_is_refused_before_the_work() {
         assert!(message.starts_with("cannot write ") && message.contains(target), "{message}");
         assert!(done.stdout.is_empty(), "{target}: a device was opened before it was refused");
     }
+    let several = |output: &str| {
+        let args = ["generate", "sun", "--count", "2", "--model", "no-such-model", "-o", output];
+        failure(&run(&args))
+    };
+    for (name, reason) in [
+        ("x.png/", "expected the name of a file, found a folder"),
+        (".", "expected the name of a file, found a folder"),
+        ("plain/x.png", "plain is not a folder"),
+        ("plain/y/x.png", "plain is not a folder"),
+        ("missing/x.png", "missing does not exist"),
+    ] {
+        let output = if name == "." { name.to_owned() } else { format!("{}/{name}", folder.path().display()) };
+        let message = several(&output);
+        assert!(message.starts_with("cannot write ") && message.ends_with(reason), "{name}: {message}");
+    }
     assert_eq!(fs::read_dir(folder.path()).expect("the folder reads").count(), 1, "something was left behind");
 }
 
@@ -146,7 +161,67 @@ fn file_names_need_not_be_utf8_and_errors_escape_control_characters() {
     let done = odd.output().expect("it starts");
     assert!(done.status.success() && output.is_file(), "{}", stderr(&done));
     let message = failure(&run(&["info", "--model", "no\u{1b}[31msuch"]));
-    assert!(message.contains("no\\u{1b}[31msuch"), "{message}");
+    assert!(message.contains("no\\u001b[31msuch"), "{message}");
+}
+
+#[test]
+fn texts_of_files_do_not_act_on_the_terminal() {
+    let folder = folder();
+    let model = folder.path().join("model");
+    copy_all(&bundled(), &model);
+    let file = model.join("model.json");
+    let text = fs::read_to_string(&file).expect("it reads");
+    let odd = r#""name": "a\u001b[31mb\u202ec\nd\u009be", "x": "#;
+    let mut value: serde_json::Value = serde_json::from_str(&text).expect("it is JSON");
+    let name: serde_json::Value = serde_json::from_str(&format!("{{{odd} 0}}")).expect("it is JSON");
+    value["name"] = name["name"].clone();
+    fs::write(&file, value.to_string()).expect("it is written");
+    let (model, output) = (model.to_str().expect("UTF-8"), folder.path().join("x\u{202e}.png"));
+    let output = output.to_str().expect("UTF-8");
+    let shown = "a\\u001b[31mb\\u202ec\\u000ad\\u009be";
+    let drawn = run(&["generate", "sun", "--device", "cpu", "--size", "32", "--model", model, "-o", output, "--json"]);
+    let said = stderr(&drawn);
+    assert!(said.contains(shown) && said.contains("x\\u202e.png"), "{said}");
+    let told: serde_json::Value = serde_json::from_slice(&drawn.stdout).expect("it is JSON still");
+    assert_eq!(told["settings"]["model"], value["name"], "JSON holds the name itself");
+    let info = run(&["info", "--model", model]);
+    assert!(String::from_utf8_lossy(&info.stdout).starts_with(shown), "the name is shown otherwise");
+    let listed = run(&["plan", "--model", model]);
+    for done in [drawn, info, listed, run(&["show", output])] {
+        let all = [done.stdout, done.stderr].map(|bytes| String::from_utf8(bytes).expect("it is UTF-8")).concat();
+        let acts = |c: char| (c.is_control() && c != '\n') || c == '\u{202e}';
+        assert!(!all.is_empty() && !all.contains(acts), "{all:?}");
+    }
+}
+
+#[test]
+#[cfg(unix)]
+fn what_is_read_must_be_a_file() {
+    let folder = folder();
+    let [model, pipe] = ["model", "pipe"].map(|name| folder.path().join(name));
+    copy_all(&bundled(), &model);
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status().expect("there is mkfifo");
+    assert!(made.success(), "no pipe was made");
+    let config = model.join("scheduler/config.json");
+    fs::remove_file(&config).expect("it can be removed");
+    std::os::unix::fs::symlink("/dev/zero", &config).expect("it can be made");
+    let (model, output) = (model.to_str().expect("UTF-8"), folder.path().join("x.png"));
+    let (pipe, output) = (pipe.to_str().expect("UTF-8"), output.to_str().expect("UTF-8"));
+    let draw = ["generate", "sun", "--device", "cpu", "-o", output];
+    let apple = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/apple.png");
+    let commands: [&[&str]; 4] = [
+        &["info", "--model", model],
+        &["show", pipe],
+        &[&draw[..], &["--init", pipe]].concat(),
+        &[&draw[..], &["--init", apple, "--mask", pipe]].concat(),
+    ];
+    for command in commands {
+        let message = failure(&run(command));
+        assert!(message.ends_with("expected a file, found a folder, pipe or device"), "{command:?}: {message}");
+    }
+    let done = run(&["check", "--device", "cpu", "/dev/zero"]);
+    let rows = String::from_utf8(done.stdout).expect("it is UTF-8");
+    assert!(rows.contains("ERROR  /dev/zero: expected a file, found"), "{rows}");
 }
 
 #[test]

@@ -54,11 +54,11 @@ pub(crate) struct Generate {
     pub(crate) negative: String,
 
     /// Seed of the noise: an equal seed, prompt, settings and device give an equal picture
-    #[arg(long, value_name = "N", allow_negative_numbers = true, default_value_t = 0, help_heading = "Settings")]
+    #[arg(long, value_name = "N", value_parser = whole::<u64>, allow_negative_numbers = true, default_value_t = 0, help_heading = "Settings")]
     pub(crate) seed: u64,
     /// Number of evaluations of the UNet. A one-step model takes 1 to 4, and samples by DDIM with more [default: the
     /// model's]
-    #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Settings")]
+    #[arg(long, value_name = "N", value_parser = whole::<usize>, allow_negative_numbers = true, help_heading = "Settings")]
     pub(crate) steps: Option<usize>,
     /// Scale of classifier-free guidance; 1 turns it off [default: the model's]
     #[arg(long, value_name = "G", allow_negative_numbers = true, help_heading = "Settings")]
@@ -67,21 +67,21 @@ pub(crate) struct Generate {
     #[arg(long, value_name = "E", allow_negative_numbers = true, help_heading = "Settings")]
     pub(crate) eta: Option<f64>,
     /// Width in pixels, a multiple of 32, or of 64 for sd15 [default: the model's]
-    #[arg(long, value_name = "PIXELS", allow_negative_numbers = true, help_heading = "Settings")]
+    #[arg(long, value_name = "PIXELS", value_parser = whole::<usize>, allow_negative_numbers = true, help_heading = "Settings")]
     pub(crate) width: Option<usize>,
     /// Height in pixels, a multiple of 32, or of 64 for sd15 [default: the model's]
-    #[arg(long, value_name = "PIXELS", allow_negative_numbers = true, help_heading = "Settings")]
+    #[arg(long, value_name = "PIXELS", value_parser = whole::<usize>, allow_negative_numbers = true, help_heading = "Settings")]
     pub(crate) height: Option<usize>,
     /// Width and height in pixels, for a square picture
-    #[arg(long, value_name = "PIXELS", allow_negative_numbers = true, help_heading = "Settings")]
+    #[arg(long, value_name = "PIXELS", value_parser = whole::<usize>, allow_negative_numbers = true, help_heading = "Settings")]
     #[arg(conflicts_with_all = ["width", "height"])]
     pub(crate) size: Option<usize>,
     /// Number of pictures; each has the seed of the one before plus 1
-    #[arg(long, value_name = "N", allow_negative_numbers = true, default_value_t = 1, help_heading = "Settings")]
+    #[arg(long, value_name = "N", value_parser = whole::<usize>, allow_negative_numbers = true, default_value_t = 1, help_heading = "Settings")]
     pub(crate) count: usize,
     /// Number of the pictures of --count to draw at once. Small pictures take less time then, all take more memory, and
     /// rounding may change a picture a little
-    #[arg(long, value_name = "N", allow_negative_numbers = true, default_value_t = 1, help_heading = "Settings")]
+    #[arg(long, value_name = "N", value_parser = whole::<usize>, allow_negative_numbers = true, default_value_t = 1, help_heading = "Settings")]
     pub(crate) batch: usize,
 
     /// Begin from this picture (PNG, JPEG, GIF or WebP; of an animation the first frame). It is scaled and cropped to
@@ -111,6 +111,7 @@ pub(crate) struct Generate {
     #[arg(
         long,
         value_name = "N",
+        value_parser = whole::<usize>,
         allow_negative_numbers = true,
         default_value_t = 1,
         requires = "preview",
@@ -190,7 +191,7 @@ pub(crate) struct Networks {
     #[arg(long, value_name = "NAME", value_parser = presets())]
     pub(crate) preset: Option<String>,
     /// Width and height in pixels, a multiple of 32, or of 64 for sd15 [default: the model's]
-    #[arg(long, value_name = "PIXELS", allow_negative_numbers = true, visible_alias = "resolution")]
+    #[arg(long, value_name = "PIXELS", value_parser = whole::<usize>, allow_negative_numbers = true, visible_alias = "resolution")]
     pub(crate) size: Option<usize>,
 }
 
@@ -368,6 +369,21 @@ pub(crate) fn half(until: Option<Instant>) -> Option<Instant> {
 /// Returns a function that tells whether there is time left.
 pub(crate) fn time_left(until: Option<Instant>) -> impl Fn() -> bool + Copy + Sync {
     move || until.is_none_or(|until| Instant::now() < until)
+}
+
+/// Parses a whole number.
+pub(crate) fn whole<T: std::str::FromStr>(text: &str) -> Result<T, String> {
+    text.parse().map_err(|_| "expected a whole number of 0 to 2^64 - 1".to_owned())
+}
+
+/// Names the option `size` in an error for the width or the height that it gave.
+pub(crate) fn of_size(error: ModelError) -> ModelError {
+    match error {
+        ModelError::Request { key: "width" | "height", expected, found } => {
+            ModelError::Request { key: "size", expected, found }
+        }
+        other => other,
+    }
 }
 
 fn presets() -> PossibleValuesParser {

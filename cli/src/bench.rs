@@ -62,7 +62,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "G", allow_negative_numbers = true)]
     guidance: Option<f32>,
     /// With --picture: number of pictures to draw at once
-    #[arg(long, value_name = "N", default_value_t = 1, requires = "picture")]
+    #[arg(long, value_name = "N", value_parser = crate::args::whole::<usize>, default_value_t = 1, requires = "picture")]
     batch: usize,
     /// `auto` (hardware GPU, else the CPU), `gpu`, `cpu`, or an adapter's index or part of its name
     #[arg(long, default_value = "auto", value_parser = device_choice)]

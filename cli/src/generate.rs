@@ -1,7 +1,7 @@
 //! `generate`: draws pictures of a prompt and writes them to files.
 
 use crate::Failure;
-use crate::args::Generate;
+use crate::args::{Generate, of_size};
 use crate::device::{Floats, weights_name};
 use crate::output::{Outputs, check_file};
 use crate::terminal::{Clock, note, printable, result};
@@ -15,15 +15,16 @@ use std::path::{Path, PathBuf};
 
 pub(crate) fn run(args: &Generate) -> Result<(), Failure> {
     let mut request = request(args);
-    request.check_extent()?;
+    let named = |error| if args.size.is_some() { of_size(error) } else { error };
+    request.check_extent().map_err(named)?;
     let mut outputs = Outputs::new(args)?;
     let source = args.source()?;
-    request.check(&source.config)?;
+    request.check(&source.config).map_err(named)?;
     let own = source.config.defaults.clone();
     if let Some(path) = &args.init {
         let side = |asked: Option<usize>| asked.unwrap_or(own.image_size);
         request.init = Some(init(args, path, (side(request.width), side(request.height)))?);
-        request.check(&source.config)?;
+        request.check(&source.config).map_err(named)?;
     }
 
     let mut clock = Clock::start();

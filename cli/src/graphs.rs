@@ -2,6 +2,7 @@
 //! `check --plan`.
 
 use crate::Failure;
+use crate::args::of_size;
 use crate::terminal::note;
 use clap::ValueEnum;
 use mobilediffusion_graph::{Device, Origin, Recording, Weights};
@@ -57,7 +58,7 @@ impl NetworkName {
 /// Returns the shape in which a request of a size and guidance draws one picture.
 pub(crate) fn shape(config: &ModelConfig, size: Option<usize>, guidance: Option<f32>) -> Result<Shape, Failure> {
     let request = Request { width: size, height: size, guidance, ..Request::new("") };
-    Ok(request.shape(config)?)
+    Ok(request.shape(config).map_err(of_size)?)
 }
 
 /// Records the steps of a network at a shape.

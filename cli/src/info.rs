@@ -1,9 +1,9 @@
 //! `info`: parameters and multiply-accumulates of a model, or the rounding errors of weights stored in fewer bits.
 
 use crate::Failure;
-use crate::args::{Info, Networks};
+use crate::args::{Info, Networks, of_size};
 use crate::graphs::{record, shape};
-use crate::terminal::result;
+use crate::terminal::{printable, result};
 use mobilediffusion_graph::{Device, Rounding, Weights, rounding};
 use mobilediffusion_kernels::WeightType;
 use mobilediffusion_model::networks::Network;
@@ -67,9 +67,9 @@ fn as_json(title: &str, each: &[Rounding]) -> Value {
 fn parts(args: &Networks) -> Result<(), Failure> {
     let config = args.source()?.config;
     let size = args.size.unwrap_or(config.defaults.image_size);
-    let counted = mobilediffusion_model::info::summary(&config, size)?;
+    let counted = mobilediffusion_model::info::summary(&config, size).map_err(of_size)?;
     let defaults = &config.defaults;
-    result(&format!("{}: {}", defaults.name, defaults.description))?;
+    result(&printable(&format!("{}: {}", defaults.name, defaults.description)))?;
     result(&format!("one image of {size}x{size} pixels, one evaluation of the UNet\n\n{counted}\n"))?;
     result(&mobilediffusion_model::info::paper::table()?.to_string())?;
     Ok(())

@@ -46,7 +46,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             let line = terminal::one_line(&failure.to_string());
-            terminal::note(&format!("error: {}", terminal::printable(&line)));
+            terminal::note(&format!("error: {line}"));
             ExitCode::FAILURE
         }
     }

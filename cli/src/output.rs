@@ -27,13 +27,15 @@ fn refuse(path: &Path, why: impl Into<String>) -> ModelError {
 impl Outputs {
     /// Names the files and checks that each can be written, so that no work is done for a file that cannot.
     pub(crate) fn new(args: &Generate) -> Result<Self, ModelError> {
+        check_name(&args.output)?;
         let files: Vec<(PathBuf, u64)> = match args.count {
             0 | 1 => vec![(args.output.clone(), args.seed)],
             _ if args.grid => vec![(args.output.clone(), args.seed)],
             count => (0..count as u64).map(|i| numbered(&args.output, args.seed.wrapping_add(i))).collect(),
         };
         for (path, _) in &files {
-            check(path, args.force)?;
+            check_file(path, args.force)?;
+            check_folder(path)?;
         }
         if let Some(folder) = &args.preview
             && (files.iter().any(|(path, _)| path == folder) || folder.exists() && !folder.is_dir())
@@ -119,8 +121,8 @@ pub(crate) fn check_file(path: &Path, force: bool) -> Result<(), ModelError> {
     Ok(())
 }
 
-/// Checks that `path` names a PNG file in a folder that can be written to.
-fn check(path: &Path, force: bool) -> Result<(), ModelError> {
+/// Checks that `path` names a PNG file.
+fn check_name(path: &Path) -> Result<(), ModelError> {
     let ends_open = path.as_os_str().as_encoded_bytes().last().is_some_and(|end| is_separator(char::from(*end)));
     if path.file_name().is_none() || ends_open {
         return Err(refuse(path, "expected the name of a file, found a folder"));
@@ -128,8 +130,7 @@ fn check(path: &Path, force: bool) -> Result<(), ModelError> {
     if !path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("png")) {
         return Err(refuse(path, "expected a name that ends in .png"));
     }
-    check_file(path, force)?;
-    check_folder(path)
+    Ok(())
 }
 
 /// Checks that a file of numbers can be written to `path`. It may exist, and may be a terminal or a pipe.
@@ -148,7 +149,14 @@ fn check_folder(path: &Path) -> Result<(), ModelError> {
         _ => Path::new("."),
     };
     if !folder.is_dir() {
-        return Err(refuse(path, format!("the folder {} does not exist", folder.display())));
+        // Of a folder in a file, the system says the same: that the file is no folder.
+        let file = folder.ancestors().find(|folder| folder.exists() && !folder.is_dir());
+        return Err(refuse(
+            path,
+            file.map_or(format!("the folder {} does not exist", folder.display()), |file| {
+                format!("{} is not a folder", file.display())
+            }),
+        ));
     }
     let named = match path.symlink_metadata() {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),

@@ -8,8 +8,9 @@ use std::fmt;
 use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
-/// Prints a line of a result on standard output. A closed pipe (`| head`) is not an error.
+/// Prints lines of a result on standard output. A closed pipe (`| head`) is not an error.
 pub(crate) fn result(text: &str) -> io::Result<()> {
+    let text = text.split('\n').map(printable).collect::<Vec<_>>().join("\n");
     match writeln!(io::stdout().lock(), "{text}") {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         Err(error) => Err(io::Error::new(error.kind(), format!("cannot write to standard output: {error}"))),
@@ -19,7 +20,7 @@ pub(crate) fn result(text: &str) -> io::Result<()> {
 
 /// Prints a line for the user on standard error. Failures are ignored: there is nowhere left to report them.
 pub(crate) fn note(line: &str) {
-    let _ = writeln!(io::stderr().lock(), "{line}");
+    let _ = writeln!(io::stderr().lock(), "{}", printable(line));
 }
 
 /// Joins the lines of a text into one. Messages from drivers may have several, and errors are printed as one.
@@ -27,9 +28,15 @@ pub(crate) fn one_line(text: &str) -> String {
     text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ")
 }
 
-/// Escapes the control characters of a text from an untrusted source, so that a terminal does not act on them.
+/// Escapes the characters of a text from an untrusted source on which a terminal would act: control characters, and those
+/// that reverse the order of what follows. They are spelt as in JSON, so that JSON stays what it is.
 pub(crate) fn printable(text: &str) -> String {
-    let spelled = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    let acts = |c: char| {
+        let turns =
+            matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        c.is_control() || turns
+    };
+    let spelled = |c: char| if acts(c) { format!("\\u{:04x}", u32::from(c)) } else { c.to_string() };
     text.chars().map(spelled).collect()
 }
 

@@ -8,9 +8,13 @@ use mobilediffusion_tests::program::{arg, failure, generate, run, stderr};
 fn a_setting_that_no_picture_has_is_named() {
     let folder = folder();
     let output = folder.path().join("x.png");
-    let wrong =
-        [("--size", "50", "50"), ("--size", "0", "0"), ("--steps", "0", "steps"), ("--guidance", "NaN", "guidance")];
-    for (flag, value, named) in wrong {
+    let wrong = [
+        ("--size", "50", "size: "),
+        ("--size", "0", "size: "),
+        ("--width", "50", "width: "),
+        ("--steps", "0", "steps"),
+    ];
+    for (flag, value, named) in wrong.into_iter().chain([("--guidance", "NaN", "guidance")]) {
         let message = failure(&generate("red apple", &output, &[flag, value]));
         assert!(message.contains(named), "{flag} {value}: {message}");
     }
@@ -31,7 +35,23 @@ fn a_size_beyond_the_largest_is_refused_by_every_command() {
         let said = stderr(&done);
         let last = said.lines().last().unwrap_or("").to_owned();
         assert_eq!(done.status.code(), Some(1), "{args:?}: {said}");
-        assert!(last.starts_with("error: width: expected at most 8192 pixels, found "), "{args:?}: {said}");
+        assert!(last.starts_with("error: size: expected at most 8192 pixels, found "), "{args:?}: {said}");
+    }
+}
+
+#[test]
+fn an_option_that_is_no_whole_number_says_so() {
+    for (flag, value) in [("--seed", "-1"), ("--seed", "18446744073709551616"), ("--steps", "x"), ("--size", "1.5")] {
+        let done = run(&["generate", "sun", "-o", "x.png", flag, value]);
+        let said = stderr(&done);
+        assert_eq!(done.status.code(), Some(2), "{flag} {value}: {said}");
+        assert!(said.contains(flag) && said.contains("expected a whole number of 0 to 2^64 - 1"), "{said}");
+    }
+    let message = failure(&run(&["bench", "--picture", "--device", "cpu", "--batch", "2000"]));
+    assert_eq!(message, "batch: expected at most 1000 pictures, found 2000");
+    for command in [&["plan"][..], &["info"], &["bench", "--picture", "--device", "cpu"]] {
+        let message = failure(&run(&[command, &["--size", "0"]].concat()));
+        assert!(message.starts_with("size: expected"), "{command:?}: {message}");
     }
 }
 
@@ -70,6 +90,7 @@ fn values_beyond_all_bounds_are_refused_before_an_initial_picture_is_scaled_or_a
         ("--height", "8193", "at most 8192 pixels"),
         ("--count", "18446744073709551615", "at most 1000 pictures"),
         ("--batch", "0", "batch: expected at least 1 picture"),
+        ("--batch", "18446744073709551615", "batch: expected at most 1000 pictures"),
     ];
     for (flag, value, named) in beyond {
         for more in [&[][..], &["--init", init]] {

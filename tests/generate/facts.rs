@@ -72,7 +72,7 @@ fn a_file_says_what_it_was_made_of() {
     let shown = run(&["show", arg(&path)]);
     let text = String::from_utf8(shown.stdout).expect("texts are UTF-8");
     for line in [
-        "Description: \u{1f34e} a\\u{1b}[1mb",
+        "Description: \u{1f34e} a\\u001b[1mb",
         "Negative: blue",
         "Model: mini",
         "Size: 32x64",

@@ -2,6 +2,7 @@
 
 use super::Args;
 use crate::Failure;
+use crate::args::of_size;
 use crate::device::Floats;
 use crate::generate::described;
 use crate::graphs::note_kept;
@@ -34,7 +35,7 @@ pub(super) fn begin(args: &Args) -> Result<Begun, Failure> {
     let (batch, guidance) = (args.batch, args.guidance);
     let requests =
         PROMPTS.map(|prompt| Request { width, height, guidance, count: batch, batch, ..Request::new(prompt) });
-    requests[0].check(&source.config)?;
+    requests[0].check(&source.config).map_err(of_size)?;
     let begin = Instant::now();
     let pipeline = Pipeline::load(source, options)?;
     Ok(Begun { pipeline, requests, load: begin.elapsed().as_secs_f64() })

@@ -38,7 +38,7 @@ pub struct Request {
     pub seed: u64,
     /// Number of pictures, 1 to [`MOST_PICTURES`].
     pub count: usize,
-    /// Largest number of pictures that are drawn at once, at least 1. With 1, the pictures are drawn one after another in
+    /// Largest number of pictures that are drawn at once, 1 to [`MOST_PICTURES`]. With 1, the pictures are drawn one after another in
     /// the memory of one, and each has the bytes that its seed gives alone. With more, they take more memory, small ones
     /// take less time each, and each may differ from that picture by rounding.
     pub batch: usize,
@@ -167,15 +167,15 @@ impl Request {
     /// Checks the sides and the number of pictures against the limits of all models, for use before a model is known.
     ///
     /// # Errors
-    /// [`ModelError::Request`] if `width`, `height` or `count` is above its limit.
+    /// [`ModelError::Request`] if `width`, `height`, `batch` or `count` is above its limit.
     pub fn check_extent(&self) -> Result<(), ModelError> {
         for (key, side) in [("width", self.width), ("height", self.height)] {
             side.map_or(Ok(()), |side| LatentSize::check_side(key, side))?;
         }
-        if self.count > MOST_PICTURES {
-            return Err(ModelError::request("count", format!("at most {MOST_PICTURES} pictures"), self.count));
+        match [("batch", self.batch), ("count", self.count)].into_iter().find(|(_, number)| *number > MOST_PICTURES) {
+            Some((key, found)) => Err(ModelError::request(key, format!("at most {MOST_PICTURES} pictures"), found)),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// Returns how many pictures are drawn at once, in turn: as few batches as possible, of sizes that differ by one at
@@ -376,6 +376,7 @@ mod tests {
             ("guidance", Request { guidance: Some(1.0), negative: "moon".into(), ..plain.clone() }),
             ("count", Request { count: 0, ..plain.clone() }),
             ("batch", Request { batch: 0, ..plain.clone() }),
+            ("batch", Request { batch: MOST_PICTURES + 1, ..plain.clone() }),
             ("preview-every", Request { preview_every: Some(0), ..plain.clone() }),
             ("init", Request { init: Some(Init::new(picture(32))), ..plain.clone() }),
             ("strength", Request { init: Some(Init { strength: 1.5, ..Init::new(picture(64)) }), ..plain.clone() }),
