@@ -38,6 +38,26 @@ fn progress_goes_forward_phase_by_phase() {
 }
 
 #[test]
+fn a_preview_says_which_picture_it_shows() {
+    let mut pipeline = load(DeviceChoice::Cpu);
+    let request = Request { steps: Some(5), count: 3, batch: 2, preview_every: Some(2), ..small("sun") };
+    let mut heard = Vec::new();
+    let drawn = pipeline.generate(&request, &mut |p| {
+        if p.phase == Phase::Denoise {
+            heard.push((p.preview.is_some(), p.step, p.picture));
+        }
+        Flow::Continue
+    });
+    assert_eq!(drawn.expect("it draws").len(), 3);
+    let (shown, plain): (Vec<_>, Vec<_>) = heard.into_iter().partition(|(preview, ..)| *preview);
+    let shown: Vec<(usize, usize)> = shown.into_iter().map(|(_, step, picture)| (step, picture)).collect();
+    assert_eq!(shown, [(2, 0), (2, 1), (4, 0), (4, 1), (2, 2), (4, 2)], "steps and pictures of the previews");
+    let mut others: Vec<usize> = plain.into_iter().map(|(.., picture)| picture).collect();
+    others.dedup();
+    assert_eq!(others, [0, 2], "the first of those that are drawn at once");
+}
+
+#[test]
 fn a_progress_callback_may_use_the_model() {
     for device in drawing_devices() {
         let mut pipeline = load(device);
