@@ -239,6 +239,11 @@ fn a_file_of_a_model_is_its_model_json() {
     fs::copy(bundled().join("model.json"), &other).expect("it is copied");
     let message = failure(&run(&["info", "--model", arg(&other)]));
     assert!(message.contains("other.json: --model: expected a folder or a file called model.json"), "{message}");
+    #[cfg(unix)]
+    {
+        let message = failure(&run(&["info", "--model", "/dev/null"]));
+        assert!(message.contains("/dev/null: --model: expected a folder or a file called model.json"), "{message}");
+    }
     let own = bundled().join("model.json");
     assert!(run(&["info", "--model", arg(&own)]).status.success(), "its own file is the model");
     draw("sun", &folder.path().join("x.png"), &["--size", "32", "--model", arg(&own)]);

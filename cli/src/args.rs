@@ -208,7 +208,7 @@ fn model_folder(path: &Path) -> Result<PathBuf, ModelError> {
         expected: expected.to_owned(),
         found: found.to_owned(),
     };
-    if path.is_file() {
+    if path.exists() && !path.is_dir() {
         return match (path.file_name(), path.parent()) {
             (Some(name), Some(folder)) if name == "model.json" => Ok(folder.to_owned()),
             _ => Err(refused("a folder or a file called model.json", "a file of another name")),

@@ -84,7 +84,8 @@ struct Case {
 
 impl Case {
     fn open(path: &Path) -> Result<Self, ModelError> {
-        let bytes = std::fs::read(path).map_err(|source| ModelError::Io { path: path.to_owned(), source })?;
+        let bytes = mobilediffusion_runtime::read_file(path)
+            .map_err(|source| ModelError::Io { path: path.to_owned(), source })?;
         Ok(Self { path: path.to_owned(), bytes })
     }
 
