@@ -5,7 +5,7 @@ use crate::args::{Check, time_left, until};
 use crate::compile::compile;
 use crate::device::{device, open, shown_as};
 use crate::graphs::{NetworkName, borrowed, inputs, recorded, weights};
-use crate::terminal::{note, one_line, result};
+use crate::terminal::{note, one_line, printable, result};
 use mobilediffusion_graph::{Against, Weights, compare};
 use mobilediffusion_kernels::casefile::CaseFile;
 use mobilediffusion_kernels::runner::{RunError, Verdict, check_case, check_file, check_variants, split};
@@ -161,7 +161,7 @@ impl Tally {
     fn file(&mut self, device: &Device, path: &Path) -> Result<(), Failure> {
         match CaseFile::read(path) {
             Ok(file) => {
-                let label = format!("{}: ", path.display());
+                let label = printable(&format!("{}: ", path.display()));
                 self.row(file.case.kernel.as_ref(), check_file(device, &file), &label)
             }
             Err(error) => self.error(&error.to_string()),

@@ -1,7 +1,7 @@
 //! The options `--device`, `--dtype` and `--weights-dtype` of all commands, and the device that they choose.
 
 use crate::Failure;
-use crate::terminal::note;
+use crate::terminal::{note, one_line};
 use clap::ValueEnum;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use mobilediffusion_kernels::{Device, FloatType, Storage, WeightType};
@@ -87,7 +87,9 @@ pub(crate) fn open(choice: &DeviceChoice) -> Result<Option<Gpu>, Failure> {
     match pollster::block_on(choice.open(&Cache::User))? {
         Opened::Gpu(gpu) => Ok(Some(*gpu)),
         Opened::Cpu { failure } => {
-            failure.iter().for_each(|error| note(&format!("warning: no GPU could be opened: {error}")));
+            if let Some(error) = failure {
+                note(&format!("warning: no GPU could be opened: {}", one_line(&error.to_string())));
+            }
             Ok(None)
         }
     }

@@ -36,11 +36,13 @@ fn losses(args: &Info, asked: WeightType) -> Result<(), Failure> {
         let whole = json!({"model": config.defaults.name, "storage": storage.to_string(), "networks": networks});
         return Ok(result(&serde_json::to_string_pretty(&whole)?)?);
     }
-    result(&format!("{}, rounding of weights\n", config.defaults.name))?;
+    result(&format!("{}, rounding of weights\n", printable(&config.defaults.name)))?;
     for (title, each) in &all {
         result(&format!("{title:72} {:>11} {:>9} {:>9}", "bytes", "rel L2", "worst"))?;
         let moved = each.iter().filter(|weight| weight.moved_squares > 0.0);
-        moved.map(|weight| line(&format!("  {}", weight.name), weight)).try_for_each(|line| result(&line))?;
+        moved
+            .map(|weight| line(&format!("  {}", printable(&weight.name)), weight))
+            .try_for_each(|line| result(&line))?;
         let total = Rounding::of_all("", each);
         result(&format!("{}\n", line("  total, with the weights that are stored exactly", &total)))?;
     }

@@ -151,12 +151,11 @@ fn check_folder(path: &Path) -> Result<(), ModelError> {
     if !folder.is_dir() {
         // Of a folder in a file, the system says the same: that the file is no folder.
         let file = folder.ancestors().find(|folder| folder.exists() && !folder.is_dir());
-        return Err(refuse(
-            path,
-            file.map_or(format!("the folder {} does not exist", folder.display()), |file| {
-                format!("{} is not a folder", file.display())
-            }),
-        ));
+        let why = match file {
+            Some(file) => format!("{} is not a folder", file.display()),
+            None => format!("the folder {} does not exist", folder.display()),
+        };
+        return Err(refuse(path, why));
     }
     let named = match path.symlink_metadata() {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),

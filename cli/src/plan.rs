@@ -4,7 +4,7 @@ use crate::Failure;
 use crate::args::Plan;
 use crate::device::open;
 use crate::graphs::{record, shape};
-use crate::terminal::result;
+use crate::terminal::{printable, result};
 use mobilediffusion_graph::plan::{Lifetime, Place, Sharing};
 use mobilediffusion_graph::{PlanSummary, Recording, TensorInfo, Traffic};
 use mobilediffusion_kernels::variant::Machine;
@@ -52,7 +52,11 @@ pub(crate) fn run(args: &Plan) -> Result<(), Failure> {
     let (width, height) = shape.latent.pixels();
     let guidance = if shape.guided { "with guidance" } else { "without guidance" };
     let at_once = if shape.pictures > 1 { format!(", {} pictures at once", shape.pictures) } else { String::new() };
-    result(&format!("{}, {width}x{height} pixels{at_once}, {}, {guidance}", config.defaults.name, shape.sampler))?;
+    result(&format!(
+        "{}, {width}x{height} pixels{at_once}, {}, {guidance}",
+        printable(&config.defaults.name),
+        shape.sampler
+    ))?;
     for (name, recording) in &networks {
         for (label, storage) in STORAGES {
             let summary = recording.summary(storage);

@@ -29,13 +29,10 @@ pub(crate) fn one_line(text: &str) -> String {
 }
 
 /// Escapes the characters of a text from an untrusted source on which a terminal would act: control characters, and those
-/// that reverse the order of what follows. They are spelt as in JSON, so that JSON stays what it is.
+/// that reverse the order of what follows. They are spelt as in JSON, so that JSON stays what it is. Marks of direction
+/// that belong to ordinary Arabic and Hebrew texts remain.
 pub(crate) fn printable(text: &str) -> String {
-    let acts = |c: char| {
-        let turns =
-            matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-        c.is_control() || turns
-    };
+    let acts = |c: char| c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     let spelled = |c: char| if acts(c) { format!("\\u{:04x}", u32::from(c)) } else { c.to_string() };
     text.chars().map(spelled).collect()
 }

@@ -7,7 +7,7 @@ use super::{Effort, Measured};
 use crate::Failure;
 use crate::args::{half, time_left};
 use crate::compile::compile;
-use crate::terminal::{note, result};
+use crate::terminal::{note, one_line, result};
 use mobilediffusion_kernels::runner::check_case;
 use mobilediffusion_kernels::variant::{Machine, choose};
 use mobilediffusion_kernels::{Case, Device, Family, WeightType, sample};
@@ -142,7 +142,7 @@ impl Report<'_> {
                 // Other shapes may still fit into the device's memory.
                 Err(error) if is_too_large(&error) => {
                     self.left_out.no_room += 1;
-                    note(&format!("left out: {}: {error}", name()));
+                    note(&format!("left out: {}: {}", name(), one_line(&error.to_string())));
                 }
                 Err(error) => {
                     self.wrong.push(format!("{}: {error}", name()));

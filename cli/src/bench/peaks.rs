@@ -2,7 +2,7 @@
 
 use super::{Effort, measure};
 use crate::Failure;
-use crate::terminal::note;
+use crate::terminal::{note, one_line};
 use mobilediffusion_kernels::Device;
 use mobilediffusion_kernels::variant::MatrixUnit;
 use mobilediffusion_kernels::{Case, DType, Linear, Storage, WeightType, sample};
@@ -117,7 +117,7 @@ impl Peaks {
                 let unit = MatrixUnit::of(gpu.caps());
                 let by_matrices = unit.map(|unit| gpu_matrix_flops(gpu, unit, timer, effort)).transpose();
                 let matrix_flops = by_matrices.unwrap_or_else(|error| {
-                    note(&format!("note: the peak of matrix units was not measured: {error}"));
+                    note(&format!("note: the peak of matrix units was not measured: {}", one_line(&error.to_string())));
                     None
                 });
                 let half =

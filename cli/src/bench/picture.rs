@@ -6,7 +6,7 @@ use crate::args::of_size;
 use crate::device::Floats;
 use crate::generate::described;
 use crate::graphs::note_kept;
-use crate::terminal::{Clock, result};
+use crate::terminal::{Clock, printable, result};
 use mobilediffusion_model::{Flow, Options, Pipeline, Request};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -46,7 +46,7 @@ pub(super) fn begin(args: &Args) -> Result<Begun, Failure> {
 pub(super) fn run(args: &Args, begun: Begun, time_left: &dyn Fn() -> bool) -> Result<Value, Failure> {
     let Begun { mut pipeline, requests, load } = begun;
     let begin = Instant::now();
-    let (name, batch) = (pipeline.model().config().defaults.name.clone(), args.batch);
+    let (name, batch) = (printable(&pipeline.model().config().defaults.name), args.batch);
     let settings = pipeline.settings(&requests[0])?;
     let storage = pipeline.model().storage(settings.sampler)?;
     note_kept(storage, pipeline.model().device().storage());

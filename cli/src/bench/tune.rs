@@ -4,7 +4,7 @@ use super::{Effort, measure};
 use crate::Failure;
 use crate::args::{half, time_left};
 use crate::compile::compile;
-use crate::terminal::{note, result};
+use crate::terminal::{note, one_line, result};
 use mobilediffusion_graph::Recording;
 use mobilediffusion_kernels::runner::{RunError, judge, split, stored, variant_tolerance};
 use mobilediffusion_kernels::tuning::Tuning;
@@ -112,14 +112,14 @@ impl Report<'_> {
             }
             // The device is lost.
             Err(error) => {
-                note(&format!("note: {name}: {error}"));
+                note(&format!("note: {name}: {}", one_line(&error.to_string())));
                 self.failed.push(json!({"kernel": name, "shape": shape, "why": error.to_string()}));
                 return Ok(ControlFlow::Break(()));
             }
             Ok(times) => times,
         };
         for (variant, why) in wrong {
-            note(&format!("note: {name} {}: {why}", variant.name));
+            note(&format!("note: {name} {}: {}", variant.name, one_line(&why)));
             self.failed.push(json!({"kernel": name, "shape": shape, "variant": variant.name, "why": why}));
         }
         times.sort_by(|a, b| a.1.total_cmp(&b.1));

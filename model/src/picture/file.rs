@@ -35,8 +35,8 @@ impl Picture {
     /// the first frame is read.
     ///
     /// # Errors
-    /// [`ModelError::Io`] if the file cannot be read, and [`ModelError::Picture`] if it has another format, is
-    /// corrupt, or has more than 8192 x 8192 pixels.
+    /// [`ModelError::Io`] if the file cannot be read, and [`ModelError::Picture`] if it has another format, is corrupt or
+    /// cut off, has no pixels or more than 8192 x 8192, or takes more than 512 MiB to decode.
     pub fn open(path: &Path) -> Result<Self, ModelError> {
         Self::read(open(path)?, path)
     }
@@ -153,7 +153,7 @@ impl Picture {
         for mut chunk in info.utf8_text.clone() {
             let text = chunk.decompress_text_with_limit(left).and_then(|()| chunk.get_text());
             let text = text.map_err(|error| unread(&chunk.keyword, error))?;
-            left = left.saturating_sub(text.len());
+            left = if chunk.compressed { left.saturating_sub(text.len()) } else { left };
             texts.push((chunk.keyword, text));
         }
         Ok(texts)

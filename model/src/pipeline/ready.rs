@@ -109,12 +109,12 @@ impl Preparation<'_> {
     fn make_room(&mut self, missing: &[Missing]) -> Result<u64, ModelError> {
         let Ask { model, device, keys, .. } = self.ask;
         self.ask.check_buffers(missing.iter().map(|plan| plan.need))?;
-        let most_plans = model.options().plans.max(keys.len());
-        while self.plans.len() + missing.len() > most_plans && self.plans.evict(keys) {}
         let there = self.plans.bytes() + model.resident_bytes();
-        // Asked for once: what is freed in the loop may take a while to be seen.
+        // Asked for before anything is freed, as it may take a while until that is seen.
         let free = || memory::free(device).map(|free| free + there);
         let budget = model.options().memory.or_else(free);
+        let most_plans = model.options().plans.max(keys.len());
+        while self.plans.len() + missing.len() > most_plans && self.plans.evict(keys) {}
         loop {
             let needed = self.plans.bytes() + model.resident_bytes() + additional(model, missing);
             match budget.filter(|budget| needed > *budget) {
