@@ -5,6 +5,7 @@ use crate::error::RuntimeError;
 use crate::incidents::Incidents;
 use crate::pass::Bound;
 use crate::tally::Tally;
+use crate::vulkan;
 use futures_channel::oneshot;
 use std::ops::Range;
 use std::sync::Arc;
@@ -56,6 +57,12 @@ pub const POISON: u32 = 0x7FC1_7FC1;
 const UPLOAD_CHUNK: usize = 8 << 20;
 
 impl Gpu {
+    /// Returns the number of bytes that this process may still allocate in the device's own memory, as the driver
+    /// estimates it (`VK_EXT_memory_budget`). `None` on other backends than Vulkan and where the driver does not know.
+    pub fn free_memory(&self) -> Option<u64> {
+        vulkan::free_memory(&self.device)
+    }
+
     /// Creates a buffer filled with zeros. The size is rounded up to a multiple of four bytes, and to at least four.
     ///
     /// # Errors

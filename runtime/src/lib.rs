@@ -66,6 +66,7 @@ mod buffer;
 mod caps;
 mod device;
 mod error;
+mod files;
 mod incidents;
 mod matrix_check;
 mod pass;
@@ -82,6 +83,10 @@ mod vulkan {
     pub(crate) fn open(_: &wgpu::Adapter, _: &wgpu::DeviceDescriptor<'_>) -> Option<(wgpu::Device, wgpu::Queue)> {
         None
     }
+
+    pub(crate) fn free_memory(_: &wgpu::Device) -> Option<u64> {
+        None
+    }
 }
 
 pub use adapter::{AdapterKind, AdapterSummary, Select, adapters};
@@ -89,7 +94,7 @@ pub use buffer::{Buffer, Download, POISON, Role};
 pub use caps::{Caps, MatrixShape, MatrixType};
 pub use device::{Counters, Gpu};
 pub use error::RuntimeError;
+pub use files::{open_file, read_file, write_whole};
 pub use pass::{Bound, Dispatch, Submission};
 pub use pipeline::{Binding, Pipeline};
-pub use pipeline_file::{open_file, read_file, write_whole};
 pub use timer::Timer;

@@ -3,7 +3,6 @@
 //! wgpu enables robust buffer access on every device it opens, even for modules that are compiled without checks. It is
 //! expensive: compilers split the load of a vec4 into four checked loads.
 
-use crate::Gpu;
 use ash::ext::{memory_budget, robustness2};
 use ash::vk;
 use wgpu::hal::api::Vulkan;
@@ -45,32 +44,29 @@ pub(crate) fn open(
     unsafe { adapter.create_device_from_hal(opened.ok()?, descriptor) }.ok()
 }
 
-impl Gpu {
-    /// Returns the number of bytes that this process may still allocate in the device's own memory, as the driver
-    /// estimates it (`VK_EXT_memory_budget`). `None` on other backends than Vulkan and where the driver does not know.
-    #[expect(unsafe_code, reason = "wgpu does not say how much memory is free")]
-    pub fn free_memory(&self) -> Option<u64> {
-        // SAFETY: nothing that the device owns is destroyed here.
-        let hal = unsafe { self.device.as_hal::<Vulkan>() }?;
-        // wgpu enables the extension where there is one, except on RADV.
-        let instance = hal.shared_instance();
-        let is_known = hal.enabled_device_extensions().contains(&memory_budget::NAME);
-        if !is_known || instance.instance_api_version() < vk::API_VERSION_1_1 {
-            return None;
-        }
-        let mut budgets = vk::PhysicalDeviceMemoryBudgetPropertiesEXT::default();
-        let mut found = vk::PhysicalDeviceMemoryProperties2::default().push_next(&mut budgets);
-        // SAFETY: the physical device is this instance's, which has the function since Vulkan 1.1, and the driver
-        // supports the extension that the structure belongs to.
-        unsafe {
-            let physical = hal.raw_physical_device();
-            instance.raw_instance().get_physical_device_memory_properties2(physical, &mut found);
-        }
-        let heaps = found.memory_properties;
-        let heaps = &heaps.memory_heaps[..heaps.memory_heap_count as usize];
-        let of_heaps = budgets.heap_budget.into_iter().zip(budgets.heap_usage);
-        free_in(heaps.iter().zip(of_heaps).map(|(heap, (budget, used))| (*heap, budget, used)))
+/// Returns what [`Gpu::free_memory`](crate::Gpu::free_memory) does, on Vulkan.
+#[expect(unsafe_code, reason = "wgpu does not say how much memory is free")]
+pub(crate) fn free_memory(device: &wgpu::Device) -> Option<u64> {
+    // SAFETY: nothing that the device owns is destroyed here.
+    let hal = unsafe { device.as_hal::<Vulkan>() }?;
+    // wgpu enables the extension where there is one, except on RADV.
+    let instance = hal.shared_instance();
+    let is_known = hal.enabled_device_extensions().contains(&memory_budget::NAME);
+    if !is_known || instance.instance_api_version() < vk::API_VERSION_1_1 {
+        return None;
     }
+    let mut budgets = vk::PhysicalDeviceMemoryBudgetPropertiesEXT::default();
+    let mut found = vk::PhysicalDeviceMemoryProperties2::default().push_next(&mut budgets);
+    // SAFETY: the physical device is this instance's, which has the function since Vulkan 1.1, and the driver
+    // supports the extension that the structure belongs to.
+    unsafe {
+        let physical = hal.raw_physical_device();
+        instance.raw_instance().get_physical_device_memory_properties2(physical, &mut found);
+    }
+    let heaps = found.memory_properties;
+    let heaps = &heaps.memory_heaps[..heaps.memory_heap_count as usize];
+    let of_heaps = budgets.heap_budget.into_iter().zip(budgets.heap_usage);
+    free_in(heaps.iter().zip(of_heaps).map(|(heap, (budget, used))| (*heap, budget, used)))
 }
 
 /// Returns what is free in the device's own memory, given all heaps with their budgets and used bytes. Besides its whole

@@ -1,0 +1,121 @@
+//! Reading and writing of whole files.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::Path;
+
+/// Requires a regular file: opening a pipe would block until another program opens it too, and a device may have no end.
+pub(crate) fn check_regular(path: &Path) -> io::Result<()> {
+    if path.metadata()?.is_file() {
+        return Ok(());
+    }
+    Err(io::Error::other("expected a file, found a folder, pipe or device"))
+}
+
+/// Opens a regular file for reading.
+///
+/// # Errors
+/// If `path` is a folder, pipe or device, or the file cannot be opened.
+pub fn open_file(path: &Path) -> io::Result<File> {
+    check_regular(path)?;
+    File::open(path)
+}
+
+/// Reads all bytes of a regular file.
+///
+/// # Errors
+/// In the cases of [`open_file`], or if the file cannot be read.
+pub fn read_file(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    open_file(path)?.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Writes a file atomically: the data goes to a temporary file in the same folder and to the disk, and the file is then
+/// renamed to `path`. A file that exists keeps its permissions, and where `path` is a link to a file, that file is
+/// replaced and not the link. If `path` exists and is no regular file, such as a terminal, the data is written to it
+/// directly.
+///
+/// # Errors
+/// If the file cannot be written, for instance because its folder does not exist.
+pub fn write_whole(path: &Path, data: &[u8]) -> io::Result<()> {
+    let there = std::fs::metadata(path).ok();
+    if there.as_ref().is_some_and(|there| !there.is_file()) {
+        return std::fs::write(path, data);
+    }
+    let target = if there.is_some() { std::fs::canonicalize(path)? } else { path.to_owned() };
+    // The parent of a bare file name is an empty path.
+    let folder = target.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut file = beside().tempfile_in(folder)?;
+    file.write_all(data)?;
+    if let Some(there) = there {
+        file.as_file().set_permissions(there.permissions())?;
+    }
+    // Otherwise a crash of the machine could leave an empty file under the new name.
+    file.as_file().sync_all()?;
+    file.persist(target)?;
+    Ok(())
+}
+
+/// Returns a builder of temporary files with a new file's usual permissions.
+fn beside() -> tempfile::Builder<'static, 'static> {
+    #[cfg_attr(not(unix), expect(unused_mut, reason = "only Unix has such permissions"))]
+    let mut beside = tempfile::Builder::new();
+    // By default, a temporary file is readable by its owner only.
+    #[cfg(unix)]
+    beside.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    beside
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_written_whole_and_devices_stay_devices() {
+        let folder = tempfile::tempdir().expect("there is room");
+        let path = folder.path().join("file");
+        for text in ["first", "second"] {
+            write_whole(&path, text.as_bytes()).expect("it can be written");
+            assert_eq!(std::fs::read_to_string(&path).expect("it is there"), text);
+        }
+        assert_eq!(std::fs::read_dir(folder.path()).expect("it is there").count(), 1, "something is left");
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            let mode = std::fs::metadata(&path).expect("it is there").permissions().mode();
+            std::fs::write(folder.path().join("plain"), "").expect("it can be written");
+            let plain = std::fs::metadata(folder.path().join("plain")).expect("it is there").permissions().mode();
+            assert_eq!(mode, plain, "not the rights of any new file");
+            std::fs::set_permissions(&path, PermissionsExt::from_mode(0o640)).expect("it is ours");
+            let link = folder.path().join("link");
+            std::os::unix::fs::symlink("file", &link).expect("it can be made");
+            write_whole(&link, b"third").expect("it can be written");
+            assert!(std::fs::symlink_metadata(&link).expect("it is there").is_symlink(), "the link was replaced");
+            assert_eq!(std::fs::read_to_string(&path).expect("it is there"), "third", "the link's target is old");
+            let kept = std::fs::metadata(&path).expect("it is there").permissions().mode();
+            assert_eq!(kept & 0o777, 0o640, "the rights of the file are lost");
+            write_whole(Path::new("/dev/null"), b"gone").expect("it takes everything");
+            assert!(!std::fs::metadata("/dev/null").expect("it is there").is_file());
+        }
+        assert!(write_whole(&folder.path().join("none/file"), b"").is_err(), "there is no such folder");
+        assert!(!folder.path().join("none").exists(), "nobody asked for a folder");
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn only_regular_files_are_read() {
+        let folder = tempfile::tempdir().expect("there is room");
+        let pipe = folder.path().join("pipe");
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status().expect("there is mkfifo");
+        assert!(made.success(), "no pipe was made");
+        for path in [&pipe, folder.path(), Path::new("/dev/zero")] {
+            for error in
+                [open_file(path).map(drop).expect_err("no file"), read_file(path).map(drop).expect_err("no file")]
+            {
+                assert_eq!(error.to_string(), "expected a file, found a folder, pipe or device", "{}", path.display());
+            }
+        }
+        assert_eq!(read_file(&folder.path().join("none")).expect_err("none").kind(), io::ErrorKind::NotFound);
+    }
+}
