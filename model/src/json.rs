@@ -74,7 +74,11 @@ impl<'de> Deserializer<'de> for Plain {
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
         match self.0 {
-            Value::Array(items) => visitor.visit_seq(SeqDeserializer::new(items.into_iter().map(Self))),
+            Value::Array(items) => {
+                let mut items = SeqDeserializer::new(items.into_iter().map(Self));
+                let read = visitor.visit_seq(&mut items)?;
+                items.end().map(|()| read)
+            }
             Value::Object(entries) => {
                 visitor.visit_map(MapDeserializer::new(entries.into_iter().map(|(key, value)| (key, Self(value)))))
             }

@@ -13,7 +13,7 @@ use crate::shader::{Compose, compose};
 use crate::{Binding, Bound, Gpu, Role, RuntimeError};
 use std::sync::atomic::Ordering;
 
-/// Invocations of the trial's workgroup: as many as most tiles of matrices have.
+/// Invocations of the trial's workgroup: as many as most tiles of matrices have, and as `sum_all` adds up.
 const INVOCATIONS: u32 = 256;
 
 /// Steps whose products are added up. Each has two matrices of both factors, side by side.
@@ -46,7 +46,12 @@ fn shader(edge: u32, subgroups: u32, known_size: Option<u32>, wide: bool) -> Str
         ("WIDE", wide.into()),
     ];
     let prelude = "enable f16;\nenable wgpu_cooperative_matrix;\n";
-    let parts = Compose { prelude, constants: &constants, body: include_str!("matrix_check.wgsl"), common: &[] };
+    // Parts of the kernels' shaders: what is tried is what they do.
+    let common = [
+        ("matrix_unit", include_str!("../../shaders/common/matrix_unit.wgsl")),
+        ("sum_all", include_str!("../../shaders/common/sum_all.wgsl")),
+    ];
+    let parts = Compose { prelude, constants: &constants, body: include_str!("matrix_check.wgsl"), common: &common };
     compose(&parts).expect("the trial's shader is well-formed")
 }
 

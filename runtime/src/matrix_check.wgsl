@@ -1,12 +1,9 @@
 // Trial of matrix units, see matrix_check.rs. It loads, multiplies and stores as shaders/common/gemm_matrix.wgsl does.
 // Constants: EDGE, ROWS, STEPS, INVOCATIONS, SUBGROUPS (subgroups that store their sums), SIZE (of a subgroup, or zero
 // if it is not known), WIDE.
-@if(EDGE_8) alias Left = coop_mat8x8<f16, A>;
-@if(EDGE_8) alias Right = coop_mat8x8<f16, B>;
-@if(EDGE_8) alias Sum = coop_mat8x8<f32, C>;
-@if(!EDGE_8) alias Left = coop_mat16x16<f16, A>;
-@if(!EDGE_8) alias Right = coop_mat16x16<f16, B>;
-@if(!EDGE_8) alias Sum = coop_mat16x16<f32, C>;
+#import matrix_unit
+#import sum_all
+alias Summed = f32;
 
 // Two matrices lie side by side in a step of the factors, and two in a batch of sums. Rows are padded, in vec4s.
 const DEPTH4 = EDGE / 2u;
@@ -37,7 +34,6 @@ fn sums_at(at: u32) -> vec4<f32> {
     return vec4<f32>(batch[4u * at], batch[4u * at + 1u], batch[4u * at + 2u], batch[4u * at + 3u]);
 }
 @end
-var<workgroup> partial: array<f32, INVOCATIONS>;
 
 // Stages a step of both factors, `w` by columns.
 fn fill(thread: u32, step: u32) {
@@ -51,22 +47,6 @@ fn fill(thread: u32, step: u32) {
         let value = vec4<i32>((vec4<u32>(0u, 2u, 4u, 6u) + first) % 7u) - 3;
         put_w(i / DEPTH4 * STEP_STRIDE + i % DEPTH4, vec4<f16>(value));
     }
-}
-
-// Sums a value of every invocation, as shaders/common/sum_all.wgsl does.
-fn sum_all(value: f32, thread: u32) -> f32 {
-    partial[thread] = value;
-    workgroupBarrier();
-    if thread < 16u {
-        var own = value;
-        for (var i = thread + 16u; i < INVOCATIONS; i += 16u) { own += partial[i]; }
-        partial[thread] = own;
-    }
-    workgroupBarrier();
-    var sum = partial[0];
-    for (var i = 1u; i < 16u; i++) { sum += partial[i]; }
-    workgroupBarrier();
-    return sum;
 }
 
 fn left(row: u32, k: u32) -> Left {
