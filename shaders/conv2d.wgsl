@@ -6,6 +6,11 @@
 // x2 along the channels, and normalised on the way (common/prologue.wgsl); the zeros of the border are inserted after
 // that.
 //
+// PHASED is the form for most upsampling convolutions, which needs no more than four taps of 3x3 (conv2d/phases.rs): w
+// is [co, 4, 2, 2, ci], one 2x2 kernel for each phase, which is a position in the 2x2 output pixels over a pixel of x.
+// KERNEL is 2, UPSAMPLE 1, and the rows of the product are the pixels of x: oh and ow are h and w, and y is [n, 2 * h, 2
+// * w, co].
+//
 // The convolution is an implicit matrix product (common/product.wgsl): rows are the output pixels of all images,
 // columns the output channels, and k runs over taps, then input channels. A workgroup computes a tile of pixels x
 // output channels. No patch matrix is written to memory: this file defines where element (pixel, k) lies in x. The tap
@@ -32,7 +37,7 @@ struct Params {
 @group(0) @binding(0) var<uniform> params: Params;
 @if(PRODUCT)
 @group(0) @binding(1) var<storage, read> x: array<Input>; // [n, h, w, ci], less the channels of x2
-@group(0) @binding(2) var<storage, read> w: array<WeightPack>; // [co, KERNEL, KERNEL, ci]
+@group(0) @binding(2) var<storage, read> w: array<WeightPack>; // [co, PHASES, KERNEL, KERNEL, ci]
 @if(HAS_X2) @group(0) @binding(6) var<storage, read> x2: array<Pack>; // [n, h, w, the rest of ci]
 @if(NORM_CHANNELS) @group(0) @binding(7) var<storage, read> norm: array<vec4<f32>>; // [n, 2, ci]
 @end
@@ -44,7 +49,7 @@ struct Params {
 @if(Y_F32) @group(0) @binding(8) var<storage, read_write> y: array<vec4<f32>>; // [n, oh, ow, co]
 @if(HAS_MOMENTS) @group(0) @binding(9) var<storage, read_write> moments: array<vec4<f32>>; // [rows / 64, 2, co]
 @end
-@if(IN_PARTS) @group(0) @binding(10) var<storage, read_write> parts: array<vec4<f32>>; // [PARTS, rows, co]
+@if(IN_PARTS) @group(0) @binding(10) var<storage, read_write> parts: array<vec4<f32>>; // [PARTS, rows, PHASES, co]
 
 @if(PRODUCT)
 // Position of an output pixel's first tap in the upsampled input. Coordinates above and left of the input wrap around
@@ -72,8 +77,10 @@ fn prepare_rows(row0: u32, at: u32) {
         let own = min(row0 + at + s * SPAN, params.rows - 1u);
         let line = own / params.ow;
         let image = line / params.oh;
-        let top = line % params.oh * STRIDE - params.pad_start;
-        let left = own % params.ow * STRIDE - params.pad_start;
+        var top = line % params.oh * STRIDE - params.pad_start;
+        var left = own % params.ow * STRIDE - params.pad_start;
+        @if(PHASED) top += phase / 2u;
+        @if(PHASED) left += phase % 2u;
         pixels[s] = Pixel(image * params.h, top, left, row_norm(image * params.positions, params.ci4));
     }
 }
@@ -126,6 +133,16 @@ fn inner4() -> u32 { return KERNEL * KERNEL * params.ci4; }
 @end
 
 @if(ENDS)
+@if(PHASED)
+// Returns the output pixel of a pixel of x and the phase.
+fn stored_row(row: u32) -> u32 {
+    return (row / params.ow * 2u + phase / 2u) * 2u * params.ow + row % params.ow * 2u + phase % 2u;
+}
+
+// Returns the number of the moments of 64 pixels of x in the phase.
+fn stored_moments(tile: u32) -> u32 { return tile * PHASES + phase; }
+@end
+
 // Loads the shift of four output channels, which depends on the image of the output pixel `row`.
 fn fetch_shift(row: u32, col4: u32) -> Pack {
     var v = Pack();

@@ -33,7 +33,7 @@ fn a_plan_is_a_table_and_its_sums() {
     let number = |key: &str| half[key].as_u64().unwrap_or_else(|| panic!("{key} of {half}"));
     assert!(number("activation_bytes") >= number("lower_bound_bytes") && number("weight_bytes") > 0, "{half}");
     let bytes = |number: usize| network["memory"][number]["weight_bytes"].as_u64().expect("a number") as f64;
-    let ratio = bytes(3) / bytes(1);
+    let ratio = bytes(4) / bytes(2);
     assert!((0.5..0.51).contains(&ratio), "int8 weights of the UNet take {ratio} of the bytes of f16");
     for tensor in network["tensors"].as_array().expect("a list") {
         assert_eq!(tensor["offset"].as_u64().expect("a number") % 256, 0, "{tensor}");

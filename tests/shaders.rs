@@ -232,7 +232,7 @@ fn check_storages(case: &Case, variant: &Variant, texts: &mut Texts) -> Result<(
     let all = floats.into_iter().chain(narrow.filter(|_| has_weights(case.kernel.as_ref())));
     let fits = |storage: &Storage| variant.needs.matrix.is_none() || storage.floats == FloatType::F16;
     for (storage, stage) in all.filter(fits).flat_map(|storage| stages.iter().map(move |stage| (storage, stage))) {
-        let text = wgsl::compose(&stage.program, storage).map_err(|e| e.to_string())?;
+        let text = wgsl::compose(stage, storage).map_err(|e| e.to_string())?;
         let checked = texts.entry(text).or_insert_with_key(|text| check_text(text, storage, &variant.needs));
         let verdict = checked.as_ref().map_err(String::clone).and_then(|module| check_stage(stage, module));
         verdict.map_err(|e| format!("{:?} {} {storage}: {e}", case.kernel, variant.name))?;
@@ -275,9 +275,10 @@ fn mistakes_are_noticed() {
     let case = (family.cases)().into_iter().next().expect("it has cases");
     let variant = choose(case.kernel.as_ref(), &Machine::PORTABLE);
     let program = case.kernel.program(&variant);
-    let text = wgsl::compose(&program, Storage::F32).expect("it composes");
+    let stage = |program: &Program| Stage { program: program.clone(), operands: case.kernel.operands() };
+    let text = wgsl::compose(&stage(&program), Storage::F32).expect("it composes");
     let verdict = |text: &str, program: &Program| {
-        let stage = Stage { program: program.clone(), operands: case.kernel.operands() };
+        let stage = stage(program);
         check_text(text, Storage::F32, &Needs::PORTABLE).and_then(|module| check_stage(&stage, &module))
     };
     assert_eq!(verdict(&text, &program), Ok(()));

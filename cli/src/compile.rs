@@ -17,7 +17,7 @@ pub(crate) fn compile<'a>(
     let (mut known, mut modules) = (HashSet::new(), Vec::new());
     for (kernel, variants) in kernels {
         for stage in variants.iter().flat_map(|variant| kernel.stages(variant)) {
-            if let Ok(text) = wgsl::compose(&stage.program, storage)
+            if let Ok(text) = wgsl::compose(&stage, storage)
                 && known.insert(text.clone())
             {
                 modules.push((kernel.name(), text, stage.bindings()));

@@ -116,11 +116,11 @@ pub struct TensorInfo {
 }
 
 impl TensorInfo {
-    /// Returns whether this tensor can be bound to an operand of type `dtype`. An operand of type `Weight` accepts only
-    /// weights, because only they are encoded for it when they are loaded.
+    /// Returns whether this tensor can be bound to an operand of type `dtype`. A matrix of weights has to be a weight,
+    /// because only weights are encoded for it when they are loaded.
     pub(crate) fn is_of(&self, dtype: DType) -> bool {
         let loaded = matches!(self.origin, Origin::Weight(_));
-        self.dtype == dtype || (loaded && self.dtype == DType::Elem && dtype == DType::Weight)
+        self.dtype == dtype || (loaded && self.dtype == DType::Elem && dtype.is_weight())
     }
 
     /// Returns the weights whose rows the tensor holds; none if it is no weight.

@@ -279,15 +279,15 @@ impl Weights {
         let out_of_memory = |_| GraphError::out_of_host_memory(&sources[0].name, 4 * len);
         let mut all = Aligned::zeros(len).map_err(out_of_memory)?;
         let mut at = 0;
-        // Values are rounded in the GPU's layout, because 8-bit scales belong to the rows of that layout.
-        let layout = if rounding == Storage::F32 { Layout::Rows } else { operand.layout };
+        // A CPU form has no sums of weights, and rounds the weights.
+        let dtype = if operand.dtype.is_weight() { DType::Weight } else { operand.dtype };
         for source in sources {
             let shape = source.selected_shape();
             for chunk in chunks(&shape, host) {
                 let shape = rows_of(&shape, chunk.len());
-                let values = self.packed(source, layout, &chunk)?;
-                let values = rounding.rounded(operand.dtype, &matrix(&layout.packed_shape(&shape)), values);
-                let values = if layout == host { values } else { host.pack(&shape, layout.unpack(&shape, values)) };
+                let values = self.packed(source, Layout::Rows, &chunk)?;
+                let rows = shape.first().copied().unwrap_or(1).max(1);
+                let values = host.pack(&shape, rounding.rounded(dtype, &[rows, values.len() / rows], values));
                 all[at..at + values.len()].copy_from_slice(&values);
                 at += values.len();
             }

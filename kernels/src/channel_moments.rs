@@ -83,7 +83,20 @@ pub(crate) fn write_tiles(c: usize, rows: &[f32], moments: &mut [f32]) {
         #[inline(always)]
         || {
             for (rows, moments) in rows.chunks(TILE * c).zip(moments.chunks_exact_mut(2 * c)) {
-                write_tile(rows, moments);
+                write_tile(rows.chunks_exact(c), moments);
+            }
+        },
+    );
+}
+
+/// Computes the moments of whole tiles of the rows of `x` in another order, which `row_at` gives: position `i` of the
+/// first tile is row `row_at(i)`, and the next tiles follow.
+pub(crate) fn write_reordered(c: usize, x: &[f32], row_at: impl Fn(usize) -> usize, moments: &mut [f32]) {
+    with_simd(
+        #[inline(always)]
+        || {
+            for (tile, moments) in moments.chunks_exact_mut(2 * c).enumerate() {
+                write_tile((0..TILE).map(|i| &x[row_at(tile * TILE + i) * c..][..c]), moments);
             }
         },
     );
@@ -91,17 +104,17 @@ pub(crate) fn write_tiles(c: usize, rows: &[f32], moments: &mut [f32]) {
 
 /// Computes the moments of one tile: means of the differences from its first position, then squares around the means.
 #[inline(always)]
-fn write_tile(rows: &[f32], moments: &mut [f32]) {
+fn write_tile<'a>(rows: impl ExactSizeIterator<Item = &'a [f32]> + Clone, moments: &mut [f32]) {
     let c = moments.len() / 2;
-    let count = (rows.len() / c) as f32;
-    let origin = &rows[..c];
+    let count = rows.len() as f32;
+    let Some(origin) = rows.clone().next() else { return };
     moments.fill(0.0);
     let (mean, variance) = moments.split_at_mut(c);
-    for row in rows.chunks_exact(c).skip(1) {
+    for row in rows.clone().skip(1) {
         mean.iter_mut().zip(row.iter().zip(origin)).for_each(|(sum, (x, origin))| *sum += x - origin);
     }
     mean.iter_mut().zip(origin).for_each(|(mean, origin)| *mean = origin + *mean / count);
-    for row in rows.chunks_exact(c) {
+    for row in rows {
         variance.iter_mut().zip(row.iter().zip(&*mean)).for_each(|(sum, (x, mean))| *sum += (x - mean) * (x - mean));
     }
     variance.iter_mut().for_each(|sum| *sum /= count);

@@ -3,7 +3,7 @@
 //! | operand | shape | |
 //! |---|---|---|
 //! | `x` | `[n, h, w, ci - joined]` | f32 if the prologue has `f32_input` |
-//! | `w` | `[co, ci, kernel, kernel]` | packed to `[co, kernel, kernel, ci]` on a GPU |
+//! | `w` | `[co, ci, kernel, kernel]` | packed to `[co, kernel, kernel, ci]`, or for `phases`, on a GPU |
 //! | `bias` | `[co]` | absent without `bias` |
 //! | `shift` | `[n, co]` | the time embedding; absent without `shift` |
 //! | `residual` | `[n, oh, ow, co]` | absent without `residual` |
@@ -17,7 +17,8 @@
 //!
 //! * GPU: an implicit matrix product (`shaders/common/product.wgsl`), whose rows are output pixels, whose columns are
 //!   output channels and whose `k` runs over taps and input channels. `tile.rs` lists the tiles, which are the
-//!   variants.
+//!   variants. Most convolutions with `upsample` 2 are four such products, with less than half of the multiplications:
+//!   see `phases`.
 //! * CPU: one of three algorithms, chosen by sizes that do not depend on the size of the picture, so that weights are
 //!   packed in one way. `winograd` saves more than half of the multiplications of large 3x3 convolutions; `narrow`
 //!   computes 3x3 convolutions to few channels; `direct` gathers patches for a matrix product and computes everything
@@ -26,19 +27,22 @@
 mod cases;
 mod direct;
 mod narrow;
+mod phases;
+mod program;
 mod winograd;
 
+pub(crate) use phases::{phase_weights, with_exact_sums};
 pub(crate) use winograd::transformed_weights;
 
 use crate::channel_moments::{self, tiles_fit};
 use crate::cpu::Epilogue;
 use crate::fold::{EpilogueOp, PrologueOp};
 use crate::kernel::{
-    Activation, Cost, DType, Family, Kernel, Layout, Operand, Param, Program, Stage, Tolerance, parse, too_many,
+    Activation, Cost, DType, Family, Kernel, Layout, Operand, Program, Stage, Tolerance, parse, too_many,
 };
 use crate::names;
 use crate::prologue::{Norm, Prologue, PrologueInputs};
-use crate::tile::{self, Moments, Tile};
+use crate::tile::{self, Moments};
 use crate::variant::Variant;
 use serde::{Deserialize, Serialize};
 
@@ -82,7 +86,7 @@ pub struct Conv2d {
     #[serde(default, rename = "source")]
     pub prologue: Prologue,
     /// Whether the moments of the channels of `y` are written too. Each of several images must then have a multiple of
-    /// 64 output pixels.
+    /// 64 output pixels. With `upsample` 2 they may be those of other pixels: see module `phases`.
     #[serde(default)]
     pub moments: bool,
     /// Whether `y` is f32 whatever the plan stores floats in: the output of a network, which a sampler divides.
@@ -139,45 +143,6 @@ impl Conv2d {
         }
     }
 
-    /// Returns the program that computes `y` with one of the tiles.
-    fn program_of(&self, tile: &Tile) -> Program {
-        let switch = |size: usize| u32::try_from(size).expect("1, 2 or 3");
-        let (oh, ow) = self.out_size();
-        let mut constants = vec![
-            ("KERNEL", switch(self.kernel)),
-            ("STRIDE", switch(self.stride)),
-            ("UPSAMPLE", switch(self.upsample)),
-            ("HAS_BIAS", self.bias.into()),
-            ("HAS_SHIFT", self.shift.into()),
-            ("SHIFT_IMAGE", (self.shift && self.n == 1).into()),
-            ("SHIFT_IMAGES", (self.shift && self.n > 1).into()),
-            (names::HAS_RESIDUAL, self.residual.into()),
-            (names::IN_PLACE, 0),
-            ("STACKED", 0),
-            ("HAS_MOMENTS", self.moments.into()),
-            ("HAS_ROW_MOMENTS", 0),
-            ("Y_F32", self.f32_output.into()),
-            ("ACTIVATION", self.activation.code()),
-        ];
-        constants.extend(self.prologue.constants(tile.divides(oh * ow)));
-        constants.extend(tile.constants());
-        let mut params = vec![
-            Param::size(names::FIRST_ROW_TILE, 0),
-            Param::size("rows", self.pixels()),
-            Param::size("h", self.h),
-            Param::size("w", self.w),
-            Param::size("oh", oh),
-            Param::size("ow", ow),
-            Param::size("ci4", self.ci.div_ceil(4)),
-            Param::size("cols", self.co),
-            Param::size("cols4", self.co.div_ceil(4)),
-            Param::size("pad_start", self.pad_start),
-        ];
-        params.extend(self.prologue.params(self.n * self.h * self.w, self.ci));
-        let wgsl = include_str!("../../shaders/conv2d.wgsl");
-        Program { wgsl, constants, params, grid: tile.grid(self.pixels(), self.co) }
-    }
-
     /// Returns the input row (or column) under tap `tap` at output row `at`, or `None` if it is in the padding. `size`
     /// is the number of input rows.
     fn input_at(&self, at: usize, tap: usize, size: usize) -> Option<usize> {
@@ -224,11 +189,14 @@ impl Kernel for Conv2d {
     fn operands(&self) -> Vec<Operand> {
         let (oh, ow) = self.out_size();
         let [x2, .., norm] = self.prologue.operands(&[self.n, self.h, self.w], self.ci);
+        let w = [self.co, self.ci, self.kernel, self.kernel];
+        let w = match phases::suits(self) {
+            true => Operand::read("w", w).dtype(DType::WeightSum).layout(Layout::Phases),
+            false => Operand::weight("w", w).layout(Layout::Taps),
+        };
         vec![
             self.prologue.x(&[self.n, self.h, self.w], self.ci),
-            Operand::weight("w", [self.co, self.ci, self.kernel, self.kernel])
-                .layout(Layout::Taps)
-                .host(self.host_layout()),
+            w.host(self.host_layout()),
             Operand::read(names::BIAS, [self.co]).optional(self.bias),
             Operand::read(names::SHIFT, [self.n, self.co]).optional(self.shift),
             Operand::read(names::RESIDUAL, [self.n, oh, ow, self.co]).optional(self.residual),
@@ -244,12 +212,8 @@ impl Kernel for Conv2d {
     }
 
     fn variants(&self) -> Vec<Variant> {
-        tile::variants(
-            tile::SINGLE,
-            [self.pixels(), self.patch_len(), self.co],
-            &self.prologue,
-            Moments::of_channels(self.moments),
-        )
+        let moments = Moments::of_channels(self.moments);
+        tile::variants(tile::SINGLE, self.sizes(), &self.prologue, moments)
     }
 
     fn program(&self, variant: &Variant) -> Program {
@@ -258,7 +222,7 @@ impl Kernel for Conv2d {
 
     fn stages(&self, variant: &Variant) -> Vec<Stage> {
         let tile = tile::of(tile::SINGLE, variant);
-        tile::stages(tile, self.operands(), [self.pixels(), self.co], |tile| self.program_of(tile))
+        tile::stages(tile, self.operands(), self.sizes(), |tile| self.program_of(tile))
     }
 
     fn cost(&self) -> Cost {
@@ -297,7 +261,7 @@ impl Kernel for Conv2d {
                 }
             }
         }
-        let moments = if self.moments { channel_moments::reference(self.n, oh * ow, self.co, &y) } else { Vec::new() };
+        let moments = if self.moments { reference_moments(self, &y) } else { Vec::new() };
         vec![y, moments]
     }
 
@@ -318,7 +282,7 @@ impl Kernel for Conv2d {
             direct::run(self, &x, w, &epilogue, y);
         }
         if self.moments {
-            channel_moments::write_all(self.n, rows_per_image, self.co, y, moments);
+            write_moments(self, y, moments);
         }
     }
 
@@ -346,7 +310,12 @@ impl Kernel for Conv2d {
                 Self { activation, ..self.clone() }
             }
             EpilogueOp::Moments { images } if !self.moments && tiles_fit(images, self.pixels() / images) => {
-                Self { moments: true, ..self.clone() }
+                let measured = Self { moments: true, ..self.clone() };
+                // Weights are to be packed in one way for pictures of all sizes.
+                if phases::suits(&measured) != phases::suits(self) {
+                    return None;
+                }
+                measured
             }
             EpilogueOp::AddResidual if !self.residual && !self.moments => Self { residual: true, ..self.clone() },
             _ => return None,
@@ -374,6 +343,32 @@ fn reference_sum(conv: &Conv2d, x: &[f64], w: &[f64], [image, oy, ox, o]: [usize
         }
     }
     sum
+}
+
+/// Returns the moments of the output, whose pixels are taken in the order of the phases if it is computed so.
+fn reference_moments(conv: &Conv2d, y: &[f64]) -> Vec<f64> {
+    let ((oh, ow), co) = (conv.out_size(), conv.co);
+    if !phases::suits(conv) {
+        return channel_moments::reference(conv.n, oh * ow, co, y);
+    }
+    let mut taken = Vec::with_capacity(y.len());
+    for first in (0..conv.n * conv.h * conv.w).step_by(64) {
+        for (down, right) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+            for pixel in first..first + 64 {
+                let (line, column) = (2 * (pixel / conv.w) + down, 2 * (pixel % conv.w) + right);
+                taken.extend_from_slice(&y[(line * ow + column) * co..][..co]);
+            }
+        }
+    }
+    channel_moments::reference(1, conv.n * oh * ow, co, &taken)
+}
+
+/// Computes the moments of the whole output on the CPU.
+fn write_moments(conv: &Conv2d, y: &[f32], moments: &mut [f32]) {
+    if phases::suits(conv) {
+        return phases::write_moments(conv, y, moments);
+    }
+    channel_moments::write_all(conv.n, conv.pixels() / conv.n, conv.co, y, moments);
 }
 
 #[cfg(test)]

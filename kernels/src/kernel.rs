@@ -340,14 +340,15 @@ pub(crate) fn too_many(operands: &[Operand]) -> Option<&'static str> {
 
 /// Returns whether a kernel reads a matrix of weights.
 pub fn has_weights(kernel: &dyn Kernel) -> bool {
-    kernel.operands().iter().any(|operand| operand.dtype == DType::Weight)
+    kernel.operands().iter().any(|operand| operand.dtype.is_weight())
 }
 
 /// Returns the number of bytes that a kernel moves if every operand is read or written once: the values as stored,
 /// without padding, and the scales of int8 weights.
 pub fn bytes_moved(kernel: &dyn Kernel, storage: Storage) -> usize {
     let bytes = |o: &Operand| {
-        o.host_len() * storage.bytes(o.dtype) + storage.scale_bytes(o.dtype, &o.layout.packed_shape(&o.shape))
+        let packed = o.layout.packed_shape(&o.shape);
+        elements(&packed) * storage.bytes(o.dtype) + storage.scale_bytes(o.dtype, &packed)
     };
     kernel.operands().iter().filter(|o| o.present).map(bytes).sum()
 }

@@ -12,6 +12,8 @@ pub enum Layout {
     Rows,
     /// Convolution weight `[co, ci, kh, kw]`, packed as `[co, kh, kw, ci]`.
     Taps,
+    /// 3x3 convolution weight of an upsampled input, summed to `[4 * co, 2, 2, ci]` as `conv2d/phases.rs` says. GPU only.
+    Phases,
     /// Depthwise convolution weight `[c, 1, kh, kw]`, packed as `[kh, kw, c]`.
     DepthwiseTaps,
     /// Matrix `[cols, k]`, or a convolution weight read as such a matrix, in panels of columns (see `panels`): so many
@@ -40,6 +42,7 @@ impl Layout {
     pub fn packed_shape(self, shape: &[usize]) -> Shape {
         match (self, shape) {
             (Self::Taps, &[co, ci, kh, kw]) => vec![co, kh, kw, ci],
+            (Self::Phases, &[co, ci, ..]) => vec![4 * co, 2, 2, ci],
             (Self::DepthwiseTaps, &[c, _, kh, kw]) => vec![kh, kw, c],
             (Self::Panels { layers, format }, &[cols, ref k @ ..]) => {
                 vec![layers * format.packed_len(cols / layers, elements(k))]
@@ -72,6 +75,7 @@ impl Layout {
                     out.iter_mut().enumerate().for_each(|(i, out)| *out = data[(o * ci + at + i) * taps + tap]);
                 });
             }
+            (Self::Phases, &[_, ci, ..]) => return conv2d::phase_weights(ci, &data),
             (Self::Winograd(edge), &[co, ci, ..]) => return conv2d::transformed_weights(edge, ci, co, &data),
             _ => return data,
         };
@@ -84,21 +88,6 @@ impl Layout {
             }
         });
         packed
-    }
-
-    /// Unpacks the result of [`pack`](Self::pack) for a tensor of `shape` into the file's orientation.
-    ///
-    /// # Panics
-    /// If only CPU forms use the layout.
-    pub fn unpack(self, shape: &[usize], packed: Vec<f32>) -> Vec<f32> {
-        match (self, shape) {
-            (Self::Taps, &[co, ci, kh, kw]) => self.pack(&[co, kh * kw, ci, 1], packed),
-            (Self::DepthwiseTaps, &[c, _, kh, kw]) => self.pack(&[kh * kw, 1, c, 1], packed),
-            (Self::Panels { .. } | Self::TapPanels | Self::Winograd(_), _) => {
-                panic!("{self:?} of {shape:?} is not read back")
-            }
-            _ => packed,
-        }
     }
 
     /// Returns the layout of each of the matrices that this layout packs by themselves.
@@ -114,27 +103,9 @@ impl Layout {
     /// in this way.
     pub fn rows_together(self) -> Option<usize> {
         match self {
-            Self::Rows | Self::Taps => Some(1),
+            Self::Rows | Self::Taps | Self::Phases => Some(1),
             Self::Panels { layers: 1, .. } | Self::Winograd(_) => Some(panels::PANEL),
             Self::Panels { .. } | Self::DepthwiseTaps | Self::TapPanels => None,
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_packed_can_be_unpacked() {
-        for (shape, layout) in [
-            (&[5, 7][..], Layout::Rows),
-            (&[5, 7, 3, 3], Layout::Taps),
-            (&[5, 7, 1, 3], Layout::Taps),
-            (&[6, 1, 3, 3], Layout::DepthwiseTaps),
-        ] {
-            let values: Vec<f32> = (0_u16..).take(elements(shape)).map(f32::from).collect();
-            assert_eq!(layout.unpack(shape, layout.pack(shape, values.clone())), values, "{layout:?}");
         }
     }
 }

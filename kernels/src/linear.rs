@@ -36,7 +36,7 @@ use crate::names;
 use crate::panels::{Left, Panels, multiply};
 use crate::prologue::{Prologue, PrologueInputs};
 use crate::row_moments;
-use crate::tile::{self, Moments, Tile};
+use crate::tile::{self, Moments, Sizes, Tile};
 use crate::variant::Variant;
 use serde::{Deserialize, Serialize};
 
@@ -113,12 +113,19 @@ impl Linear {
         if self.layers == 1 { self.rows } else { rows_to_bind(self.rows, self.cols) }
     }
 
+    /// Returns the sizes of the matrix product.
+    fn sizes(&self) -> Sizes {
+        Sizes { rows: self.rows, k: self.k, cols: self.all_cols(), phases: 1 }
+    }
+
     /// Returns the program that computes `y` with one of the tiles.
     fn program_of(&self, tile: &Tile) -> Program {
         let mut constants = vec![("HAS_BIAS", self.bias.into()), (names::HAS_RESIDUAL, self.residual.into())];
         constants.extend([
             (names::IN_PLACE, 0),
             ("STACKED", (self.layers > 1).into()),
+            ("PHASES", 1),
+            ("PHASED", 0),
             ("HAS_MOMENTS", (self.moments == Moments::Channels).into()),
             ("HAS_ROW_MOMENTS", (self.moments == Moments::Rows).into()),
             ("Y_F32", 0),
@@ -176,7 +183,7 @@ impl Kernel for Linear {
     }
 
     fn variants(&self) -> Vec<Variant> {
-        tile::variants(tile::SINGLE, [self.rows, self.k, self.all_cols()], &self.prologue, self.moments)
+        tile::variants(tile::SINGLE, self.sizes(), &self.prologue, self.moments)
     }
 
     fn program(&self, variant: &Variant) -> Program {
@@ -185,7 +192,7 @@ impl Kernel for Linear {
 
     fn stages(&self, variant: &Variant) -> Vec<Stage> {
         let tile = tile::of(tile::SINGLE, variant);
-        tile::stages(tile, self.operands(), [self.rows, self.all_cols()], |tile| self.program_of(tile))
+        tile::stages(tile, self.operands(), self.sizes(), |tile| self.program_of(tile))
     }
 
     fn cost(&self) -> Cost {

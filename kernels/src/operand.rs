@@ -13,10 +13,20 @@ pub enum DType {
     Elem,
     /// A matrix of weights whose first axis are the output channels. Stored as `Elem`, or in 16 or 8 bits.
     Weight,
+    /// A matrix of weights of which a GPU holds sums. Stored in 8 bits if other weights are, else as `Elem`: sums of 16-bit
+    /// weights may need more bits.
+    WeightSum,
     /// Always f32: statistics, sampler state and timesteps.
     F32,
     /// Always u32: token ids and rgba8 pixels. Never padded.
     U32,
+}
+
+impl DType {
+    /// Returns whether this is the type of a matrix of weights.
+    pub fn is_weight(self) -> bool {
+        matches!(self, Self::Weight | Self::WeightSum)
+    }
 }
 
 /// How a kernel uses an operand.

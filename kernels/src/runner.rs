@@ -10,7 +10,7 @@ use crate::device::{Device, GpuDevice};
 use crate::fenced::{self, Fenced};
 use crate::kernel::{Access, Case, DType, Kernel, Operand, Param, Stage, Tolerance, has_weights};
 use crate::variant::{Machine, Variant, choose, runnable};
-use crate::{FloatType, Storage, WeightType, wgsl};
+use crate::{FloatType, Layout, Storage, WeightType, conv2d, wgsl};
 use mobilediffusion_runtime::shader::ComposeError;
 use mobilediffusion_runtime::{Bound, Dispatch, Gpu, Role, RuntimeError};
 
@@ -112,11 +112,13 @@ fn stored_tolerance(kernel: &dyn Kernel, mut tolerance: Tolerance, storage: Stor
 }
 
 /// Rounds inputs to the values that a device holds with `storage`, so that the reference computes with the same
-/// numbers.
+/// numbers. Weights of which a device holds sums become weights whose sums it holds exactly.
 pub fn stored(kernel: &dyn Kernel, storage: Storage, inputs: Vec<Vec<f32>>) -> Vec<Vec<f32>> {
     let (read, _) = split(kernel);
-    let round = |(o, values): (&Operand, Vec<f32>)| {
-        if values.is_empty() { values } else { storage.rounded(o.dtype, &o.shape, values) }
+    let round = |(o, values): (&Operand, Vec<f32>)| match storage.bytes(o.dtype) {
+        _ if values.is_empty() => values,
+        bytes @ (1 | 2) if o.layout == Layout::Phases => conv2d::with_exact_sums(o.shape[1], bytes, &values),
+        _ => storage.rounded(o.dtype, &o.shape, values),
     };
     read.iter().zip(inputs).map(round).collect()
 }
@@ -270,7 +272,7 @@ pub fn dispatch(
 ) -> Result<Dispatch, RunError> {
     let stage = |stage: &Stage| {
         let program = &stage.program;
-        let text = wgsl::compose(program, storage)?;
+        let text = wgsl::compose(stage, storage)?;
         let pipeline = gpu.pipeline(kernel.name(), &text, &stage.bindings())?;
         let params: Vec<u8> = program.params.iter().flat_map(Param::bytes).collect();
         let uniform = gpu.buffer("params", params.len() as u64, Role::Uniform)?;

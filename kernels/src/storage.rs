@@ -31,7 +31,7 @@ pub enum FloatType {
     F16Packed,
 }
 
-/// Storage type of matrices of weights on a device: of operands of type [`DType::Weight`].
+/// Storage type of matrices of weights on a device: of operands of type [`DType::Weight`] and [`DType::WeightSum`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum WeightType {
     /// The storage type of all other floats.
@@ -70,14 +70,14 @@ impl Storage {
     }
 
     fn is_int8(self, dtype: DType) -> bool {
-        dtype == DType::Weight && self.weights == WeightType::Int8
+        dtype.is_weight() && self.weights == WeightType::Int8
     }
 
     /// Returns the number of bytes of one stored element of type `dtype`. Scales of int8 weights are not counted.
     pub fn bytes(self, dtype: DType) -> usize {
         match dtype {
             _ if self.is_int8(dtype) => 1,
-            DType::Elem | DType::Weight if self.floats != FloatType::F32 => 2,
+            DType::Elem | DType::Weight | DType::WeightSum if self.floats != FloatType::F32 => 2,
             DType::Weight if self.weights == WeightType::F16 => 2,
             _ => 4,
         }

@@ -22,7 +22,7 @@ use crate::kernel::{Activation, Case, Cost, Family, Fill, Kernel, Layout, Operan
 use crate::names;
 use crate::panels::{Left, PANEL, Panels, multiply, multiply_gated};
 use crate::prologue::{Norm, Prologue, PrologueInputs};
-use crate::tile::{self, Moments, TILE};
+use crate::tile::{self, Moments, Sizes, TILE};
 use crate::variant::Variant;
 use serde::{Deserialize, Serialize};
 
@@ -79,7 +79,8 @@ impl Kernel for SwishGlu {
     }
 
     fn variants(&self) -> Vec<Variant> {
-        tile::variants(tile::PAIR, [self.rows, self.k, self.cols], &self.prologue, Moments::None)
+        let sizes = Sizes { rows: self.rows, k: self.k, cols: self.cols, phases: 1 };
+        tile::variants(tile::PAIR, sizes, &self.prologue, Moments::None)
     }
 
     fn program(&self, variant: &Variant) -> Program {

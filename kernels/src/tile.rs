@@ -59,6 +59,16 @@ enum Share {
     End(u32),
 }
 
+/// Sizes of a matrix product.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sizes {
+    pub(crate) rows: usize,
+    pub(crate) k: usize,
+    pub(crate) cols: usize,
+    /// Number of products of these sizes, which one dispatch computes side by side. A convolution may have several.
+    pub(crate) phases: usize,
+}
+
 /// Moments that a product writes of its output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -133,17 +143,24 @@ impl Tile {
     /// Returns the grid of workgroups for an output of `rows` x `cols`. Tiles of columns lie along x, tiles of rows
     /// along y and, beyond the limit of an axis, z.
     pub(crate) fn grid(&self, rows: usize, cols: usize) -> [u32; 3] {
+        self.grid_of(Sizes { rows, k: 1, cols, phases: 1 })
+    }
+
+    /// Returns the grid of workgroups of a product. Along x are the tiles of columns of the first phase, then those of
+    /// the next; if the tile splits k, all of these for the first part, then for the next.
+    pub(crate) fn grid_of(&self, Sizes { rows, cols, phases, .. }: Sizes) -> [u32; 3] {
         let [y, z, _] = folded_grid(rows.div_ceil(self.rows()));
         let parts = if let Share::Part(parts) = self.share { parts as usize } else { 1 };
-        [u32::try_from(parts * (self.products * cols).div_ceil(self.cols())).expect("sizes are below 2^32"), y, z]
+        let x = parts * phases * (self.products * cols).div_ceil(self.cols());
+        [u32::try_from(x).expect("sizes are below 2^32"), y, z]
     }
 
     /// Whether every WebGPU device accepts the grids of the tile, and of the second stage if the tile splits k. Axes y
     /// and z are folded, and x is not.
-    fn is_accepted(&self, rows: usize, cols: usize, moments: Moments) -> bool {
+    fn is_accepted(&self, sizes: Sizes, moments: Moments) -> bool {
         let end = if moments == Moments::Rows { END_OF_ROWS } else { END };
         let ends = matches!(self.share, Share::Part(_)).then_some(&end);
-        [self].into_iter().chain(ends).all(|tile| tile.grid(rows, cols)[0] <= Caps::PORTABLE.max_groups)
+        [self].into_iter().chain(ends).all(|tile| tile.grid_of(sizes)[0] <= Caps::PORTABLE.max_groups)
     }
 
     /// Number of vec4s of workgroup memory for one batch of the sums of matrices, with a gap after each row. Shared
@@ -233,8 +250,8 @@ impl Tile {
         }
     }
 
-    fn variant(&self, [rows, k, cols]: [usize; 3], prologue: &Prologue) -> Variant {
-        let mut groups = rows.div_ceil(self.rows()) * (self.products * cols).div_ceil(self.cols());
+    fn variant(&self, Sizes { rows, k, cols, phases }: Sizes, prologue: &Prologue) -> Variant {
+        let mut groups = rows.div_ceil(self.rows()) * phases * (self.products * cols).div_ceil(self.cols());
         let mut work = (self.rows() * self.cols()) as f64 / self.rate;
         if let Share::Part(parts) = self.share {
             groups *= parts as usize;
@@ -245,13 +262,12 @@ impl Tile {
     }
 }
 
-/// Returns the variants of a product of `rows` x `k` by `k` x `cols` that write `moments`. Matrix units are left out if
-/// the input is f32 on purpose, because they would round it to f16.
-pub(crate) fn variants(tiles: &[Tile], sizes: [usize; 3], prologue: &Prologue, moments: Moments) -> Vec<Variant> {
-    let [rows, _, cols] = sizes;
-    let accepted = |tile: &&Tile| tile.is_accepted(rows, cols, moments);
+/// Returns the variants of a product that write `moments`. Matrix units are left out if the input is f32 on purpose,
+/// because they would round it to f16.
+pub(crate) fn variants(tiles: &[Tile], sizes: Sizes, prologue: &Prologue, moments: Moments) -> Vec<Variant> {
+    let accepted = |tile: &&Tile| tile.is_accepted(sizes, moments);
     let few = |tile: &Tile| match tile.share {
-        Share::Part(parts) => 4 * elements(&sums(parts, [rows, cols]).device_shape()) <= MOST_SUMS,
+        Share::Part(parts) => 4 * elements(&sums(parts, sizes).device_shape()) <= MOST_SUMS,
         _ => true,
     };
     let fit = tiles.iter().filter(|tile| tile.writes(moments));
@@ -263,16 +279,15 @@ pub(crate) fn variants(tiles: &[Tile], sizes: [usize; 3], prologue: &Prologue, m
 }
 
 /// Returns the operand that holds the partial sums of a split product.
-fn sums(parts: u32, [rows, cols]: [usize; 2]) -> Operand {
-    Operand::write(names::PARTS, [parts as usize, rows, cols]).dtype(DType::F32)
+fn sums(parts: u32, Sizes { rows, cols, phases, .. }: Sizes) -> Operand {
+    Operand::write(names::PARTS, [parts as usize, rows, phases, cols]).dtype(DType::F32)
 }
 
-/// Returns the stages of a product with an output of `size`, `[rows, cols]`: one, or two if the tile splits k.
-/// `program` returns the program of a tile.
+/// Returns the stages of a product: one, or two if the tile splits k. `program` returns the program of a tile.
 pub(crate) fn stages(
     tile: Tile,
     operands: Vec<Operand>,
-    size: [usize; 2],
+    sizes: Sizes,
     program: impl Fn(&Tile) -> Program,
 ) -> Vec<Stage> {
     let Share::Part(parts) = tile.share else { return vec![Stage { program: program(&tile), operands }] };
@@ -281,7 +296,7 @@ pub(crate) fn stages(
             let present = operand.present && AT_END.contains(&operand.name) == ends;
             operand.optional(present)
         });
-        Stage { program: program(tile), operands: bound.chain([sums(parts, size)]).collect() }
+        Stage { program: program(tile), operands: bound.chain([sums(parts, sizes)]).collect() }
     };
     let by_rows = operands.iter().any(|operand| operand.present && operand.name == names::ROW_MOMENTS);
     let end = if by_rows { END_OF_ROWS } else { END };

@@ -1,8 +1,8 @@
-//! Composes the WGSL module of a [`Program`]: storage prelude, constants, imported shared files, and the kernel's file.
+//! Composes the WGSL module of a [`Stage`]: storage prelude, constants, imported shared files, and the kernel's file.
 
-use crate::kernel::Program;
+use crate::kernel::{DType, Stage};
 use crate::names;
-use crate::storage::Storage;
+use crate::storage::{Storage, WeightType};
 use mobilediffusion_runtime::shader::{self, Compose, ComposeError};
 
 /// Names and texts of the shared files, which a kernel's file inserts by lines `#import <name>`.
@@ -29,11 +29,14 @@ pub const COMMON: &[(&str, &str)] = &[
     ("tile_moments", include_str!("../../shaders/common/tile_moments.wgsl")),
 ];
 
-/// Composes the text of the module of a program.
+/// Composes the text of the module of a stage.
 ///
 /// # Errors
 /// Returns a [`ComposeError`] if the program's file or a shared one has an unknown import or a wrong condition.
-pub fn compose(program: &Program, storage: Storage) -> Result<String, ComposeError> {
+pub fn compose(Stage { program, operands }: &Stage, storage: Storage) -> Result<String, ComposeError> {
+    // Sums of weights are not stored in 16 bits beside other floats.
+    let sums = operands.iter().any(|operand| operand.dtype == DType::WeightSum) && storage.weights == WeightType::F16;
+    let storage = if sums { storage.with_weights(WeightType::Floats) } else { storage };
     let by_matrices = program.constants.contains(&(names::MATRIX, 1));
     let prelude = if by_matrices { "enable wgpu_cooperative_matrix;\n" } else { "" }.to_owned() + &storage.prelude();
     shader::compose(&Compose { prelude: &prelude, constants: &program.constants, body: program.wgsl, common: COMMON })

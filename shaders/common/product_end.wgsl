@@ -1,6 +1,6 @@
 // Last stage of a product: the entry point that computes the sums of a tile, or adds those of its parts, applies the
-// epilogue and writes y. See common/product.wgsl. Workgroup (x, y, z) computes tile x of the columns and tile
-// `row_tile` of the rows.
+// epilogue and writes y. See common/product.wgsl. Workgroup (x, y, z) computes tile x of the columns of all phases and
+// tile `row_tile` of the rows.
 //
 // With STACKED the columns belong to layers of `4 * params.layer4` columns each, and y is [layers, stored_rows, columns of
 // a layer]; rows from `rows` on are zeros.
@@ -21,6 +21,12 @@ fn column_at(col4: u32) -> vec2<u32> {
     @if(!STACKED) return vec2<u32>(col4, params.cols4);
 }
 
+@if(!PHASED)
+// The rows of y are those of the product.
+fn stored_row(row: u32) -> u32 { return row; }
+fn stored_moments(tile: u32) -> u32 { return tile; }
+@end
+
 // Loads the residual at vec4 `at` of y. With IN_PLACE, y contains it before it is overwritten.
 fn added_at(at: u32) -> Pack {
     var v = Pack();
@@ -37,13 +43,14 @@ fn main(
 ) {
     let row0 = (params.first_row_tile + row_tile(group, groups)) * TILE_ROWS;
     if row0 >= stored_rows() { return; }
-    @if(PRODUCT) var sums = gemm_tile(row0, group.x * 4u * TILE_QUADS, 0u, inner4(), thread);
-    @if(!PRODUCT) var sums = met_sums(row0, group.x * TILE_QUADS, thread);
+    let quad0 = first_quad(group.x);
+    @if(PRODUCT) var sums = gemm_tile(row0, 4u * quad0, 0u, inner4(), thread);
+    @if(!PRODUCT) var sums = met_sums(row0, quad0, thread);
     let row = row0 + ROWS_EACH * (thread / THREADS_X);
     let last = params.rows - 1u;
     @if(HAS_MOMENTS) var written: array<vec4<f32>, ROWS_EACH>;
     for (var j = 0u; j < QUADS_EACH; j++) {
-        let col4 = group.x * TILE_QUADS + j * THREADS_X + thread % THREADS_X;
+        let col4 = quad0 + j * THREADS_X + thread % THREADS_X;
         // `&` instead of `&&`, which would be a branch.
         let inside = (thread < LAYER) & (row < stored_rows()) & (col4 < params.cols4);
         let place = column_at(col4);
@@ -55,7 +62,7 @@ fn main(
         var shifts: array<Pack, ROWS_EACH>;
         if inside {
             for (var i = 0u; i < ROWS_EACH; i++) {
-                added[i] = added_at(min(row + i, last) * params.cols4 + col4);
+                added[i] = added_at(stored_row(min(row + i, last)) * params.cols4 + col4);
                 shifts[i] = fetch_shift(min(row + i, last), col4);
             }
         }
@@ -69,7 +76,7 @@ fn main(
             @if(STACKED) v = select(vec4<f32>(0.0), v, row + i < params.rows);
             let stored = inside & (row + i < stored_rows());
             if stored {
-                let at = place.x + (row + i) * place.y;
+                let at = place.x + stored_row(row + i) * place.y;
                 @if(!Y_F32) y[at] = store4(v);
                 @if(Y_F32) y[at] = v;
             }
@@ -81,10 +88,11 @@ fn main(
         let tile = row0 / 64u + moment_tile(thread);
         let found = tile_moments(written, min(64u, max(params.rows, 64u * tile) - 64u * tile), thread);
         if inside && moment_row(thread) == 0u && 64u * tile < params.rows {
-            moments[2u * tile * params.cols4 + col4] = found.mean;
-            moments[(2u * tile + 1u) * params.cols4 + col4] = found.variance;
+            let at = 2u * stored_moments(tile) * params.cols4 + col4;
+            moments[at] = found.mean;
+            moments[at + params.cols4] = found.variance;
         }
         @end
     }
-    @if(HAS_ROW_MOMENTS) write_row_moments(&sums, row, group.x * TILE_QUADS, thread);
+    @if(HAS_ROW_MOMENTS) write_row_moments(&sums, row, quad0, thread);
 }

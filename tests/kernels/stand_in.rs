@@ -8,24 +8,28 @@
 //! factor. Of the right factor it keeps the address only: kernels multiply by it before anything is written there
 //! again.
 
-use mobilediffusion_kernels::{Program, Storage, names, wgsl};
+use mobilediffusion_kernels::{Program, Stage, Storage, names, wgsl};
 use std::fmt::Write;
 
-/// Rewrites a program that uses matrix units to one that does not.
-pub(crate) fn without_units(program: Program, storage: Storage) -> Program {
+/// Rewrites a stage that uses matrix units to one that does not.
+pub(crate) fn without_units(stage: Stage, storage: Storage) -> Stage {
+    let program = &stage.program;
     let Some(matrix) = program.constants.iter().position(|constant| *constant == (names::MATRIX, 1)) else {
-        return program;
+        return stage;
     };
-    let composed = |program: &Program| wgsl::compose(program, storage).expect("it composes");
-    let before = composed(&Program { wgsl: "", ..program.clone() });
-    let text = composed(&program);
+    let composed = |wgsl| {
+        let program = Program { wgsl, ..program.clone() };
+        wgsl::compose(&Stage { program, ..stage.clone() }, storage).expect("it composes")
+    };
+    let (before, text) = (composed(""), composed(program.wgsl));
     let body = text.strip_prefix(&before).expect("prelude and constants come first");
     let mut constants = program.constants.clone();
     // `compose` has already resolved the conditions on the constant; without it no feature is required of the
     // device.
     constants.remove(matrix);
     let wide = constants.contains(&("WIDE", 1));
-    Program { wgsl: String::leak(spelt_out(body, wide)), constants, ..program }
+    let program = Program { wgsl: String::leak(spelt_out(body, wide)), constants, ..program.clone() };
+    Stage { program, ..stage }
 }
 
 /// Calls that load matrices, up to the array's name, and the prefix of the functions that replace them.

@@ -4,7 +4,7 @@ use super::Effort;
 use mobilediffusion_kernels::fenced::{self, Fenced};
 use mobilediffusion_kernels::runner::{self, RunError, device_tolerance, judge, split, stored};
 use mobilediffusion_kernels::variant::{Machine, choose};
-use mobilediffusion_kernels::{Case, DType, Device, GpuDevice, Variant, WeightType, check, sample};
+use mobilediffusion_kernels::{Case, Device, GpuDevice, Variant, WeightType, check, sample};
 use mobilediffusion_runtime::{AdapterKind, Dispatch, Gpu, Role, RuntimeError, Timer};
 use std::time::{Duration, Instant};
 
@@ -117,7 +117,7 @@ pub(super) fn prepare(
     let operands = fenced::upload(device, kernel, inputs)?;
     let shared = fenced::shared(device, kernel, variant)?;
     let gpu = device.gpu;
-    let is_weight = |fenced: &Fenced| fenced.operand.dtype == DType::Weight;
+    let is_weight = |fenced: &Fenced| fenced.operand.dtype.is_weight();
     let weight_bytes = operands.iter().filter(|fenced| is_weight(fenced)).map(|fenced| fenced.buffer.bytes()).sum();
     let mut dispatches = Vec::new();
     for copy in 0..copies(gpu, weight_bytes) {

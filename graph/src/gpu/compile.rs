@@ -86,7 +86,7 @@ impl Modules {
                 let number = composed.get(&key).copied().unwrap_or(all.len());
                 if number == all.len() {
                     let kernel = node.kernel.name();
-                    let text = wgsl::compose(program, storage).map_err(|unknown| GraphError::Device {
+                    let text = wgsl::compose(stage, storage).map_err(|unknown| GraphError::Device {
                         node: node.path.clone(),
                         error: RuntimeError::Validation { what: kernel.to_owned(), message: unknown.to_string() },
                     })?;

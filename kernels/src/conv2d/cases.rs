@@ -90,6 +90,16 @@ pub(super) fn cases() -> Vec<Case> {
         // Outputs with moments.
         Case::new(Conv2d { moments: true, ..full(1, 7, 9, 5, 65) }),
         Case::new(Conv2d { moments: true, ..full(2, 8, 16, 32, 40) }).fill("bias", Fill::Normal(30.0, 1.0)),
+        // Upsampled, by phases: one tile of a phase and image, two, and an output that is only measured as a whole.
+        Case::new(Conv2d { moments: true, upsample: 2, ..full(2, 8, 8, 6, 10) }).fill("bias", Fill::Normal(30.0, 1.0)),
+        Case::new(Conv2d {
+            moments: true,
+            upsample: 2,
+            ..reading(full(2, 16, 8, 12, 70), 4, channels(2, Activation::Silu))
+        }),
+        Case::new(Conv2d { moments: true, upsample: 2, ..full(1, 5, 7, 6, 10) }),
+        Case::new(Conv2d { moments: true, upsample: 2, ..full(1, 6, 32, 32, 40) })
+            .fill("bias", Fill::Normal(30.0, 1.0)),
         Case::new(Conv2d {
             moments: true,
             stride: 2,

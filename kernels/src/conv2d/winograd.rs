@@ -22,7 +22,7 @@ mod weights;
 
 pub(crate) use weights::transformed_weights;
 
-use super::Conv2d;
+use super::{Conv2d, phases, write_moments};
 use crate::channel_moments;
 use crate::cpu::{Epilogue, with_simd};
 use crate::kernel::Layout;
@@ -227,12 +227,13 @@ fn run_with<const D: usize, const N: usize, const M: usize>(
     epilogue: &Epilogue<'_>,
     (y, moments): (&mut [f32], &mut [f32]),
 ) {
-    let (oh, ow) = conv.out_size();
+    let (_, ow) = conv.out_size();
     let (tiles, threads) = (Tiles::of(conv), rayon::current_num_threads());
     let at_least = if x.are_plain() { 1 } else { FEWEST_ROWS.min(tiles.rows.div_ceil(threads)) };
     let per_image = tiles.tasks((block / tiles.cols).max(at_least), threads);
     // A task measures its output while that is in the cache, provided that rows of tiles begin at tiles of moments.
-    let measures = conv.moments && (M * ow).is_multiple_of(TILE);
+    let phases = if phases::suits(conv) { phases::PHASES } else { 1 };
+    let measures = conv.moments && (M * ow).is_multiple_of(phases * TILE);
     let tasks = Mutex::new(tasks::<M>(conv, per_image, y, if measures { &mut *moments } else { &mut [] }));
     let job =
         Job { conv, block: block.min(tiles.rows.div_ceil(per_image) * tiles.cols), cols: tiles.cols, x, w, epilogue };
@@ -247,7 +248,7 @@ fn run_with<const D: usize, const N: usize, const M: usize>(
     });
     drop(tasks);
     if conv.moments && !measures {
-        channel_moments::write_all(conv.n, oh * ow, conv.co, y, moments);
+        write_moments(conv, y, moments);
     }
 }
 
@@ -284,7 +285,12 @@ impl Job<'_> {
                 || self.epilogue.apply(lines, co, row),
             );
             if !task.moments.is_empty() {
-                channel_moments::write_tiles(co, lines, &mut task.moments[finished * ow / TILE * 2 * co..]);
+                let moments = &mut task.moments[finished * ow / TILE * 2 * co..];
+                if phases::suits(conv) {
+                    phases::write_moments(conv, lines, moments);
+                } else {
+                    channel_moments::write_tiles(co, lines, moments);
+                }
             }
             finished = done;
         }
@@ -327,7 +333,14 @@ mod tests {
     fn every_block_gives_what_the_definition_gives() {
         let sizes = [(1, 9, 13, 32, 80), (1, 8, 6, 32, 80), (2, 5, 7, 32, 80), (1, 9, 14, 64, 80)];
         // With moments that a task can take, and such that it cannot.
-        let measured = [(1, 8, 32, 32, 80), (2, 4, 16, 32, 80), (1, 12, 16, 64, 80), (1, 16, 12, 64, 80)];
+        let measured = [
+            (1, 8, 32, 32, 80),
+            (2, 4, 16, 32, 80),
+            (2, 4, 32, 32, 80),
+            (2, 6, 32, 32, 80),
+            (1, 12, 16, 64, 80),
+            (1, 16, 12, 64, 80),
+        ];
         for (upsample, h, w, ci, co) in sizes.into_iter().chain(measured) {
             let n = 2;
             let moments = channel_moments::tiles_fit(n, h * w * upsample * upsample);
@@ -370,7 +383,7 @@ mod tests {
                 let [mut got, mut of_y] = [(); 2].map(|()| vec![f32::NAN; moments_len]);
                 run(&conv, block, &x, &w, &epilogue, (&mut y, &mut got));
                 if moments {
-                    channel_moments::write_all(n, oh * ow, co, &y, &mut of_y);
+                    write_moments(&conv, &y, &mut of_y);
                     assert_eq!(got, of_y, "{conv:?} in blocks of {block}: moments");
                 }
                 let [y, want] = [&y, &want].map(|all| all.iter().map(|v| f64::from(*v)).collect::<Vec<_>>());

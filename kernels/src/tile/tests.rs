@@ -1,6 +1,6 @@
 //! Tests of the choice of a tile for a shape, and of the properties of tiles that the shaders rely on.
 
-use super::{Matrix, Moments, PAIR, SINGLE, UNSTAGED, variants};
+use super::{Matrix, Moments, PAIR, SINGLE, Sizes, UNSTAGED, variants};
 use crate::kernel::{Kernel, Param, Stage};
 use crate::names;
 use crate::prologue::Prologue;
@@ -85,7 +85,8 @@ fn wide_products_take_tiles_that_devices_accept() {
             }
         }
     }
-    let endless = variants(SINGLE, [1, 1, 1 << 30], &Prologue::default(), Moments::None);
+    let endless = Sizes { rows: 1, k: 1, cols: 1 << 30, phases: 1 };
+    let endless = variants(SINGLE, endless, &Prologue::default(), Moments::None);
     assert!(!endless.is_empty(), "something must be left for the device to refuse");
 }
 

@@ -1,0 +1,62 @@
+//! Programs of the convolution on a GPU.
+
+use super::{Conv2d, phases};
+use crate::kernel::{Param, Program};
+use crate::names;
+use crate::tile::{Sizes, Tile};
+
+impl Conv2d {
+    /// Returns the sizes of the matrix product.
+    pub(super) fn sizes(&self) -> Sizes {
+        let (cols, phases) = (self.co, phases::PHASES);
+        match phases::suits(self) {
+            true => Sizes { rows: self.n * self.h * self.w, k: phases * self.ci, cols, phases },
+            false => Sizes { rows: self.pixels(), k: self.patch_len(), cols, phases: 1 },
+        }
+    }
+
+    /// Returns the program that computes `y` with one of the tiles.
+    pub(super) fn program_of(&self, tile: &Tile) -> Program {
+        let switch = |size: usize| u32::try_from(size).expect("1 to 4");
+        let sizes = self.sizes();
+        // A phase is a 2x2 convolution whose output has the size of its input.
+        let phased = sizes.phases > 1;
+        let (kernel, upsample) = if phased { (2, 1) } else { (self.kernel, self.upsample) };
+        let (oh, ow) = if phased { (self.h, self.w) } else { self.out_size() };
+        let mut constants = vec![
+            ("KERNEL", switch(kernel)),
+            ("STRIDE", switch(self.stride)),
+            ("UPSAMPLE", switch(upsample)),
+            ("PHASES", switch(sizes.phases)),
+            ("PHASED", phased.into()),
+            ("HAS_BIAS", self.bias.into()),
+            ("HAS_SHIFT", self.shift.into()),
+            ("SHIFT_IMAGE", (self.shift && self.n == 1).into()),
+            ("SHIFT_IMAGES", (self.shift && self.n > 1).into()),
+            (names::HAS_RESIDUAL, self.residual.into()),
+            (names::IN_PLACE, 0),
+            ("STACKED", 0),
+            ("HAS_MOMENTS", self.moments.into()),
+            ("HAS_ROW_MOMENTS", 0),
+            ("Y_F32", self.f32_output.into()),
+            ("ACTIVATION", self.activation.code()),
+        ];
+        constants.extend(self.prologue.constants(tile.divides(oh * ow)));
+        constants.extend(tile.constants());
+        let mut params = vec![
+            Param::size(names::FIRST_ROW_TILE, 0),
+            Param::size("rows", sizes.rows),
+            Param::size("h", self.h),
+            Param::size("w", self.w),
+            Param::size("oh", oh),
+            Param::size("ow", ow),
+            Param::size("ci4", self.ci.div_ceil(4)),
+            Param::size("cols", self.co),
+            Param::size("cols4", self.co.div_ceil(4)),
+            Param::size("pad_start", self.pad_start),
+        ];
+        params.extend(self.prologue.params(self.n * self.h * self.w, self.ci));
+        let wgsl = include_str!("../../../shaders/conv2d.wgsl");
+        Program { wgsl, constants, params, grid: tile.grid_of(sizes) }
+    }
+}
