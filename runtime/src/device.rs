@@ -230,7 +230,12 @@ impl Gpu {
 
     /// Runs `create` and returns errors that it provokes. Error scopes belong to the thread that opens them, so threads
     /// neither see each other's errors nor wait for each other.
-    fn caught<T>(&self, what: &str, bytes: Option<u64>, create: impl FnOnce() -> T) -> Result<T, RuntimeError> {
+    pub(crate) fn caught<T>(
+        &self,
+        what: &str,
+        bytes: Option<u64>,
+        create: impl FnOnce() -> T,
+    ) -> Result<T, RuntimeError> {
         let memory = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
         let internal = self.device.push_error_scope(wgpu::ErrorFilter::Internal);
         let validation = self.device.push_error_scope(wgpu::ErrorFilter::Validation);

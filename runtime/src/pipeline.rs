@@ -46,7 +46,8 @@ impl Gpu {
     /// bindings of group 0 in order; the entry point is `main`.
     ///
     /// Threads can compile different pipelines at the same time. This pays off, since compiling is most of the work of
-    /// preparing a network.
+    /// preparing a network. An error that is dropped is not lost: it is met again by the next call for this pipeline, or,
+    /// if it is the loss of the device, by every call.
     ///
     /// # Shader contract
     /// The module is always parsed and validated. On a device from [`open`](Self::open), however, it is compiled
@@ -69,8 +70,8 @@ impl Gpu {
     ///
     /// # Errors
     /// [`RuntimeError::TooMany`] if there are more storage buffers than the adapter allows,
-    /// [`RuntimeError::Validation`] with wgpu's message and the offending lines if the module is refused, or an error
-    /// of the device.
+    /// [`RuntimeError::Validation`] with wgpu's message and the offending lines if the module is refused,
+    /// [`RuntimeError::OutOfMemory`], or [`RuntimeError::Lost`].
     pub fn pipeline(&self, label: &str, wgsl: &str, bindings: &[Binding]) -> Result<Arc<Pipeline>, RuntimeError> {
         let is_storage = |binding: &&Binding| matches!(binding, Binding::Read | Binding::Write);
         let (storage, allowed) = (bindings.iter().filter(is_storage).count(), self.caps().max_storage_buffers);
@@ -84,7 +85,12 @@ impl Gpu {
         if let Some(pipeline) = &*slot {
             return Ok(Arc::clone(pipeline));
         }
-        let made = Arc::new(self.scoped(label, None, || self.compile(label, wgsl, bindings))?);
+        // Errors that other calls have caused are not taken here, as they are reported once only: a thread that compiles
+        // ahead drops the errors it meets.
+        let not_lost = || self.incidents.loss().map_or(Ok(()), Err);
+        not_lost()?;
+        let made = Arc::new(self.caught(label, None, || self.compile(label, wgsl, bindings))?);
+        not_lost()?;
         self.pipelines_made.fetch_add(1, Ordering::Relaxed);
         Ok(Arc::clone(slot.insert(made)))
     }

@@ -80,6 +80,12 @@ impl Gpu {
         *passes = passes.wrapping_add(1);
     }
 
+    /// Reports an error outside of any call, as wgpu may while another thread waits for the device. This is meant for
+    /// tests of error handling: the next call that takes such errors returns [`RuntimeError::Validation`].
+    pub fn complain(&self, message: &str) {
+        locked(&self.incidents.uncaptured).push(message.to_owned());
+    }
+
     /// Panics within a call to the device and catches it, as happens where wgpu panics because a driver failed. This is
     /// meant for tests of error handling.
     ///

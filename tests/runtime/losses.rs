@@ -10,6 +10,7 @@ pub(crate) const TESTS: &[Promise] = &[
     ("a_device_lost_during_a_run_is_an_error", a_device_lost_during_a_run_is_an_error),
     ("a_pass_that_was_not_carried_out_is_a_lost_device", a_pass_that_was_not_carried_out_is_a_lost_device),
     ("a_panic_below_is_a_lost_device", a_panic_below_is_a_lost_device),
+    ("an_error_of_another_call_is_not_lost_in_compiling", an_error_of_another_call_is_not_lost_in_compiling),
     ("memory_that_runs_out_is_an_error", memory_that_runs_out_is_an_error),
     ("things_are_dropped_in_any_order", things_are_dropped_in_any_order),
 ];
@@ -91,6 +92,17 @@ fn a_panic_below_is_a_lost_device(gpu: &Arc<Gpu>) {
     assert_eq!(error, expected, "the message holds what wgpu said");
     assert_lost(gpu.submit([&count.there]));
     assert_works(&fresh(&gpu));
+}
+
+fn an_error_of_another_call_is_not_lost_in_compiling(gpu: &Arc<Gpu>) {
+    let gpu = fresh(gpu);
+    gpu.complain("a copy went wrong");
+    // A thread that compiles ahead drops its errors, so it must not be given this one.
+    let compiled = std::thread::scope(|scope| scope.spawn(|| gpu.pipeline("count", COUNT, &BINDINGS).map(drop)).join());
+    assert_eq!(compiled.expect("the thread does not panic"), Ok(()), "nothing is wrong with the shader");
+    let error = gpu.wait().expect_err("the error is reported");
+    assert!(matches!(&error, RuntimeError::Validation { message, .. } if message == "a copy went wrong"), "{error}");
+    assert_works(&gpu);
 }
 
 fn memory_that_runs_out_is_an_error(gpu: &Arc<Gpu>) {

@@ -54,7 +54,8 @@ pub(super) fn each_unit(
     })
 }
 
-/// Compiles the pipelines of all units until `stop` is set, and leaves errors to [`each_unit`].
+/// Compiles the pipelines of all units until `stop` is set, and leaves errors to [`each_unit`]. None is lost: it composes
+/// and compiles again what failed here, a device remains lost, and [`Gpu::pipeline`] takes no errors of other calls.
 pub(super) fn ahead(device: GpuDevice<'_>, recording: &Recording, units: &[PlannedUnit], stop: &AtomicBool) {
     if let Ok(modules) = Modules::new(device.storage, recording, units) {
         thread::scope(|scope| modules.compile(scope, device.gpu, stop));
