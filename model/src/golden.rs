@@ -14,7 +14,8 @@ use crate::vae;
 use crate::weights::Checkpoint;
 use mobilediffusion_graph::{Device, Graph, Recording, Session, Tensor, Weights};
 use mobilediffusion_kernels::DType;
-use safetensors::SafeTensors;
+use mobilediffusion_kernels::casefile::header;
+use safetensors::tensor::{Metadata, TensorInfo};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 
@@ -45,13 +46,13 @@ pub fn compare(folder: &Path, case: &str, weights: &Path, device: Device) -> Res
     checkpoint.verify(&needed)?;
     let weights = Weights::new(device, Box::new(checkpoint));
     let mut session = Session::new(Recording::new(g), &weights)?;
-    for name in case.names("input.")? {
+    for name in case.names("input.") {
         // Token ids are integers; `values` passes their bits on unchanged.
         session.write(&name, &case.values(&format!("input.{name}"))?.1)?;
     }
     session.run()?;
     let mut all = Vec::new();
-    for name in case.names("output")? {
+    for name in case.names("output") {
         let block = name.strip_prefix('.').unwrap_or("output");
         let (_, mut want) = case.values(&format!("output{name}"))?;
         if block == "time_embedding" {
@@ -80,17 +81,21 @@ fn relative_l2(got: &[f32], want: &[f32]) -> f64 {
 struct Case {
     path: PathBuf,
     bytes: Vec<u8>,
+    /// Position of the data, from which the offsets of tensors count.
+    data: usize,
+    header: Metadata,
 }
 
 impl Case {
     fn open(path: &Path) -> Result<Self, ModelError> {
-        let bytes = mobilediffusion_runtime::read_file(path)
-            .map_err(|source| ModelError::Io { path: path.to_owned(), source })?;
-        Ok(Self { path: path.to_owned(), bytes })
-    }
-
-    fn tensors(&self) -> Result<SafeTensors<'_>, ModelError> {
-        SafeTensors::deserialize(&self.bytes).map_err(|error| self.wrong(error.to_string()))
+        let path = path.to_owned();
+        match mobilediffusion_runtime::read_file(&path) {
+            Err(source) => Err(ModelError::Io { path, source }),
+            Ok(bytes) => match header::read(&bytes) {
+                Err(message) => Err(ModelError::Safetensors { path, message }),
+                Ok((data, header)) => Ok(Self { path, bytes, data, header }),
+            },
+        }
     }
 
     fn wrong(&self, message: String) -> ModelError {
@@ -98,22 +103,24 @@ impl Case {
     }
 
     /// Returns the remainders of the names that begin with `prefix`, sorted.
-    fn names(&self, prefix: &str) -> Result<Vec<String>, ModelError> {
-        let tensors = self.tensors()?;
+    fn names(&self, prefix: &str) -> Vec<String> {
+        let all = self.header.offset_keys();
         let mut names: Vec<String> =
-            tensors.names().into_iter().filter_map(|name| name.strip_prefix(prefix)).map(str::to_owned).collect();
+            all.iter().filter_map(|name| name.strip_prefix(prefix)).map(str::to_owned).collect();
         names.sort();
-        Ok(names)
+        names
     }
 
     /// Returns the shape and the values of a tensor with four-byte elements.
     fn values(&self, name: &str) -> Result<(Vec<usize>, Vec<f32>), ModelError> {
-        let tensors = self.tensors()?;
-        let tensor = tensors.tensor(name).map_err(|error| self.wrong(format!("{name}: {error}")))?;
-        let values: Vec<f32> = tensor.data().as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
-        match values.len() == tensor.shape().iter().product::<usize>() {
-            true => Ok((tensor.shape().to_vec(), values)),
-            false => Err(self.wrong(format!("{name}: expected four bytes an element, found {}", tensor.dtype()))),
+        let Some(TensorInfo { dtype, shape, data_offsets: (first, last) }) = self.header.info(name) else {
+            return Err(self.wrong(format!("{name} is missing")));
+        };
+        let bytes = &self.bytes[self.data + first..self.data + last];
+        let values: Vec<f32> = bytes.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
+        match values.len() == shape.iter().product::<usize>() {
+            true => Ok((shape.clone(), values)),
+            false => Err(self.wrong(format!("{name}: expected four bytes an element, found {dtype}"))),
         }
     }
 
@@ -123,7 +130,7 @@ impl Case {
         let input = |g: &mut Graph, name: &str, dtype: DType| {
             Ok::<_, ModelError>(g.input(name, self.values(&format!("input.{name}"))?.0, dtype))
         };
-        let inputs = self.names("input.")?;
+        let inputs = self.names("input.");
         let has = |name: &str| inputs.iter().any(|input| input == name);
         let y = match read::<Kind>(config)?.class_name.as_str() {
             "AutoencoderKL" => {

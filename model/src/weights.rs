@@ -14,8 +14,8 @@ pub use synthetic::{Synthetic, synthetic};
 use crate::error::{ModelError, WeightProblem, shortened};
 use crate::text_encoder::PREFIX;
 use mapped::{Mapped, is_finite, size_of, widen};
-use mobilediffusion_kernels::casefile::json;
-use safetensors::{Dtype, SafeTensors};
+use mobilediffusion_kernels::casefile::header::{self, UNFINISHED};
+use safetensors::Dtype;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::error::Error;
 use std::io;
@@ -42,9 +42,6 @@ const FILES: [&str; 4] = [
 /// Number of bytes at the end of a file that are not all zero in a file of weights: many programs make a file of its
 /// full size before they download it.
 const TAIL: usize = 1 << 20;
-
-/// Words for such a file.
-const UNFINISHED: &str = "it was not downloaded or written to its end";
 
 /// Weights of one part of the model.
 ///
@@ -92,21 +89,14 @@ impl Checkpoint {
     /// Maps one file and adds its tensors.
     fn add_shard(&mut self, path: &Path) -> Result<(), ModelError> {
         let map = Mapped::open(path).map_err(|source| ModelError::Io { path: path.to_owned(), source })?;
-        let (header, metadata) = SafeTensors::read_metadata(map.bytes()).map_err(|error| {
-            invalid(path, what_is_wrong(map.bytes()).unwrap_or_else(|| shortened(&error.to_string())))
-        })?;
-        json::check_header(map.bytes()).map_err(|error| invalid(path, error.to_string()))?;
+        let (data, metadata) = header::read(map.bytes()).map_err(|message| invalid(path, message))?;
         let tail = map.bytes().len().saturating_sub(TAIL)..map.bytes().len();
         if tail.len() == TAIL && map.read(tail, |bytes| bytes.iter().all(|byte| *byte == 0)) {
             return Err(invalid(path, format!("its last MiB is zero: {UNFINISHED}")));
         }
         for (name, info) in metadata.tensors() {
-            // Offsets count from the end of the header, which follows the eight bytes of its length.
             let (start, end) = info.data_offsets;
-            let bytes = header + 8 + start..header + 8 + end;
-            if map.bytes().get(bytes.clone()).is_none() {
-                return Err(invalid(path, format!("{} reaches beyond the end of the file", shortened(&name))));
-            }
+            let bytes = data + start..data + end;
             let entry = Entry { shard: self.shards.len(), dtype: info.dtype, shape: info.shape.clone(), bytes };
             if self.tensors.insert(modern(&name), entry).is_some() {
                 return Err(invalid(path, format!("{} is also in another shard", shortened(&name))));
@@ -261,21 +251,6 @@ fn read_index(path: &Path) -> Result<BTreeMap<String, String>, ModelError> {
         }
         None => Ok(index.weight_map),
     }
-}
-
-/// Says why bytes are no safetensors file where it is easily said: what a download that broke off leaves, for example.
-fn what_is_wrong(bytes: &[u8]) -> Option<String> {
-    if bytes.starts_with(b"version https://git-lfs") {
-        return Some("it is a Git LFS pointer, and not the file that this stands for".to_owned());
-    }
-    let len = u64::from_le_bytes(*bytes.first_chunk()?);
-    if len == 0 {
-        return Some(format!("it begins with zeros: {UNFINISHED}"));
-    }
-    let header: serde_json::Value = serde_json::from_slice(bytes.get(8..)?.get(..usize::try_from(len).ok()?)?).ok()?;
-    let ends = header.as_object()?.values().filter_map(|tensor| tensor["data_offsets"][1].as_u64());
-    let (expected, found) = (ends.max()?.checked_add(8 + len)?, bytes.len() as u64);
-    (expected != found).then(|| format!("its header is that of a file of {expected} bytes, it has {found}"))
 }
 
 fn invalid(path: &Path, message: String) -> ModelError {
