@@ -21,7 +21,7 @@ pub(crate) struct Outputs {
 }
 
 fn refuse(path: &Path, why: impl Into<String>) -> ModelError {
-    ModelError::Output { path: path.to_owned(), source: io::Error::other(why.into()) }
+    ModelError::Output { path: path.to_owned(), error: io::Error::other(why.into()) }
 }
 
 impl Outputs {
@@ -164,5 +164,5 @@ fn check_folder(path: &Path) -> Result<(), ModelError> {
     // A short name of its own: with an ending, the file's name may be longer than a file system allows.
     let probe = folder.join(format!(".{}.probe", std::process::id()));
     let tried = named.and_then(|()| fs::File::create_new(&probe)).and_then(|_| fs::remove_file(&probe));
-    tried.map_err(|source| ModelError::Output { path: path.to_owned(), source })
+    tried.map_err(|error| ModelError::Output { path: path.to_owned(), error })
 }

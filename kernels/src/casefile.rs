@@ -48,7 +48,7 @@ pub struct CaseFileError {
 pub enum Problem {
     /// The file cannot be read or written.
     #[error("{0}")]
-    Io(#[from] std::io::Error),
+    Io(std::io::Error),
     /// The file is truncated, or is not a safetensors file.
     #[error("not a whole safetensors file: {0}")]
     Safetensors(String),
@@ -136,7 +136,7 @@ impl CaseFile {
     /// # Errors
     /// If the file cannot be read, or its contents are not valid.
     pub fn read(path: &Path) -> Result<Self, CaseFileError> {
-        let bytes = mobilediffusion_runtime::read_file(path).map_err(Problem::from);
+        let bytes = mobilediffusion_runtime::read_file(path).map_err(Problem::Io);
         let parsed = bytes.and_then(|bytes| Self::parse(&bytes));
         parsed.map_err(|problem| CaseFileError { path: path.to_owned(), problem })
     }
@@ -188,7 +188,8 @@ impl CaseFile {
     /// # Errors
     /// If the number of inputs or of expected outputs is not the kernel's, or the file cannot be written.
     pub fn write(&self, path: &Path) -> Result<(), CaseFileError> {
-        let written = self.bytes().and_then(|bytes| Ok(mobilediffusion_runtime::write_whole(path, &bytes)?));
+        let written =
+            self.bytes().and_then(|bytes| mobilediffusion_runtime::write_whole(path, &bytes).map_err(Problem::Io));
         written.map_err(|problem| CaseFileError { path: path.to_owned(), problem })
     }
 

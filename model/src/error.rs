@@ -1,7 +1,7 @@
 //! Errors of the model crate: files, configurations, weights, requests, memory and devices.
 //!
 //! Every error carries its data. Its `Display` is one lower-case line with the place, what was expected, and what was
-//! found.
+//! found. The text of a cause is part of it, and so the cause is a field and no [`source`](std::error::Error::source).
 
 use crate::networks::{UNET_BASE, VAE};
 use mobilediffusion_graph::GraphError;
@@ -14,12 +14,12 @@ use std::path::PathBuf;
 #[non_exhaustive]
 pub enum ModelError {
     /// A file cannot be read.
-    #[error("cannot read {}: {source}", path.display())]
+    #[error("cannot read {}: {error}", path.display())]
     Io {
         /// File or directory.
         path: PathBuf,
         /// Error of the operating system.
-        source: std::io::Error,
+        error: std::io::Error,
     },
     /// A file is not the expected JSON: wrong syntax, a missing or unknown key, or a value of the wrong type.
     #[error("{}: {}{message}", path.display(), within(key))]
@@ -127,12 +127,12 @@ pub enum ModelError {
         advice: String,
     },
     /// A file cannot be written.
-    #[error("cannot write {}: {source}", path.display())]
+    #[error("cannot write {}: {error}", path.display())]
     Output {
         /// File.
         path: PathBuf,
         /// Error of the operating system.
-        source: std::io::Error,
+        error: std::io::Error,
     },
     /// The networks computed a NaN or an infinity, so there is no picture.
     #[error("{what} is not finite: the weights or the device are at fault")]
@@ -326,6 +326,10 @@ fn summary(problems: &[WeightProblem]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use mobilediffusion_kernels::casefile::{CaseFileError, Problem};
+    use mobilediffusion_kernels::{check::Mismatch, runner::RunError};
+    use mobilediffusion_runtime::shader::ComposeError;
+    use std::error::Error;
 
     #[test]
     fn a_weights_error_is_one_line_with_the_first_five() {
@@ -335,6 +339,40 @@ mod tests {
         assert!(line.starts_with("unet: 7 problems with the weights: w0 is not part of the network; w1"), "{line}");
         assert!(line.contains("w4") && !line.contains("w5") && line.ends_with("; and 2 more"), "{line}");
         assert!(!line.contains('\n'), "{line}");
+    }
+
+    #[test]
+    fn a_printed_chain_of_causes_repeats_nothing() {
+        let lost = || RuntimeError::Lost { reason: "it is gone".to_owned() };
+        let io = || std::io::Error::new(std::io::ErrorKind::NotFound, lost());
+        let composed = || ComposeError { file: "body".into(), line: 1, expected: "a".into(), found: "b".into() };
+        let device = || GraphError::Device { node: "x".into(), error: lost() };
+        let read = |problem| CaseFileError { path: "x".into(), problem };
+        let own = || ModelError::Io { path: "x".into(), error: io() };
+        let all: [(Box<dyn Error>, &str); 15] = [
+            (Box::new(lost()), "the device was lost: it is gone"),
+            (Box::new(composed()), "body:1: expected a, found b"),
+            (Box::new(Mismatch::Length { got: 1, want: 2 }), "1 elements, expected 2"),
+            (Box::new(RunError::Runtime(lost())), "the device was lost: it is gone"),
+            (Box::new(RunError::Compose(composed())), "body:1: expected a, found b"),
+            (Box::new(Problem::Io(io())), "the device was lost: it is gone"),
+            (Box::new(read(Problem::Io(io()))), "x: the device was lost: it is gone"),
+            (Box::new(read(Problem::Safetensors("y".into()))), "x: not a whole safetensors file: y"),
+            (Box::new(device()), "`x`: the device was lost: it is gone"),
+            (Box::new(GraphError::Weight(Box::new(own()))), "cannot read x: the device was lost: it is gone"),
+            (Box::new(own()), "cannot read x: the device was lost: it is gone"),
+            (
+                Box::new(ModelError::Output { path: "x".into(), error: io() }),
+                "cannot write x: the device was lost: it is gone",
+            ),
+            (Box::new(ModelError::Graph(device())), "`x`: the device was lost: it is gone"),
+            (Box::new(ModelError::Device(lost())), "the device was lost: it is gone"),
+            (Box::new(ModelError::from(device())), "the device was lost: it is gone"),
+        ];
+        for (error, text) in all {
+            assert_eq!(error.to_string(), text, "{error:?}");
+            assert!(error.source().is_none(), "its text is there already: {error:?}");
+        }
     }
 
     #[test]

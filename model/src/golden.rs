@@ -90,7 +90,7 @@ impl Case {
     fn open(path: &Path) -> Result<Self, ModelError> {
         let path = path.to_owned();
         match mobilediffusion_runtime::read_file(&path) {
-            Err(source) => Err(ModelError::Io { path, source }),
+            Err(error) => Err(ModelError::Io { path, error }),
             Ok(bytes) => match header::read(&bytes) {
                 Err(message) => Err(ModelError::Safetensors { path, message }),
                 Ok((data, header)) => Ok(Self { path, bytes, data, header }),

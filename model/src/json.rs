@@ -17,7 +17,7 @@ pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Result<T, ModelError> {
 pub(crate) fn read_text(path: &Path) -> Result<String, ModelError> {
     let bytes = mobilediffusion_runtime::read_file(path);
     let text = bytes.and_then(|bytes| String::from_utf8(bytes).map_err(std::io::Error::other));
-    text.map_err(|source| ModelError::Io { path: path.to_owned(), source })
+    text.map_err(|error| ModelError::Io { path: path.to_owned(), error })
 }
 
 /// Parses JSON. `path` only names the file in errors.

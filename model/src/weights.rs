@@ -70,8 +70,8 @@ impl Checkpoint {
             let files = FILES.map(|file| path.join(file));
             let Some(file) = files.iter().find(|file| file.exists()) else {
                 let message = format!("there is no such file, nor {}", FILES[1..].join(" or "));
-                let source = io::Error::new(io::ErrorKind::NotFound, message);
-                return Err(ModelError::Io { path: path.join(FILES[0]), source });
+                let error = io::Error::new(io::ErrorKind::NotFound, message);
+                return Err(ModelError::Io { path: path.join(FILES[0]), error });
             };
             checkpoint.add_shard(file)?;
             return Ok(checkpoint);
@@ -88,7 +88,7 @@ impl Checkpoint {
 
     /// Maps one file and adds its tensors.
     fn add_shard(&mut self, path: &Path) -> Result<(), ModelError> {
-        let map = Mapped::open(path).map_err(|source| ModelError::Io { path: path.to_owned(), source })?;
+        let map = Mapped::open(path).map_err(|error| ModelError::Io { path: path.to_owned(), error })?;
         let (data, metadata) = header::read(map.bytes()).map_err(|message| invalid(path, message))?;
         let tail = map.bytes().len().saturating_sub(TAIL)..map.bytes().len();
         if tail.len() == TAIL && map.read(tail, |bytes| bytes.iter().all(|byte| *byte == 0)) {

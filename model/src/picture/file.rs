@@ -21,7 +21,7 @@ const UNNAMED: &str = "the picture";
 
 fn open(path: &Path) -> Result<BufReader<File>, ModelError> {
     let file = mobilediffusion_runtime::open_file(path);
-    file.map(BufReader::new).map_err(|source| ModelError::Io { path: path.to_owned(), source })
+    file.map(BufReader::new).map_err(|error| ModelError::Io { path: path.to_owned(), error })
 }
 
 fn unreadable(path: &Path, message: impl ToString) -> ModelError {
@@ -80,7 +80,7 @@ impl Picture {
     /// # Errors
     /// [`ModelError::Output`] if `path` is a folder, link, pipe or device.
     pub fn check_place(path: &Path) -> Result<(), ModelError> {
-        let refused = |why: &str| ModelError::Output { path: path.to_owned(), source: io::Error::other(why) };
+        let refused = |why: &str| ModelError::Output { path: path.to_owned(), error: io::Error::other(why) };
         match path.symlink_metadata() {
             Ok(_) if path.is_dir() => Err(refused("it is a folder")),
             Ok(found) if !found.is_file() => Err(refused("expected a file or nothing, found a link, pipe or device")),
@@ -96,7 +96,7 @@ impl Picture {
     /// the folder cannot be written to.
     pub fn save_png(&self, path: &Path, text: &[(&str, String)]) -> Result<(), ModelError> {
         Self::check_place(path)?;
-        let output = |source| ModelError::Output { path: path.to_owned(), source };
+        let output = |error| ModelError::Output { path: path.to_owned(), error };
         let bytes = self.encode(text).map_err(output)?;
         mobilediffusion_runtime::write_whole(path, &bytes).map_err(output)
     }
@@ -106,7 +106,7 @@ impl Picture {
     /// # Errors
     /// [`ModelError::Output`] if PNG does not allow a key.
     pub fn to_png(&self, text: &[(&str, String)]) -> Result<Vec<u8>, ModelError> {
-        self.encode(text).map_err(|source| ModelError::Output { path: UNNAMED.into(), source })
+        self.encode(text).map_err(|error| ModelError::Output { path: UNNAMED.into(), error })
     }
 
     /// Encodes the picture and its texts as PNG.
@@ -162,7 +162,7 @@ impl Picture {
 
 /// Makes the reader of a picture of a format that is supported. `path` only names the file in errors.
 fn reader<R: BufRead + Seek>(from: R, path: &Path) -> Result<ImageReader<R>, ModelError> {
-    let unread = |source| ModelError::Io { path: path.to_owned(), source };
+    let unread = |error| ModelError::Io { path: path.to_owned(), error };
     let mut reader = ImageReader::new(from).with_guessed_format().map_err(unread)?;
     match reader.format() {
         Some(ImageFormat::Jpeg) => {
