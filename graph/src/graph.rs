@@ -38,6 +38,7 @@ impl Tensor {
     ///
     /// # Panics
     /// If the number of elements or of channels changes, which is a bug in the model code.
+    #[must_use]
     pub fn reshaped(&self, shape: impl Into<Shape>) -> Self {
         let shape = shape.into();
         assert_eq!(elements(&shape), elements(&self.shape), "a reshape keeps the elements");

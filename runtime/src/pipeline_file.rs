@@ -57,6 +57,7 @@ impl Gpu {
     ///
     /// The driver trusts the contents of the file beyond a checksum and a header, so only trusted users should be able
     /// to write to `folder`.
+    #[must_use]
     pub fn with_pipeline_cache(mut self, folder: &Path) -> Self {
         self.cache_folder = Some(folder.to_owned());
         self.pipeline_file = PipelineFile::open(&self, folder);
@@ -65,6 +66,7 @@ impl Gpu {
 
     /// Uses the folder `mobilediffusion` in the user's cache directory as the cache folder, see
     /// [`with_pipeline_cache`](Self::with_pipeline_cache). Without a cache directory, this changes nothing.
+    #[must_use]
     pub fn with_user_cache(self) -> Self {
         match dirs::cache_dir() {
             Some(folder) => self.with_pipeline_cache(&folder.join("mobilediffusion")),
