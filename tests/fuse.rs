@@ -6,7 +6,7 @@ mod stack;
 use mobilediffusion_graph::{
     Conv, Device, Fusion, Graph, GraphError, GroupNorm, Linear, Node, Origin, Recording, Session, WeightLoader, Weights,
 };
-use mobilediffusion_kernels::kernel::elements;
+use mobilediffusion_kernels::kernel::{MAX_BUFFERS, elements};
 use mobilediffusion_kernels::{Access, Activation, DType, Storage};
 use mobilediffusion_model::ModelConfig;
 use mobilediffusion_model::config::Sampler;
@@ -148,6 +148,26 @@ fn a_separable_block_has_nothing_left_to_fold() {
         "linear: residual",
     ];
     assert_eq!(steps(&recording), want, "{recording}");
+}
+
+#[test]
+fn a_step_takes_nothing_in_that_every_device_could_not_bind() {
+    let recording = check(|| {
+        let mut g = Graph::new();
+        let x = g.input("x", [1, 40, 64], DType::Elem);
+        let layer = Linear { cols: 64, bias: true, ..Linear::default() };
+        let normed = g.layer_norm(&x, "norm1", 1e-5).expect("it builds");
+        let h = g.linear(&normed, "linear1", Linear { residual: Some(&x), ..layer }).expect("it builds");
+        let normed = g.layer_norm(&h, "norm2", 1e-5).expect("it builds");
+        let y = g.linear(&normed, "linear2", layer).expect("it builds");
+        g.output("y", &y);
+        g
+    });
+    // The moments of the first product's rows would be its ninth buffer.
+    let want = ["row_moments: ", "linear: layer norm, residual", "row_moments: ", "linear: layer norm"];
+    assert_eq!(steps(&recording), want, "{recording}");
+    let most = recording.nodes().iter().map(|node| node.present().count()).max();
+    assert_eq!(most, Some(MAX_BUFFERS), "{recording}");
 }
 
 /// Builds the UNet of the preset `mini` with the result of every block as an output.

@@ -141,3 +141,61 @@ impl Recording {
         self.nodes.iter().enumerate().filter_map(alias).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Graph, Linear};
+    use mobilediffusion_kernels::{Activation, DType};
+
+    #[test]
+    fn what_may_be_copied_to_an_input_lies_apart_from_it() {
+        let mut graph = Graph::new();
+        let x = graph.input("x", [1, 4, 4, 8], DType::Elem);
+        graph.input("wide", [1, 4, 4, 12], DType::Elem);
+        graph.input("numbers", [1, 4, 4, 8], DType::U32);
+        let made = graph.activate(&x, Activation::Relu, 1.0).expect("it fits");
+        let y = graph.activate(&made, Activation::Relu, 1.0).expect("it fits");
+        graph.output("x", &x);
+        graph.output("y", &y);
+        // Tensors in order: the three inputs, what is made of `x`, and `y`.
+        assert_eq!(Recording::new(graph).conflicts(&[0, 1, 2, 3, 4]), [(0, 3), (0, 4), (3, 4)]);
+    }
+
+    /// Records a product with a residual that it may overwrite, and the norm of its result before a small product.
+    fn normed(rows: usize) -> Recording {
+        let mut graph = Graph::new();
+        let x = graph.input("x", [1, rows, 64], DType::Elem);
+        let own = graph.linear(&x, "own", Linear { cols: 64, ..Linear::default() }).expect("it fits");
+        let layer = Linear { cols: 64, residual: Some(&own), ..Linear::default() };
+        let sum = graph.linear(&x, "sum", layer).expect("it fits");
+        let norm = graph.layer_norm(&sum, "norm", 1e-5).expect("it fits");
+        let y = graph.linear(&norm, "y", Linear { cols: 4, ..Linear::default() }).expect("it fits");
+        graph.output("y", &y);
+        Recording::new(graph)
+    }
+
+    #[test]
+    fn moments_follow_their_tensor_only_if_they_are_much_smaller() {
+        for (rows, expected) in [(64, 1), (2, 0)] {
+            let recording = normed(rows);
+            let bytes_of = |t: &TensorInfo| t.bytes(Storage::F32).next_multiple_of(BINDING_ALIGNMENT);
+            let (tensors, lifetimes): (Vec<usize>, Vec<Lifetime>) = recording.lifetimes(bytes_of).into_iter().unzip();
+            let aliases: Vec<Alias> = recording.aliases(&tensors, &lifetimes).into_iter().map(|(_, a)| a).collect();
+            let mut conflicts = recording.conflicts(&tensors);
+            conflicts.retain(|pair| !aliases.contains(pair));
+            let found = recording.satellites((&tensors, &lifetimes), &conflicts, &aliases);
+            assert_eq!((found.len(), aliases.len()), (expected, 1), "{rows} rows: {found:?} in {recording}");
+            assert!(found.iter().all(|(sum, _)| *sum == aliases[0].1), "{found:?}, {aliases:?} in {recording}");
+        }
+    }
+
+    #[test]
+    fn a_residual_that_is_overwritten_counts_once() {
+        let recording = normed(64);
+        let summary = recording.summary(Storage::F32);
+        let map = 4 * 64 * 64;
+        // The input lives on. In place, the sum lies where the residual lay.
+        assert_eq!((summary.lower_bound_bytes / map, summary.lower_bound_in_place_bytes / map), (3, 2), "{summary}");
+    }
+}

@@ -333,3 +333,25 @@ impl fmt::Display for Recording {
         f.write_str(&self.listing(None))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_summary_is_told_in_mebibytes() {
+        let summary = PlanSummary {
+            steps: 7,
+            tensors: 5,
+            buffers: 2,
+            activation_bytes: 3 << 20,
+            arena_bytes: 0,
+            lower_bound_bytes: 2 << 20,
+            lower_bound_in_place_bytes: 1 << 20,
+            weight_bytes: 9 << 19,
+        };
+        let text = "7 steps, 5 tensors in 2 buffers: 3.00 MiB of activations (2.00 alive at once, ratio 1.500; \
+                    at least 1.00 in place), 4.50 MiB of weights";
+        assert_eq!(summary.to_string(), text);
+    }
+}

@@ -86,3 +86,20 @@ pub fn rounding(recording: &Recording, weights: &Weights, storage: Storage) -> R
     }
     Ok(all)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_of_several_weights_are_those_of_all_their_values() {
+        let of = |bytes, worst, squares, moved_squares| {
+            let (name, shape) = ("one".to_owned(), vec![2, 2]);
+            Rounding { name, shape, bytes, worst, squares, moved_squares }
+        };
+        let both = Rounding::of_all("both", [&of(4, 0.5, 9.0, 1.0), &of(8, 0.25, 16.0, 3.0)]);
+        let (name, shape) = ("both".to_owned(), Shape::default());
+        assert_eq!(both, Rounding { name, shape, bytes: 12, worst: 0.5, squares: 25.0, moved_squares: 4.0 });
+        assert_eq!((both.relative_l2(), Rounding::default().relative_l2()), (0.4, 0.0));
+    }
+}

@@ -224,6 +224,29 @@ mod tests {
     }
 
     #[test]
+    fn rounding_is_allowed_by_the_row_of_an_element_alone() {
+        let tolerance = Tolerance { absolute: 0.0, relative: 0.0, rounding: 0.01 };
+        let want = [1.0, 1.0, 9.0, 1.0, 1.0, 1.0];
+        // Root mean squares: of all values, and of the second row of two.
+        for (at, rms) in [(0, (86.0_f64 / 6.0).sqrt()), (2, 41.0_f64.sqrt()), (5, (86.0_f64 / 6.0).sqrt())] {
+            let off = |by: f64| {
+                let mut got = want;
+                got[at] += 0.01 * by * rms;
+                compare(&got, &want, &[3, 2], tolerance)
+            };
+            assert!(off(0.98).is_ok() && off(1.02).is_err(), "at {at}");
+        }
+    }
+
+    #[test]
+    fn distances_are_measured_over_all_elements() {
+        let loose = Tolerance { absolute: 5.0, ..LOOSE };
+        // Differences of 4 and 3, beside a norm of 10.
+        let found = compare(&[10.0, 5.0, 0.0], &[6.0, 8.0, 0.0], &[3], loose);
+        assert_eq!(found, Ok(Agreement { max_abs: 4.0, relative_l2: 0.5 }));
+    }
+
+    #[test]
     fn a_swapped_pair_a_stale_buffer_and_a_wrong_length_fail() {
         assert!(check(&[2.0, 1.0, 3.0, 4.0], &[1.0, 2.0, 3.0, 4.0]).is_err(), "swapped");
         assert!(check(&[0.0; 4], &[1.0, 2.0, 3.0, 4.0]).is_err(), "never written");

@@ -175,6 +175,17 @@ pub(crate) mod tests {
         }
     }
 
+    #[test]
+    fn groups_that_leave_a_device_idle_take_as_long_as_those_that_do_not() {
+        let machine = Machine { busy_groups: 32, ..Machine::PORTABLE };
+        for (groups, slots, work, time) in
+            [(4, 1, 3.0, 96.0), (64, 1, 3.0, 192.0), (4, 2, 3.0, 48.0), (64, 2, 3.0, 192.0)]
+        {
+            let variant = Variant { groups, slots, work, ..Variant::ONLY };
+            assert_eq!(variant.estimate(&machine), time, "{groups} groups of {slots} slots");
+        }
+    }
+
     fn by_matrices(machine: &Machine) -> bool {
         let linear = Linear { rows: 4096, k: 1024, cols: 1024, ..Linear::default() };
         choose(&linear, machine).needs.matrix.is_some()

@@ -269,6 +269,9 @@ mod tests {
         let (matrix, subgroup) = (wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX, wgpu::Features::SUBGROUP);
         let caps = Caps { matrices, timestamps: true, ..Caps::PORTABLE };
         assert!(features(&caps).contains(matrix | subgroup), "the trial product needs both");
+        let others = vec![MatrixShape::square(16, MatrixType::F16, MatrixType::F16)];
+        let unused = features(&Caps { matrices: others, ..Caps::PORTABLE });
+        assert!(!unused.contains(subgroup), "a shape that no kernel uses is not tried");
         let (plain, asked) = without_matrices(&caps);
         assert_eq!(plain, Caps { timestamps: true, ..Caps::PORTABLE }, "all else stays");
         assert_eq!(asked, FEATURES - matrix, "all else is asked for");

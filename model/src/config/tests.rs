@@ -225,6 +225,8 @@ fn defaults_of_ddim_may_be_missing_and_are_for_one_step_models() {
     preset["model"]["ddim"] = json!({"steps": 20, "guidance": 3.0});
     let error = read(&preset).unwrap_err().to_string();
     assert!(error.ends_with("ddim: expected no value, since the sampler is ddim, found one"), "{error}");
+    preset["model"]["steps"] = json!(1000);
+    assert!(read(&preset).unwrap_err().to_string().contains("steps: expected 1 to 999"), "as many as in training");
 }
 
 /// Parses and validates Stable Diffusion's preset with one key of its UNet set.

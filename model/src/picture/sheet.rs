@@ -74,6 +74,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn pictures_lie_side_by_side_in_rows() {
+        let picture = |number: u8| Picture { width: 2, height: 2, rgba: (0..16).map(|i| 16 * number + i).collect() };
+        let mut sheet = Sheet::new(3, 2, 2).expect("it is small");
+        (0..3).for_each(|number| sheet.place(&picture(number)));
+        // Lines of two pixels, each with the number of its first byte; those of no picture are white.
+        let whole = sheet.into_picture();
+        let firsts: Vec<u8> = whole.rgba.chunks_exact(8).map(|line| line[0]).collect();
+        assert_eq!((whole.width, firsts.as_slice()), (4, &[0, 16, 8, 24, 32, 255, 40, 255][..]));
+    }
+
+    #[test]
     fn a_sheet_is_nearly_square_and_refused_where_it_does_not_fit() {
         for (count, expected) in [(1, (2, 3)), (2, (4, 3)), (4, (4, 6)), (5, (6, 6)), (9, (6, 9)), (10, (8, 9))] {
             let sheet = Sheet::new(count, 2, 3).expect("it is small").into_picture();

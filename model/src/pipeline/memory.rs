@@ -275,6 +275,18 @@ mod tests {
     }
 
     #[test]
+    fn advice_is_a_sentence_of_what_is_possible() {
+        let int8 = Storage::F32.with_weights(WeightType::Int8);
+        for (pictures, storage, advice) in [
+            (1, int8, "a smaller picture may fit"),
+            (2, int8, "fewer pictures at once or a smaller picture may fit"),
+            (2, Storage::F32, "fewer pictures at once, a smaller picture, 16-bit weights or int8 weights may fit"),
+        ] {
+            assert_eq!(may_fit(pictures, storage, false), advice, "{pictures} pictures, {storage}");
+        }
+    }
+
+    #[test]
     fn only_what_takes_fewer_bytes_is_offered() {
         const HALF: &str = "16-bit";
         const INT8: &str = "int8 weights";

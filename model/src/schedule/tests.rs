@@ -56,6 +56,12 @@ fn any_number_of_steps_stays_within_the_schedule() {
 }
 
 #[test]
+fn a_level_mixes_the_shares_that_it_names() {
+    let level = Level { signal: 0.5, noise: 0.25 };
+    assert_eq!(level.mix(&[2.0, -4.0], &[8.0, 16.0]), [3.0, 2.0]);
+}
+
+#[test]
 fn eta_moves_variance_from_the_direction_to_the_noise() {
     let schedule = schedule();
     let (plain, noisy) = (schedule.ddim(50, 0.0).unwrap(), schedule.ddim(50, 1.0).unwrap());
