@@ -9,7 +9,7 @@ use crate::node::Node;
 use crate::plan::{Lifetime, Packing, Sharing, lower_bound, pack};
 use mobilediffusion_kernels::kernel::elements;
 use mobilediffusion_kernels::variant::{Machine, choose};
-use mobilediffusion_kernels::{Access, Cost, Operand, Stage, Storage, Variant, WeightType};
+use mobilediffusion_kernels::{Access, Operand, Stage, Storage, Variant, WeightType};
 use std::fmt;
 
 /// Recorded graph: everything a [`Session`](crate::Session) needs to plan memory and to run.
@@ -158,12 +158,9 @@ impl Recording {
         self.nodes.iter().zip(variants).map(|(node, variant)| node.kernel.stages(variant)).collect()
     }
 
-    /// Returns the multiply-accumulates and floating-point operations of a run of all steps.
-    pub fn cost(&self) -> Cost {
-        self.nodes
-            .iter()
-            .map(|node| node.kernel.cost())
-            .fold(Cost::default(), |sum, cost| Cost { macs: sum.macs + cost.macs, flops: sum.flops + cost.flops })
+    /// Returns the multiply-accumulates of a run of all steps.
+    pub fn macs(&self) -> u64 {
+        self.nodes.iter().map(|node| node.kernel.cost().macs).sum()
     }
 
     /// Plans memory for a device that stores tensors as `storage` and has no limit on buffer sizes, and returns the
