@@ -279,8 +279,8 @@ impl Weights {
         let out_of_memory = |_| GraphError::out_of_host_memory(&sources[0].name, 4 * len);
         let mut all = Aligned::zeros(len).map_err(out_of_memory)?;
         let mut at = 0;
-        // A CPU form has no sums of weights, and rounds the weights.
-        let dtype = if operand.dtype.is_weight() { DType::Weight } else { operand.dtype };
+        // A CPU form has the weights and not their sums, so that it cannot round these.
+        let dtype = if operand.dtype == DType::WeightSum { DType::Elem } else { operand.dtype };
         for source in sources {
             let shape = source.selected_shape();
             for chunk in chunks(&shape, host) {

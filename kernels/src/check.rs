@@ -4,6 +4,7 @@ use crate::kernel::{Access, Case, DType, Fill, Operand, Tolerance};
 use crate::random::Random;
 use std::fmt;
 
+pub use crate::conv2d::with_exact_sums;
 pub use mobilediffusion_runtime::POISON;
 
 /// Returns random values for one operand, dense and in PyTorch's orientation. u32 operands hold the bits of their

@@ -31,7 +31,8 @@ mod phases;
 mod program;
 mod winograd;
 
-pub(crate) use phases::{phase_weights, with_exact_sums};
+pub(crate) use phases::phase_weights;
+pub use phases::with_exact_sums;
 pub(crate) use winograd::transformed_weights;
 
 use crate::channel_moments::{self, tiles_fit};

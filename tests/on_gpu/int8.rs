@@ -1,8 +1,8 @@
 //! Int8 weights on a GPU: the results are those of the rounded weights, computed on the CPU.
 
 use crate::say;
-use mobilediffusion_graph::{Device, Graph, GraphError, Recording, Session, Weights};
-use mobilediffusion_kernels::{DType, Storage, WeightType};
+use mobilediffusion_graph::{Device, Graph, GraphError, Recording, Session, WeightLoader, Weights};
+use mobilediffusion_kernels::{DType, Storage, WeightType, check};
 use mobilediffusion_model::decoder::decoder;
 use mobilediffusion_model::networks::text_graph;
 use mobilediffusion_model::noise::Noise;
@@ -12,6 +12,7 @@ use mobilediffusion_model::weights::Checkpoint;
 use mobilediffusion_model::{ModelConfig, Source, WeightsFrom};
 use mobilediffusion_runtime::Gpu;
 use mobilediffusion_tests::relative_l2;
+use std::error::Error;
 use std::sync::Arc;
 
 const INT8: Storage = Storage::F32.with_weights(WeightType::Int8);
@@ -42,11 +43,23 @@ fn latent_to_picture(config: &ModelConfig) -> Result<Graph, GraphError> {
     Ok(g)
 }
 
+/// Weights of a checkpoint, in which those of convolutions that upsample have sums that 8 bits hold. A GPU rounds sums,
+/// and the CPU has none.
+struct WithExactSums(Checkpoint);
+
+impl WeightLoader for WithExactSums {
+    fn load(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, Box<dyn Error + Send + Sync>> {
+        let values = self.0.load(name, shape)?;
+        let summed = name.contains("upsamplers") && shape.len() == 4;
+        Ok(if summed { check::with_exact_sums(shape[1], 1, &values) } else { values })
+    }
+}
+
 /// Runs a network on a device and returns its only output.
 fn output(network: &Network, source: &Source, device: &Device) -> Vec<f32> {
     let WeightsFrom::Directory(path) = &source.weights else { panic!("the bundled checkpoint is a folder") };
     let checkpoint = Checkpoint::open(&path.join(network.folder)).expect("the checkpoint opens");
-    let weights = Weights::new(device.clone(), Box::new(checkpoint));
+    let weights = Weights::new(device.clone(), Box::new(WithExactSums(checkpoint)));
     let recording = Recording::new((network.graph)(&source.config).expect("the network builds"));
     let name = recording.outputs()[0].0.clone();
     let mut session = Session::new(recording, &weights).expect("it fits");

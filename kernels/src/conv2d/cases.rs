@@ -95,7 +95,7 @@ pub(super) fn cases() -> Vec<Case> {
         Case::new(Conv2d {
             moments: true,
             upsample: 2,
-            ..reading(full(2, 16, 8, 12, 70), 4, channels(2, Activation::Silu))
+            ..reading(shifted(2, 16, 8, 12, 70), 4, channels(2, Activation::Silu))
         }),
         Case::new(Conv2d { moments: true, upsample: 2, ..full(1, 5, 7, 6, 10) }),
         Case::new(Conv2d { moments: true, upsample: 2, ..full(1, 6, 32, 32, 40) })

@@ -73,7 +73,7 @@ fn summed(phase: usize, tap: usize) -> std::ops::Range<usize> {
 }
 
 /// Returns weights close to `w [co, ci, 3, 3]` whose sums are exact if they are stored in so many bytes, one or two.
-pub(crate) fn with_exact_sums(ci: usize, bytes: usize, w: &[f32]) -> Vec<f32> {
+pub fn with_exact_sums(ci: usize, bytes: usize, w: &[f32]) -> Vec<f32> {
     // Sums of four whole numbers of this size are exact in 11 bits, or below 127.
     let most = if bytes == 1 { 31.0 } else { 511.0 };
     // The smallest f16.
