@@ -140,6 +140,7 @@ impl Weights {
 
     /// Makes the CPU device and the references round weights as a device that stores tensors as `storage` does. In a
     /// comparison with that device, its rounding of weights then does not count as an error. Has no effect on a GPU.
+    #[must_use]
     pub fn rounded(self, storage: Storage) -> Self {
         let device = match self.device {
             // Halves do not hold the values that 8 bits and a scale stand for.

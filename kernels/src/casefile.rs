@@ -170,8 +170,8 @@ impl CaseFile {
             check_tensor(name, operand, &header)?;
         }
         let mut values = Vec::with_capacity(wanted.len());
-        for (name, operand) in &wanted {
-            values.push(match header.info(name).filter(|_| operand.present) {
+        for (name, _) in &wanted {
+            values.push(match header.info(name) {
                 Some(TensorInfo { dtype, data_offsets: (first, last), .. }) => {
                     decode(name, *dtype, &bytes[start + first..start + last])?
                 }

@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn rounding_is_allowed_by_the_row_of_an_element_alone() {
+    fn rounding_is_allowed_by_the_row_of_an_element_or_by_all() {
         let tolerance = Tolerance { absolute: 0.0, relative: 0.0, rounding: 0.01 };
         let want = [1.0, 1.0, 9.0, 1.0, 1.0, 1.0];
         // Root mean squares: of all values, and of the second row of two.

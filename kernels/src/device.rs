@@ -27,6 +27,7 @@ impl Device {
     pub const CPU: Self = Self::Cpu(WeightType::Floats);
 
     /// Returns the device with another type for matrices of weights.
+    #[must_use]
     pub fn with_weights(self, weights: WeightType) -> Self {
         match self {
             Self::Cpu(_) => Self::Cpu(weights),

@@ -62,6 +62,7 @@ impl Storage {
 
     /// Returns this storage with another type for matrices of weights. 16-bit weights beside 16-bit floats are
     /// [`WeightType::Floats`], so that equal storages compare equal.
+    #[must_use]
     pub const fn with_weights(self, weights: WeightType) -> Self {
         match (weights, self.floats) {
             (WeightType::F16, FloatType::F16 | FloatType::F16Packed) => Self { weights: WeightType::Floats, ..self },

@@ -74,7 +74,8 @@ fn placed(
     TensorInfo { dtype, shape, data_offsets: (first, last) }: &TensorInfo,
 ) -> Result<usize, String> {
     let tensor = || format!("`{}`, {} of {dtype}", shortened(name), shortened(&format!("{shape:?}")));
-    let bits = shape.iter().try_fold(dtype.bitsize(), |bits, size| bits.checked_mul(*size));
+    let elements = shape.iter().try_fold(1_usize, |all, size| all.checked_mul(*size));
+    let bits = elements.and_then(|elements| elements.checked_mul(dtype.bitsize()));
     let bytes = bits.filter(|bits| bits.is_multiple_of(8)).map(|bits| bits / 8);
     let Some(end) = bytes.and_then(|bytes| begin.checked_add(bytes)) else {
         return Err(format!("{}: expected a whole number of bytes that fits into 64 bits", tensor()));
@@ -110,6 +111,12 @@ mod tests {
         let (_, header) = read(&file("{\"__metadata__\":{\"a\":\"b\"}}  ", 0)).expect("padding is allowed");
         assert_eq!(header.metadata().as_ref().map(|texts| texts["a"].as_str()), Some("b"));
         assert!(read(&file("{\"__metadata__\":null}", 0)).is_ok(), "there is nothing to say");
+        let entry = |name: &str, dtype: &str, shape: &str, offsets: &str| {
+            format!(r#""{name}":{{"dtype":"{dtype}","shape":{shape},"data_offsets":{offsets}}}"#)
+        };
+        let (whole, none) = (entry("a", "F4", "[2]", "[0,1]"), entry("b", "F32", "[9223372036854775807,0]", "[1,1]"));
+        let last = entry("c", "F8_E4M3", "[3]", "[1,4]");
+        assert!(read(&file(&format!("{{{whole},{none},{last}}}"), 4)).is_ok(), "two in a byte, none, and one in each");
     }
 
     #[test]

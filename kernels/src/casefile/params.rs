@@ -31,6 +31,7 @@ pub(super) fn list_for_object<'a>(key: &'a str, written: &'a Value, read: &Value
 
 /// Leaves out the middle of a long message: a name or value from a file can have any length.
 pub(super) fn cut(message: &str) -> String {
+    let message = &message.replace(char::is_control, " ");
     const ENDS: usize = 150;
     let ends = message.char_indices().nth(ENDS).zip(message.char_indices().nth_back(ENDS));
     match ends {
