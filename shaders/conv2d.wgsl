@@ -47,7 +47,7 @@ struct Params {
 @if(HAS_RESIDUAL) @group(0) @binding(5) var<storage, read> residual: array<Pack>; // [n, oh, ow, co]
 @if(!Y_F32) @group(0) @binding(8) var<storage, read_write> y: array<Pack>; // [n, oh, ow, co]
 @if(Y_F32) @group(0) @binding(8) var<storage, read_write> y: array<vec4<f32>>; // [n, oh, ow, co]
-@if(HAS_MOMENTS) @group(0) @binding(9) var<storage, read_write> moments: array<vec4<f32>>; // [rows / 64, 2, co]
+@if(HAS_MOMENTS) @group(0) @binding(9) var<storage, read_write> moments: array<vec4<f32>>; // [n * pixels of y / 64, 2, co]
 @end
 @if(IN_PARTS) @group(0) @binding(10) var<storage, read_write> parts: array<vec4<f32>>; // [PARTS, rows, PHASES, co]
 
@@ -77,10 +77,8 @@ fn prepare_rows(row0: u32, at: u32) {
         let own = min(row0 + at + s * SPAN, params.rows - 1u);
         let line = own / params.ow;
         let image = line / params.oh;
-        var top = line % params.oh * STRIDE - params.pad_start;
-        var left = own % params.ow * STRIDE - params.pad_start;
-        @if(PHASED) top += phase / 2u;
-        @if(PHASED) left += phase % 2u;
+        let top = line % params.oh * STRIDE + phase / 2u - params.pad_start;
+        let left = own % params.ow * STRIDE + phase % 2u - params.pad_start;
         pixels[s] = Pixel(image * params.h, top, left, row_norm(image * params.positions, params.ci4));
     }
 }

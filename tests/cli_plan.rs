@@ -204,8 +204,8 @@ fn plans_and_pictures_are_made_with_int8_weights() {
     let drawn = networks.filter(|network| !network["name"].as_str().is_some_and(|name| name.starts_with("vae")));
     let expected: u64 = drawn.map(|network| network["bytes"].as_u64().expect("a number")).sum();
     for device in names_of_drawing_devices() {
-        let (said, numbers) = bench(&["--plan", "text", "--size", "32"], &device, "int8");
-        assert!(said.contains("storage: f32 with int8 weights\n") && said.contains("plan: text encoder"), "{said}");
+        let (said, numbers) = bench(&["--plan", "decoder", "--size", "32"], &device, "int8");
+        assert!(said.contains("storage: f32 with int8 weights\n") && said.contains("plan: decoder"), "{said}");
         assert!(numbers["plan"]["whole_us"].as_f64().is_some_and(|us| us > 0.0), "{numbers}");
         let (said, numbers) = bench(&["--picture", "--size", "32"], &device, "int8");
         assert!(said.contains("32x32 pixels, 1 step, guidance 1 (sampler: one step)\n"), "{said}");

@@ -112,8 +112,8 @@ fn plan(args: &Check, name: NetworkName, device: Device) -> Result<(), Failure> 
     let (network, recording, title) = recorded(name, &source.config, args.networks.size, None)?;
     let values = inputs(&recording);
     let references = args.references || matches!(device, Device::Cpu(_));
-    let weights = weights(network, &source, &device)?;
     let rounded = Storage::F32.with_weights(args.weights_dtype);
+    let weights = weights(network, &source, &device)?.rounded(rounded);
     let cpu = Weights::new(Device::CPU, source.open(network)?).rounded(rounded);
     let (truth, name) = match references {
         true => (Against::References(&cpu), "the kernels' references"),

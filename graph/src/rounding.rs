@@ -17,7 +17,7 @@ pub struct Rounding {
     /// Bytes on the device.
     pub bytes: usize,
     /// Largest absolute error within a row, relative to the largest magnitude in that row; the maximum over all rows. A
-    /// row is one index of the first axis, which is an output channel of a matrix. With 8-bit storage it is at most
+    /// row is one index of the first axis as it is stored: an output channel of a matrix, or one of its phases. With 8-bit storage it is at most
     /// 1/254.
     pub worst: f64,
     /// Sum of the squares of the values.
@@ -71,7 +71,7 @@ pub fn rounding(recording: &Recording, weights: &Weights, storage: Storage) -> R
         for source in sources {
             let (name, shape) = (source.name.clone(), source.selected_shape());
             let mut found = Rounding { name, shape, ..Rounding::default() };
-            weights.in_chunks(source, operand.layout, |shape, values| {
+            weights.in_chunks(source, &operand, |shape, values| {
                 found.bytes += storage.tensor_bytes(operand.dtype, &shape);
                 let row = elements(&shape) / shape.first().copied().unwrap_or(1).max(1);
                 let stored = storage.rounded(operand.dtype, &shape, values.clone());

@@ -5,6 +5,7 @@ use crate::graph::WeightRows;
 use crate::progress::{Flow, OnProgress};
 use crate::record::Recording;
 use mobilediffusion_kernels::Device;
+use mobilediffusion_kernels::check::with_exact_sums;
 use mobilediffusion_kernels::kernel::{Shape, elements};
 use mobilediffusion_kernels::panels::Aligned;
 use mobilediffusion_kernels::{DType, GpuDevice, Layout, Operand, Storage, WeightType};
@@ -106,7 +107,7 @@ pub struct Weights {
     is_f16: bool,
     /// Whether the loader has [checked](WeightLoader::check) its values.
     checked: AtomicBool,
-    /// Storage type to which the CPU device rounds values; see [`rounded`](Self::rounded).
+    /// Storage type to which values are rounded; see [`rounded`](Self::rounded).
     rounding: Storage,
     /// Locked to look up and to insert only. Weights are packed by rayon, and a thread that waits for rayon may take up
     /// any other of its jobs, even one that needs this lock.
@@ -139,7 +140,10 @@ impl Weights {
     }
 
     /// Makes the CPU device and the references round weights as a device that stores tensors as `storage` does. In a
-    /// comparison with that device, its rounding of weights then does not count as an error. Has no effect on a GPU.
+    /// comparison with that device, its rounding of weights then does not count as an error.
+    ///
+    /// Both sides have to be told: weights of which a GPU stores sums are replaced by weights whose sums are exact, see
+    /// [`with_exact_sums`], on every device. This is the only effect on a GPU.
     #[must_use]
     pub fn rounded(self, storage: Storage) -> Self {
         let device = match self.device {
@@ -232,30 +236,35 @@ impl Weights {
     pub(crate) fn values(&self, sources: &[WeightRows], dtype: DType) -> Result<Vec<f32>, GraphError> {
         let mut all = Vec::new();
         for source in sources {
-            let values = self.packed(source, Layout::Rows, &(0..source.rows.len()))?;
-            all.extend(self.rounding.rounded(dtype, &source.selected_shape(), values));
+            let values = self.packed(source, (Layout::Rows, dtype), &(0..source.rows.len()))?;
+            all.extend(self.rounding.rounded(without_sums(dtype), &source.selected_shape(), values));
         }
         Ok(all)
     }
 
-    /// Loads the selected rows of a weight in chunks. Calls `take` with the packed shape of each chunk and its packed
-    /// values; its first error ends the work.
+    /// Loads the selected rows of a weight for a GPU in chunks. Calls `take` with the packed shape of each chunk and its
+    /// packed values; its first error ends the work.
     pub(crate) fn in_chunks(
         &self,
         source: &WeightRows,
-        layout: Layout,
+        operand: &Operand,
         mut take: impl FnMut(Shape, Vec<f32>) -> Result<(), GraphError>,
     ) -> Result<(), GraphError> {
-        let shape = &source.selected_shape();
+        let (shape, layout) = (&source.selected_shape(), operand.layout);
         for chunk in chunks(shape, layout) {
-            let values = self.packed(source, layout, &chunk)?;
+            let values = self.packed(source, (layout, operand.dtype), &chunk)?;
             take(matrix(&layout.packed_shape(&rows_of(shape, chunk.len()))), values)?;
         }
         Ok(())
     }
 
-    /// Loads and packs the rows `chunk`, counted from the first selected row.
-    fn packed(&self, source: &WeightRows, layout: Layout, chunk: &Range<usize>) -> Result<Vec<f32>, GraphError> {
+    /// Loads and packs the rows `chunk`, counted from the first selected row, for operands of type `dtype`.
+    fn packed(
+        &self,
+        source: &WeightRows,
+        (layout, dtype): (Layout, DType),
+        chunk: &Range<usize>,
+    ) -> Result<Vec<f32>, GraphError> {
         let WeightRows { name, shape, .. } = source;
         let row = elements(shape) / shape.first().copied().unwrap_or(1).max(1);
         let first = source.rows.start;
@@ -263,7 +272,12 @@ impl Weights {
             true => self.loader.load(name, shape),
             false => self.loader.load_part(name, shape, (first + chunk.start) * row..(first + chunk.end) * row),
         };
-        Ok(layout.pack(&rows_of(shape, chunk.len()), values.map_err(GraphError::Weight)?))
+        let values = values.map_err(GraphError::Weight)?;
+        let values = match self.rounding.bytes(dtype) {
+            bytes @ (1 | 2) if dtype == DType::WeightSum => with_exact_sums(shape[1], bytes, &values),
+            _ => values,
+        };
+        Ok(layout.pack(&rows_of(shape, chunk.len()), values))
     }
 
     fn to_cpu(&self, weights: WeightType, sources: &[WeightRows], operand: &Operand) -> Result<Resident, GraphError> {
@@ -280,15 +294,14 @@ impl Weights {
         let out_of_memory = |_| GraphError::out_of_host_memory(&sources[0].name, 4 * len);
         let mut all = Aligned::zeros(len).map_err(out_of_memory)?;
         let mut at = 0;
-        // A CPU form has the weights and not their sums, so that it cannot round these.
-        let dtype = if operand.dtype == DType::WeightSum { DType::Elem } else { operand.dtype };
         for source in sources {
             let shape = source.selected_shape();
             for chunk in chunks(&shape, host) {
                 let shape = rows_of(&shape, chunk.len());
-                let values = self.packed(source, Layout::Rows, &chunk)?;
+                let values = self.packed(source, (Layout::Rows, operand.dtype), &chunk)?;
                 let rows = shape.first().copied().unwrap_or(1).max(1);
-                let values = host.pack(&shape, rounding.rounded(dtype, &[rows, values.len() / rows], values));
+                let rounded = rounding.rounded(without_sums(operand.dtype), &[rows, values.len() / rows], values);
+                let values = host.pack(&shape, rounded);
                 all[at..at + values.len()].copy_from_slice(&values);
                 at += values.len();
             }
@@ -311,7 +324,7 @@ impl Weights {
         let buffer = gpu.buffer(name, all, Role::Storage).map_err(GraphError::at(name))?;
         let mut offset = 0;
         for source in sources {
-            self.in_chunks(source, layout, |shape, values| {
+            self.in_chunks(source, operand, |shape, values| {
                 let bytes = storage.encode(dtype, &shape, &values);
                 let to = Bound { buffer: &buffer, offset, bytes: buffer.bytes() - offset };
                 gpu.upload(to, &bytes).map_err(GraphError::at(&source.name))?;
@@ -321,6 +334,11 @@ impl Weights {
         }
         Ok(Resident::Gpu(buffer))
     }
+}
+
+/// Returns the type to which weights are rounded on the host, which has no sums of weights to round.
+fn without_sums(dtype: DType) -> DType {
+    if dtype == DType::WeightSum { DType::Elem } else { dtype }
 }
 
 /// Returns `shape` with its first axis replaced by `rows`.

@@ -119,13 +119,13 @@ impl Conv2d {
         (out(self.h), out(self.w))
     }
 
-    /// Returns the number of output pixels of all images: the rows of the matrix product.
+    /// Returns the number of output pixels of all images.
     fn pixels(&self) -> usize {
         let (oh, ow) = self.out_size();
         self.n * oh * ow
     }
 
-    /// Returns the number of input values under the kernel at one pixel: the inner size of the matrix product.
+    /// Returns the number of input values under the kernel at one pixel.
     fn patch_len(&self) -> usize {
         self.kernel * self.kernel * self.ci
     }

@@ -347,8 +347,7 @@ pub fn has_weights(kernel: &dyn Kernel) -> bool {
 /// without padding, and the scales of int8 weights.
 pub fn bytes_moved(kernel: &dyn Kernel, storage: Storage) -> usize {
     let bytes = |o: &Operand| {
-        let packed = o.layout.packed_shape(&o.shape);
-        elements(&packed) * storage.bytes(o.dtype) + storage.scale_bytes(o.dtype, &packed)
+        o.host_len() * storage.bytes(o.dtype) + storage.scale_bytes(o.dtype, &o.layout.packed_shape(&o.shape))
     };
     kernel.operands().iter().filter(|o| o.present).map(bytes).sum()
 }

@@ -37,9 +37,9 @@ pub enum WeightType {
     /// The storage type of all other floats.
     #[default]
     Floats,
-    /// 16 bits, whatever the type of other floats.
+    /// 16 bits, whatever the type of other floats; sums of weights in that type.
     F16,
-    /// 8 bits, and one f32 scale for each output channel. See `kernels/src/storage/int8.rs`.
+    /// 8 bits, and one f32 scale for each output channel, or for each of its phases. See `kernels/src/storage/int8.rs`.
     Int8,
 }
 

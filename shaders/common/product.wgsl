@@ -27,6 +27,7 @@
 
 // Product that the workgroup computes, of PHASES.
 @if(PHASED) var<private> phase: u32;
+@if(!PHASED) const phase = 0u;
 
 // Returns the number of tiles of columns of all phases, with which a grid has them along x.
 fn column_tiles() -> u32 { return PHASES * ((params.cols4 + TILE_QUADS - 1u) / TILE_QUADS); }
@@ -45,18 +46,14 @@ fn first_quad(tile: u32) -> u32 {
 @if(IN_PARTS)
 // Returns the index in `parts` of vec4 `col4` of the sums of a row.
 fn part_at(part: u32, row: u32, col4: u32) -> u32 {
-    let all = part * params.rows + row;
-    @if(PHASED) return (all * PHASES + phase) * params.cols4 + col4;
-    @if(!PHASED) return all * params.cols4 + col4;
+    return ((part * params.rows + row) * PHASES + phase) * params.cols4 + col4;
 }
 @end
 
 @if(PRODUCT)
 // Returns the index in w of the weights of column `col` of the tile, clamped to the last column.
 fn first_weight(col0: u32, col: u32) -> u32 {
-    let own = min(col0 + col, params.cols - 1u);
-    @if(PHASED) return weight_row(own * PHASES + phase, inner4());
-    @if(!PHASED) return weight_row(own, inner4());
+    return weight_row(min(col0 + col, params.cols - 1u) * PHASES + phase, inner4());
 }
 
 // Loads vec4 `k4` of the weights of column `first + at` of the tile.

@@ -1,8 +1,8 @@
 //! Int8 weights on a GPU: the results are those of the rounded weights, computed on the CPU.
 
 use crate::say;
-use mobilediffusion_graph::{Device, Graph, GraphError, Recording, Session, WeightLoader, Weights};
-use mobilediffusion_kernels::{DType, Storage, WeightType, check};
+use mobilediffusion_graph::{Device, Graph, GraphError, Recording, Session, Weights};
+use mobilediffusion_kernels::{DType, Storage, WeightType};
 use mobilediffusion_model::decoder::decoder;
 use mobilediffusion_model::networks::text_graph;
 use mobilediffusion_model::noise::Noise;
@@ -12,7 +12,6 @@ use mobilediffusion_model::weights::Checkpoint;
 use mobilediffusion_model::{ModelConfig, Source, WeightsFrom};
 use mobilediffusion_runtime::Gpu;
 use mobilediffusion_tests::relative_l2;
-use std::error::Error;
 use std::sync::Arc;
 
 const INT8: Storage = Storage::F32.with_weights(WeightType::Int8);
@@ -43,23 +42,11 @@ fn latent_to_picture(config: &ModelConfig) -> Result<Graph, GraphError> {
     Ok(g)
 }
 
-/// Weights of a checkpoint, in which those of convolutions that upsample have sums that 8 bits hold. A GPU rounds sums,
-/// and the CPU has none.
-struct WithExactSums(Checkpoint);
-
-impl WeightLoader for WithExactSums {
-    fn load(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, Box<dyn Error + Send + Sync>> {
-        let values = self.0.load(name, shape)?;
-        let summed = name.contains("upsamplers") && shape.len() == 4;
-        Ok(if summed { check::with_exact_sums(shape[1], 1, &values) } else { values })
-    }
-}
-
-/// Runs a network on a device and returns its only output.
-fn output(network: &Network, source: &Source, device: &Device) -> Vec<f32> {
+/// Runs a network on a device and returns its only output. Weights are rounded for a comparison in `rounding`.
+fn output(network: &Network, source: &Source, device: &Device, rounding: Storage) -> Vec<f32> {
     let WeightsFrom::Directory(path) = &source.weights else { panic!("the bundled checkpoint is a folder") };
     let checkpoint = Checkpoint::open(&path.join(network.folder)).expect("the checkpoint opens");
-    let weights = Weights::new(device.clone(), Box::new(WithExactSums(checkpoint)));
+    let weights = Weights::new(device.clone(), Box::new(checkpoint)).rounded(rounding);
     let recording = Recording::new((network.graph)(&source.config).expect("the network builds"));
     let name = recording.outputs()[0].0.clone();
     let mut session = Session::new(recording, &weights).expect("it fits");
@@ -78,17 +65,17 @@ pub(crate) fn a_gpu_computes_with_weights_rounded_to_8_bits(gpu: Arc<Gpu>) {
     let encoded = Tokenizer::clip().and_then(|clip| clip.encode("red apple", tokens)).expect("two words");
     let ids = encoded.ids.iter().map(|id| f32::from_bits(*id)).collect();
     let text = Network { folder: "text_encoder", graph: text_graph, inputs: vec![("ids", ids)] };
-    let context = output(&text, &source, &Device::CPU);
+    let context = output(&text, &source, &Device::CPU, Storage::F32);
     let inputs = vec![("latent", latent.clone()), ("timestep", vec![999.0]), ("context", context)];
     let unet = Network { folder: "unet", graph: noise_to_prediction, inputs };
     let decoder = Network { folder: "decoder", graph: latent_to_picture, inputs: vec![("latent", latent)] };
     let device = Device::Gpu(gpu, INT8);
     for network in [text, unet, decoder] {
-        let got = output(&network, &source, &device);
-        let [rounded, exact] =
-            [Device::Cpu(WeightType::Int8), Device::CPU].map(|device| output(&network, &source, &device));
+        let [got, rounded] =
+            [&device, &Device::Cpu(WeightType::Int8)].map(|device| output(&network, &source, device, INT8));
+        let [in_8_bits, exact] = [&device, &Device::CPU].map(|device| output(&network, &source, device, Storage::F32));
         // tests/model.rs has the same bound for equal weights on two devices.
-        let (apart, lost) = (relative_l2(&got, &rounded), relative_l2(&rounded, &exact));
+        let (apart, lost) = (relative_l2(&got, &rounded), relative_l2(&in_8_bits, &exact));
         assert!(apart <= 1e-4, "{}: relative L2 {apart:.2e} from the CPU on rounded weights", network.folder);
         assert!(lost > 10.0 * apart, "{}: relative L2 {lost:.2e}: nothing was rounded", network.folder);
         say(&format!(

@@ -27,11 +27,11 @@ pub(super) fn run(subject: Subject<'_>, device: &Device, time_left: &dyn Fn() ->
     let source = networks.source()?;
     let (network, recording, title) = recorded(name, &source.config, networks.size, guidance)?;
     result(&format!("plan: {title}"))?;
-    let weights = weights(network, &source, device)?;
+    let rounded = Storage::F32.with_weights(device.storage().weights);
+    let weights = weights(network, &source, device)?.rounded(rounded);
     let values = inputs(&recording);
-    if let Device::Gpu(_, storage) = device {
+    if device.gpu().is_some() {
         // The CPU gets the rounded values that int8 weights stand for, not those of the file.
-        let rounded = Storage::F32.with_weights(storage.weights);
         let cpu = Weights::new(Device::CPU, source.open(network)?).rounded(rounded);
         let found = compare(&recording, Against::Device(&cpu), &weights, &borrowed(&values))?;
         found.map_or(Ok(()), |divergence| Err(format!("the plan computes a wrong result: {divergence}")))?;

@@ -1,6 +1,7 @@
 //! Matrices of weights in 8 bits: symmetric quantisation with one scale for each output channel.
 //!
-//! A *row* holds all weights of one output channel, which is one index of the first axis. The scale of a row is `s =
+//! A *row* holds all weights of one output channel, or of one of its phases (`conv2d/phases.rs`): one index of the first
+//! axis as it is stored. The scale of a row is `s =
 //! max |w| / 127`, and a weight is stored as `q = round(w / s)`. Kernels compute with `s * q` in f32, so that no weight
 //! moves by more than half of its row's scale.
 //!
