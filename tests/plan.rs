@@ -259,9 +259,9 @@ fn int8_weights_on_the_cpu_give_the_bits_of_rounded_weights() {
         session.read("next").expect("it is there")
     };
     let on = |device| Weights::new(device, Box::new(MadeUp::default()));
-    let kept = next(on(Device::Cpu(WeightType::Int8)));
-    assert_eq!(kept, next(on(Device::CPU).rounded(INT8)), "kept in 8 bits or rounded to them, the bits are the same");
-    assert!(kept != next(on(Device::CPU)), "nothing was rounded");
+    let [kept, rounded] = [WeightType::Int8, WeightType::Floats].map(|w| next(on(Device::Cpu(w)).rounded(INT8)));
+    assert_eq!(kept, rounded, "kept in 8 bits or rounded to them, the bits are the same");
+    assert!(next(on(Device::Cpu(WeightType::Int8))) != next(on(Device::CPU)), "nothing was rounded");
 }
 
 #[test]
