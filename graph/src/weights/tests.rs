@@ -64,7 +64,11 @@ fn chunks_make_up_the_packed_weight() {
     let (source, operand) =
         (WeightRows::whole("w".to_owned(), shape.clone()), Operand::read("w", shape.clone()).layout(layout));
     let mut got = Vec::new();
-    weights.in_chunks(&source, &operand, |_, values| Ok(got.extend(values))).expect("it counts");
+    let mut take = |_, values| {
+        got.extend::<Vec<f32>>(values);
+        Ok(())
+    };
+    weights.in_chunks(&source, &operand, &mut take).expect("it counts");
     assert!(got == layout.pack(&shape, Counting.load("w", &shape).unwrap()), "{layout:?}");
     // Three weights in one tensor, of which each is packed by itself.
     let (shape, three) = (vec![130, 80_000], vec![3 * 130, 80_000]);
