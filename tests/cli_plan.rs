@@ -138,8 +138,10 @@ fn cases_beyond_the_time_are_counted() {
 
 #[test]
 fn a_networks_plan_is_checked_step_by_step() {
-    let text = run(&["check", "--plan", "unet", "--size", "32", "--device", "cpu"]);
-    assert!(text.starts_with("all ") && text.contains(" steps agree"), "{text}");
+    for (network, weights) in [("unet", "floats"), ("decoder", "int8")] {
+        let text = run(&["check", "--plan", network, "--size", "32", "--device", "cpu", "--weights-dtype", weights]);
+        assert!(text.starts_with("all ") && text.contains(" steps agree"), "{text}");
+    }
 }
 
 #[test]

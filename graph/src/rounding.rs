@@ -17,8 +17,8 @@ pub struct Rounding {
     /// Bytes on the device.
     pub bytes: usize,
     /// Largest absolute error within a row, relative to the largest magnitude in that row; the maximum over all rows. A
-    /// row is one index of the first axis as it is stored: an output channel of a matrix, or one of its phases. With 8-bit storage it is at most
-    /// 1/254.
+    /// row is one index of the first axis as it is stored: an output channel of a matrix, or one of its phases. With
+    /// 8-bit storage it is at most 1/254.
     pub worst: f64,
     /// Sum of the squares of the values.
     pub(crate) squares: f64,

@@ -151,7 +151,7 @@ impl Weights {
             Device::Cpu(WeightType::F16) if storage.weights == WeightType::Int8 => Device::CPU,
             device => device,
         };
-        Self { device, rounding: storage, ..self }
+        Self { device, rounding: storage, resident: Mutex::default(), ..self }
     }
 
     /// Returns the device that holds the weights.
@@ -273,11 +273,9 @@ impl Weights {
             false => self.loader.load_part(name, shape, (first + chunk.start) * row..(first + chunk.end) * row),
         };
         let values = values.map_err(GraphError::Weight)?;
-        let values = match self.rounding.bytes(dtype) {
-            bytes @ (1 | 2) if dtype == DType::WeightSum => with_exact_sums(shape[1], bytes, &values),
-            _ => values,
-        };
-        Ok(layout.pack(&rows_of(shape, chunk.len()), values))
+        let shape = rows_of(shape, chunk.len());
+        let summed = dtype == DType::WeightSum;
+        Ok(layout.pack(&shape, if summed { with_exact_sums(self.rounding, &shape, values) } else { values }))
     }
 
     fn to_cpu(&self, weights: WeightType, sources: &[WeightRows], operand: &Operand) -> Result<Resident, GraphError> {

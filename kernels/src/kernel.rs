@@ -344,7 +344,7 @@ pub fn has_weights(kernel: &dyn Kernel) -> bool {
 }
 
 /// Returns the number of bytes that a kernel moves if every operand is read or written once: the values as stored,
-/// without padding, and the scales of int8 weights.
+/// without padding, and the scales of int8 weights. Weights of which a GPU stores sums count as in their file.
 pub fn bytes_moved(kernel: &dyn Kernel, storage: Storage) -> usize {
     let bytes = |o: &Operand| {
         o.host_len() * storage.bytes(o.dtype) + storage.scale_bytes(o.dtype, &o.layout.packed_shape(&o.shape))

@@ -10,7 +10,7 @@ use crate::device::{Device, GpuDevice};
 use crate::fenced::{self, Fenced};
 use crate::kernel::{Access, Case, DType, Kernel, Operand, Param, Stage, Tolerance, has_weights};
 use crate::variant::{Machine, Variant, choose, runnable};
-use crate::{FloatType, Layout, Storage, WeightType, conv2d, wgsl};
+use crate::{FloatType, Storage, WeightType, wgsl};
 use mobilediffusion_runtime::shader::ComposeError;
 use mobilediffusion_runtime::{Bound, Dispatch, Gpu, Role, RuntimeError};
 
@@ -115,10 +115,10 @@ fn stored_tolerance(kernel: &dyn Kernel, mut tolerance: Tolerance, storage: Stor
 /// numbers. Weights of which a device holds sums become weights whose sums it holds exactly.
 pub fn stored(kernel: &dyn Kernel, storage: Storage, inputs: Vec<Vec<f32>>) -> Vec<Vec<f32>> {
     let (read, _) = split(kernel);
-    let round = |(o, values): (&Operand, Vec<f32>)| match storage.bytes(o.dtype) {
+    let round = |(o, values): (&Operand, Vec<f32>)| match o.dtype {
         _ if values.is_empty() => values,
-        bytes @ (1 | 2) if o.layout == Layout::Phases => conv2d::with_exact_sums(o.shape[1], bytes, &values),
-        _ => storage.rounded(o.dtype, &o.shape, values),
+        DType::WeightSum => check::with_exact_sums(storage, &o.shape, values),
+        dtype => storage.rounded(dtype, &o.shape, values),
     };
     read.iter().zip(inputs).map(round).collect()
 }

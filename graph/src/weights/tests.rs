@@ -59,17 +59,6 @@ fn chunks_make_up_the_packed_weight() {
         let want = layout.pack(&shape, Counting.load("w", &shape).unwrap());
         assert!(bits(&got) == bits(&want), "{shape:?} {layout:?}");
     }
-    // As a GPU loads it.
-    let (shape, layout) = (vec![600, 1000, 3, 3], Layout::Phases);
-    let (source, operand) =
-        (WeightRows::whole("w".to_owned(), shape.clone()), Operand::read("w", shape.clone()).layout(layout));
-    let mut got = Vec::new();
-    let mut take = |_, values| {
-        got.extend::<Vec<f32>>(values);
-        Ok(())
-    };
-    weights.in_chunks(&source, &operand, &mut take).expect("it counts");
-    assert!(got == layout.pack(&shape, Counting.load("w", &shape).unwrap()), "{layout:?}");
     // Three weights in one tensor, of which each is packed by itself.
     let (shape, three) = (vec![130, 80_000], vec![3 * 130, 80_000]);
     for layout in [
@@ -94,6 +83,31 @@ fn chunks_make_up_the_packed_weight() {
         panic!("the host has room")
     };
     assert!(got[..] == Counting.load("w", &last.shape).unwrap()[4 << 20..], "other rows were loaded");
+}
+
+#[test]
+fn both_sides_of_a_comparison_have_weights_whose_sums_are_exact() {
+    let shape = vec![600, 1000, 3, 3];
+    let source = WeightRows::whole("w".to_owned(), shape.clone());
+    let operand = Operand::read("w", shape.clone()).dtype(DType::WeightSum).layout(Layout::Phases).host(Layout::Rows);
+    let from_file = Counting.load("w", &shape).unwrap();
+    for storage in [Storage::F32, Storage::F32.with_weights(WeightType::Int8)] {
+        let exact = with_exact_sums(storage, &shape, from_file.clone());
+        assert_eq!(exact == from_file, storage == Storage::F32, "{storage}");
+        let weights = Weights::new(Device::CPU, Box::new(Counting)).rounded(storage);
+        let mut on_gpu = Vec::new();
+        let mut take = |_, values| {
+            on_gpu.extend::<Vec<f32>>(values);
+            Ok(())
+        };
+        weights.in_chunks(&source, &operand, &mut take).expect("it counts");
+        assert!(on_gpu == Layout::Phases.pack(&shape, exact.clone()), "{storage} on a GPU");
+        let sources = std::slice::from_ref(&source);
+        let Ok(Resident::Cpu(on_cpu)) = weights.get(sources, &operand) else { panic!("the host has room") };
+        assert!(on_cpu[..] == exact[..], "{storage} on the CPU");
+        assert!(weights.values(sources, operand.dtype).expect("it counts") == exact, "{storage} for references");
+    }
+    assert!(chunks(&shape, Layout::Phases).len() > 1, "in one piece");
 }
 
 /// Loader whose values f16 holds exactly.

@@ -19,6 +19,8 @@
 
 use super::Conv2d;
 use crate::channel_moments;
+use crate::kernel::DType;
+use crate::storage::Storage;
 use crate::tile::TILE;
 use rayon::prelude::*;
 
@@ -72,10 +74,14 @@ fn summed(phase: usize, tap: usize) -> std::ops::Range<usize> {
     }
 }
 
-/// Returns weights close to `w [co, ci, 3, 3]` whose sums are exact if they are stored in so many bytes, one or two.
-pub fn with_exact_sums(ci: usize, bytes: usize, w: &[f32]) -> Vec<f32> {
-    // Sums of four whole numbers of this size are exact in 11 bits, or below 127.
-    let most = if bytes == 1 { 31.0 } else { 511.0 };
+/// Returns weights close to `w`, of `shape` `[co, ci, 3, 3]`, whose sums `storage` holds exactly.
+pub fn with_exact_sums(storage: Storage, shape: &[usize], w: Vec<f32>) -> Vec<f32> {
+    // Sums of four whole numbers of this size are below 127, or exact in 11 bits.
+    let (in_8_bits, most) = match storage.bytes(DType::WeightSum) {
+        1 => (true, 31.0),
+        2 => (false, 511.0),
+        _ => return w,
+    };
     // The smallest f16.
     let least = 2.0_f32.powi(-24);
     let exact = |w: &[f32]| {
@@ -85,23 +91,22 @@ pub fn with_exact_sums(ci: usize, bytes: usize, w: &[f32]) -> Vec<f32> {
         }
         let step = (largest / most).log2().ceil().exp2().max(least);
         let mut steps: Vec<f32> = w.iter().map(|w| (w / step).round()).collect();
-        if bytes == 1 {
+        if in_8_bits {
             // 8-bit weights are multiples of the 127th part of the largest. So the largest sum of every phase, which is
             // that of the first input channel, becomes 127 steps.
             steps[..9].copy_from_slice(&[32.0, 32.0, 32.0, 32.0, 31.0, 32.0, 32.0, 32.0, 32.0]);
         }
         steps.into_iter().map(|w| w * step).collect::<Vec<_>>()
     };
-    w.chunks((9 * ci).max(1)).flat_map(exact).collect()
+    w.chunks((9 * shape[1]).max(1)).flat_map(exact).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::conv2d::cases::plain;
-    use crate::kernel::DType;
     use crate::random::Random;
-    use crate::storage::{Storage, WeightType};
+    use crate::storage::WeightType;
 
     #[test]
     fn every_tap_is_in_one_sum_of_every_phase() {
@@ -120,18 +125,19 @@ mod tests {
         let mut random = Random::new(1);
         let w: Vec<f32> = (0..co * ci * 9).map(|_| random.normal()).collect();
         let int8 = Storage::F16.with_weights(WeightType::Int8);
-        for (storage, bytes, off) in [(Storage::F16, 2, 0.01), (int8, 1, 0.3)] {
-            let exact = with_exact_sums(ci, bytes, &w);
+        for (storage, off) in [(Storage::F16, 0.01), (int8, 0.3)] {
+            let exact = with_exact_sums(storage, &[co, ci, 3, 3], w.clone());
             let sums = phase_weights(ci, &exact);
             assert_eq!(storage.rounded(DType::WeightSum, &[4 * co, 2, 2, ci], sums.clone()), sums, "{storage}");
             let moved = w.iter().zip(&exact).filter(|(w, exact)| (*w - *exact).abs() > off).count();
             assert!(moved <= 9 * co, "{moved} weights have moved in {storage}");
         }
-        assert_eq!(with_exact_sums(2, 1, &[0.0; 18]), [0.0; 18], "nothing to round");
-        let tiny = phase_weights(1, &with_exact_sums(1, 2, &[3e-7, 1e-7, 0.0, 0.0, 2e-7, 0.0, 0.0, 0.0, 1e-7]));
+        assert_eq!(with_exact_sums(Storage::F32, &[co, ci, 3, 3], w.clone()), w, "sums of 24 bits");
+        assert_eq!(with_exact_sums(int8, &[1, 2, 3, 3], vec![0.0; 18]), [0.0; 18], "nothing to round");
+        let in_f16 = |w: [f32; 9]| with_exact_sums(Storage::F16, &[1, 1, 3, 3], w.to_vec());
+        let tiny = phase_weights(1, &in_f16([3e-7, 1e-7, 0.0, 0.0, 2e-7, 0.0, 0.0, 0.0, 1e-7]));
         assert_eq!(Storage::F16.rounded(DType::WeightSum, &[4, 2, 2, 1], tiny.clone()), tiny, "as small as f16 can be");
-        let endless = with_exact_sums(1, 2, &[f32::INFINITY; 9]);
-        assert_eq!(endless, [f32::INFINITY; 9], "no step is so large");
+        assert_eq!(in_f16([f32::INFINITY; 9]), [f32::INFINITY; 9], "no step is so large");
     }
 
     #[test]
