@@ -135,6 +135,11 @@ impl Conv2d {
         (self.kernel, self.stride, self.upsample, self.pad_start, self.pad_end) == (1, 1, 1, 0, 0)
     }
 
+    /// Returns whether this is a 3x3 convolution that keeps the size of its map, upsampled or not.
+    fn keeps_size(&self) -> bool {
+        (self.kernel, self.stride, self.pad_start, self.pad_end) == (3, 1, 1, 1)
+    }
+
     /// Returns the layout of the weights for the CPU form.
     fn host_layout(&self) -> Layout {
         match winograd::layout(self) {

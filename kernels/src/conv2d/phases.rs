@@ -29,8 +29,8 @@ pub(super) const PHASES: usize = 4;
 
 /// Returns whether a GPU computes the convolution in phases, and moments are those of phases.
 pub(super) fn suits(conv: &Conv2d) -> bool {
-    let form = (conv.kernel, conv.stride, conv.pad_start, conv.pad_end, conv.upsample) == (3, 1, 1, 1, 2);
-    form && (!conv.moments || conv.h.saturating_mul(conv.w).is_multiple_of(TILE))
+    let measurable = !conv.moments || conv.h.saturating_mul(conv.w).is_multiple_of(TILE);
+    conv.keeps_size() && conv.upsample == 2 && measurable
 }
 
 /// Computes the moments of some lines of the output on the CPU, from an even one on, and of a multiple of 256 pixels.

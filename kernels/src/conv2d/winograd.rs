@@ -52,9 +52,8 @@ const FEWEST_ROWS: usize = 8;
 /// Returns whether Winograd's algorithm takes the convolution. The answer does not depend on the size of the image, so
 /// that weights have one layout.
 pub(super) fn suits(conv: &Conv2d) -> bool {
-    let form = (conv.kernel, conv.stride, conv.pad_start, conv.pad_end) == (3, 1, 1, 1) && conv.upsample <= 2;
     let channels = |c: usize| c >= FEWEST && c.is_multiple_of(STEP);
-    form && channels(conv.ci) && channels(conv.co)
+    conv.keeps_size() && conv.upsample <= 2 && channels(conv.ci) && channels(conv.co)
 }
 
 /// Edges of a tile in each of its states.
