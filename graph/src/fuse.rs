@@ -8,11 +8,13 @@
 //! * A *prologue* (concatenation, upsampling, norm, cast) moves into all steps that read its result. They then read the
 //!   operands of the prologue.
 //!
-//! Afterwards, layers of the same sizes that read the same tensor become one step; see `stack`.
+//! Afterwards, a step that reads a concatenation becomes two if it can be computed in place then, and layers of the same
+//! sizes that read the same tensor become one; see `apart` and `stack`.
 //!
 //! Outputs always stay tensors of their own. A step is not fused into a producer that depends on fewer inputs: a
 //! product that is computed once per prompt stays separate from a sum that is needed in every run.
 
+mod apart;
 mod stack;
 
 pub(crate) use stack::LAYER;
@@ -20,7 +22,7 @@ pub(crate) use stack::LAYER;
 use crate::graph::{Graph, Origin, Part, TensorInfo};
 use crate::masks::Masks;
 use crate::node::Node;
-use mobilediffusion_kernels::fold::{EpilogueOffer, OperandSource, PrologueOffer};
+use mobilediffusion_kernels::fold::{EpilogueOffer, OperandSource, PrologueOffer, PrologueOp};
 use mobilediffusion_kernels::kernel::{MAX_BUFFERS, elements};
 use mobilediffusion_kernels::{Access, Kernel};
 use std::fmt;
@@ -69,6 +71,7 @@ pub(crate) fn fuse(graph: &mut Graph) -> Vec<Fused> {
     for slot in 0..pass.nodes.len() {
         pass.fold_back(slot);
     }
+    pass.take_apart();
     pass.stack();
     pass.finish()
 }
@@ -172,7 +175,7 @@ impl Pass<'_> {
         let main = main.and_then(|main| held(node, main));
         let remainder = match remainder {
             None => None,
-            Some(kernel) => Some(self.remainder(slot, kernel)?),
+            Some(kernel) => Some(self.part_of(slot, kernel, &[])?),
         };
         let node = self.nodes[slot].as_ref()?;
         let mut others = Vec::new();
@@ -183,28 +186,41 @@ impl Pass<'_> {
             };
             others.push((name, tensor));
         }
-        let readers = self.readers(written);
-        let twice = readers.windows(2).any(|pair| pair[0].0 == pair[1].0);
-        if self.is_output(written) || readers.is_empty() || twice {
-            return None;
-        }
-        let mut consumers = Vec::with_capacity(readers.len());
-        for (consumer, operand) in readers {
-            let old = self.nodes[consumer].as_ref()?;
-            let others = others.iter().copied().chain(main.map(|main| (operand, main))).collect::<Vec<_>>();
-            consumers.push((consumer, self.with_kernel(old, old.kernel.with_prologue(operand, &op)?, &others)?));
-        }
-        for (consumer, fused) in consumers {
-            self.nodes[consumer] = Some(fused);
-            self.fused.push(Fused { step: consumer, what: op.name(), path: path.clone() });
+        for (reader, fused) in self.readers_with(written, &op, main, &others)? {
+            self.nodes[reader] = Some(fused);
+            self.fused.push(Fused { step: reader, what: op.name(), path: path.clone() });
         }
         self.nodes[slot] = remainder;
         Some(())
     }
 
-    /// Returns the part of the step in `slot` that is not folded into its readers, as a node that writes a new tensor.
-    /// If the fold fails later on, no step writes that tensor and [`finish`](Self::finish) removes it.
-    fn remainder(&mut self, slot: usize, kernel: Box<dyn Kernel>) -> Option<Node> {
+    /// Returns the steps that read `tensor`, each with its slot, as they are with the prologue `op`: they read `main`, if
+    /// given, in place of the tensor, and gain the operands `others`. Returns `None` if one of them does not support it, or
+    /// none reads the tensor.
+    fn readers_with(
+        &self,
+        tensor: usize,
+        op: &PrologueOp,
+        main: Option<usize>,
+        others: &[(&'static str, usize)],
+    ) -> Option<Vec<(usize, Node)>> {
+        let readers = self.readers(tensor);
+        let twice = readers.windows(2).any(|pair| pair[0].0 == pair[1].0);
+        if self.is_output(tensor) || readers.is_empty() || twice {
+            return None;
+        }
+        let mut changed = Vec::with_capacity(readers.len());
+        for (reader, operand) in readers {
+            let old = self.nodes[reader].as_ref()?;
+            let others = others.iter().copied().chain(main.map(|main| (operand, main))).collect::<Vec<_>>();
+            changed.push((reader, self.with_kernel(old, old.kernel.with_prologue(operand, op)?, &others)?));
+        }
+        Some(changed)
+    }
+
+    /// Returns a part of the step in `slot`, as a node that writes a new tensor. Operands named in `others` get the
+    /// tensors given there. If the caller does not use the node, [`finish`](Self::finish) removes the tensor.
+    fn part_of(&mut self, slot: usize, kernel: Box<dyn Kernel>, others: &[(&'static str, usize)]) -> Option<Node> {
         let node = self.nodes[slot].as_ref()?;
         let written = kernel.operands().into_iter().find(|operand| operand.access == Access::Write)?;
         let (name, mask) = (node.path.clone(), self.masks[output(node)?]);
@@ -212,7 +228,7 @@ impl Pass<'_> {
         self.graph.tensors.push(info);
         self.masks.push(mask);
         let tensor = self.graph.tensors.len() - 1;
-        self.with_kernel(self.nodes[slot].as_ref()?, kernel, &[(written.name, tensor)])
+        self.with_kernel(self.nodes[slot].as_ref()?, kernel, &[others, &[(written.name, tensor)]].concat())
     }
 
     /// Removes empty slots and the tensors that no step reads or writes any more, and renumbers steps and tensors.

@@ -159,12 +159,10 @@ impl Conv2d {
 
     /// Whether the convolution normalises its input as it reads it, if that has to be normalised.
     ///
-    /// A 3x3 convolution reads every value under nine taps and for every tile of columns, and normalises it dozens of
-    /// times. On the maps of a UNet it does so where channels become fewer, because steps of their own would cost too much
-    /// memory there: 1.06 times the least for Stable Diffusion (benches/records/rejected.md). On larger maps, those of
-    /// decoders, time is worth more.
+    /// A 3x3 convolution reads every value under nine taps and for every tile of columns, and would normalise it dozens
+    /// of times. One to few channels has a single tile of columns, and is left to normalise unless the map is large.
     fn normalises(&self) -> bool {
-        self.kernel == 1 || self.ci > self.co && self.h * self.w < LARGE_MAP
+        self.kernel == 1 || narrow::suits(self) && self.h * self.w < LARGE_MAP
     }
 }
 

@@ -282,6 +282,12 @@ pub trait Kernel: ParamsJson + fmt::Debug + Send + Sync {
         None
     }
 
+    /// Returns two kernels that do what this one does to the channels of `x` and to those of `x2`, each from operand
+    /// `x` of its own. `None` if the kernel does not read a concatenation, or mixes channels.
+    fn by_source(&self) -> Option<[Box<dyn Kernel>; 2]> {
+        None
+    }
+
     /// Computes the result on the CPU, in f32. `inputs` are the operands that are read, in order: dense, packed by
     /// their [host layout](Operand::host_layout), and empty where an optional operand is left out. u32 operands are
     /// passed as the same bytes (`bytemuck::cast_slice`). Every element of `outputs` is written.
