@@ -212,11 +212,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     var sum = 0.0;
     for (var key0 = 0u; key0 < seen_by_group; key0 += KEYS) {
         stage(thread);
-        workgroupBarrier();
         // There may be no next tile. The condition is the same for the whole workgroup.
         let more = key0 + KEYS < seen_by_group;
+        // Loads begin before the barrier, which covers a part of their latency.
         @if(!SHARED) fetch(true, of_keys, key0, row_len, thread);
         @if(SHARED) if more { fetch(false, of_keys, key0 + KEYS, row_len, thread); }
+        workgroupBarrier();
         let count = min(KEYS, max(seen, key0) - key0);
         let own = own_scores(query, lane, count);
         @if(SOFTMAX) shares[thread] = share_of(own);
@@ -232,9 +233,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         sum *= kept;
         for (var i = 0u; i < SLICE; i++) { acc[i] *= kept; }
         @end
+        @if(!SHARED) if more { fetch(false, of_keys, key0 + KEYS, row_len, thread); }
         // Both need a barrier: the staged values, and the weights of softmax.
         if SHARED == 0u || SOFTMAX == 1u { workgroupBarrier(); }
-        @if(!SHARED) if more { fetch(false, of_keys, key0 + KEYS, row_len, thread); }
         // Keys that some queries do not see have weights of zero, so that all queries take equally many steps.
         for (var first = 0u; first < min(KEYS, seen_by_group - key0); first += BATCH) {
             for (var b = 0u; b < BATCH; b++) {

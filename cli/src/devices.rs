@@ -21,7 +21,7 @@ pub(crate) fn run() -> Result<(), Failure> {
 
 /// Describes an adapter in three lines: name and driver, features, limits.
 fn lines(adapter: &AdapterSummary) -> String {
-    let AdapterSummary { index, name, backend, driver, kind, caps } = adapter;
+    let AdapterSummary { index, name, backend, driver, kind, vendor, caps } = adapter;
     let word = |has: bool, what: &str| if has { what.to_owned() } else { format!("no {what}") };
     let features = [(caps.shader_f16, "f16"), (caps.timestamps, "timestamps"), (caps.pipeline_cache, "pipelines kept")];
     let features = features.map(|(has, what)| word(has, what)).join(", ");
@@ -30,7 +30,7 @@ fn lines(adapter: &AdapterSummary) -> String {
         shapes => format!("matrix units {}", shapes.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")),
     };
     format!(
-        "[{index}] {name}: {kind}, {backend}, {driver}\n    {features}, {matrices}\n    buffers up to {} MiB, bindings up to {} MiB, \
+        "[{index}] {name}: {kind}, {backend}, {driver}, vendor {vendor:#06x}\n    {features}, {matrices}\n    buffers up to {} MiB, bindings up to {} MiB, \
          workgroups of {} invocations and {} KiB, {} storage buffers, {} workgroups on an axis",
         caps.max_buffer_bytes >> 20,
         caps.max_binding_bytes >> 20,
@@ -63,10 +63,11 @@ mod tests {
             uniform_alignment: 64,
         };
         let (name, backend, driver) = ("Iris".to_owned(), "vulkan".to_owned(), "Mesa 25".to_owned());
-        let adapter = AdapterSummary { index: 3, name, backend, driver, kind: AdapterKind::Integrated, caps };
+        let adapter =
+            AdapterSummary { index: 3, name, backend, driver, kind: AdapterKind::Integrated, vendor: 0x8086, caps };
         let text = lines(&adapter);
         for words in [
-            "[3] Iris: integrated GPU, vulkan, Mesa 25\n",
+            "[3] Iris: integrated GPU, vulkan, Mesa 25, vendor 0x8086\n",
             "no f16, timestamps, pipelines kept, matrix units 16x16x16 f16 to f32\n",
             "buffers up to 2048 MiB, bindings up to 128 MiB",
             "workgroups of 1024 invocations and 32 KiB, 10 storage buffers, 65535 workgroups on an axis",

@@ -258,7 +258,8 @@ impl Tile {
             work *= 1.0 / f64::from(parts) + DISPATCH / k as f64;
         }
         let rounds = self.matrix.is_some() && prologue.norm != Norm::None;
-        Variant { name: self.name, needs: self.needs(), groups, slots: self.slots, work, rounds }
+        let sums = 4 * self.each[0] * self.each[1];
+        Variant { name: self.name, needs: self.needs(), groups, slots: self.slots, sums, work, rounds }
     }
 }
 

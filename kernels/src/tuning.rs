@@ -181,7 +181,15 @@ mod tests {
 
     fn adapter(driver: &str) -> AdapterSummary {
         let (name, backend, driver) = ("Iris".to_owned(), "vulkan".to_owned(), driver.to_owned());
-        AdapterSummary { index: 0, name, backend, driver, kind: AdapterKind::Integrated, caps: Caps::PORTABLE }
+        AdapterSummary {
+            index: 0,
+            name,
+            backend,
+            driver,
+            kind: AdapterKind::Integrated,
+            vendor: 0,
+            caps: Caps::PORTABLE,
+        }
     }
 
     fn linear(rows: usize) -> Linear {

@@ -70,6 +70,8 @@ pub struct Variant {
     /// Number of [`busy_groups`](Machine::busy_groups) that one workgroup counts as: 2 if its invocations take so many
     /// registers that no other has room beside it.
     pub slots: usize,
+    /// Number of sums that an invocation accumulates in registers.
+    pub sums: usize,
     /// Relative time of one workgroup. Only ratios between variants of one problem have a meaning.
     pub work: f64,
     /// Whether factors that the kernel computes (normalised rows, attention weights) are rounded to f16 before they are
@@ -80,14 +82,21 @@ pub struct Variant {
 
 impl Variant {
     /// Variant of a kernel that has one program.
-    pub const ONLY: Self = Self { name: "only", needs: Needs::PORTABLE, groups: 1, slots: 1, work: 1.0, rounds: false };
+    pub const ONLY: Self =
+        Self { name: "only", needs: Needs::PORTABLE, groups: 1, slots: 1, sums: 0, work: 1.0, rounds: false };
 
     /// Estimates the relative time of the variant on a device, for comparison with other variants of the same problem.
-    /// The estimate is not measured. It takes into account that too few workgroups leave a part of the device idle.
+    /// The estimate is not measured. It takes into account that too few workgroups leave a part of the device idle, and
+    /// that sums without a register are stored and loaded again.
     pub fn estimate(&self, machine: &Machine) -> f64 {
-        (self.slots * self.groups).max(machine.busy_groups) as f64 * self.work / self.slots as f64
+        let spills = if self.sums > machine.most_sums { SPILLED } else { 1.0 };
+        (self.slots * self.groups).max(machine.busy_groups) as f64 * self.work * spills / self.slots as f64
     }
 }
+
+/// Factor by which a variant takes longer whose sums do not fit into registers. A guess: compilers show that sums are
+/// stored and loaded in the innermost loop then (benches/records/compilers.md), but not what that costs.
+const SPILLED: f64 = 4.0;
 
 /// Facts about a device that the choice of a variant depends on.
 #[derive(Clone, Debug, PartialEq)]
@@ -98,20 +107,28 @@ pub struct Machine {
     pub storage: Storage,
     /// Number of workgroups that keep the device busy. Fewer workgroups are assumed to take as long as this number.
     pub busy_groups: usize,
+    /// Number of sums that an invocation can keep in registers, beside the factors that it multiplies.
+    pub most_sums: usize,
     /// Variants that were measured to be the fastest on this device.
     pub tuned: Measured,
 }
 
 impl Machine {
     /// A device of which nothing is known but that it supports WebGPU.
-    pub const PORTABLE: Self =
-        Self { caps: Caps::PORTABLE, storage: Storage::F32, busy_groups: 256, tuned: Measured::new() };
+    pub const PORTABLE: Self = Self {
+        caps: Caps::PORTABLE,
+        storage: Storage::F32,
+        busy_groups: 256,
+        most_sums: usize::MAX,
+        tuned: Measured::new(),
+    };
 
     /// Describes an open device. Reads measured variants from the user's cache folder.
     pub fn of(GpuDevice { gpu, storage }: GpuDevice<'_>) -> Self {
         let (tuning, _) = Tuning::read(gpu);
-        let busy_groups = busy_groups(gpu.adapter().kind);
-        Self { caps: gpu.caps().clone(), storage, busy_groups, tuned: tuning.of(gpu.adapter()) }
+        let adapter = gpu.adapter();
+        let (busy_groups, most_sums) = (busy_groups(adapter.kind), most_sums(adapter.vendor));
+        Self { caps: gpu.caps().clone(), storage, busy_groups, most_sums, tuned: tuning.of(adapter) }
     }
 }
 
@@ -124,6 +141,14 @@ fn busy_groups(kind: AdapterKind) -> usize {
         AdapterKind::Integrated => 32,
         AdapterKind::Software => 8,
     }
+}
+
+/// Returns the number of sums that an invocation can keep in registers on a GPU of this vendor.
+fn most_sums(vendor: u32) -> usize {
+    const ARM: u32 = 0x13B5;
+    // Arm's GPUs have 64 registers for an invocation, which are full with 16 sums, the factors of a step and the loads of
+    // the next. The GPUs of other vendors have twice as many or more.
+    if vendor == ARM { 16 } else { usize::MAX }
 }
 
 /// Returns the variants of a kernel that a device can run on tensors stored as `storage`.
@@ -148,7 +173,7 @@ pub fn choose(kernel: &dyn Kernel, machine: &Machine) -> Variant {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::{Linear, WeightType};
+    use crate::{Linear, SwishGlu, WeightType};
 
     /// A large GPU with matrices of 16x16x16 in subgroups of this size: 32 on NVIDIA, 64 on AMD.
     pub(crate) fn with_matrices(subgroup: u32) -> Machine {
@@ -184,6 +209,24 @@ pub(crate) mod tests {
             let variant = Variant { groups, slots, work, ..Variant::ONLY };
             assert_eq!(variant.estimate(&machine), time, "{groups} groups of {slots} slots");
         }
+    }
+
+    #[test]
+    fn sums_that_do_not_fit_into_registers_cost_more() {
+        let machine = Machine { busy_groups: 1, most_sums: most_sums(0x13B5), ..Machine::PORTABLE };
+        for (sums, time) in [(16, 2.0), (17, 8.0)] {
+            let variant = Variant { sums, work: 2.0, ..Variant::ONLY };
+            assert_eq!(variant.estimate(&machine), time, "{sums} sums");
+        }
+        let nvidia = Machine { most_sums: most_sums(0x10DE), ..machine.clone() };
+        for (rows, small, large) in [(65_536, "64x64", "128x128"), (1, "2x16/64", "2x16/64")] {
+            let linear = Linear { rows, k: 1024, cols: 1024, ..Linear::default() };
+            assert_eq!(choose(&linear, &machine).name, small, "{rows} rows on Arm's");
+            assert_eq!(choose(&linear, &nvidia).name, large, "{rows} rows on NVIDIA's");
+        }
+        let glu = SwishGlu { rows: 4096, k: 640, cols: 1920, ..SwishGlu::default() };
+        assert_eq!(choose(&glu, &machine).name, "32x64x2", "both products in few registers");
+        assert_eq!(choose(&glu, &nvidia).name, "128x64x2", "both products in many registers");
     }
 
     fn by_matrices(machine: &Machine) -> bool {

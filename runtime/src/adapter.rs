@@ -42,6 +42,9 @@ pub struct AdapterSummary {
     pub driver: String,
     /// Kind of the adapter.
     pub kind: AdapterKind,
+    /// Number of the GPU's vendor: that of PCI, or Khronos' for vendors that have none. 0 where the graphics API has no
+    /// such number.
+    pub vendor: u32,
     /// Capabilities and limits of the adapter.
     pub caps: Caps,
 }
@@ -144,6 +147,7 @@ pub(crate) fn summary(index: usize, adapter: &wgpu::Adapter) -> AdapterSummary {
             wgpu::DeviceType::Cpu => AdapterKind::Software,
             wgpu::DeviceType::VirtualGpu | wgpu::DeviceType::Other => AdapterKind::Other,
         },
+        vendor: info.vendor,
         caps: Caps::of(adapter),
     }
 }
@@ -170,7 +174,8 @@ mod tests {
 
     fn adapter(index: usize, name: &str, kind: AdapterKind) -> AdapterSummary {
         let caps = Caps::new(wgpu::Features::empty(), &wgpu::Limits::default());
-        AdapterSummary { index, name: name.into(), backend: "vulkan".into(), driver: "Mesa 25".into(), kind, caps }
+        let (name, backend, driver) = (name.into(), "vulkan".into(), "Mesa 25".into());
+        AdapterSummary { index, name, backend, driver, kind, vendor: 0, caps }
     }
 
     fn machine() -> Vec<AdapterSummary> {

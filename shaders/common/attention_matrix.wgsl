@@ -298,8 +298,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     @if(SOFTMAX)
     for (var key0 = 0u; key0 < seen_by_group; key0 += KEYS) {
         stage_keys(key0, 0u, thread);
-        workgroupBarrier();
         if key0 + KEYS < seen_by_group { fetch_keys(of_keys, key0 + KEYS, row_len, thread); }
+        workgroupBarrier();
         write_scores(q0, q1, q2, q3, q4, q5, q6, q7, row, 0u);
         workgroupBarrier();
         highest = max(highest, highest_score(key0, seen, scale, thread));
@@ -321,9 +321,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     var o7 = Sum();
     var keys_at = 0u;
     stage_keys(0u, keys_at, thread);
-    workgroupBarrier();
     @if(!SHARED) fetch_values(of_keys, 0u, row_len, thread);
     if KEYS < seen_by_group { fetch_keys(of_keys, KEYS, row_len, thread); }
+    workgroupBarrier();
     for (var key0 = 0u; key0 < seen_by_group; key0 += KEYS) {
         write_scores(q0, q1, q2, q3, q4, q5, q6, q7, row, keys_at);
         workgroupBarrier();
@@ -334,9 +334,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         @if(SHARED) keys_at = KEYS - keys_at;
         // After the last tile this stages old registers or zeros, which nothing reads.
         stage_keys(key0 + KEYS, keys_at, thread);
-        workgroupBarrier();
         @if(!SHARED) if key0 + KEYS < seen_by_group { fetch_values(of_keys, key0 + KEYS, row_len, thread); }
         if key0 + 2u * KEYS < seen_by_group { fetch_keys(of_keys, key0 + 2u * KEYS, row_len, thread); }
+        workgroupBarrier();
         for (var half = 0u; half < 2u; half++) {
             let left = weight_matrix(row, half);
             let at = values_at + half * EDGE;

@@ -78,8 +78,9 @@ fn gemm_tile(row0: u32, col0: u32, first4: u32, end4: u32, thread: u32) -> Sums 
     finish_rows(row0, at, thread);
     for (var step = first4; step < end4; step += STEP4) {
         stage(at, own_k, step + own_k, end4);
-        workgroupBarrier();
+        // Loads begin before the barrier, which covers a part of their latency.
         if step + STEP4 < end4 { fetch(row0, col0, at, step + STEP4 + own_k, end4); }
+        workgroupBarrier();
         for (var k = first_k; k < first_k + STEP4 / SPLIT; k++) {
             let col = FIRST_COL + k * COL_STRIDE + lane % THREADS_X;
             for (var c = 0u; c < 4u * QUADS_EACH; c++) { cols[c] = scratch[col + c % 4u * COL_QUADS + c / 4u * THREADS_X]; }

@@ -152,8 +152,9 @@ fn gemm_tile(row0: u32, col0: u32, first4: u32, end4: u32, thread: u32) -> Sums 
     finish_rows(row0, at, thread);
     for (var step = first4; step < end4; step += STEP4) {
         stage(at, own_k, step, end4);
-        workgroupBarrier();
+        // Loads begin before the barrier, which covers a part of their latency.
         if step + STEP4 < end4 { fetch(row0, col0, at, step + STEP4 + own_k, end4); }
+        workgroupBarrier();
         for (var first = 0u; first < STEP4; first += SPLIT * EDGE / 4u) {
             let k = first + part * (EDGE / 4u);
             let x_at = STRIPS * down * row_len + k * CELLS;
