@@ -98,8 +98,8 @@ impl Select {
             Self::Best => all(&|_| true),
             Self::Hardware => all(&|a| a.kind != AdapterKind::Software),
             Self::Named(name) => {
-                let number = name.parse::<usize>().ok();
                 let name = name.trim().to_lowercase();
+                let number = name.parse::<usize>().ok();
                 let says = |text: &str| !name.is_empty() && text.to_lowercase().contains(&name);
                 // A long number may be a part of a name, such as 4090. Drivers' versions hold all kinds of numbers.
                 let fits = |a: &AdapterSummary| match number {
@@ -204,7 +204,9 @@ mod tests {
     #[test]
     fn names_and_numbers_are_understood() {
         assert_eq!(Select::Named("LLVM".into()).choose(&machine()), Ok(0));
-        assert_eq!(Select::Named("1".into()).choose(&machine()), Ok(1));
+        for second in ["1", " 1", "1 "] {
+            assert_eq!(Select::Named(second.into()).choose(&machine()), Ok(1), "`{second}`");
+        }
         let numbered = [adapter(0, "GeForce RTX 4090", AdapterKind::Discrete)];
         assert_eq!(Select::Named("4090".into()).choose(&numbered), Ok(0));
         // No index, a number in a driver's version, and nothing.
