@@ -114,6 +114,22 @@ fn file_names_may_be_as_long_as_the_system_takes() {
 }
 
 #[test]
+#[cfg(unix)]
+fn what_another_run_left_behind_is_in_nobodys_way() {
+    let folder = folder();
+    // The program in place of the shell has its number, as every program of a container may have the number 1.
+    let script = r#"touch "$0/.$$.probe"; exec "$@""#;
+    let output = folder.path().join("x.png");
+    let mut shell = std::process::Command::new("sh");
+    shell.args(["-c", script]).arg(folder.path()).arg(program().get_program());
+    shell.args(["generate", "sun", "-o", arg(&output), "--model", "no-such-model"]);
+    // The output is checked before the model, which does not exist.
+    let message = failure(&shell.output().expect("there is a shell"));
+    assert!(message.contains("no-such-model"), "{message}");
+    assert_eq!(fs::read_dir(folder.path()).expect("the folder reads").count(), 1, "something was left behind");
+}
+
+#[test]
 fn a_picture_without_texts_is_refused() {
     let folder = folder();
     let file = folder.path().join("plain.png");

@@ -127,6 +127,13 @@ fn a_picture_of_too_few_steps_has_no_folder_of_previews() {
     let previews = folder.path().join("previews");
     let said = draw("sun", &folder.path().join("x.png"), &["--size", "32", "--preview", arg(&previews)]);
     assert!(said.contains("note: there are too few steps for a preview") && !previews.exists(), "{said}");
+    // A tenth of ten steps is one.
+    let init = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/apple.png");
+    let more = ["--steps", "10", "--preview", arg(&previews), "--init", init];
+    let said = draw("sun", &folder.path().join("y.png"), &[&more[..], &["--strength", "0.1"]].concat());
+    assert!(said.contains("note: there are too few steps for a preview") && !previews.exists(), "{said}");
+    draw("sun", &folder.path().join("z.png"), &[&more[..], &["--strength", "0.2"]].concat());
+    assert_eq!(fs::read_dir(&previews).expect("the folder reads").count(), 1, "one preview before the second step");
 }
 
 #[test]
@@ -152,6 +159,23 @@ fn previews_are_files() {
     let done = generate("sun", &output, &[&more[..], &["--json", "--force"]].concat());
     let said: serde_json::Value = serde_json::from_slice(&done.stdout).expect("it is JSON");
     assert_eq!((said["previews"].as_array().map(Vec::len), said["count"].as_u64()), (Some(4), Some(2)), "{said}");
+}
+
+#[test]
+fn a_preview_is_not_overwritten_by_a_picture() {
+    let folder = folder();
+    let previews = folder.path().join("previews");
+    fs::create_dir(&previews).expect("the folder is made");
+    let output = previews.join("0-003.png");
+    let more = ["--size", "32", "--steps", "7", "--preview", arg(&previews), "--preview-every", "3"];
+    for force in [&[][..], &["--force"]] {
+        let message = failure(&generate("sun", &output, &[&more[..], force].concat()));
+        assert!(message.contains("0-003.png: expected different files for a preview and a picture"), "{message}");
+    }
+    assert_eq!(fs::read_dir(&previews).expect("the folder reads").count(), 0, "something was drawn");
+    // The seventh step is the picture itself, which has no preview.
+    draw("sun", &previews.join("0-007.png"), &more);
+    assert_eq!(fs::read_dir(&previews).expect("the folder reads").count(), 3);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use crate::Failure;
 use crate::args::{Generate, of_size};
 use crate::device::{Floats, weights_name};
-use crate::output::{Outputs, check_file};
+use crate::output::{Outputs, check_file, preview_name};
 use crate::terminal::{Clock, note, printable, result};
 use mobilediffusion_kernels::Storage;
 use mobilediffusion_model::{
@@ -32,7 +32,7 @@ pub(crate) fn run(args: &Generate) -> Result<(), Failure> {
     let options = Options { device: args.device.clone(), floats, weights, ..Options::default() };
     let mut pipeline = Pipeline::load(source, options)?;
     let settings = pipeline.settings(&request)?;
-    outputs.begin(args, &settings)?;
+    outputs.begin(args, &settings, pipeline.evaluations(&request)?)?;
     let device = pipeline.model().device_line();
     note(&format!("device: {device}"));
     note(&format!("model: {}, {}, seed {}", own.name, described(&settings), args.seed));
@@ -53,7 +53,6 @@ pub(crate) fn run(args: &Generate) -> Result<(), Failure> {
     };
     let facts = facts(args, (&model, &device, storage), (&request, &settings));
     let mut previews = Previews { args, facts: &facts, written: Vec::new(), failure: None };
-    previews.check(&settings)?;
     let drawn = draw((&mut pipeline, &request), &mut clock, (&mut outputs, &mut previews));
     let files = outputs.written();
     if !files.is_empty() {
@@ -156,33 +155,11 @@ struct Previews<'a> {
 }
 
 impl Previews<'_> {
-    /// Refuses a request whose previews would be written over files that exist. With an initial picture, where the
-    /// strength decides how many steps there are, they are found as they are drawn.
-    fn check(&self, settings: &Settings) -> Result<(), ModelError> {
-        let Generate { count, preview_every, .. } = *self.args;
-        if self.args.preview.is_none() || self.args.init.is_some() || preview_every == 0 {
-            return Ok(());
-        }
-        for picture in 0..count {
-            for step in (preview_every..settings.steps).step_by(preview_every) {
-                self.path(picture, step).iter().try_for_each(|path| check_file(path, self.args.force))?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Returns the file of the preview of a picture after a step.
-    fn path(&self, picture: usize, step: usize) -> Option<PathBuf> {
-        let seed = self.args.seed.wrapping_add(picture as u64);
-        self.args.preview.as_ref().map(|folder| folder.join(format!("{seed}-{step:03}.png")))
-    }
-
     /// Writes the preview that `progress` holds, if any. Stops the run if that fails.
     fn hear(&mut self, progress: &Progress) -> Flow {
-        let (Some(path), Some(preview)) = (self.path(progress.picture, progress.step), &progress.preview) else {
-            return Flow::Continue;
-        };
+        let (Some(folder), Some(preview)) = (&self.args.preview, &progress.preview) else { return Flow::Continue };
         let seed = self.args.seed.wrapping_add(progress.picture as u64);
+        let path = folder.join(preview_name(seed, progress.step));
         let done = check_file(&path, self.args.force).and_then(|()| {
             let mut facts = self.facts.to_vec();
             facts.extend([("Seed", seed.to_string()), ("Preview", format!("{} of {}", progress.step, progress.total))]);

@@ -3,6 +3,7 @@
 use crate::args::Generate;
 use crate::terminal::note;
 use mobilediffusion_model::{ModelError, Picture, Settings, Sheet};
+use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf, is_separator};
@@ -18,6 +19,8 @@ pub(crate) struct Outputs {
     batch: usize,
     /// Sheet of all pictures; `None` if every picture gets its own file.
     sheet: Option<Sheet>,
+    /// Whether files may be overwritten that other runs wrote.
+    force: bool,
 }
 
 fn refuse(path: &Path, why: impl Into<String>) -> ModelError {
@@ -37,25 +40,44 @@ impl Outputs {
             check_file(path, args.force)?;
             check_folder(path)?;
         }
-        if let Some(folder) = &args.preview
-            && (files.iter().any(|(path, _)| path == folder) || folder.exists() && !folder.is_dir())
-        {
-            return Err(refuse(folder, "expected a folder for previews, found a file"));
+        if let Some(folder) = &args.preview {
+            check_preview_folder(folder, &files)?;
         }
-        Ok(Self { files, written: 0, batch: args.batch.min(args.count), sheet: None })
+        Ok(Self { files, written: 0, batch: args.batch.min(args.count), sheet: None, force: args.force })
     }
 
-    /// Makes the sheet and the folder for previews, if they are asked for. Called once the request is known to be valid.
-    pub(crate) fn begin(&mut self, args: &Generate, settings: &Settings) -> Result<(), ModelError> {
+    /// Checks the files of previews, and makes their folder and the sheet, if they are asked for. Called once the request
+    /// is known to be valid. `evaluations` is the number of evaluations that each picture takes.
+    pub(crate) fn begin(&mut self, args: &Generate, settings: &Settings, evaluations: usize) -> Result<(), ModelError> {
+        let folder = args.preview.as_deref().filter(|_| args.preview_every < evaluations);
+        if let Some(folder) = folder {
+            self.check_previews(args, folder, evaluations)?;
+        }
         if args.grid {
             self.sheet = Some(Sheet::new(args.count, settings.width, settings.height)?);
         }
-        let Some(folder) = &args.preview else { return Ok(()) };
-        if settings.steps <= args.preview_every {
-            note("note: there are too few steps for a preview");
-            return Ok(());
+        match folder {
+            Some(folder) => fs::create_dir_all(folder).map_err(|error| refuse(folder, error.to_string()))?,
+            None if args.preview.is_some() => note("note: there are too few steps for a preview"),
+            None => {}
         }
-        fs::create_dir_all(folder).map_err(|error| refuse(folder, error.to_string()))
+        Ok(())
+    }
+
+    /// Refuses previews that would be written over files that exist, or that the finished pictures would overwrite.
+    fn check_previews(&self, args: &Generate, folder: &Path, evaluations: usize) -> Result<(), ModelError> {
+        let pictures: HashSet<PathBuf> = self.files.iter().map(|(path, _)| resolved(path)).collect();
+        let place = resolved(folder);
+        for picture in 0..args.count {
+            for step in (args.preview_every..evaluations).step_by(args.preview_every) {
+                let name = preview_name(args.seed.wrapping_add(picture as u64), step);
+                check_file(&folder.join(&name), self.force)?;
+                if pictures.contains(&place.join(&name)) {
+                    return Err(refuse(&folder.join(&name), "expected different files for a preview and a picture"));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Writes a picture with `facts` as text in its file, or copies it to the sheet. `batch` is the number of pictures that
@@ -90,6 +112,8 @@ impl Outputs {
     fn save(&mut self, picture: &Picture, mut facts: Vec<(&'static str, String)>) -> Result<(), ModelError> {
         let (path, seed) = &self.files[self.written];
         facts.push(("Seed", seed.to_string()));
+        // Drawing may take long: another program may have written the file meanwhile.
+        check_file(path, self.force)?;
         picture.save_png(path, &facts)?;
         self.written += 1;
         Ok(())
@@ -110,6 +134,32 @@ fn numbered(path: &Path, seed: u64) -> (PathBuf, u64) {
         name.push(extension);
     }
     (path.with_file_name(name), seed)
+}
+
+/// Returns the name of the preview of a picture after a step.
+pub(crate) fn preview_name(seed: u64, step: usize) -> String {
+    format!("{seed}-{step:03}.png")
+}
+
+/// Returns the path by which the system knows a file or folder, which need not exist.
+fn resolved(path: &Path) -> PathBuf {
+    let whole = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let real = |there: &Path| Some(there.canonicalize().ok()?.join(whole.strip_prefix(there).ok()?));
+    whole.ancestors().find_map(real).unwrap_or(whole.clone())
+}
+
+/// Refuses a folder for previews that is a file, or will be one or lie below one when the pictures are written.
+fn check_preview_folder(folder: &Path, files: &[(PathBuf, u64)]) -> Result<(), ModelError> {
+    let place = resolved(folder);
+    if folder.exists() && !folder.is_dir() || files.iter().any(|(path, _)| resolved(path) == place) {
+        return Err(refuse(folder, "expected a folder for previews, found a file"));
+    }
+    match files.iter().find(|(path, _)| place.starts_with(resolved(path))) {
+        Some((path, _)) => {
+            Err(refuse(folder, format!("expected a folder for previews, found one below the file {}", path.display())))
+        }
+        None => Ok(()),
+    }
 }
 
 /// Checks that a file can be created at `path`, or overwritten if `force` is set.
@@ -161,8 +211,7 @@ fn check_folder(path: &Path) -> Result<(), ModelError> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     };
-    // A short name of its own: with an ending, the file's name may be longer than a file system allows.
-    let probe = folder.join(format!(".{}.probe", std::process::id()));
-    let tried = named.and_then(|()| fs::File::create_new(&probe)).and_then(|_| fs::remove_file(&probe));
-    tried.map_err(|error| ModelError::Output { path: path.to_owned(), error })
+    // A name of its own: with an ending, the file's name may be longer than a file system allows.
+    let tried = named.and_then(|()| tempfile::NamedTempFile::new_in(folder));
+    tried.map(drop).map_err(|error| ModelError::Output { path: path.to_owned(), error })
 }

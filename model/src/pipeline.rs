@@ -87,6 +87,16 @@ impl Pipeline {
         self.model.settings(request)
     }
 
+    /// Returns how often the UNet is evaluated for each picture of a request: for all steps of its settings, and for fewer
+    /// where a picture to begin from leaves less to be drawn.
+    ///
+    /// # Errors
+    /// [`ModelError`] if a value of the request is not valid; the error names it.
+    pub fn evaluations(&self, request: &Request) -> Result<usize, ModelError> {
+        let evaluations = sampling::evaluations(self.model.schedule(), &self.settings(request)?, request.strength())?;
+        Ok(evaluations.len())
+    }
+
     /// Returns the numbers of objects and bytes that exist so far.
     pub fn counters(&self) -> Counters {
         let (buffers, kernels) = match self.model.device() {

@@ -2,7 +2,7 @@
 
 use crate::is_empty;
 use mobilediffusion_tests::folder;
-use mobilediffusion_tests::program::{arg, failure, generate, run, stderr};
+use mobilediffusion_tests::program::{arg, failure, generate, program, run, stderr};
 
 #[test]
 fn a_setting_that_no_picture_has_is_named() {
@@ -75,8 +75,33 @@ fn a_refused_request_creates_no_folder_for_previews() {
     let folder = folder();
     let output = folder.path().join("x.png");
     failure(&generate("sun", &output, &["--steps", "0", "--preview", arg(&folder.path().join("previews"))]));
-    let message = failure(&generate("sun", &output, &["--preview", arg(&output)]));
-    assert!(message.contains("expected a folder"), "{message}");
+    assert!(is_empty(folder.path()), "something was left behind");
+}
+
+#[test]
+fn a_folder_for_previews_in_the_place_of_a_picture_is_refused_before_the_work() {
+    let folder = folder();
+    let at = |name: &str| format!("{}/{name}", folder.path().display());
+    let several = ["--count", "2", "--seed", "7"];
+    for (output, previews, more) in [
+        ("x.png", "x.png", &[][..]),
+        ("x.png", "./x.png", &[]),
+        ("./x.png", "x.png/", &[]),
+        ("x.png", "x.png/a/b", &[]),
+        ("x.png", "x-8.png/a", &several),
+    ] {
+        // The model does not exist either, but the output is checked first.
+        let previews = at(previews);
+        let more = [&["--model", "no-such-model", "--preview", &previews], more].concat();
+        let message = failure(&generate("sun", at(output).as_ref(), &more));
+        assert!(message.contains("expected a folder for previews, found"), "{output}, {previews}: {message}");
+    }
+    // Names are those of the current folder, however they are written.
+    let mut relative = program();
+    relative.current_dir(folder.path()).args(["generate", "sun", "--model", "no-such-model", "-o", "x.png"]);
+    relative.args(["--preview", &at("x.png")]);
+    let message = failure(&relative.output().expect("it starts"));
+    assert!(message.contains("expected a folder for previews, found"), "{message}");
     assert!(is_empty(folder.path()), "something was left behind");
 }
 

@@ -186,6 +186,11 @@ impl Request {
         (0..batches).map(move |at| count / batches + usize::from(at < count % batches))
     }
 
+    /// Returns the share of the walk from noise to a picture that is drawn.
+    pub(super) fn strength(&self) -> f32 {
+        self.init.as_ref().map_or(1.0, |init| init.strength)
+    }
+
     /// Returns the settings of this request for a model, without the cuts in the prompts.
     pub(super) fn settings(&self, config: &ModelConfig, schedule: &Schedule) -> Result<Settings, ModelError> {
         self.check_extent()?;

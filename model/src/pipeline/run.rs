@@ -124,7 +124,7 @@ impl<'a> Run<'a> {
     /// Samples clean latents, from noise or from the known picture with noise.
     async fn denoise(&mut self, known: Option<Known>) -> Result<Vec<f32>, ModelError> {
         let known = known.as_ref();
-        let strength = self.request.init.as_ref().map_or(1.0, |init| init.strength);
+        let strength = self.request.strength();
         let steps = evaluations(self.model.schedule(), self.settings, strength)?;
         let noise = self.noise(|noise, len| noise.latent(len));
         let mut latent = beginning(known, steps.first(), &noise, strength);
