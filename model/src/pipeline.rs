@@ -15,6 +15,7 @@ mod sampling;
 mod shared;
 mod source;
 
+pub(crate) use memory::free as free_memory;
 pub use options::{Cache, DeviceChoice, Floats, Opened, Options};
 pub use progress::{Flow, OnPicture, OnProgress, Phase, Progress};
 pub use request::{Init, MOST_PICTURES, Request, Settings, Truncated};

@@ -2,6 +2,8 @@
 
 use super::Picture;
 use crate::error::ModelError;
+use crate::pipeline::free_memory;
+use mobilediffusion_graph::Device;
 
 /// White sheet, nearly square, that is filled with pictures of one size, row by row.
 #[derive(Clone, Debug)]
@@ -21,11 +23,17 @@ impl Sheet {
     /// Creates an empty sheet for `count` pictures of `width` x `height` pixels.
     ///
     /// # Errors
-    /// [`ModelError::SheetTooLarge`] if the memory does not suffice.
+    /// [`ModelError::SheetTooLarge`] if the memory that is free does not suffice.
     ///
     /// # Panics
     /// If `count` or a side is 0.
     pub fn new(count: usize, width: usize, height: usize) -> Result<Self, ModelError> {
+        Self::within(free_memory(&Device::CPU), (count, width, height))
+    }
+
+    /// Creates an empty sheet in so many bytes of memory, or in what the system gives where that is unknown. A system
+    /// may give more than it has, and end the program that uses it.
+    fn within(free: Option<u64>, (count, width, height): (usize, usize, usize)) -> Result<Self, ModelError> {
         assert!(count > 0 && width > 0 && height > 0, "{count} pictures of {width}x{height} pixels make no sheet");
         let columns = count.isqrt() + usize::from(count.isqrt().pow(2) < count);
         let rows = count.div_ceil(columns);
@@ -33,6 +41,9 @@ impl Sheet {
         let sides = columns.checked_mul(width).zip(rows.checked_mul(height));
         let bytes = sides.and_then(|(width, height)| width.checked_mul(height)?.checked_mul(4));
         let ((all_width, all_height), bytes) = sides.zip(bytes).ok_or_else(too_large)?;
+        if free.is_some_and(|free| bytes as u64 > free) {
+            return Err(too_large());
+        }
         let mut rgba = Vec::new();
         rgba.try_reserve_exact(bytes).map_err(|_| too_large())?;
         rgba.resize(bytes, 255);
@@ -95,6 +106,11 @@ mod tests {
         (0..5).for_each(|_| sheet.place(&picture));
         let sixth = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| sheet.place(&picture)));
         assert!(sixth.is_err() && sheet.placed() == 5, "a place without a picture is left, but it is for five");
+        for (free, fits) in [(None, true), (Some(96), true), (Some(95), false)] {
+            let sheet = Sheet::within(free, (4, 2, 3));
+            let said = if fits { sheet.is_ok() } else { matches!(sheet, Err(ModelError::SheetTooLarge { .. })) };
+            assert!(said, "96 bytes in {free:?}: {sheet:?}");
+        }
         for count in [1 << 40, usize::MAX] {
             let refused = Sheet::new(count, 1 << 21, 1 << 21);
             assert!(matches!(refused, Err(ModelError::SheetTooLarge { .. })), "{count}: {refused:?}");

@@ -127,7 +127,7 @@ fn most_in_one(device: &Device) -> Option<u64> {
 
 /// Returns the number of bytes that are free for a device, or `None` where it is unknown: where the system does not say
 /// it, and on a GPU with memory of its own whose driver does not say it.
-pub(super) fn free(device: &Device) -> Option<u64> {
+pub(crate) fn free(device: &Device) -> Option<u64> {
     if let Device::Gpu(gpu, _) = device
         && matches!(gpu.adapter().kind, AdapterKind::Discrete | AdapterKind::Other)
     {
