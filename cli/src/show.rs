@@ -4,6 +4,7 @@ use crate::Failure;
 use crate::args::Show;
 use crate::terminal::{printable, result};
 use mobilediffusion_model::Picture;
+use serde_json::map::Entry;
 use serde_json::{Map, Value};
 
 pub(crate) fn run(args: &Show) -> Result<(), Failure> {
@@ -16,11 +17,27 @@ pub(crate) fn run(args: &Show) -> Result<(), Failure> {
         .into());
     }
     if args.json {
-        let all: Map<String, Value> = texts.into_iter().map(|(key, value)| (key, value.into())).collect();
-        return Ok(result(&serde_json::to_string_pretty(&all)?)?);
+        return Ok(result(&serde_json::to_string_pretty(&as_object(texts))?)?);
     }
     for (key, value) in texts {
         result(&format!("{}: {}", printable(&key), printable(&value)))?;
     }
     Ok(())
+}
+
+/// Returns the texts by their keys. A key may be there several times in files of other programs, and then has a list.
+fn as_object(texts: Vec<(String, String)>) -> Map<String, Value> {
+    let mut all = Map::new();
+    for (key, value) in texts {
+        match all.entry(key) {
+            Entry::Vacant(place) => {
+                place.insert(value.into());
+            }
+            Entry::Occupied(mut place) => match place.get_mut() {
+                Value::Array(values) => values.push(value.into()),
+                first => *first = Value::Array(vec![first.take(), value.into()]),
+            },
+        }
+    }
+    all
 }

@@ -87,3 +87,16 @@ fn a_file_says_what_it_was_made_of() {
     let message = failure(&run(&["show", arg(&bundled().join("model.json"))]));
     assert!(message.contains("model.json"), "{message}");
 }
+
+#[test]
+fn a_key_that_a_file_has_twice_is_a_list_of_texts() {
+    let folder = folder();
+    let file = folder.path().join("foreign.png");
+    let texts = [("Comment", "one"), ("Title", "a"), ("Comment", "two"), ("Comment", "three")];
+    let texts = texts.map(|(key, value)| (key, value.to_owned()));
+    let picture = mobilediffusion_model::Picture { width: 1, height: 1, rgba: vec![255; 4] };
+    picture.save_png(&file, &texts).expect("the picture is written");
+    let done = run(&["show", "--json", arg(&file)]);
+    let shown: Value = serde_json::from_slice(&done.stdout).expect("standard output is JSON");
+    assert_eq!(shown, serde_json::json!({"Comment": ["one", "two", "three"], "Title": "a"}));
+}
