@@ -174,6 +174,21 @@ fn sizes_no_form_takes_are_refused() {
             r#"{"rows":1,"c":4,"source":[0,"none",false]}"#.into(),
             "`source` is a list, expected an object",
         ),
+        (
+            "group_norm",
+            r#"{"rows":1,"c":4,"source":{"norm":{"channels":{"activation":"silu"}}}}"#.into(),
+            r#"`source.norm`: missing field `images`, expected "none", {"rows": {"eps": E}} or {"channels": "#,
+        ),
+        (
+            "group_norm",
+            r#"{"rows":1,"c":4,"source":{"norm":{"channels":{"images":1,"act":"silu"}}}}"#.into(),
+            "`source.norm`: unknown field `act`",
+        ),
+        (
+            "group_norm",
+            r#"{"rows":1,"c":4,"source":{"norm":"group"}}"#.into(),
+            "`source.norm`: unknown variant `group`",
+        ),
     ] {
         let metadata = HashMap::from([("kernel".into(), kernel.into()), ("params".into(), params)]);
         let error = CaseFile::parse(&bytes(&right().0, metadata)).expect_err("the sizes are wrong").to_string();

@@ -253,7 +253,7 @@ fn parse_case(metadata: &HashMap<String, String>) -> Result<Case, Problem> {
     if let Some(why) = params::impossible("params", &sizes) {
         return Err(refused(why));
     }
-    let kernel = (family.parse)(&sizes).map_err(|e| refused(params::cut(&e.to_string())))?;
+    let kernel = (family.parse)(&sizes).map_err(|error| refused(params::unread(&sizes, &error)))?;
     if let Some(key) = params::list_for_object("params", &sizes, &kernel.params_json()) {
         return Err(refused(format!("`{key}` is a list, expected an object")));
     }

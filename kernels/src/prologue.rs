@@ -39,7 +39,7 @@ pub struct Prologue {
 
 /// Normalisation with statistics that are given.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Norm {
     /// No normalisation.
     #[default]
@@ -55,6 +55,7 @@ pub enum Norm {
         /// Number of images. Each has the same number of rows.
         images: usize,
         /// Activation of the normalised values.
+        #[serde(default)]
         activation: Activation,
     },
 }

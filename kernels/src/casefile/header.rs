@@ -58,10 +58,11 @@ fn text(file: &[u8]) -> Result<(usize, &str), String> {
     if length == 0 {
         return Err(format!("it begins with zeros: {UNFINISHED}"));
     }
-    let header = usize::try_from(length).ok().filter(|length| *length <= LARGEST).and_then(|length| rest.get(..length));
-    let Some(header) = header else {
-        let most = rest.len().min(LARGEST);
-        return Err(format!("expected a header of at most {most} bytes, found one of {length}"));
+    let Some(length) = usize::try_from(length).ok().filter(|length| *length <= LARGEST) else {
+        return Err(format!("it is a file of another kind: its first 8 bytes are no length of a header ({length})"));
+    };
+    let Some(header) = rest.get(..length) else {
+        return Err(format!("expected a header of at most {} bytes, found one of {length}", rest.len()));
     };
     let text = std::str::from_utf8(header).map_err(|error| format!("its header is no text: {error}"))?;
     Ok((size_of::<u64>() + header.len(), text))
@@ -152,7 +153,11 @@ mod tests {
             (file("[]", 0), "expected an object as its header"),
             (file("{", 0), "EOF while parsing"),
             ([&[2, 0, 0, 0, 0, 0, 0, 0][..], b"\xff}"].concat(), "its header is no text"),
-            (b"PK\x03\x04 a pickle".to_vec(), "expected a header of at most 5 bytes"),
+            (b"PK\x03\x04 a pickle".to_vec(), "it is a file of another kind: its first 8 bytes are no length"),
+            (
+                [&[6, 0, 0, 0, 0, 0, 0, 0][..], b"{\"a\":"].concat(),
+                "expected a header of at most 5 bytes, found one of 6",
+            ),
             (vec![1; 3], "expected a header and its length, found 3 bytes"),
         ] {
             let error = read(&bytes).expect_err(words);

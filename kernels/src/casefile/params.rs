@@ -1,6 +1,8 @@
 //! Checks of the sizes in a case file that are the same for all kernels.
 
 use super::{LARGEST_SIZE, shortened};
+use crate::prologue::Norm;
+use serde::Deserialize;
 use serde_json::Value;
 
 /// Returns what is wrong with a value by itself. Sizes are limited before the kernel computes with them, so that products
@@ -26,6 +28,19 @@ pub(super) fn list_for_object<'a>(key: &'a str, written: &'a Value, read: &Value
         (Value::Array(_), Value::Object(_)) => Some(key),
         (Value::Object(parts), _) => parts.iter().find_map(|(key, part)| list_for_object(key, part, &read[key])),
         _ => None,
+    }
+}
+
+/// Returns what is wrong with the sizes, by the error of reading them. Serde's errors do not say that they are about the
+/// norm, nor what it may be.
+pub(super) fn unread(sizes: &Value, error: &serde_json::Error) -> String {
+    let norm = sizes.get("source").and_then(|source| source.get("norm"));
+    match norm.and_then(|norm| Norm::deserialize(norm).err()) {
+        Some(error) => format!(
+            "`source.norm`: {}, expected \"none\", {{\"rows\": {{\"eps\": E}}}} or {{\"channels\": {{\"images\": N, \"activation\": A}}}}",
+            cut(&error.to_string())
+        ),
+        None => cut(&error.to_string()),
     }
 }
 
