@@ -151,11 +151,13 @@ def compare_runtime(report: Report, runtime: Path, name: str, config, module, in
 
 
 def run_runtime(runtime: Path, folder: Path) -> list[float]:
-    """Parse the relative L2 of each output from the runtime's lines `NAME VALUE`."""
+    """Parse the relative L2 of each output from the runtime's lines `output.NAME VALUE`."""
     done = subprocess.run([runtime, "golden", folder, "--device", "cpu"], capture_output=True, text=True)
-    if done.returncode:
+    errors = [float(line.split()[-1]) for line in done.stdout.splitlines() if line.startswith("output")]
+    # A difference beyond the runtime's tolerance is an error of it too, but has values.
+    if done.returncode and not errors:
         raise SystemExit(done.stderr)
-    return [float(line.split()[-1]) for line in done.stdout.splitlines() if line.startswith("output")]
+    return errors
 
 
 class Linear:

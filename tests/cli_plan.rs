@@ -225,15 +225,53 @@ fn golden_prints_the_error_of_every_block() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/golden/vae");
     let folder = arg(&folder);
     let lines = run(&["golden", folder, "decode.safetensors", "--device", "cpu"]);
-    assert!(lines.lines().count() > 3, "{lines}");
-    for line in lines.lines() {
+    let [heading, rows @ .., worst] = &lines.lines().collect::<Vec<_>>()[..] else { panic!("{lines}") };
+    assert!(rows.len() > 3 && heading.ends_with(" relative L2"), "{lines}");
+    let mut most = ("", 0.0);
+    for line in rows {
         // `reference/parity.py` and `benches/peers/networks.py` read these lines.
         let [name, error] = line.split_whitespace().collect::<Vec<_>>()[..] else { panic!("{line}") };
         let error: f64 = error.parse().unwrap_or_else(|_| panic!("{line}"));
         assert!(name.starts_with("output") && (0.0..1e-4).contains(&error), "{line}");
+        most = if error > most.1 { (name, error) } else { most };
     }
-    for (more, expected) in [(&["absent"][..], "absent"), (&["--dtype", "f16"], "f32 on the CPU device")] {
+    assert!(worst.starts_with(&format!("worst: {} ", most.0)), "{lines}");
+    assert_eq!(run(&["golden", folder, "decode", "--device", "cpu"]), lines, "a case without its ending");
+    for (more, expected) in [
+        (&["absent"][..], "absent: there is no such case; the folder has decode, encode"),
+        (&[], "golden.safetensors: there is no such case; the folder has decode, encode"),
+        (&["--dtype", "f16"], "f32 on the CPU device"),
+    ] {
         let message = stderr(&program::run(&[&["golden", folder, "--device", "cpu"], more].concat()));
         assert!(message.contains("error: ") && message.contains(expected), "{message}");
     }
+}
+
+#[test]
+fn golden_fails_where_a_block_differs() {
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/golden/vae");
+    let folder = folder();
+    let changed = |name: &str, from: &Path, value: f32| {
+        let mut bytes = std::fs::read(from).expect("it reads");
+        let last = bytes.len() - 4;
+        bytes[last..].copy_from_slice(&value.to_le_bytes());
+        std::fs::write(folder.path().join(name), bytes).expect("it is written");
+    };
+    for name in ["config.json", "model.safetensors"] {
+        std::fs::copy(from.join(name), folder.path().join(name)).expect("it is copied");
+    }
+    changed("far.safetensors", &from.join("decode.safetensors"), 1000.0);
+    changed("nan.safetensors", &from.join("decode.safetensors"), f32::NAN);
+    let golden = |case: &str, tolerance: &[&str]| {
+        program::run(&[&["golden", arg(folder.path()), case, "--device", "cpu"], tolerance].concat())
+    };
+    for (case, tolerance) in [("far", &[][..]), ("nan", &[]), ("nan", &["--tolerance", "inf"])] {
+        let done = golden(case, tolerance);
+        let said = stderr(&done);
+        assert_eq!(done.status.code(), Some(1), "{case}: {said}");
+        assert!(said.contains("error: output") && said.contains("expected a relative L2 error of at most"), "{said}");
+        let rows = String::from_utf8_lossy(&done.stdout);
+        assert!(rows.lines().last().is_some_and(|line| line.starts_with("worst: ")), "{rows}");
+    }
+    assert!(golden("far", &["--tolerance", "1e6"]).status.success(), "a larger tolerance");
 }

@@ -5,20 +5,13 @@
 
 use mobilediffusion_graph::Device;
 use mobilediffusion_kernels::Storage;
-use mobilediffusion_model::golden::compare;
+use mobilediffusion_model::golden::{compare, tolerance};
 use mobilediffusion_model::{DeviceChoice, ModelError};
 use mobilediffusion_runtime::{AdapterKind, Gpu, Select};
 use mobilediffusion_tests::gpu::storages;
 use mobilediffusion_tests::{adapters, drawing_devices};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-
-fn bound(device: &Device) -> f64 {
-    match device {
-        Device::Cpu(_) | Device::Gpu(_, Storage::F32) => 1e-4,
-        Device::Gpu(..) => 1e-2,
-    }
-}
 
 /// Returns the CPU, and every adapter in every storage type. Software drivers compile for minutes, so they share the
 /// types: the one that also draws pictures takes f32 and f16, another one packed f16.
@@ -49,7 +42,7 @@ fn check_with(name: &str, case: &str, weights: &str) {
 
 fn check_on(devices: &[(String, Device)], name: &str, case: &str, weights: &str) {
     for (device_name, device) in devices {
-        let bound = bound(device);
+        let bound = tolerance(device);
         let all = compare(&folder(name), &format!("{case}.safetensors"), &folder(weights), device.clone())
             .unwrap_or_else(|error| panic!("{device_name}: {name}/{case}: {error}"));
         for agreement in &all {

@@ -5,15 +5,31 @@ use crate::args::Golden;
 use crate::device::{device, open, shown_as};
 use crate::terminal::{note, result};
 use mobilediffusion_model::WeightType;
-use mobilediffusion_model::golden::compare;
+use mobilediffusion_model::golden::{Agreement, compare, tolerance};
 use std::sync::Arc;
 
 pub(crate) fn run(args: &Golden) -> Result<(), Failure> {
     let gpu = open(&args.device)?.map(Arc::new);
     let device = device(gpu.as_ref(), Some(args.dtype), WeightType::Floats)?;
     note(&shown_as(&device));
-    for agreement in compare(&args.folder, &args.case, &args.folder, device)? {
+    let most = args.tolerance.unwrap_or_else(|| tolerance(&device));
+    let all = compare(&args.folder, &args.case, &args.folder, device)?;
+    result(&format!("{:70} relative L2", "tensor"))?;
+    for agreement in &all {
         result(&format!("{:70} {:.3e}", agreement.output, agreement.relative_l2))?;
     }
-    Ok(())
+    // A NaN is worse than any number.
+    let error = |error: f64| if error.is_nan() { f64::INFINITY } else { error };
+    let worse = |a: &Agreement, b: &Agreement| error(b.relative_l2) > error(a.relative_l2);
+    let worst = all.iter().reduce(|worst, next| if worse(worst, next) { next } else { worst });
+    let Some(worst) = worst else { return Err("expected a case with outputs, found none".into()) };
+    result(&format!("worst: {} {:.1e}", worst.output, worst.relative_l2))?;
+    if worst.relative_l2 <= most && worst.relative_l2.is_finite() {
+        return Ok(());
+    }
+    Err(format!(
+        "{}: expected a relative L2 error of at most {most:.1e}, found {:.1e}",
+        worst.output, worst.relative_l2
+    )
+    .into())
 }

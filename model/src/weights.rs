@@ -32,7 +32,7 @@ struct Entry {
 }
 
 /// Names of the file of weights: transformers' first, then diffusers', then those that both give to files in f16.
-const FILES: [&str; 4] = [
+pub(crate) const FILES: [&str; 4] = [
     "model.safetensors",
     "diffusion_pytorch_model.safetensors",
     "model.fp16.safetensors",
