@@ -73,12 +73,22 @@ fn report(previews: &Previews<'_>, files: &[(PathBuf, u64)], settings: &Settings
     let Previews { args, facts, written, .. } = previews;
     let file = |(path, seed): &(PathBuf, u64)| json!({"path": path.to_string_lossy(), "seed": seed});
     let files: Vec<Value> = files.iter().map(file).collect();
-    let facts: Map<_, _> = facts.iter().map(|(key, value)| (key.to_lowercase(), value.clone().into())).collect();
+    let mut facts: Map<_, _> = facts.iter().map(|(key, value)| (key.to_lowercase(), fact(key, value))).collect();
+    facts.remove("size");
+    facts.extend([("width", settings.width), ("height", settings.height)].map(|(key, side)| (key.into(), side.into())));
+    facts.insert("seed".into(), args.seed.into());
     let left_out = |cut: &Option<Truncated>| cut.as_ref().map(|cut| cut.left_out.clone());
     let (left_out, negative) = (left_out(&settings.truncated), left_out(&settings.negative_truncated));
     let previews: Vec<_> = written.iter().map(|path| path.to_string_lossy()).collect();
     json!({"files": files, "previews": previews, "count": args.count, "batch": args.batch, "settings": facts,
         "left_out": left_out, "left_out_of_negative": negative})
+}
+
+/// Returns what `--json` prints of a text of a file.
+fn fact(key: &str, value: &str) -> Value {
+    const NUMBERS: [&str; 4] = ["Steps", "Guidance", "Eta", "Strength"];
+    let number = NUMBERS.contains(&key).then(|| serde_json::from_str(value).ok()).flatten();
+    number.unwrap_or_else(|| value.into())
 }
 
 /// Draws the pictures, and writes each as soon as it is finished or all of them as one sheet.

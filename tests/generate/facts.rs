@@ -67,7 +67,11 @@ fn a_file_says_what_it_was_made_of() {
     let done = generate("\u{1f34e} a\u{1b}[1mb", &path, &[&more[..], &negative].concat());
     assert!(done.status.success(), "{}", stderr(&done));
     let said: Value = serde_json::from_slice(&done.stdout).expect("standard output is JSON");
-    assert_eq!((&said["files"][0]["seed"], &said["settings"]["steps"]), (&5.into(), &"6".into()), "{said}");
+    let numbers = ["steps", "guidance", "eta", "seed", "width", "height"]
+        .map(|key| said["settings"][key].as_f64().unwrap_or(-1.0));
+    assert_eq!((&said["files"][0]["seed"], numbers), (&5.into(), [6.0, 3.0, 0.5, 5.0, 32.0, 64.0]), "{said}");
+    let settings = &said["settings"];
+    assert_eq!((&settings["sampler"], &settings["size"]), (&"DDIM".into(), &Value::Null), "{said}");
     assert!(said["seconds"]["denoise"].as_f64().is_some_and(|seconds| seconds > 0.0), "{said}");
     let shown = run(&["show", arg(&path)]);
     let text = String::from_utf8(shown.stdout).expect("texts are UTF-8");

@@ -88,6 +88,10 @@ pub(crate) struct Generate {
     #[arg(long, help_heading = "Output")]
     pub(crate) force: bool,
     /// Print the files, settings and times as JSON on standard output
+    ///
+    /// Keys: files (path, seed), previews (paths), count, batch, settings (the texts of the files, with the first seed,
+    /// width and height, and numbers as numbers), left_out and left_out_of_negative (what a long prompt was cut by, or null),
+    /// seconds (by phase) and weight_bytes.
     #[arg(long, help_heading = "Output")]
     pub(crate) json: bool,
 
