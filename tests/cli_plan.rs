@@ -168,6 +168,7 @@ fn bench(args: &[&str], device: &str, weights: &str) -> (String, Value) {
     let numbers: Value = serde_json::from_str(&numbers).expect("they are JSON");
     let stored = (&numbers["dtype"], &numbers["weights_dtype"]);
     assert_eq!(stored, (&"f32".into(), &weights.into()), "how tensors were stored is written with the numbers");
+    assert_eq!(numbers["quick"], true, "and how thoroughly they were measured");
     (said, numbers)
 }
 
@@ -189,6 +190,7 @@ fn kernels_with_weights_move_fewer_bytes_and_the_others_the_same() {
         let mut counted = [0, 0];
         for (floats, int8) in rows[0].iter().zip(&rows[1]) {
             assert_eq!(floats["shape"], int8["shape"]);
+            assert!(floats["params"]["rows"].is_u64(), "the sizes are numbers: {floats}");
             let weights = floats["kernel"] == "linear";
             let (moved, all) = (bytes(int8), bytes(floats));
             assert!(if weights { moved < all - 1.0 } else { (moved - all).abs() < 1.0 }, "{moved} of {all}: {int8}");

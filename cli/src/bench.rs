@@ -30,6 +30,7 @@ use std::time::{Duration, Instant};
 
 /// Arguments of `bench`. Only plans and pictures have a model, a size and a scale of guidance.
 #[derive(Clone, Debug, clap::Args)]
+#[command(after_long_help = COLUMNS)]
 #[command(group(ArgGroup::new("whole").args(["plan", "picture"])))]
 #[command(group(
     ArgGroup::new("of_whole")
@@ -40,7 +41,7 @@ use std::time::{Duration, Instant};
         .conflicts_with("kernels")
 ))]
 pub(crate) struct Args {
-    /// Kernels to time [default: all]
+    /// Kernels to time, at shapes of the full-size model [default: all]
     #[arg(value_name = "KERNEL", value_parser = clap::builder::PossibleValuesParser::new(FAMILIES.iter().map(|f| f.name)))]
     kernels: Vec<String>,
     /// Time the plan of a network step by step instead, and print totals for each kernel
@@ -55,12 +56,6 @@ pub(crate) struct Args {
     /// files have them
     #[arg(long, conflicts_with = "picture")]
     tune: bool,
-    #[command(flatten)]
-    networks: crate::args::Networks,
-    /// With --plan or --picture: scale of classifier-free guidance; any value but 1 doubles the UNet's batch, and makes
-    /// a one-step model draw a picture by DDIM, in more steps [default: the model's]
-    #[arg(long, value_name = "G", allow_negative_numbers = true)]
-    guidance: Option<f32>,
     /// With --picture: number of pictures to draw at once
     #[arg(long, value_name = "N", value_parser = crate::args::whole::<usize>, default_value_t = 1, requires = "picture")]
     batch: usize,
@@ -83,7 +78,17 @@ pub(crate) struct Args {
     /// it is over, and plans and pictures are timed fewer times
     #[arg(long, value_name = "SECONDS", value_parser = crate::args::seconds)]
     within: Option<Duration>,
+    #[command(flatten, next_help_heading = "With --plan or --picture")]
+    networks: crate::args::Networks,
+    /// Scale of classifier-free guidance; any value but 1 doubles the UNet's batch, and makes a one-step model draw a
+    /// picture by DDIM, in more steps [default: the model's]
+    #[arg(long, value_name = "G", allow_negative_numbers = true)]
+    guidance: Option<f32>,
 }
+
+const COLUMNS: &str = "\
+Columns of kernels: times of one run; what the kernel computes and moves in a second of the median; %flops and %copy are
+its shares of the measured peaks, and bound is the nearer one. benches/README.md explains them and the keys of --json.";
 
 /// Limits on the time that measuring may take.
 #[derive(Clone, Copy, Debug)]
@@ -215,6 +220,7 @@ fn write_json(
     let Some(path) = &args.json else { return Ok(()) };
     all["machine"] = Value::Object(as_map(machine));
     all["dtype"] = Floats::of(device.storage()).name().into();
+    all["quick"] = args.quick.into();
     all["weights_dtype"] = weights_name(args.weights_dtype).into();
     let text = serde_json::to_string_pretty(&all)? + "\n";
     let written = mobilediffusion_runtime::write_whole(path, text.as_bytes());

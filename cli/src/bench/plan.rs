@@ -155,8 +155,9 @@ fn report(
             sample::text(kernel)
         ))?;
         let variant = variants.map(|all| all[step].name);
-        rows.push(json!({"step": step, "kernel": kernel.name(), "variant": variant, "path": node.path, "shape": sample::text(kernel),
-            "median_us": seconds * 1e6, "flops_per_second": rate}));
+        rows.push(json!({"step": step, "kernel": kernel.name(), "variant": variant, "path": node.path,
+            "shape": sample::text(kernel), "params": kernel.params_json(), "median_us": seconds * 1e6,
+            "flops_per_second": rate}));
     }
     let mut totals: Vec<_> = kernels.into_iter().collect();
     totals.sort_by(|a, b| b.1.1.total_cmp(&a.1.1));

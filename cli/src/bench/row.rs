@@ -20,6 +20,8 @@ pub(super) fn heading() -> String {
 pub(super) struct Row {
     kernel: &'static str,
     shape: String,
+    /// Sizes and switches of the problem, as a case file has them.
+    params: Value,
     runs: usize,
     /// Median of the runs, in seconds.
     median: f64,
@@ -55,6 +57,7 @@ impl Row {
         Self {
             kernel: kernel.name(),
             shape: sample::text(kernel),
+            params: kernel.params_json(),
             runs: seconds.len(),
             median,
             min: seconds[0],
@@ -99,6 +102,7 @@ impl Row {
         json!({
             "kernel": self.kernel,
             "shape": self.shape,
+            "params": self.params,
             "runs": self.runs,
             "median_us": self.median * 1e6,
             "min_us": self.min * 1e6,

@@ -139,7 +139,8 @@ impl Report<'_> {
         let each = micros().map(|(name, us)| format!("{name} {us:.1}")).collect::<Vec<_>>().join(", ");
         result(&format!("{name:18} {best:10} (estimated {estimated}; us: {each}) {shape}"))?;
         let times: Map<_, _> = micros().map(|(name, us)| (name.to_owned(), json!(us))).collect();
-        self.rows.push(json!({"kernel": name, "shape": shape, "estimated": estimated, "best": best, "us": times}));
+        self.rows.push(json!({"kernel": name, "shape": shape, "params": kernel.params_json(), "estimated": estimated,
+            "best": best, "us": times}));
         Ok(())
     }
 }
