@@ -46,8 +46,8 @@ impl Outputs {
         Ok(Self { files, written: 0, batch: args.batch.min(args.count), sheet: None, force: args.force })
     }
 
-    /// Checks the files of previews, and makes their folder and the sheet, if they are asked for. Called once the request
-    /// is known to be valid. `evaluations` is the number of evaluations that each picture takes.
+    /// Checks the files of previews, and makes their folder and the sheet, if they are asked for. Called once the
+    /// request is known to be valid. `evaluations` is the number of evaluations that each picture takes.
     pub(crate) fn begin(&mut self, args: &Generate, settings: &Settings, evaluations: usize) -> Result<(), ModelError> {
         let folder = args.preview.as_deref().filter(|_| args.preview_every < evaluations);
         if let Some(folder) = folder {

@@ -94,7 +94,8 @@ pub enum Floats {
     Auto,
     /// 32 bits.
     F32,
-    /// 16 bits, which takes half the memory. The CPU device computes in f32 only and refuses it.
+    /// 16 bits, which takes half the memory. The CPU device computes in f32 only and refuses it; the error calls it
+    /// `dtype`, as the command line does.
     F16,
 }
 

@@ -44,7 +44,8 @@ pub struct Request {
     pub batch: usize,
     /// Picture to begin from.
     pub init: Option<Init>,
-    /// Number of evaluations between two previews; `None` for no previews.
+    /// Number of evaluations between two previews; `None` for no previews. Errors call it `preview-every`, as the command
+    /// line does.
     pub preview_every: Option<usize>,
 }
 
@@ -68,7 +69,8 @@ impl Request {
     }
 }
 
-/// Initial picture, of exactly the size that is drawn; [`Picture::fill`] scales one.
+/// Initial picture, of exactly the size that is drawn, which [`Pipeline::settings`](crate::Pipeline::settings) returns.
+/// [`Picture::fill`] scales and crops one to it, as the command line does.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Init {
     /// Picture to begin from.
