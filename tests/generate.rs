@@ -7,7 +7,7 @@ mod initial;
 
 use facts::shown;
 use mobilediffusion_tests::checkpoints::bundled;
-use mobilediffusion_tests::program::{arg, draw, failure, generate, lines_of_devices, run, stderr};
+use mobilediffusion_tests::program::{arg, draw, failure, generate, lines_of_devices, program, run, stderr};
 use mobilediffusion_tests::{folder, psnr};
 use std::fs;
 use std::path::Path;
@@ -176,6 +176,24 @@ fn a_preview_is_not_overwritten_by_a_picture() {
     // The seventh step is the picture itself, which has no preview.
     draw("sun", &previews.join("0-007.png"), &more);
     assert_eq!(fs::read_dir(&previews).expect("the folder reads").count(), 3);
+}
+
+#[test]
+fn a_file_that_appears_while_a_picture_is_drawn_is_kept() {
+    let folder = folder();
+    let [output, previews] = ["x.png", "previews"].map(|name| folder.path().join(name));
+    let mut drawing = program();
+    drawing.args(["generate", "sun", "--device", "cpu", "--size", "32", "--steps", "400", "-o", arg(&output)]);
+    drawing.args(["--preview", arg(&previews)]).stderr(std::process::Stdio::piped());
+    let mut drawing = drawing.spawn().expect("the program starts");
+    while drawing.try_wait().expect("it is ours").is_none() && !previews.join("0-001.png").exists() {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    fs::write(&output, "precious").expect("it is written");
+    let done = drawing.wait_with_output().expect("it ends");
+    let refused = !done.status.success() && stderr(&done).contains("x.png: it is there already");
+    assert!(refused, "{}", stderr(&done));
+    assert_eq!(fs::read(&output).expect("it reads"), b"precious");
 }
 
 #[test]
