@@ -52,7 +52,7 @@ fn networks(criterion: &mut Criterion) {
             ("latent", noise(pixels * config.unet.in_channels())),
             ("timestep", vec![999.0]),
             ("context", noise(tokens * config.unet.cross_attention_dim())),
-            ("coefficients", vec![0.5; 4]),
+            ("coefficients", vec![0.5; 8]),
         ];
         bencher.iter(|| evaluate(&mut unet, &inputs));
     });

@@ -1,5 +1,5 @@
-// One DDIM step with classifier-free guidance: y = a_prev * x0 + direction * e + sigma * noise, where x0 and the noise
-// e are derived from the network's prediction. The host side is kernels/src/ddim_step.rs.
+// One step of a sampler with classifier-free guidance: y = a_next * x0 + direction * e + sigma * noise, where x0 and the
+// noise e are derived from the network's prediction. The host side is kernels/src/ddim_step.rs.
 //
 // Operands: latent, prediction and y [b, positions, c], all f32. With GUIDED the batch has two halves, the first
 // without text and the second with it. The prediction is p_u + guidance * (p_c - p_u), where p_u is from the first half
@@ -16,7 +16,7 @@ struct Params {
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> latent: array<vec4<f32>>; // [b, positions, c]
 @group(0) @binding(2) var<storage, read> prediction: array<vec4<f32>>; // [b, positions, c]
-@group(0) @binding(3) var<storage, read> coefficients: array<vec4<f32>>; // (a, s, a_prev, direction), (guidance, sigma)
+@group(0) @binding(3) var<storage, read> coefficients: array<vec4<f32>>; // (a, s, a_next, direction), (guidance, sigma)
 @if(HAS_NOISE) @group(0) @binding(4) var<storage, read> noise: array<vec4<f32>>; // [images, positions, c]
 @group(0) @binding(5) var<storage, read_write> y: array<vec4<f32>>; // [b, positions, c]
 

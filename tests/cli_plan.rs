@@ -43,16 +43,19 @@ fn a_plan_is_a_table_and_its_sums() {
 #[test]
 fn a_plan_with_guidance_is_the_one_that_draws_with_guidance() {
     // A one-step model draws with guidance by DDIM, so that is what a plan shows and what is timed.
-    for (guidance, sampler, step, other) in [
-        (&["--guidance", "3"][..], "DDIM, with guidance", "ddim_step", "one_step_x0"),
-        (&[], "one step, without guidance", "one_step_x0", "ddim_step"),
-        (&["--guidance", "1"], "one step, without guidance", "one_step_x0", "ddim_step"),
+    for (guidance, sampler, guided) in [
+        (&["--guidance", "3"][..], "DDIM, with guidance", true),
+        (&[], "one step, without guidance", false),
+        (&["--guidance", "1"], "one step, without guidance", false),
     ] {
         let text = run(&[&["plan", "--list", "--size", "32", "unet"], guidance].concat());
         assert!(text.contains(&format!("mini, 32x32 pixels, {sampler}\n")), "{guidance:?}: {text}");
-        assert!(text.contains(step) && !text.contains(other), "{guidance:?}: {text}");
+        let (step, other) = if guided { (2, 1) } else { (1, 2) };
+        let [step, other] = [step, other].map(|images| text.contains(&format!("ddim_step [{images}, 16, 8]")));
+        assert!(step && !other, "{guidance:?}: {text}");
         let (timed, _) = bench(&[&["--plan", "unet", "--size", "32"], guidance].concat(), "cpu", "floats");
-        assert!(timed.contains(step) && !timed.contains(other), "{guidance:?}: {timed}");
+        let step = timed.contains("ddim_step (c=8 ") && timed.contains("ddim_step (c=8 guided ") == guided;
+        assert!(step, "{guidance:?}: {timed}");
     }
 }
 

@@ -89,8 +89,7 @@ pub(crate) fn inputs(recording: &Recording) -> Vec<(String, Vec<f32>)> {
         match (tensor.name.as_str(), tensor.dtype) {
             (_, DType::U32) => (1..).map(f32::from_bits).take(len).collect(),
             ("timestep", _) => vec![500.0; len],
-            // No sampler sets a coefficient to zero, so neither does this; equal ones keep values near one in each of
-            // them.
+            // Zeros would be divided by, or hide a part of the step. Equal coefficients keep values near one.
             ("coefficients", _) => vec![0.5; len],
             _ => Noise::new(1).latent(len),
         }

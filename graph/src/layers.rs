@@ -80,8 +80,7 @@ pub struct Embedding {
     pub channels: usize,
 }
 
-/// Parameters of a step of a sampler; see [`Graph::ddim_step`](crate::Graph::ddim_step) and
-/// [`Graph::one_step_x0`](crate::Graph::one_step_x0).
+/// Parameters of a step of a sampler; see [`Graph::ddim_step`](crate::Graph::ddim_step).
 #[derive(Clone, Copy, Debug)]
 pub struct SamplerStep<'a> {
     /// What the network predicts.

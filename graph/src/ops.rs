@@ -312,8 +312,8 @@ impl Graph {
         self.step_one("timestep_embedding", kernel, &[Some(t), Some(&frequencies)], [n, dim])
     }
 
-    /// Adds one DDIM step: the next latent, computed from `latent`, the network's `prediction` and the step's
-    /// `coefficients`.
+    /// Adds a step of DDIM, or of the one-step sampler, which is one that keeps none of the predicted noise: the next
+    /// latent, computed from `latent`, the network's `prediction` and the step's `coefficients`.
     ///
     /// # Errors
     /// If the shapes do not match.
@@ -329,29 +329,6 @@ impl Graph {
         let kernel = kernels::DdimStep { images, positions, c, guided, prediction: kind, noise: noise.is_some() };
         let inputs = [Some(latent), Some(prediction), Some(coefficients), noise];
         self.step_one("ddim_step", kernel, &inputs, latent.shape())
-    }
-
-    /// Adds a step of the one-step sampler: the clean latent, computed from `latent`, the network's `prediction` and
-    /// the step's `coefficients`, or with [`noise`](SamplerStep::noise) the clean latent with that noise added, at the
-    /// level of the next step.
-    ///
-    /// # Errors
-    /// If the shapes do not match.
-    pub fn one_step_x0(
-        &mut self,
-        latent: &Tensor,
-        prediction: &Tensor,
-        coefficients: &Tensor,
-        SamplerStep { prediction: kind, noise, .. }: SamplerStep<'_>,
-    ) -> Result<Tensor, GraphError> {
-        let ([images, positions], c) = (self.images(latent, "one_step_x0")?, latent.channels());
-        let kernel = kernels::OneStepX0 { images, positions, c, prediction: kind, renoise: noise.is_some() };
-        self.step_one(
-            "one_step_x0",
-            kernel,
-            &[Some(latent), Some(prediction), Some(coefficients), noise],
-            latent.shape(),
-        )
     }
 
     /// Adds a conversion of a picture `[n, h, w, 3]` with values in [-1, 1] to RGBA pixels of four bytes, `[n, h, w]`

@@ -95,7 +95,6 @@ mod latent_to_rgba8;
 mod layer_norm;
 mod layout;
 mod linear;
-mod one_step_x0;
 mod operand;
 mod prediction;
 mod prologue;
@@ -128,7 +127,6 @@ pub use kernel::{
 pub use latent_to_rgba8::Rgba8;
 pub use layer_norm::LayerNorm;
 pub use linear::Linear;
-pub use one_step_x0::OneStepX0;
 pub use prediction::Prediction;
 pub use prologue::{Norm, Prologue};
 pub use row_moments::RowMoments;
@@ -158,7 +156,6 @@ pub const FAMILIES: &[Family] = &[
     latent_to_rgba8::FAMILY,
     layer_norm::FAMILY,
     linear::FAMILY,
-    one_step_x0::FAMILY,
     row_moments::FAMILY,
     slice::FAMILY,
     swish_glu::FAMILY,

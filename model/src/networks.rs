@@ -190,17 +190,11 @@ pub fn denoise_graph(config: &ModelConfig, shape: &Shape) -> Result<Graph, Graph
     let context = g.input("context", [n, tokens, unet_config.cross_attention_dim()], DType::Elem);
     let prediction = unet(&mut g, unet_config, &latent, &timestep, &context)?;
     let kind = config.scheduler.prediction_type;
-    let coefficients = match shape.sampler {
-        Sampler::Ddim => g.input("coefficients", [8], DType::F32),
-        Sampler::OneStep => g.input("coefficients", [4], DType::F32),
-    };
+    let coefficients = g.input("coefficients", [8], DType::F32);
     let [_, height, width, channels] = map;
     let noise = shape.takes_noise.then(|| g.input("noise", [shape.pictures, height, width, channels], DType::F32));
     let step = SamplerStep { prediction: kind, guided: shape.guided, noise: noise.as_ref() };
-    let next = match shape.sampler {
-        Sampler::Ddim => g.ddim_step(&latent, &prediction, &coefficients, step)?,
-        Sampler::OneStep => g.one_step_x0(&latent, &prediction, &coefficients, step)?,
-    };
+    let next = g.ddim_step(&latent, &prediction, &coefficients, step)?;
     g.output("next", &next);
     Ok(g)
 }

@@ -12,7 +12,7 @@ pub(super) struct Evaluation {
     /// The step.
     pub(super) step: Step,
     /// Coefficients for the sampler's kernel.
-    pub(super) coefficients: Vec<f32>,
+    pub(super) coefficients: [f32; 8],
     /// Stream of the fresh noise that the step adds.
     pub(super) fresh: Option<u32>,
 }
@@ -48,14 +48,18 @@ fn stream(index: usize) -> u32 {
     u32::try_from(index + 1).expect("there are fewer steps than timesteps")
 }
 
+/// Returns the coefficients of a step in the order of the sampler's kernel.
+fn coefficients(Step { now, signal, kept, added, .. }: Step, guidance: f32) -> [f32; 8] {
+    [now.signal, now.noise, signal, kept, guidance, added, 0.0, 0.0]
+}
+
 /// Returns the last DDIM steps, at least one.
 fn ddim(schedule: &Schedule, settings: &Settings, strength: f32) -> Result<Vec<Evaluation>, ModelError> {
     let steps = schedule.ddim(settings.steps, settings.eta)?;
     let used = ((settings.steps as f32 * strength).round() as usize).clamp(1, settings.steps);
     let evaluation = |(index, step): (usize, Step)| {
-        let Step { now, signal, kept, added, .. } = step;
-        let coefficients = vec![now.signal, now.noise, signal, kept, settings.guidance, added, 0.0, 0.0];
-        Evaluation { step, coefficients, fresh: (settings.eta > 0.0).then(|| stream(index)) }
+        let fresh = (settings.eta > 0.0).then(|| stream(index));
+        Evaluation { step, coefficients: coefficients(step, settings.guidance), fresh }
     };
     Ok(steps.into_iter().enumerate().skip(settings.steps - used).map(evaluation).collect())
 }
@@ -64,9 +68,10 @@ fn ddim(schedule: &Schedule, settings: &Settings, strength: f32) -> Result<Vec<E
 fn one_step(schedule: &Schedule, steps: usize, strength: f32) -> Result<Vec<Evaluation>, ModelError> {
     let train = schedule.train_steps();
     let first = ((train as f32 * strength).round() as usize).clamp(steps, train) - 1;
-    let evaluation = |(index, step): (usize, Step)| {
-        let coefficients = vec![step.now.signal, step.now.noise, step.signal, step.added];
-        Evaluation { step, coefficients, fresh: (steps > 1).then(|| stream(index)) }
+    let evaluation = |(index, step): (usize, Step)| Evaluation {
+        step,
+        coefficients: coefficients(step, 1.0),
+        fresh: (steps > 1).then(|| stream(index)),
     };
     Ok(schedule.one_step_from(steps, first)?.into_iter().enumerate().map(evaluation).collect())
 }
