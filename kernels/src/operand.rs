@@ -1,6 +1,6 @@
 //! Operands: the tensors that a kernel reads and writes, and their layouts on devices.
 
-use crate::kernel::{Shape, elements, padded};
+use crate::kernel::{Shape, elements};
 use crate::layout::Layout;
 use crate::panels::Format;
 use crate::storage::{Storage, WeightType};
@@ -139,11 +139,5 @@ impl Operand {
     /// Returns the number of elements on the host: without padding, and zero for an operand that is left out.
     pub(crate) fn host_len(&self) -> usize {
         if self.present { elements(&self.shape) } else { 0 }
-    }
-
-    /// Returns the shape on a GPU: packed, with the last axis padded to a multiple of four unless the type is u32.
-    pub(crate) fn device_shape(&self) -> Shape {
-        let packed = self.layout.packed_shape(&self.shape);
-        if self.dtype == DType::U32 { packed } else { padded(&packed) }
     }
 }

@@ -11,10 +11,11 @@ mod table;
 pub(crate) use self::table::{PAIR, SINGLE, UNSTAGED};
 
 use self::table::{END, END_OF_ROWS};
-use crate::kernel::{DType, Operand, Program, Stage, elements, folded_grid};
+use crate::kernel::{DType, Operand, Program, Stage, folded_grid};
 use crate::names;
 use crate::prologue::{Norm, Prologue};
 use crate::row_moments::BLOCK;
+use crate::storage::Storage;
 use crate::variant::{MatrixUnit, Needs, Variant};
 use mobilediffusion_runtime::Caps;
 use serde::{Deserialize, Serialize};
@@ -268,7 +269,7 @@ impl Tile {
 pub(crate) fn variants(tiles: &[Tile], sizes: Sizes, prologue: &Prologue, moments: Moments) -> Vec<Variant> {
     let accepted = |tile: &&Tile| tile.is_accepted(sizes, moments);
     let few = |tile: &Tile| match tile.share {
-        Share::Part(parts) => 4 * elements(&sums(parts, sizes).device_shape()) <= MOST_SUMS,
+        Share::Part(parts) => sums(parts, sizes).bytes(Storage::F32) <= MOST_SUMS,
         _ => true,
     };
     let fit = tiles.iter().filter(|tile| tile.writes(moments));
