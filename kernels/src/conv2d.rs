@@ -274,7 +274,7 @@ impl Kernel for Conv2d {
             panic!("conv2d has nine operands")
         };
         let rows_per_image = self.pixels() / self.n;
-        let epilogue = Epilogue { bias, shift, rows_per_image, activation: self.activation, residual };
+        let epilogue = Epilogue { bias, shift, rows_per_image, activation: self.activation, residual, first_row: 0 };
         let inputs = PrologueInputs { x, x2, norm, ..Default::default() };
         let x = self.prologue.rows(self.n * self.h * self.w, self.ci, inputs);
         if winograd::suits(self) {

@@ -106,7 +106,8 @@ pub(crate) fn activate_all(activation: Activation, row: &mut [f32]) {
     }
 }
 
-/// The epilogue of a matrix product: `y = residual + activation(y + bias + shift)`, where `y` is `[rows, cols]`.
+/// The epilogue of a matrix product: `y = residual + activation(y + bias + shift)`, where `y` is a block of rows of the
+/// output, `[rows, cols]`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Epilogue<'a> {
     /// `[cols]`, or empty for no bias.
@@ -119,35 +120,21 @@ pub(crate) struct Epilogue<'a> {
     pub(crate) activation: Activation,
     /// `[rows, cols]`, or empty for no residual.
     pub(crate) residual: &'a [f32],
-}
-
-/// An epilogue for a block of rows of the output.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct RowsEpilogue<'a> {
-    epilogue: &'a Epilogue<'a>,
     /// Index of the block's first row in the output.
-    first_row: usize,
+    pub(crate) first_row: usize,
 }
 
-impl RowsEpilogue<'_> {
+impl Epilogue<'_> {
+    /// Returns the epilogue for a block that begins at row `first_row` of the output.
+    pub(crate) fn at_row(self, first_row: usize) -> Self {
+        Self { first_row, ..self }
+    }
+
     /// Applies the epilogue to a piece of row `row` of the block. `y` begins at column `first`, and the output has
     /// `cols` columns.
     #[inline(always)]
     pub(crate) fn row(&self, y: &mut [f32], cols: usize, row: usize, first: usize) {
-        self.epilogue.row(y, cols, self.first_row + row, first);
-    }
-}
-
-impl<'a> Epilogue<'a> {
-    /// Returns the epilogue for a block of rows that begins at row `first_row` of the output.
-    pub(crate) fn at_row(&'a self, first_row: usize) -> RowsEpilogue<'a> {
-        RowsEpilogue { epilogue: self, first_row }
-    }
-
-    /// Applies the epilogue to a piece of row `index` of the output. `y` begins at column `first`, and the output has
-    /// `cols` columns.
-    #[inline(always)]
-    fn row(&self, y: &mut [f32], cols: usize, index: usize, first: usize) {
+        let index = self.first_row + row;
         let add = |y: &mut [f32], from: &[f32]| y.iter_mut().zip(from).for_each(|(y, value)| *y += value);
         if !self.bias.is_empty() {
             add(y, &self.bias[first..]);
@@ -161,11 +148,11 @@ impl<'a> Epilogue<'a> {
         }
     }
 
-    /// Applies the epilogue to whole rows of an output of `cols` columns. `y` begins at row `first_row`.
+    /// Applies the epilogue to a block of whole rows of `cols` columns.
     #[inline(always)]
-    pub(crate) fn apply(&self, y: &mut [f32], cols: usize, first_row: usize) {
-        for (i, row) in y.chunks_exact_mut(cols).enumerate() {
-            self.row(row, cols, first_row + i, 0);
+    pub(crate) fn apply(&self, y: &mut [f32], cols: usize) {
+        for (i, y) in y.chunks_exact_mut(cols).enumerate() {
+            self.row(y, cols, i, 0);
         }
     }
 }

@@ -251,10 +251,10 @@ impl Kernel for Linear {
             for (layer, (y, w)) in layers.enumerate() {
                 let bias = if self.bias { &bias[layer * self.cols..][..self.cols] } else { &[] };
                 let (activation, rows_per_image) = (self.activation, self.rows);
-                let epilogue = Epilogue { bias, shift: &[], rows_per_image, activation, residual };
+                let epilogue = Epilogue { bias, shift: &[], rows_per_image, activation, residual, first_row: first };
                 let (written, rest) = y[first * self.cols..].split_at_mut(rows * self.cols);
                 let w = Panels::new(w, self.cols, self.k);
-                multiply(written, Left::new(x, rows, self.k), w, Some(epilogue.at_row(first)), Threads::All);
+                multiply(written, Left::new(x, rows, self.k), w, Some(epilogue), Threads::All);
                 if first + rows == self.rows {
                     rest.fill(0.0);
                 }

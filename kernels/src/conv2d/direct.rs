@@ -153,7 +153,8 @@ mod tests {
             let inputs = PrologueInputs { x, x2, norm, ..Default::default() };
             let x = conv.prologue.rows(2 * 9 * 7, conv.ci, inputs);
             let rows_per_image = conv.pixels() / conv.n;
-            let epilogue = Epilogue { bias, shift, rows_per_image, activation: Activation::None, residual };
+            let epilogue =
+                Epilogue { bias, shift, rows_per_image, activation: Activation::None, residual, first_row: 0 };
             for block in [1, 7, conv.pixels(), 1000] {
                 let mut y = vec![f32::NAN; want.len()];
                 one_by_one(&conv, block, &x, w, &epilogue, &mut y);

@@ -37,7 +37,7 @@ pub(super) fn run(conv: &Conv2d, x: &Rows<'_>, w: &[f32], epilogue: &Epilogue<'_
                     #[inline(always)]
                     || {
                         pieces.add_up(conv, oy, y);
-                        epilogue.apply(y, conv.co, (image * oh + oy) * ow);
+                        epilogue.at_row((image * oh + oy) * ow).apply(y, conv.co);
                     },
                 );
             }

@@ -281,7 +281,7 @@ impl Job<'_> {
             let row = (task.image * oh + M * task.first + finished) * ow;
             with_simd(
                 #[inline(always)]
-                || self.epilogue.apply(lines, co, row),
+                || self.epilogue.at_row(row).apply(lines, co),
             );
             if !task.moments.is_empty() {
                 let moments = &mut task.moments[finished * ow / TILE * 2 * co..];
@@ -367,6 +367,7 @@ mod tests {
                 rows_per_image: oh * ow,
                 activation: conv.activation,
                 residual: &residual,
+                first_row: 0,
             };
             // Whole numbers stay exact on both ways, if they are not divided.
             let tolerance = if is_exact(&conv) { Tolerance::EXACT } else { conv.tolerance() };

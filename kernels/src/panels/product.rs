@@ -2,7 +2,7 @@
 
 use super::tile::{PanelPart, ROWS, STRETCH, Strip};
 use super::{Left, PANEL, Panel, Panels, Values, grain};
-use crate::cpu::{RowsEpilogue, Threads, with_simd};
+use crate::cpu::{Epilogue, Threads, with_simd};
 use rayon::prelude::*;
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -59,7 +59,7 @@ pub(crate) fn multiply(
     y: &mut [f32],
     left: Left<'_>,
     weights: Panels<'_>,
-    epilogue: Option<RowsEpilogue<'_>>,
+    epilogue: Option<Epilogue<'_>>,
     threads: Threads,
 ) {
     let y = Shared::new(y);

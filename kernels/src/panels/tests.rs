@@ -38,12 +38,13 @@ fn products_agree_with_the_definition() {
             rows_per_image: rows,
             activation: Activation::Relu,
             residual: &residual,
+            first_row: 0,
         };
         for threads in [Threads::One, Threads::All] {
             let mut y = vec![f32::NAN; rows * cols];
             pool.install(|| multiply(&mut y, left, panels, None, threads));
             assert_eq!(y, want, "{rows}x{k} by {k}x{cols}, {threads:?}");
-            pool.install(|| multiply(&mut y, left, panels, Some(epilogue.at_row(0)), threads));
+            pool.install(|| multiply(&mut y, left, panels, Some(epilogue), threads));
             let finished = |i: usize| (want[i] + bias[i % cols]).max(0.0) + residual[i];
             assert!((0..y.len()).all(|i| y[i] == finished(i)), "{rows}x{k} by {k}x{cols} finished, {threads:?}");
         }
