@@ -3,6 +3,7 @@
 
 use mobilediffusion_kernels::Device;
 use mobilediffusion_kernels::casefile::CaseFile;
+use mobilediffusion_kernels::kernel::split;
 use mobilediffusion_kernels::runner;
 use mobilediffusion_kernels::{FAMILIES, check};
 use mobilediffusion_tests::folder;
@@ -371,7 +372,7 @@ fn the_example_of_the_page_is_a_case_in_ten_lines() {
     let written: serde_json::Value = serde_json::from_str(&params).expect("the params are JSON");
     let kernel = (family.parse)(&written).expect("the sizes are those of a kernel");
     assert_eq!(format!("{kernel:?}"), format!("{:?}", file.case.kernel), "the page has another problem than the file");
-    for (name, operand) in runner::split(kernel.as_ref()).0.iter().map(|o| (o.name, o)) {
+    for (name, operand) in split(kernel.as_ref()).0.iter().map(|o| (o.name, o)) {
         assert_eq!(example.contains(&format!("\"{name}\": ")), operand.present, "`{name}` of the example");
     }
     let verdict = runner::check_file(&Device::CPU, &file).expect("the CPU form runs");
@@ -386,7 +387,7 @@ fn the_page_names_every_operand_and_size() {
         let row = page.lines().find(|line| line.starts_with(&title));
         let row = row.unwrap_or_else(|| panic!("docs/cases.md has no row that begins with {title}"));
         for case in (family.cases)() {
-            let (read, written) = runner::split(case.kernel.as_ref());
+            let (read, written) = split(case.kernel.as_ref());
             let outputs = if written.len() == 1 { Vec::new() } else { written };
             let params = case.kernel.params_json();
             let sizes = params.as_object().expect("sizes are an object").keys().map(String::as_str);

@@ -8,7 +8,8 @@ use crate::graphs::{NetworkName, borrowed, inputs, recorded, weights};
 use crate::terminal::{note, one_line, printable, result};
 use mobilediffusion_graph::{Against, Weights, compare};
 use mobilediffusion_kernels::casefile::CaseFile;
-use mobilediffusion_kernels::runner::{RunError, Verdict, check_case, check_file, check_variants, split};
+use mobilediffusion_kernels::kernel::split;
+use mobilediffusion_kernels::runner::{RunError, Verdict, check_case, check_file, check_variants};
 use mobilediffusion_kernels::variant::runnable;
 use mobilediffusion_kernels::{
     Case, Device, FAMILIES, Family, GpuDevice, Kernel, Operand, Storage, Tolerance, Variant,

@@ -6,8 +6,8 @@ pub mod json;
 mod params;
 
 use crate::check;
-use crate::kernel::{Case, DType, Operand, Tolerance, checked_elements};
-use crate::{FAMILIES, family, runner};
+use crate::kernel::{Case, DType, Operand, Tolerance, checked_elements, split};
+use crate::{FAMILIES, family};
 use half::{bf16, f16};
 use safetensors::tensor::{Metadata, TensorInfo, TensorView};
 use safetensors::{Dtype, SafeTensorError};
@@ -179,7 +179,7 @@ impl CaseFile {
                 None => Vec::new(),
             });
         }
-        let expected = values.split_off(runner::split(case.kernel.as_ref()).0.len());
+        let expected = values.split_off(split(case.kernel.as_ref()).0.len());
         Ok(Self { case, inputs: values, expected, tolerance })
     }
 
@@ -196,7 +196,7 @@ impl CaseFile {
 
     fn bytes(&self) -> Result<Vec<u8>, Problem> {
         let kernel = self.case.kernel.as_ref();
-        let (read, written) = runner::split(kernel);
+        let (read, written) = split(kernel);
         let counts = [("inputs", read, &self.inputs), ("expected outputs", written, &self.expected)];
         if let Some((tensors, operands, values)) = counts.iter().find(|(_, o, values)| o.len() != values.len()) {
             let (expected, found) = (operands.len(), values.len());
@@ -225,7 +225,7 @@ impl CaseFile {
 
     /// Returns the expected outputs in f64, as the comparison takes them.
     pub fn expected_f64(&self) -> Vec<Vec<f64>> {
-        let (_, written) = runner::split(self.case.kernel.as_ref());
+        let (_, written) = split(self.case.kernel.as_ref());
         written.iter().zip(&self.expected).map(|(operand, values)| check::to_f64(operand, values)).collect()
     }
 }
@@ -290,7 +290,7 @@ fn parse_tolerance(text: &str) -> Result<Tolerance, Problem> {
 
 /// Returns every tensor's name in the file with its operand: first those that are read, then the expected outputs.
 fn tensor_names(case: &Case) -> Vec<(String, Operand)> {
-    let (read, written) = runner::split(case.kernel.as_ref());
+    let (read, written) = split(case.kernel.as_ref());
     let single = written.iter().filter(|operand| operand.present).count() == 1;
     let read = read.into_iter().map(|operand| (operand.name.to_owned(), operand));
     let expected = move |operand: Operand| {

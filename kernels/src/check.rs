@@ -1,6 +1,6 @@
 //! Test data and comparison: values that fill operands, expected results, and the check against a tolerance.
 
-use crate::kernel::{Access, Case, DType, Fill, Operand, Tolerance};
+use crate::kernel::{Case, DType, Fill, Operand, Tolerance, split};
 use crate::random::Random;
 use std::fmt;
 
@@ -25,9 +25,8 @@ pub fn fill(operand: &Operand, fill: Fill, random: &mut Random) -> Vec<f32> {
 /// Returns values for all operands that a case reads, in order.
 pub fn inputs(case: &Case, seed: u64) -> Vec<Vec<f32>> {
     let mut random = Random::new(seed);
-    let operands = case.kernel.operands();
-    let read = operands.iter().filter(|o| o.access == Access::Read);
-    read.map(|operand| fill(operand, case.fill_of(operand.name), &mut random)).collect()
+    let (read, _) = split(case.kernel.as_ref());
+    read.iter().map(|operand| fill(operand, case.fill_of(operand.name), &mut random)).collect()
 }
 
 /// Converts values of an operand to f64, as the reference takes them. The bits of u32 operands become whole numbers.
@@ -38,8 +37,8 @@ pub fn to_f64(operand: &Operand, values: &[f32]) -> Vec<f64> {
 
 /// Computes the expected outputs of a case by the kernel's reference, in the order of the operands that are written.
 pub fn expected(case: &Case, inputs: &[Vec<f32>]) -> Vec<Vec<f64>> {
-    let operands = case.kernel.operands();
-    let inputs: Vec<Vec<f64>> = operands.iter().zip(inputs).map(|(o, values)| to_f64(o, values)).collect();
+    let (read, _) = split(case.kernel.as_ref());
+    let inputs: Vec<Vec<f64>> = read.iter().zip(inputs).map(|(o, values)| to_f64(o, values)).collect();
     case.kernel.reference(&inputs.iter().map(Vec::as_slice).collect::<Vec<_>>())
 }
 

@@ -2,7 +2,7 @@
 
 use crate::check::POISON;
 use crate::device::GpuDevice;
-use crate::kernel::{Access, DType, Kernel, Operand};
+use crate::kernel::{Access, DType, Kernel, Operand, split};
 use crate::runner::RunError;
 use crate::storage::Storage;
 use crate::variant::Variant;
@@ -94,7 +94,7 @@ pub fn download(device: GpuDevice<'_>, kernel: &dyn Kernel, operands: &[Fenced])
         Some(fenced) => unfenced(kernel, &fenced.operand, device.storage, &fenced.download(device.gpu)?, fenced.bytes),
         None => Ok(Vec::new()),
     };
-    kernel.operands().into_iter().filter(|operand| operand.access == Access::Write).map(one).collect()
+    split(kernel).1.into_iter().map(one).collect()
 }
 
 fn poison(bytes: usize) -> Vec<u8> {

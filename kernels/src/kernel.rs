@@ -344,6 +344,11 @@ pub(crate) fn too_many(operands: &[Operand]) -> Option<&'static str> {
     (present > MAX_BUFFERS).then_some("at most eight operands may be present")
 }
 
+/// Returns the operands that a kernel reads, and those that it writes.
+pub fn split(kernel: &dyn Kernel) -> (Vec<Operand>, Vec<Operand>) {
+    kernel.operands().into_iter().partition(|operand| operand.access == Access::Read)
+}
+
 /// Returns whether a kernel reads a matrix of weights.
 pub fn has_weights(kernel: &dyn Kernel) -> bool {
     kernel.operands().iter().any(|operand| operand.dtype.is_weight())

@@ -121,6 +121,12 @@ impl Operand {
         }
     }
 
+    /// Packs values in the file's orientation for the CPU form, on a device that stores matrices of weights as `weights`.
+    /// An operand that is left out has none.
+    pub fn pack_for_cpu(&self, weights: WeightType, values: Vec<f32>) -> Vec<f32> {
+        if self.present { self.host_layout(weights).pack(&self.shape, values) } else { Vec::new() }
+    }
+
     /// Marks the operand as left out unless `present`.
     pub fn optional(mut self, present: bool) -> Self {
         self.present = present;

@@ -8,7 +8,7 @@ use crate::casefile::CaseFile;
 use crate::check::{self, Agreement, Mismatch, POISON};
 use crate::device::{Device, GpuDevice};
 use crate::fenced::{self, Fenced};
-use crate::kernel::{Access, Case, DType, Kernel, Operand, Param, Stage, Tolerance, has_weights};
+use crate::kernel::{Case, DType, Kernel, Operand, Param, Stage, Tolerance, has_weights, split};
 use crate::variant::{Machine, Variant, choose, runnable};
 use crate::{FloatType, Storage, WeightType, wgsl};
 use mobilediffusion_runtime::shader::ComposeError;
@@ -54,11 +54,6 @@ pub struct Verdict {
     pub tolerance: Tolerance,
     /// Description of the first output that does not pass, with its first wrong element. `None` if all outputs pass.
     pub failure: Option<String>,
-}
-
-/// Returns the operands that a kernel reads, and those that it writes.
-pub fn split(kernel: &dyn Kernel) -> (Vec<Operand>, Vec<Operand>) {
-    kernel.operands().into_iter().partition(|operand| operand.access == Access::Read)
 }
 
 /// Returns the storage types of floats that a device supports.
@@ -218,10 +213,8 @@ pub fn check_file(device: &Device, file: &CaseFile) -> Result<Verdict, RunError>
 
 fn run_cpu(kernel: &dyn Kernel, weights: WeightType, inputs: &[Vec<f32>]) -> Result<Vec<Vec<f32>>, RunError> {
     let (read, written) = split(kernel);
-    let pack = |(operand, values): (&Operand, &Vec<f32>)| {
-        if operand.present { operand.host_layout(weights).pack(&operand.shape, values.clone()) } else { Vec::new() }
-    };
-    let packed: Vec<Vec<f32>> = read.iter().zip(inputs).map(pack).collect();
+    let pairs = read.iter().zip(inputs);
+    let packed: Vec<Vec<f32>> = pairs.map(|(o, values)| o.pack_for_cpu(weights, values.clone())).collect();
     let fenced = |o: &Operand| vec![f32::from_bits(POISON); o.host_len() + 2 * FENCE];
     let mut outputs: Vec<Vec<f32>> = written.iter().map(fenced).collect();
     {

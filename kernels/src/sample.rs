@@ -2,7 +2,7 @@
 
 use crate::WeightType;
 use crate::check;
-use crate::kernel::{Access, Case, Kernel, Operand};
+use crate::kernel::{Case, Kernel, Operand, split};
 use crate::panels::Aligned;
 use crate::random::Random;
 use serde_json::Value;
@@ -40,32 +40,26 @@ fn shortened(value: &Value) -> Value {
 pub fn inputs(case: &Case, seed: u64) -> Vec<Vec<f32>> {
     const BLOCK: usize = 65_521;
     let mut random = Random::new(seed);
-    let operands = case.kernel.operands();
-    let read = operands.iter().filter(|o| o.access == Access::Read);
-    read.map(|operand| {
-        let len = operand.host_len();
-        let block = Operand { shape: vec![len.min(BLOCK)], ..operand.clone() };
-        let block = check::fill(&block, case.fill_of(operand.name), &mut random);
+    let (read, _) = split(case.kernel.as_ref());
+    let values = |operand: Operand| {
+        let (len, fill) = (operand.host_len(), case.fill_of(operand.name));
+        let block = check::fill(&Operand { shape: vec![len.min(BLOCK)], ..operand }, fill, &mut random);
         block.iter().copied().cycle().take(len).collect()
-    })
-    .collect()
+    };
+    read.into_iter().map(values).collect()
 }
 
 /// Packs the result of [`inputs`] for the CPU form, with matrices of weights stored as `weights`.
 pub fn packed(case: &Case, weights: WeightType, inputs: Vec<Vec<f32>>) -> Vec<Aligned> {
-    let operands = case.kernel.operands();
-    let read = operands.iter().filter(|o| o.access == Access::Read);
-    let pack = |(o, values): (&Operand, Vec<f32>)| match o.present {
-        true => o.host_layout(weights).pack(&o.shape, values),
-        false => values,
-    };
-    read.zip(inputs).map(|pair| Aligned::from(pack(pair).as_slice())).collect()
+    let (read, _) = split(case.kernel.as_ref());
+    let pairs = read.iter().zip(inputs);
+    pairs.map(|(o, values)| Aligned::from(o.pack_for_cpu(weights, values).as_slice())).collect()
 }
 
 /// Allocates the outputs of a case on the host, filled with zeros.
 pub fn outputs(case: &Case) -> Vec<Vec<f32>> {
-    let operands = case.kernel.operands();
-    operands.iter().filter(|o| o.access == Access::Write).map(|o| vec![0.0; o.host_len()]).collect()
+    let (_, written) = split(case.kernel.as_ref());
+    written.iter().map(|o| vec![0.0; o.host_len()]).collect()
 }
 
 /// Runs the CPU form of a case on inputs from [`packed`].
@@ -92,8 +86,8 @@ mod tests {
         for family in FAMILIES {
             for case in (family.model_shapes)().iter().take(1) {
                 assert!(!text(case.kernel.as_ref()).is_empty(), "{} says nothing of its sizes", family.name);
-                let lens: Vec<usize> =
-                    case.kernel.operands().iter().filter(|o| o.access == Access::Read).map(Operand::host_len).collect();
+                let (read, _) = split(case.kernel.as_ref());
+                let lens: Vec<usize> = read.iter().map(Operand::host_len).collect();
                 let made: Vec<usize> = inputs(case, 1).iter().map(Vec::len).collect();
                 assert_eq!(made, lens, "{}", family.name);
             }

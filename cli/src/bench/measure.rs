@@ -2,7 +2,8 @@
 
 use super::Effort;
 use mobilediffusion_kernels::fenced::{self, Fenced};
-use mobilediffusion_kernels::runner::{self, RunError, device_tolerance, judge, split, stored};
+use mobilediffusion_kernels::kernel::split;
+use mobilediffusion_kernels::runner::{self, RunError, device_tolerance, judge, stored};
 use mobilediffusion_kernels::variant::{Machine, choose};
 use mobilediffusion_kernels::{Case, Device, GpuDevice, Variant, WeightType, check, sample};
 use mobilediffusion_runtime::{AdapterKind, Dispatch, Gpu, Role, RuntimeError, Timer};
