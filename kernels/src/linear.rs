@@ -36,7 +36,7 @@ use crate::names;
 use crate::panels::{Left, Panels, multiply};
 use crate::prologue::{Prologue, PrologueInputs};
 use crate::row_moments;
-use crate::tile::{self, Moments, Sizes, Tile};
+use crate::tile::{self, Moments, ProductEnd, Sizes, Tile};
 use crate::variant::Variant;
 use serde::{Deserialize, Serialize};
 
@@ -120,17 +120,9 @@ impl Linear {
 
     /// Returns the program that computes `y` with one of the tiles.
     fn program_of(&self, tile: &Tile) -> Program {
-        let mut constants = vec![("HAS_BIAS", self.bias.into()), (names::HAS_RESIDUAL, self.residual.into())];
-        constants.extend([
-            (names::IN_PLACE, 0),
-            ("STACKED", (self.layers > 1).into()),
-            ("PHASES", 1),
-            ("PHASED", 0),
-            ("HAS_MOMENTS", (self.moments == Moments::Channels).into()),
-            ("HAS_ROW_MOMENTS", (self.moments == Moments::Rows).into()),
-            ("Y_F32", 0),
-            ("ACTIVATION", self.activation.code()),
-        ]);
+        let &Self { bias, activation, residual, layers, moments, .. } = self;
+        let end = ProductEnd { bias, activation, residual, layers, phases: 1, moments, f32_output: false };
+        let mut constants = end.constants().to_vec();
         constants.extend(self.prologue.constants(tile.divides(self.prologue.per_image(self.rows))));
         constants.extend(tile.constants());
         let mut params = vec![

@@ -6,8 +6,10 @@
 //! over a part of k, and a second stage adds them (`share`, known as split-k). All tiles are
 //! `shaders/common/gemm.wgsl`, or `gemm_matrix.wgsl` for tiles that use matrix units, with different constants.
 
+mod end;
 mod table;
 
+pub(crate) use self::end::ProductEnd;
 pub(crate) use self::table::{PAIR, SINGLE, UNSTAGED};
 
 use self::table::{END, END_OF_ROWS};

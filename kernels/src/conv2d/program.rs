@@ -3,7 +3,7 @@
 use super::{Conv2d, phases};
 use crate::kernel::{Param, Program};
 use crate::names;
-use crate::tile::{Sizes, Tile};
+use crate::tile::{Moments, ProductEnd, Sizes, Tile};
 
 impl Conv2d {
     /// Returns the sizes of the matrix product.
@@ -23,24 +23,24 @@ impl Conv2d {
         let phased = sizes.phases > 1;
         let (kernel, upsample) = if phased { (2, 1) } else { (self.kernel, self.upsample) };
         let (oh, ow) = if phased { (self.h, self.w) } else { self.out_size() };
+        let end = ProductEnd {
+            bias: self.bias,
+            activation: self.activation,
+            residual: self.residual,
+            layers: 1,
+            phases: sizes.phases,
+            moments: Moments::of_channels(self.moments),
+            f32_output: self.f32_output,
+        };
         let mut constants = vec![
             ("KERNEL", switch(kernel)),
             ("STRIDE", switch(self.stride)),
             ("UPSAMPLE", switch(upsample)),
-            ("PHASES", switch(sizes.phases)),
-            ("PHASED", phased.into()),
-            ("HAS_BIAS", self.bias.into()),
             ("HAS_SHIFT", self.shift.into()),
             ("SHIFT_IMAGE", (self.shift && self.n == 1).into()),
             ("SHIFT_IMAGES", (self.shift && self.n > 1).into()),
-            (names::HAS_RESIDUAL, self.residual.into()),
-            (names::IN_PLACE, 0),
-            ("STACKED", 0),
-            ("HAS_MOMENTS", self.moments.into()),
-            ("HAS_ROW_MOMENTS", 0),
-            ("Y_F32", self.f32_output.into()),
-            ("ACTIVATION", self.activation.code()),
         ];
+        constants.extend(end.constants());
         constants.extend(self.prologue.constants(tile.divides(oh * ow)));
         constants.extend(tile.constants());
         let mut params = vec![
