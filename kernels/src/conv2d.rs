@@ -33,6 +33,7 @@ mod winograd;
 
 pub(crate) use phases::phase_weights;
 pub use phases::with_exact_sums;
+pub use winograd::WinogradForm;
 pub(crate) use winograd::transformed_weights;
 
 use crate::channel_moments::{self, tiles_fit};
@@ -142,11 +143,8 @@ impl Conv2d {
 
     /// Returns the layout of the weights for the CPU form.
     fn host_layout(&self) -> Layout {
-        match winograd::layout(self) {
-            Some(layout) => layout,
-            None if narrow::suits(self) => Layout::TapPanels,
-            None => Layout::panels(1),
-        }
+        let winograd = WinogradForm::of(self).map(Layout::Winograd);
+        winograd.unwrap_or(if narrow::suits(self) { Layout::TapPanels } else { Layout::panels(1) })
     }
 
     /// Returns the input row (or column) under tap `tap` at output row `at`, or `None` if it is in the padding. `size`
@@ -277,8 +275,9 @@ impl Kernel for Conv2d {
         let epilogue = Epilogue { bias, shift, rows_per_image, activation: self.activation, residual, first_row: 0 };
         let inputs = PrologueInputs { x, x2, norm, ..Default::default() };
         let x = self.prologue.rows(self.n * self.h * self.w, self.ci, inputs);
-        if winograd::suits(self) {
-            return winograd::run(self, winograd::block(self), &x, w, &epilogue, (y, moments));
+        if let Some(form) = WinogradForm::of(self) {
+            let block = winograd::block(form, self);
+            return winograd::run(form, self, block, &x, w, &epilogue, (y, moments));
         }
         if narrow::suits(self) {
             narrow::run(self, &x, w, &epilogue, y);

@@ -1,6 +1,6 @@
 //! Layouts of weights in device memory. Weights are packed once, when they are loaded.
 
-use crate::conv2d;
+use crate::conv2d::{self, WinogradForm};
 use crate::kernel::{Shape, elements};
 use crate::panels::{self, Format};
 use rayon::prelude::*;
@@ -27,9 +27,8 @@ pub enum Layout {
     /// Convolution weight as a matrix `[kh * kw * co, ci]` in panels, so that the columns of each tap lie together. CPU
     /// only.
     TapPanels,
-    /// 3x3 convolution weight, transformed for Winograd's algorithm. The number is that of the places along the edge of
-    /// a tile at which products are computed. CPU only.
-    Winograd(usize),
+    /// 3x3 convolution weight, transformed for a form of Winograd's algorithm. CPU only.
+    Winograd(WinogradForm),
 }
 
 impl Layout {
@@ -48,7 +47,9 @@ impl Layout {
                 vec![layers * format.packed_len(cols / layers, elements(k))]
             }
             (Self::TapPanels, &[co, ci, kh, kw]) => vec![(kh * kw * co).next_multiple_of(panels::STEP), ci],
-            (Self::Winograd(edge), &[co, ci, ..]) => vec![co.next_multiple_of(panels::STEP), edge * edge, ci],
+            (Self::Winograd(form), &[co, ci, ..]) => {
+                vec![co.next_multiple_of(panels::STEP), form.places() * form.places(), ci]
+            }
             _ => shape.to_vec(),
         }
     }
@@ -76,7 +77,7 @@ impl Layout {
                 });
             }
             (Self::Phases, &[_, ci, ..]) => return conv2d::phase_weights(ci, &data),
-            (Self::Winograd(edge), &[co, ci, ..]) => return conv2d::transformed_weights(edge, ci, co, &data),
+            (Self::Winograd(form), &[co, ci, ..]) => return conv2d::transformed_weights(form, ci, co, &data),
             _ => return data,
         };
         let mut packed = vec![0.0; outer * inner * taps];

@@ -112,7 +112,7 @@ pub use attention::{Attention, Phi};
 pub use cast::Cast;
 pub use channel_moments::ChannelMoments;
 pub use concat::Concat;
-pub use conv2d::Conv2d;
+pub use conv2d::{Conv2d, WinogradForm};
 pub use ddim_step::DdimStep;
 pub use depthwise_conv2d::DepthwiseConv2d;
 pub use device::{Device, GpuDevice};

@@ -1,6 +1,7 @@
 //! Tests of weights on the CPU device.
 
 use super::*;
+use mobilediffusion_kernels::WinogradForm;
 use mobilediffusion_kernels::panels::Format;
 use rayon::prelude::*;
 
@@ -43,7 +44,7 @@ fn chunks_make_up_the_packed_weight() {
         (taps.clone(), Layout::panels(1)),
         (taps.clone(), Layout::Panels { layers: 1, format: Format::F16 }),
         (taps.clone(), Layout::Panels { layers: 1, format: Format::Int8 }),
-        (taps, Layout::Winograd(4)),
+        (taps, Layout::Winograd(WinogradForm::Small)),
         (vec![130, 80_000], Layout::panels(1)),
         (vec![130, 80_000], Layout::Panels { layers: 1, format: Format::F16 }),
         (vec![130, 80_000], Layout::Panels { layers: 1, format: Format::Int8 }),

@@ -1,6 +1,6 @@
 //! Cases of the convolution: problems that expose mistakes, the shapes of the model, and random problems.
 
-use super::{Conv2d, winograd};
+use super::{Conv2d, WinogradForm};
 use crate::draw::Draw;
 use crate::kernel::{Activation, Case, Fill};
 use crate::prologue::{Norm, Prologue};
@@ -176,6 +176,6 @@ pub(super) fn random(draw: &mut Draw<'_>) -> Case {
         ..plain(n, draw.size(4).max(least), draw.size(8).max(least), ci, draw.size(TILE))
     };
     let plain = conv.activation == Activation::None && conv.prologue.norm == Norm::None && !conv.moments;
-    let exact = plain && winograd::is_exact(&conv) && draw.flip();
+    let exact = plain && WinogradForm::of(&conv).is_none_or(WinogradForm::is_exact) && draw.flip();
     if exact { Case::new(conv).integers() } else { Case::new(conv) }
 }

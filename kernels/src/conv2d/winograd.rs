@@ -15,18 +15,19 @@
 //!
 //! The upsampled form reads the map before upsampling: 4 by 4 of its pixels are under a tile of 4 by 4 outputs.
 
+mod form;
 mod input;
 mod lines;
 mod transform;
 mod weights;
 
+pub use form::WinogradForm;
 pub(crate) use weights::transformed_weights;
 
 use super::{Conv2d, phases, write_moments};
 use crate::channel_moments;
 use crate::cpu::{Epilogue, with_simd};
-use crate::kernel::Layout;
-use crate::panels::{self, Left, PANEL, ROWS, STEP};
+use crate::panels::{self, Left, PANEL, ROWS};
 use crate::prologue::Rows;
 use crate::tile::TILE;
 use input::{Lines, ready};
@@ -38,62 +39,16 @@ use transform::{Inputs, Outputs};
 /// Gap in values between two places of a block. Places a power of two apart would share a few sets of the cache.
 const SKEW: usize = 48;
 
-/// Fewest input and output channels that use Winograd's algorithm. With fewer, the transforms cost more than they save.
-const FEWEST: usize = 32;
-
-/// Fewest input and output channels that use F(4x4, 3x3). With fewer, its transforms cost more than it saves over
-/// F(2x2, 3x3).
-const FEWEST_LARGE: usize = 64;
-
 /// Fewest rows of tiles of a task whose input has to be prepared, because neighbouring tasks prepare the lines between
 /// them twice.
 const FEWEST_ROWS: usize = 8;
-
-/// Returns whether Winograd's algorithm takes the convolution. The answer does not depend on the size of the image, so
-/// that weights have one layout.
-pub(super) fn suits(conv: &Conv2d) -> bool {
-    let channels = |c: usize| c >= FEWEST && c.is_multiple_of(STEP);
-    conv.keeps_size() && conv.upsample <= 2 && channels(conv.ci) && channels(conv.co)
-}
-
-/// Edges of a tile in each of its states.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Edges {
-    /// Edge of the input pixels, `D`.
-    pixels: usize,
-    /// Edge of the places where products are computed, `N`.
-    places: usize,
-    /// Edge of the output pixels, `M`.
-    outputs: usize,
-}
-
-impl Edges {
-    /// Returns the edges of the form that computes the convolution.
-    fn of(conv: &Conv2d) -> Self {
-        match conv.upsample {
-            1 if conv.ci.min(conv.co) >= FEWEST_LARGE => Self { pixels: 6, places: 6, outputs: 4 },
-            1 => Self { pixels: 4, places: 4, outputs: 2 },
-            _ => Self { pixels: 4, places: 5, outputs: 4 },
-        }
-    }
-}
-
-/// Returns whether the result of whole numbers is exact. F(4x4, 3x3) divides weights by multiples of three, the other
-/// forms by powers of two.
-pub(super) fn is_exact(conv: &Conv2d) -> bool {
-    !suits(conv) || Edges::of(conv).pixels == 4
-}
-
-/// Returns the layout of the weights, or `None` if Winograd's algorithm does not take the convolution.
-pub(super) fn layout(conv: &Conv2d) -> Option<Layout> {
-    suits(conv).then(|| Layout::Winograd(Edges::of(conv).places))
-}
 
 /// Computes the convolution in blocks of about `block` tiles, and the moments of the output if the convolution has
 /// them.
 ///
 /// The result has the same bits for every `block` and number of threads.
 pub(super) fn run(
+    form: WinogradForm,
     conv: &Conv2d,
     block: usize,
     x: &Rows<'_>,
@@ -101,25 +56,25 @@ pub(super) fn run(
     epilogue: &Epilogue<'_>,
     y: (&mut [f32], &mut [f32]),
 ) {
-    match Edges::of(conv).places {
-        6 => run_with::<6, 6, 4>(conv, block, x, w, epilogue, y),
-        5 => run_with::<4, 5, 4>(conv, block, x, w, epilogue, y),
-        _ => run_with::<4, 4, 2>(conv, block, x, w, epilogue, y),
+    match form {
+        WinogradForm::Small => run_with::<4, 4, 2>(conv, block, x, w, epilogue, y),
+        WinogradForm::Large => run_with::<6, 6, 4>(conv, block, x, w, epilogue, y),
+        WinogradForm::Upsampled => run_with::<4, 5, 4>(conv, block, x, w, epilogue, y),
     }
 }
 
 /// Returns the most tiles of a block. Few tiles keep a block's transformed input and output and the weights of a place
 /// in a core's share of the cache. Many tiles read the weights less often, since every block reads all of them.
-pub(super) fn block(conv: &Conv2d) -> usize {
+pub(super) fn block(form: WinogradForm, conv: &Conv2d) -> usize {
     // Processors without vectors of 16 have smaller caches, too: 512 KiB a core on AMD's Zen 3, where this was
     // measured.
     let (values, fewest) = if panels::grain(PANEL) == PANEL { (1 << 19, 96) } else { (1 << 18, 48) };
     // Weights of this size leave the cache between two blocks in any case, so that larger blocks are better.
     const LARGE: usize = 1 << 17;
-    let Edges { pixels, places, .. } = Edges::of(conv);
+    let (pixels, places) = (form.pixels(), form.places());
     let tiles = values / (pixels * pixels * conv.ci + places * places * conv.co);
     let tiles = if conv.ci * conv.co > LARGE { 256 } else { tiles.max(fewest) };
-    tiles.min(Tiles::of(conv).count().div_ceil(rayon::current_num_threads())).max(1)
+    tiles.min(Tiles::of(conv, form.outputs()).count().div_ceil(rayon::current_num_threads())).max(1)
 }
 
 /// Grid of tiles.
@@ -134,9 +89,9 @@ struct Tiles {
 }
 
 impl Tiles {
-    /// Returns the grid that covers the output of the convolution.
-    fn of(conv: &Conv2d) -> Self {
-        let ((oh, ow), edge) = (conv.out_size(), Edges::of(conv).outputs);
+    /// Returns the grid of tiles of `edge` by `edge` outputs that covers the output of the convolution.
+    fn of(conv: &Conv2d, edge: usize) -> Self {
+        let (oh, ow) = conv.out_size();
         Self { images: conv.n, rows: oh.div_ceil(edge), cols: ow.div_ceil(edge) }
     }
 
@@ -174,7 +129,7 @@ fn tasks<'a, const M: usize>(
     mut moments: &'a mut [f32],
 ) -> impl Iterator<Item = Task<'a>> {
     let (oh, ow) = conv.out_size();
-    let (co, rows) = (conv.co, Tiles::of(conv).rows);
+    let (co, rows) = (conv.co, Tiles::of(conv, M).rows);
     let mut tasks = Vec::with_capacity(conv.n * per_image);
     for (image, mut y) in y.chunks_mut(oh * ow * co).enumerate() {
         for i in 0..per_image {
@@ -227,7 +182,7 @@ fn run_with<const D: usize, const N: usize, const M: usize>(
     (y, moments): (&mut [f32], &mut [f32]),
 ) {
     let (_, ow) = conv.out_size();
-    let (tiles, threads) = (Tiles::of(conv), rayon::current_num_threads());
+    let (tiles, threads) = (Tiles::of(conv, M), rayon::current_num_threads());
     let at_least = if x.are_plain() { 1 } else { FEWEST_ROWS.min(tiles.rows.div_ceil(threads)) };
     let per_image = tiles.tasks((block / tiles.cols).max(at_least), threads);
     // A task measures its output while that is in the cache, provided that rows of tiles begin at tiles of moments.
@@ -323,7 +278,7 @@ mod tests {
     use crate::check;
     use crate::conv2d::cases::plain;
     use crate::conv2d::direct::side_by_side;
-    use crate::kernel::{Activation, Fill, Kernel, Tolerance};
+    use crate::kernel::{Activation, Fill, Kernel, Layout, Tolerance};
     use crate::panels::Panels;
     use crate::prologue::{Norm, Prologue, PrologueInputs};
     use crate::random::Random;
@@ -370,10 +325,11 @@ mod tests {
                 first_row: 0,
             };
             // Whole numbers stay exact on both ways, if they are not divided.
-            let tolerance = if is_exact(&conv) { Tolerance::EXACT } else { conv.tolerance() };
+            let form = WinogradForm::of(&conv).expect("it suits");
+            let tolerance = if form.is_exact() { Tolerance::EXACT } else { conv.tolerance() };
             let mut want = vec![f32::NAN; n * oh * ow * co];
             let panels = Layout::panels(1).pack(&[co, ci, 3, 3], w.clone());
-            let w = layout(&conv).expect("it suits").pack(&[co, ci, 3, 3], w);
+            let w = Layout::Winograd(form).pack(&[co, ci, 3, 3], w);
             let inputs = PrologueInputs { x: &x, norm: &scale, ..Default::default() };
             let x = conv.prologue.rows(n * h * conv.w, ci, inputs);
             side_by_side(&conv, 16, &x, Panels::new(&panels, co, 9 * ci), &epilogue, &mut want);
@@ -381,7 +337,7 @@ mod tests {
             for block in [1, 3, 7, 20, 1000] {
                 let mut y = vec![f32::NAN; want.len()];
                 let [mut got, mut of_y] = [(); 2].map(|()| vec![f32::NAN; moments_len]);
-                run(&conv, block, &x, &w, &epilogue, (&mut y, &mut got));
+                run(form, &conv, block, &x, &w, &epilogue, (&mut y, &mut got));
                 if moments {
                     write_moments(&conv, &y, &mut of_y);
                     assert_eq!(got, of_y, "{conv:?} in blocks of {block}: moments");

@@ -1,22 +1,23 @@
 //! Transformation of weights for Winograd's algorithm, done once when they are loaded.
 
+use super::WinogradForm;
 use super::lines::weight_line;
 use crate::panels::{PANEL, STEP, grain};
 use rayon::prelude::*;
 use std::array::from_fn;
 
-/// Returns `G g G^T` of the weights `w [co, ci, 3, 3]` for `edge * edge` products per tile.
+/// Returns `G g G^T` of the weights `w [co, ci, 3, 3]` for a form with `N * N` products per tile.
 ///
-/// The result is a sequence of panels of output channels (see `panels`), each `[edge, edge, width / grain, ci, grain]`.
-pub(crate) fn transformed_weights(edge: usize, ci: usize, co: usize, w: &[f32]) -> Vec<f32> {
-    match edge {
-        4 => transformed::<4>(ci, co, w),
-        5 => transformed::<5>(ci, co, w),
-        _ => transformed::<6>(ci, co, w),
+/// The result is a sequence of panels of output channels (see `panels`), each `[N, N, width / grain, ci, grain]`.
+pub(crate) fn transformed_weights(form: WinogradForm, ci: usize, co: usize, w: &[f32]) -> Vec<f32> {
+    match form {
+        WinogradForm::Small => transformed::<4>(ci, co, w),
+        WinogradForm::Upsampled => transformed::<5>(ci, co, w),
+        WinogradForm::Large => transformed::<6>(ci, co, w),
     }
 }
 
-/// Implements [`transformed_weights`] for an edge of `N` products.
+/// Implements [`transformed_weights`] for `N` products along the edge of a tile.
 fn transformed<const N: usize>(ci: usize, co: usize, w: &[f32]) -> Vec<f32> {
     let padded = co.next_multiple_of(STEP);
     let mut out = vec![0.0; N * N * ci * padded];
