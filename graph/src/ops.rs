@@ -91,7 +91,7 @@ impl Graph {
         let Glu { cols, pointwise, gate } = layer;
         let shape = if pointwise { vec![2 * cols, k, 1, 1] } else { vec![2 * cols, k] };
         let (w, bias) = self.scope(name, |g| (g.weight("weight", shape), g.weight("bias", [2 * cols])));
-        let kernel = kernels::SwishGlu { rows: x.rows(), k, cols, gate, ..Default::default() };
+        let kernel = kernels::SwishGlu { rows: x.rows(), k, cols, gate, prologue: kernels::Prologue::default() };
         self.step_one(name, kernel, &[Some(x), Some(&w), Some(&bias)], with_channels(x, cols))
     }
 
@@ -161,8 +161,9 @@ impl Graph {
             return Err(self.size_error(name, "height or width", format!("a multiple of {stride}"), size));
         }
         let (weight, bias) = self.scope(name, |g| (g.weight("weight", [c, 1, 3, 3]), g.weight("bias", [c])));
+        let (shifted, prologue) = (shift.is_some(), kernels::Prologue::default());
         let kernel =
-            kernels::DepthwiseConv2d { n, h, w, c, stride, bias: true, shift: shift.is_some(), ..Default::default() };
+            kernels::DepthwiseConv2d { n, h, w, c, stride, bias: true, shift: shifted, prologue, moments: false };
         let (oh, ow) = kernel.out_size();
         self.step_one(name, kernel, &[Some(x), Some(&weight), Some(&bias), shift], [n, oh, ow, c])
     }

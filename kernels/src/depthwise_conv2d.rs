@@ -32,7 +32,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 /// Depthwise 3x3 convolution of a feature map.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DepthwiseConv2d {
     /// Images.
@@ -210,8 +210,13 @@ impl Kernel for DepthwiseConv2d {
     }
 }
 
+/// Returns a convolution with stride 1 and without anything that it may have besides.
+fn plain(n: usize, h: usize, w: usize, c: usize) -> DepthwiseConv2d {
+    let prologue = Prologue::default();
+    DepthwiseConv2d { n, h, w, c, stride: 1, bias: false, shift: false, prologue, moments: false }
+}
+
 fn cases() -> Vec<Case> {
-    let plain = |n, h, w, c| DepthwiseConv2d { n, h, w, c, stride: 1, ..Default::default() };
     let joined = |conv, joined| DepthwiseConv2d { prologue: Prologue { joined, ..Prologue::default() }, ..conv };
     let full = |n, h, w, c| DepthwiseConv2d { bias: true, shift: true, ..plain(n, h, w, c) };
     vec![
@@ -267,7 +272,7 @@ mod tests {
 
     #[test]
     fn empty_maps_have_empty_outputs() {
-        let of = |h, stride| DepthwiseConv2d { n: 1, h, w: 7, c: 4, stride, ..Default::default() };
+        let of = |h, stride| DepthwiseConv2d { stride, ..plain(1, h, 7, 4) };
         assert_eq!(of(0, 1).out_size(), (0, 7), "no rows");
         assert_eq!(of(5, 0).out_size(), (0, 0), "there is no step");
         assert_eq!(of(5, 2).out_size(), (3, 4), "every second pixel");

@@ -27,7 +27,7 @@ use crate::variant::Variant;
 use serde::{Deserialize, Serialize};
 
 /// Gated product of `rows` rows.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SwishGlu {
     /// Rows of `x`: tokens of all images.

@@ -173,7 +173,7 @@ pub fn choose(kernel: &dyn Kernel, machine: &Machine) -> Variant {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::{Linear, SwishGlu, WeightType};
+    use crate::{Activation, Linear, Prologue, SwishGlu, WeightType};
 
     /// A large GPU with matrices of 16x16x16 in subgroups of this size: 32 on NVIDIA, 64 on AMD.
     pub(crate) fn with_matrices(subgroup: u32) -> Machine {
@@ -224,7 +224,8 @@ pub(crate) mod tests {
             assert_eq!(choose(&linear, &machine).name, small, "{rows} rows on Arm's");
             assert_eq!(choose(&linear, &nvidia).name, large, "{rows} rows on NVIDIA's");
         }
-        let glu = SwishGlu { rows: 4096, k: 640, cols: 1920, ..SwishGlu::default() };
+        let (gate, prologue) = (Activation::Silu, Prologue::default());
+        let glu = SwishGlu { rows: 4096, k: 640, cols: 1920, gate, prologue };
         assert_eq!(choose(&glu, &machine).name, "32x64x2", "both products in few registers");
         assert_eq!(choose(&glu, &nvidia).name, "128x64x2", "both products in many registers");
     }
