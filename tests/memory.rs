@@ -3,7 +3,6 @@
 #![cfg(target_os = "linux")]
 
 use half::f16;
-use mobilediffusion_graph::plan::Sharing;
 use mobilediffusion_graph::{Device, Flow, Graph, Recording, Session, Weights};
 use mobilediffusion_kernels::{Storage, WeightType};
 use mobilediffusion_model::ModelConfig;
@@ -81,7 +80,7 @@ fn beside(device: Device, graph: Graph, path: &Path, compiled: bool) -> (usize, 
             most = private_bytes().max(most);
             Flow::Continue
         };
-        let session = Session::new_with(recording, &weights, Sharing::Planned, &mut sample).expect("it has room");
+        let session = Session::new_with(recording, &weights, &mut sample).expect("it has room");
         let most = most.max(private_bytes());
         drop(session);
         most.saturating_sub(before + weight_bytes + summary.activation_bytes.max(summary.arena_bytes))

@@ -2,7 +2,7 @@
 
 mod plan_graphs;
 
-use mobilediffusion_graph::plan::{Lifetime, Sharing, lower_bound, pack};
+use mobilediffusion_graph::plan::{Lifetime, NO_LIMIT, lower_bound, pack};
 use mobilediffusion_graph::{Against, Conv, Device, Flow, Graph, GraphError, Recording, Session, Weights, compare};
 use mobilediffusion_kernels::{Access, Activation, DType, Storage, WeightType};
 use mobilediffusion_model::ModelConfig;
@@ -107,11 +107,10 @@ proptest! {
     #[test]
     fn shared_memory_changes_no_bit(operations in prop::collection::vec((0_u8..5, any::<u8>(), any::<u8>()), 1..14)) {
         for device in cpu_and_best_gpu() {
-            let run = |sharing| {
-                let recording = Recording::new(random_graph(&operations));
+            let run = |recording: Recording| {
                 let names: Vec<String> = recording.outputs().iter().map(|(name, _)| name.clone()).collect();
                 let weights = Weights::new(device.clone(), Box::new(MadeUp::default()));
-                let mut session = Session::new_with(recording, &weights, sharing, &mut |_, _| Flow::Continue)?;
+                let mut session = Session::new(recording, &weights)?;
                 session.poison()?;
                 session.write("x", &values("x", 80))?;
                 session.write("y", &values("y", 64))?;
@@ -126,9 +125,9 @@ proptest! {
                 Ok::<_, GraphError>([first, read(&mut session)?].concat())
             };
             let bits = |all: Vec<Vec<f32>>| all.concat().into_iter().map(f32::to_bits).collect::<Vec<_>>();
-            let planned = run(Sharing::Planned).expect("the plan runs");
+            let planned = run(Recording::new(random_graph(&operations))).expect("the plan runs");
             prop_assert!(planned.iter().flatten().all(|v| v.is_finite()), "something unwritten was read");
-            prop_assert_eq!(bits(planned), bits(run(Sharing::Private).expect("the plan runs")));
+            prop_assert_eq!(bits(planned), bits(run(Recording::new(random_graph(&operations)).unshared()).expect("the plan runs")));
         }
     }
 }
@@ -140,7 +139,7 @@ fn tensors_that_are_apart_for_two_reasons_stay_apart() {
     let operations =
         [(1, 115, 83), (1, 56, 5), (3, 32, 0), (3, 4, 0), (2, 154, 124), (2, 19, 130), (2, 93, 45), (3, 97, 0)];
     let recording = Recording::new(random_graph(&operations));
-    let plan = recording.arenas(Storage::F16, Sharing::Planned, usize::MAX / 8).expect("there is no limit");
+    let plan = recording.arenas(Storage::F16, NO_LIMIT).expect("there is no limit");
     for (step, node) in recording.nodes().iter().enumerate() {
         let held = node.kernel.operands().into_iter().zip(&node.operands);
         let held = held.filter(|(operand, _)| !(plan.in_place[step] && Some(operand.name) == node.kernel.in_place()));

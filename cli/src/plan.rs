@@ -5,7 +5,7 @@ use crate::args::Plan;
 use crate::device::open;
 use crate::graphs::{record, shape};
 use crate::terminal::{printable, result};
-use mobilediffusion_graph::plan::{Lifetime, Place, Sharing};
+use mobilediffusion_graph::plan::{Lifetime, NO_LIMIT, Place};
 use mobilediffusion_graph::{PlanSummary, Recording, TensorInfo, Traffic};
 use mobilediffusion_kernels::variant::Machine;
 use mobilediffusion_kernels::{GpuDevice, Storage, WeightType};
@@ -123,7 +123,7 @@ struct Placed<'a> {
 /// Returns the place of every tensor in the arenas of a GPU.
 fn placed(recording: &Recording, storage: Storage) -> Vec<Placed<'_>> {
     let bytes_of = |tensor: &TensorInfo| tensor.bytes(storage);
-    let plan = recording.arenas(storage, Sharing::Planned, usize::MAX / 8).unwrap_or_default();
+    let plan = recording.arenas(storage, NO_LIMIT).unwrap_or_default();
     let place = |(tensor, life): (usize, Lifetime)| {
         let Place { arena, offset } = plan.places[tensor]?;
         let info = &recording.tensors()[tensor];

@@ -3,7 +3,6 @@
 use crate::error::GraphError;
 use crate::graph::{Origin, Part, TensorInfo};
 use crate::node::Node;
-use crate::plan::Sharing;
 use crate::progress::Flow;
 use crate::record::Recording;
 use crate::reference::ReferenceMemory;
@@ -66,7 +65,7 @@ impl<'a> Side<'a> {
         Ok(match against {
             Against::Device(weights) => {
                 let half = weights.device().storage().floats != FloatType::F32;
-                (Self::Device(Memory::new(recording, weights, Sharing::Planned, &mut |_, _| Flow::Continue)?), half)
+                (Self::Device(Memory::new(recording, weights, &mut |_, _| Flow::Continue)?), half)
             }
             Against::References(weights) => (Self::References(ReferenceMemory::new(recording, weights)), false),
         })

@@ -2,7 +2,6 @@
 
 use crate::error::GraphError;
 use crate::graph::{Origin, TensorInfo};
-use crate::plan::Sharing;
 use crate::progress::{OnProgress, OnRun};
 use crate::record::Recording;
 use crate::weights::{Resident, Weights};
@@ -53,11 +52,10 @@ impl CpuMemory {
     pub(crate) fn new(
         recording: &Recording,
         weights: &Weights,
-        sharing: Sharing,
         on_progress: OnProgress<'_>,
     ) -> Result<Self, GraphError> {
         let bytes_of = |t: &TensorInfo| (4 * elements(&t.shape)).next_multiple_of(ALIGNMENT);
-        let (offsets, bytes) = recording.packing(bytes_of, sharing);
+        let (offsets, bytes) = recording.packing(bytes_of);
         let range = |(offset, tensor): (&Option<usize>, &TensorInfo)| {
             offset.map(|bytes| bytes / 4..bytes / 4 + elements(&tensor.shape))
         };

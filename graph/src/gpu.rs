@@ -8,7 +8,7 @@ mod planned;
 use crate::error::GraphError;
 use crate::gpu_plan::GpuPlan;
 use crate::graph::{Origin, TensorInfo};
-use crate::plan::{Place, Sharing};
+use crate::plan::Place;
 use crate::progress::{Flow, OnProgress, OnRun};
 use crate::record::Recording;
 use crate::weights::{Resident, Weights};
@@ -48,12 +48,11 @@ impl GpuMemory {
         storage: Storage,
         recording: &Recording,
         weights: &Weights,
-        sharing: Sharing,
         on_progress: OnProgress<'_>,
     ) -> Result<Self, GraphError> {
         let bytes_of = |tensor: usize| recording.tensors[tensor].bytes(storage);
         let device = GpuDevice { gpu, storage };
-        let planned = Planned::new(device, recording, sharing)?;
+        let planned = Planned::new(device, recording)?;
         let shared_bytes = planned.shared_bytes(recording, storage) as u64;
         let Planned { variants, units, memory: GpuPlan { places, arenas, .. } } = planned;
         let arena = |(number, bytes): (usize, usize)| {

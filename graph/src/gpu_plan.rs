@@ -3,9 +3,7 @@
 
 use crate::error::GraphError;
 use crate::graph::{Origin, TensorInfo};
-use crate::plan::{
-    Alias, Arenas, Lifetime, Place, Satellite, Sharing, Tensors, arenas, lower_bound, lower_bound_in_place,
-};
+use crate::plan::{Alias, Arenas, Lifetime, Place, Satellite, Tensors, arenas, lower_bound, lower_bound_in_place};
 use crate::record::Recording;
 use mobilediffusion_kernels::Storage;
 use mobilediffusion_kernels::kernel::{BINDING_ALIGNMENT, elements};
@@ -26,11 +24,12 @@ impl Recording {
     /// Places all planned tensors in a few arenas of at most `limit` bytes each, for a GPU that stores tensors as
     /// `storage`.
     ///
-    /// An output is written over an operand of its step, such as the residual, where that makes the plan smaller.
+    /// An output is written over an operand of its step, such as the residual, where that makes the plan smaller. Without
+    /// a limit on sizes, `limit` is [`NO_LIMIT`](crate::plan::NO_LIMIT).
     ///
     /// # Errors
     /// If no placement in arenas of at most `limit` bytes was found.
-    pub fn arenas(&self, storage: Storage, sharing: Sharing, limit: usize) -> Result<GpuPlan, GraphError> {
+    pub fn arenas(&self, storage: Storage, limit: usize) -> Result<GpuPlan, GraphError> {
         let bytes_of = |t: &TensorInfo| t.bytes(storage).next_multiple_of(BINDING_ALIGNMENT);
         let (tensors, lifetimes): (Vec<usize>, Vec<Lifetime>) = self.lifetimes(bytes_of).into_iter().unzip();
         let shifted = |place: Place, tensor: &TensorInfo, row| {
@@ -38,7 +37,7 @@ impl Recording {
             Place { offset, ..place }
         };
         let mut in_place = vec![false; self.nodes.len()];
-        if sharing == Sharing::Private {
+        if !self.shares_memory {
             let places: Vec<_> = (0..lifetimes.len()).map(|arena| Place { arena, offset: 0 }).collect();
             let arenas = lifetimes.iter().map(|lifetime| lifetime.bytes).collect();
             return Ok(GpuPlan { places: self.by_tensor(&tensors, &places, shifted), arenas, in_place });

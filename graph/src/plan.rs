@@ -29,15 +29,9 @@ mod pack;
 pub(crate) use arenas::{Alias, Arenas, Satellite, Tensors, arenas};
 pub use pack::{Packing, pack};
 
-/// Whether tensors may share memory.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Sharing {
-    /// Tensors that are never alive at the same step may share memory.
-    #[default]
-    Planned,
-    /// Every tensor has memory of its own. Tests compare planned memory with this.
-    Private,
-}
+/// Limit on the size of an arena where there is none: so large that no device has the memory, and so small that sizes of
+/// arenas can be added up.
+pub const NO_LIMIT: usize = usize::MAX / 8;
 
 /// Place of a tensor in the memory of a GPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

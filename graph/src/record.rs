@@ -6,7 +6,7 @@ use crate::gpu_plan::GpuPlan;
 use crate::graph::{Graph, Origin, Part, TensorInfo, WeightRows};
 use crate::masks::{Masks, owner};
 use crate::node::Node;
-use crate::plan::{Lifetime, Packing, Sharing, lower_bound, pack};
+use crate::plan::{Lifetime, NO_LIMIT, Packing, lower_bound, pack};
 use mobilediffusion_kernels::kernel::elements;
 use mobilediffusion_kernels::variant::{Machine, choose};
 use mobilediffusion_kernels::{Access, Operand, Stage, Storage, Variant, WeightType};
@@ -32,6 +32,8 @@ pub struct Recording {
     steps_alive: Vec<Option<(usize, usize)>>,
     /// Whether each tensor is kept for other runs than the one that writes it.
     pub(crate) kept: Vec<bool>,
+    /// Whether tensors that are never alive at the same step may share memory.
+    pub(crate) shares_memory: bool,
 }
 
 impl Recording {
@@ -50,7 +52,13 @@ impl Recording {
         let masks = Masks::of(&tensors, &nodes, every_run).steps;
         let kept = kept(&nodes, &tensors, &outputs, &masks);
         let steps_alive = steps_alive(&nodes, &tensors, &kept, &masks);
-        Self { nodes, tensors, outputs, masks, fused, steps_alive, kept }
+        Self { nodes, tensors, outputs, masks, fused, steps_alive, kept, shares_memory: true }
+    }
+
+    /// Gives every tensor memory of its own. Tests compare planned memory with this.
+    #[must_use]
+    pub fn unshared(self) -> Self {
+        Self { shares_memory: false, ..self }
     }
 
     /// Returns the steps in execution order.
@@ -106,11 +114,11 @@ impl Recording {
 
     /// Places all planned tensors in one arena, as the CPU device does. Returns the offset of every tensor in bytes
     /// (`None` for weights and constants) and the size of the arena.
-    pub fn packing(&self, bytes_of: impl Fn(&TensorInfo) -> usize, sharing: Sharing) -> (Vec<Option<usize>>, usize) {
+    pub fn packing(&self, bytes_of: impl Fn(&TensorInfo) -> usize) -> (Vec<Option<usize>>, usize) {
         let (tensors, lifetimes): (Vec<usize>, Vec<Lifetime>) = self.lifetimes(bytes_of).into_iter().unzip();
-        let packing = match sharing {
-            Sharing::Planned => pack(&lifetimes),
-            Sharing::Private => lifetimes.iter().fold(Packing::default(), |mut packing, lifetime| {
+        let packing = match self.shares_memory {
+            true => pack(&lifetimes),
+            false => lifetimes.iter().fold(Packing::default(), |mut packing, lifetime| {
                 packing.offsets.push(packing.total);
                 packing.total += lifetime.bytes;
                 packing
@@ -168,7 +176,7 @@ impl Recording {
     pub fn summary(&self, storage: Storage) -> PlanSummary {
         let bytes_of = |tensor: &TensorInfo| tensor.bytes(storage);
         let planned: Vec<Lifetime> = self.lifetimes(bytes_of).into_iter().map(|(_, lifetime)| lifetime).collect();
-        let GpuPlan { arenas, .. } = self.arenas(storage, Sharing::Planned, usize::MAX / 8).unwrap_or_default();
+        let GpuPlan { arenas, .. } = self.arenas(storage, NO_LIMIT).unwrap_or_default();
         PlanSummary {
             steps: self.nodes.len(),
             tensors: planned.len(),

@@ -3,7 +3,6 @@
 use crate::cpu::CpuMemory;
 use crate::error::GraphError;
 use crate::gpu::GpuMemory;
-use crate::plan::Sharing;
 use crate::progress::{Flow, OnProgress, OnRun};
 use crate::record::Recording;
 use crate::weights::Weights;
@@ -41,14 +40,11 @@ impl Memory {
     pub(crate) fn new(
         recording: &Recording,
         weights: &Weights,
-        sharing: Sharing,
         on_progress: OnProgress<'_>,
     ) -> Result<Self, GraphError> {
         let made = match weights.device() {
-            Device::Cpu(_) => CpuMemory::new(recording, weights, sharing, on_progress).map(Self::Cpu),
-            Device::Gpu(gpu, storage) => {
-                GpuMemory::new(gpu, *storage, recording, weights, sharing, on_progress).map(Self::Gpu)
-            }
+            Device::Cpu(_) => CpuMemory::new(recording, weights, on_progress).map(Self::Cpu),
+            Device::Gpu(gpu, storage) => GpuMemory::new(gpu, *storage, recording, weights, on_progress).map(Self::Gpu),
         };
         made.map_err(|error| error.with_needs(|| recording.summary(weights.device().storage())))
     }
@@ -88,23 +84,16 @@ impl Session {
     /// # Errors
     /// If a weight cannot be loaded or used, or the device has no room or rejects a kernel.
     pub fn new(recording: Recording, weights: &Weights) -> Result<Self, GraphError> {
-        Self::new_with(recording, weights, Sharing::Planned, &mut |_, _| Flow::Continue)
+        Self::new_with(recording, weights, &mut |_, _| Flow::Continue)
     }
 
-    /// Creates a session as [`new`](Self::new) does, with tensors that share memory or not as `sharing` says.
-    ///
-    /// `on_progress` is called after each step, which is then ready.
+    /// Creates a session as [`new`](Self::new) does. `on_progress` is called after each step, which is then ready.
     ///
     /// # Errors
     /// If [`new`](Self::new) would fail, or `on_progress` asked to stop.
-    pub fn new_with(
-        recording: Recording,
-        weights: &Weights,
-        sharing: Sharing,
-        on_progress: OnProgress<'_>,
-    ) -> Result<Self, GraphError> {
+    pub fn new_with(recording: Recording, weights: &Weights, on_progress: OnProgress<'_>) -> Result<Self, GraphError> {
         weights.check(&mut |_, _| Flow::Continue)?;
-        let memory = Memory::new(&recording, weights, sharing, on_progress)?;
+        let memory = Memory::new(&recording, weights, on_progress)?;
         Ok(Self { recording, memory, dirty: 0, written: 0, constants_done: false, unfinished: true })
     }
 

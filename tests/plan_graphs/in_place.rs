@@ -1,8 +1,8 @@
 //! Outputs that take over the memory of an operand, and steps in stages.
 
 use super::{cpu_and_best_gpu, simulation};
-use mobilediffusion_graph::plan::Sharing;
-use mobilediffusion_graph::{Conv, Device, Flow, Graph, GraphError, GroupNorm, Linear, Recording, Session, Weights};
+use mobilediffusion_graph::plan::NO_LIMIT;
+use mobilediffusion_graph::{Conv, Device, Graph, GraphError, GroupNorm, Linear, Recording, Session, Weights};
 use mobilediffusion_kernels::{Activation, DType, Storage};
 use mobilediffusion_model::ModelConfig;
 use mobilediffusion_model::networks::text_graph;
@@ -28,9 +28,9 @@ fn an_operand_that_is_taken_over_changes_no_bit() {
     for (recording, kernel, output) in [(of_text, "linear", "context"), (&norms, "group_norm", "y")] {
         simulation::play(&recording(), &[1, 1]).expect("nothing is lost");
         for device in cpu_and_best_gpu() {
-            let run = |sharing| {
+            let run = |recording| {
                 let weights = Weights::new(device.clone(), Box::new(MadeUp::default()));
-                let mut session = Session::new_with(recording(), &weights, sharing, &mut |_, _| Flow::Continue)?;
+                let mut session = Session::new(recording, &weights)?;
                 session.poison()?;
                 match kernel {
                     "linear" => session.write_u32("ids", &(0..77).collect::<Vec<_>>())?,
@@ -39,10 +39,11 @@ fn an_operand_that_is_taken_over_changes_no_bit() {
                 session.run()?;
                 Ok::<_, GraphError>(session.read(output)?.into_iter().map(f32::to_bits).collect::<Vec<_>>())
             };
-            assert!(run(Sharing::Planned).expect("it runs") == run(Sharing::Private).expect("it runs"), "{device:?}");
+            let unshared = run(recording().unshared()).expect("it runs");
+            assert!(run(recording()).expect("it runs") == unshared, "{device:?}");
         }
         let recording = recording();
-        let plan = recording.arenas(Storage::F32, Sharing::Planned, usize::MAX / 8).expect("there is no limit");
+        let plan = recording.arenas(Storage::F32, NO_LIMIT).expect("there is no limit");
         let mut steps = recording.nodes().iter().zip(&plan.in_place);
         assert!(
             steps.any(|(node, in_place)| *in_place && node.kernel.name() == kernel),
@@ -62,7 +63,7 @@ fn what_another_run_may_read_is_not_taken_over() {
     let read = g.linear(&b, "read", Linear { residual: Some(&shared), ..layer }).expect("it fits");
     g.linear(&a, "last", Linear { residual: Some(&shared), ..layer }).expect("it fits");
     g.output("y", &read);
-    let plan = Recording::new(g).arenas(Storage::F32, Sharing::Planned, usize::MAX / 8).expect("there is no limit");
+    let plan = Recording::new(g).arenas(Storage::F32, NO_LIMIT).expect("there is no limit");
     assert!(!plan.in_place.contains(&true), "writing b alone would read what the last step wrote: {:?}", plan.in_place);
 }
 
@@ -79,7 +80,7 @@ fn steps_in_stages_compute_the_same() {
         g.output("y", &second);
         Recording::new(g)
     };
-    let plan = recording().arenas(Storage::F32, Sharing::Planned, usize::MAX / 8).expect("there is no limit");
+    let plan = recording().arenas(Storage::F32, NO_LIMIT).expect("there is no limit");
     assert_eq!(plan.in_place, [false, true], "else nothing is read in place");
     let mut results: Vec<Vec<f32>> = Vec::new();
     for device in cpu_and_best_gpu() {

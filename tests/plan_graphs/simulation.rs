@@ -105,17 +105,17 @@ fn owner(recording: &Recording, tensor: usize) -> usize {
 /// Simulates a plan for GPUs and for the CPU. The first run writes all inputs, each further one the inputs of its mask.
 pub(crate) fn play(recording: &Recording, runs: &[u64]) -> Result<(), String> {
     use mobilediffusion_graph::TensorInfo;
-    use mobilediffusion_graph::plan::Sharing;
+    use mobilediffusion_graph::plan::NO_LIMIT;
     use mobilediffusion_kernels::Storage;
     let mut all = Vec::new();
     for storage in [Storage::F32, Storage::F16] {
-        let plan = recording.arenas(storage, Sharing::Planned, usize::MAX / 8).expect("there is no limit");
+        let plan = recording.arenas(storage, NO_LIMIT).expect("there is no limit");
         let bytes_of = |t: usize| recording.tensors()[t].bytes(storage);
         let memory = Memory::new(recording, &plan.places, bytes_of, (BINDING_ALIGNMENT, true));
         all.push(Memory { in_place: plan.in_place, ..memory });
     }
     let line = |t: &TensorInfo| (4 * t.shape.iter().product::<usize>()).next_multiple_of(64);
-    let (offsets, _) = recording.packing(line, Sharing::Planned);
+    let (offsets, _) = recording.packing(line);
     let places: Vec<_> = offsets.iter().map(|offset| offset.map(|offset| Place { arena: 0, offset })).collect();
     all.push(Memory::new(recording, &places, |t| line(&recording.tensors()[t]), (64, false)));
     for memory in &mut all {
@@ -128,10 +128,10 @@ pub(crate) fn play(recording: &Recording, runs: &[u64]) -> Result<(), String> {
 /// A simulation that finds nothing is worth something only if it finds plans that are wrong.
 #[test]
 fn wrong_places_are_found() {
-    use mobilediffusion_graph::plan::Sharing;
+    use mobilediffusion_graph::plan::NO_LIMIT;
     use mobilediffusion_kernels::Storage;
     let recording = Recording::new(mobilediffusion_tests::made_up::mini_denoise());
-    let plan = recording.arenas(Storage::F32, Sharing::Planned, usize::MAX / 8).expect("there is no limit");
+    let plan = recording.arenas(Storage::F32, NO_LIMIT).expect("there is no limit");
     let bytes_of = |t: usize| recording.tensors()[t].bytes(Storage::F32);
     let run = |places: &[Option<Place>], one_way: bool| {
         Memory::new(&recording, places, bytes_of, (BINDING_ALIGNMENT, one_way)).run(u64::MAX)

@@ -3,7 +3,7 @@
 use super::{compile, limits, most_flops};
 use crate::error::GraphError;
 use crate::gpu_plan::GpuPlan;
-use crate::plan::Sharing;
+use crate::plan::NO_LIMIT;
 use crate::record::Recording;
 use mobilediffusion_kernels::variant::Machine;
 use mobilediffusion_kernels::{Device, GpuDevice, Stage, Storage, Variant};
@@ -30,14 +30,14 @@ pub(super) struct PlannedUnit {
 }
 
 impl Planned {
-    pub(super) fn new(device: GpuDevice<'_>, recording: &Recording, sharing: Sharing) -> Result<Self, GraphError> {
+    pub(super) fn new(device: GpuDevice<'_>, recording: &Recording) -> Result<Self, GraphError> {
         limits::check_elements(recording)?;
         let variants = recording.variants(&Machine::of(device));
         let mut stages = recording.stages(&variants);
         limits::check(device, recording, &stages)?;
         let GpuDevice { gpu, storage } = device;
-        let limit = usize::try_from(gpu.caps().max_buffer_bytes).unwrap_or(usize::MAX / 8);
-        let memory = recording.arenas(storage, sharing, limit)?;
+        let limit = usize::try_from(gpu.caps().max_buffer_bytes).unwrap_or(NO_LIMIT);
+        let memory = recording.arenas(storage, limit)?;
         for (step, stages) in stages.iter_mut().enumerate().filter(|(step, _)| memory.in_place[*step]) {
             if let Some(overwritten) = recording.nodes[step].kernel.in_place() {
                 stages.iter_mut().for_each(|stage| stage.read_in_place(overwritten));
@@ -80,7 +80,7 @@ fn units(step: usize, stages: Vec<Stage>, flops: u64, most: u64) -> Vec<PlannedU
 pub fn compile_ahead(recording: &Recording, device: &Device, stop: &AtomicBool) {
     let Some(device) = device.gpu() else { return };
     if !stop.load(Ordering::Relaxed)
-        && let Ok(Planned { units, .. }) = Planned::new(device, recording, Sharing::Planned)
+        && let Ok(Planned { units, .. }) = Planned::new(device, recording)
     {
         compile::ahead(device, recording, &units, stop);
     }

@@ -341,7 +341,7 @@ mod tests {
         let pairs = (0..40).flat_map(|a| (a + 1..40).map(move |b| (a, b)));
         let aliases: Vec<Alias> = pairs.filter(fits).filter(|pair| !conflicts.contains(pair)).collect();
         assert!(!aliases.is_empty(), "no tensor overwrites another");
-        let effort = Effort { limit: usize::MAX / 8, enough: 0, round: 0 };
+        let effort = Effort { limit: crate::plan::NO_LIMIT, enough: 0, round: 0 };
         let problem = Problem::new(&lifetimes, &conflicts, &aliases, effort);
         let mut random = Random::new(1);
         let mut now = problem.beginnings(3, &mut random).swap_remove(0);

@@ -9,7 +9,6 @@ use crate::error::ModelError;
 use crate::networks::Network;
 use crate::schedule::Schedule;
 use crate::tokenizer::{Encoded, Tokenizer};
-use mobilediffusion_graph::plan::Sharing;
 use mobilediffusion_graph::{Device, Flow, Recording, Session, Weights};
 use mobilediffusion_kernels::Storage;
 use std::collections::HashMap;
@@ -268,7 +267,7 @@ impl Model {
     ) -> Result<Session, ModelError> {
         let weights = self.weights(network)?;
         let mut go_on = |done, total| go_on(Phase::Compile, done, total);
-        Ok(Session::new_with(recording, &weights, Sharing::Planned, &mut go_on)?)
+        Ok(Session::new_with(recording, &weights, &mut go_on)?)
     }
 
     /// Locks the state that is lost with the device.
