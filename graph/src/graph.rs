@@ -267,7 +267,8 @@ impl Graph {
         }
     }
 
-    /// Adds a step that runs `kernel` on `inputs`, and returns the tensors it writes, in the shapes of its operands.
+    /// Adds a step that runs `kernel` on `inputs`, and returns the first tensor that it writes, in the shape of its
+    /// operand. Fusion adds the outputs that kernels may have besides.
     ///
     /// `inputs` are in binding order, `None` for an optional operand that is absent. Trailing `None`s may be left out.
     ///
@@ -279,7 +280,7 @@ impl Graph {
         name: &str,
         kernel: impl Kernel + 'static,
         inputs: &[Option<&Tensor>],
-    ) -> Result<Vec<Tensor>, GraphError> {
+    ) -> Result<Tensor, GraphError> {
         let path = self.path_of(name);
         // Shaders run without bounds checks, so everything they cannot handle has to be rejected here.
         if let Some(reason) = kernel.refusal() {
@@ -313,7 +314,7 @@ impl Graph {
             operands.push(input.map(|tensor| self.typed(&path, operand, tensor)).transpose()?);
         }
         let node = self.nodes.len();
-        let mut written = Vec::new();
+        let mut first = None;
         for operand in declared.into_iter().filter(|operand| operand.access == Access::Write) {
             if !operand.present {
                 operands.push(None);
@@ -321,10 +322,10 @@ impl Graph {
             }
             let tensor = self.add(path.clone(), operand.shape, operand.dtype, Origin::Step(node));
             operands.push(Some(tensor.id));
-            written.push(tensor);
+            first.get_or_insert(tensor);
         }
         self.nodes.push(Node { path, kernel: Box::new(kernel), operands });
-        Ok(written)
+        Ok(first.expect("every kernel writes"))
     }
 
     /// Returns the number of a tensor that holds the values of `tensor` in the type of `operand`. An f32 tensor that
@@ -351,16 +352,15 @@ impl Graph {
         }
     }
 
-    /// Adds a [`step`](Self::step) with one output, and returns the output in the given shape.
-    pub(crate) fn step_one(
+    /// Adds a [`step`](Self::step), and returns its result in the given shape.
+    pub(crate) fn step_as(
         &mut self,
         name: &str,
         kernel: impl Kernel + 'static,
         inputs: &[Option<&Tensor>],
         shape: impl Into<Shape>,
     ) -> Result<Tensor, GraphError> {
-        let written = self.step(name, kernel, inputs)?;
-        Ok(written[0].reshaped(shape))
+        Ok(self.step(name, kernel, inputs)?.reshaped(shape))
     }
 }
 

@@ -53,7 +53,7 @@ impl Graph {
             (g.weight("weight", w), layer.bias.then(|| g.weight("bias", [layer.cols])))
         });
         let kernel = kernels::Linear { rows: x.rows(), k, cols: layer.cols, bias: layer.bias, ..Default::default() };
-        let y = self.step_one(name, kernel, &[Some(x), Some(&w), bias.as_ref()], with_channels(x, layer.cols))?;
+        let y = self.step_as(name, kernel, &[Some(x), Some(&w), bias.as_ref()], with_channels(x, layer.cols))?;
         let y = match layer.activation {
             Activation::None => y,
             activation => self.activate_as(&y, name, activation, 1.0)?,
@@ -65,7 +65,7 @@ impl Graph {
     fn plus(&mut self, x: &Tensor, name: &str, residual: Option<&Tensor>) -> Result<Tensor, GraphError> {
         let Some(residual) = residual else { return Ok(x.clone()) };
         let kernel = kernels::Add { rows: x.rows(), c: x.channels() };
-        self.step_one(name, kernel, &[Some(x), Some(residual)], x.shape())
+        self.step_as(name, kernel, &[Some(x), Some(residual)], x.shape())
     }
 
     fn activate_as(
@@ -76,7 +76,7 @@ impl Graph {
         scale: f32,
     ) -> Result<Tensor, GraphError> {
         let kernel = kernels::Activate { rows: x.rows(), c: x.channels(), activation, scale };
-        self.step_one(name, kernel, &[Some(x)], x.shape())
+        self.step_as(name, kernel, &[Some(x)], x.shape())
     }
 
     /// Adds a gated linear unit, the first half of a feed-forward network, `[.., k] -> [.., cols]`: `a * gate(g)`,
@@ -92,7 +92,7 @@ impl Graph {
         let shape = if pointwise { vec![2 * cols, k, 1, 1] } else { vec![2 * cols, k] };
         let (w, bias) = self.scope(name, |g| (g.weight("weight", shape), g.weight("bias", [2 * cols])));
         let kernel = kernels::SwishGlu { rows: x.rows(), k, cols, gate, prologue: kernels::Prologue::default() };
-        self.step_one(name, kernel, &[Some(x), Some(&w), Some(&bias)], with_channels(x, cols))
+        self.step_as(name, kernel, &[Some(x), Some(&w), Some(&bias)], with_channels(x, cols))
     }
 
     /// Adds a 3x3 convolution, `[n, h, w, c] -> [n, h', w', channels]`: `residual + (conv(x, w) + bias + shift)`.
@@ -114,7 +114,7 @@ impl Graph {
         let co = layer.channels;
         let (x, [h, w]) = if layer.upsample {
             let up = kernels::UpsampleNearest { n, h, w, c: ci };
-            (self.step_one(name, up, &[Some(x)], [n, 2 * h, 2 * w, ci])?, [2 * h, 2 * w])
+            (self.step_as(name, up, &[Some(x)], [n, 2 * h, 2 * w, ci])?, [2 * h, 2 * w])
         } else {
             (x.clone(), [h, w])
         };
@@ -137,7 +137,7 @@ impl Graph {
         };
         let (oh, ow) = kernel.out_size();
         let inputs = [Some(&x), Some(&weight), Some(&bias), layer.shift];
-        let y = self.step_one(name, kernel, &inputs, [n, oh, ow, co])?;
+        let y = self.step_as(name, kernel, &inputs, [n, oh, ow, co])?;
         self.plus(&y, name, layer.residual)
     }
 
@@ -165,7 +165,7 @@ impl Graph {
         let kernel =
             kernels::DepthwiseConv2d { n, h, w, c, stride, bias: true, shift: shifted, prologue, moments: false };
         let (oh, ow) = kernel.out_size();
-        self.step_one(name, kernel, &[Some(x), Some(&weight), Some(&bias), shift], [n, oh, ow, c])
+        self.step_as(name, kernel, &[Some(x), Some(&weight), Some(&bias), shift], [n, oh, ow, c])
     }
 
     /// Adds a group normalisation over the positions of each image, followed by an activation. `(groups, eps)` are the
@@ -188,12 +188,12 @@ impl Graph {
             return Err(self.size_error(name, "channels", format!("a multiple of the {groups} groups"), c));
         }
         let stats_kernel = kernels::GroupNormStats { n, positions, c, groups, eps };
-        let stats = self.step_one(name, stats_kernel, &[Some(x)], [n, groups, 2])?;
+        let stats = self.step_as(name, stats_kernel, &[Some(x)], [n, groups, 2])?;
         let (weight, bias) = self.scope(name, |g| (g.weight("weight", [c]), g.weight("bias", [c])));
         let scale_kernel = kernels::GroupNormScale { n, positions, c, groups, eps: None };
-        let norm = self.step_one(name, scale_kernel, &[Some(&stats), None, Some(&weight), Some(&bias)], [n, 2, c])?;
+        let norm = self.step_as(name, scale_kernel, &[Some(&stats), None, Some(&weight), Some(&bias)], [n, 2, c])?;
         let kernel = kernels::GroupNorm::new(n, positions, c, activation);
-        self.step_one(name, kernel, &[Some(x), None, Some(&norm)], x.shape())
+        self.step_as(name, kernel, &[Some(x), None, Some(&norm)], x.shape())
     }
 
     /// Adds a layer normalisation over the channels, with `eps` added to the variance.
@@ -206,7 +206,7 @@ impl Graph {
         let c = x.channels();
         let (weight, bias) = self.scope(name, |g| (g.weight("weight", [c]), g.weight("bias", [c])));
         let kernel = kernels::LayerNorm { rows: x.rows(), c, eps };
-        self.step_one(name, kernel, &[Some(x), Some(&weight), Some(&bias)], x.shape())
+        self.step_as(name, kernel, &[Some(x), Some(&weight), Some(&bias)], x.shape())
     }
 
     /// Adds multi-head attention of the queries `q`, `[n, queries, d]`, to the keys `k` and values `v`, `[n, keys, d]`
@@ -239,7 +239,7 @@ impl Graph {
             causal: attend.causal,
             shared: v.is_none(),
         };
-        self.step_one("", kernel, &[Some(q), Some(k), v], q.shape())
+        self.step_as("", kernel, &[Some(q), Some(k), v], q.shape())
     }
 
     /// Adds a concatenation along the channels: the channels of `a`, then those of `b`.
@@ -248,7 +248,7 @@ impl Graph {
     /// If `a` and `b` differ in the number of positions.
     pub fn concat(&mut self, a: &Tensor, b: &Tensor) -> Result<Tensor, GraphError> {
         let kernel = kernels::Concat { rows: a.rows(), a_channels: a.channels(), b_channels: b.channels() };
-        self.step_one("concat", kernel, &[Some(a), Some(b)], with_channels(a, a.channels() + b.channels()))
+        self.step_as("concat", kernel, &[Some(a), Some(b)], with_channels(a, a.channels() + b.channels()))
     }
 
     /// Adds a slice of the channels: `scale * x[.., range]`.
@@ -261,7 +261,7 @@ impl Graph {
             return Err(self.size_error("slice", "channels", format!("at least {}", range.end), channels));
         }
         let kernel = kernels::Slice { rows: x.rows(), channels, first, c, scale };
-        self.step_one("slice", kernel, &[Some(x)], with_channels(x, c))
+        self.step_as("slice", kernel, &[Some(x)], with_channels(x, c))
     }
 
     /// Adds an elementwise activation: `activation(scale * x)`.
@@ -295,7 +295,7 @@ impl Graph {
         let rest = (first < vocab).then(|| self.weight_rows(part(first..vocab)));
         let position = self.weight("position_embedding.weight", [positions, c]);
         let kernel = kernels::Embedding { n, l, vocab, rest: vocab - first, positions, c };
-        self.step_one("", kernel, &[Some(ids), Some(&token), rest.as_ref(), Some(&position)], [n, l, c])
+        self.step_as("", kernel, &[Some(ids), Some(&token), rest.as_ref(), Some(&position)], [n, l, c])
     }
 
     /// Adds the sinusoidal embedding of the timesteps `t`, `[n] -> [n, dim]`, cosines first.
@@ -310,7 +310,7 @@ impl Graph {
         let values = kernels::TimestepEmbedding::frequencies(dim);
         let frequencies = self.constant("frequencies", [dim / 2], DType::F32, values);
         let kernel = kernels::TimestepEmbedding { n, dim };
-        self.step_one("timestep_embedding", kernel, &[Some(t), Some(&frequencies)], [n, dim])
+        self.step_as("timestep_embedding", kernel, &[Some(t), Some(&frequencies)], [n, dim])
     }
 
     /// Adds a step of DDIM, or of the one-step sampler, which is one that keeps none of the predicted noise: the next
@@ -329,7 +329,7 @@ impl Graph {
         let images = if guided { n / 2 } else { n };
         let kernel = kernels::DdimStep { images, positions, c, guided, prediction: kind, noise: noise.is_some() };
         let inputs = [Some(latent), Some(prediction), Some(coefficients), noise];
-        self.step_one("ddim_step", kernel, &inputs, latent.shape())
+        self.step_as("ddim_step", kernel, &inputs, latent.shape())
     }
 
     /// Adds a conversion of a picture `[n, h, w, 3]` with values in [-1, 1] to RGBA pixels of four bytes, `[n, h, w]`
@@ -339,7 +339,6 @@ impl Graph {
     /// If `x` does not have four axes, or does not have three channels.
     pub fn rgba8(&mut self, x: &Tensor) -> Result<Tensor, GraphError> {
         let [n, h, w, _] = map_size(x, &self.path_of("rgba8"))?;
-        let mut written = self.step("rgba8", kernels::Rgba8 { n, h, w }, &[Some(x)])?;
-        Ok(written.remove(0))
+        self.step("rgba8", kernels::Rgba8 { n, h, w }, &[Some(x)])
     }
 }
