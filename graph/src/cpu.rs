@@ -2,7 +2,7 @@
 
 use crate::error::GraphError;
 use crate::graph::{Origin, TensorInfo};
-use crate::progress::{OnProgress, OnRun};
+use crate::progress::OnProgress;
 use crate::record::Recording;
 use crate::weights::{Resident, Weights};
 use mobilediffusion_kernels::Access;
@@ -96,7 +96,7 @@ impl CpuMemory {
         &mut self,
         recording: &Recording,
         steps: &[usize],
-        on_progress: OnRun<'_>,
+        on_progress: OnProgress<'_>,
     ) -> Result<(), GraphError> {
         awake(|| {
             for (done, &step) in steps.iter().enumerate() {

@@ -9,7 +9,7 @@ use crate::error::GraphError;
 use crate::gpu_plan::GpuPlan;
 use crate::graph::{Origin, TensorInfo};
 use crate::plan::Place;
-use crate::progress::{Flow, OnProgress, OnRun};
+use crate::progress::{Flow, OnProgress};
 use crate::record::Recording;
 use crate::weights::{Resident, Weights};
 use chunks::{Chunk, Unit, chunks, most_flops};
@@ -168,7 +168,7 @@ impl GpuMemory {
 
     /// Runs the steps without blocking the thread, and returns while the last chunk is in flight, so that the device
     /// does not wait for the host between two runs.
-    pub(crate) async fn run_ahead(&mut self, steps: &[usize], on_progress: OnRun<'_>) -> Result<(), GraphError> {
+    pub(crate) async fn run_ahead(&mut self, steps: &[usize], on_progress: OnProgress<'_>) -> Result<(), GraphError> {
         for chunk in chunks(&self.units, steps, self.chunk_flops) {
             if let Some(before) = self.in_flight.replace(start(&self.gpu, &chunk, steps.len(), on_progress)?) {
                 self.gpu.finished_for(&before).await.map_err(GraphError::at("run"))?;

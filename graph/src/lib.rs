@@ -83,7 +83,7 @@ pub use graph::{Graph, Origin, Part, Tensor, TensorInfo, WeightRows};
 pub use layers::{Attend, Conv, Embedding, Glu, GroupNorm, Linear, SamplerStep};
 pub use mobilediffusion_kernels::Device;
 pub use node::Node;
-pub use progress::{Flow, OnProgress, OnRun};
+pub use progress::{Flow, OnProgress};
 pub use record::{PlanSummary, Recording};
 pub use rounding::{Rounding, rounding};
 pub use run::Session;

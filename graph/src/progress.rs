@@ -23,9 +23,6 @@ impl Flow {
 }
 
 /// Callback for progress, with the number of steps that are done and the number in all. The function that takes it says
-/// what a step is. The work ends with [`GraphError::Stopped`] when the answer is [`Flow::Stop`].
-pub type OnProgress<'a> = &'a mut dyn FnMut(usize, usize) -> Flow;
-
-/// Callback for the progress of a run, with the arguments and the answer of [`OnProgress`]. On the CPU device it may be
-/// called on a thread of rayon's pool.
-pub type OnRun<'a> = &'a mut (dyn FnMut(usize, usize) -> Flow + Send);
+/// what a step is. The work ends with [`GraphError::Stopped`] when the answer is [`Flow::Stop`]. A run on the CPU device may
+/// call it on a thread of rayon's pool.
+pub type OnProgress<'a> = &'a mut (dyn FnMut(usize, usize) -> Flow + Send);

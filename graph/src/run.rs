@@ -3,7 +3,7 @@
 use crate::cpu::CpuMemory;
 use crate::error::GraphError;
 use crate::gpu::GpuMemory;
-use crate::progress::{Flow, OnProgress, OnRun};
+use crate::progress::{Flow, OnProgress};
 use crate::record::Recording;
 use crate::weights::Weights;
 use mobilediffusion_kernels::Device;
@@ -68,7 +68,7 @@ impl Memory {
         &mut self,
         recording: &Recording,
         steps: &[usize],
-        on_progress: OnRun<'_>,
+        on_progress: OnProgress<'_>,
     ) -> Result<(), GraphError> {
         match self {
             Self::Cpu(memory) => memory.run(recording, steps, on_progress),
@@ -183,7 +183,7 @@ impl Session {
     ///
     /// # Errors
     /// If an input was never written, the device is lost, or `on_progress` asked to stop.
-    pub fn run_with(&mut self, on_progress: OnRun<'_>) -> Result<(), GraphError> {
+    pub fn run_with(&mut self, on_progress: OnProgress<'_>) -> Result<(), GraphError> {
         let steps = self.begin()?;
         self.memory.run(&self.recording, &steps, on_progress)?;
         self.end();
@@ -195,7 +195,7 @@ impl Session {
     ///
     /// # Errors
     /// If an input was never written, the device is lost, or `on_progress` asked to stop.
-    pub async fn run_async(&mut self, on_progress: OnRun<'_>) -> Result<(), GraphError> {
+    pub async fn run_async(&mut self, on_progress: OnProgress<'_>) -> Result<(), GraphError> {
         self.run_ahead(on_progress).await?;
         match &mut self.memory {
             Memory::Cpu(_) => Ok(()),
@@ -210,7 +210,7 @@ impl Session {
     /// # Errors
     /// If an input was never written, the device is lost, or `on_progress` asked to stop. If the device is lost during
     /// the last steps, the next call returns the error.
-    pub async fn run_ahead(&mut self, on_progress: OnRun<'_>) -> Result<(), GraphError> {
+    pub async fn run_ahead(&mut self, on_progress: OnProgress<'_>) -> Result<(), GraphError> {
         let steps = self.begin()?;
         match &mut self.memory {
             Memory::Cpu(memory) => memory.run(&self.recording, &steps, on_progress)?,
