@@ -92,6 +92,16 @@ pub(crate) enum Resident {
     Gpu(Buffer),
 }
 
+impl Resident {
+    /// Returns the number of bytes.
+    fn bytes(&self) -> u64 {
+        match self {
+            Self::Cpu(values) => size_of_val(&values[..]) as u64,
+            Self::Gpu(buffer) => buffer.bytes(),
+        }
+    }
+}
+
 /// Weights whose rows make up an operand, and the layout and type in which it is stored.
 type Key = (Vec<WeightRows>, Layout, DType);
 
@@ -161,11 +171,25 @@ impl Weights {
 
     /// Returns the bytes of all weights that have been loaded.
     pub fn bytes(&self) -> u64 {
-        let bytes = |resident: &Resident| match resident {
-            Resident::Cpu(values) => size_of_val(&values[..]) as u64,
-            Resident::Gpu(buffer) => buffer.bytes(),
+        self.resident().values().map(Resident::bytes).sum()
+    }
+
+    /// Returns the bytes of those weights of a recording that have been loaded.
+    pub fn bytes_of(&self, recording: &Recording) -> u64 {
+        let resident = self.resident();
+        let bytes = |(sources, operand): (&[WeightRows], Operand)| {
+            resident.get(&self.key(sources, &operand)).map_or(0, Resident::bytes)
         };
-        self.resident().values().map(bytes).sum()
+        recording.weights().map(bytes).sum()
+    }
+
+    /// Returns what tells the weights `sources`, packed for `operand`, from all others.
+    fn key(&self, sources: &[WeightRows], operand: &Operand) -> Key {
+        let layout = match self.device {
+            Device::Cpu(weights) => operand.host_layout(weights),
+            Device::Gpu(..) => operand.layout,
+        };
+        (sources.to_vec(), layout, operand.dtype)
     }
 
     /// Checks the values of all weights, unless that was done before. Otherwise [`load`](Self::load) and new sessions do
@@ -211,11 +235,7 @@ impl Weights {
 
     /// Returns the weights `sources`, one below the other, packed for `operand`. Loads them if necessary.
     pub(crate) fn get(&self, sources: &[WeightRows], operand: &Operand) -> Result<Resident, GraphError> {
-        let layout = match self.device {
-            Device::Cpu(weights) => operand.host_layout(weights),
-            Device::Gpu(..) => operand.layout,
-        };
-        let key = (sources.to_vec(), layout, operand.dtype);
+        let key = self.key(sources, operand);
         if let Some(resident) = self.resident().get(&key) {
             return Ok(resident.clone());
         }

@@ -1,8 +1,9 @@
 //! Pipelines with a limit on memory.
 
 use crate::{draw, on, small, source};
-use mobilediffusion_model::{DeviceChoice, Floats, Flow, Options, Pipeline, Request, WeightType};
+use mobilediffusion_model::{DeviceChoice, Floats, Flow, ModelError, Options, Phase, Pipeline, Request, WeightType};
 use mobilediffusion_tests::drawing_devices;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 
 #[test]
@@ -51,6 +52,49 @@ fn a_released_pipeline_holds_nothing_and_draws_the_same_again() {
         pipeline.release();
         assert_eq!(pipeline.counters().weight_bytes, 0);
         assert!(draw(&mut pipeline, &small("sun")) == drawn, "another picture after the release");
+    }
+}
+
+#[test]
+fn weights_that_came_before_a_callback_panicked_are_counted_and_freed() {
+    for device in drawing_devices() {
+        let mut pipeline = Pipeline::load(source(), on(device)).expect("it loads");
+        let drawn = draw(&mut pipeline, &small("sun"));
+        let whole = pipeline.counters().weight_bytes;
+        pipeline.release();
+        let panicked = catch_unwind(AssertUnwindSafe(|| {
+            pipeline.prepare(&small("sun"), &mut |progress| {
+                let half = progress.phase == Phase::Load && 2 * progress.step > progress.total;
+                if half { resume_unwind(Box::new("the application's mistake")) } else { Flow::Continue }
+            })
+        }));
+        assert!(panicked.is_err(), "the panic reaches the application");
+        let there = pipeline.counters();
+        assert!((1..whole).contains(&there.weight_bytes) && there.plans == 0, "{there:?} of {whole}");
+        pipeline.release();
+        assert_eq!(pipeline.counters().weight_bytes, 0);
+        assert!(draw(&mut pipeline, &small("sun")) == drawn, "another picture after the panic");
+        assert_eq!(pipeline.counters().weight_bytes, whole, "every weight is there once");
+    }
+}
+
+#[test]
+fn weights_that_two_pipelines_load_at_once_are_counted_once() {
+    for device in drawing_devices() {
+        let mut pipeline = Pipeline::load(source(), on(device)).expect("it loads");
+        let mut other = Pipeline::over(Arc::clone(pipeline.model()));
+        // While one of them has loaded a part, the other loads everything.
+        let stopped = pipeline.prepare(&small("sun"), &mut |progress| {
+            if progress.phase != Phase::Load || 2 * progress.step <= progress.total {
+                return Flow::Continue;
+            }
+            other.prepare(&small("sun"), &mut |_| Flow::Continue).expect("it loads");
+            Flow::Stop
+        });
+        assert!(matches!(stopped, Err(ModelError::Stopped)), "{stopped:?}");
+        let (stopped, whole) = (pipeline.counters().weight_bytes, other.counters().weight_bytes);
+        pipeline.prepare(&small("sun"), &mut |_| Flow::Continue).expect("it loads");
+        assert_eq!([stopped, whole], [pipeline.counters().weight_bytes; 2], "every weight is there once");
     }
 }
 

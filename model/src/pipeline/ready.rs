@@ -135,9 +135,7 @@ impl Preparation<'_> {
             // Nothing is brought to the device before all weights have been checked.
             let checked = self.each(missing, |plan, go_on| model.check_weights(plan.key.network(), go_on));
             let result = checked.and_then(|()| {
-                self.each(missing, |Missing { key, need, recording, .. }, go_on| {
-                    model.load_weights((key.network(), need.weights), recording, go_on)
-                })
+                self.each(missing, |plan, go_on| model.load_weights(plan.key.network(), &plan.recording, go_on))
             });
             loaded.store(true, Ordering::Relaxed);
             result
@@ -178,7 +176,7 @@ impl Preparation<'_> {
 /// Returns the number of bytes that missing plans take in addition to what is there.
 fn additional(model: &Model, missing: &[Missing]) -> u64 {
     let need = |plan: &Missing| {
-        let weights = plan.need.weights.saturating_sub(model.resident(plan.key.network()));
+        let weights = plan.need.weights.saturating_sub(model.resident(plan.key.network(), &plan.recording));
         (plan.key, Need { weights, ..plan.need })
     };
     memory::together(missing.iter().map(need)).total()

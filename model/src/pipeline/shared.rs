@@ -37,8 +37,6 @@ struct Opened {
     generation: u64,
     /// Weights of every network, by folder. They are brought to the device when a plan first needs them.
     weights: HashMap<&'static str, Arc<Weights>>,
-    /// Number of bytes on the device, by network; two networks may share a folder.
-    bytes: HashMap<Network, u64>,
 }
 
 impl Opened {
@@ -61,7 +59,7 @@ impl Opened {
 
     fn over(device: Device, line: String, generation: u64, sources: Vec<(&'static str, Loader)>) -> Self {
         let weights = sources.into_iter().map(|(folder, source)| (folder, on_device(&device, source))).collect();
-        Self { device, line, generation, weights, bytes: HashMap::new() }
+        Self { device, line, generation, weights }
     }
 }
 
@@ -194,14 +192,15 @@ impl Model {
         self.tokenizer.encode(text, self.config().text_encoder.max_position_embeddings)
     }
 
-    /// Returns the number of bytes of a network's weights on the device.
-    pub(super) fn resident(&self, network: Network) -> u64 {
-        self.opened().bytes.get(&network).copied().unwrap_or(0)
+    /// Returns the number of bytes of those weights of a network's recording that are on the device.
+    pub(super) fn resident(&self, network: Network, recording: &Recording) -> u64 {
+        let weights = self.opened().weights.get(self.folder(network)).cloned();
+        weights.map_or(0, |weights| weights.bytes_of(recording))
     }
 
     /// Returns the number of bytes of all weights on the device.
     pub(super) fn resident_bytes(&self) -> u64 {
-        self.opened().bytes.values().sum()
+        self.opened().weights.values().map(|weights| weights.bytes()).sum()
     }
 
     /// Returns the weights of a network. Files that no request has used before are opened, and their headers checked.
@@ -221,15 +220,14 @@ impl Model {
         network.folder(self.config())
     }
 
-    /// Frees the weights of a network that is not `needed`, and returns whether there was one. They are read again
-    /// when a request needs them.
+    /// Frees the weights in a folder that no `needed` network uses, and returns whether there were any. They are read
+    /// again when a request needs them.
     pub(super) fn release(&self, needed: &[Network]) -> bool {
         let folders: Vec<&str> = needed.iter().map(|network| self.folder(*network)).collect();
         let mut opened = self.opened();
-        let mut unneeded = opened.bytes.keys().map(|network| self.folder(*network)).filter(|f| !folders.contains(f));
-        let Some(folder) = unneeded.next() else { return false };
-        opened.bytes.retain(|network, _| self.folder(*network) != folder);
-        opened.weights.remove(folder).is_some()
+        let unneeded = |(folder, weights): &(&&str, &Arc<Weights>)| !folders.contains(folder) && weights.bytes() > 0;
+        let found = opened.weights.iter().find(unneeded).map(|(folder, _)| *folder);
+        found.is_some_and(|folder| opened.weights.remove(folder).is_some())
     }
 
     /// Checks the values of a network's weights, unless that was done before.
@@ -237,25 +235,14 @@ impl Model {
         Ok(self.weights(network)?.check(&mut |done, total| go_on(Phase::Check, done, total))?)
     }
 
-    /// Brings the weights of a recording to the device. `bytes` is their size.
+    /// Brings the weights of a recording to the device. Those that arrive before the caller asks to stop remain there.
     pub(super) fn load_weights(
         &self,
-        (network, bytes): (Network, u64),
+        network: Network,
         recording: &Recording,
         go_on: GoOn<'_>,
     ) -> Result<(), ModelError> {
-        let weights = self.weights(network)?;
-        let before = weights.bytes();
-        let loaded = weights.load(recording, &mut |done, total| go_on(Phase::Load, done, total));
-        let brought = weights.bytes() - before;
-        let mut opened = self.opened();
-        // The device may have been opened again in the meantime; then these weights belong to the lost one.
-        if opened.weights.get(self.folder(network)).is_some_and(|now| Arc::ptr_eq(now, &weights)) {
-            let there = opened.bytes.entry(network).or_default();
-            // Weights that arrived before the caller asked to stop remain and take memory.
-            *there = if loaded.is_ok() { bytes } else { *there + brought };
-        }
-        Ok(loaded?)
+        Ok(self.weights(network)?.load(recording, &mut |done, total| go_on(Phase::Load, done, total))?)
     }
 
     /// Makes a session over weights that are on the device.
