@@ -44,13 +44,13 @@ pub trait WeightLoader {
     /// first weight is loaded.
     ///
     /// `on_progress` is called before each weight, and once all are good; a step is a weight. Once it asks to stop the
-    /// check ends, with any result.
+    /// check ends. Returns its last answer.
     ///
     /// # Errors
     /// If a value cannot be used.
-    fn check(&self, on_progress: OnProgress<'_>) -> Result<(), Box<dyn Error + Send + Sync>> {
+    fn check(&self, on_progress: OnProgress<'_>) -> Result<Flow, Box<dyn Error + Send + Sync>> {
         let _ = on_progress;
-        Ok(())
+        Ok(Flow::Continue)
     }
 
     /// Whether 16-bit floats hold all matrices without rounding. Devices then keep them so, in half the memory of f32.
@@ -203,18 +203,16 @@ impl Weights {
         if self.checked.load(Ordering::Relaxed) {
             return Ok(());
         }
-        let mut stopped = None;
-        let checked = self.loader.check(&mut |done, total| {
-            let flow = on_progress(done, total);
-            stopped = (flow == Flow::Stop).then_some((done, total));
-            flow
+        let (mut done, mut total) = (0, 0);
+        let flow = self.loader.check(&mut |now, of| {
+            (done, total) = (now, of);
+            on_progress(now, of)
         });
-        let finished = stopped.is_none_or(|(done, total)| done == total);
-        if finished {
-            checked.map_err(GraphError::Weight)?;
+        let flow = flow.map_err(GraphError::Weight)?;
+        if flow == Flow::Continue || done == total {
             self.checked.store(true, Ordering::Relaxed);
         }
-        stopped.map_or(Ok(()), |(done, total)| Err(GraphError::Stopped { done, total }))
+        flow.check(done, total)
     }
 
     /// Loads all weights of a recording that are not on the device yet.

@@ -182,18 +182,17 @@ impl WeightLoader for Checkpoint {
     }
 
     /// Looks for NaNs and infinities. The error names every tensor that has any.
-    fn check(&self, on_progress: OnProgress<'_>) -> Result<(), Box<dyn Error + Send + Sync>> {
+    fn check(&self, on_progress: OnProgress<'_>) -> Result<Flow, Box<dyn Error + Send + Sync>> {
         let floats = || self.tensors.iter().filter(|(_, entry)| size_of(entry.dtype).is_some());
         let (total, mut problems) = (floats().count(), Vec::new());
         for (done, (name, entry)) in floats().enumerate() {
             if on_progress(done, total) == Flow::Stop {
-                return Ok(());
+                return Ok(Flow::Stop);
             }
             problems.extend((!self.is_finite(entry)).then(|| WeightProblem::NotFinite { name: name.clone() }));
         }
         self.free_of(problems)?;
-        on_progress(total, total);
-        Ok(())
+        Ok(on_progress(total, total))
     }
 
     fn is_f16(&self) -> bool {
