@@ -129,7 +129,8 @@ fn placed(recording: &Recording, storage: Storage) -> Vec<Placed<'_>> {
         let info = &recording.tensors()[tensor];
         Some(Placed { info, steps: (life.first, life.last), bytes: life.bytes, arena, offset })
     };
-    recording.lifetimes(bytes_of).into_iter().filter_map(place).collect()
+    let (tensors, lifetimes) = recording.lifetimes(bytes_of);
+    tensors.into_iter().zip(lifetimes).filter_map(place).collect()
 }
 
 fn table(recording: &Recording, storage: Storage) -> String {

@@ -31,7 +31,7 @@ impl Recording {
     /// If no placement in arenas of at most `limit` bytes was found.
     pub fn arenas(&self, storage: Storage, limit: usize) -> Result<GpuPlan, GraphError> {
         let bytes_of = |t: &TensorInfo| t.bytes(storage).next_multiple_of(BINDING_ALIGNMENT);
-        let (tensors, lifetimes): (Vec<usize>, Vec<Lifetime>) = self.lifetimes(bytes_of).into_iter().unzip();
+        let (tensors, lifetimes) = self.lifetimes(bytes_of);
         let shifted = |place: Place, tensor: &TensorInfo, row| {
             let offset = place.offset + tensor.bytes_before(row, storage);
             Place { offset, ..place }
@@ -57,7 +57,7 @@ impl Recording {
 
     /// Returns the most bytes alive at any step on a GPU, where outputs may overwrite operands. No plan needs less.
     pub(crate) fn lower_bound_in_place(&self, bytes_of: impl Fn(&TensorInfo) -> usize) -> usize {
-        let (tensors, lifetimes): (Vec<usize>, Vec<Lifetime>) = self.lifetimes(bytes_of).into_iter().unzip();
+        let (tensors, lifetimes) = self.lifetimes(bytes_of);
         let aliases: Vec<Alias> = self.aliases(&tensors, &lifetimes).into_iter().map(|(_, alias)| alias).collect();
         lower_bound_in_place(&lifetimes, &aliases)
     }
@@ -179,7 +179,7 @@ mod tests {
         for (rows, expected) in [(64, 1), (2, 0)] {
             let recording = normed(rows);
             let bytes_of = |t: &TensorInfo| t.bytes(Storage::F32).next_multiple_of(BINDING_ALIGNMENT);
-            let (tensors, lifetimes): (Vec<usize>, Vec<Lifetime>) = recording.lifetimes(bytes_of).into_iter().unzip();
+            let (tensors, lifetimes) = recording.lifetimes(bytes_of);
             let aliases: Vec<Alias> = recording.aliases(&tensors, &lifetimes).into_iter().map(|(_, a)| a).collect();
             let mut conflicts = recording.conflicts(&tensors);
             conflicts.retain(|pair| !aliases.contains(pair));

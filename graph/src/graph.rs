@@ -94,12 +94,22 @@ impl WeightRows {
 
     /// Returns the shape of the tensor: that of the weight, restricted to the selected rows.
     pub(crate) fn selected_shape(&self) -> Shape {
-        let mut shape = self.shape.clone();
-        if let Some(rows) = shape.first_mut() {
-            *rows = self.rows.len();
-        }
-        shape
+        rows_of(&self.shape, self.rows.len())
     }
+}
+
+/// Returns `shape` with its first axis replaced by `rows`.
+pub(crate) fn rows_of(shape: &[usize], rows: usize) -> Shape {
+    let mut shape = shape.to_vec();
+    if let Some(first) = shape.first_mut() {
+        *first = rows;
+    }
+    shape
+}
+
+/// Returns the number of elements at one index of the first axis.
+pub(crate) fn row_len(shape: &[usize]) -> usize {
+    elements(shape) / shape.first().copied().unwrap_or(1).max(1)
 }
 
 /// Description of a tensor of a graph.

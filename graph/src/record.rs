@@ -102,20 +102,20 @@ impl Recording {
         &self.fused
     }
 
-    /// Returns number and lifetime of every planned tensor (inputs, and results of steps as they are written), ordered by
+    /// Returns numbers and lifetimes of all planned tensors (inputs, and results of steps as they are written), ordered by
     /// number. `bytes_of` gives the size of a tensor on the device.
-    pub fn lifetimes(&self, bytes_of: impl Fn(&TensorInfo) -> usize) -> Vec<(usize, Lifetime)> {
+    pub fn lifetimes(&self, bytes_of: impl Fn(&TensorInfo) -> usize) -> (Vec<usize>, Vec<Lifetime>) {
         let planned = self.steps_alive.iter().enumerate();
         let lifetime = |(tensor, alive): (usize, &Option<(usize, usize)>)| {
             alive.map(|(first, last)| (tensor, Lifetime { first, last, bytes: bytes_of(&self.tensors[tensor]) }))
         };
-        planned.filter_map(lifetime).collect()
+        planned.filter_map(lifetime).unzip()
     }
 
     /// Places all planned tensors in one arena, as the CPU device does. Returns the offset of every tensor in bytes
     /// (`None` for weights and constants) and the size of the arena.
     pub fn packing(&self, bytes_of: impl Fn(&TensorInfo) -> usize) -> (Vec<Option<usize>>, usize) {
-        let (tensors, lifetimes): (Vec<usize>, Vec<Lifetime>) = self.lifetimes(bytes_of).into_iter().unzip();
+        let (tensors, lifetimes) = self.lifetimes(bytes_of);
         let packing = match self.shares_memory {
             true => pack(&lifetimes),
             false => lifetimes.iter().fold(Packing::default(), |mut packing, lifetime| {
@@ -175,7 +175,7 @@ impl Recording {
     /// totals.
     pub fn summary(&self, storage: Storage) -> PlanSummary {
         let bytes_of = |tensor: &TensorInfo| tensor.bytes(storage);
-        let planned: Vec<Lifetime> = self.lifetimes(bytes_of).into_iter().map(|(_, lifetime)| lifetime).collect();
+        let (_, planned) = self.lifetimes(bytes_of);
         let GpuPlan { arenas, .. } = self.arenas(storage, NO_LIMIT).unwrap_or_default();
         PlanSummary {
             steps: self.nodes.len(),

@@ -1,11 +1,12 @@
 //! Rounding errors of weights that a device stores in fewer bits.
 
 use crate::error::GraphError;
+use crate::graph::row_len;
 use crate::progress::Flow;
 use crate::record::Recording;
 use crate::weights::Weights;
 use mobilediffusion_kernels::Storage;
-use mobilediffusion_kernels::kernel::{Shape, elements};
+use mobilediffusion_kernels::kernel::Shape;
 
 /// Rounding error of one weight, or of several weights together.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -73,7 +74,7 @@ pub fn rounding(recording: &Recording, weights: &Weights, storage: Storage) -> R
             let mut found = Rounding { name, shape, ..Rounding::default() };
             weights.in_chunks(source, &operand, |shape, values| {
                 found.bytes += storage.tensor_bytes(operand.dtype, &shape);
-                let row = elements(&shape) / shape.first().copied().unwrap_or(1).max(1);
+                let row = row_len(&shape);
                 let stored = storage.rounded(operand.dtype, &shape, values.clone());
                 values
                     .chunks(row.max(1))

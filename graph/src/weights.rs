@@ -1,7 +1,7 @@
 //! Weights on a device. Each weight is loaded once and shared by all sessions that use it.
 
 use crate::error::GraphError;
-use crate::graph::WeightRows;
+use crate::graph::{WeightRows, row_len, rows_of};
 use crate::progress::{Flow, OnProgress};
 use crate::record::Recording;
 use mobilediffusion_kernels::Device;
@@ -66,7 +66,7 @@ const CHUNK: usize = 1 << 20;
 /// this layout moves values between rows.
 fn chunks(shape: &[usize], layout: Layout) -> Vec<Range<usize>> {
     let rows = shape.first().copied().unwrap_or(1);
-    let row = elements(shape) / rows.max(1);
+    let row = row_len(shape);
     let step = match layout.rows_together() {
         Some(together) if shape.len() > 1 => (CHUNK / row.max(1) / together).max(1) * together,
         _ => rows.max(1),
@@ -284,7 +284,7 @@ impl Weights {
         chunk: &Range<usize>,
     ) -> Result<Vec<f32>, GraphError> {
         let WeightRows { name, shape, .. } = source;
-        let row = elements(shape) / shape.first().copied().unwrap_or(1).max(1);
+        let row = row_len(shape);
         let first = source.rows.start;
         let values = match chunk.len() * row == elements(shape) {
             true => self.loader.load(name, shape),
@@ -315,8 +315,8 @@ impl Weights {
             for chunk in chunks(&shape, host) {
                 let shape = rows_of(&shape, chunk.len());
                 let values = self.packed(source, (Layout::Rows, operand.dtype), &chunk)?;
-                let rows = shape.first().copied().unwrap_or(1).max(1);
-                let rounded = rounding.rounded(without_sums(operand.dtype), &[rows, values.len() / rows], values);
+                let matrix = [chunk.len(), row_len(&shape)];
+                let rounded = rounding.rounded(without_sums(operand.dtype), &matrix, values);
                 let values = host.pack(&shape, rounded);
                 all[at..at + values.len()].copy_from_slice(&values);
                 at += values.len();
@@ -355,15 +355,6 @@ impl Weights {
 /// Returns the type to which weights are rounded on the host, which has no sums of weights to round.
 fn without_sums(dtype: DType) -> DType {
     if dtype == DType::WeightSum { DType::Elem } else { dtype }
-}
-
-/// Returns `shape` with its first axis replaced by `rows`.
-fn rows_of(shape: &[usize], rows: usize) -> Shape {
-    let mut shape = shape.to_vec();
-    if let Some(first) = shape.first_mut() {
-        *first = rows;
-    }
-    shape
 }
 
 #[cfg(test)]

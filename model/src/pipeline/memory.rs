@@ -5,7 +5,7 @@ use super::shared::Model;
 use crate::config::PIXELS_PER_LATENT;
 use crate::error::{ModelError, mib};
 use crate::networks::LatentSize;
-use mobilediffusion_graph::plan::{Lifetime, lower_bound};
+use mobilediffusion_graph::plan::lower_bound;
 use mobilediffusion_graph::{Device, Recording};
 use mobilediffusion_kernels::kernel::elements;
 use mobilediffusion_kernels::{FloatType, Storage, WeightType};
@@ -31,11 +31,10 @@ impl Need {
     pub(super) fn of(recording: &Recording, device: &Device) -> Self {
         let storage = device.storage();
         // Rows are padded on a GPU alone.
-        let lifetimes = recording.lifetimes(|tensor| match device {
+        let (_, lifetimes) = recording.lifetimes(|tensor| match device {
             Device::Cpu(_) => 4 * elements(&tensor.shape),
             Device::Gpu(..) => tensor.bytes(storage),
         });
-        let lifetimes: Vec<Lifetime> = lifetimes.into_iter().map(|(_, lifetime)| lifetime).collect();
         let operands = recording.nodes().iter().flat_map(|node| node.kernel.operands());
         let bytes = operands.map(|operand| operand.bytes(storage));
         let largest = if is_gpu(device) { bytes.max().unwrap_or(0) } else { 0 };
