@@ -251,12 +251,16 @@ fn an_absent_binding_takes_no_operand(gpu: &Arc<Gpu>) {
 }
 
 fn times_are_taken(gpu: &Arc<Gpu>) {
-    let count = Count::new(gpu, 64, 10_000).expect("there is room");
-    gpu.upload(&count.x, &[0; 256]).expect("it fits");
+    let zeros = || {
+        let count = Count::new(gpu, 64, 10_000).expect("there is room");
+        gpu.upload(&count.x, &[0; 256]).expect("it fits");
+        count
+    };
+    let Count { there, back, .. } = zeros();
     let timer = Timer::new(gpu).expect("there is room for a timer");
     // More than the timer takes in one submission.
     let start = Instant::now();
-    let seconds = timer.time(gpu, &[&count.there, &count.back], 40).expect("the list is timed");
+    let seconds = timer.time_in_turn(&[there.then(back)], 40).expect("the list is timed");
     let elapsed = start.elapsed().as_secs_f64();
     assert_eq!(seconds.len(), 40, "one for each repetition");
     let all: f64 = seconds.iter().sum();
@@ -264,9 +268,8 @@ fn times_are_taken(gpu: &Arc<Gpu>) {
     assert!(seconds.iter().all(|s| (0.0..60.0).contains(s)), "{seconds:?}");
     assert!(seconds.iter().sum::<f64>() > 0.0, "{} saw no time pass", timer.clock());
     // One after the other: there, back, there, back, there.
-    gpu.upload(&count.x, &[0; 256]).expect("it fits");
-    let Count { x, staging, there, back } = count;
-    let seconds = timer.time_in_turn(gpu, &[there, back], 5).expect("they are timed");
+    let Count { x, staging, there, back } = zeros();
+    let seconds = timer.time_in_turn(&[there, back], 5).expect("they are timed");
     assert_eq!(seconds.len(), 5, "one for each pass");
     let last = words(&gpu.download(Bound::prefix(&x, 4), &staging).expect("it arrives"));
     assert_eq!(last, [40_000], "each adds ten thousand, and four of them had come back");

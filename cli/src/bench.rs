@@ -164,7 +164,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
 }
 
 /// Prints what is measured on, and returns it.
-fn header(device: &Device, timer: Option<&Timer>) -> Result<Vec<(&'static str, String)>, Failure> {
+fn header(device: &Device, timer: Option<&Timer<'_>>) -> Result<Vec<(&'static str, String)>, Failure> {
     let machine = machine::describe(device, timer);
     machine.iter().try_for_each(|(name, text)| result(&format!("{name}: {text}")))?;
     Ok(machine)
@@ -173,7 +173,7 @@ fn header(device: &Device, timer: Option<&Timer>) -> Result<Vec<(&'static str, S
 /// Times the variants of kernels and saves the fastest.
 fn tune(
     args: &Args,
-    (device, timer): (&Device, Option<&Timer>),
+    (device, timer): (&Device, Option<&Timer<'_>>),
     effort: Effort,
     until: Option<Instant>,
 ) -> Result<Measured, Failure> {

@@ -199,7 +199,7 @@ impl GpuMemory {
         let mut seconds = vec![0.0; steps.len()];
         for chunk in chunks(&self.units, steps, self.chunk_flops) {
             let dispatches: Vec<&Dispatch> = chunk.iter().map(|(_, unit)| &unit.dispatch).collect();
-            let each = timer.time_each(&self.gpu, &dispatches).map_err(GraphError::at("run"))?;
+            let each = timer.time_each(&dispatches).map_err(GraphError::at("run"))?;
             chunk.iter().zip(each).for_each(|((step, _), own)| seconds[*step] += own);
         }
         Ok(seconds)

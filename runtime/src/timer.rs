@@ -18,7 +18,8 @@ const STAMP: u64 = 8;
 
 /// A stopwatch for dispatches. It holds the queries and buffers that timing needs, and can be used any number of times.
 #[derive(Debug)]
-pub struct Timer {
+pub struct Timer<'a> {
+    gpu: &'a Gpu,
     /// `None` if the device has no timestamps; a wall clock is used then.
     queries: Option<Queries>,
 }
@@ -32,14 +33,14 @@ struct Queries {
     period: f32,
 }
 
-impl Timer {
+impl<'a> Timer<'a> {
     /// Creates a timer for a device.
     ///
     /// # Errors
     /// If the device has not enough memory or is lost.
-    pub fn new(gpu: &Gpu) -> Result<Self, RuntimeError> {
+    pub fn new(gpu: &'a Gpu) -> Result<Self, RuntimeError> {
         if !gpu.caps().timestamps {
-            return Ok(Self { queries: None });
+            return Ok(Self { gpu, queries: None });
         }
         let (ty, count) = (wgpu::QueryType::Timestamp, 2 * PASSES);
         let descriptor = wgpu::QuerySetDescriptor { label: Some("timestamps"), ty, count };
@@ -48,7 +49,12 @@ impl Timer {
         let resolved = gpu.buffer("timestamps", bytes, Role::Timestamps)?;
         let staging = gpu.buffer("timestamps staging", bytes, Role::Staging)?;
         let period = gpu.queue.get_timestamp_period();
-        Ok(Self { queries: Some(Queries { set, resolved, staging, period }) })
+        Ok(Self { gpu, queries: Some(Queries { set, resolved, staging, period }) })
+    }
+
+    /// Returns the device.
+    pub fn gpu(&self) -> &'a Gpu {
+        self.gpu
     }
 
     /// Returns a description of the clock for people: `timestamps of the device` or `wall clock`.
@@ -57,26 +63,14 @@ impl Timer {
     }
 
     /// Runs the dispatches in order, each once and in a pass of its own, and returns the seconds of each. With
-    /// timestamps, up to 32 passes share a submission.
+    /// timestamps, up to 32 passes share a submission. Times of a wall clock include the submission and the wait for the
+    /// device.
     ///
     /// # Errors
     /// If the device is lost or refuses the submission.
-    pub fn time_each(&self, gpu: &Gpu, dispatches: &[&Dispatch]) -> Result<Vec<f64>, RuntimeError> {
-        let Some(queries) = &self.queries else {
-            let alone = dispatches.iter().map(|dispatch| self.time(gpu, &[*dispatch], 1));
-            return Ok(alone.collect::<Result<Vec<_>, _>>()?.concat());
-        };
-        let part = |part: &[&Dispatch]| queries.time(gpu, &part.iter().map(std::slice::from_ref).collect::<Vec<_>>());
-        Ok(dispatches.chunks(PASSES as usize).map(part).collect::<Result<Vec<_>, _>>()?.concat())
-    }
-
-    /// Runs all dispatches in order in one pass, `repeats` times, and returns the seconds of every pass. Times of a
-    /// wall clock include the submission and the wait for the device.
-    ///
-    /// # Errors
-    /// If the device is lost or refuses the submission.
-    pub fn time(&self, gpu: &Gpu, dispatches: &[&Dispatch], repeats: usize) -> Result<Vec<f64>, RuntimeError> {
-        self.time_passes(gpu, &[dispatches], repeats)
+    pub fn time_each(&self, dispatches: &[&Dispatch]) -> Result<Vec<f64>, RuntimeError> {
+        let parts = dispatches.chunks(PASSES as usize).map(|part| self.together(part));
+        Ok(parts.collect::<Result<Vec<_>, _>>()?.concat())
     }
 
     /// Cycles through the dispatches, one in each pass, for `repeats` passes in total, and returns the seconds of every
@@ -87,50 +81,49 @@ impl Timer {
     ///
     /// # Panics
     /// If `dispatches` is empty and `repeats` is not zero.
-    pub fn time_in_turn(&self, gpu: &Gpu, dispatches: &[Dispatch], repeats: usize) -> Result<Vec<f64>, RuntimeError> {
-        let alone: Vec<[&Dispatch; 1]> = dispatches.iter().map(|dispatch| [dispatch]).collect();
-        self.time_passes(gpu, &alone.iter().map(<[_; 1]>::as_slice).collect::<Vec<_>>(), repeats)
-    }
-
-    /// Cycles through the passes, `repeats` of them in total, and returns the seconds of each.
-    fn time_passes(&self, gpu: &Gpu, passes: &[&[&Dispatch]], repeats: usize) -> Result<Vec<f64>, RuntimeError> {
-        let nth = |n: usize| passes[n % passes.len()];
-        let Some(queries) = &self.queries else {
-            let once = |n: usize| {
-                let start = Instant::now();
-                gpu.submit(nth(n).iter().copied())?;
-                gpu.wait()?;
-                Ok(start.elapsed().as_secs_f64())
-            };
-            return (0..repeats).map(once).collect();
-        };
+    pub fn time_in_turn(&self, dispatches: &[Dispatch], repeats: usize) -> Result<Vec<f64>, RuntimeError> {
+        let nth = |n: usize| &dispatches[n % dispatches.len()];
         let mut seconds: Vec<f64> = Vec::with_capacity(repeats);
         while seconds.len() < repeats {
             // The first pass runs alone. Its time decides how many passes share a submission.
             let most = seconds.first().map_or(1, |first| (TOGETHER / first).clamp(1.0, f64::from(PASSES)) as usize);
             let next = seconds.len()..repeats.min(seconds.len() + most);
-            seconds.extend(queries.time(gpu, &next.map(nth).collect::<Vec<_>>())?);
+            seconds.extend(self.together(&next.map(nth).collect::<Vec<_>>())?);
         }
         Ok(seconds)
+    }
+
+    /// Runs at most [`PASSES`] dispatches, each in a pass of its own, and returns the seconds of each. Only with
+    /// timestamps do they share a submission.
+    fn together(&self, dispatches: &[&Dispatch]) -> Result<Vec<f64>, RuntimeError> {
+        if let Some(queries) = &self.queries {
+            return queries.time(self.gpu, dispatches);
+        }
+        let alone = |dispatch: &&Dispatch| {
+            let start = Instant::now();
+            self.gpu.submit([*dispatch])?;
+            self.gpu.wait()?;
+            Ok(start.elapsed().as_secs_f64())
+        };
+        dispatches.iter().map(alone).collect()
     }
 }
 
 impl Queries {
-    /// Runs at most [`PASSES`] passes in one submission and returns the seconds of each.
-    fn time(&self, gpu: &Gpu, passes: &[&[&Dispatch]]) -> Result<Vec<f64>, RuntimeError> {
+    /// Runs at most [`PASSES`] dispatches in one submission, each in a pass of its own, and returns the seconds of each.
+    fn time(&self, gpu: &Gpu, dispatches: &[&Dispatch]) -> Result<Vec<f64>, RuntimeError> {
         let start = Instant::now();
-        let stamps = 2 * u32::try_from(passes.len()).expect("a few passes");
+        let stamps = 2 * u32::try_from(dispatches.len()).expect("a few passes");
         gpu.scoped("a timed pass", None, || {
             let mut encoder = gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-            for (pass, dispatches) in (0..).zip(passes) {
+            for (pass, dispatch) in (0..).zip(dispatches) {
                 let timestamp_writes = Some(wgpu::ComputePassTimestampWrites {
                     query_set: &self.set,
                     beginning_of_pass_write_index: Some(2 * pass),
                     end_of_pass_write_index: Some(2 * pass + 1),
                 });
                 let descriptor = wgpu::ComputePassDescriptor { label: Some("a timed pass"), timestamp_writes };
-                let mut pass = encoder.begin_compute_pass(&descriptor);
-                dispatches.iter().for_each(|dispatch| dispatch.record(&mut pass));
+                dispatch.record(&mut encoder.begin_compute_pass(&descriptor));
             }
             encoder.resolve_query_set(&self.set, 0..stamps, &self.resolved.raw, 0);
             gpu.queue.submit([encoder.finish()]);
@@ -138,7 +131,7 @@ impl Queries {
         let bytes = gpu.download(Bound::prefix(&self.resolved, u64::from(stamps) * STAMP), &self.staging)?;
         let stamps: Vec<u64> =
             bytes.chunks_exact(8).map(|b| u64::from_le_bytes(b.try_into().expect("chunks of eight bytes"))).collect();
-        let share = start.elapsed().as_secs_f64() / passes.len() as f64;
+        let share = start.elapsed().as_secs_f64() / dispatches.len() as f64;
         Ok(stamps.as_chunks().0.iter().map(|edges| passed(*edges, self.period, share)).collect())
     }
 }

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 #[derive(Clone, Copy)]
 pub(super) struct Subject<'a> {
     pub(super) device: &'a Device,
-    pub(super) timer: Option<&'a Timer>,
+    pub(super) timer: Option<&'a Timer<'a>>,
     pub(super) effort: Effort,
     /// End of the time that there is.
     pub(super) until: Option<Instant>,

@@ -5,7 +5,7 @@ use mobilediffusion_runtime::Timer;
 use std::process::Command;
 
 /// Returns the lines of a measurement's header as pairs of name and text.
-pub(crate) fn describe(device: &Device, timer: Option<&Timer>) -> Vec<(&'static str, String)> {
+pub(crate) fn describe(device: &Device, timer: Option<&Timer<'_>>) -> Vec<(&'static str, String)> {
     let mut lines = match device {
         Device::Cpu(_) => {
             let name = cpu_name().unwrap_or_else(|| std::env::consts::ARCH.to_owned());

@@ -24,7 +24,12 @@ pub(crate) struct Measured {
 }
 
 /// Checks and times one shape.
-pub(crate) fn shape(device: &Device, timer: Option<&Timer>, case: &Case, effort: Effort) -> Result<Measured, RunError> {
+pub(crate) fn shape(
+    device: &Device,
+    timer: Option<&Timer<'_>>,
+    case: &Case,
+    effort: Effort,
+) -> Result<Measured, RunError> {
     let kernel = case.kernel.as_ref();
     let inputs = stored(kernel, device.storage(), sample::inputs(case, SEED));
     let mut outputs = sample::outputs(case);
@@ -48,8 +53,8 @@ pub(crate) fn shape(device: &Device, timer: Option<&Timer>, case: &Case, effort:
             let allowed = device_tolerance(case, device).doubled();
             let verdict = judge(kernel, &got, &wide, allowed);
             let wrong = verdict.failure.map(|failure| format!("{kernel:?} against the CPU form: {failure}"));
-            warm_up((gpu, timer), &dispatches, effort)?;
-            (timer.time_in_turn(gpu, &dispatches, runs)?, wrong)
+            warm_up(timer, &dispatches, effort)?;
+            (timer.time_in_turn(&dispatches, runs)?, wrong)
         }
         _ => {
             let packed = sample::packed(case, device.storage().weights, inputs);
@@ -78,15 +83,11 @@ pub(super) fn runs(one: f64, effort: Effort) -> usize {
 }
 
 /// Runs the dispatches for up to 0.1 s before timing, because an idle GPU has lowered its clocks. Skipped on software.
-pub(super) fn warm_up(
-    (gpu, timer): (&Gpu, &Timer),
-    dispatches: &[Dispatch],
-    effort: Effort,
-) -> Result<(), RuntimeError> {
+pub(super) fn warm_up(timer: &Timer<'_>, dispatches: &[Dispatch], effort: Effort) -> Result<(), RuntimeError> {
     const LONG: Duration = Duration::from_millis(100);
     let start = Instant::now();
     while !effort.software && start.elapsed() < LONG.min(effort.per_shape / 2) {
-        timer.time_in_turn(gpu, dispatches, 32)?;
+        timer.time_in_turn(dispatches, 32)?;
     }
     Ok(())
 }

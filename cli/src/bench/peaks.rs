@@ -6,7 +6,7 @@ use crate::terminal::{note, one_line};
 use mobilediffusion_kernels::Device;
 use mobilediffusion_kernels::variant::MatrixUnit;
 use mobilediffusion_kernels::{Case, DType, Linear, Storage, WeightType, sample};
-use mobilediffusion_runtime::{Binding, Bound, Dispatch, Gpu, Role, RuntimeError, Timer};
+use mobilediffusion_runtime::{Binding, Bound, Dispatch, Role, RuntimeError, Timer};
 use rayon::prelude::*;
 use serde_json::{Value, json};
 use std::fmt;
@@ -111,20 +111,19 @@ impl fmt::Display for Peaks {
 
 impl Peaks {
     /// Measures all peaks of a device.
-    pub(crate) fn measure(device: &Device, timer: Option<&Timer>, effort: Effort) -> Result<Self, Failure> {
+    pub(crate) fn measure(device: &Device, timer: Option<&Timer<'_>>, effort: Effort) -> Result<Self, Failure> {
         match (device, timer) {
             (Device::Gpu(gpu, _), Some(timer)) => {
                 let unit = MatrixUnit::of(gpu.caps());
-                let by_matrices = unit.map(|unit| gpu_matrix_flops(gpu, unit, timer, effort)).transpose();
+                let by_matrices = unit.map(|unit| gpu_matrix_flops(unit, timer, effort)).transpose();
                 let matrix_flops = by_matrices.unwrap_or_else(|error| {
                     note(&format!("note: the peak of matrix units was not measured: {}", one_line(&error.to_string())));
                     None
                 });
-                let half =
-                    gpu.caps().shader_f16.then(|| gpu_flops(gpu, timer, effort, "enable f16; alias V = vec4<f16>;"));
-                let flops = gpu_flops(gpu, timer, effort, "alias V = vec4<f32>;")?;
+                let half = gpu.caps().shader_f16.then(|| gpu_flops(timer, effort, "enable f16; alias V = vec4<f16>;"));
+                let flops = gpu_flops(timer, effort, "alias V = vec4<f32>;")?;
                 Ok(Self {
-                    copy: gpu_copy(gpu, timer, effort)?,
+                    copy: gpu_copy(timer, effort)?,
                     flops,
                     half_flops: half.transpose()?,
                     matrix_flops,
@@ -190,7 +189,8 @@ fn cpu_flops() -> f64 {
 }
 
 /// Measures copies by the device's own command and by a shader, and returns the rate of the faster.
-fn gpu_copy(gpu: &Gpu, timer: &Timer, effort: Effort) -> Result<f64, RuntimeError> {
+fn gpu_copy(timer: &Timer<'_>, effort: Effort) -> Result<f64, RuntimeError> {
+    let gpu = timer.gpu();
     // Several copies per wait, so that the latency of a submission does not count.
     const COPIES: u32 = 16;
     const GROUP: u64 = 16 * 256 * COPIES_EACH as u64;
@@ -208,17 +208,18 @@ fn gpu_copy(gpu: &Gpu, timer: &Timer, effort: Effort) -> Result<f64, RuntimeErro
     let text = format!("const COPIES_EACH = {COPIES_EACH}u;{COPY}");
     let pipeline = gpu.pipeline("copies", &text, &[Binding::Read, Binding::Write])?;
     let dispatch = [gpu.dispatch("copies", &pipeline, &[Bound::whole(&from), Bound::whole(&to)], [groups, 1, 1])?];
-    let by_shader = shortest((gpu, timer), &dispatch, effort)?;
+    let by_shader = shortest(timer, &dispatch, effort)?;
     Ok(2.0 * bytes as f64 / by_shader.min(by_command / f64::from(copies)))
 }
 
 /// Returns the shortest of several runs of a dispatch in seconds.
-fn shortest((gpu, timer): (&Gpu, &Timer), dispatch: &[Dispatch], effort: Effort) -> Result<f64, RuntimeError> {
-    measure::warm_up((gpu, timer), dispatch, effort)?;
-    Ok(timer.time_in_turn(gpu, dispatch, 6)?.into_iter().fold(f64::INFINITY, f64::min))
+fn shortest(timer: &Timer<'_>, dispatch: &[Dispatch], effort: Effort) -> Result<f64, RuntimeError> {
+    measure::warm_up(timer, dispatch, effort)?;
+    Ok(timer.time_in_turn(dispatch, 6)?.into_iter().fold(f64::INFINITY, f64::min))
 }
 
-fn gpu_flops(gpu: &Gpu, timer: &Timer, effort: Effort, vectors: &str) -> Result<f64, RuntimeError> {
+fn gpu_flops(timer: &Timer<'_>, effort: Effort, vectors: &str) -> Result<f64, RuntimeError> {
+    let gpu = timer.gpu();
     let groups: u32 = if effort.software { 256 } else { 32_768 };
     let invocations = groups * 64;
     let scale = gpu.buffer("scale", 16, Role::Uniform)?;
@@ -230,12 +231,12 @@ fn gpu_flops(gpu: &Gpu, timer: &Timer, effort: Effort, vectors: &str) -> Result<
     let bound = [Bound::whole(&scale), Bound::whole(&sums)];
     let dispatch = gpu.dispatch("multiply-adds", &pipeline, &bound, [groups, 1, 1])?;
     let dispatch = [dispatch];
-    let shortest = shortest((gpu, timer), &dispatch, effort)?;
+    let shortest = shortest(timer, &dispatch, effort)?;
     Ok(f64::from(invocations) * FLOPS_EACH / shortest)
 }
 
-fn gpu_matrix_flops(gpu: &Gpu, unit: MatrixUnit, timer: &Timer, effort: Effort) -> Result<f64, RuntimeError> {
-    let MatrixUnit { edge, subgroup } = unit;
+fn gpu_matrix_flops(unit: MatrixUnit, timer: &Timer<'_>, effort: Effort) -> Result<f64, RuntimeError> {
+    let (gpu, MatrixUnit { edge, subgroup }) = (timer.gpu(), unit);
     let groups: u32 = if effort.software { 16 } else { 8192 };
     let places = groups.min(256);
     let sizes = format!(
@@ -253,6 +254,6 @@ fn gpu_matrix_flops(gpu: &Gpu, unit: MatrixUnit, timer: &Timer, effort: Effort) 
     let bound = [Bound::whole(&factors), Bound::whole(&sums)];
     let dispatch = gpu.dispatch("matrix products", &pipeline, &bound, [groups, 1, 1])?;
     let dispatch = [dispatch];
-    let shortest = shortest((gpu, timer), &dispatch, effort)?;
+    let shortest = shortest(timer, &dispatch, effort)?;
     Ok(f64::from(groups) * 4.0 * 8.0 * 256.0 * 2.0 * f64::from(edge).powi(3) / shortest)
 }

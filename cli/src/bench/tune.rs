@@ -25,7 +25,7 @@ const LONGEST: f64 = 1.0;
 #[derive(Clone, Copy)]
 pub(super) struct Subject<'a> {
     pub(super) device: GpuDevice<'a>,
-    pub(super) timer: &'a Timer,
+    pub(super) timer: &'a Timer<'a>,
     pub(super) effort: Effort,
 }
 
@@ -238,8 +238,8 @@ fn time(device: Subject<'_>, case: &Case, variant: &Variant, inputs: &[Vec<f32>]
     gpu.wait()?;
     let one = start.elapsed().as_secs_f64();
     let outputs = fenced::download(device.device, case.kernel.as_ref(), &operands)?;
-    measure::warm_up((gpu, timer), &dispatches, effort)?;
-    let mut seconds = timer.time_in_turn(gpu, &dispatches, measure::runs(one, effort))?;
+    measure::warm_up(timer, &dispatches, effort)?;
+    let mut seconds = timer.time_in_turn(&dispatches, measure::runs(one, effort))?;
     seconds.sort_by(f64::total_cmp);
     Ok(Timed { one, median: seconds[seconds.len() / 2], outputs })
 }
