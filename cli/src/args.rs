@@ -10,8 +10,7 @@ use crate::device::{Floats, device_choice, weights_dtype};
 use clap::builder::{PossibleValuesParser, RangedU64ValueParser};
 use clap::{ArgGroup, Args, Parser, Subcommand};
 use mobilediffusion_kernels::FAMILIES;
-use mobilediffusion_model::pipeline::MOST_PICTURES;
-use mobilediffusion_model::{DeviceChoice, ModelConfig, ModelError, Source, WeightType, WeightsFrom};
+use mobilediffusion_model::{DeviceChoice, MOST_PICTURES, ModelConfig, ModelError, Source, WeightType, WeightsFrom};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 

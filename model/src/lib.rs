@@ -36,14 +36,14 @@
 mod blocks;
 pub mod config;
 pub mod decoder;
-pub mod error;
+mod error;
 pub mod golden;
 pub mod info;
 mod json;
 pub mod networks;
 pub mod noise;
-pub mod picture;
-pub mod pipeline;
+mod picture;
+mod pipeline;
 mod schedule;
 mod text_encoder;
 pub mod tokenizer;
@@ -58,6 +58,6 @@ pub use mobilediffusion_kernels::{Storage, WeightType};
 pub use mobilediffusion_runtime::{AdapterKind, AdapterSummary, RuntimeError, Select, adapters};
 pub use picture::{Mask, Picture, Sheet};
 pub use pipeline::{
-    Cache, Counters, DeviceChoice, Floats, Flow, Init, Loader, Model, OnPicture, OnProgress, Opened, Options, Phase,
-    Pipeline, Progress, Request, Settings, Source, Truncated, WeightsFrom,
+    Cache, Counters, DeviceChoice, Floats, Flow, Init, Loader, MOST_PICTURES, Model, OnPicture, OnProgress, Opened,
+    Options, Phase, Pipeline, Progress, Request, Settings, Source, Truncated, WeightsFrom,
 };
