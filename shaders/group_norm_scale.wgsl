@@ -27,50 +27,50 @@ struct Params {
 @if(FROM_MOMENTS) alias Summed = f32;
 
 @if(FROM_MOMENTS)
-// Number of tiles whose moments are loaded together.
-const AT_ONCE = 4u;
+// Moments that an invocation holds at a time: those of one channel in one tile each, with the positions of the tile, or
+// with none beyond the last tile.
+const AT_ONCE = 8u;
+var<private> means: array<f32, AT_ONCE>;
+var<private> variances: array<f32, AT_ONCE>;
+var<private> counts: array<f32, AT_ONCE>;
 
-// Returns the number of positions of a tile of an image: 64, fewer in the last tile, and 0 beyond it.
-fn positions_of(tile: u32) -> f32 {
-    return f32(min(64u, max(params.positions, 64u * tile) - 64u * tile));
+// Loads moments from `begin` on. A group's moments are numbered by tile, then channel, and neighbouring invocations load
+// neighbouring ones. `base` is the place of the first.
+fn load_moments(begin: u32, base: u32, row: u32) {
+    let all = params.tiles_per_image * params.per_group;
+    for (var i = 0u; i < AT_ONCE; i++) {
+        let number = begin + 256u * i;
+        let tile = min(number, all - 1u) / params.per_group;
+        let at = base + 2u * tile * row + min(number, all - 1u) % params.per_group;
+        means[i] = moments[at];
+        variances[i] = moments[at + row];
+        counts[i] = select(0.0, f32(min(64u, params.positions - 64u * tile)), number < all);
+    }
 }
 
 // Returns mean and reciprocal standard deviation of a group, merged from the moments of its channels in every tile. The
 // first pass computes the mean, relative to the mean of one tile; the second adds up variances and squared distances of
-// the means. Computed this way, nothing cancels.
+// the means. Computed this way, nothing cancels. The first pass ends with the moments that the second begins with, so
+// that nothing is loaded twice if they are all that there are.
 fn merged(image: u32, first: u32, thread: u32) -> vec2<f32> {
     let row = (params.c + 3u) / 4u * 4u;
     let base = image * params.tiles_per_image * 2u * row + first;
-    let last = params.tiles_per_image - 1u;
     let total = f32(params.positions) * f32(params.per_group);
-    // Neighbouring invocations take neighbouring channels, then the next tile. Invocations beyond the last whole tile
-    // idle.
-    let across = min(params.per_group, 256u);
-    let step = 256u / across;
-    let begin = select(params.tiles_per_image, thread / across, thread / across < step);
+    let step = 256u * AT_ONCE;
+    let rounds = (params.tiles_per_image * params.per_group + step - 1u) / step;
     let origin = moments[base];
-    var means: array<f32, AT_ONCE>;
-    var variances: array<f32, AT_ONCE>;
     var sum = 0.0;
-    for (var c = thread % across; c < params.per_group; c += across) {
-        for (var tile = begin; tile <= last; tile += AT_ONCE * step) {
-            for (var t = 0u; t < AT_ONCE; t++) { means[t] = moments[base + 2u * min(tile + t * step, last) * row + c]; }
-            for (var t = 0u; t < AT_ONCE; t++) { sum += positions_of(tile + t * step) * (means[t] - origin); }
-        }
+    for (var round = rounds; round > 0u; round--) {
+        load_moments((round - 1u) * step + thread, base, row);
+        for (var i = 0u; i < AT_ONCE; i++) { sum += counts[i] * (means[i] - origin); }
     }
     let shifted = sum_all(sum, thread) / total;
     var squares = 0.0;
-    for (var c = thread % across; c < params.per_group; c += across) {
-        for (var tile = begin; tile <= last; tile += AT_ONCE * step) {
-            for (var t = 0u; t < AT_ONCE; t++) {
-                let at = base + 2u * min(tile + t * step, last) * row + c;
-                means[t] = moments[at];
-                variances[t] = moments[at + row];
-            }
-            for (var t = 0u; t < AT_ONCE; t++) {
-                let d = means[t] - origin - shifted;
-                squares += positions_of(tile + t * step) * (variances[t] + d * d);
-            }
+    for (var round = 0u; round < rounds; round++) {
+        if round > 0u { load_moments(round * step + thread, base, row); }
+        for (var i = 0u; i < AT_ONCE; i++) {
+            let d = means[i] - origin - shifted;
+            squares += counts[i] * (variances[i] + d * d);
         }
     }
     let variance = sum_all(squares, thread) / total;
