@@ -226,7 +226,7 @@ pub(crate) mod tests {
         }
         let (gate, prologue) = (Activation::Silu, Prologue::default());
         let glu = SwishGlu { rows: 4096, k: 640, cols: 1920, gate, prologue };
-        assert_eq!(choose(&glu, &machine).name, "32x64x2", "both products in few registers");
+        assert_eq!(choose(&glu, &machine).name, "32x32x2", "both products in few registers");
         assert_eq!(choose(&glu, &nvidia).name, "128x64x2", "both products in many registers");
     }
 

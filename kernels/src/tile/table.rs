@@ -92,7 +92,7 @@ pub(crate) const PAIR: &[Tile] = &[
     Tile { name: "128x64x2", each: [8, 2], products: 2, threads: [16, 16, 1], staged: Some(2), rate: 1.0, ..WHOLE },
     Tile { name: "64x64x2", each: [4, 2], products: 2, threads: [16, 16, 1], staged: Some(4), rate: 0.8, ..WHOLE },
     Tile { name: "32x32x2/4", each: [4, 2], products: 2, threads: [8, 8, 4], staged: Some(8), rate: 0.5, ..WHOLE },
-    Tile { name: "32x64x2", each: [2, 2], products: 2, rate: 0.5, ..WHOLE },
+    Tile { name: "32x32x2", each: [2, 2], products: 2, threads: [8, 16, 1], rate: 0.4, ..WHOLE },
     Tile { name: "m16 128x64x2", each: [8, 2], products: 2, threads: [16, 16, 1], rate: 6.0, ..M16 },
     Tile { name: "m16 64x64x2", each: [8, 2], products: 2, threads: [16, 8, 1], rate: 4.5, ..M16 },
     Tile { name: "m16 32x32x2/4", each: [2, 2], products: 2, threads: [8, 16, 1], rate: 2.5, ..M16_SPLIT },
