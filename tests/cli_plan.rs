@@ -243,8 +243,8 @@ fn golden_prints_the_error_of_every_block() {
     assert!(worst.starts_with(&format!("worst: {} ", most.0)), "{lines}");
     assert_eq!(run(&["golden", folder, "decode", "--device", "cpu"]), lines, "a case without its ending");
     for (more, expected) in [
-        (&["absent"][..], "absent: there is no such case; the folder has decode, encode"),
-        (&[], "golden.safetensors: there is no such case; the folder has decode, encode"),
+        (&["absent"][..], "absent: there is no such case in the folder, but decode, encode"),
+        (&[], "golden.safetensors: there is no such case in the folder, but decode, encode"),
         (&["--dtype", "f16"], "f32 on the CPU device"),
     ] {
         let message = stderr(&program::run(&[&["golden", folder, "--device", "cpu"], more].concat()));

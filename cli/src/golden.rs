@@ -23,13 +23,10 @@ pub(crate) fn run(args: &Golden) -> Result<(), Failure> {
     let worse = |a: &Agreement, b: &Agreement| error(b.relative_l2) > error(a.relative_l2);
     let worst = all.iter().reduce(|worst, next| if worse(worst, next) { next } else { worst });
     let Some(worst) = worst else { return Err("expected a case with outputs, found none".into()) };
-    result(&format!("worst: {} {:.1e}", worst.output, worst.relative_l2))?;
+    result(&format!("worst: {} {:.3e}", worst.output, worst.relative_l2))?;
     if worst.relative_l2 <= most && worst.relative_l2.is_finite() {
         return Ok(());
     }
-    Err(format!(
-        "{}: expected a relative L2 error of at most {most:.1e}, found {:.1e}",
-        worst.output, worst.relative_l2
-    )
-    .into())
+    Err(format!("{}: expected a relative L2 error of at most {most:e}, found {:e}", worst.output, worst.relative_l2)
+        .into())
 }

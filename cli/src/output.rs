@@ -6,7 +6,7 @@ use mobilediffusion_model::{ModelError, Picture, Settings, Sheet};
 use std::collections::HashSet;
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf, is_separator};
+use std::path::{Component, Path, PathBuf, is_separator};
 
 /// Output files of one run, checked to be writable.
 #[derive(Debug)]
@@ -141,11 +141,20 @@ pub(crate) fn preview_name(seed: u64, step: usize) -> String {
     format!("{seed}-{step:03}.png")
 }
 
-/// Returns the path by which the system knows a file or folder, which need not exist.
+/// Returns the path by which the system knows a file or folder, which need not exist, nor need all folders above it.
 fn resolved(path: &Path) -> PathBuf {
     let whole = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-    let real = |there: &Path| Some(there.canonicalize().ok()?.join(whole.strip_prefix(there).ok()?));
-    whole.ancestors().find_map(real).unwrap_or(whole.clone())
+    let real = whole.ancestors().find_map(|there| Some((there.canonicalize().ok()?, whole.strip_prefix(there).ok()?)));
+    let Some((mut found, rest)) = real else { return whole };
+    for part in rest.components() {
+        // Nothing of the rest exists, so none of it is a link.
+        if part == Component::ParentDir {
+            found.pop();
+        } else {
+            found.push(part);
+        }
+    }
+    found
 }
 
 /// Refuses a folder for previews that is a file, or will be one or lie below one when the pictures are written.
@@ -211,7 +220,6 @@ fn check_folder(path: &Path) -> Result<(), ModelError> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     };
-    // A name of its own: with an ending, the file's name may be longer than a file system allows.
-    let tried = named.and_then(|()| tempfile::NamedTempFile::new_in(folder));
-    tried.map(drop).map_err(|error| ModelError::Output { path: path.to_owned(), error })
+    let tried = named.and_then(|()| mobilediffusion_runtime::check_folder(folder));
+    tried.map_err(|error| ModelError::Output { path: path.to_owned(), error })
 }

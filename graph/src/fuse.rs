@@ -8,8 +8,8 @@
 //! * A *prologue* (concatenation, upsampling, norm, cast) moves into all steps that read its result. They then read the
 //!   operands of the prologue.
 //!
-//! Afterwards, a step that reads a concatenation becomes two if it can be computed in place then, and layers of the same
-//! sizes that read the same tensor become one; see `apart` and `stack`.
+//! Afterwards, the norm of a concatenation becomes two steps if its readers can take in the concatenation, and layers of
+//! the same sizes that read the same tensor become one; see `apart` and `stack`.
 //!
 //! Outputs always stay tensors of their own. A step is not fused into a producer that depends on fewer inputs: a
 //! product that is computed once per prompt stays separate from a sum that is needed in every run.

@@ -38,7 +38,8 @@ pub fn tolerance(device: &Device) -> f64 {
 
 /// Runs the network of `folder` on a case and compares every output of the case.
 ///
-/// `case` is the name of a file within `folder`, with or without `.safetensors`; `weights` is the folder of the weights, often `folder` itself.
+/// `case` is the name of a file within `folder`, with or without `.safetensors`; `weights` is the folder of the weights,
+/// often `folder` itself.
 ///
 /// # Errors
 /// [`ModelError::Io`], [`ModelError::Json`] and [`ModelError::Safetensors`] if a file cannot be read,
@@ -77,7 +78,9 @@ pub fn compare(folder: &Path, case: &str, weights: &Path, device: Device) -> Res
 /// Returns the path of a case.
 fn path_of(folder: &Path, case: &str) -> Result<PathBuf, ModelError> {
     let path = folder.join(case);
-    if let Some(there) = [path.clone(), folder.join(format!("{case}.safetensors"))].into_iter().find(|p| p.exists()) {
+    if let Some(there) =
+        [path.clone(), folder.join(format!("{case}.safetensors"))].into_iter().find(|p| p.exists() && !p.is_dir())
+    {
         return Ok(there);
     }
     let entries = std::fs::read_dir(folder).map_err(|error| ModelError::Io { path: folder.to_owned(), error })?;
@@ -85,8 +88,8 @@ fn path_of(folder: &Path, case: &str) -> Result<PathBuf, ModelError> {
     let cases = names.filter(|name| !weights::FILES.contains(&name.as_str()));
     let mut cases: Vec<String> = cases.filter_map(|name| Some(name.strip_suffix(".safetensors")?.to_owned())).collect();
     cases.sort();
-    let cases = if cases.is_empty() { "none".to_owned() } else { cases.join(", ") };
-    let error = io::Error::new(io::ErrorKind::NotFound, format!("there is no such case; the folder has {cases}"));
+    let others = if cases.is_empty() { "nor any other".to_owned() } else { format!("but {}", cases.join(", ")) };
+    let error = io::Error::new(io::ErrorKind::NotFound, format!("there is no such case in the folder, {others}"));
     Err(ModelError::Io { path, error })
 }
 

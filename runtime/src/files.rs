@@ -46,7 +46,7 @@ pub fn write_whole(path: &Path, data: &[u8]) -> io::Result<()> {
     let target = if there.is_some() { std::fs::canonicalize(path)? } else { path.to_owned() };
     // The parent of a bare file name is an empty path.
     let folder = target.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = beside().tempfile_in(folder)?;
+    let mut file = beside().tempfile_in(folder).map_err(of_system)?;
     file.write_all(data)?;
     if let Some(there) = there {
         file.as_file().set_permissions(there.permissions())?;
@@ -55,6 +55,22 @@ pub fn write_whole(path: &Path, data: &[u8]) -> io::Result<()> {
     file.as_file().sync_all()?;
     file.persist(target)?;
     Ok(())
+}
+
+/// Checks that files can be created in a folder, by creating one and removing it.
+///
+/// # Errors
+/// If none can.
+pub fn check_folder(folder: &Path) -> io::Result<()> {
+    tempfile::tempfile_in(folder).map(drop).map_err(of_system)
+}
+
+/// Returns an error of `tempfile` without the name of the temporary file, which the user has never heard of.
+fn of_system(error: io::Error) -> io::Error {
+    match error.to_string().rsplit_once(" at path ") {
+        Some((said, _)) => io::Error::new(error.kind(), said.to_owned()),
+        None => error,
+    }
 }
 
 /// Returns a builder of temporary files with a new file's usual permissions.
@@ -70,6 +86,19 @@ fn beside() -> tempfile::Builder<'static, 'static> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn errors_do_not_name_the_temporary_file() {
+        let folder = tempfile::tempdir().expect("there is room");
+        let absent = folder.path().join("absent");
+        let errors = [check_folder(&absent), write_whole(&absent.join("file"), b"text")];
+        for error in errors.map(|result| result.expect_err("there is no such folder")) {
+            assert!(error.kind() == io::ErrorKind::NotFound && !error.to_string().contains("tmp"), "{error}");
+        }
+        check_folder(folder.path()).expect("there is one");
+        let left = std::fs::read_dir(folder.path()).expect("it is there").count();
+        assert_eq!(left, 0, "the file that was tried is still there");
+    }
 
     #[test]
     fn files_are_written_whole_and_devices_stay_devices() {

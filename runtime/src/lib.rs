@@ -94,7 +94,7 @@ pub use buffer::{Buffer, Download, POISON, Role};
 pub use caps::{Caps, MatrixShape, MatrixType};
 pub use device::{Counters, Gpu};
 pub use error::RuntimeError;
-pub use files::{open_file, read_file, write_whole};
+pub use files::{check_folder, open_file, read_file, write_whole};
 pub use pass::{Bound, Dispatch, Submission};
 pub use pipeline::{Binding, Pipeline};
 pub use timer::Timer;

@@ -88,6 +88,7 @@ fn a_folder_for_previews_in_the_place_of_a_picture_is_refused_before_the_work() 
         ("x.png", "./x.png", &[]),
         ("./x.png", "x.png/", &[]),
         ("x.png", "x.png/a/b", &[]),
+        ("x.png", "absent/../x.png", &[]),
         ("x.png", "x-8.png/a", &several),
     ] {
         // The model does not exist either, but the output is checked first.

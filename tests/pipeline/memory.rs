@@ -122,7 +122,7 @@ fn int8_weights_are_offered_where_only_they_make_room() {
             continue;
         }
         let least = with(Floats::F16, WeightType::Int8, 1 << 20).summaries(&square(64)).expect("it is valid");
-        let needed = least.iter().map(|(_, plan)| (plan.weight_bytes + plan.lower_bound_bytes) as u64).sum();
+        let needed = least.iter().map(|(_, plan)| (plan.weight_bytes + plan.lower_bound_in_place_bytes) as u64).sum();
         let mib = needed as f64 / f64::from(1 << 20);
         for (floats, weights, how) in [
             (Floats::F32, WeightType::Floats, " in 16-bit floats with int8 weights"),

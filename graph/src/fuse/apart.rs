@@ -1,7 +1,7 @@
 //! Taking apart: a step that reads a concatenation, and treats every channel by itself, becomes two.
 //!
-//! Each of the two reads one of the concatenated tensors and can overwrite it, so that they need no further memory. The
-//! readers of the result take in the concatenation.
+//! Each of the two reads one of the concatenated tensors and can overwrite it where nothing else needs it, so that they
+//! need no further memory. The readers of the result take in the concatenation.
 
 use super::{Fused, Pass, held, output};
 use crate::graph::Origin;

@@ -111,18 +111,16 @@ pub(super) fn cases() -> Vec<Case> {
 
 pub(super) fn model_shapes() -> Vec<Case> {
     let with_bias = |size, ci, co| Conv2d { bias: true, ..plain(1, size, size, ci, co) };
-    let normalised = |joined| Prologue {
-        joined,
-        norm: Norm::Channels { images: 1, activation: Activation::Silu },
-        ..Prologue::default()
-    };
+    let norm = Norm::Channels { images: 1, activation: Activation::Silu };
+    let normalised = Prologue { norm, ..Prologue::default() };
+    let joined = Prologue { joined: 320, ..Prologue::default() };
     let f32_input = Prologue { f32_input: true, ..Prologue::default() };
     let measured = |conv: Conv2d| Case::new(Conv2d { moments: true, ..conv });
     let reading = |prologue: &Prologue, conv: Conv2d| Conv2d { prologue: prologue.clone(), ..conv };
     let added = |size, c| Conv2d { residual: true, ..with_bias(size, c, c) };
     let upsampled = |size, c| Conv2d { upsample: 2, ..with_bias(size, c, c) };
     // As the plan runs them, see `plan --list`: with the moments that a norm behind them needs, and with a norm before
-    // those of the UNet in which channels become fewer.
+    // the UNet's conv_out alone.
     vec![
         // UNet: conv_in; both convolutions of a residual block; the first convolutions of the last two blocks, whose
         // input is two tensors; the samplers; conv_out.
@@ -130,13 +128,13 @@ pub(super) fn model_shapes() -> Vec<Case> {
         measured(Conv2d { shift: true, ..with_bias(64, 320, 320) }),
         Case::new(added(64, 320)),
         measured(added(64, 320)),
-        measured(reading(&normalised(320), Conv2d { shift: true, ..with_bias(64, 960, 320) })),
-        measured(reading(&normalised(320), Conv2d { shift: true, ..with_bias(64, 640, 320) })),
+        measured(reading(&joined, Conv2d { shift: true, ..with_bias(64, 960, 320) })),
+        measured(reading(&joined, Conv2d { shift: true, ..with_bias(64, 640, 320) })),
         Case::new(Conv2d { stride: 2, ..with_bias(64, 320, 320) }),
         Case::new(Conv2d { stride: 2, ..with_bias(32, 640, 640) }),
         Case::new(upsampled(16, 1024)),
         Case::new(upsampled(32, 640)),
-        Case::new(reading(&normalised(0), Conv2d { f32_output: true, ..with_bias(64, 320, 8) })),
+        Case::new(reading(&normalised, Conv2d { f32_output: true, ..with_bias(64, 320, 8) })),
         // Decoder: conv_in; a residual block of every width; those in which channels become fewer; the upsamplers;
         // conv_out.
         measured(with_bias(64, 8, 256)),

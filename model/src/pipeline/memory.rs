@@ -30,11 +30,6 @@ impl Need {
     /// most crowded step, and the stages of a step may need memory of their own.
     pub(super) fn of(recording: &Recording, device: &Device) -> Self {
         let storage = device.storage();
-        // Rows are padded on a GPU alone.
-        let (_, lifetimes) = recording.lifetimes(|tensor| match device {
-            Device::Cpu(_) => 4 * elements(&tensor.shape),
-            Device::Gpu(..) => tensor.bytes(storage),
-        });
         let operands = recording.nodes().iter().flat_map(|node| node.kernel.operands());
         let bytes = operands.map(|operand| operand.bytes(storage));
         let largest = if is_gpu(device) { bytes.max().unwrap_or(0) } else { 0 };
@@ -42,7 +37,11 @@ impl Need {
             Device::Cpu(weights) => recording.host_weight_bytes(*weights),
             Device::Gpu(..) => recording.weight_bytes(storage),
         };
-        let plan = lower_bound(&lifetimes);
+        // On a GPU alone, rows are padded and outputs may overwrite operands.
+        let plan = match device {
+            Device::Cpu(_) => lower_bound(&recording.lifetimes(|tensor| 4 * elements(&tensor.shape)).1),
+            Device::Gpu(..) => recording.lower_bound_in_place(|tensor| tensor.bytes(storage)),
+        };
         Self { weights: weights as u64, plan: plan as u64, largest: largest as u64 }
     }
 
