@@ -27,9 +27,8 @@ struct Params {
 @if(FROM_MOMENTS) alias Summed = f32;
 
 @if(FROM_MOMENTS)
-// Moments that an invocation holds at a time: those of one channel in one tile each, with the positions of the tile, or
-// with none beyond the last tile.
-const AT_ONCE = 8u;
+// Moments that an invocation holds at a time, AT_ONCE of them: those of one channel in one tile each, with the positions
+// of the tile, or with none beyond the last tile.
 var<private> means: array<f32, AT_ONCE>;
 var<private> variances: array<f32, AT_ONCE>;
 var<private> counts: array<f32, AT_ONCE>;

@@ -26,6 +26,9 @@ use crate::variant::Variant;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+/// Invocations of a workgroup.
+const THREADS: usize = 256;
+
 /// Scales and offsets of one feature map.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -54,6 +57,13 @@ pub(crate) const FAMILY: Family = Family {
 };
 
 impl GroupNormScale {
+    /// Returns the number of moments that an invocation holds at a time: all of them, up to eight.
+    fn at_once(&self) -> u32 {
+        let each = self.tiles().saturating_mul(self.per_group()).div_ceil(THREADS);
+        // Few different numbers, so that few programs are compiled.
+        [1, 2, 4].into_iter().find(|&few| each <= few as usize).unwrap_or(8)
+    }
+
     /// Returns the number of tiles of an image.
     fn tiles(&self) -> usize {
         self.positions.div_ceil(TILE)
@@ -105,7 +115,7 @@ impl Kernel for GroupNormScale {
     fn program(&self, _: &Variant) -> Program {
         Program {
             wgsl: include_str!("../../shaders/group_norm_scale.wgsl"),
-            constants: vec![("FROM_MOMENTS", self.eps.is_some().into())],
+            constants: vec![("FROM_MOMENTS", self.eps.is_some().into()), ("AT_ONCE", self.at_once())],
             params: vec![
                 Param::size("n", self.n),
                 Param::size("positions", self.positions),
@@ -212,7 +222,9 @@ fn cases() -> Vec<Case> {
         Case::new(merged(3, 65, 21, 3)),
         // A group of more channels than a workgroup has invocations.
         Case::new(merged(1, 700, 300, 1)),
+        // Two, then four moments of an invocation at a time.
         Case::new(merged(2, 4097, 12, 2)),
+        Case::new(merged(1, 4096, 12, 1)),
         // Means far from zero.
         Case::new(merged(1, 300, 12, 3)).fill("moments", Fill::Constant(1000.1)),
         Case::new(merged(1, 300, 12, 3)).fill("moments", Fill::Normal(300.0, 1.0)),
