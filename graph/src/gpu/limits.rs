@@ -3,8 +3,8 @@
 use crate::error::GraphError;
 use crate::record::Recording;
 use mobilediffusion_kernels::kernel::elements;
-use mobilediffusion_kernels::{GpuDevice, Stage};
-use mobilediffusion_runtime::RuntimeError;
+use mobilediffusion_kernels::{Stage, Storage};
+use mobilediffusion_runtime::{Caps, RuntimeError};
 
 /// Checks that shaders can count the elements of every operand: sizes are `u32` there.
 pub(super) fn check_elements(recording: &Recording) -> Result<(), GraphError> {
@@ -18,14 +18,14 @@ pub(super) fn check_elements(recording: &Recording) -> Result<(), GraphError> {
     Ok(())
 }
 
-/// Checks the `stages` of each step against the limits of the adapter: number of workgroups, number of operands, and
-/// size of each operand.
+/// Checks the `stages` of each step against the limits of an adapter: number of workgroups, number of operands, and size
+/// of each operand.
 pub(super) fn check(
-    GpuDevice { gpu, storage }: GpuDevice<'_>,
+    caps: &Caps,
+    storage: Storage,
     recording: &Recording,
     stages: &[Vec<Stage>],
 ) -> Result<(), GraphError> {
-    let caps = gpu.caps();
     let of_nodes = recording.nodes.iter().zip(stages);
     for (node, Stage { program, operands }) in
         of_nodes.flat_map(|(node, own)| own.iter().map(move |stage| (node, stage)))
@@ -57,8 +57,33 @@ pub(super) fn check(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Graph;
+    use crate::{Graph, Linear};
+    use mobilediffusion_kernels::variant::Machine;
     use mobilediffusion_kernels::{Activation, DType};
+
+    #[test]
+    fn what_an_adapter_cannot_take_is_named_with_both_numbers() {
+        let mut graph = Graph::new();
+        let x = graph.input("x", [100, 8], DType::Elem);
+        let y = graph.linear(&x, "proj", Linear { cols: 8, bias: true, ..Linear::default() }).expect("it fits");
+        graph.output("y", &y);
+        let recording = Recording::new(graph);
+        let stages = recording.stages(&recording.variants(&Machine::PORTABLE));
+        let told = |caps| check(&caps, Storage::F32, &recording, &stages).map_err(|error| error.to_string());
+        assert_eq!(told(Caps::PORTABLE), Ok(()), "every adapter takes it");
+        let refused = |caps| told(caps).expect_err("the adapter is too small");
+        let binding = "`proj`: `x`: 3200 bytes exceed the adapter's largest storage binding of 3199 bytes";
+        for (caps, expected) in [
+            (
+                Caps { max_groups: 3, ..Caps::PORTABLE },
+                "`proj`: number of workgroups along one axis is 50, expected at most 3",
+            ),
+            (Caps { max_storage_buffers: 3, ..Caps::PORTABLE }, "`proj`: number of operands is 4, expected at most 3"),
+            (Caps { max_binding_bytes: 3199, ..Caps::PORTABLE }, binding),
+        ] {
+            assert_eq!(refused(caps), expected);
+        }
+    }
 
     #[test]
     fn shaders_count_in_32_bits() {

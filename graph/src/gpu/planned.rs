@@ -34,8 +34,8 @@ impl Planned {
         limits::check_elements(recording)?;
         let variants = recording.variants(&Machine::of(device));
         let mut stages = recording.stages(&variants);
-        limits::check(device, recording, &stages)?;
         let GpuDevice { gpu, storage } = device;
+        limits::check(gpu.caps(), storage, recording, &stages)?;
         let limit = usize::try_from(gpu.caps().max_buffer_bytes).unwrap_or(NO_LIMIT);
         let memory = recording.arenas(storage, limit)?;
         for (step, stages) in stages.iter_mut().enumerate().filter(|(step, _)| memory.in_place[*step]) {
