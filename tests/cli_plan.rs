@@ -262,7 +262,7 @@ fn golden_fails_where_a_block_differs() {
         bytes[last..].copy_from_slice(&value.to_le_bytes());
         std::fs::write(folder.path().join(name), bytes).expect("it is written");
     };
-    for name in ["config.json", "model.safetensors"] {
+    for name in ["config.json", "model.safetensors", "decode.safetensors"] {
         std::fs::copy(from.join(name), folder.path().join(name)).expect("it is copied");
     }
     changed("far.safetensors", &from.join("decode.safetensors"), 1000.0);
@@ -270,7 +270,9 @@ fn golden_fails_where_a_block_differs() {
     let golden = |case: &str, tolerance: &[&str]| {
         program::run(&[&["golden", arg(folder.path()), case, "--device", "cpu"], tolerance].concat())
     };
-    for (case, tolerance) in [("far", &[][..]), ("nan", &[]), ("nan", &["--tolerance", "inf"])] {
+    let cases =
+        [("far", &[][..]), ("nan", &[]), ("nan", &["--tolerance", "inf"]), ("decode", &["--tolerance", "1e-12"])];
+    for (case, tolerance) in cases {
         let done = golden(case, tolerance);
         let said = stderr(&done);
         assert_eq!(done.status.code(), Some(1), "{case}: {said}");
