@@ -15,7 +15,7 @@
 // columns the output channels, and k runs over taps, then input channels. A workgroup computes a tile of pixels x
 // output channels. No patch matrix is written to memory: this file defines where element (pixel, k) lies in x. The tap
 // changes only every ci4 vec4s of k, so the addresses of an invocation's pixels are computed once per tap and kept in
-// registers.
+// registers. With WINOGRAD, common/gemm_winograd.wgsl computes the convolution instead, in blocks of the map.
 #import product
 @if(PRODUCT) #import prologue
 
@@ -52,6 +52,7 @@ struct Params {
 @if(IN_PARTS) @group(0) @binding(10) var<storage, read_write> parts: array<vec4<f32>>; // [PARTS, rows, PHASES, co]
 
 @if(PRODUCT)
+@if(!WINOGRAD)
 // Position of an output pixel's first tap in the upsampled input. Coordinates above and left of the input wrap around
 // to large numbers, so that one comparison detects both edges.
 struct Pixel {
@@ -125,6 +126,7 @@ fn made_pack_x(slot: u32, k4: u32, fetched: Input) -> Pack {
     let c4 = k4 % params.ci4;
     return pack_if(within[slot], made_pack(fetched, pixels[slot].norm, c4, params.ci4));
 }
+@end
 
 // Returns the number of vec4s of k.
 fn inner4() -> u32 { return KERNEL * KERNEL * params.ci4; }

@@ -271,6 +271,41 @@ fn by_matrices(family: &'static Family, units: Units) -> Test {
     Test::new(units.test_name(family), move |gpu| run(&gpu))
 }
 
+/// Makes the test of the variants of a family that compute a map in blocks. Few maps have blocks, so other tests seldom
+/// meet these variants.
+///
+/// Every case runs in f32 and in one other storage type in turn, random problems in a random one.
+fn by_blocks(family: &'static Family) -> Test {
+    let variants = |gpu: &Gpu, storage, case: &Case| {
+        let mut all = variant::runnable(case.kernel.as_ref(), gpu.caps(), storage);
+        all.retain(|variant| variant.name.starts_with("winograd"));
+        all
+    };
+    let run = move |gpu: &Gpu| {
+        let storages = with_narrow_weights(family, &storages(gpu));
+        let others = storages[1..].iter().cycle();
+        let numbered = (1..).zip((family.cases)());
+        let with_blocks = numbered.filter(|(_, case)| !variants(gpu, Storage::F32, case).is_empty());
+        let mut failures = Vec::new();
+        for ((seed, case), other) in with_blocks.zip(others) {
+            let run = |storage| {
+                let verdict = passes(gpu, storage, &case, seed, &variants(gpu, storage, &case));
+                verdict.map_err(|why| format!("{storage}: {why}")).err()
+            };
+            failures.extend([Storage::F32, *other].into_iter().filter_map(run));
+        }
+        if !failures.is_empty() {
+            return Err(failures.join("\n").into());
+        }
+        let random = random::problems(family, RANDOM, |case, seed, draw| {
+            let storage = draw.of(&storages);
+            passes(gpu, storage, case, seed, &variants(gpu, storage, case)).map_err(|why| format!("{storage}: {why}"))
+        });
+        Ok(random?)
+    };
+    Test::new(format!("{} by blocks", family.name), move |gpu| run(&gpu))
+}
+
 /// Makes the test of random problems, each in a random storage type and with a random variant. Variants for matrix
 /// units have tests of their own.
 fn problems(family: &'static Family) -> Test {
@@ -318,7 +353,16 @@ fn main() {
         let pairs = FAMILIES.iter().flat_map(|family| all_units.clone().map(move |units| (family, units)));
         let matrices = pairs.filter(has_matrices).map(|(family, units)| by_matrices(family, units));
         let onnx = storages.iter().copied().map(onnx);
+        let blocks = mobilediffusion_kernels::family("conv2d").map(by_blocks);
         let divided = FAMILIES.iter().filter(|family| divided::NAMES.contains(&family.name)).map(divided::test);
-        FAMILIES.iter().flat_map(of).chain(matrices).chain(onnx).chain(divided).chain([broken::test()]).collect()
+        FAMILIES
+            .iter()
+            .flat_map(of)
+            .chain(matrices)
+            .chain(onnx)
+            .chain(divided)
+            .chain(blocks)
+            .chain([broken::test()])
+            .collect()
     });
 }

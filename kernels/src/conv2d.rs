@@ -18,12 +18,14 @@
 //! * GPU: an implicit matrix product (`shaders/common/product.wgsl`), whose rows are output pixels, whose columns are
 //!   output channels and whose `k` runs over taps and input channels. `tile.rs` lists the tiles, which are the
 //!   variants. Most convolutions with `upsample` 2 are four such products, with less than half of the multiplications:
-//!   see `phases`.
+//!   see `phases`. Where blocks divide the map of a 3x3 convolution of stride 1, one more variant saves as many by
+//!   Winograd's algorithm: see `blocks`.
 //! * CPU: one of three algorithms, chosen by sizes that do not depend on the size of the picture, so that weights are
 //!   packed in one way. `winograd` saves more than half of the multiplications of large 3x3 convolutions; `narrow`
 //!   computes 3x3 convolutions to few channels; `direct` gathers patches for a matrix product and computes everything
 //!   else.
 
+mod blocks;
 mod cases;
 mod direct;
 mod narrow;
@@ -44,7 +46,7 @@ use crate::kernel::{
 };
 use crate::names;
 use crate::prologue::{Norm, Prologue, PrologueInputs};
-use crate::tile::{self, Moments};
+use crate::tile;
 use crate::variant::Variant;
 use serde::{Deserialize, Serialize};
 
@@ -214,17 +216,15 @@ impl Kernel for Conv2d {
     }
 
     fn variants(&self) -> Vec<Variant> {
-        let moments = Moments::of_channels(self.moments);
-        tile::variants(tile::SINGLE, self.sizes(), &self.prologue, moments)
+        self.tile_variants()
     }
 
     fn program(&self, variant: &Variant) -> Program {
-        self.program_of(&tile::of(tile::SINGLE, variant))
+        self.program_of(&self.tile(variant))
     }
 
     fn stages(&self, variant: &Variant) -> Vec<Stage> {
-        let tile = tile::of(tile::SINGLE, variant);
-        tile::stages(tile, self.operands(), self.sizes(), |tile| self.program_of(tile))
+        tile::stages(self.tile(variant), self.operands(), self.sizes(), |tile| self.program_of(tile))
     }
 
     fn cost(&self) -> Cost {

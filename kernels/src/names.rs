@@ -42,3 +42,5 @@ pub const HAS_RESIDUAL: &str = "HAS_RESIDUAL";
 pub const IN_PLACE: &str = "IN_PLACE";
 /// WGSL constant: 1 if the module multiplies by matrix units.
 pub const MATRIX: &str = "MATRIX";
+/// WGSL constant: 1 if the module convolves by Winograd's algorithm.
+pub const WINOGRAD: &str = "WINOGRAD";

@@ -4,13 +4,14 @@
 //! device busy where there are few rows and columns, and so does a workgroup whose invocations or subgroups share the
 //! sum over k (`split`). Where even that gives too few workgroups, workgroups share the sums: each computes the sums
 //! over a part of k, and a second stage adds them (`share`, known as split-k). All tiles are
-//! `shaders/common/gemm.wgsl`, or `gemm_matrix.wgsl` for tiles that use matrix units, with different constants.
+//! `shaders/common/gemm.wgsl`, `gemm_matrix.wgsl` for tiles that use matrix units, or `gemm_winograd.wgsl` for blocks of
+//! a convolution, with different constants.
 
 mod end;
 mod table;
 
 pub(crate) use self::end::ProductEnd;
-pub(crate) use self::table::{PAIR, SINGLE, UNSTAGED};
+pub(crate) use self::table::{BLOCKS, PAIR, SINGLE, UNSTAGED};
 
 use self::table::{END, END_OF_ROWS};
 use crate::kernel::{DType, Operand, Program, Stage, folded_grid};
@@ -41,6 +42,8 @@ pub(crate) struct Tile {
     staged: Option<usize>,
     /// Arrangement of matrices, if matrix units compute the product.
     matrix: Option<Matrix>,
+    /// Whether the tile is a block of a convolution, which Winograd's algorithm computes: see `conv2d/blocks.rs`.
+    winograd: bool,
     /// Share of the product that the dispatch computes.
     share: Share,
     /// See [`Variant::slots`].
@@ -92,11 +95,18 @@ impl Moments {
     }
 }
 
+/// Number of vec4s of workgroup memory of `shaders/common/gemm_winograd.wgsl`: 32 tiles and 32 columns at 16 places.
+const WINOGRAD_SCRATCH: usize = 16 * (32 + 32);
+
 /// Cost of the second dispatch of a split product, in steps of k. An estimate, see [`Tile::rate`].
 const DISPATCH: f64 = 256.0;
 
 /// Operands that the end of a split product binds. The first stage binds all others.
 const AT_END: [&str; 6] = [names::BIAS, names::SHIFT, names::RESIDUAL, names::Y, names::MOMENTS, names::ROW_MOMENTS];
+
+/// Cost of the end of a block, where products are exchanged and become outputs, in steps of k. An estimate from 8 input
+/// channels on a software driver, see [`Tile::rate`].
+const EXCHANGE: f64 = 48.0;
 
 /// Largest number of bytes of partial sums. Products that would have more also have enough tiles without a split.
 const MOST_SUMS: usize = 32 << 20;
@@ -126,6 +136,11 @@ impl Tile {
     /// Number of columns, of all products together.
     fn cols(&self) -> usize {
         4 * self.each[1] * self.threads[0]
+    }
+
+    /// Whether this is a block of a convolution.
+    pub(crate) fn is_block(&self) -> bool {
+        self.winograd
     }
 
     /// Whether tiles never cross from one image of so many `positions` into the next.
@@ -184,8 +199,11 @@ impl Tile {
 
     /// Number of vec4s of workgroup memory that the shader declares: one step of rows and columns with their gaps and
     /// one more vec4 for each vec4 of k, and at least one for every invocation, where sums are exchanged, and for every
-    /// row, where statistics are.
+    /// row, where statistics are. Blocks of a convolution have transformed inputs and weights there.
     fn scratch(&self) -> usize {
+        if self.winograd {
+            return WINOGRAD_SCRATCH;
+        }
         let least = self.rows().max(self.threads.iter().product());
         if let Some(matrix) = &self.matrix {
             return if matrix.vec4_loads { (self.batch(matrix) * matrix.split as usize).max(least) } else { least };
@@ -212,6 +230,7 @@ impl Tile {
             ("PARTS", parts),
             ("IN_PARTS", (parts > 1).into()),
             (names::MATRIX, self.matrix.is_some().into()),
+            (names::WINOGRAD, self.winograd.into()),
             ("ROWS_EACH", size(self.each[0])),
             ("QUADS_EACH", size(self.each[1])),
             ("THREADS_X", size(x)),
@@ -260,8 +279,12 @@ impl Tile {
             groups *= parts as usize;
             work *= 1.0 / f64::from(parts) + DISPATCH / k as f64;
         }
+        if self.winograd {
+            work *= 1.0 + EXCHANGE / k as f64;
+        }
         let rounds = self.matrix.is_some() && prologue.norm != Norm::None;
-        let sums = 4 * self.each[0] * self.each[1];
+        // Winograd's algorithm has 16 products in the place of four outputs.
+        let sums = 4 * self.each[0] * self.each[1] * if self.winograd { 4 } else { 1 };
         Variant { name: self.name, needs: self.needs(), groups, slots: self.slots, sums, work, rounds }
     }
 }
@@ -311,8 +334,8 @@ pub(crate) fn stages(
 ///
 /// # Panics
 /// If the variant belongs to another kernel.
-pub(crate) fn of(tiles: &[Tile], variant: &Variant) -> Tile {
-    *tiles.iter().find(|tile| tile.name == variant.name).expect("a variant is one of the kernel's own")
+pub(crate) fn of<'a>(tiles: impl IntoIterator<Item = &'a Tile>, variant: &Variant) -> Tile {
+    *tiles.into_iter().find(|tile| tile.name == variant.name).expect("a variant is one of the kernel's own")
 }
 
 #[cfg(test)]

@@ -29,6 +29,7 @@
 //   fn fetch_scale(col0: u32, col: u32) -> WeightPack                  // scale of a column's weights: Storage::prelude
 // Sums of columns beyond the last are undefined (their weights may be anything), and the importing module ignores them.
 #import gemm_sums
+#import multiplied
 #import scratch
 @if(STAGED) #import gemm_fetch
 #import gemm_columns
@@ -36,14 +37,6 @@ const THREADS = LAYER * SPLIT;
 
 // Weights of an invocation's columns at one vec4 of k: entry `4 * j + i` is column `i` of vec4 `j`.
 alias Columns = array<vec4<f32>, 4u * QUADS_EACH>;
-
-// Returns sums plus the dot products of x with the columns a, b, c and d. It uses fma on vec4s of columns, not dot.
-fn multiplied(x: vec4<f32>, a: vec4<f32>, b: vec4<f32>, c: vec4<f32>, d: vec4<f32>, sums: vec4<f32>) -> vec4<f32> {
-    var s = fma(vec4<f32>(x.x), vec4<f32>(a.x, b.x, c.x, d.x), sums);
-    s = fma(vec4<f32>(x.y), vec4<f32>(a.y, b.y, c.y, d.y), s);
-    s = fma(vec4<f32>(x.z), vec4<f32>(a.z, b.z, c.z, d.z), s);
-    return fma(vec4<f32>(x.w), vec4<f32>(a.w, b.w, c.w, d.w), s);
-}
 
 @if(STAGED)
 // Layout of workgroup memory: x as [STEP4, ROW_STRIDE], then w as [STEP4, COL_STRIDE], in vec4s of k.

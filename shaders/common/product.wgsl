@@ -15,10 +15,14 @@
 //   fn shifted(v: vec4<f32>, fetched: Pack) -> vec4<f32>                  // adds the shift, if there is one
 //   fn stored_row(row: u32) -> u32                                        // with PHASED: the row of y of a row
 //   fn stored_moments(tile: u32) -> u32                                   // with PHASED: the moments of a tile of rows
+// With WINOGRAD, common/gemm_winograd.wgsl defines the last two, and needs none of the first line.
 #import grid
 @if(PRODUCT)
 @if(MATRIX) #import gemm_matrix
-@if(!MATRIX) #import gemm
+@if(!MATRIX)
+@if(WINOGRAD) #import gemm_winograd
+@if(!WINOGRAD) #import gemm
+@end
 @else
 #import gemm_parts
 @end

@@ -22,9 +22,11 @@ fn column_at(col4: u32) -> vec2<u32> {
 }
 
 @if(!PHASED)
-// The rows of y are those of the product.
+@if(!WINOGRAD)
+// Rows of y are in the order of the product's.
 fn stored_row(row: u32) -> u32 { return row; }
 fn stored_moments(tile: u32) -> u32 { return tile; }
+@end
 @end
 
 // Loads the residual at vec4 `at` of y. With IN_PLACE, y contains it before it is overwritten.
@@ -84,7 +86,7 @@ fn main(
             @if(HAS_ROW_MOMENTS) sums[i * QUADS_EACH + j] = select(vec4<f32>(0.0), v, stored);
         }
         @if(HAS_MOMENTS)
-        // Tiles of moments are 64 consecutive rows. Only the last tile may be incomplete, and only with a single image.
+        // Tiles of moments are 64 consecutive rows of the product. Only the last tile may be incomplete, and only with a single image.
         let tile = row0 / 64u + moment_tile(thread);
         let found = tile_moments(written, min(64u, max(params.rows, 64u * tile) - 64u * tile), thread);
         if inside && moment_row(thread) == 0u && 64u * tile < params.rows {

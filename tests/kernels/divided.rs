@@ -20,7 +20,8 @@ fn parts(stage: Stage) -> Vec<Stage> {
     stage.program.divided(PARTS).into_iter().map(|program| Stage { program, ..stage.clone() }).collect()
 }
 
-/// Returns the cases of a family with several tiles, each with a variant of one stage that divides it.
+/// Returns cases of a family with several tiles, each with a variant of one stage that divides it. One is by blocks if
+/// the family has such variants.
 fn divided(family: &Family, gpu: &Gpu) -> Vec<(Case, Variant)> {
     let of = |case: Case| {
         let variants = variant::runnable(case.kernel.as_ref(), gpu.caps(), Storage::F32);
@@ -30,7 +31,9 @@ fn divided(family: &Family, gpu: &Gpu) -> Vec<(Case, Variant)> {
         };
         variants.into_iter().rev().find(is_divided).map(|variant| (case, variant))
     };
-    (family.cases)().into_iter().filter_map(of).take(CASES).collect()
+    let (blocks, others): (Vec<_>, Vec<_>) =
+        (family.cases)().into_iter().filter_map(of).partition(|(_, variant)| variant.name.starts_with("winograd"));
+    others.into_iter().take(CASES).chain(blocks.into_iter().take(1)).collect()
 }
 
 /// Makes the test that a divided product computes what a whole one does, bit by bit.

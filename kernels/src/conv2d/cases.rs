@@ -105,6 +105,15 @@ pub(super) fn cases() -> Vec<Case> {
             stride: 2,
             ..reading(shifted(1, 17, 17, 12, 9), 4, channels(1, Activation::Silu))
         }),
+        // Maps of whole blocks for Winograd's algorithm on a GPU, of every width: one block, several across or below.
+        Case::new(full(2, 24, 16, 6, 33)).integers(),
+        Case::new(reading(full(2, 16, 16, 12, 40), 4, channels(2, Activation::Silu)))
+            .fill("norm", Fill::Normal(3.0, 1.0)),
+        Case::new(Conv2d { moments: true, ..full(2, 8, 32, 9, 36) }).fill("bias", Fill::Normal(30.0, 1.0)),
+        Case::new(Conv2d { moments: true, ..full(2, 4, 192, 5, 34) }).fill("bias", Fill::Normal(30.0, 1.0)),
+        Case::new(Conv2d { moments: true, ..full(1, 16, 16, 8, 6) }).fill("bias", Fill::Normal(30.0, 1.0)),
+        Case::new(reading(shifted(1, 6, 64, 6, 4), 2, channels(1, Activation::Relu))).integers(),
+        Case::new(Conv2d { prologue: Prologue { f32_input: true, ..Prologue::default() }, ..full(1, 4, 32, 8, 70) }),
     ]);
     cases
 }
@@ -172,6 +181,12 @@ pub(super) fn random(draw: &mut Draw<'_>) -> Case {
         moments: n == 1 && !residual && draw.flip(),
         f32_output: draw.flip(),
         ..plain(n, draw.size(4).max(least), draw.size(8).max(least), ci, draw.size(TILE))
+    };
+    // Few maps have blocks for Winograd's algorithm on a GPU, so these are drawn on purpose.
+    let (h, w) = draw.of(&[(conv.h, conv.w), (conv.h, conv.w), (8, 16), (4, 32), (2, 64), (4, 128)]);
+    let conv = match (h, w) == (conv.h, conv.w) {
+        true => conv,
+        false => Conv2d { h, w, kernel: 3, stride: 1, pad_start: 1, pad_end: 1, upsample: 1, ..conv },
     };
     let plain = conv.activation == Activation::None && conv.prologue.norm == Norm::None && !conv.moments;
     let exact = plain && WinogradForm::of(&conv).is_none_or(WinogradForm::is_exact) && draw.flip();

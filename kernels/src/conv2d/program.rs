@@ -3,7 +3,8 @@
 use super::{Conv2d, phases};
 use crate::kernel::{Param, Program};
 use crate::names;
-use crate::tile::{Moments, ProductEnd, Sizes, Tile};
+use crate::tile::{self, Moments, ProductEnd, Sizes, Tile};
+use crate::variant::Variant;
 
 impl Conv2d {
     /// Returns the sizes of the matrix product.
@@ -13,6 +14,21 @@ impl Conv2d {
             true => Sizes { rows: self.n * self.h * self.w, k: phases * self.ci, cols, phases },
             false => Sizes { rows: self.pixels(), k: self.patch_len(), cols, phases: 1 },
         }
+    }
+
+    /// Returns the variants by tiles of the product, and by blocks where those divide the map.
+    pub(super) fn tile_variants(&self) -> Vec<Variant> {
+        let of = |tiles| tile::variants(tiles, self.sizes(), &self.prologue, Moments::of_channels(self.moments));
+        let mut variants = of(tile::SINGLE);
+        if self.block_width().is_some() {
+            variants.extend(of(tile::BLOCKS));
+        }
+        variants
+    }
+
+    /// Returns the tile of one of these variants.
+    pub(super) fn tile(&self, variant: &Variant) -> Tile {
+        tile::of(tile::SINGLE.iter().chain(tile::BLOCKS), variant)
     }
 
     /// Returns the program that computes `y` with one of the tiles.
@@ -43,6 +59,7 @@ impl Conv2d {
         constants.extend(end.constants());
         constants.extend(self.prologue.constants(tile.divides(oh * ow)));
         constants.extend(tile.constants());
+        constants.extend(self.block_constants(tile));
         let mut params = vec![
             Param::size(names::FIRST_ROW_TILE, 0),
             Param::size("rows", sizes.rows),

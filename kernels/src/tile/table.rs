@@ -110,10 +110,16 @@ const WHOLE: Tile = Tile {
     threads: [16, 16, 1],
     staged: Some(4),
     matrix: None,
+    winograd: false,
     share: Share::Whole,
     slots: 1,
     rate: 0.6,
 };
+
+/// Blocks of a convolution. Of the 2.25 times fewer multiplications the rate leaves what transforms, and further reads of
+/// the input, are estimated not to cost (benches/records/compilers.md).
+pub(crate) const BLOCKS: &[Tile] =
+    &[Tile { name: "winograd 128x32", threads: [8, 32, 1], winograd: true, rate: 1.4, ..WHOLE }];
 
 /// Tile like [`WHOLE`] for kernels that are no products and stage nothing: its workgroup memory holds sums of its
 /// invocations only.

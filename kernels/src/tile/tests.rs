@@ -1,11 +1,11 @@
 //! Tests of the choice of a tile for a shape, and of the properties of tiles that the shaders rely on.
 
-use super::{Matrix, Moments, PAIR, SINGLE, Sizes, UNSTAGED, variants};
+use super::{BLOCKS, Matrix, Moments, PAIR, SINGLE, Sizes, UNSTAGED, variants};
 use crate::kernel::{Kernel, Param, Stage};
 use crate::names;
 use crate::prologue::Prologue;
 use crate::variant::tests::with_matrices;
-use crate::variant::{Machine, choose};
+use crate::variant::{Machine, Needs, choose};
 use crate::{Conv2d, Linear};
 use mobilediffusion_runtime::Caps;
 
@@ -137,5 +137,15 @@ fn divided_programs_cover_every_tile_once() {
                 assert_eq!(next, y * z, "{rows} rows, {parts} parts");
             }
         }
+    }
+}
+
+#[test]
+fn tiles_without_matrices_fit_into_the_workgroup_memory_of_every_device() {
+    for tile in SINGLE.iter().chain(PAIR).chain(BLOCKS).filter(|tile| tile.matrix.is_none()) {
+        let bytes = tile.scratch() * 16;
+        assert!(bytes <= Needs::PORTABLE.workgroup_bytes as usize, "{}: {bytes} bytes", tile.name);
+        let invocations = tile.threads.iter().product::<usize>();
+        assert!(invocations <= Needs::PORTABLE.invocations as usize, "{}: {invocations}", tile.name);
     }
 }
