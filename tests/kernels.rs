@@ -271,6 +271,11 @@ fn by_matrices(family: &'static Family, units: Units) -> Test {
     Test::new(units.test_name(family), move |gpu| run(&gpu))
 }
 
+/// Returns whether a variant computes a map in blocks.
+fn is_block(variant: &Variant) -> bool {
+    variant.name.starts_with("winograd")
+}
+
 /// Makes the test of the variants of a family that compute a map in blocks. Few maps have blocks, so other tests seldom
 /// meet these variants.
 ///
@@ -278,7 +283,7 @@ fn by_matrices(family: &'static Family, units: Units) -> Test {
 fn by_blocks(family: &'static Family) -> Test {
     let variants = |gpu: &Gpu, storage, case: &Case| {
         let mut all = variant::runnable(case.kernel.as_ref(), gpu.caps(), storage);
-        all.retain(|variant| variant.name.starts_with("winograd"));
+        all.retain(is_block);
         all
     };
     let run = move |gpu: &Gpu| {

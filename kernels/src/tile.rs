@@ -4,8 +4,8 @@
 //! device busy where there are few rows and columns, and so does a workgroup whose invocations or subgroups share the
 //! sum over k (`split`). Where even that gives too few workgroups, workgroups share the sums: each computes the sums
 //! over a part of k, and a second stage adds them (`share`, known as split-k). All tiles are
-//! `shaders/common/gemm.wgsl`, `gemm_matrix.wgsl` for tiles that use matrix units, or `gemm_winograd.wgsl` for blocks of
-//! a convolution, with different constants.
+//! `shaders/common/gemm.wgsl`, `gemm_matrix.wgsl` for tiles that use matrix units, or `gemm_winograd.wgsl` for blocks
+//! of a convolution, with different constants.
 
 mod end;
 mod table;
@@ -95,7 +95,8 @@ impl Moments {
     }
 }
 
-/// Number of vec4s of workgroup memory of `shaders/common/gemm_winograd.wgsl`: 32 tiles and 32 columns at 16 places.
+/// Number of vec4s of workgroup memory of `shaders/common/gemm_winograd.wgsl`: 16 elements of 32 squares and of 32
+/// columns.
 const WINOGRAD_SCRATCH: usize = 16 * (32 + 32);
 
 /// Cost of the second dispatch of a split product, in steps of k. An estimate, see [`Tile::rate`].
@@ -283,7 +284,7 @@ impl Tile {
             work *= 1.0 + EXCHANGE / k as f64;
         }
         let rounds = self.matrix.is_some() && prologue.norm != Norm::None;
-        // Winograd's algorithm has 16 products in the place of four outputs.
+        // Winograd's algorithm accumulates 16 products for four outputs.
         let sums = 4 * self.each[0] * self.each[1] * if self.winograd { 4 } else { 1 };
         Variant { name: self.name, needs: self.needs(), groups, slots: self.slots, sums, work, rounds }
     }

@@ -80,8 +80,8 @@ fn stored_moments(tile: u32) -> u32 {
 // What an invocation transforms: line `own_line` of the 4x4 elements of square or column `own_at`.
 var<private> own_line: u32;
 var<private> own_at: u32;
-// For a square: the two lines of pixels that make up the line of elements, as the indices of their first pixels, and the
-// four columns of pixels. Both are clamped to the map.
+// For a square: the two lines of pixels that make up the line of elements, as the indices of their first pixels, and
+// the four columns of pixels. Both are clamped to the map.
 var<private> lines: vec2<u32>;
 var<private> lines_within: vec2<bool>;
 var<private> columns: vec4<u32>;

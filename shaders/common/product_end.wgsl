@@ -86,7 +86,8 @@ fn main(
             @if(HAS_ROW_MOMENTS) sums[i * QUADS_EACH + j] = select(vec4<f32>(0.0), v, stored);
         }
         @if(HAS_MOMENTS)
-        // Tiles of moments are 64 consecutive rows of the product. Only the last tile may be incomplete, and only with a single image.
+        // Tiles of moments are 64 consecutive rows of the product. Only the last tile may be incomplete, and only with a
+        // single image.
         let tile = row0 / 64u + moment_tile(thread);
         let found = tile_moments(written, min(64u, max(params.rows, 64u * tile) - 64u * tile), thread);
         if inside && moment_row(thread) == 0u && 64u * tile < params.rows {

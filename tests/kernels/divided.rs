@@ -32,7 +32,7 @@ fn divided(family: &Family, gpu: &Gpu) -> Vec<(Case, Variant)> {
         variants.into_iter().rev().find(is_divided).map(|variant| (case, variant))
     };
     let (blocks, others): (Vec<_>, Vec<_>) =
-        (family.cases)().into_iter().filter_map(of).partition(|(_, variant)| variant.name.starts_with("winograd"));
+        (family.cases)().into_iter().filter_map(of).partition(|(_, variant)| crate::is_block(variant));
     others.into_iter().take(CASES).chain(blocks.into_iter().take(1)).collect()
 }
 

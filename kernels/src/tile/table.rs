@@ -116,8 +116,8 @@ const WHOLE: Tile = Tile {
     rate: 0.6,
 };
 
-/// Blocks of a convolution. They multiply 2.25 times less, of which transforms and repeated reads of the input are estimated
-/// to leave 1.4 times the rate (benches/records/compilers.md).
+/// Blocks of a convolution. They multiply 2.25 times less, of which transforms and repeated reads of the input are
+/// estimated to leave 1.4 times the rate (benches/records/compilers.md).
 pub(crate) const BLOCKS: &[Tile] =
     &[Tile { name: "winograd 128x32", threads: [8, 32, 1], winograd: true, rate: 1.4, ..WHOLE }];
 
