@@ -57,6 +57,9 @@ pub(crate) fn run(args: &Check) -> Result<(), Failure> {
             }
         }
     }
+    if let Some(gpu) = gpu.as_ref().filter(|_| args.every_variant) {
+        gpu.refused_matrices().iter().try_for_each(|refused| tally.error(&refused.to_string()))?;
+    }
     for path in &args.paths {
         match case_files(path) {
             Ok(files) => files.iter().try_for_each(|file| tally.file(&device, file))?,

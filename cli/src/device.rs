@@ -82,10 +82,14 @@ pub(crate) fn device_choice(text: &str) -> Result<DeviceChoice, String> {
     })
 }
 
-/// Opens the selected GPU. Returns `None` for the CPU, also if `auto` finds no GPU or cannot open it.
+/// Opens the selected GPU, and says which of its matrix units are not used. Returns `None` for the CPU, also if `auto`
+/// finds no GPU or cannot open it.
 pub(crate) fn open(choice: &DeviceChoice) -> Result<Option<Gpu>, Failure> {
     match pollster::block_on(choice.open(&Cache::User))? {
-        Opened::Gpu(gpu) => Ok(Some(*gpu)),
+        Opened::Gpu(gpu) => {
+            gpu.refused_matrices().iter().for_each(|refused| note(&format!("warning: {refused}")));
+            Ok(Some(*gpu))
+        }
         Opened::Cpu { failure } => {
             if let Some(error) = failure {
                 note(&format!("warning: no GPU could be opened: {}", one_line(&error.to_string())));

@@ -4,6 +4,7 @@ use crate::adapter::{self, AdapterSummary, Select};
 use crate::caps::{self, Caps};
 use crate::error::RuntimeError;
 use crate::incidents::{Incidents, locked, one_line, panic_message};
+use crate::matrix_check::{RefusedMatrix, experimental_features};
 use crate::pass::Submission;
 use crate::pipeline::Pipelines;
 use crate::pipeline_file::PipelineFile;
@@ -42,6 +43,7 @@ pub struct Gpu {
     pub(crate) pending_upload: AtomicU64,
     pub(crate) pipelines_made: AtomicU64,
     pub(crate) adapter: AdapterSummary,
+    pub(crate) refused_matrices: Vec<RefusedMatrix>,
     pub(crate) incidents: Arc<Incidents>,
     pub(crate) tally: Tally,
 }
@@ -93,13 +95,15 @@ impl Gpu {
         }
         let features = caps::features(&chosen.caps);
         let opened = Self::open_with(raw, chosen.clone(), shader_checks, features).await?;
-        let opened = opened.keep_working_matrices();
+        let mut opened = opened.keep_working_matrices();
         if opened.incidents.loss().is_none() {
             return Ok(opened);
         }
+        let refused_matrices = std::mem::take(&mut opened.refused_matrices);
         drop(opened);
         let (caps, plain) = caps::without_matrices(&chosen.caps);
-        Self::open_with(raw, AdapterSummary { caps, ..chosen }, shader_checks, plain).await
+        let plain = Self::open_with(raw, AdapterSummary { caps, ..chosen }, shader_checks, plain).await?;
+        Ok(Self { refused_matrices, ..plain })
     }
 
     /// Opens a device with those of `features` that the adapter has.
@@ -141,6 +145,7 @@ impl Gpu {
             pending_upload: AtomicU64::new(0),
             pipelines_made: AtomicU64::new(0),
             adapter: chosen,
+            refused_matrices: Vec::new(),
         })
     }
 
@@ -165,6 +170,12 @@ impl Gpu {
     /// Returns the capabilities and limits of this device.
     pub fn caps(&self) -> &Caps {
         &self.adapter.caps
+    }
+
+    /// Returns the matrix shapes that the adapter lists and this device does not use, because its trial of them failed
+    /// when it was opened.
+    pub fn refused_matrices(&self) -> &[RefusedMatrix] {
+        &self.refused_matrices
     }
 
     /// Returns whether the driver may check the bounds of every buffer access (robust buffer access). On Vulkan a
@@ -353,19 +364,6 @@ async fn first_opened<T, F: Future<Output = Result<T, RuntimeError>>>(
         }
     }
     Err(refused.expect("there are candidates"))
-}
-
-/// Returns the permission to request cooperative matrices, the only requested feature that wgpu calls experimental.
-#[expect(unsafe_code, reason = "wgpu offers cooperative matrices in no other way")]
-fn experimental_features() -> wgpu::ExperimentalFeatures {
-    // SAFETY: wgpu warns that wrong use of such a feature may be undefined behaviour: it checks neither that a matrix
-    // lies within its array nor that a whole subgroup takes part. The shader contract of `Gpu::pipeline` makes the
-    // caller responsible for both. The shaders of this project load and store matrices in workgroup memory, at offsets
-    // that are multiples of tile sizes, or in a buffer made for them, in control flow that naga finds uniform.
-    // tests/kernels.rs runs each of them on Mesa's driver between fences, tests/shaders.rs adds up their memory, and
-    // `keep_working_matrices` tries out a product on every device that is opened (wgpu #8805: naga does not tell
-    // drivers all that Vulkan requires about memory that matrices share).
-    unsafe { wgpu::ExperimentalFeatures::enabled() }
 }
 
 #[cfg(test)]

@@ -95,6 +95,7 @@ pub use caps::{Caps, MatrixShape, MatrixType};
 pub use device::{Counters, Gpu};
 pub use error::RuntimeError;
 pub use files::{check_folder, open_file, read_file, write_whole};
+pub use matrix_check::RefusedMatrix;
 pub use pass::{Bound, Dispatch, Submission};
 pub use pipeline::{Binding, Pipeline};
 pub use timer::Timer;

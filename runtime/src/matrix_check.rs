@@ -8,7 +8,8 @@
 //! for AMD's GPUs (RADV) has subgroups of several sizes, the trial also tells the size that shaders with matrices get,
 //! since no API does.
 
-use crate::caps::Caps;
+use crate::caps::{Caps, MatrixShape};
+use crate::incidents::one_line;
 use crate::shader::{Compose, compose};
 use crate::{Binding, Bound, Gpu, Role, RuntimeError};
 use std::sync::atomic::Ordering;
@@ -22,6 +23,34 @@ const STEPS: u32 = 3;
 /// Matrices of the left factor, one below the other. Every subgroup multiplies each of them with both of the right
 /// factor.
 const ROWS: u32 = 4;
+
+/// Matrix shape that an adapter lists, and that its device does not use because the trial failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RefusedMatrix {
+    /// Shape and types of the matrices.
+    pub shape: MatrixShape,
+    /// What the trial found.
+    pub reason: String,
+}
+
+impl std::fmt::Display for RefusedMatrix {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "matrix units {} are listed but not used: {}", self.shape, self.reason)
+    }
+}
+
+/// Returns the permission to request cooperative matrices, the only requested feature that wgpu calls experimental.
+#[expect(unsafe_code, reason = "wgpu offers cooperative matrices in no other way")]
+pub(crate) fn experimental_features() -> wgpu::ExperimentalFeatures {
+    // SAFETY: wgpu warns that wrong use of such a feature may be undefined behaviour: it checks neither that a matrix
+    // lies within its array nor that a whole subgroup takes part. The shader contract of `Gpu::pipeline` makes the
+    // caller responsible for both. The shaders of this project load and store matrices in workgroup memory, at offsets
+    // that are multiples of tile sizes, or in a buffer made for them, in control flow that naga finds uniform.
+    // tests/kernels.rs runs each of them on Mesa's driver between fences, tests/shaders.rs adds up their memory, and
+    // `keep_working_matrices` tries out a product on every device that is opened (wgpu #8805: naga does not tell
+    // drivers all that Vulkan requires about memory that matrices share).
+    unsafe { wgpu::ExperimentalFeatures::enabled() }
+}
 
 /// Returns the bytes of workgroup memory that the trial needs: those of its factors and of the sum over all invocations,
 /// and those of the sums of one subgroup.
@@ -56,27 +85,40 @@ fn shader(edge: u32, subgroups: u32, known_size: Option<u32>, wide: bool) -> Str
 }
 
 impl Gpu {
-    /// Removes matrix shapes whose trial product is wrong from the capabilities, so that no kernel uses them, and
-    /// notes the size of subgroups if it was not known.
+    /// Removes matrix shapes whose trial fails from the capabilities, so that no kernel uses them, and notes why, and the
+    /// size of subgroups if it was not known.
     pub(crate) fn keep_working_matrices(mut self) -> Self {
         let Caps { mut matrices, mut subgroup_size, .. } = self.caps().clone();
+        let mut refused = Vec::new();
         matrices.retain(|shape| {
             if !shape.is_tried() {
                 return true;
             }
-            let found = self.trial(shape.m, subgroup_size).ok().flatten();
-            let works = found.is_some() && subgroup_size.is_none_or(|known| Some(known) == found);
-            subgroup_size = subgroup_size.or(found);
-            works
+            match self.trial(shape.m, subgroup_size) {
+                Ok(found) => subgroup_size = Some(found),
+                Err(reason) => refused.push(RefusedMatrix { shape: *shape, reason }),
+            }
+            refused.last().is_none_or(|last| last.shape != *shape)
         });
         self.adapter.caps = Caps { matrices, subgroup_size, ..self.adapter.caps };
+        self.refused_matrices = refused;
         // The buffers and pipelines of the trial are not counted.
         [&self.buffers_made, &self.pipelines_made].iter().for_each(|made| made.store(0, Ordering::Relaxed));
         self
     }
 
-    /// Multiplies matrices of `edge` x `edge`. Returns the size of subgroups if every product is right.
-    fn trial(&self, edge: u32, known_size: Option<u32>) -> Result<Option<u32>, RuntimeError> {
+    /// Multiplies matrices of `edge` x `edge`. Returns the size of subgroups if every product is right, or what is wrong.
+    fn trial(&self, edge: u32, known_size: Option<u32>) -> Result<u32, String> {
+        let (subgroups, results) = self.multiply(edge, known_size).map_err(|error| one_line(&error.to_string()))?;
+        let found = subgroup_of(edge, subgroups, &results)?;
+        match known_size {
+            Some(known) if known != found => Err(format!("expected subgroups of {known} invocations, found {found}")),
+            _ => Ok(found),
+        }
+    }
+
+    /// Runs the trial's shader. Returns the number of subgroups that had room for their sums, and the results.
+    fn multiply(&self, edge: u32, known_size: Option<u32>) -> Result<(u32, Vec<f32>), RuntimeError> {
         let info = self.device.adapter_info();
         let least = known_size.unwrap_or(info.subgroup_min_size).max(1);
         let (always, each) = workgroup_bytes(edge);
@@ -90,39 +132,53 @@ impl Gpu {
         let dispatch = self.dispatch("matrix trial", &pipeline, &[Bound::whole(&found)], [1, 1, 1])?;
         self.submit([&dispatch])?;
         let found = self.download(&found, &staging)?;
-        let found: Vec<f32> = found.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
-        Ok(subgroup_of(edge, subgroups, &found))
+        Ok((subgroups, found.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()))
     }
 }
 
 /// Returns the size of subgroups if every subgroup of the trial that stores its sums stored the right ones, and the sums
-/// over all invocations are right.
-fn subgroup_of(edge: u32, subgroups: u32, found: &[f32]) -> Option<u32> {
-    let (products, rest) = found.split_last_chunk::<4>()?;
-    let [size, total, ..] = *rest;
-    let size = (1..=INVOCATIONS).find(|possible| possible.is_power_of_two() && *possible as f32 == size)?;
+/// over all invocations are right; else what is wrong.
+fn subgroup_of(edge: u32, subgroups: u32, found: &[f32]) -> Result<u32, String> {
+    let (products, [size, total, ..]) = found.split_last_chunk::<4>().expect("the shader has more results");
+    let possible = (0..=INVOCATIONS.ilog2()).map(|power| 1 << power).find(|possible| *possible as f32 == *size);
+    let found = possible.ok_or_else(|| format!("expected a power of two as the size of subgroups, found {size}"))?;
     let batch = 2 * (edge * edge) as usize;
-    let stored = subgroups.min(INVOCATIONS / size) as usize;
-    let is_right = |(row, all): (u32, &[f32])| all.chunks(batch).take(stored).all(|sums| are_products(edge, row, sums));
+    let stored = subgroups.min(INVOCATIONS / found) as usize;
+    for (row, all) in (0..).zip(products.chunks(subgroups as usize * batch)) {
+        for (subgroup, sums) in all.chunks(batch).take(stored).enumerate() {
+            let wrong = |why| format!("subgroup {subgroup}, matrices {row}: {why}");
+            are_products(edge, row, sums).map_err(wrong)?;
+        }
+    }
     let of_all: u32 = (0..INVOCATIONS).sum();
-    let mut rows = (0..).zip(products.chunks(subgroups as usize * batch));
-    (rows.all(is_right) && total == of_all as f32).then_some(size)
+    if *total == of_all as f32 { Ok(found) } else { Err(format!("expected a sum of {of_all} over all, found {total}")) }
 }
 
-/// Returns whether `found` is what the trial shader adds up for row `row` of matrices: `edge` rows of two sums.
-fn are_products(edge: u32, row: u32, found: &[f32]) -> bool {
+/// Checks that `found` is what the trial shader adds up for row `row` of matrices: `edge` rows of two sums. Returns what
+/// is wrong.
+fn are_products(edge: u32, row: u32, found: &[f32]) -> Result<(), String> {
     let depth = 2 * edge;
     let x = |step: u32, row: u32, k: u32| f64::from((3 * row + k + step) % 5) - 2.0;
     let w = |step: u32, col: u32, k: u32| f64::from((col + 2 * k + step) % 7) - 3.0;
     let product = |step, row, col| (0..depth).map(|k| x(step, row, k) * w(step, col, k)).sum::<f64>();
     let sum = |at: u32| (0..STEPS).map(|step| product(step, row * edge + at / depth, at % depth)).sum::<f64>();
-    found.len() == (edge * depth) as usize && (0..).zip(found).all(|(at, found)| sum(at) == f64::from(*found))
+    if found.len() != (edge * depth) as usize {
+        return Err(format!("expected {} sums, found {}", edge * depth, found.len()));
+    }
+    let mut wrong = (0..).zip(found).filter(|(at, found)| sum(*at) != f64::from(**found));
+    match wrong.next() {
+        None => Ok(()),
+        Some((at, found)) => {
+            let (row, column, others) = (at / depth, at % depth, wrong.count());
+            Err(format!("expected {} in row {row}, column {column}, found {found}; {others} more are wrong", sum(at)))
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{INVOCATIONS, ROWS, STEPS, are_products, shader, subgroup_of, workgroup_bytes};
-    use crate::{AdapterKind, Gpu, adapter};
+    use super::{INVOCATIONS, ROWS, RefusedMatrix, STEPS, are_products, shader, subgroup_of, workgroup_bytes};
+    use crate::{AdapterKind, Gpu, MatrixShape, MatrixType, adapter};
 
     /// Sum of the numbers of all invocations.
     const TOTAL: f32 = 32_640.0;
@@ -143,10 +199,10 @@ mod tests {
         for (edge, row) in [8, 16].into_iter().flat_map(|edge| (0..ROWS).map(move |row| (edge, row))) {
             let (width, depth) = (2 * edge as usize, 2 * edge);
             let right = sums_of(edge, row, 0..STEPS, depth, false);
-            assert!(are_products(edge, row, &right), "right sums are refused");
-            assert!(!are_products(edge, row, &right[1..]), "one element is missing");
-            assert!(!are_products(edge, row, &vec![0.0; right.len()]), "nothing was multiplied");
-            let wrong = |sums: Vec<f32>, what: &str| assert!(!are_products(edge, row, &sums), "{what}");
+            assert_eq!(are_products(edge, row, &right), Ok(()), "right sums are refused");
+            assert!(are_products(edge, row, &right[1..]).is_err(), "one element is missing");
+            assert!(are_products(edge, row, &vec![0.0; right.len()]).is_err(), "nothing was multiplied");
+            let wrong = |sums: Vec<f32>, what: &str| assert!(are_products(edge, row, &sums).is_err(), "{what}");
             let shuffled = |from: &dyn Fn(usize, usize) -> (usize, usize)| -> Vec<f32> {
                 let from = |at: usize| from(at / width, at % width);
                 (0..right.len()).map(from).map(|(row, col)| right[row * width + col]).collect()
@@ -165,6 +221,14 @@ mod tests {
     }
 
     #[test]
+    fn a_refused_shape_is_named_with_the_reason() {
+        let shape = MatrixShape::square(16, MatrixType::F16, MatrixType::F32);
+        let refused = RefusedMatrix { shape, reason: "expected 3, found 4".to_owned() };
+        let text = "matrix units 16x16x16 f16 to f32 are listed but not used: expected 3, found 4";
+        assert_eq!(refused.to_string(), text);
+    }
+
+    #[test]
     fn every_subgroup_must_store_its_sums() {
         let (least, batch) = (8, 128);
         let subgroups = INVOCATIONS / least;
@@ -177,17 +241,24 @@ mod tests {
             });
             sums.chain([size, total, 0.0, 0.0]).collect::<Vec<f32>>()
         };
-        assert_eq!(subgroup_of(8, subgroups, &stored(0.0, 0, TOTAL)), None, "nothing was stored");
-        assert_eq!(subgroup_of(8, subgroups, &stored(32.0, 8, TOTAL)), Some(32));
-        assert_eq!(subgroup_of(8, subgroups, &stored(32.0, 8, TOTAL - 1.0)), None, "the sum of all is wrong");
-        assert_eq!(subgroup_of(8, subgroups, &stored(16.0, 8, TOTAL)), None, "only half of the subgroups stored a sum");
-        assert_eq!(subgroup_of(8, subgroups, &stored(4.0, 32, TOTAL)), Some(4), "there is room for half of them");
+        let found = |sums: &[f32]| subgroup_of(8, subgroups, sums);
+        let refused = |sums: &[f32], why: &str| {
+            let reason = found(sums).expect_err(why);
+            assert!(reason.contains(why), "no {why} in: {reason}");
+        };
+        refused(&stored(0.0, 0, TOTAL), "expected a power of two as the size of subgroups, found 0");
+        assert_eq!(found(&stored(32.0, 8, TOTAL)), Ok(32));
+        refused(&stored(32.0, 8, TOTAL - 1.0), "expected a sum of 32640 over all, found 32639");
+        refused(&stored(16.0, 8, TOTAL), "subgroup 8, matrices 0: expected");
+        assert_eq!(found(&stored(4.0, 32, TOTAL)), Ok(4), "there is room for half of them");
         for size in [f32::NAN, 0.0, 33.0, 512.0] {
-            assert_eq!(subgroup_of(8, subgroups, &stored(size, 32, TOTAL)), None, "subgroups of {size}");
+            refused(&stored(size, 32, TOTAL), "as the size of subgroups");
         }
         let mut one_is_wrong = stored(8.0, 32, TOTAL);
         *one_is_wrong.iter_mut().nth_back(4).expect("it has sums") += 1.0;
-        assert_eq!(subgroup_of(8, subgroups, &one_is_wrong), None, "the last sum is wrong");
+        refused(&one_is_wrong, "subgroup 31, matrices 3: expected");
+        refused(&one_is_wrong, "in row 7, column 15");
+        refused(&one_is_wrong, "; 0 more are wrong");
     }
 
     /// wgpu validates the form that a device uses when it opens; this is for those that no device here uses.

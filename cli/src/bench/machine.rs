@@ -1,7 +1,7 @@
 //! Description of what a measurement was made on: device, driver, storage types, clock and commit.
 
 use mobilediffusion_kernels::Device;
-use mobilediffusion_runtime::Timer;
+use mobilediffusion_runtime::{Gpu, RefusedMatrix, Timer};
 use std::process::Command;
 
 /// Returns the lines of a measurement's header as pairs of name and text.
@@ -14,13 +14,21 @@ pub(crate) fn describe(device: &Device, timer: Option<&Timer<'_>>) -> Vec<(&'sta
         Device::Gpu(gpu, _) => {
             let adapter = gpu.adapter();
             let device = format!("{} ({}, {})", adapter.name, adapter.kind, adapter.backend);
-            vec![("device", device), ("driver", adapter.driver.clone())]
+            vec![("device", device), ("driver", adapter.driver.clone()), ("matrix units", matrices(gpu))]
         }
     };
     lines.push(("storage", device.storage().to_string().to_lowercase()));
     lines.push(("clock", timer.map_or("wall clock", Timer::clock).to_owned()));
     lines.extend(commit().map(|commit| ("commit", commit)));
     lines
+}
+
+/// Returns the matrix units that a device uses, and those that it lists and does not use.
+fn matrices(gpu: &Gpu) -> String {
+    let used = gpu.caps().matrices.iter().map(ToString::to_string);
+    let refused = gpu.refused_matrices().iter().map(|RefusedMatrix { shape, reason }| format!("not {shape}: {reason}"));
+    let all: Vec<String> = used.chain(refused).collect();
+    if all.is_empty() { "none".to_owned() } else { all.join(", ") }
 }
 
 /// Reads the processor's name from `/proc/cpuinfo`, where there is one.
