@@ -55,7 +55,7 @@ pub enum Against<'a> {
 
 /// One side of a comparison.
 enum Side<'a> {
-    Device(Memory),
+    Device(Box<Memory>),
     References(ReferenceMemory<'a>),
 }
 
@@ -65,7 +65,7 @@ impl<'a> Side<'a> {
         Ok(match against {
             Against::Device(weights) => {
                 let half = weights.device().storage().floats != FloatType::F32;
-                (Self::Device(Memory::new(recording, weights, &mut |_, _| Flow::Continue)?), half)
+                (Self::Device(Box::new(Memory::new(recording, weights, &mut |_, _| Flow::Continue)?)), half)
             }
             Against::References(weights) => (Self::References(ReferenceMemory::new(recording, weights)), false),
         })

@@ -12,7 +12,7 @@ use crate::plan::Place;
 use crate::progress::{Flow, OnProgress};
 use crate::record::Recording;
 use crate::weights::{Resident, Weights};
-use chunks::{Chunk, Unit, chunks, most_flops};
+use chunks::{Chunk, Pace, Rest, Unit, flops, most_flops};
 use mobilediffusion_kernels::{GpuDevice, Operand, Param, Stage, Storage, Variant};
 use mobilediffusion_runtime::{Bound, Buffer, Dispatch, Gpu, Pipeline, Role, RuntimeError, Submission, Timer};
 use planned::{Planned, PlannedUnit};
@@ -33,10 +33,9 @@ pub(crate) struct GpuMemory {
     units: Vec<Vec<Unit>>,
     /// Kernel variant of each step.
     variants: Vec<Variant>,
-    /// Limit on the floating-point operations of one submission.
-    chunk_flops: u64,
-    /// Last submitted chunk, if it has not been waited for.
-    in_flight: Option<Submission>,
+    pace: Pace,
+    /// Last submitted chunk and its floating-point operations, if it has not been waited for.
+    in_flight: Option<(Submission, u64)>,
     staging: Buffer,
     /// Bytes of all buffers but the weights.
     bytes: u64,
@@ -66,7 +65,6 @@ impl GpuMemory {
         let shared = (shared_bytes > 0).then(|| gpu.buffer("partial sums", shared_bytes, Role::Storage));
         let shared = shared.transpose().map_err(GraphError::at("partial sums"))?;
         let bytes = arenas.iter().chain([&staging, &uniforms.buffer]).chain(&shared).map(Buffer::bytes).sum();
-        let chunk_flops = most_flops(gpu.adapter().kind);
         let mut memory = Self {
             gpu: Arc::clone(gpu),
             storage,
@@ -74,7 +72,7 @@ impl GpuMemory {
             places,
             units: recording.nodes.iter().map(|_| Vec::new()).collect(),
             variants,
-            chunk_flops,
+            pace: Pace::of(gpu.adapter().kind),
             in_flight: None,
             staging,
             bytes,
@@ -157,9 +155,13 @@ impl GpuMemory {
 
     /// Runs the steps and waits for them. At most two chunks are in flight.
     pub(crate) fn run(&mut self, steps: &[usize], on_progress: OnProgress<'_>) -> Result<(), GraphError> {
-        for chunk in chunks(&self.units, steps, self.chunk_flops) {
-            if let Some(before) = self.in_flight.replace(start(&self.gpu, &chunk, steps.len(), on_progress)?) {
+        self.pace.begin();
+        let mut rest = Rest::of_run(&self.units, steps, &self.pace);
+        while let Some(chunk) = rest.next(&self.pace) {
+            let started = start(&self.gpu, &chunk, steps.len(), on_progress)?;
+            if let Some((before, of_before)) = self.in_flight.replace((started, flops(&chunk))) {
                 self.gpu.wait_for(&before).map_err(GraphError::at("run"))?;
+                self.pace.done(of_before, Instant::now());
             }
         }
         self.in_flight = None;
@@ -169,9 +171,13 @@ impl GpuMemory {
     /// Runs the steps without blocking the thread, and returns while the last chunk is in flight, so that the device
     /// does not wait for the host between two runs.
     pub(crate) async fn run_ahead(&mut self, steps: &[usize], on_progress: OnProgress<'_>) -> Result<(), GraphError> {
-        for chunk in chunks(&self.units, steps, self.chunk_flops) {
-            if let Some(before) = self.in_flight.replace(start(&self.gpu, &chunk, steps.len(), on_progress)?) {
+        self.pace.begin();
+        let mut rest = Rest::of_run(&self.units, steps, &self.pace);
+        while let Some(chunk) = rest.next(&self.pace) {
+            let started = start(&self.gpu, &chunk, steps.len(), on_progress)?;
+            if let Some((before, of_before)) = self.in_flight.replace((started, flops(&chunk))) {
                 self.gpu.finished_for(&before).await.map_err(GraphError::at("run"))?;
+                self.pace.done(of_before, Instant::now());
             }
         }
         Ok(())
@@ -197,7 +203,8 @@ impl GpuMemory {
     pub(crate) fn time(&self, steps: &[usize]) -> Result<Vec<f64>, GraphError> {
         let timer = Timer::new(&self.gpu).map_err(GraphError::at("timer"))?;
         let mut seconds = vec![0.0; steps.len()];
-        for chunk in chunks(&self.units, steps, self.chunk_flops) {
+        let mut rest = Rest::of_run(&self.units, steps, &self.pace);
+        while let Some(chunk) = rest.next(&self.pace) {
             let dispatches: Vec<&Dispatch> = chunk.iter().map(|(_, unit)| &unit.dispatch).collect();
             let each = timer.time_each(&dispatches).map_err(GraphError::at("run"))?;
             chunk.iter().zip(each).for_each(|((step, _), own)| seconds[*step] += own);
@@ -210,7 +217,8 @@ impl GpuMemory {
     pub(crate) fn overhead(&self, steps: &[usize]) -> Result<f64, GraphError> {
         self.gpu.wait().map_err(GraphError::at("run"))?;
         let mut seconds = 0.0;
-        for chunk in chunks(&self.units, steps, self.chunk_flops) {
+        let mut rest = Rest::of_run(&self.units, steps, &self.pace);
+        while let Some(chunk) = rest.next(&self.pace) {
             let begin = Instant::now();
             start(&self.gpu, &chunk, steps.len(), &mut |_, _| Flow::Continue)?;
             seconds += begin.elapsed().as_secs_f64();
