@@ -284,9 +284,19 @@ impl Tile {
             work *= 1.0 + EXCHANGE / k as f64;
         }
         let rounds = self.matrix.is_some() && prologue.norm != Norm::None;
-        // Winograd's algorithm accumulates 16 products for four outputs.
-        let sums = 4 * self.each[0] * self.each[1] * if self.winograd { 4 } else { 1 };
-        Variant { name: self.name, needs: self.needs(), groups, slots: self.slots, sums, work, rounds }
+        let (needs, registers) = (self.needs(), self.registers());
+        Variant { name: self.name, needs, groups, slots: self.slots, registers, work, rounds }
+    }
+
+    /// See [`Variant::registers`].
+    fn registers(&self) -> usize {
+        let [rows, quads] = self.each;
+        if self.winograd {
+            // Four vec4s of sums for each output, eight vec4s of columns, eight loads of pixels and nine of weights.
+            return 4 * (4 * rows * quads + 8 + 8 + 9);
+        }
+        let staged = (self.rows() + self.cols()) * self.staged.unwrap_or(0);
+        4 * (rows * quads + staged.div_ceil(self.threads.iter().product()))
     }
 }
 

@@ -70,8 +70,9 @@ pub struct Variant {
     /// Number of [`busy_groups`](Machine::busy_groups) that one workgroup counts as: 2 if its invocations take so many
     /// registers that no other has room beside it.
     pub slots: usize,
-    /// Number of sums that an invocation accumulates in registers.
-    pub sums: usize,
+    /// Number of values that an invocation keeps in registers from step to step: sums, what it has loaded for the next step,
+    /// and in blocks the columns that it multiplies.
+    pub registers: usize,
     /// Relative time of one workgroup. Only ratios between variants of one problem have a meaning.
     pub work: f64,
     /// Whether factors that the kernel computes (normalised rows, attention weights) are rounded to f16 before they are
@@ -83,18 +84,18 @@ pub struct Variant {
 impl Variant {
     /// Variant of a kernel that has one program.
     pub const ONLY: Self =
-        Self { name: "only", needs: Needs::PORTABLE, groups: 1, slots: 1, sums: 0, work: 1.0, rounds: false };
+        Self { name: "only", needs: Needs::PORTABLE, groups: 1, slots: 1, registers: 0, work: 1.0, rounds: false };
 
     /// Estimates the relative time of the variant on a device, for comparison with other variants of the same problem.
     /// The estimate is not measured. It takes into account that too few workgroups leave a part of the device idle, and
-    /// that sums without a register are stored and loaded again.
+    /// that values without a register are stored and loaded again.
     pub fn estimate(&self, machine: &Machine) -> f64 {
-        let spills = if self.sums > machine.most_sums { SPILLED } else { 1.0 };
+        let spills = if self.registers > machine.registers { SPILLED } else { 1.0 };
         (self.slots * self.groups).max(machine.busy_groups) as f64 * self.work * spills / self.slots as f64
     }
 }
 
-/// Factor by which a variant takes longer whose sums do not fit into registers. A guess: compilers show that sums are
+/// Factor by which a variant takes longer whose values do not fit into registers. A guess: compilers show that they are
 /// stored and loaded in the innermost loop then (benches/records/compilers.md), but not what that costs.
 const SPILLED: f64 = 4.0;
 
@@ -107,8 +108,8 @@ pub struct Machine {
     pub storage: Storage,
     /// Number of workgroups that keep the device busy. Fewer workgroups are assumed to take as long as this number.
     pub busy_groups: usize,
-    /// Number of sums that an invocation can keep in registers, beside the factors that it multiplies.
-    pub most_sums: usize,
+    /// Number of values that an invocation can keep in registers from step to step, beside factors and addresses.
+    pub registers: usize,
     /// Variants that were measured to be the fastest on this device.
     pub tuned: Measured,
 }
@@ -119,7 +120,7 @@ impl Machine {
         caps: Caps::PORTABLE,
         storage: Storage::F32,
         busy_groups: 256,
-        most_sums: usize::MAX,
+        registers: usize::MAX,
         tuned: Measured::new(),
     };
 
@@ -127,8 +128,8 @@ impl Machine {
     pub fn of(GpuDevice { gpu, storage }: GpuDevice<'_>) -> Self {
         let (tuning, _) = Tuning::read(gpu);
         let adapter = gpu.adapter();
-        let (busy_groups, most_sums) = (busy_groups(adapter.kind), most_sums(adapter.vendor));
-        Self { caps: gpu.caps().clone(), storage, busy_groups, most_sums, tuned: tuning.of(adapter) }
+        let (busy_groups, registers) = (busy_groups(adapter.kind), registers(adapter.vendor, &adapter.backend));
+        Self { caps: gpu.caps().clone(), storage, busy_groups, registers, tuned: tuning.of(adapter) }
     }
 }
 
@@ -143,12 +144,23 @@ fn busy_groups(kind: AdapterKind) -> usize {
     }
 }
 
-/// Returns the number of sums that an invocation can keep in registers on a GPU of this vendor.
-fn most_sums(vendor: u32) -> usize {
+/// Returns the number of values that an invocation can keep in registers from step to step on a GPU of this vendor, or
+/// behind this graphics API: about half of the registers that compilers gave to invocations where they began to spill
+/// (benches/records/compilers.md).
+fn registers(vendor: u32, backend: &str) -> usize {
     const ARM: u32 = 0x13B5;
-    // Arm's GPUs have 64 registers for an invocation, which are full with 16 sums, the factors of a step and the loads of
-    // the next. Of the other compilers that were looked at none spills much, although a Raspberry Pi has no more registers.
-    if vendor == ARM { 16 } else { usize::MAX }
+    const INTEL: u32 = 0x8086;
+    const BROADCOM: u32 = 0x14E4;
+    match vendor {
+        ARM => 32,
+        INTEL => 56,
+        // A compiler that was looked at fits every product into the 64 registers of a Raspberry Pi.
+        BROADCOM => 100,
+        // Apple's have 128, as far as is known; no compiler was at hand.
+        _ if backend == "metal" => 100,
+        // NVIDIA's and AMD's have 255, Qualcomm's up to 192.
+        _ => usize::MAX,
+    }
 }
 
 /// Returns the variants of a kernel that a device can run on tensors stored as `storage`.
@@ -173,7 +185,7 @@ pub fn choose(kernel: &dyn Kernel, machine: &Machine) -> Variant {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::{Activation, Linear, Prologue, SwishGlu, WeightType};
+    use crate::{Activation, Conv2d, Linear, Prologue, SwishGlu, WeightType};
 
     /// A large GPU with matrices of 16x16x16 in subgroups of this size: 32 on NVIDIA, 64 on AMD.
     pub(crate) fn with_matrices(subgroup: u32) -> Machine {
@@ -212,22 +224,30 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn sums_that_do_not_fit_into_registers_cost_more() {
-        let machine = Machine { busy_groups: 1, most_sums: most_sums(0x13B5), ..Machine::PORTABLE };
-        for (sums, time) in [(16, 2.0), (17, 8.0)] {
-            let variant = Variant { sums, work: 2.0, ..Variant::ONLY };
-            assert_eq!(variant.estimate(&machine), time, "{sums} sums");
+    fn values_that_do_not_fit_into_registers_cost_more() {
+        let of = |vendor, backend| Machine { registers: registers(vendor, backend), ..Machine::PORTABLE };
+        let arm = of(0x13B5, "vulkan");
+        for (registers, time) in [(32, 2.0), (33, 8.0)] {
+            let variant = Variant { registers, work: 2.0, ..Variant::ONLY };
+            assert_eq!(variant.estimate(&Machine { busy_groups: 1, ..arm.clone() }), time, "{registers} registers");
         }
-        let nvidia = Machine { most_sums: most_sums(0x10DE), ..machine.clone() };
-        for (rows, small, large) in [(65_536, "64x64", "128x128"), (1, "2x16/64", "2x16/64")] {
-            let linear = Linear { rows, k: 1024, cols: 1024, ..Linear::default() };
-            assert_eq!(choose(&linear, &machine).name, small, "{rows} rows on Arm's");
-            assert_eq!(choose(&linear, &nvidia).name, large, "{rows} rows on NVIDIA's");
-        }
+        let linear = |rows| Linear { rows, k: 1024, cols: 1024, ..Linear::default() };
+        let square = Conv2d { n: 1, h: 128, w: 128, ci: 256, co: 256, ..Conv2d::default() };
+        let conv = Conv2d { kernel: 3, stride: 1, upsample: 1, pad_start: 1, pad_end: 1, ..square };
         let (gate, prologue) = (Activation::Silu, Prologue::default());
-        let glu = SwishGlu { rows: 4096, k: 640, cols: 1920, gate, prologue };
-        assert_eq!(choose(&glu, &machine).name, "32x32x2", "both products in few registers");
-        assert_eq!(choose(&glu, &nvidia).name, "128x64x2", "both products in many registers");
+        let glu = SwishGlu { rows: 16_384, k: 640, cols: 1920, gate, prologue };
+        for (machine, name, product, block, pair) in [
+            (arm, "Arm", "64x64", "64x64", "32x32x2"),
+            (of(0x8086, "vulkan"), "Intel", "128x64", "128x64", "64x64x2"),
+            (of(0, "metal"), "Apple", "128x128", "128x128", "128x64x2"),
+            (of(0x14E4, "vulkan"), "Broadcom", "128x128", "128x128", "128x64x2"),
+            (of(0x10DE, "vulkan"), "NVIDIA", "128x128", "winograd 128x32", "128x64x2"),
+        ] {
+            assert_eq!(choose(&linear(65_536), &machine).name, product, "a product on {name}");
+            assert_eq!(choose(&linear(1), &machine).name, "2x16/64", "a row on {name}");
+            assert_eq!(choose(&conv, &machine).name, block, "a convolution on {name}");
+            assert_eq!(choose(&glu, &machine).name, pair, "two products on {name}");
+        }
     }
 
     fn by_matrices(machine: &Machine) -> bool {

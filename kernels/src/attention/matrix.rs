@@ -98,7 +98,7 @@ pub(super) fn variants(attention: &Attention) -> impl Iterator<Item = Variant> {
         groups: queries.div_ceil(tile.queries()) * heads * n,
         work: tile.queries() as f64 / tile.rate,
         slots: 1,
-        sums: 0,
+        registers: 0,
         rounds: true,
     })
 }

@@ -80,8 +80,8 @@ mod tests {
         let conv = plain(1, 128, 128, 256, 256);
         let machine = Machine::PORTABLE;
         assert_eq!(choose(&conv, &machine).name, "winograd 128x32");
-        let arm = Machine { most_sums: 16, ..machine.clone() };
-        assert_eq!(choose(&conv, &arm).name, "64x64", "64 sums for each invocation");
+        let few = Machine { registers: 163, ..machine.clone() };
+        assert_eq!(choose(&conv, &few).name, "128x128", "164 values are kept");
         assert!(choose(&conv, &with_matrices(32)).needs.matrix.is_some(), "matrix units are faster");
         assert_eq!(choose(&plain(1, 128, 128, 8, 256), &machine).name, "128x128", "the exchange is most of the work");
     }

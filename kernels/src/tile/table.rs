@@ -15,7 +15,8 @@ const MESA: Matrix = Matrix { edge: 8, subgroup: 8, ..NVIDIA };
 const M16: Tile = Tile { staged: Some(8), matrix: Some(NVIDIA), ..WHOLE };
 const M16_COLUMN: Tile = Tile { matrix: Some(Matrix { across: 1, ..NVIDIA }), ..M16 };
 const M16_TALL: Tile = Tile { matrix: Some(Matrix { strips: 4, ..NVIDIA }), ..M16 };
-const M16_LARGE: Tile = Tile { matrix: Some(Matrix { strips: 4, across: 4, ..NVIDIA }), ..M16 };
+/// Eight subgroups of 255 registers fill a unit.
+const M16_LARGE: Tile = Tile { matrix: Some(Matrix { strips: 4, across: 4, ..NVIDIA }), slots: 2, ..M16 };
 const M16_SPLIT: Tile = Tile { staged: Some(16), matrix: Some(Matrix { across: 1, split: 4, ..NVIDIA }), ..M16 };
 /// A few workgroups of few subgroups wait for memory at every step. Here twice the subgroups cover twice the k in one
 /// step.
@@ -117,9 +118,10 @@ const WHOLE: Tile = Tile {
 };
 
 /// Blocks of a convolution. They multiply 2.25 times less, of which transforms and repeated reads of the input are
-/// estimated to leave 1.4 times the rate (benches/records/compilers.md).
+/// estimated to leave 1.4 times the rate. Their 256 invocations take 160 to 224 registers each, so that a unit holds one
+/// (benches/records/compilers.md).
 pub(crate) const BLOCKS: &[Tile] =
-    &[Tile { name: "winograd 128x32", threads: [8, 32, 1], winograd: true, rate: 1.4, ..WHOLE }];
+    &[Tile { name: "winograd 128x32", threads: [8, 32, 1], winograd: true, slots: 2, rate: 1.4, ..WHOLE }];
 
 /// Tile like [`WHOLE`] for kernels that are no products and stage nothing: its workgroup memory holds sums of its
 /// invocations only.
