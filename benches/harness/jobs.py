@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple, Optional
 
+# Ending of the names of programs.
+EXE = ".exe" if os.name == "nt" else ""
 # Seconds for which a killed process is waited for: one that hangs in a driver may never end.
 GRACE = 10
 
@@ -112,7 +114,9 @@ def reason(code, err, limit, dead=True):
 
 
 def kill(process):
-    """Kill a process and all processes that it started."""
+    """Kill a process and all processes that it started. Windows has no process groups: those that it started go on."""
+    if not hasattr(os, "killpg"):
+        return process.kill()
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:
@@ -220,8 +224,8 @@ class Program:
             except Failed as failed:
                 if not file.is_file():
                     raise
-                return json.loads(file.read_text()) | {"failed": str(failed)}
-            return json.loads(file.read_text())
+                return json.loads(file.read_text("utf-8")) | {"failed": str(failed)}
+            return json.loads(file.read_text("utf-8"))
 
     def plan(self, arguments, limit):
         out, _ = execute([self.path, "plan", "--json", *arguments], limit)

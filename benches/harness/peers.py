@@ -7,11 +7,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from .jobs import json_lines
+from .jobs import EXE, json_lines
 from .sections import FULL, again, timed_row
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "peers"
-BUILT = "peers/target/release/mobilediffusion-peers"
+BUILT = f"peers/target/release/mobilediffusion-peers{EXE}"
 # Modules that the script of networks on the CPU imports, and display names of its peers.
 MODULES = ("torch", "onnx", "onnxruntime", "safetensors")
 NAMES = {"onnxruntime": "onnxruntime", "torch": "PyTorch"}
@@ -74,7 +74,7 @@ def kernels(section, options, kind):
     """Time burn (wgpu) or candle (CPU) at the kernels' shapes that were timed."""
     peer, other = ("candle", "burn (wgpu)") if kind == "cpu" else ("burn", "candle")
     section.leave_out(f"kernels of {other}", "it does not run on this device")
-    binary = first_file(options.peers, SCRIPTS.parent / BUILT, section.program.path.with_name("mobilediffusion-peers"))
+    binary = first_file(options.peers, SCRIPTS.parent / BUILT, section.program.path.with_name(Path(BUILT).name))
     if binary is None:
         return section.leave_out(f"kernels of {peer}", "not built: `cargo build --release` in benches/peers")
     for dtype, rows in section.record["kernels"].items():

@@ -1,5 +1,6 @@
 """Tests of the parts of the harness that need no device. Run `python3 -m unittest harness.tests` in `benches`."""
 
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -58,6 +59,19 @@ class Jobs(unittest.TestCase):
         with mock.patch.object(jobs, "kill"):
             code, dead = jobs.wait(process, 1)
         self.assertEqual(jobs.reason(code, "", 1, dead), "killed after 1 s, but it did not die")
+
+    def test_where_there_are_no_process_groups_the_process_alone_is_killed(self):
+        process = subprocess.Popen(["sleep", "60"])
+        with mock.patch.object(jobs, "os", SimpleNamespace()):
+            self.assertEqual(jobs.wait(process, 0.1), (None, True))
+        self.assertLess(process.returncode, 0, "it was killed")
+
+    def test_the_script_runs_without_what_windows_lacks(self):
+        script = ("import os, runpy, signal, sys; del os.killpg, signal.SIGHUP\n"
+                  "runpy.run_path(sys.argv.pop(1), run_name='__main__')")
+        run = Path(__file__).resolve().parents[1] / "run"
+        done = attempt([sys.executable, "-c", script, run, "--program", shutil.which("false")], 20)
+        self.assertEqual(done.err.splitlines()[-1], "error: it printed nothing", "the program was run, and failed")
 
     def test_all_that_commands_print_is_logged_and_warnings_are_passed_on(self):
         with tempfile.TemporaryDirectory() as folder, mock.patch.object(jobs, "LOG", jobs.Log()):
