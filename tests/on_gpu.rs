@@ -1,5 +1,6 @@
-//! Tests of plans and pictures that need a GPU, on every adapter: tensors at the limits of a device, shared weights,
-//! stopped runs, replays that create nothing, and pictures equal to the CPU's.
+//! Tests of plans and pictures that need a GPU. On every adapter: tensors at the limits of a device, shared weights,
+//! replays that create nothing. On software drivers: long runs that are stopped, long steps that are divided. On every
+//! hardware adapter and one software driver: pictures equal to the CPU's.
 
 #[path = "on_gpu/int8.rs"]
 mod int8;

@@ -1,5 +1,5 @@
-//! Drawing from an initial picture and with a mask, and errors for invalid pictures, on the CPU device and every GPU
-//! adapter.
+//! Drawing from an initial picture and with a mask, and errors for invalid pictures, on the CPU device, every hardware
+//! adapter and one software driver.
 
 use mobilediffusion_graph::{Recording, Session, Weights};
 use mobilediffusion_model::config::{ModelConfig, VaeConfig};

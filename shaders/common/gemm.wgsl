@@ -9,8 +9,8 @@
 //
 // STAGED: every step of the main loop stages STEP4 vec4s of k of all rows and columns of the tile in workgroup memory,
 // and loads the next step into registers meanwhile. The loads keep the stored format, and conversion, norms and zero
-// padding are applied only when the values are staged. The loads have no branches either: otherwise compilers wait for
-// each load before they start the next.
+// padding are applied only when the values are staged. No load has a branch of its own either: otherwise compilers wait
+// for each load before they start the next.
 //
 // Not STAGED: for few rows, where nothing is reused between invocations, every invocation loads its operands directly.
 //
