@@ -8,14 +8,17 @@
 //!   per buffer: a dispatch must not read one range of a buffer and write another, unless all ranges are bound
 //!   read-write.
 //!
-//! Three placements for GPUs were measured against the lower bound, at the native sizes of the presets in f32
-//! (`mobilediffusion plan`, `tests/plan.rs`):
+//! Three placements for GPUs were measured against the lower bound, at the native sizes of the presets in f32. The table
+//! shows the worst of all presets, on 2026-12-01 by `mobilediffusion plan --preset NAME` (see also `tests/plan.rs`),
+//! those of slots on 2026-11-24:
 //!
 //! | placement | UNet | decoder | text encoder |
 //! |---|---|---|---|
 //! | slots: a tensor takes a whole buffer, which later tensors reuse | 1.086 | 1.000 | 1.286 |
 //! | one arena, bound read-write | 1.000 | 1.000 | 1.000 |
-//! | a few arenas, inputs and outputs of a step in different ones | 1.031 | 1.006 | 1.024 |
+//! | a few arenas, inputs and outputs of a step in different ones | 1.032 | 0.852 | 1.024 |
+//!
+//! Below 1 are networks in which steps overwrite their input. The bound counts input and output of such a step.
 //!
 //! With a single arena no kernel could bind its inputs read-only, so shader compilers could not rely on memory that
 //! does not change. A few arenas keep read-only bindings, and a replay takes the same time (see
