@@ -20,8 +20,8 @@ pub(crate) enum Floats {
 /// Storage types of weight matrices, as `--weights-dtype` names and explains them.
 const WEIGHTS: [(WeightType, &str, &str); 3] = [
     (WeightType::Floats, "floats", "In 16 bits if the files have them so, else in the type of all other floats"),
-    (WeightType::F16, "f16", "In 16 bits"),
-    (WeightType::Int8, "int8", "In 8 bits, with one scale per output channel"),
+    (WeightType::F16, "f16", "In 16 bits; those of convolutions that upsample as all other floats"),
+    (WeightType::Int8, "int8", "In 8 bits, with one scale per output channel, or four where a GPU upsamples"),
 ];
 
 /// Parses `--weights-dtype`.

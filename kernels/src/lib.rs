@@ -26,15 +26,17 @@
 //! # Variants
 //!
 //! Matrix products, convolutions and attention have several programs for one problem, their [`Variant`]s: tiles of
-//! different sizes, split-k products in two stages, and tiles for matrix units. [`variant::choose`] takes one: a pure
-//! function of the kernel's sizes and of a [`variant::Machine`], which also holds what `bench --tune` measured
-//! ([`tuning`]). One variant of every kernel runs on every WebGPU device.
+//! different sizes, split-k products in two stages, tiles for matrix units, and for 3x3 convolutions blocks of the map by
+//! Winograd's algorithm. [`variant::choose`] takes one: a pure function of the kernel's sizes and of a
+//! [`variant::Machine`], which also holds what `bench --tune` measured ([`tuning`]). One variant of every kernel runs on
+//! every WebGPU device.
 //!
 //! # Storage types
 //!
 //! Kernels compute in f32; only matrix units multiply in f16, with sums in f32. A [`Storage`] says how tensors lie in
 //! device memory: floats as f32, as f16, or as f16 packed in pairs into u32 for devices without the f16 feature;
-//! matrices of weights as those floats or in 8 bits with one scale for each output channel.
+//! matrices of weights as those floats, as f16 beside f32, or in 8 bits with one scale for each output channel, or for
+//! each phase of it where a convolution upsamples ([`WeightType`]).
 //!
 //! # Checking and timing
 //!
