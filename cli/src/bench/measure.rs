@@ -86,8 +86,10 @@ pub(super) fn runs(one: f64, effort: Effort) -> usize {
 pub(super) fn warm_up(timer: &Timer<'_>, dispatches: &[Dispatch], effort: Effort) -> Result<(), RuntimeError> {
     const LONG: Duration = Duration::from_millis(100);
     let start = Instant::now();
+    let mut repeats = 1;
     while !effort.software && start.elapsed() < LONG.min(effort.per_shape / 2) {
-        timer.time_in_turn(dispatches, 32)?;
+        timer.time_in_turn(dispatches, repeats)?;
+        repeats = 32.min(2 * repeats);
     }
     Ok(())
 }

@@ -6,7 +6,7 @@ use crate::terminal::{note, one_line};
 use mobilediffusion_kernels::Device;
 use mobilediffusion_kernels::variant::MatrixUnit;
 use mobilediffusion_kernels::{Case, DType, Linear, Storage, WeightType, sample};
-use mobilediffusion_runtime::{Binding, Bound, Dispatch, Role, RuntimeError, Timer};
+use mobilediffusion_runtime::{AdapterKind, Binding, Bound, Dispatch, Role, RuntimeError, Timer};
 use rayon::prelude::*;
 use serde_json::{Value, json};
 use std::fmt;
@@ -220,7 +220,13 @@ fn shortest(timer: &Timer<'_>, dispatch: &[Dispatch], effort: Effort) -> Result<
 
 fn gpu_flops(timer: &Timer<'_>, effort: Effort, vectors: &str) -> Result<f64, RuntimeError> {
     let gpu = timer.gpu();
-    let groups: u32 = if effort.software { 256 } else { 32_768 };
+    // About a millisecond on the largest GPUs, and on the slowest of each kind well below the time after which systems
+    // reset a GPU.
+    let groups: u32 = match gpu.adapter().kind {
+        AdapterKind::Software => 256,
+        AdapterKind::Integrated => 4096,
+        AdapterKind::Discrete | AdapterKind::Other => 32_768,
+    };
     let invocations = groups * 64;
     let scale = gpu.buffer("scale", 16, Role::Uniform)?;
     // Below one, so that no sum overflows.
