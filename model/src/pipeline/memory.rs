@@ -12,7 +12,7 @@ use mobilediffusion_kernels::{FloatType, Storage, WeightType};
 use mobilediffusion_runtime::AdapterKind;
 use std::collections::HashSet;
 use std::sync::Arc;
-use sysinfo::{MemoryRefreshKind, RefreshKind, System};
+use sysinfo::{CGroupLimits, MemoryRefreshKind, RefreshKind, System};
 
 /// Number of bytes that one plan needs, or all plans of a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -133,14 +133,16 @@ pub(crate) fn free(device: &Device) -> Option<u64> {
     }
     let memory = MemoryRefreshKind::nothing().with_ram();
     let system = System::new_with_specifics(RefreshKind::nothing().with_memory(memory)).ok()?;
-    // A container may be allowed less than the machine has.
-    free_of(system.available_memory(), system.cgroup_limits().map(|limits| limits.free_memory))
+    free_of(system.available_memory(), system.cgroup_limits().as_ref())
 }
 
-/// Returns the smaller of what the machine has free and what is left of the container's limit, if there is one. `None` if
-/// the system says 0, which it does where it does not know.
-fn free_of(available: u64, allowed: Option<u64>) -> Option<u64> {
-    Some(allowed.map_or(available, |allowed| available.min(allowed))).filter(|bytes| *bytes > 0)
+/// Returns the smaller of what the machine has free and what is left of the limit of the container, which may be
+/// allowed less. A system that says 0 for the machine does not know.
+fn free_of(available: u64, container: Option<&CGroupLimits>) -> Option<u64> {
+    let available = (available > 0).then_some(available);
+    // `free_memory` counts files in the page cache as used, although the system drops them where memory is needed.
+    let allowed = container.map(|limits| limits.total_memory.saturating_sub(limits.rss));
+    available.into_iter().chain(allowed).min()
 }
 
 /// Request, as far as its memory is concerned.
@@ -260,15 +262,19 @@ mod tests {
 
     #[test]
     fn a_container_may_use_less_than_is_free_and_never_more() {
-        for (available, allowed, free) in [
+        // Files in the page cache fill every container here.
+        let limits = |total_memory, rss| CGroupLimits { total_memory, free_memory: 0, free_swap: 0, rss };
+        for (available, container, free) in [
             (8 << 30, None, Some(8 << 30)),
-            (8 << 30, Some(1 << 30), Some(1 << 30)),
-            (8 << 30, Some(1 << 40), Some(8 << 30)),
+            (8 << 30, Some(limits(4 << 30, 3 << 30)), Some(1 << 30)),
+            (8 << 30, Some(limits(1 << 40, 1 << 30)), Some(8 << 30)),
             (0, None, None),
-            (0, Some(1 << 30), None),
-            (8 << 30, Some(0), None),
+            (0, Some(limits(4 << 30, 3 << 30)), Some(1 << 30)),
+            // Full is not unknown.
+            (8 << 30, Some(limits(4 << 30, 4 << 30)), Some(0)),
+            (8 << 30, Some(limits(4 << 30, 5 << 30)), Some(0)),
         ] {
-            assert_eq!(free_of(available, allowed), free, "{available} bytes free, {allowed:?} allowed");
+            assert_eq!(free_of(available, container.as_ref()), free, "{available} bytes free, {container:?}");
         }
     }
 
