@@ -37,8 +37,6 @@ pub struct Pipeline {
     plans: Plans,
     /// Generation of the device that the plans were made on.
     generation: u64,
-    /// Counts as one pipeline over the model.
-    _over: Arc<()>,
 }
 
 /// Numbers of objects and bytes that exist so far. A request whose plans are ready changes none of them.
@@ -71,8 +69,7 @@ impl Pipeline {
     /// Returns another pipeline over a model that is already loaded.
     pub fn over(model: Arc<Model>) -> Self {
         let generation = model.generation();
-        let over = model.count();
-        Self { model, plans: Plans::default(), generation, _over: over }
+        Self { model, plans: Plans::default(), generation }
     }
 
     /// Returns the model, for further pipelines over it.
@@ -201,11 +198,12 @@ impl Pipeline {
         run::Run::new(&self.model, &mut self.plans, request, (&settings, shape), on_progress).pictures(on_picture).await
     }
 
-    /// Frees this pipeline's plans, and the weights unless another pipeline shares them. The device stays open, and the
-    /// next request makes everything again: for an application that is not drawing for a while.
+    /// Frees this pipeline's plans, and the weights that no other pipeline has plans with or is about to draw with. The
+    /// device stays open, and the next request makes everything again: for an application that is not drawing for a
+    /// while.
     pub fn release(&mut self) {
         self.plans.clear();
-        while self.model.pipelines() == 1 && self.model.release(&[]) {}
+        while self.model.release() {}
     }
 
     /// Opens the device again after it was lost: the same adapter, with weights from the same source. The next request

@@ -20,7 +20,9 @@ fn too_little_memory_is_refused_with_what_would_fit() {
         draw(&mut enough, &small("sun"));
 
         let large = Request { width: Some(512), height: Some(256), ..Request::new("sun") };
+        let there = enough.counters();
         let refused = enough.generate(&large, &mut |_| Flow::Continue).expect_err("512x256 needs more");
+        assert_eq!(enough.counters(), there, "nothing has to go for a request that does not fit");
         let line = refused.to_string();
         assert!(
             line.starts_with("out of memory: 512x256 pixels need ") && line.contains("MiB; 32x32 would fit"),
@@ -41,16 +43,13 @@ fn a_released_pipeline_holds_nothing_and_draws_the_same_again() {
     for device in drawing_devices() {
         let mut pipeline = Pipeline::load(source(), on(device)).expect("it loads");
         let drawn = draw(&mut pipeline, &small("sun"));
-        let other = Pipeline::over(Arc::clone(pipeline.model()));
+        let mut other = Pipeline::over(Arc::clone(pipeline.model()));
+        other.prepare(&small("sun"), &mut |_| Flow::Continue).expect("it loads");
         pipeline.release();
         let there = pipeline.counters();
-        assert!(
-            there.plan_bytes == 0 && there.plans == 0 && there.weight_bytes > 0,
-            "another may need them: {there:?}"
-        );
-        drop(other);
-        pipeline.release();
-        assert_eq!(pipeline.counters().weight_bytes, 0);
+        assert!(there.plan_bytes == 0 && there.plans == 0 && there.weight_bytes > 0, "another needs them: {there:?}");
+        other.release();
+        assert_eq!(pipeline.counters().weight_bytes, 0, "no pipeline has plans");
         assert!(draw(&mut pipeline, &small("sun")) == drawn, "another picture after the release");
     }
 }
@@ -158,13 +157,12 @@ fn weights_that_a_request_does_not_use_make_room_for_those_it_uses() {
             let there = short.counters();
             assert!(there.weight_bytes + there.plan_bytes <= most, "{there:?} of {most}");
         }
-        // Weights stay while another pipeline over the model exists, but not because an application holds the model.
-        let model = Arc::clone(short.model());
-        let other = Pipeline::over(Arc::clone(&model));
+        // Weights stay where a plan of another pipeline uses them, and not because there is another pipeline.
+        let mut other = Pipeline::over(Arc::clone(short.model()));
+        other.prepare(&noisy, &mut |_| Flow::Continue).expect("it fits");
         let refused = short.generate(&small("sun"), &mut |_| Flow::Continue).expect_err("they stay").to_string();
         assert!(refused.starts_with("out of memory"), "{refused}");
-        drop(other);
+        other.release();
         draw(&mut short, &small("sun"));
-        drop(model);
     }
 }

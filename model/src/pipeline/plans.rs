@@ -3,7 +3,8 @@
 use crate::config::ModelConfig;
 use crate::error::ModelError;
 use crate::networks::{Decoder, LatentSize, Network, Shape, decode_graph, denoise_graph, encode_graph, text_graph};
-use mobilediffusion_graph::{Graph, Session};
+use mobilediffusion_graph::{Graph, Session, Weights};
+use std::sync::Arc;
 
 /// Everything that shapes a plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +65,8 @@ impl Key {
 struct Plan {
     key: Key,
     session: Session,
+    /// Weights of the network, which are not freed as long as a plan holds them.
+    weights: Arc<Weights>,
     /// What inputs hold that were written by [`Plans::write_once`].
     held: Vec<Held>,
 }
@@ -102,9 +105,15 @@ impl Plans {
         self.0.iter().map(|plan| plan.session.bytes()).sum()
     }
 
+    /// Returns the number of bytes and the weights of the plans that are not `needed`.
+    pub(super) fn unneeded(&self, needed: &[Key]) -> (u64, Vec<&Arc<Weights>>) {
+        let unneeded = || self.0.iter().filter(|plan| !needed.contains(&plan.key));
+        (unneeded().map(|plan| plan.session.bytes()).sum(), unneeded().map(|plan| &plan.weights).collect())
+    }
+
     /// Adds a plan as the most recently used one.
-    pub(super) fn add(&mut self, key: Key, session: Session) {
-        self.0.push(Plan { key, session, held: Vec::new() });
+    pub(super) fn add(&mut self, key: Key, session: Session, weights: Arc<Weights>) {
+        self.0.push(Plan { key, session, weights, held: Vec::new() });
     }
 
     /// Marks plans as the most recently used ones, in the order of `keys`.

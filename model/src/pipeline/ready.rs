@@ -7,8 +7,8 @@ use super::request::Request;
 use super::shared::{GoOn, Model};
 use crate::config::ModelConfig;
 use crate::error::ModelError;
-use crate::networks::{Decoder, Network, Shape};
-use mobilediffusion_graph::{Device, Recording, compile_ahead};
+use crate::networks::{Decoder, Shape};
+use mobilediffusion_graph::{Device, Recording, Session, compile_ahead};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
@@ -36,7 +36,8 @@ pub(super) fn ready(
     on_progress: OnProgress<'_>,
 ) -> Result<(), ModelError> {
     let keys = keys(model.config(), request, shape);
-    keys.iter().try_for_each(|key| model.weights(key.network()).map(drop))?;
+    // No pipeline frees weights that are held.
+    let _held = keys.iter().map(|key| model.weights(key.network())).collect::<Result<Vec<_>, _>>()?;
     plans.touch(&keys);
     let pictures = request.batches().next().unwrap_or(1);
     let ask = Ask { model, device: &model.device(), latent: shape.latent, pictures, keys: &keys };
@@ -96,16 +97,15 @@ impl Preparation<'_> {
         }
     }
 
-    /// Frees the least recently used plan, or else weights that no needed plan uses, and returns whether there was
-    /// anything to free. Weights that other pipelines share are kept: removing them here would free nothing.
+    /// Frees the least recently used plan, or else weights that nobody uses, and returns whether there was anything to
+    /// free.
     fn free_one(&mut self) -> bool {
-        let Ask { model, keys, .. } = self.ask;
-        let networks: Vec<Network> = keys.iter().map(|key| key.network()).collect();
-        self.plans.evict(keys) || model.pipelines() == 1 && model.release(&networks)
+        self.plans.evict(self.ask.keys) || self.ask.model.release()
     }
 
     /// Frees plans and weights until the missing plans fit into the limits of [`Options`](super::Options) and the
-    /// machine's memory. Returns the number of bytes that everything takes then.
+    /// machine's memory. Returns the number of bytes that everything takes then. Nothing is freed for a request that
+    /// would not fit even so.
     fn make_room(&mut self, missing: &[Missing]) -> Result<u64, ModelError> {
         let Ask { model, device, keys, .. } = self.ask;
         self.ask.check_buffers(missing.iter().map(|plan| plan.need))?;
@@ -113,6 +113,12 @@ impl Preparation<'_> {
         // Asked for before anything is freed, as it may take a while until that is seen.
         let free = || memory::free(device).map(|free| free + there);
         let budget = model.options().memory.or_else(free);
+        let (plans, weights) = self.plans.unneeded(keys);
+        // Other pipelines may change what is there at any time.
+        let least = there.saturating_sub(plans + model.unused_bytes(&weights)) + additional(model, missing);
+        if let Some(budget) = budget.filter(|budget| least > *budget) {
+            return Err(self.ask.too_much(least, Some(budget)));
+        }
         let most_plans = model.options().plans.max(keys.len());
         while self.plans.len() + missing.len() > most_plans && self.plans.evict(keys) {}
         loop {
@@ -165,8 +171,9 @@ impl Preparation<'_> {
         let (mut before, total) = (0, Missing::steps_of(&missing));
         for Missing { key, recording, .. } in missing {
             let own = recording.nodes().len();
-            let mut go_on = |phase, done, _| self.reporter.report(phase, (before + done, total));
-            self.plans.add(key, self.ask.model.session(key.network(), recording, &mut go_on)?);
+            let mut go_on = |done, _| self.reporter.report(Phase::Compile, (before + done, total));
+            let weights = self.ask.model.weights(key.network())?;
+            self.plans.add(key, Session::new_with(recording, &weights, &mut go_on)?, weights);
             before += own;
         }
         Ok(())

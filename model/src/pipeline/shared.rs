@@ -9,7 +9,7 @@ use crate::error::ModelError;
 use crate::networks::Network;
 use crate::schedule::Schedule;
 use crate::tokenizer::{Encoded, Tokenizer};
-use mobilediffusion_graph::{Device, Flow, Recording, Session, Weights};
+use mobilediffusion_graph::{Device, Flow, Recording, Weights};
 use mobilediffusion_kernels::Storage;
 use std::collections::HashMap;
 use std::error::Error;
@@ -24,8 +24,6 @@ pub struct Model {
     schedule: Schedule,
     tokenizer: Tokenizer,
     opened: Mutex<Opened>,
-    /// Shared with every pipeline over the model, so that they are counted.
-    over: Arc<()>,
 }
 
 /// State that is lost together with the device.
@@ -35,7 +33,8 @@ struct Opened {
     line: String,
     /// Number of times that the device was opened again.
     generation: u64,
-    /// Weights of every network, by folder. They are brought to the device when a plan first needs them.
+    /// Weights of every network, by folder. They are brought to the device when a plan first needs them. Plans, and
+    /// requests that are being prepared, hold those that they use.
     weights: HashMap<&'static str, Arc<Weights>>,
 }
 
@@ -99,7 +98,7 @@ impl Model {
             Ok(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?,
             Err(_) => Tokenizer::clip()?,
         };
-        Ok(Self { source, options, schedule, tokenizer, opened, over: Arc::default() })
+        Ok(Self { source, options, schedule, tokenizer, opened })
     }
 
     /// Returns the configuration.
@@ -162,16 +161,6 @@ impl Model {
         Ok(())
     }
 
-    /// Returns a token that counts as a pipeline over the model for as long as it exists.
-    pub(super) fn count(&self) -> Arc<()> {
-        Arc::clone(&self.over)
-    }
-
-    /// Returns the number of pipelines over the model.
-    pub(super) fn pipelines(&self) -> usize {
-        Arc::strong_count(&self.over) - 1
-    }
-
     /// Returns the number of times that the device was opened again.
     pub(super) fn generation(&self) -> u64 {
         self.opened().generation
@@ -220,14 +209,23 @@ impl Model {
         network.folder(self.config())
     }
 
-    /// Frees the weights in a folder that no `needed` network uses, and returns whether there were any. They are read
-    /// again when a request needs them.
-    pub(super) fn release(&self, needed: &[Network]) -> bool {
-        let folders: Vec<&str> = needed.iter().map(|network| self.folder(*network)).collect();
+    /// Frees the weights in a folder that no plan or request of any pipeline uses, and returns whether there were any.
+    /// They are read again when a request needs them.
+    pub(super) fn release(&self) -> bool {
         let mut opened = self.opened();
-        let unneeded = |(folder, weights): &(&&str, &Arc<Weights>)| !folders.contains(folder) && weights.bytes() > 0;
-        let found = opened.weights.iter().find(unneeded).map(|(folder, _)| *folder);
+        let unused = |(_, weights): &(&&str, &Arc<Weights>)| Arc::strong_count(weights) == 1 && weights.bytes() > 0;
+        let found = opened.weights.iter().find(unused).map(|(folder, _)| *folder);
         found.is_some_and(|folder| opened.weights.remove(folder).is_some())
+    }
+
+    /// Returns the number of bytes of the weights that [`release`](Self::release) could free without these `holders`.
+    pub(super) fn unused_bytes(&self, holders: &[&Arc<Weights>]) -> u64 {
+        let opened = self.opened();
+        let unused = |weights: &&Arc<Weights>| {
+            let held = holders.iter().filter(|holder| Arc::ptr_eq(holder, weights)).count();
+            Arc::strong_count(weights) == 1 + held
+        };
+        opened.weights.values().filter(unused).map(|weights| weights.bytes()).sum()
     }
 
     /// Checks the values of a network's weights, unless that was done before.
@@ -243,18 +241,6 @@ impl Model {
         go_on: GoOn<'_>,
     ) -> Result<(), ModelError> {
         Ok(self.weights(network)?.load(recording, &mut |done, total| go_on(Phase::Load, done, total))?)
-    }
-
-    /// Makes a session over weights that are on the device.
-    pub(super) fn session(
-        &self,
-        network: Network,
-        recording: Recording,
-        go_on: GoOn<'_>,
-    ) -> Result<Session, ModelError> {
-        let weights = self.weights(network)?;
-        let mut go_on = |done, total| go_on(Phase::Compile, done, total);
-        Ok(Session::new_with(recording, &weights, &mut go_on)?)
     }
 
     /// Locks the state that is lost with the device.
