@@ -59,6 +59,8 @@ impl CpuMemory {
         let range = |(offset, tensor): (&Option<usize>, &TensorInfo)| {
             offset.map(|bytes| bytes / 4..bytes / 4 + elements(&tensor.shape))
         };
+        let len = bytes / 4;
+        let mut arena = Aligned::with_capacity(len).map_err(|_| GraphError::out_of_host_memory("arena", bytes))?;
         let placed: Vec<_> = offsets.iter().zip(&recording.tensors).map(range).collect();
         let mut steps = Vec::with_capacity(recording.nodes.len());
         for (step, node) in recording.nodes.iter().enumerate() {
@@ -86,9 +88,11 @@ impl CpuMemory {
             }
             steps.push(operands);
             let (done, total) = (step + 1, recording.nodes.len());
+            // A large arena takes seconds to fill with zeros, so each step fills a part.
+            arena.grow_to(len / total * done);
             on_progress(done, total).check(done, total)?;
         }
-        let arena = Aligned::zeros(bytes / 4).map_err(|_| GraphError::out_of_host_memory("arena", bytes))?;
+        arena.grow_to(len);
         Ok(Self { arena, placed, steps })
     }
 
@@ -185,5 +189,37 @@ fn cpu_values(resident: Resident) -> Arc<Aligned> {
     match resident {
         Resident::Cpu(values) => values,
         Resident::Gpu(_) => unreachable!("the CPU device keeps its weights in host memory"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Flow, Graph, WeightLoader};
+    use mobilediffusion_kernels::{Activation, DType, Device};
+    use std::error::Error;
+
+    struct NoWeights;
+
+    impl WeightLoader for NoWeights {
+        fn load(&self, name: &str, _: &[usize]) -> Result<Vec<f32>, Box<dyn Error + Send + Sync>> {
+            Err(format!("there is no {name}").into())
+        }
+    }
+
+    #[test]
+    fn memory_is_allocated_before_a_step_is_reported() {
+        let mut g = Graph::new();
+        let x = g.input("x", [1 << 28, 1 << 30], DType::F32);
+        let y = g.activate(&x, Activation::Silu, 1.0).expect("the shape fits");
+        g.output("y", &y);
+        let weights = Weights::new(Device::CPU, Box::new(NoWeights));
+        let mut reported = 0;
+        let made = CpuMemory::new(&Recording::new(g), &weights, &mut |_, _| {
+            reported += 1;
+            Flow::Continue
+        });
+        let error = made.expect_err("no machine has an exbibyte").to_string();
+        assert!(error.contains("arena") && reported == 0, "after {reported} steps: {error}");
     }
 }

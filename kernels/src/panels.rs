@@ -65,14 +65,23 @@ impl Aligned {
     /// # Errors
     /// If there is not enough memory.
     pub fn zeros(len: usize) -> Result<Self, std::collections::TryReserveError> {
-        let mut lines = Vec::new();
-        lines.try_reserve_exact(len.div_ceil(16))?;
-        lines.resize(len.div_ceil(16), Line([0.0; 16]));
-        Ok(Self { lines, len })
+        let mut zeros = Self::with_capacity(len)?;
+        zeros.grow_to(len);
+        Ok(zeros)
     }
 
-    /// Grows the vector to at least `len` values.
-    fn grow_to(&mut self, len: usize) {
+    /// Allocates memory for `len` values without touching it, to [grow](Self::grow_to) little by little.
+    ///
+    /// # Errors
+    /// If there is not enough memory.
+    pub fn with_capacity(len: usize) -> Result<Self, std::collections::TryReserveError> {
+        let mut lines = Vec::new();
+        lines.try_reserve_exact(len.div_ceil(16))?;
+        Ok(Self { lines, len: 0 })
+    }
+
+    /// Grows the vector to at least `len` values by zeros.
+    pub fn grow_to(&mut self, len: usize) {
         if self.len < len {
             self.lines.resize(len.div_ceil(16), Line([0.0; 16]));
             self.len = len;

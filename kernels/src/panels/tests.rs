@@ -157,6 +157,11 @@ fn panels_begin_at_cache_lines() {
     let values = Aligned::from(&[1.0, 2.0, 3.0][..]);
     assert_eq!((&values[..], values.as_ptr().align_offset(64)), (&[1.0, 2.0, 3.0][..], 0));
     assert_eq!(Aligned::zeros(17).expect("there is room").len(), 17);
+    let mut growing = Aligned::with_capacity(100).expect("there is room");
+    growing.grow_to(17);
+    let place = growing.as_ptr();
+    growing.grow_to(100);
+    assert_eq!((&growing[..], growing.as_ptr()), (&[0.0; 100][..], place), "it was allocated once");
 }
 
 #[test]
