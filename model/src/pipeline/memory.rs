@@ -4,7 +4,7 @@ use super::plans::Key;
 use super::shared::Model;
 use crate::config::PIXELS_PER_LATENT;
 use crate::error::{ModelError, mib};
-use crate::networks::LatentSize;
+use crate::networks::{LatentSize, Network};
 use mobilediffusion_graph::plan::lower_bound;
 use mobilediffusion_graph::{Device, Recording};
 use mobilediffusion_kernels::kernel::elements;
@@ -174,7 +174,7 @@ impl Ask<'_> {
 
     /// Returns the types in which the UNet is stored, the largest network.
     fn storage(&self) -> Storage {
-        let unet = self.keys.iter().find(|key| matches!(key, Key::Denoise(_)));
+        let unet = self.keys.iter().find(|key| matches!(key.network(), Network::Unet(_)));
         let device = unet.and_then(|key| self.model.device_of(key.network()).ok());
         device.as_ref().unwrap_or(self.device).storage()
     }

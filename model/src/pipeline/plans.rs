@@ -1,62 +1,51 @@
 //! Plans that a pipeline keeps ready. The least recently used one is the first to be evicted.
 
-use crate::config::ModelConfig;
+use crate::config::{ModelConfig, Sampler};
 use crate::error::ModelError;
-use crate::networks::{Decoder, LatentSize, Network, Shape, decode_graph, denoise_graph, encode_graph, text_graph};
+use crate::networks::{LatentSize, Network, Shape};
 use mobilediffusion_graph::{Graph, Session, Weights};
 use std::sync::Arc;
 
-/// Everything that shapes a plan.
+/// Everything that shapes a plan: a network, and those parts of a shape that matter to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Key {
-    /// Text encoder, for one prompt.
-    Text,
-    /// UNet evaluation and sampler step.
-    Denoise(Shape),
-    /// Decoder, for so many latents of this size.
-    Decode(Decoder, LatentSize, usize),
-    /// VAE encoder, for a latent of this size.
-    Encode(LatentSize),
+pub(super) struct Key {
+    network: Network,
+    /// What does not matter to the network has one value in all its keys.
+    shape: Shape,
 }
 
 impl Key {
+    /// Returns the key of a network for the pictures of `shape`.
+    pub(super) fn new(network: Network, shape: Shape) -> Self {
+        let (sampler, latent) = (Sampler::OneStep, LatentSize { height: 0, width: 0 });
+        let any = Shape { latent, sampler, guided: false, takes_noise: false, pictures: 1 };
+        let shape = match network {
+            Network::Text => any,
+            Network::Unet(sampler) => Shape { sampler, ..shape },
+            Network::Decoder(_) => Shape { latent: shape.latent, pictures: shape.pictures, ..any },
+            Network::Encoder => Shape { latent: shape.latent, ..any },
+        };
+        Self { network, shape }
+    }
+
     /// Returns the key of the same network for a latent of another size.
     pub(super) fn of_size(self, latent: LatentSize) -> Self {
-        match self {
-            Self::Text => Self::Text,
-            Self::Denoise(shape) => Self::Denoise(Shape { latent, ..shape }),
-            Self::Decode(which, _, pictures) => Self::Decode(which, latent, pictures),
-            Self::Encode(_) => Self::Encode(latent),
-        }
+        Self::new(self.network, Shape { latent, ..self.shape })
     }
 
     /// Returns the key of the same network for one picture at a time.
     pub(super) fn of_one(self) -> Self {
-        match self {
-            Self::Denoise(shape) => Self::Denoise(Shape { pictures: 1, ..shape }),
-            Self::Decode(which, latent, _) => Self::Decode(which, latent, 1),
-            other => other,
-        }
+        Self::new(self.network, Shape { pictures: 1, ..self.shape })
     }
 
     /// Returns the network whose weights the plan uses.
     pub(super) fn network(self) -> Network {
-        match self {
-            Self::Text => Network::Text,
-            Self::Denoise(shape) => Network::Unet(shape.sampler),
-            Self::Decode(which, ..) => Network::Decoder(which),
-            Self::Encode(_) => Network::Encoder,
-        }
+        self.network
     }
 
     /// Builds the graph.
     pub(super) fn graph(self, config: &ModelConfig) -> Result<Graph, ModelError> {
-        match self {
-            Self::Text => Ok(text_graph(config)?),
-            Self::Denoise(shape) => Ok(denoise_graph(config, &shape)?),
-            Self::Decode(which, size, pictures) => decode_graph(config, size, which, pictures),
-            Self::Encode(size) => encode_graph(config, size),
-        }
+        self.network.graph(config, &self.shape)
     }
 }
 

@@ -7,7 +7,7 @@ use super::request::Request;
 use super::shared::{GoOn, Model};
 use crate::config::ModelConfig;
 use crate::error::ModelError;
-use crate::networks::{Decoder, Shape};
+use crate::networks::{Decoder, Network, Shape};
 use mobilediffusion_graph::{Device, Recording, Session, compile_ahead};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -18,10 +18,10 @@ pub(super) fn keys(config: &ModelConfig, request: &Request, shape: Shape) -> Vec
     sizes.dedup();
     let batches = sizes.into_iter().flat_map(|pictures| {
         let shape = Shape { pictures, ..shape };
-        [Key::Denoise(shape), Key::Decode(Decoder::of(config), shape.latent, pictures)]
+        [Network::Unet(shape.sampler), Network::Decoder(Decoder::of(config))].map(|network| Key::new(network, shape))
     });
-    let encode = request.init.is_some().then_some(Key::Encode(shape.latent));
-    std::iter::once(Key::Text).chain(batches).chain(encode).collect()
+    let encode = request.init.is_some().then_some(Key::new(Network::Encoder, shape));
+    std::iter::once(Key::new(Network::Text, shape)).chain(batches).chain(encode).collect()
 }
 
 /// Makes all plans of a request that are missing.

@@ -7,7 +7,7 @@ use super::sampling::{Evaluation, evaluations};
 use super::shared::Model;
 use crate::config::PIXELS_PER_LATENT;
 use crate::error::ModelError;
-use crate::networks::{Decoder, LatentSize, Shape};
+use crate::networks::{Decoder, LatentSize, Network, Shape};
 use crate::noise::Noise;
 use crate::picture::{Mask, Picture};
 
@@ -59,6 +59,16 @@ impl<'a> Run<'a> {
         Self { model, plans, request, settings, shape, reporter }
     }
 
+    /// Returns the key of a network's plan.
+    fn key(&self, network: Network) -> Key {
+        Key::new(network, self.shape)
+    }
+
+    /// Returns the key of the UNet's plan.
+    fn unet(&self) -> Key {
+        self.key(Network::Unet(self.shape.sampler))
+    }
+
     /// Draws all pictures.
     pub(super) async fn pictures(mut self, on_picture: OnPicture<'_>) -> Result<(), ModelError> {
         let (mut known, mut encoded) = (None, Vec::new());
@@ -90,16 +100,17 @@ impl<'a> Run<'a> {
     async fn text(&mut self, encoded: &mut Vec<Vec<f32>>) -> Result<(), ModelError> {
         let prompts = [self.request.negative.as_str(), self.request.prompt.as_str()];
         let prompts = if self.shape.guided { &prompts[..] } else { &prompts[1..] };
-        let key = Key::Denoise(self.shape);
+        let key = self.unet();
         let held = Held::Prompts(prompts.iter().map(|prompt| (*prompt).to_owned()).collect());
         if self.plans.holds(key, &held) {
             return self.reporter.check(Phase::Text, (1, 1));
         }
         for (done, prompt) in prompts.iter().enumerate().skip(encoded.len()) {
             let ids = self.model.encode(prompt)?.ids;
-            self.plans.session(Key::Text).write_u32("ids", &ids)?;
-            self.run(Key::Text, Phase::Text, (done, prompts.len())).await?;
-            encoded.push(self.plans.session(Key::Text).read_async("context").await?);
+            let text = self.key(Network::Text);
+            self.plans.session(text).write_u32("ids", &ids)?;
+            self.run(text, Phase::Text, (done, prompts.len())).await?;
+            encoded.push(self.plans.session(text).read_async("context").await?);
         }
         let context: Vec<f32> = encoded.iter().flat_map(|prompt| prompt.repeat(self.shape.pictures)).collect();
         self.plans.write_once(key, held, &context)
@@ -114,7 +125,7 @@ impl<'a> Run<'a> {
 
     /// Returns the latent of a picture.
     async fn encode(&mut self, picture: &Picture) -> Result<Vec<f32>, ModelError> {
-        let key = Key::Encode(self.shape.latent);
+        let key = self.key(Network::Encoder);
         let image: Vec<f32> = picture.rgb().flatten().map(|value| f32::from(value) / 127.5 - 1.0).collect();
         self.plans.session(key).write("image", &image)?;
         self.run(key, Phase::Encode, (0, 1)).await?;
@@ -180,7 +191,7 @@ impl<'a> Run<'a> {
             *latent = self.next().await?;
         }
         let halves = self.shape.batch() / self.shape.pictures;
-        let session = self.plans.session(Key::Denoise(self.shape));
+        let session = self.plans.session(self.unet());
         match on_device {
             true => session.feed_back("next", "latent")?,
             false => session.write("latent", &latent.repeat(halves))?,
@@ -195,7 +206,7 @@ impl<'a> Run<'a> {
         fresh: Option<&[f32]>,
         steps: (usize, usize),
     ) -> Result<(), ModelError> {
-        let key = Key::Denoise(self.shape);
+        let key = self.unet();
         let session = self.plans.session(key);
         if let Some(fresh) = fresh {
             session.write("noise", fresh)?;
@@ -209,7 +220,7 @@ impl<'a> Run<'a> {
 
     /// Returns the latents after an evaluation: one of the two equal halves that guidance makes.
     async fn next(&mut self) -> Result<Vec<f32>, ModelError> {
-        let mut latent = self.plans.session(Key::Denoise(self.shape)).read_async("next").await?;
+        let mut latent = self.plans.session(self.unet()).read_async("next").await?;
         latent.truncate(self.shape.pictures * self.latent_len());
         Ok(latent)
     }
@@ -223,7 +234,7 @@ impl<'a> Run<'a> {
     /// Decodes latents to pixels: the pictures, or previews after some of the evaluations. Previews report the progress of
     /// the evaluations, not their own.
     async fn decode(&mut self, latent: &[f32], preview: Option<(usize, usize)>) -> Result<Vec<Picture>, ModelError> {
-        let key = Key::Decode(Decoder::of(self.model.config()), self.shape.latent, self.shape.pictures);
+        let key = self.key(Network::Decoder(Decoder::of(self.model.config())));
         self.plans.session(key).write("latent", latent)?;
         match preview {
             None => self.run(key, Phase::Decode, (0, 1)).await?,
