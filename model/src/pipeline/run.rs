@@ -83,7 +83,9 @@ impl<'a> Run<'a> {
             }
             let latent = self.denoise(known.as_ref().map(|known| known.times(pictures))).await?;
             for mut drawn in self.decode(&latent, None).await? {
-                self.paste(&mut drawn);
+                if let Some(Init { picture, mask: Some(mask), .. }) = &self.request.init {
+                    paste(&mut drawn, picture, mask);
+                }
                 // A picture that began from one of a single colour may have a single colour too.
                 if drawn.is_flat() && self.request.init.is_none() {
                     return Err(ModelError::Flat);
@@ -262,16 +264,16 @@ impl<'a> Run<'a> {
         self.plans.session(key).run_async(&mut go_on).await?;
         self.reporter.check(phase, ((done + 1) * steps, of * steps))
     }
+}
 
-    /// Copies the initial picture back, byte by byte, where the mask does not reach.
-    fn paste(&self, drawn: &mut Picture) {
-        let Some(Init { picture, mask: Some(mask), .. }) = &self.request.init else { return };
-        let pixels = drawn.rgba.chunks_exact_mut(4).zip(picture.rgba.chunks_exact(4));
-        for ((drawn, known), share) in pixels.zip(&mask.values) {
-            let share = u32::from(*share);
-            for (value, known) in drawn.iter_mut().zip(known) {
-                *value = ((u32::from(*value) * share + u32::from(*known) * (255 - share) + 127) / 255) as u8;
-            }
+/// Copies the initial picture back, byte by byte, where the mask does not reach. Its transparent pixels are white, as
+/// they are to the encoder.
+fn paste(drawn: &mut Picture, initial: &Picture, mask: &Mask) {
+    let pixels = drawn.rgba.as_chunks_mut::<4>().0.iter_mut().zip(initial.rgb());
+    for ((drawn, known), share) in pixels.zip(&mask.values) {
+        let share = u32::from(*share);
+        for (value, known) in drawn.iter_mut().zip(known) {
+            *value = ((u32::from(*value) * share + u32::from(known) * (255 - share) + 127) / 255) as u8;
         }
     }
 }
@@ -300,4 +302,21 @@ fn redrawn(mask: &Mask, len: usize) -> Vec<bool> {
     }
     let channels = len / cells.len();
     cells.iter().flat_map(|cell| std::iter::repeat_n(*cell, channels)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pasted_picture_is_opaque_and_transparent_pixels_are_white() {
+        let picture = |rgba: [u8; 4]| Picture { width: 3, height: 1, rgba: rgba.repeat(3) };
+        let mask = Mask { width: 3, height: 1, values: vec![0, 128, 255] };
+        for (initial, [kept, mixed]) in [([9, 9, 9, 255], [9, 55]), ([9, 9, 9, 0], [255, 177])] {
+            let mut drawn = picture([100, 100, 100, 255]);
+            paste(&mut drawn, &picture(initial), &mask);
+            let expected = [kept, mixed, 100].map(|grey| [grey, grey, grey, 255]);
+            assert_eq!(drawn.rgba, expected.as_flattened(), "{initial:?}");
+        }
+    }
 }
