@@ -59,8 +59,10 @@ impl Gpu {
     /// to write to `folder`.
     #[must_use]
     pub fn with_pipeline_cache(mut self, folder: &Path) -> Self {
-        self.cache_folder = Some(folder.to_owned());
-        self.pipeline_file = PipelineFile::open(&self, folder);
+        // Files are also written long after this, when the process may have another working directory.
+        let folder = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
+        self.pipeline_file = PipelineFile::open(&self, &folder);
+        self.cache_folder = Some(folder);
         self
     }
 

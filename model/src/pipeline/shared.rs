@@ -89,6 +89,7 @@ impl Model {
     /// Fails in the cases of [`load`](Self::load).
     pub async fn load_async(source: Source, options: Options) -> Result<Self, ModelError> {
         source.config.validate()?;
+        let source = Source { weights: source.weights.absolute()?, ..source };
         start_threads()?;
         let schedule = Schedule::new(&source.config.scheduler)?;
         // Building the tokenizer takes as long as opening a device. It is built after it where no thread can be started.
@@ -266,4 +267,24 @@ fn start_threads() -> Result<(), ModelError> {
 /// Returns weights of a device, none of which are loaded yet.
 fn on_device(device: &Device, source: Loader) -> Arc<Weights> {
     Arc::new(Weights::new(device.clone(), source))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pipeline::{DeviceChoice, WeightsFrom};
+    use std::path::Path;
+
+    #[test]
+    fn weights_are_found_from_any_working_directory() {
+        let relative = Path::new("checkpoints/mini");
+        let whole = WeightsFrom::Directory(std::path::absolute(relative).expect("there is a working directory"));
+        let source = Source::directory(relative).expect("tests run in the crate's folder");
+        assert_eq!(source.weights, whole);
+        let source = Source { weights: WeightsFrom::Directory(relative.to_owned()), ..source };
+        let options = Options { device: DeviceChoice::Cpu, ..Options::default() };
+        assert_eq!(Model::load(source, options).expect("it loads").source.weights, whole);
+        let here = WeightsFrom::Directory(std::env::current_dir().expect("there is one"));
+        assert_eq!(WeightsFrom::Directory("".into()).absolute().expect("it is the working directory"), here);
+    }
 }

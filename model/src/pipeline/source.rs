@@ -22,6 +22,17 @@ pub enum WeightsFrom {
     Synthetic(u64),
 }
 
+impl WeightsFrom {
+    /// Returns a place that stays where it is when the process changes its working directory: files are also opened
+    /// long after the model was loaded.
+    pub(super) fn absolute(self) -> Result<Self, ModelError> {
+        let Self::Directory(path) = self else { return Ok(self) };
+        // An empty path is the working directory too.
+        let absolute = std::path::absolute(Path::new(".").join(&path));
+        Ok(Self::Directory(absolute.map_err(|error| ModelError::Io { path, error })?))
+    }
+}
+
 /// Configuration and weights of a model.
 #[derive(Clone, Debug)]
 pub struct Source {
@@ -53,7 +64,8 @@ impl Source {
     /// # Errors
     /// [`ModelError`] if its configuration is missing or not valid.
     pub fn directory(path: &Path) -> Result<Self, ModelError> {
-        Ok(Self { config: ModelConfig::load(path)?, weights: WeightsFrom::Directory(path.to_owned()) })
+        let config = ModelConfig::load(path)?;
+        Ok(Self { config, weights: WeightsFrom::Directory(path.to_owned()).absolute()? })
     }
 
     /// Returns a preset with synthetic weights.
