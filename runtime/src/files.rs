@@ -1,8 +1,9 @@
 //! Reading and writing of whole files.
 
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io::{self, Read, Write};
 use std::path::Path;
+use tempfile::NamedTempFile;
 
 /// Requires a regular file: opening a pipe would block until another program opens it too, and a device may have no end.
 pub(crate) fn check_regular(path: &Path) -> io::Result<()> {
@@ -46,10 +47,15 @@ pub fn write_whole(path: &Path, data: &[u8]) -> io::Result<()> {
     let target = if there.is_some() { std::fs::canonicalize(path)? } else { path.to_owned() };
     // The parent of a bare file name is an empty path.
     let folder = target.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = beside().tempfile_in(folder).map_err(of_system)?;
-    file.write_all(data)?;
-    if let Some(there) = there {
-        file.as_file().set_permissions(there.permissions())?;
+    let file = beside().tempfile_in(folder).map_err(of_system)?;
+    write_as(file, data, there.map(|there| there.permissions()), &target)
+}
+
+/// Writes data to a temporary file, which then becomes `target`.
+fn write_as(mut file: NamedTempFile, data: &[u8], rights: Option<Permissions>, target: &Path) -> io::Result<()> {
+    file.write_all(data).map_err(of_system)?;
+    if let Some(rights) = rights {
+        file.as_file().set_permissions(rights)?;
     }
     // Otherwise a crash of the machine could leave an empty file under the new name.
     file.as_file().sync_all()?;
@@ -96,6 +102,14 @@ mod tests {
             assert!(error.kind() == io::ErrorKind::NotFound && !error.to_string().contains("tmp"), "{error}");
         }
         check_folder(folder.path()).expect("there is one");
+        #[cfg(target_os = "linux")]
+        {
+            let full = File::options().write(true).open("/dev/full").expect("Linux has it");
+            let unnamed = tempfile::TempPath::try_from_path(folder.path().join("tmp")).expect("it is absolute");
+            let full = NamedTempFile::from_parts(full, unnamed);
+            let error = write_as(full, b"text", None, &absent).expect_err("there is no room");
+            assert!(error.to_string().starts_with("No space left") && !error.to_string().contains("tmp"), "{error}");
+        }
         let left = std::fs::read_dir(folder.path()).expect("it is there").count();
         assert_eq!(left, 0, "the file that was tried is still there");
     }
