@@ -59,13 +59,7 @@ impl Picture {
             error => unreadable(path, error),
         };
         let mut decoder = reader.into_decoder().map_err(broken)?;
-        let (width, height) = decoder.dimensions();
-        if width == 0 || height == 0 {
-            return Err(unreadable(path, format!("expected at least 1x1 pixels, found {width}x{height}")));
-        }
-        if u64::from(width) * u64::from(height) > MOST {
-            return Err(unreadable(path, format!("expected at most {MOST} pixels, found {width}x{height}")));
-        }
+        check_size(path, decoder.dimensions())?;
         let orientation = decoder.orientation().map_err(broken)?;
         let mut image = DynamicImage::from_decoder(decoder).map_err(broken)?;
         image.apply_orientation(orientation);
@@ -160,6 +154,17 @@ impl Picture {
     }
 }
 
+/// Checks the width and height of a picture in a file.
+fn check_size(path: &Path, (width, height): (u32, u32)) -> Result<(), ModelError> {
+    if width == 0 || height == 0 {
+        return Err(unreadable(path, format!("expected at least 1x1 pixels, found {width}x{height}")));
+    }
+    if u64::from(width) * u64::from(height) > MOST {
+        return Err(unreadable(path, format!("expected at most {MOST} pixels, found {width}x{height}")));
+    }
+    Ok(())
+}
+
 /// Makes the reader of a picture of a format that is supported. `path` only names the file in errors.
 fn reader<R: BufRead + Seek>(from: R, path: &Path) -> Result<ImageReader<R>, ModelError> {
     let unread = |error| ModelError::Io { path: path.to_owned(), error };
@@ -174,7 +179,15 @@ fn reader<R: BufRead + Seek>(from: R, path: &Path) -> Result<ImageReader<R>, Mod
             })?;
             reader = ImageReader::with_format(from, ImageFormat::Jpeg);
         }
-        Some(ImageFormat::Png | ImageFormat::Gif | ImageFormat::WebP) => {}
+        Some(ImageFormat::Png) => {
+            let mut from = reader.into_inner();
+            // The decoder has no room for a row of a very large picture, and does not say how large it is.
+            let size = png::Decoder::new(&mut from).read_header_info().map(|info| info.size());
+            size.map_or(Ok(()), |size| check_size(path, size))?;
+            from.rewind().map_err(unread)?;
+            reader = ImageReader::with_format(from, ImageFormat::Png);
+        }
+        Some(ImageFormat::Gif | ImageFormat::WebP) => {}
         _ => return Err(unreadable(path, "expected a PNG, JPEG, GIF or WebP file")),
     }
     let mut limits = Limits::default();
@@ -294,6 +307,16 @@ mod tests {
         fs::write(&path, gif).expect("the folder can be written to");
         let line = Picture::open(&path).expect_err("0x0").to_string();
         assert!(line.ends_with("z.gif: expected at least 1x1 pixels, found 0x0"), "{line}");
+    }
+
+    #[test]
+    fn a_picture_that_is_too_large_is_refused_with_its_size() {
+        for side in [8193, 0x7fff_ffff] {
+            let mut bytes = Vec::new();
+            png::Encoder::new(&mut bytes, side, side).write_header().map(drop).expect("it encodes");
+            let line = Picture::decode(&bytes).expect_err("too large").to_string();
+            assert_eq!(line, format!("the picture: expected at most 67108864 pixels, found {side}x{side}"));
+        }
     }
 
     #[test]
