@@ -11,6 +11,7 @@ use clap::builder::{PossibleValuesParser, RangedU64ValueParser};
 use clap::{ArgGroup, Args, Parser, Subcommand};
 use mobilediffusion_kernels::FAMILIES;
 use mobilediffusion_model::{DeviceChoice, MOST_PICTURES, ModelConfig, ModelError, Source, WeightType, WeightsFrom};
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -266,6 +267,11 @@ pub(crate) fn time_left(until: Option<Instant>) -> impl Fn() -> bool + Copy + Sy
 /// Parses a whole number.
 pub(crate) fn whole<T: std::str::FromStr>(text: &str) -> Result<T, String> {
     text.parse().map_err(|_| "expected a whole number of 0 to 2^64 - 1".to_owned())
+}
+
+/// Parses a text for people. Without it, clap does not say which of the arguments is not UTF-8.
+pub(crate) fn text(text: OsString) -> Result<String, String> {
+    text.into_string().map_err(|_| "expected UTF-8".to_owned())
 }
 
 /// Names the option `size` in an error for the width or the height that it gave.

@@ -56,6 +56,16 @@ fn an_option_that_is_no_whole_number_says_so() {
 }
 
 #[test]
+#[cfg(unix)]
+fn a_prompt_that_is_not_utf8_is_named() {
+    let latin: &std::ffi::OsStr = std::os::unix::ffi::OsStrExt::from_bytes(b"caf\xe9");
+    for (args, named) in [(&["generate"][..], "<PROMPT>"), (&["generate", "sun", "--negative"], "--negative")] {
+        let said = stderr(&program().args(args).arg(latin).args(["-o", "x.png"]).output().expect("it starts"));
+        assert!(said.contains(named) && said.contains("caf\u{fffd}") && said.contains("expected UTF-8"), "{said}");
+    }
+}
+
+#[test]
 fn an_impossible_guidance_is_refused_by_commands_that_draw_nothing() {
     for guidance in ["nan", "-5"] {
         let commands: [&[&str]; 3] = [

@@ -1,8 +1,9 @@
 //! Command-line arguments of `generate`.
 
-use super::{presets, source, weights, whole};
+use super::{presets, source, text, weights, whole};
 use crate::device::{Floats, device_choice, weights_dtype};
 use clap::Args;
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use mobilediffusion_model::{DeviceChoice, ModelError, Source, WeightType, WeightsFrom};
 use std::path::PathBuf;
 
@@ -11,12 +12,13 @@ use std::path::PathBuf;
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Generate {
     /// What to draw, in a few words; text after the 75th token is ignored, with a warning
+    #[arg(value_parser = OsStringValueParser::new().try_map(text))]
     pub(crate) prompt: String,
     /// The PNG file to write, in a folder that exists. With --count, each file's name gets its seed: apple-7.png
     #[arg(short, long, value_name = "FILE")]
     pub(crate) output: PathBuf,
     /// What the picture should not show. A one-step model samples by DDIM with guidance for it
-    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    #[arg(long, value_name = "TEXT", value_parser = OsStringValueParser::new().try_map(text), default_value = "", hide_default_value = true)]
     pub(crate) negative: String,
 
     /// Seed of the noise: an equal seed, prompt, settings and device give an equal picture
