@@ -59,8 +59,9 @@ pub enum Opened {
     },
 }
 
-/// Place where a GPU's compiled kernels are kept from one start to the next, and where [measured variants] are looked for.
-/// Whoever can write to it is trusted by the driver.
+/// Place where a GPU's compiled kernels are kept from one start to the next on Vulkan, and where [measured variants]
+/// are looked for on every GPU. Metal and Direct3D depend on caches of the driver or the system. Whoever can write to
+/// the place is trusted by the driver.
 ///
 /// [measured variants]: mobilediffusion_kernels::tuning
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -71,7 +72,7 @@ pub enum Cache {
     User,
     /// Folder of the application's own. It is created when something is kept.
     Folder(PathBuf),
-    /// No place: every start compiles.
+    /// No place: every start compiles, unless the driver or the system has a cache.
     Nowhere,
 }
 
@@ -131,7 +132,7 @@ pub struct Options {
     ///
     /// Int8 weights are computed from the floats of the files while these are loaded; files of 8-bit weights are not
     /// supported. The CPU device rounds the weights of 3x3 convolutions by Winograd's algorithm or to fewer than 16
-    /// channels as well, but keeps them in f32.
+    /// channels as well, but keeps them in f32, and does not round those of convolutions that upsample.
     pub weights: WeightType,
     /// Place for what a GPU's driver compiled.
     pub cache: Cache,
