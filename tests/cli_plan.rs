@@ -2,8 +2,9 @@
 //! have been built.
 
 use mobilediffusion_model::DeviceChoice;
+use mobilediffusion_runtime::AdapterSummary;
 use mobilediffusion_tests::program::{self, arg, stderr};
-use mobilediffusion_tests::{drawing_devices, folder};
+use mobilediffusion_tests::{adapters, drawing_devices, folder};
 use serde_json::Value;
 use std::path::Path;
 
@@ -124,10 +125,19 @@ fn rounding_errors_of_int8_weights_are_listed() {
 fn a_kernel_alone_is_checked_by_every_variant() {
     // The CPU has no variants, which `tests/cli.rs` tests.
     for device in names_of_drawing_devices().into_iter().filter(|name| name != "cpu") {
-        let text = run(&["check", "--kernel", "add", "--kernel", "slice", "--every-variant", "--device", &device]);
+        let cache = folder();
+        let args = ["check", "--kernel", "add", "--kernel", "slice", "--every-variant", "--device", &device];
+        let done = program::program().args(args).env("XDG_CACHE_HOME", cache.path()).output().expect("it starts");
+        assert!(done.status.success(), "{}", stderr(&done));
+        let text = String::from_utf8(done.stdout).expect("results are UTF-8");
         let kernels = text.lines().skip(1).map(|row| row.split_whitespace().take(2).collect::<Vec<_>>().join(" "));
         let kernels = kernels.collect::<Vec<_>>();
         assert!(kernels.iter().all(|row| row == "pass add" || row == "pass slice") && kernels.len() > 4, "{text}");
+        let keeps = |adapter: &AdapterSummary| adapter.index.to_string() == device && adapter.caps.pipeline_cache;
+        if cfg!(target_os = "linux") && adapters().iter().any(keeps) {
+            let kept = std::fs::read_dir(cache.path().join("mobilediffusion")).expect("there is a cache folder");
+            assert_eq!(kept.count(), 2, "{device}: what was compiled, with and without checks of shaders");
+        }
     }
 }
 

@@ -15,6 +15,7 @@ mod tune;
 
 use crate::Failure;
 use crate::args::{time_left, until};
+use crate::compile::save;
 use crate::device::{Floats, device, device_choice, open, weights_dtype, weights_name};
 use crate::graphs::{NetworkName, recorded, weights};
 use crate::output::check_numbers;
@@ -159,6 +160,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
             kernels::run(subject, &chosen(args))?
         }
     };
+    gpu.iter().for_each(|gpu| save(gpu));
     write_json(args, &device, machine, measured)?;
     failure.map_or(Ok(()), |failure| Err(failure.into()))
 }

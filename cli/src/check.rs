@@ -2,7 +2,7 @@
 
 use crate::Failure;
 use crate::args::{Check, time_left, until};
-use crate::compile::compile;
+use crate::compile::{compile, save};
 use crate::device::{device, open, shown_as};
 use crate::graphs::{NetworkName, borrowed, inputs, recorded, weights};
 use crate::terminal::{note, one_line, printable, result};
@@ -56,6 +56,7 @@ pub(crate) fn run(args: &Check) -> Result<(), Failure> {
                 }
             }
         }
+        checked.iter().for_each(|gpu| save(gpu));
     }
     if let Some(gpu) = gpu.as_ref().filter(|_| args.every_variant) {
         gpu.refused_matrices().iter().try_for_each(|refused| tally.error(&refused.to_string()))?;
@@ -66,6 +67,7 @@ pub(crate) fn run(args: &Check) -> Result<(), Failure> {
             Err(why) => tally.error(&format!("{}: {why}", path.display()))?,
         }
     }
+    gpu.iter().for_each(|gpu| save(gpu));
     let Tally { passed, failed, left_out } = tally;
     if left_out > 0 {
         note(&format!("{left_out} cases were left out because the time was up"));

@@ -1,4 +1,4 @@
-//! Compilation of kernels before they are checked or timed, on all threads.
+//! Compilation of kernels before they are checked or timed, on all threads, and the file that keeps it for later runs.
 
 use crate::terminal::each_with_bar;
 use mobilediffusion_kernels::{Kernel, Storage, Variant, wgsl};
@@ -6,7 +6,8 @@ use mobilediffusion_runtime::Gpu;
 use std::collections::HashSet;
 
 /// Compiles kernels, each by several variants, on every one of `gpus` while there is time, the first ones first. Whoever
-/// runs them finds them compiled. An error is left to that run, which meets it again and reports it.
+/// runs them finds them compiled, and so does a later run of the program. An error is left to whoever runs them, who
+/// meets it again and reports it.
 pub(crate) fn compile<'a>(
     title: &str,
     gpus: &[&Gpu],
@@ -30,4 +31,11 @@ pub(crate) fn compile<'a>(
             let _ = gpu.pipeline(name, text, bindings);
         }
     });
+    gpus.iter().for_each(|gpu| save(gpu));
+}
+
+/// Saves what was compiled on a GPU for later runs. If that fails they compile again, which costs time and nothing else;
+/// a device that is lost is reported by whoever needs it.
+pub(crate) fn save(gpu: &Gpu) {
+    let _ = gpu.save_pipelines();
 }

@@ -1,9 +1,9 @@
 //! Files in the cache folder that are kept from one run of the program to the next: compiled pipelines, and data of
 //! other crates.
 //!
-//! The name of a pipeline file identifies the adapter, the driver and the version of this crate. A checksum ensures
-//! that the file is intact, and a header that wgpu writes and checks ensures that it fits the device. A file that fails
-//! a check is ignored.
+//! The name of a pipeline file identifies the adapter, the driver, whether shaders are checked as they run, and the
+//! version of this crate. A checksum ensures that the file is intact, and a header that wgpu writes and checks ensures
+//! that it fits the device. A file that fails a check is ignored.
 
 use crate::device::Gpu;
 use crate::error::RuntimeError;
@@ -32,7 +32,8 @@ impl PipelineFile {
         if !gpu.caps().pipeline_cache {
             return None;
         }
-        let path = folder.join(file_name(&gpu.device.adapter_info(), env!("CARGO_PKG_VERSION"))?);
+        let name = file_name(&gpu.device.adapter_info(), gpu.shader_checks, env!("CARGO_PKG_VERSION"));
+        let path = folder.join(name?);
         let file = read_file(&path).unwrap_or_default();
         let data = unsealed(&file);
         let raw = make(gpu, data).or_else(|_| make(gpu, None)).ok()?;
@@ -125,11 +126,15 @@ fn make(gpu: &Gpu, data: Option<&[u8]>) -> Result<wgpu::PipelineCache, RuntimeEr
     gpu.scoped("the compiled pipelines", None, || unsafe { gpu.device.create_pipeline_cache(&descriptor) })
 }
 
-/// Returns a file name that is specific to the adapter, the driver and the `version` of this crate. Returns `None` if
-/// wgpu has no pipeline cache on this backend.
-fn file_name(info: &wgpu::AdapterInfo, version: &str) -> Option<String> {
+/// Returns a file name that is specific to the adapter, the driver, whether shaders are checked as they run, and the
+/// `version` of this crate. Returns `None` if wgpu has no pipeline cache on this backend.
+///
+/// With checks, shaders are compiled to something else. Devices with and without them that wrote to one file would each
+/// drop what the other has compiled.
+fn file_name(info: &wgpu::AdapterInfo, shader_checks: bool, version: &str) -> Option<String> {
     let adapter = wgpu::util::pipeline_cache_key(info)?;
-    let parts = [&info.name, &info.driver, &info.driver_info, version];
+    let mut parts = vec![&info.name, &info.driver, &info.driver_info, version];
+    parts.extend(shader_checks.then_some("checked"));
     Some(format!("{adapter}_{:08x}", crc32fast::hash(parts.join("\n").as_bytes())))
 }
 
@@ -160,12 +165,13 @@ mod tests {
 
     #[test]
     fn every_adapter_driver_and_version_has_a_file_of_its_own() {
-        let with = |change: &dyn Fn(&mut wgpu::AdapterInfo), version: &str| {
+        let with_checks = |shader_checks, change: &dyn Fn(&mut wgpu::AdapterInfo), version: &str| {
             let mut info = wgpu::AdapterInfo::new(wgpu::DeviceType::DiscreteGpu, wgpu::Backend::Vulkan);
             (info.name, info.driver, info.driver_info) = ("Iris".into(), "Mesa".into(), "25.1".into());
             change(&mut info);
-            file_name(&info, version).expect("Vulkan keeps pipelines")
+            file_name(&info, shader_checks, version).expect("Vulkan keeps pipelines")
         };
+        let with = |change: &dyn Fn(&mut wgpu::AdapterInfo), version| with_checks(false, change, version);
         let names = [
             with(&|_| {}, "1"),
             with(&|_| {}, "2"),
@@ -173,6 +179,7 @@ mod tests {
             with(&|info| info.driver = "ANV".into(), "1"),
             with(&|info| info.driver_info = "25.2".into(), "1"),
             with(&|info| info.device = 7, "1"),
+            with_checks(true, &|_| {}, "1"),
         ];
         let different: std::collections::BTreeSet<&String> = names.iter().collect();
         assert_eq!(different.len(), names.len(), "a name is used twice: {names:?}");
