@@ -21,6 +21,7 @@ use crate::graphs::{NetworkName, recorded, weights};
 use crate::output::check_numbers;
 use crate::terminal::{note, result};
 use clap::ArgGroup;
+use mobilediffusion_kernels::tuning::Tuning;
 use mobilediffusion_kernels::{Case, Device, FAMILIES, Family, GpuDevice, WeightType, family};
 use mobilediffusion_model::DeviceChoice;
 use mobilediffusion_runtime::{AdapterKind, Timer};
@@ -182,6 +183,8 @@ fn tune(
     let (Some(GpuDevice { gpu, storage }), Some(timer)) = (device.gpu(), timer) else {
         return Err("--tune: expected a GPU, found the CPU, on which kernels have no variants".into());
     };
+    let why = |error| format!("--tune: expected a cache folder to save the fastest variants in, found none: {error}");
+    Tuning::check_write(gpu).map_err(why)?;
     let (problems, weights) = problems(args, device)?;
     let subject = tune::Subject { device: GpuDevice { gpu, storage: storage.with_weights(weights) }, timer, effort };
     let measured = tune::run(subject, &problems, until)?;

@@ -68,6 +68,14 @@ impl Tuning {
         gpu.keep(FILE, &Self::read(gpu).0.with(self).text(kernels_hash()))
     }
 
+    /// Checks that [`write`](Self::write) can write the file of a device's cache folder.
+    ///
+    /// # Errors
+    /// The errors of [`write`](Self::write).
+    pub fn check_write(gpu: &Gpu) -> Result<(), RuntimeError> {
+        gpu.check_keep(FILE)
+    }
+
     /// Returns the text of a file, for kernels with the given hash.
     fn text(self, kernels: &str) -> Vec<u8> {
         let content = Content { kernels: kernels.to_owned(), adapters: self.adapters };

@@ -7,7 +7,7 @@
 
 use crate::device::Gpu;
 use crate::error::RuntimeError;
-use crate::files::{check_regular, read_file, write_whole};
+use crate::files::{check_folder, check_regular, read_file, write_whole};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -42,13 +42,28 @@ impl PipelineFile {
     }
 }
 
+/// Creates the folder of a file of the cache folder if necessary, and returns it. Refuses what is there but no file.
+fn folder_of(path: &Path) -> io::Result<&Path> {
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    std::fs::create_dir_all(folder)?;
+    if path.exists() {
+        check_regular(path)?;
+    }
+    Ok(folder)
+}
+
 /// Writes a file of the cache folder atomically, after creating the folder if necessary.
 fn write(path: &Path, data: &[u8]) -> Result<(), RuntimeError> {
-    let unwritten =
-        |error: io::Error| RuntimeError::Unwritten { path: path.display().to_string(), reason: error.to_string() };
-    let folder = path.parent().map_or(Ok(()), std::fs::create_dir_all);
-    let free = folder.and_then(|()| if path.exists() { check_regular(path) } else { Ok(()) });
-    free.and_then(|()| write_whole(path, data)).map_err(unwritten)
+    folder_of(path).and_then(|_| write_whole(path, data)).map_err(unwritten(path))
+}
+
+/// Checks that [`write`] can write a file, without writing it.
+fn check_write(path: &Path) -> Result<(), RuntimeError> {
+    folder_of(path).and_then(check_folder).map_err(unwritten(path))
+}
+
+fn unwritten(path: &Path) -> impl Fn(io::Error) -> RuntimeError {
+    move |error| RuntimeError::Unwritten { path: path.display().to_string(), reason: error.to_string() }
 }
 
 impl Gpu {
@@ -110,9 +125,22 @@ impl Gpu {
     /// # Errors
     /// [`RuntimeError::Unwritten`] if there is no cache folder, or the file cannot be written.
     pub fn keep(&self, name: &str, data: &[u8]) -> Result<(), RuntimeError> {
+        write(&self.place_of(name)?, data)
+    }
+
+    /// Checks that [`keep`](Self::keep) can write a file, without writing it. Creates the cache folder if necessary.
+    ///
+    /// # Errors
+    /// The errors of [`keep`](Self::keep).
+    pub fn check_keep(&self, name: &str) -> Result<(), RuntimeError> {
+        check_write(&self.place_of(name)?)
+    }
+
+    /// Returns the path of a file in the cache folder.
+    fn place_of(&self, name: &str) -> Result<PathBuf, RuntimeError> {
         let nowhere =
             || RuntimeError::Unwritten { path: name.to_owned(), reason: "there is no cache folder".to_owned() };
-        write(&self.cache_folder.as_ref().ok_or_else(nowhere)?.join(name), data)
+        Ok(self.cache_folder.as_ref().ok_or_else(nowhere)?.join(name))
     }
 }
 
@@ -158,8 +186,28 @@ mod tests {
     fn only_regular_files_are_kept() {
         let folder = tempfile::tempdir().expect("there is room");
         for path in [folder.path(), Path::new("/dev/zero")] {
-            let error = write(path, b"data").expect_err("no file").to_string();
-            assert!(error.contains("expected a file, found"), "{error}");
+            for error in
+                [write(path, b"data"), check_write(path)].map(|result| result.expect_err("no file").to_string())
+            {
+                assert!(error.contains("expected a file, found"), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_written_is_refused_before() {
+        let folder = tempfile::tempdir().expect("there is room");
+        let path = folder.path().join("made/file");
+        check_write(&path).expect("it can be made");
+        assert!(!path.exists() && path.with_file_name("").exists(), "only the folder is made");
+        write(&path, b"data").expect("it can be made");
+        let below = path.join("file");
+        let mut refused = vec![below.as_path()];
+        // Not even the superuser makes files there.
+        refused.extend(cfg!(target_os = "linux").then_some(Path::new("/proc/file")));
+        for path in refused {
+            let error = check_write(path).expect_err("nothing can be made there").to_string();
+            assert!(error.starts_with(&format!("cannot write `{}`: ", path.display())), "{error}");
         }
     }
 

@@ -70,7 +70,7 @@ fn weights_in_16_bits_draw_the_same_in_less_memory() {
 #[test]
 fn a_network_is_tuned_as_its_weights_are_stored() {
     use mobilediffusion_model::DeviceChoice;
-    use mobilediffusion_tests::program::{program, stderr};
+    use mobilediffusion_tests::program::{failure, program, stderr};
     for device in drawing_devices() {
         let DeviceChoice::Named(device) = device else { continue };
         let cache = folder();
@@ -83,5 +83,11 @@ fn a_network_is_tuned_as_its_weights_are_stored() {
         let problems: Vec<&str> = table.lines().filter(|line| line.contains("linear ")).collect();
         let as_stored = |line: &&str| line.contains("linear F32 with f16 weights ");
         assert!(!problems.is_empty() && problems.iter().all(as_stored), "{table}");
+        // A cache folder below a file: nothing could be saved, so nothing is measured.
+        let nowhere = folder.join("variants.json");
+        let done = program().args(tune).env("XDG_CACHE_HOME", &nowhere).output().expect("the program starts");
+        let message = failure(&done);
+        let why = "--tune: expected a cache folder to save the fastest variants in, found none: cannot write `";
+        assert!(message.starts_with(&format!("{why}{}", nowhere.display())), "{message}");
     }
 }

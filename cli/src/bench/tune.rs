@@ -11,7 +11,7 @@ use mobilediffusion_kernels::runner::{RunError, judge, stored, variant_tolerance
 use mobilediffusion_kernels::tuning::Tuning;
 use mobilediffusion_kernels::variant::{Machine, choose, runnable};
 use mobilediffusion_kernels::{Case, Family, GpuDevice, Kernel, Storage, Variant, check, family, fenced, sample};
-use mobilediffusion_runtime::Timer;
+use mobilediffusion_runtime::{RuntimeError, Timer};
 use serde_json::{Map, Value, json};
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -52,7 +52,8 @@ pub(super) fn of_plan(recording: &Recording) -> Result<Vec<Case>, Failure> {
 
 /// Times the variants of every problem that has several, until the time is up, and returns the numbers for a file. A
 /// variant that fails or computes a wrong result is reported and left out; the others are kept. What was found is saved
-/// after every problem, so that it outlives a device that is lost or a process that is ended.
+/// after every problem, so that it outlives a device that is lost or a process that is ended. If the last of it cannot be
+/// saved, that is reported at the end.
 pub(super) fn run(device: Subject<'_>, cases: &[Case], until: Option<Instant>) -> Result<Value, Failure> {
     let Subject { device: GpuDevice { gpu, storage }, effort, .. } = device;
     let (compiling, time_left) = (time_left(half(until)), time_left(until));
@@ -65,17 +66,21 @@ pub(super) fn run(device: Subject<'_>, cases: &[Case], until: Option<Instant>) -
         let several = all.filter(|(_, variants)| variants.len() > 1);
         compile("compiling", &[gpu], storage, several, compiling);
     }
-    let mut report = Report { device, estimate, tuning, rows: Vec::new(), failed: Vec::new(), left_out: 0 };
+    let (rows, failed) = (Vec::new(), Vec::new());
+    let mut report = Report { device, estimate, tuning, unsaved: None, rows, failed, left_out: 0 };
     for case in cases {
         if report.problem(case, &time_left)?.is_break() {
             break;
         }
     }
-    let Report { rows, failed, left_out, .. } = report;
+    let Report { unsaved, rows, failed, left_out, .. } = report;
     if left_out > 0 {
         note(&format!("{left_out} shapes were left out: too long or too large for this device, or the time was up"));
     }
-    note(&format!("kept the fastest variants of {} problems for sessions on this adapter", rows.len()));
+    note(&match unsaved {
+        None => format!("kept the fastest variants of {} problems for sessions on this adapter", rows.len()),
+        Some(why) => format!("note: not all of the fastest variants were saved: {}", one_line(&why.to_string())),
+    });
     Ok(json!({"problems": rows, "failed": failed}))
 }
 
@@ -85,6 +90,8 @@ struct Report<'a> {
     /// The device without what was measured on it before.
     estimate: Machine,
     tuning: Tuning,
+    /// Why the table was not saved when it last changed, if so.
+    unsaved: Option<RuntimeError>,
     rows: Vec<Value>,
     failed: Vec<Value>,
     /// Number of problems that were left out.
@@ -133,7 +140,8 @@ impl Report<'_> {
         let Subject { device: GpuDevice { gpu, storage }, .. } = self.device;
         let Some((best, _)) = times.first() else { return Ok(()) };
         self.tuning.note(gpu.adapter(), (kernel, storage), best);
-        self.tuning.write(gpu)?;
+        // The whole table is written again after the next problem.
+        self.unsaved = self.tuning.write(gpu).err();
         let (name, shape) = (kernel.name(), sample::text(kernel));
         let (best, estimated) = (best.name, choose(kernel, &self.estimate).name);
         let micros = || times.iter().map(|(variant, seconds)| (variant.name, seconds * 1e6));
