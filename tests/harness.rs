@@ -69,7 +69,7 @@ fn a_quick_run_writes_a_record_and_prints_its_table() {
 
     let table = fs::read_to_string(markdown).expect("the table reads");
     assert_eq!(text(&done.stdout), table, "what is printed is the table and nothing else");
-    for words in ["% of the limit", "## Left out", "dispatches (at least)", "not built: `cargo build --release`"] {
+    for words in ["% of the limit", "## Left out", "steps (at least)", "not built: `cargo build --release`"] {
         assert!(table.contains(words), "no {words} in:\n{table}");
     }
 

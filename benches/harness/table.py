@@ -51,7 +51,7 @@ def facts(record):
 
 
 def networks(record):
-    heads = ["network", "size", "batch", "floats", "ms", "runs", "host, ms", "dispatches (at least)", "MiB moved (at least)",
+    heads = ["network", "size", "batch", "floats", "ms", "runs", "host, ms", "steps (at least)", "MiB moved (at least)",
              "weights, MiB", "activations, MiB"]
     row = lambda r: [
         f"{r['preset']} {r['network']}", r["size"], r["batch"], r["dtype"], ms(r["whole_us"]), r.get("runs", ""), ms(r["host_us"]),

@@ -33,7 +33,7 @@ pub(crate) enum Command {
     Devices,
     /// Count the parameters and multiply-accumulates of a model, block by block
     Info(Info),
-    /// Show what a run will execute, without running it: dispatches, buffers and bytes
+    /// Show what a run will execute, without running it: steps, buffers and bytes
     Plan(Plan),
     /// Check the results of kernels against their references, or against case files (docs/cases.md)
     Check(Check),

@@ -61,11 +61,12 @@ pub(crate) fn run(args: &Plan) -> Result<(), Failure> {
         for (label, storage) in STORAGES {
             let summary = recording.summary(storage);
             result(&format!("{name}, {label}: {summary}; in one arena: ratio {:.3}", arena_ratio(&summary)))?;
-            let Traffic { steps, fewest_steps, bytes, fewest_bytes } = recording.traffic(storage);
+            let Traffic { fewest_steps, bytes, fewest_bytes } = recording.traffic(storage);
             let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);
             let (bytes, fewest_bytes) = (mib(bytes), mib(fewest_bytes));
             result(&format!(
-                "{name}, {label}: {steps} dispatches (at least {fewest_steps}) move {bytes:.1} MiB (at least {fewest_bytes:.1})"
+                "{name}, {label}: {} steps (at least {fewest_steps}) move {bytes:.1} MiB (at least {fewest_bytes:.1})",
+                summary.steps
             ))?;
         }
         let counts: Vec<String> = folded(recording).iter().map(|(what, count)| format!("{count} {what}")).collect();
@@ -164,6 +165,6 @@ fn as_json(name: &str, recording: &Recording, storage: Storage) -> Value {
             "arena": p.arena, "offset": p.offset})
     };
     let tensors: Vec<Value> = placed(recording, storage).iter().map(tensor).collect();
-    let Traffic { steps, fewest_steps, .. } = recording.traffic(storage);
+    let (steps, fewest_steps) = (recording.nodes().len(), recording.traffic(storage).fewest_steps);
     json!({"name": name, "steps": steps, "fewest_steps": fewest_steps, "memory": summaries, "folded": folded(recording), "tensors": tensors})
 }

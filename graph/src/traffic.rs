@@ -4,11 +4,9 @@ use crate::graph::Origin;
 use crate::record::Recording;
 use mobilediffusion_kernels::Storage;
 
-/// Steps and bytes moved by a run of all steps, with a lower bound for each.
+/// Bytes moved by a run of all steps, and lower bounds for these and for the number of steps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Traffic {
-    /// Number of steps.
-    pub steps: usize,
     /// Number of steps of this recording that multiply and accumulate: products, convolutions and attention. Each of
     /// them reads many values of its predecessor for every value it writes, so none can be fused into a neighbour;
     /// everything else can, in principle.
@@ -37,6 +35,6 @@ impl Recording {
             }
         }
         let fewest_steps = self.nodes.iter().filter(|node| node.kernel.cost().macs > 0).count();
-        Traffic { steps: self.nodes.len(), fewest_steps, bytes, fewest_bytes }
+        Traffic { fewest_steps, bytes, fewest_bytes }
     }
 }
