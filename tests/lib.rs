@@ -66,16 +66,6 @@ pub fn folder() -> TempDir {
     tempfile::tempdir().expect("there is room for a temporary folder")
 }
 
-/// Returns the relative L2 error of numbers.
-///
-/// # Panics
-/// If there are not as many as wanted.
-pub fn relative_l2(got: &[f32], want: &[impl Copy + Into<f64>]) -> f64 {
-    assert_eq!(got.len(), want.len(), "elements of an output");
-    let difference: f64 = got.iter().zip(want).map(|(got, want)| (f64::from(*got) - (*want).into()).powi(2)).sum();
-    (difference / want.iter().map(|want| (*want).into().powi(2)).sum::<f64>()).sqrt()
-}
-
 /// Returns the peak signal-to-noise ratio of two RGBA pictures in dB, over their colours without alpha.
 ///
 /// # Panics

@@ -45,13 +45,13 @@ fn check_on(devices: &[(String, Device)], name: &str, case: &str, weights: &str)
         let bound = tolerance(device);
         let all = compare(&folder(name), &format!("{case}.safetensors"), &folder(weights), device.clone())
             .unwrap_or_else(|error| panic!("{device_name}: {name}/{case}: {error}"));
-        for agreement in &all {
-            let (output, error) = (&agreement.output, agreement.relative_l2);
+        for distance in &all {
+            let (output, error) = (&distance.output, distance.relative_l2);
             let what = format!("{device_name}: {name}/{case}: {output}: relative L2 {error:.2e}, at most {bound:.0e}");
             assert!(error <= bound, "{what}");
         }
         assert!(all.len() >= 4, "{device_name}: {name}/{case}: only {} outputs were compared", all.len());
-        let differs = all.iter().any(|agreement| agreement.relative_l2 > 0.0);
+        let differs = all.iter().any(|distance| distance.relative_l2 > 0.0);
         assert!(differs, "{device_name}: {name}/{case}: not one bit differs, which two programs never manage");
     }
 }

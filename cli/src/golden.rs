@@ -5,7 +5,7 @@ use crate::args::Golden;
 use crate::device::{device, open, shown_as};
 use crate::terminal::{note, result};
 use mobilediffusion_model::WeightType;
-use mobilediffusion_model::golden::{Agreement, compare, tolerance};
+use mobilediffusion_model::golden::{Distance, compare, tolerance};
 use std::sync::Arc;
 
 pub(crate) fn run(args: &Golden) -> Result<(), Failure> {
@@ -15,11 +15,11 @@ pub(crate) fn run(args: &Golden) -> Result<(), Failure> {
     let most = args.tolerance.unwrap_or_else(|| tolerance(&device));
     let all = compare(&args.folder, &args.case, &args.folder, device)?;
     result(&format!("{:70} relative L2", "tensor"))?;
-    for agreement in &all {
-        result(&format!("{:70} {:.3e}", agreement.output, agreement.relative_l2))?;
+    for distance in &all {
+        result(&format!("{:70} {:.3e}", distance.output, distance.relative_l2))?;
     }
     // In the total order a NaN without a sign is above all numbers. Of equal errors the first counts.
-    let error = |of: &Agreement| of.relative_l2.abs();
+    let error = |of: &Distance| of.relative_l2.abs();
     let worst = all.iter().rev().max_by(|a, b| error(a).total_cmp(&error(b)));
     let Some(worst) = worst else { return Err("expected a case with outputs, found none".into()) };
     result(&format!("worst: {} {:.3e}", worst.output, worst.relative_l2))?;

@@ -47,7 +47,7 @@ pub fn expected(case: &Case, inputs: &[Vec<f32>]) -> Vec<Vec<f64>> {
 pub struct Agreement {
     /// Largest absolute difference.
     pub max_abs: f64,
-    /// Relative difference in the L2 norm, `|got - want| / |want|`.
+    /// Relative difference in the L2 norm, see [`relative_l2`].
     pub relative_l2: f64,
 }
 
@@ -106,7 +106,6 @@ pub fn compare(got: &[f64], want: &[f64], shape: &[usize], tolerance: Tolerance)
     if got.len() != want.len() {
         return Err(Mismatch::Length { got: got.len(), want: want.len() });
     }
-    let square_sum: f64 = want.iter().map(|w| w * w).sum();
     let scale = finite_rms(want);
     let cols = shape.last().copied().unwrap_or(1).max(1);
     let rounding = |index: usize| {
@@ -119,11 +118,10 @@ pub fn compare(got: &[f64], want: &[f64], shape: &[usize], tolerance: Tolerance)
             || w.is_finite()
                 && ((g - w).abs() <= allowed || tolerance.rounding > 0.0 && (g - w).abs() <= allowed + rounding(index))
     };
-    let mut agreement = Agreement::default();
-    let (mut first, mut count, mut difference_sum) = (None, 0, 0.0);
+    let mut agreement = Agreement { max_abs: 0.0, relative_l2: relative_l2(got, want) };
+    let (mut first, mut count) = (None, 0);
     for (index, (&g, &w)) in got.iter().zip(want).enumerate() {
         let difference = if g == w { 0.0 } else { (g - w).abs() };
-        difference_sum += difference * difference;
         // `f64::max` would drop a NaN, and a NaN that was found stays.
         let most = agreement.max_abs;
         agreement.max_abs = if most.is_nan() || difference <= most { most } else { difference };
@@ -132,7 +130,6 @@ pub fn compare(got: &[f64], want: &[f64], shape: &[usize], tolerance: Tolerance)
             first.get_or_insert((index, g, w));
         }
     }
-    agreement.relative_l2 = if difference_sum == 0.0 { 0.0 } else { (difference_sum / square_sum).sqrt() };
     match first {
         None => Ok(agreement),
         Some((index, got_value, want_value)) => Err(Mismatch::Values {
@@ -144,6 +141,21 @@ pub fn compare(got: &[f64], want: &[f64], shape: &[usize], tolerance: Tolerance)
             agreement,
         }),
     }
+}
+
+/// Returns the relative difference in the L2 norm, `|got - want| / |want|`. Values that do not differ have a difference
+/// of 0, even if all are 0.
+///
+/// It is within no bound, that is infinite or NaN, if the lengths differ, if a value is infinite or NaN, or if only zeros
+/// were expected and something else was found.
+pub fn relative_l2(got: &[impl Copy + Into<f64>], want: &[impl Copy + Into<f64>]) -> f64 {
+    if got.len() != want.len() {
+        return f64::NAN;
+    }
+    let square = |sum: f64, value: f64| sum + value * value;
+    let difference = got.iter().zip(want).map(|(&got, &want)| got.into() - want.into()).fold(0.0, square);
+    let norm = want.iter().map(|&want| want.into()).fold(0.0, square);
+    if difference == 0.0 { 0.0 } else { (difference / norm).sqrt() }
 }
 
 /// Returns the root mean square of the finite values. With an infinity included, any value beside it would pass.
@@ -244,6 +256,24 @@ mod tests {
         // Differences of 4 and 3, beside a norm of 10.
         let found = compare(&[10.0, 5.0, 0.0], &[6.0, 8.0, 0.0], &[3], loose);
         assert_eq!(found, Ok(Agreement { max_abs: 4.0, relative_l2: 0.5 }));
+    }
+
+    #[test]
+    fn an_error_without_a_number_is_within_no_bound() {
+        assert_eq!(relative_l2(&[10.0_f32, 5.0], &[6.0, 8.0]), 0.5);
+        assert_eq!([relative_l2(&[0.0; 2], &[0.0; 2]), relative_l2(&[0.0; 0], &[0.0; 0])], [0.0; 2], "nothing differs");
+        for (got, want) in [
+            (&[1.0, 2.0][..], &[1.0][..]),
+            (&[1.0], &[0.0]),
+            (&[f64::NAN, 1.0], &[1.0, 1.0]),
+            (&[1.0, 1.0], &[f64::NAN, 1.0]),
+            (&[f64::INFINITY, 1.0], &[1.0, 1.0]),
+            (&[1.0, 1.0], &[f64::INFINITY, 1.0]),
+            (&[f64::INFINITY, 1.0], &[f64::INFINITY, 2.0]),
+        ] {
+            let error = relative_l2(got, want);
+            assert!(!error.is_finite(), "{got:?} is {error} from {want:?}");
+        }
     }
 
     #[test]

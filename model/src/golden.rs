@@ -14,6 +14,7 @@ use crate::vae;
 use crate::weights::{self, Checkpoint};
 use mobilediffusion_graph::{Device, Graph, Recording, Session, Tensor, Weights};
 use mobilediffusion_kernels::casefile::header;
+use mobilediffusion_kernels::check::relative_l2;
 use mobilediffusion_kernels::{DType, FloatType};
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde::Deserialize;
@@ -22,10 +23,10 @@ use std::path::{Path, PathBuf};
 
 /// Distance of one output from its golden values.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Agreement {
+pub struct Distance {
     /// Name of the tensor: `output`, or `output.` and the block's name.
     pub output: String,
-    /// L2 norm of the difference, divided by the L2 norm of the golden values.
+    /// Relative difference in the L2 norm, see [`relative_l2`].
     pub relative_l2: f64,
 }
 
@@ -45,7 +46,7 @@ pub fn tolerance(device: &Device) -> f64 {
 /// [`ModelError::Io`], [`ModelError::Json`] and [`ModelError::Safetensors`] if a file cannot be read,
 /// [`ModelError::Weights`] if the weights are not the network's, and [`ModelError::Graph`] if the case does not fit
 /// the network.
-pub fn compare(folder: &Path, case: &str, weights: &Path, device: Device) -> Result<Vec<Agreement>, ModelError> {
+pub fn compare(folder: &Path, case: &str, weights: &Path, device: Device) -> Result<Vec<Distance>, ModelError> {
     let case = Case::open(&path_of(folder, case)?)?;
     let config = folder.join("config.json");
     let mut g = Graph::with_taps();
@@ -70,7 +71,7 @@ pub fn compare(folder: &Path, case: &str, weights: &Path, device: Device) -> Res
             want.iter_mut().for_each(|v| *v /= 1.0 + (-*v).exp());
         }
         let relative_l2 = relative_l2(&session.read(block)?, &want);
-        all.push(Agreement { output: format!("output{name}"), relative_l2 });
+        all.push(Distance { output: format!("output{name}"), relative_l2 });
     }
     Ok(all)
 }
@@ -91,17 +92,6 @@ fn path_of(folder: &Path, case: &str) -> Result<PathBuf, ModelError> {
     let others = if cases.is_empty() { "nor any other".to_owned() } else { format!("but {}", cases.join(", ")) };
     let error = io::Error::new(io::ErrorKind::NotFound, format!("there is no such case in the folder, {others}"));
     Err(ModelError::Io { path, error })
-}
-
-/// Returns the relative L2 distance, or infinity if the lengths differ.
-fn relative_l2(got: &[f32], want: &[f32]) -> f64 {
-    if got.len() != want.len() {
-        return f64::INFINITY;
-    }
-    let square = |sum: f64, d: f64| sum + d * d;
-    let difference = got.iter().zip(want).map(|(g, w)| f64::from(*g) - f64::from(*w)).fold(0.0, square);
-    let size = want.iter().map(|w| f64::from(*w)).fold(0.0, square);
-    if difference == 0.0 { 0.0 } else { (difference / size).sqrt() }
 }
 
 /// Tensors of one evaluation of a network.

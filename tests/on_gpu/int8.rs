@@ -2,6 +2,7 @@
 
 use crate::say;
 use mobilediffusion_graph::{Device, Graph, GraphError, Recording, Session, Weights};
+use mobilediffusion_kernels::check::relative_l2;
 use mobilediffusion_kernels::{DType, Storage, WeightType};
 use mobilediffusion_model::decoder::decoder;
 use mobilediffusion_model::networks::text_graph;
@@ -11,7 +12,6 @@ use mobilediffusion_model::unet::unet;
 use mobilediffusion_model::weights::Checkpoint;
 use mobilediffusion_model::{ModelConfig, Source, WeightsFrom};
 use mobilediffusion_runtime::Gpu;
-use mobilediffusion_tests::relative_l2;
 use std::sync::Arc;
 
 const INT8: Storage = Storage::F32.with_weights(WeightType::Int8);
