@@ -198,11 +198,17 @@ mod tests {
     use crate::{Flow, Graph, WeightLoader};
     use mobilediffusion_kernels::{Activation, DType, Device};
     use std::error::Error;
+    use std::ops::Range;
 
     struct NoWeights;
 
     impl WeightLoader for NoWeights {
-        fn load(&self, name: &str, _: &[usize]) -> Result<Vec<f32>, Box<dyn Error + Send + Sync>> {
+        fn load_part(
+            &self,
+            name: &str,
+            _: &[usize],
+            _: Range<usize>,
+        ) -> Result<Vec<f32>, Box<dyn Error + Send + Sync>> {
             Err(format!("there is no {name}").into())
         }
     }

@@ -19,12 +19,18 @@
 //! use mobilediffusion_graph::{Device, Graph, GraphError, Linear, Recording, Session, WeightLoader, Weights};
 //! use mobilediffusion_kernels::DType;
 //! use std::error::Error;
+//! use std::ops::Range;
 //!
 //! struct Ones;
 //!
 //! impl WeightLoader for Ones {
-//!     fn load(&self, _name: &str, shape: &[usize]) -> Result<Vec<f32>, Box<dyn Error + Send + Sync>> {
-//!         Ok(vec![1.0; shape.iter().product()])
+//!     fn load_part(
+//!         &self,
+//!         _name: &str,
+//!         _shape: &[usize],
+//!         part: Range<usize>,
+//!     ) -> Result<Vec<f32>, Box<dyn Error + Send + Sync>> {
+//!         Ok(vec![1.0; part.len()])
 //!     }
 //! }
 //!

@@ -18,26 +18,25 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Source of weights, such as a checkpoint. Values are f32, dense and in PyTorch's orientation, row by row.
 pub trait WeightLoader {
-    /// Returns all values of the weight `name`, whose shape must be `shape`.
+    /// Returns the values with indices in `part` of the weight `name`, whose shape must be `shape`.
+    ///
+    /// Large weights are brought to a device in parts, so that the host never holds a whole one.
     ///
     /// # Errors
     /// If there is no such weight, it has another shape, or its values cannot be read.
-    fn load(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, Box<dyn Error + Send + Sync>>;
-
-    /// Returns the values of `name` with indices in `part`.
-    ///
-    /// Large weights are brought to a device in parts, so that the host never holds a whole one. The default
-    /// implementation loads the whole weight and copies the part.
-    ///
-    /// # Errors
-    /// If [`load`](Self::load) would fail.
     fn load_part(
         &self,
         name: &str,
         shape: &[usize],
         part: Range<usize>,
-    ) -> Result<Vec<f32>, Box<dyn Error + Send + Sync>> {
-        Ok(self.load(name, shape)?[part].to_vec())
+    ) -> Result<Vec<f32>, Box<dyn Error + Send + Sync>>;
+
+    /// Returns all values of a weight.
+    ///
+    /// # Errors
+    /// The errors of [`load_part`](Self::load_part).
+    fn load(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, Box<dyn Error + Send + Sync>> {
+        self.load_part(name, shape, 0..elements(shape))
     }
 
     /// Checks the values of all weights, for a source that may hold some that no network can use. Called before the
@@ -286,11 +285,8 @@ impl Weights {
         let WeightRows { name, shape, .. } = source;
         let row = row_len(shape);
         let first = source.rows.start;
-        let values = match chunk.len() * row == elements(shape) {
-            true => self.loader.load(name, shape),
-            false => self.loader.load_part(name, shape, (first + chunk.start) * row..(first + chunk.end) * row),
-        };
-        let values = values.map_err(GraphError::Weight)?;
+        let part = (first + chunk.start) * row..(first + chunk.end) * row;
+        let values = self.loader.load_part(name, shape, part).map_err(GraphError::Weight)?;
         let shape = rows_of(shape, chunk.len());
         let summed = dtype == DType::WeightSum;
         Ok(layout.pack(&shape, if summed { with_exact_sums(self.rounding, &shape, values) } else { values }))

@@ -163,10 +163,6 @@ impl Checkpoint {
 }
 
 impl WeightLoader for Checkpoint {
-    fn load(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, Box<dyn Error + Send + Sync>> {
-        self.load_part(name, shape, 0..shape.iter().product())
-    }
-
     fn load_part(
         &self,
         name: &str,

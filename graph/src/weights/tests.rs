@@ -27,8 +27,8 @@ fn large_weights_are_loaded_in_chunks_and_small_ones_whole() {
 struct Counting;
 
 impl WeightLoader for Counting {
-    fn load(&self, _: &str, shape: &[usize]) -> Result<Vec<f32>, Box<dyn Error + Send + Sync>> {
-        Ok((0..elements(shape)).map(|i| (i % 4093) as f32).collect())
+    fn load_part(&self, _: &str, _: &[usize], part: Range<usize>) -> Result<Vec<f32>, Box<dyn Error + Send + Sync>> {
+        Ok(part.map(|i| (i % 4093) as f32).collect())
     }
 }
 
@@ -115,8 +115,13 @@ fn both_sides_of_a_comparison_have_weights_whose_sums_are_exact() {
 struct InHalves;
 
 impl WeightLoader for InHalves {
-    fn load(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, Box<dyn Error + Send + Sync>> {
-        Ok(Counting.load(name, shape)?.into_iter().map(|value| value % 2048.0).collect())
+    fn load_part(
+        &self,
+        name: &str,
+        shape: &[usize],
+        part: Range<usize>,
+    ) -> Result<Vec<f32>, Box<dyn Error + Send + Sync>> {
+        Ok(Counting.load_part(name, shape, part)?.into_iter().map(|value| value % 2048.0).collect())
     }
 
     fn is_f16(&self) -> bool {
@@ -147,9 +152,14 @@ fn halves_are_kept_unless_other_values_are_asked_for() {
 struct Yielding;
 
 impl WeightLoader for Yielding {
-    fn load(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, Box<dyn Error + Send + Sync>> {
+    fn load_part(
+        &self,
+        name: &str,
+        shape: &[usize],
+        part: Range<usize>,
+    ) -> Result<Vec<f32>, Box<dyn Error + Send + Sync>> {
         rayon::yield_now();
-        Counting.load(name, shape)
+        Counting.load_part(name, shape, part)
     }
 }
 

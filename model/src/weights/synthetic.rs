@@ -19,10 +19,6 @@ pub struct Synthetic {
 }
 
 impl WeightLoader for Synthetic {
-    fn load(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, Box<dyn Error + Send + Sync>> {
-        Ok(synthetic(name, shape, self.seed))
-    }
-
     fn load_part(
         &self,
         name: &str,
