@@ -186,7 +186,7 @@ fn tune(
     let why = |error| format!("--tune: expected a cache folder to save the fastest variants in, found none: {error}");
     Tuning::check_write(gpu).map_err(why)?;
     let (problems, weights) = problems(args, device)?;
-    let subject = tune::Subject { device: GpuDevice { gpu, storage: storage.with_weights(weights) }, timer, effort };
+    let subject = measure::Subject { device: GpuDevice { gpu, storage: storage.with_weights(weights) }, timer, effort };
     let measured = tune::run(subject, &problems, until)?;
     let failed = measured["failed"].as_array().map_or(0, Vec::len);
     let failure = (failed > 0).then(|| format!("{failed} variants failed, see the notes above"));

@@ -1,4 +1,4 @@
-//! Measures one shape of one kernel: checks the result once, warms the device up, then times it.
+//! Measures one shape of one kernel: runs it once, warms the device up, times it, and checks the first result.
 
 use super::Effort;
 use mobilediffusion_kernels::fenced::{self, Fenced};
@@ -11,6 +11,14 @@ use std::time::{Duration, Instant};
 
 /// Seed of the operands' values.
 pub(super) const SEED: u64 = 1;
+
+/// GPU to measure on, and how long to measure.
+#[derive(Clone, Copy)]
+pub(super) struct Subject<'a> {
+    pub(super) device: GpuDevice<'a>,
+    pub(super) timer: &'a Timer<'a>,
+    pub(super) effort: Effort,
+}
 
 /// Measurement of one shape.
 #[derive(Debug)]
@@ -34,18 +42,12 @@ pub(crate) fn shape(
     let inputs = stored(kernel, device.storage(), sample::inputs(case, SEED));
     let mut outputs = sample::outputs(case);
     let mut taken = None;
-    let (mut seconds, wrong) = match (device.gpu(), timer) {
+    let (seconds, wrong) = match (device.gpu(), timer) {
         (Some(on), Some(timer)) => {
-            let gpu = on.gpu;
             let variant = choose(kernel, &Machine::of(on));
             taken = Some(variant);
-            let (dispatches, operands) = prepare(on, case, &variant, &inputs)?;
-            // The first run also tells how many runs there is time for.
-            let one = Instant::now();
-            gpu.submit(dispatches.first())?;
-            gpu.wait()?;
-            let runs = runs(one.elapsed().as_secs_f64(), effort);
-            let got = fenced::download(on, kernel, &operands)?;
+            let Timed { seconds, outputs: got, .. } =
+                time(Subject { device: on, timer, effort }, case, &variant, &inputs)?;
             sample::run(case, &sample::packed(case, WeightType::Floats, inputs), &mut outputs);
             let (_, written) = split(kernel);
             let wide: Vec<Vec<f64>> =
@@ -53,8 +55,7 @@ pub(crate) fn shape(
             let allowed = device_tolerance(case, device).doubled();
             let verdict = judge(kernel, &got, &wide, allowed);
             let wrong = verdict.failure.map(|failure| format!("{kernel:?} against the CPU form: {failure}"));
-            warm_up(timer, &dispatches, effort)?;
-            (timer.time_in_turn(&dispatches, runs)?, wrong)
+            (seconds, wrong)
         }
         _ => {
             let packed = sample::packed(case, device.storage().weights, inputs);
@@ -65,11 +66,39 @@ pub(crate) fn shape(
             };
             timed();
             let runs = runs(timed(), effort);
-            ((0..runs).map(|_| timed()).collect(), None)
+            (ascending((0..runs).map(|_| timed()).collect()), None)
         }
     };
-    seconds.sort_by(f64::total_cmp);
     Ok(Measured { seconds, wrong, variant: taken })
+}
+
+/// Runs of a variant on a GPU.
+pub(super) struct Timed {
+    /// Seconds of the first run.
+    pub(super) one: f64,
+    /// Seconds of each of the following runs, ascending.
+    pub(super) seconds: Vec<f64>,
+    /// Outputs of the first run.
+    pub(super) outputs: Vec<Vec<f32>>,
+}
+
+/// Runs a variant once, which also tells how many runs there is time for, and then times it.
+pub(super) fn time(on: Subject<'_>, case: &Case, variant: &Variant, inputs: &[Vec<f32>]) -> Result<Timed, RunError> {
+    let Subject { device, timer, effort } = on;
+    let (dispatches, operands) = prepare(device, case, variant, inputs)?;
+    let start = Instant::now();
+    device.gpu.submit(dispatches.first())?;
+    device.gpu.wait()?;
+    let one = start.elapsed().as_secs_f64();
+    let outputs = fenced::download(device, case.kernel.as_ref(), &operands)?;
+    warm_up(timer, &dispatches, effort)?;
+    let seconds = ascending(timer.time_in_turn(&dispatches, runs(one, effort))?);
+    Ok(Timed { one, seconds, outputs })
+}
+
+fn ascending(mut seconds: Vec<f64>) -> Vec<f64> {
+    seconds.sort_by(f64::total_cmp);
+    seconds
 }
 
 /// Returns whether a shape failed only because the device has no memory for it.
@@ -78,7 +107,7 @@ pub(crate) fn is_too_large(error: &RunError) -> bool {
 }
 
 /// Returns the number of runs that the effort allows if one takes `one` seconds: at least three, for a median.
-pub(super) fn runs(one: f64, effort: Effort) -> usize {
+fn runs(one: f64, effort: Effort) -> usize {
     ((effort.per_shape.as_secs_f64() / one.max(1e-9)) as usize).clamp(3, effort.runs)
 }
 
@@ -111,7 +140,7 @@ fn copies(gpu: &Gpu, bytes: u64) -> u64 {
 /// The dispatches take turns, so that each run reads its weights from memory. In a network weights come from memory
 /// too, because all other weights were read since their last use. Activations are not copied: the step before has just
 /// written them.
-pub(super) fn prepare(
+fn prepare(
     device: GpuDevice<'_>,
     case: &Case,
     variant: &Variant,

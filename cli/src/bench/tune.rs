@@ -1,6 +1,6 @@
 //! `bench --tune`: times every variant of each kernel that has several, and saves the fastest for later sessions.
 
-use super::{Effort, measure};
+use super::measure::{self, Subject, Timed};
 use crate::Failure;
 use crate::args::{half, time_left};
 use crate::compile::compile;
@@ -10,8 +10,8 @@ use mobilediffusion_kernels::kernel::split;
 use mobilediffusion_kernels::runner::{RunError, judge, stored, variant_tolerance};
 use mobilediffusion_kernels::tuning::Tuning;
 use mobilediffusion_kernels::variant::{Machine, choose, runnable};
-use mobilediffusion_kernels::{Case, Family, GpuDevice, Kernel, Storage, Variant, check, family, fenced, sample};
-use mobilediffusion_runtime::{RuntimeError, Timer};
+use mobilediffusion_kernels::{Case, Family, GpuDevice, Kernel, Storage, Variant, check, family, sample};
+use mobilediffusion_runtime::RuntimeError;
 use serde_json::{Map, Value, json};
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -20,14 +20,6 @@ use std::time::Instant;
 
 /// Longest estimated time in seconds of one dispatch on hardware. Windows resets a device after two seconds.
 const LONGEST: f64 = 1.0;
-
-/// Device to tune for, and how long to measure.
-#[derive(Clone, Copy)]
-pub(super) struct Subject<'a> {
-    pub(super) device: GpuDevice<'a>,
-    pub(super) timer: &'a Timer<'a>,
-    pub(super) effort: Effort,
-}
 
 /// Returns the problems of some families at the model's shapes.
 pub(super) fn of_families(families: &[&Family]) -> Vec<Case> {
@@ -183,7 +175,7 @@ fn times(
         if expected > longest {
             continue;
         }
-        let Timed { one, median, outputs } = match time(device, case, variant, &inputs) {
+        let Timed { one, seconds, outputs } = match measure::time(device, case, variant, &inputs) {
             Ok(timed) => timed,
             // Without memory for the problem, or after the device is lost, no other variant can run either.
             Err(error) if measure::is_too_large(&error) || gpu.wait().is_err() => return Err(error),
@@ -204,7 +196,7 @@ fn times(
             }
             wrong.extend(all.drain(..).map(|(other, _)| (other, why.clone())));
         }
-        all.push((*variant, median));
+        all.push((*variant, seconds[seconds.len() / 2]));
         if is_better {
             trusted = Some((variant, outputs));
         }
@@ -226,28 +218,4 @@ fn differs(
     let expected: Vec<Vec<f64>> = written.iter().zip(expected).map(|(o, values)| check::to_f64(o, values)).collect();
     let why = judge(kernel, outputs, &expected, allowed).failure?;
     Some(format!("the results of {} and {} differ: {why}", variant.name, other.name))
-}
-
-/// Measurement of a variant.
-struct Timed {
-    /// Seconds of the first run.
-    one: f64,
-    /// Median seconds of the following runs.
-    median: f64,
-    outputs: Vec<Vec<f32>>,
-}
-
-/// Times a variant.
-fn time(device: Subject<'_>, case: &Case, variant: &Variant, inputs: &[Vec<f32>]) -> Result<Timed, RunError> {
-    let Subject { device: GpuDevice { gpu, .. }, timer, effort } = device;
-    let (dispatches, operands) = measure::prepare(device.device, case, variant, inputs)?;
-    let start = Instant::now();
-    gpu.submit(dispatches.first())?;
-    gpu.wait()?;
-    let one = start.elapsed().as_secs_f64();
-    let outputs = fenced::download(device.device, case.kernel.as_ref(), &operands)?;
-    measure::warm_up(timer, &dispatches, effort)?;
-    let mut seconds = timer.time_in_turn(&dispatches, measure::runs(one, effort))?;
-    seconds.sort_by(f64::total_cmp);
-    Ok(Timed { one, median: seconds[seconds.len() / 2], outputs })
 }
