@@ -6,9 +6,6 @@ use mobilediffusion_kernels::kernel::{Shape, checked_elements, elements};
 use mobilediffusion_kernels::{Access, Cast, DType, Kernel, Operand, Storage};
 use std::ops::Range;
 
-/// Largest storage binding in bytes that WebGPU guarantees, which is also the limit of some drivers.
-pub(crate) const LARGEST_BINDING: usize = 128 << 20;
-
 /// Handle to a tensor of a [`Graph`].
 ///
 /// A handle is only valid for the graph that returned it.

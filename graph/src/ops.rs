@@ -2,9 +2,10 @@
 //! path.
 
 use crate::error::GraphError;
-use crate::graph::{Graph, LARGEST_BINDING, Tensor, WeightRows};
+use crate::graph::{Graph, Tensor, WeightRows};
 use crate::layers::{Attend, Conv, Embedding, Glu, GroupNorm, Linear, SamplerStep};
 use mobilediffusion_kernels as kernels;
+use mobilediffusion_kernels::kernel::LARGEST_BINDING;
 use mobilediffusion_kernels::{Activation, DType};
 use std::ops::Range;
 

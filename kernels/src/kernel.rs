@@ -335,8 +335,14 @@ pub(crate) fn rows_to_bind(rows: usize, cols: usize) -> usize {
     rows.next_multiple_of(together.expect("as many rows as bytes fit"))
 }
 
+/// Capabilities of every WebGPU device, by reference: a constant cannot drop the value that it takes a limit from.
+pub(crate) const PORTABLE: &Caps = &Caps::PORTABLE;
+
 /// Number of storage buffers that a dispatch may bind on every WebGPU device.
-pub const MAX_BUFFERS: usize = 8;
+pub const MAX_BUFFERS: usize = PORTABLE.max_storage_buffers as usize;
+
+/// Largest storage binding in bytes that WebGPU guarantees, which is also the limit of some drivers.
+pub const LARGEST_BINDING: usize = PORTABLE.max_binding_bytes as usize;
 
 /// Returns why a problem with these operands cannot be bound, if it has more than [`MAX_BUFFERS`] of them.
 pub(crate) fn too_many(operands: &[Operand]) -> Option<&'static str> {

@@ -6,7 +6,7 @@
 //! least one variant of every kernel runs on every WebGPU device.
 
 use crate::device::GpuDevice;
-use crate::kernel::Kernel;
+use crate::kernel::{Kernel, PORTABLE};
 use crate::storage::{FloatType, Storage};
 use crate::tuning::{Measured, Tuning, problem};
 use mobilediffusion_runtime::{AdapterKind, Caps, MatrixShape, MatrixType};
@@ -48,7 +48,8 @@ impl MatrixUnit {
 
 impl Needs {
     /// Limits that every WebGPU device meets.
-    pub const PORTABLE: Self = Self { invocations: 256, workgroup_bytes: 16 << 10, matrix: None };
+    pub const PORTABLE: Self =
+        Self { invocations: PORTABLE.max_invocations, workgroup_bytes: PORTABLE.max_workgroup_bytes, matrix: None };
 
     /// Returns whether a device meets these needs for tensors stored as `storage`.
     pub(crate) fn met_by(&self, caps: &Caps, storage: Storage) -> bool {

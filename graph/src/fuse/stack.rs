@@ -5,9 +5,9 @@
 //! brought to the device one below the other, and every layer's result is a [`Part`] of the step's output.
 
 use super::{Fused, Pass, output};
-use crate::graph::{LARGEST_BINDING, Origin, Part, TensorInfo, WeightRows};
+use crate::graph::{Origin, Part, TensorInfo, WeightRows};
 use crate::node::Node;
-use mobilediffusion_kernels::kernel::elements;
+use mobilediffusion_kernels::kernel::{LARGEST_BINDING, elements};
 use mobilediffusion_kernels::{Access, DType, Kernel, Operand, Storage};
 
 /// Name of a layer that was stacked, as an operation that a step took in.
