@@ -23,7 +23,7 @@ use crate::graph::{Graph, Origin, Part, TensorInfo};
 use crate::masks::Masks;
 use crate::node::Node;
 use mobilediffusion_kernels::fold::{EpilogueOffer, OperandSource, PrologueOffer, PrologueOp};
-use mobilediffusion_kernels::kernel::{MAX_BUFFERS, elements};
+use mobilediffusion_kernels::kernel::elements;
 use mobilediffusion_kernels::{Access, Kernel};
 use std::fmt;
 
@@ -105,12 +105,12 @@ impl Pass<'_> {
 
     /// Returns `node` with another kernel. Operands named in `others` get the tensors given there; all others keep the
     /// tensor of the node's operand of the same name. Returns `None` if an operand has no tensor or one that does not
-    /// fit, or if the kernel binds more buffers than a device has to support.
+    /// fit, or if the kernel refuses the problem.
     fn with_kernel(&self, node: &Node, kernel: Box<dyn Kernel>, others: &[(&'static str, usize)]) -> Option<Node> {
-        let declared = kernel.operands();
-        if declared.iter().filter(|operand| operand.present).count() > MAX_BUFFERS {
+        if kernel.refusal().is_some() {
             return None;
         }
+        let declared = kernel.operands();
         let mut operands = Vec::with_capacity(declared.len());
         for operand in declared {
             if !operand.present {

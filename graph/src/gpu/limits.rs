@@ -18,8 +18,7 @@ pub(super) fn check_elements(recording: &Recording) -> Result<(), GraphError> {
     Ok(())
 }
 
-/// Checks the `stages` of each step against the limits of an adapter: number of workgroups, number of operands, and size
-/// of each operand.
+/// Checks the `stages` of each step against the limits of an adapter: number of workgroups, and size of each operand.
 pub(super) fn check(
     caps: &Caps,
     storage: Storage,
@@ -30,17 +29,10 @@ pub(super) fn check(
     for (node, Stage { program, operands }) in
         of_nodes.flat_map(|(node, own)| own.iter().map(move |stage| (node, stage)))
     {
-        let exceeded = |what, most: usize, found| {
+        let (most, found) = (caps.max_groups as usize, program.grid.into_iter().max().unwrap_or(0) as usize);
+        if found > most {
             let (node, expected) = (node.path.clone(), format!("at most {most}"));
-            Err(GraphError::Size { node, what, expected, found })
-        };
-        let (most, groups) = (caps.max_groups as usize, program.grid.into_iter().max().unwrap_or(0) as usize);
-        if groups > most {
-            return exceeded("number of workgroups along one axis", most, groups);
-        }
-        let (most, present) = (caps.max_storage_buffers as usize, operands.iter().filter(|o| o.present).count());
-        if present > most {
-            return exceeded("number of operands", most, present);
+            return Err(GraphError::Size { node, what: "number of workgroups along one axis", expected, found });
         }
         for (operand, tensor) in operands.iter().zip(&node.operands) {
             let bytes = operand.bytes(storage) as u64;
@@ -78,7 +70,6 @@ mod tests {
                 Caps { max_groups: 3, ..Caps::PORTABLE },
                 "`proj`: number of workgroups along one axis is 50, expected at most 3",
             ),
-            (Caps { max_storage_buffers: 3, ..Caps::PORTABLE }, "`proj`: number of operands is 4, expected at most 3"),
             (Caps { max_binding_bytes: 3199, ..Caps::PORTABLE }, binding),
         ] {
             assert_eq!(refused(caps), expected);
