@@ -9,6 +9,7 @@ use crate::kernel::{Kernel, Program, has_weights};
 use crate::storage::{FloatType, Storage, WeightType};
 use crate::variant::Variant;
 use crate::{FAMILIES, wgsl};
+use crc32fast::Hasher;
 use mobilediffusion_runtime::{AdapterSummary, Gpu, RuntimeError};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -115,17 +116,19 @@ pub(crate) fn problem(kernel: &dyn Kernel, storage: Storage) -> String {
 }
 
 /// Hash of all that decides how fast a variant is: the variants of every kernel at the model's shapes with their WGSL
-/// and constants, the shared WGSL, and the preludes of the storage types.
+/// and constants, the shared WGSL, and the preludes of the storage types. It is a CRC-32, which unlike the standard
+/// library's hashers does not depend on the build.
 fn kernels_hash() -> &'static str {
     static HASH: OnceLock<String> = OnceLock::new();
     HASH.get_or_init(|| {
-        let mut hash = Fnv::default();
+        let mut hash = Hasher::new();
         for (name, text) in wgsl::COMMON {
-            hash.text(name).text(text);
+            add_text(&mut hash, name);
+            add_text(&mut hash, text);
         }
         for floats in [FloatType::F32, FloatType::F16, FloatType::F16Packed] {
             for weights in [WeightType::Floats, WeightType::F16, WeightType::Int8] {
-                hash.text(&Storage { floats, weights }.prelude());
+                add_text(&mut hash, &Storage { floats, weights }.prelude());
             }
         }
         let cases = FAMILIES.iter().flat_map(|family| (family.model_shapes)());
@@ -136,46 +139,28 @@ fn kernels_hash() -> &'static str {
             };
             case.kernel.variants().into_iter().flat_map(stages).collect::<Vec<_>>()
         });
-        hash.programs(programs);
-        format!("{:016x}", hash.0)
+        add_programs(&mut hash, programs);
+        format!("{:08x}", hash.finalize())
     })
 }
 
-/// The hash function FNV-1a with 64 bits. Unlike the standard library's hashers it is specified, so that its value does
-/// not depend on the build.
-struct Fnv(u64);
-
-impl Default for Fnv {
-    fn default() -> Self {
-        Self(0xcbf2_9ce4_8422_2325)
-    }
+/// Adds a text and a byte that no UTF-8 text contains, so that texts cannot run into each other.
+fn add_text(hash: &mut Hasher, text: &str) {
+    hash.update(text.as_bytes());
+    hash.update(&[0xff]);
 }
 
-impl Fnv {
-    fn bytes(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+/// Adds variants by name, with their constants. A WGSL body that several of them share is added once.
+fn add_programs(hash: &mut Hasher, programs: impl IntoIterator<Item = (&'static str, Program)>) {
+    let mut bodies = BTreeSet::new();
+    for (variant, program) in programs {
+        add_text(hash, variant);
+        for (name, value) in &program.constants {
+            add_text(hash, name);
+            hash.update(&value.to_le_bytes());
         }
-    }
-
-    /// Adds a text and a byte that no UTF-8 text contains, so that texts cannot run into each other.
-    fn text(&mut self, text: &str) -> &mut Self {
-        self.bytes(text.as_bytes());
-        self.bytes(&[0xff]);
-        self
-    }
-
-    /// Adds variants by name, with their constants. A WGSL body that several of them share is added once.
-    fn programs(&mut self, programs: impl IntoIterator<Item = (&'static str, Program)>) {
-        let mut bodies = BTreeSet::new();
-        for (variant, program) in programs {
-            self.text(variant);
-            for (name, value) in &program.constants {
-                self.text(name).bytes(&value.to_le_bytes());
-            }
-            if bodies.insert(program.wgsl) {
-                self.text(program.wgsl);
-            }
+        if bodies.insert(program.wgsl) {
+            add_text(hash, program.wgsl);
         }
     }
 }
@@ -269,9 +254,9 @@ mod tests {
     fn names_constants_and_wgsl_change_the_hash() {
         let program = linear(64).program(&choose(&linear(64), &Machine::PORTABLE));
         let hash = |name, program: &Program| {
-            let mut hash = Fnv::default();
-            hash.programs([(name, program.clone())]);
-            hash.0
+            let mut hash = Hasher::new();
+            add_programs(&mut hash, [(name, program.clone())]);
+            hash.finalize()
         };
         let same = hash("64x64", &program);
         assert_eq!(hash("64x64", &program), same);
@@ -280,12 +265,5 @@ mod tests {
         let mut changed = program.clone();
         changed.constants[0].1 ^= 1;
         assert_ne!(hash("64x64", &changed), same, "another constant");
-    }
-
-    #[test]
-    fn the_hash_function_is_the_one_that_is_specified() {
-        let mut hash = Fnv::default();
-        hash.bytes(b"foobar");
-        assert_eq!(hash.0, 0x8594_4171_f739_67e8, "test vector of the authors of FNV");
     }
 }
