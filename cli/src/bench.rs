@@ -187,9 +187,7 @@ fn tune(
     Tuning::check_write(gpu).map_err(why)?;
     let (problems, weights) = problems(args, device)?;
     let subject = measure::Subject { device: GpuDevice { gpu, storage: storage.with_weights(weights) }, timer, effort };
-    let measured = tune::run(subject, &problems, until)?;
-    let failed = measured["failed"].as_array().map_or(0, Vec::len);
-    let failure = (failed > 0).then(|| format!("{failed} variants failed, see the notes above"));
+    let (measured, failure) = tune::run(subject, &problems, until)?;
     Ok((json!({ "tuned": measured }), failure))
 }
 

@@ -156,7 +156,7 @@ impl GpuMemory {
     /// Runs the steps and waits for them. At most two chunks are in flight.
     pub(crate) fn run(&mut self, steps: &[usize], on_progress: OnProgress<'_>) -> Result<(), GraphError> {
         self.pace.begin();
-        let mut rest = Rest::of_run(&self.units, steps, &self.pace);
+        let mut rest = Rest::of_run(&self.units, steps);
         while let Some(chunk) = rest.next(&self.pace) {
             let started = start(&self.gpu, &chunk, steps.len(), on_progress)?;
             if let Some((before, of_before)) = self.in_flight.replace((started, flops(&chunk))) {
@@ -172,7 +172,7 @@ impl GpuMemory {
     /// does not wait for the host between two runs.
     pub(crate) async fn run_ahead(&mut self, steps: &[usize], on_progress: OnProgress<'_>) -> Result<(), GraphError> {
         self.pace.begin();
-        let mut rest = Rest::of_run(&self.units, steps, &self.pace);
+        let mut rest = Rest::of_run(&self.units, steps);
         while let Some(chunk) = rest.next(&self.pace) {
             let started = start(&self.gpu, &chunk, steps.len(), on_progress)?;
             if let Some((before, of_before)) = self.in_flight.replace((started, flops(&chunk))) {
@@ -203,7 +203,7 @@ impl GpuMemory {
     pub(crate) fn time(&self, steps: &[usize]) -> Result<Vec<f64>, GraphError> {
         let timer = Timer::new(&self.gpu).map_err(GraphError::at("timer"))?;
         let mut seconds = vec![0.0; steps.len()];
-        let mut rest = Rest::of_run(&self.units, steps, &self.pace);
+        let mut rest = Rest::of_run(&self.units, steps);
         while let Some(chunk) = rest.next(&self.pace) {
             let dispatches: Vec<&Dispatch> = chunk.iter().map(|(_, unit)| &unit.dispatch).collect();
             let each = timer.time_each(&dispatches).map_err(GraphError::at("run"))?;
@@ -217,7 +217,7 @@ impl GpuMemory {
     pub(crate) fn overhead(&self, steps: &[usize]) -> Result<f64, GraphError> {
         self.gpu.wait().map_err(GraphError::at("run"))?;
         let mut seconds = 0.0;
-        let mut rest = Rest::of_run(&self.units, steps, &self.pace);
+        let mut rest = Rest::of_run(&self.units, steps);
         while let Some(chunk) = rest.next(&self.pace) {
             let begin = Instant::now();
             start(&self.gpu, &chunk, steps.len(), &mut |_, _| Flow::Continue)?;

@@ -143,18 +143,19 @@ pub fn compare(got: &[f64], want: &[f64], shape: &[usize], tolerance: Tolerance)
     }
 }
 
-/// Returns the relative difference in the L2 norm, `|got - want| / |want|`. Values that do not differ have a difference
-/// of 0, even if all are 0.
+/// Returns the relative difference in the L2 norm, `|got - want| / |want|`. Values that are equal have a difference of 0,
+/// even if all are 0 or infinite. Infinite values do not count in `|want|`.
 ///
-/// It is within no bound, that is infinite or NaN, if the lengths differ, if a value is infinite or NaN, or if only zeros
-/// were expected and something else was found.
+/// It is within no bound, that is infinite or NaN, if the lengths differ, if a value is NaN, or infinite where another one
+/// was expected, or if only zeros were expected and something else was found.
 pub fn relative_l2(got: &[impl Copy + Into<f64>], want: &[impl Copy + Into<f64>]) -> f64 {
     if got.len() != want.len() {
         return f64::NAN;
     }
     let square = |sum: f64, value: f64| sum + value * value;
-    let difference = got.iter().zip(want).map(|(&got, &want)| got.into() - want.into()).fold(0.0, square);
-    let norm = want.iter().map(|&want| want.into()).fold(0.0, square);
+    let pairs = got.iter().zip(want).map(|(&got, &want)| (got.into(), want.into()));
+    let difference = pairs.map(|(got, want)| if got == want { 0.0 } else { got - want }).fold(0.0, square);
+    let norm = want.iter().map(|&want| want.into()).filter(|want| !want.is_infinite()).fold(0.0, square);
     if difference == 0.0 { 0.0 } else { (difference / norm).sqrt() }
 }
 
@@ -261,6 +262,7 @@ mod tests {
     #[test]
     fn an_error_without_a_number_is_within_no_bound() {
         assert_eq!(relative_l2(&[10.0_f32, 5.0], &[6.0, 8.0]), 0.5);
+        assert_eq!(relative_l2(&[f64::INFINITY, 1.0], &[f64::INFINITY, 2.0]), 0.5, "the same infinity");
         assert_eq!([relative_l2(&[0.0; 2], &[0.0; 2]), relative_l2(&[0.0; 0], &[0.0; 0])], [0.0; 2], "nothing differs");
         for (got, want) in [
             (&[1.0, 2.0][..], &[1.0][..]),
@@ -269,7 +271,7 @@ mod tests {
             (&[1.0, 1.0], &[f64::NAN, 1.0]),
             (&[f64::INFINITY, 1.0], &[1.0, 1.0]),
             (&[1.0, 1.0], &[f64::INFINITY, 1.0]),
-            (&[f64::INFINITY, 1.0], &[f64::INFINITY, 2.0]),
+            (&[f64::INFINITY, 1.0], &[f64::NEG_INFINITY, 1.0]),
         ] {
             let error = relative_l2(got, want);
             assert!(!error.is_finite(), "{got:?} is {error} from {want:?}");

@@ -146,8 +146,8 @@ fn busy_groups(kind: AdapterKind) -> usize {
 }
 
 /// Returns the number of values that an invocation can keep in registers from step to step on a GPU of this vendor, or
-/// behind this graphics API: about half of the registers that compilers gave to invocations where they began to spill
-/// (benches/records/compilers.md).
+/// behind this graphics API: those of Arm's and Intel's between the tiles of which compilers spill values and those of which
+/// they spill none (benches/records/compilers.md), others guessed from the number of registers.
 fn registers(vendor: u32, backend: &str) -> usize {
     const ARM: u32 = 0x13B5;
     const INTEL: u32 = 0x8086;

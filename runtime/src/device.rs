@@ -99,7 +99,10 @@ impl Gpu {
         if opened.incidents.loss().is_none() {
             return Ok(opened);
         }
-        let refused_matrices = std::mem::take(&mut opened.refused_matrices);
+        let mut refused_matrices = std::mem::take(&mut opened.refused_matrices);
+        let others = opened.caps().matrices.iter().filter(|shape| shape.is_tried());
+        let reason = "the trial of another shape lost the device".to_owned();
+        refused_matrices.extend(others.map(|shape| RefusedMatrix { shape: *shape, reason: reason.clone() }));
         drop(opened);
         let (caps, plain) = caps::without_matrices(&chosen.caps);
         let plain = Self::open_with(raw, AdapterSummary { caps, ..chosen }, shader_checks, plain).await?;

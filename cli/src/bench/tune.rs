@@ -1,5 +1,6 @@
 //! `bench --tune`: times every variant of each kernel that has several, and saves the fastest for later sessions.
 
+use super::Measured;
 use super::measure::{self, Subject, Timed};
 use crate::Failure;
 use crate::args::{half, time_left};
@@ -44,9 +45,9 @@ pub(super) fn of_plan(recording: &Recording) -> Result<Vec<Case>, Failure> {
 
 /// Times the variants of every problem that has several, until the time is up, and returns the numbers for a file. A
 /// variant that fails or computes a wrong result is reported and left out; the others are kept. What was found is saved
-/// after every problem, so that it outlives a device that is lost or a process that is ended. If the last of it cannot be
-/// saved, that is reported at the end.
-pub(super) fn run(device: Subject<'_>, cases: &[Case], until: Option<Instant>) -> Result<Value, Failure> {
+/// after every problem, so that it outlives a device that is lost or a process that is ended. The text says what failed: a
+/// variant, or saving the last of it.
+pub(super) fn run(device: Subject<'_>, cases: &[Case], until: Option<Instant>) -> Result<Measured, Failure> {
     let Subject { device: GpuDevice { gpu, storage }, effort, .. } = device;
     let (compiling, time_left) = (time_left(half(until)), time_left(until));
     let (tuning, ignored) = Tuning::read(gpu);
@@ -69,11 +70,15 @@ pub(super) fn run(device: Subject<'_>, cases: &[Case], until: Option<Instant>) -
     if left_out > 0 {
         note(&format!("{left_out} shapes were left out: too long or too large for this device, or the time was up"));
     }
-    note(&match unsaved {
-        None => format!("kept the fastest variants of {} problems for sessions on this adapter", rows.len()),
-        Some(why) => format!("note: not all of the fastest variants were saved: {}", one_line(&why.to_string())),
-    });
-    Ok(json!({"problems": rows, "failed": failed}))
+    let variants = (!failed.is_empty()).then(|| format!("{} variants failed, see the notes above", failed.len()));
+    let failure = match unsaved {
+        None => {
+            note(&format!("kept the fastest variants of {} problems for sessions on this adapter", rows.len()));
+            variants
+        }
+        Some(why) => Some(format!("not all of the fastest variants were saved: {}", one_line(&why.to_string()))),
+    };
+    Ok((json!({"problems": rows, "failed": failed}), failure))
 }
 
 /// What was found so far.

@@ -55,22 +55,23 @@ pub(super) fn flops(chunk: &Chunk<'_>) -> u64 {
 /// What remains to be submitted of a run.
 pub(super) struct Rest<'a> {
     units: IntoIter<(usize, &'a Unit)>,
-    /// Limit on the floating-point operations of the next submission.
-    limit: u64,
+    /// Limit on the floating-point operations of the last submission.
+    limit: Option<u64>,
 }
 
 impl<'a> Rest<'a> {
     /// Begins a run of `steps`. `units` are those of all steps.
-    pub(super) fn of_run(units: &'a [Vec<Unit>], steps: &[usize], pace: &Pace) -> Self {
+    pub(super) fn of_run(units: &'a [Vec<Unit>], steps: &[usize]) -> Self {
         let of_step = |(before, step): (usize, &usize)| units[*step].iter().map(move |unit| (before, unit));
         let all: Vec<(usize, &Unit)> = steps.iter().enumerate().flat_map(of_step).collect();
-        Self { units: all.into_iter(), limit: pace.first }
+        Self { units: all.into_iter(), limit: None }
     }
 
     /// Returns the next submission, if anything remains.
     pub(super) fn next(&mut self, pace: &Pace) -> Option<Chunk<'a>> {
-        let length = fitting(self.units.as_slice().iter().map(|(_, unit)| unit.flops), self.limit);
-        self.limit = pace.grown(self.limit);
+        let limit = pace.limit(self.limit);
+        self.limit = Some(limit);
+        let length = fitting(self.units.as_slice().iter().map(|(_, unit)| unit.flops), limit);
         (length > 0).then(|| self.units.by_ref().take(length).collect())
     }
 }
@@ -104,9 +105,9 @@ impl Pace {
         Self { first: most_flops(kind) / FIRST_SHARE, most: most_flops(kind), last: None }
     }
 
-    /// Returns the limit on the submission after one that was limited to `limit`.
-    fn grown(&self, limit: u64) -> u64 {
-        self.most.min(GROWTH * limit)
+    /// Returns the limit on the submission after one with the limit `last`, or on the first of a run.
+    fn limit(&self, last: Option<u64>) -> u64 {
+        last.map_or(self.first, |last| self.most.min(GROWTH * last))
     }
 
     /// Begins a run: what happened since the last one says nothing about the device.
@@ -117,13 +118,15 @@ impl Pace {
     /// Adapts the limit to a submission of `flops` that was found to be done at `now`. It began when the one before was
     /// done, because two are in flight.
     pub(super) fn done(&mut self, flops: u64, now: Instant) {
-        // The rest of a run can be too short to tell anything.
+        // The rest of a run can be too short to tell anything. At the least limit some submissions have half of it.
         if let Some(last) = self.last.replace(now)
-            && flops >= self.first
+            && 2 * flops >= self.first
         {
             // A time of zero is possible where the clock is coarse, and gives the largest number.
             let within = flops as f64 * SUBMISSION.as_secs_f64() / (now - last).as_secs_f64();
-            self.most = (within as u64).clamp(self.first, FASTEST * self.first);
+            // Where the host notices one end late, the time to the next is too short. So the limit rises step by step.
+            let most = FASTEST * self.first;
+            self.most = (within as u64).clamp(self.first, most.min(GROWTH * self.most));
         }
     }
 }
@@ -147,11 +150,11 @@ mod tests {
 
     /// Returns the lengths of the submissions of a run, for units of so many floating-point operations.
     fn lengths(flops: &[u64], pace: &Pace) -> Vec<usize> {
-        let (mut rest, mut limit, mut lengths) = (flops, pace.first, Vec::new());
+        let (mut rest, mut limit, mut lengths) = (flops, None, Vec::new());
         while !rest.is_empty() {
-            lengths.push(fitting(rest.iter().copied(), limit));
+            limit = Some(pace.limit(limit));
+            lengths.push(fitting(rest.iter().copied(), limit.expect("it was just set")));
             rest = &rest[lengths[lengths.len() - 1]..];
-            limit = pace.grown(limit);
         }
         lengths
     }
@@ -163,6 +166,8 @@ mod tests {
         assert_eq!(lengths(&[100, 0, 0, 7, 7, 100], &pace), [1, 4, 1], "what exceeds the limit is alone");
         assert_eq!(lengths(&[0; 5], &pace), [5]);
         assert_eq!(fitting(std::iter::empty(), 80), 0, "nothing is submitted for nothing");
+        let slow = Pace { most: 15, ..pace };
+        assert_eq!(slow.limit(Some(80)), 15, "the next submission follows what was measured since the last");
     }
 
     #[test]
@@ -174,16 +179,18 @@ mod tests {
         assert_eq!(pace.most, 20_000_000_000, "when the first one began is not known");
         pace.done(10_000_000_000, at(2.0));
         assert_eq!(pace.most, 2_500_000_000, "a quarter of a second at 10 GFLOP/s");
-        pace.done(2_500_000_000, at(2.0625));
-        assert_eq!(pace.most, 10_000_000_000, "at 40 GFLOP/s");
+        pace.done(2_000_000_000, at(2.0625));
+        assert_eq!(pace.most, 8_000_000_000, "at 32 GFLOP/s");
         pace.done(1_000_000, at(3.0));
-        assert_eq!(pace.most, 10_000_000_000, "the rest of a run tells nothing");
+        assert_eq!(pace.most, 8_000_000_000, "the rest of a run tells nothing");
         pace.begin();
         pace.done(10_000_000_000, at(60.0));
-        assert_eq!(pace.most, 10_000_000_000, "nor does the time between two runs");
+        assert_eq!(pace.most, 8_000_000_000, "nor does the time between two runs");
         pace.done(10_000_000_000, at(160.0));
         assert_eq!(pace.most, 2_500_000_000, "no less than the first of a run");
-        pace.done(2_500_000_000, at(160.0));
-        assert_eq!(pace.most, 640_000_000_000, "256 times the first at most");
+        for most in [10, 40, 160, 640, 640] {
+            pace.done(2_500_000_000, at(160.0));
+            assert_eq!(pace.most, most * 1_000_000_000, "four times the last, and 256 times the first at most");
+        }
     }
 }

@@ -140,7 +140,8 @@ pub(crate) fn free(device: &Device) -> Option<u64> {
 /// allowed less. A system that says 0 for the machine does not know.
 fn free_of(available: u64, container: Option<&CGroupLimits>) -> Option<u64> {
     let available = (available > 0).then_some(available);
-    // `free_memory` counts files in the page cache as used, although the system drops them where memory is needed.
+    // `free_memory` counts files in the page cache as used, although the system drops them where memory is needed. Memory
+    // that is shared, as that of some drivers, is not counted as used here.
     let allowed = container.map(|limits| limits.total_memory.saturating_sub(limits.rss));
     available.into_iter().chain(allowed).min()
 }
