@@ -70,14 +70,14 @@ pub(super) fn run(device: Subject<'_>, cases: &[Case], until: Option<Instant>) -
     if left_out > 0 {
         note(&format!("{left_out} shapes were left out: too long or too large for this device, or the time was up"));
     }
+    if unsaved.is_none() {
+        note(&format!("kept the fastest variants of {} problems for sessions on this adapter", rows.len()));
+    }
     let variants = (!failed.is_empty()).then(|| format!("{} variants failed, see the notes above", failed.len()));
-    let failure = match unsaved {
-        None => {
-            note(&format!("kept the fastest variants of {} problems for sessions on this adapter", rows.len()));
-            variants
-        }
-        Some(why) => Some(format!("not all of the fastest variants were saved: {}", one_line(&why.to_string()))),
-    };
+    let saving =
+        |why: RuntimeError| format!("not all of the fastest variants were saved: {}", one_line(&why.to_string()));
+    let failures: Vec<String> = variants.into_iter().chain(unsaved.map(saving)).collect();
+    let failure = (!failures.is_empty()).then(|| failures.join("; "));
     Ok((json!({"problems": rows, "failed": failed}), failure))
 }
 
