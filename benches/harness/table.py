@@ -47,6 +47,9 @@ def facts(record):
         rates = [f"{peak[key] / 1e9:.0f} GFLOP/s ({name})" for key, name in names.items() if peak.get(key)]
         copies = number(peak["copy_bytes_per_second"], 1, 1e9)
         said.append(f"Peaks beside what ran in {dtype}: copies {copies} GB/s, multiply-adds {', '.join(rates)}.")
+        if launch := peak.get("launch"):
+            alone, in_a_row = number(launch["alone_seconds"], 1, 1e-6), number(launch["in_a_row_seconds"], 1, 1e-6)
+            said.append(f"A dispatch of one small workgroup: {alone} us in a pass of its own, {in_a_row} us in a row.")
     return "\n".join(said)
 
 
@@ -96,10 +99,12 @@ def peers(record):
 
 
 def kernels(rows):
-    heads = ["kernel", "shape", "us", "GFLOP/s", "GB/s", "% of the limit", "bound by", "variant"]
+    heads = ["kernel", "shape", "us", "GFLOP/s", "GB/s", "% of the limit", "bound by",
+             "% of an equal copy", "variant"]
     row = lambda r: [
         r["kernel"], r["shape"], number(r["median_us"], 1), number(r["flops_per_second"], 1, 1e9),
-        number(r["bytes_per_second"], 2, 1e9), *limit(r), r.get("variant") or ""]
+        number(r["bytes_per_second"], 2, 1e9), *limit(r),
+        number(r.get("part_of_equal_copy"), 1, 0.01), r.get("variant") or ""]
     note = ("caches: more bytes per second move than in the measured copies, so the copies are no limit. Most of the bytes counted for "
             "embedding belong to its table and are not read.")
     return rows and table(heads, map(row, rows)) + (f"\n\n{note}" if any(map(cached, rows)) else "")

@@ -283,7 +283,8 @@ class Records(unittest.TestCase):
             "machine": {"device": "CPU", "kind": "cpu", "clocks": "unknown", "clock": "wall clock"},
             "peaks": {"f32": {"copy_bytes_per_second": 1e9, "flops_per_second": 1e9}},
             "kernels": {"f32": [{"kernel": "add", "shape": "c=4", "median_us": 1.0, "flops_per_second": 1e9,
-                                 "bytes_per_second": 1e9, "part_of_limit": 0.5, "bound": "memory"}]},
+                                 "bytes_per_second": 1e9, "part_of_limit": 0.5, "part_of_equal_copy": 0.7,
+                                 "bound": "memory"}]},
             "networks": [], "paper": [], "pictures": [], "starts": [], "left_out": [],
             "peers": [{"peer": "p", "what": "add", "seconds": 2.0, "ours_seconds": 1.0, "ratio": 0.5}],
         }
@@ -292,15 +293,22 @@ class Records(unittest.TestCase):
         self.assertEqual(record.problems(self.whole()), [])
         text = table.markdown(self.whole())
         self.assertIn("| p | add | 2000.00 | 1000.00 | 0.50 |", text)
-        self.assertIn("| add | c=4 | 1.0 | 1.0 | 1.00 | 50.0 | memory |  |", text)
+        self.assertIn("| add | c=4 | 1.0 | 1.0 | 1.00 | 50.0 | memory | 70.0 |  |", text)
         self.assertNotIn("caches", text)
+        self.assertNotIn("in a row", text)
+        gpu = self.whole()
+        gpu["peaks"]["f32"]["launch"] = {"alone_seconds": 2.25e-6, "in_a_row_seconds": 3.5e-6}
+        del gpu["kernels"]["f32"][0]["part_of_equal_copy"]
+        text = table.markdown(gpu)
+        self.assertIn("2.2 us in a pass of its own, 3.5 us in a row", text)
+        self.assertIn("| add | c=4 | 1.0 | 1.0 | 1.00 | 50.0 | memory |  |  |", text, "older records have no such share")
         nothing = self.whole()
         nothing["kernels"]["f32"][0].update(part_of_limit=None, flops_per_second=None)
         self.assertEqual(len(record.problems(nothing)), 2, "it is wrong, and there is a table all the same")
-        self.assertIn("| add | c=4 | 1.0 |  | 1.00 |  | memory |  |", table.markdown(nothing))
+        self.assertIn("| add | c=4 | 1.0 |  | 1.00 |  | memory | 70.0 |  |", table.markdown(nothing))
         quick = self.whole()
         quick["kernels"]["f32"][0].update(part_of_limit=2.5, bound="caches")
-        self.assertIn("| add | c=4 | 1.0 | 1.0 | 1.00 |  | caches |  |", table.markdown(quick))
+        self.assertIn("| add | c=4 | 1.0 | 1.0 | 1.00 |  | caches | 70.0 |  |", table.markdown(quick))
 
     def test_the_state_of_a_gpu_and_repeated_times_have_their_place(self):
         lines = "NVIDIA B2, 1 MHz, 2 MHz, 3.0 W, 40, 0x0000000000000000\nNVIDIA A1, 4 MHz, 5 MHz, 6.0 W, 50, 0x5\n"

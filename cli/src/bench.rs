@@ -4,7 +4,9 @@
 //! The f64 references are too slow at these sizes. A GPU's result is checked against the CPU form instead, and the CPU
 //! form against the reference on the small built-in cases of its family.
 
+mod copies;
 mod kernels;
+mod launch;
 mod machine;
 mod measure;
 mod peaks;
@@ -90,7 +92,8 @@ pub(crate) struct Args {
 
 const COLUMNS: &str = "\
 Columns of kernels: times of one run; what the kernel computes and moves in a second of the median; %flops and %copy are
-its shares of the measured peaks, and bound is the nearer one. benches/README.md explains them and the keys of --json.";
+its shares of the measured peaks, and bound is the nearer one; %equal is the time of a copy of equally many bytes, as a
+share of the median. benches/README.md explains them and the keys of --json.";
 
 /// Limits on the time that measuring may take.
 #[derive(Clone, Copy, Debug)]
@@ -99,6 +102,8 @@ pub(crate) struct Effort {
     per_shape: Duration,
     /// Largest number of runs of one shape.
     runs: usize,
+    /// Time for which a hardware GPU runs a shape before it is timed.
+    warm_up: Duration,
     /// Largest number of floating-point operations of a shape; larger shapes are left out.
     most_flops: u64,
     /// Whether the peak of copies is measured on a smaller buffer.
@@ -116,7 +121,8 @@ impl Effort {
             (true, false) => 10_000_000_000,
             (false, false) => u64::MAX,
         };
-        Self { per_shape, runs: if quick { 10 } else { 200 }, most_flops, quick, software }
+        let (runs, warm_up) = (if quick { 10 } else { 200 }, Duration::from_millis(100));
+        Self { per_shape, runs, warm_up, most_flops, quick, software }
     }
 
     /// Limits the runs of a shape to half of its share of the time. The other half goes to operands, the check and the

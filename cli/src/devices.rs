@@ -21,7 +21,8 @@ pub(crate) fn run() -> Result<(), Failure> {
 
 /// Describes an adapter in three lines: name and driver, features, limits.
 fn lines(adapter: &AdapterSummary) -> String {
-    let AdapterSummary { index, name, backend, driver, kind, vendor, caps } = adapter;
+    let AdapterSummary { index, name, backend, driver, kind, vendor, units, caps } = adapter;
+    let units = units.map(|units| format!(", {units} units")).unwrap_or_default();
     let word = |has: bool, what: &str| if has { what.to_owned() } else { format!("no {what}") };
     let features = [(caps.shader_f16, "f16"), (caps.timestamps, "timestamps"), (caps.pipeline_cache, "pipelines kept")];
     let features = features.map(|(has, what)| word(has, what)).join(", ");
@@ -30,7 +31,7 @@ fn lines(adapter: &AdapterSummary) -> String {
         shapes => format!("matrix units {}", shapes.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")),
     };
     format!(
-        "[{index}] {name}: {kind}, {backend}, {driver}, vendor {vendor:#06x}\n    {features}, {matrices}\n    buffers up to {} MiB, bindings up to {} MiB, \
+        "[{index}] {name}: {kind}, {backend}, {driver}, vendor {vendor:#06x}{units}\n    {features}, {matrices}\n    buffers up to {} MiB, bindings up to {} MiB, \
          workgroups of {} invocations and {} KiB, {} storage buffers, {} workgroups on an axis",
         caps.max_buffer_bytes >> 20,
         caps.max_binding_bytes >> 20,
@@ -63,11 +64,19 @@ mod tests {
             uniform_alignment: 64,
         };
         let (name, backend, driver) = ("Iris".to_owned(), "vulkan".to_owned(), "Mesa 25".to_owned());
-        let adapter =
-            AdapterSummary { index: 3, name, backend, driver, kind: AdapterKind::Integrated, vendor: 0x8086, caps };
+        let adapter = AdapterSummary {
+            index: 3,
+            name,
+            backend,
+            driver,
+            kind: AdapterKind::Integrated,
+            vendor: 0x8086,
+            units: Some(96),
+            caps,
+        };
         let text = lines(&adapter);
         for words in [
-            "[3] Iris: integrated GPU, vulkan, Mesa 25, vendor 0x8086\n",
+            "[3] Iris: integrated GPU, vulkan, Mesa 25, vendor 0x8086, 96 units\n",
             "no f16, timestamps, pipelines kept, matrix units 16x16x16 f16 to f32\n",
             "buffers up to 2048 MiB, bindings up to 128 MiB",
             "workgroups of 1024 invocations and 32 KiB, 10 storage buffers, 65535 workgroups on an axis",

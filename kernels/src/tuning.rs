@@ -181,6 +181,7 @@ mod tests {
             driver,
             kind: AdapterKind::Integrated,
             vendor: 0,
+            units: None,
             caps: Caps::PORTABLE,
         }
     }

@@ -9,7 +9,7 @@ use crate::device::GpuDevice;
 use crate::kernel::{Kernel, PORTABLE};
 use crate::storage::{FloatType, Storage};
 use crate::tuning::{Measured, Tuning, problem};
-use mobilediffusion_runtime::{AdapterKind, Caps, MatrixShape, MatrixType};
+use mobilediffusion_runtime::{AdapterKind, AdapterSummary, Caps, MatrixShape, MatrixType};
 
 /// Device features and limits that a variant needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,8 +68,8 @@ pub struct Variant {
     pub needs: Needs,
     /// Number of workgroups for this problem.
     pub groups: usize,
-    /// Number of [`busy_groups`](Machine::busy_groups) that one workgroup counts as: 2 if its invocations take so many
-    /// registers that no other has room beside it.
+    /// Share of a unit that one workgroup keeps busy, in halves: 2 if its invocations take so many registers that no
+    /// other has room beside it.
     pub slots: usize,
     /// Number of values that an invocation keeps in registers from step to step: sums, what it has loaded for the next step,
     /// and in blocks the columns that it multiplies.
@@ -92,13 +92,33 @@ impl Variant {
     /// that values without a register are stored and loaded again.
     pub fn estimate(&self, machine: &Machine) -> f64 {
         let spills = if self.registers > machine.registers { SPILLED } else { 1.0 };
-        (self.slots * self.groups).max(machine.busy_groups) as f64 * self.work * spills / self.slots as f64
+        machine.units.rounds(self.groups).max(2.0 / self.slots as f64) * self.work * spills
     }
 }
 
 /// Factor by which a variant takes longer whose values do not fit into registers. A guess: compilers show that they are
 /// stored and loaded in the innermost loop then (benches/records/compilers.md), but not what that costs.
 const SPILLED: f64 = 4.0;
+
+/// Number of a device's compute units, each of which runs workgroups of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Units {
+    /// As many as the driver says.
+    Known(usize),
+    /// As many as devices of this kind may have.
+    Guessed(usize),
+}
+
+impl Units {
+    /// Returns how many of some workgroups the busiest unit runs. A number of units that is a guess leaves open how many
+    /// of them the last round needs.
+    fn rounds(self, groups: usize) -> f64 {
+        match self {
+            Self::Known(units) => groups.div_ceil(units) as f64,
+            Self::Guessed(units) => groups as f64 / units as f64,
+        }
+    }
+}
 
 /// Facts about a device that the choice of a variant depends on.
 #[derive(Clone, Debug, PartialEq)]
@@ -107,8 +127,8 @@ pub struct Machine {
     pub caps: Caps,
     /// Storage of tensors on the device.
     pub storage: Storage,
-    /// Number of workgroups that keep the device busy. Fewer workgroups are assumed to take as long as this number.
-    pub busy_groups: usize,
+    /// Compute units. Two workgroups keep one busy; one that is alone on its unit is assumed to take as long as two.
+    pub units: Units,
     /// Number of values that an invocation can keep in registers from step to step, beside factors and addresses.
     pub registers: usize,
     /// Variants that were measured to be the fastest on this device.
@@ -120,7 +140,7 @@ impl Machine {
     pub const PORTABLE: Self = Self {
         caps: Caps::PORTABLE,
         storage: Storage::F32,
-        busy_groups: 256,
+        units: Units::Guessed(128),
         registers: usize::MAX,
         tuned: Measured::new(),
     };
@@ -129,20 +149,22 @@ impl Machine {
     pub fn of(GpuDevice { gpu, storage }: GpuDevice<'_>) -> Self {
         let (tuning, _) = Tuning::read(gpu);
         let adapter = gpu.adapter();
-        let (busy_groups, registers) = (busy_groups(adapter.kind), registers(adapter.vendor, &adapter.backend));
-        Self { caps: gpu.caps().clone(), storage, busy_groups, registers, tuned: tuning.of(adapter) }
+        let (units, registers) = (units(adapter), registers(adapter.vendor, &adapter.backend));
+        Self { caps: gpu.caps().clone(), storage, units, registers, tuned: tuning.of(adapter) }
     }
 }
 
-/// Returns the number of workgroups that keep a device busy.
-fn busy_groups(kind: AdapterKind) -> usize {
-    // No API reports the number of compute units. Two workgroups for each of 128 units keep today's large GPUs busy, and
-    // two for each of 16 units the small ones.
-    match kind {
-        AdapterKind::Discrete | AdapterKind::Other => 256,
-        AdapterKind::Integrated => 32,
-        AdapterKind::Software => 8,
-    }
+/// Returns the number of an adapter's compute units. Where the driver does not tell it, that of today's large GPUs is
+/// assumed for those with memory of their own, and that of small ones for others.
+fn units(adapter: &AdapterSummary) -> Units {
+    adapter.units.map_or(
+        Units::Guessed(match adapter.kind {
+            AdapterKind::Discrete | AdapterKind::Other => 128,
+            AdapterKind::Integrated => 16,
+            AdapterKind::Software => 4,
+        }),
+        |units| Units::Known(units as usize),
+    )
 }
 
 /// Returns the number of values that an invocation can keep in registers from step to step on a GPU of this vendor, or
@@ -202,25 +224,36 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_large_device_needs_more_groups_to_be_busy() {
-        for (kind, groups) in [
-            (AdapterKind::Discrete, 256),
-            (AdapterKind::Other, 256),
-            (AdapterKind::Integrated, 32),
-            (AdapterKind::Software, 8),
+    fn the_number_of_units_is_the_drivers_or_a_guess() {
+        for (kind, guess) in [
+            (AdapterKind::Discrete, 128),
+            (AdapterKind::Other, 128),
+            (AdapterKind::Integrated, 16),
+            (AdapterKind::Software, 4),
         ] {
-            assert_eq!(busy_groups(kind), groups, "{kind}");
+            let (name, backend, driver) = (String::new(), String::new(), String::new());
+            let caps = Caps::PORTABLE;
+            let adapter = AdapterSummary { index: 0, name, backend, driver, kind, vendor: 0, units: None, caps };
+            assert_eq!(units(&adapter), Units::Guessed(guess), "{kind}");
+            assert_eq!(units(&AdapterSummary { units: Some(84), ..adapter }), Units::Known(84), "{kind}");
         }
     }
 
     #[test]
     fn groups_that_leave_a_device_idle_take_as_long_as_those_that_do_not() {
-        let machine = Machine { busy_groups: 32, ..Machine::PORTABLE };
-        for (groups, slots, work, time) in
-            [(4, 1, 3.0, 96.0), (64, 1, 3.0, 192.0), (4, 2, 3.0, 48.0), (64, 2, 3.0, 192.0)]
-        {
-            let variant = Variant { groups, slots, work, ..Variant::ONLY };
-            assert_eq!(variant.estimate(&machine), time, "{groups} groups of {slots} slots");
+        for (units, groups, slots, time) in [
+            (Units::Guessed(16), 4, 1, 6.0),
+            (Units::Guessed(16), 64, 1, 12.0),
+            (Units::Guessed(16), 4, 2, 3.0),
+            (Units::Guessed(16), 72, 2, 13.5),
+            (Units::Known(16), 16, 1, 6.0),
+            (Units::Known(16), 16, 2, 3.0),
+            (Units::Known(16), 17, 2, 6.0),
+            (Units::Known(16), 33, 1, 9.0),
+        ] {
+            let variant = Variant { groups, slots, work: 3.0, ..Variant::ONLY };
+            let machine = Machine { units, ..Machine::PORTABLE };
+            assert_eq!(variant.estimate(&machine), time, "{groups} groups of {slots} slots on {units:?}");
         }
     }
 
@@ -228,9 +261,9 @@ pub(crate) mod tests {
     fn values_that_do_not_fit_into_registers_cost_more() {
         let of = |vendor, backend| Machine { registers: registers(vendor, backend), ..Machine::PORTABLE };
         let arm = of(0x13B5, "vulkan");
-        for (registers, time) in [(32, 2.0), (33, 8.0)] {
+        for (registers, time) in [(32, 4.0), (33, 16.0)] {
             let variant = Variant { registers, work: 2.0, ..Variant::ONLY };
-            assert_eq!(variant.estimate(&Machine { busy_groups: 1, ..arm.clone() }), time, "{registers} registers");
+            assert_eq!(variant.estimate(&arm), time, "{registers} registers");
         }
         let linear = |rows| Linear { rows, k: 1024, cols: 1024, ..Linear::default() };
         let square = Conv2d { n: 1, h: 128, w: 128, ci: 256, co: 256, ..Conv2d::default() };

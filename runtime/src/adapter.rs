@@ -2,6 +2,7 @@
 
 use crate::caps::Caps;
 use crate::error::RuntimeError;
+use crate::vulkan;
 use std::fmt;
 use std::sync::LazyLock;
 
@@ -45,6 +46,9 @@ pub struct AdapterSummary {
     /// Number of the GPU's vendor: that of PCI, or Khronos' for vendors that have none. 0 where the graphics API has no
     /// such number.
     pub vendor: u32,
+    /// Number of compute units, each of which runs workgroups of its own: NVIDIA's multiprocessors, AMD's compute units,
+    /// Arm's shader cores. `None` where the driver does not tell.
+    pub units: Option<u32>,
     /// Capabilities and limits of the adapter.
     pub caps: Caps,
 }
@@ -148,6 +152,7 @@ pub(crate) fn summary(index: usize, adapter: &wgpu::Adapter) -> AdapterSummary {
             wgpu::DeviceType::VirtualGpu | wgpu::DeviceType::Other => AdapterKind::Other,
         },
         vendor: info.vendor,
+        units: vulkan::units(adapter),
         caps: Caps::of(adapter),
     }
 }
@@ -155,8 +160,12 @@ pub(crate) fn summary(index: usize, adapter: &wgpu::Adapter) -> AdapterSummary {
 /// The one wgpu instance of the process. Two instances would number their resources alike, so that a resource of one
 /// could be mistaken for a resource of the other. Within one instance, a resource of another device is recognised and
 /// refused.
-static INSTANCE: LazyLock<wgpu::Instance> =
-    LazyLock::new(|| wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle()));
+static INSTANCE: LazyLock<wgpu::Instance> = LazyLock::new(|| {
+    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
+    // Each device would compile shaders that validate indirect calls, of which there are none.
+    descriptor.flags.remove(wgpu::InstanceFlags::VALIDATION_INDIRECT_CALL);
+    wgpu::Instance::new(descriptor)
+});
 
 /// Lists the adapters of all of wgpu's primary backends.
 pub(crate) async fn enumerate() -> Vec<wgpu::Adapter> {
@@ -175,7 +184,7 @@ mod tests {
     fn adapter(index: usize, name: &str, kind: AdapterKind) -> AdapterSummary {
         let caps = Caps::new(wgpu::Features::empty(), &wgpu::Limits::default());
         let (name, backend, driver) = (name.into(), "vulkan".into(), "Mesa 25".into());
-        AdapterSummary { index, name, backend, driver, kind, vendor: 0, caps }
+        AdapterSummary { index, name, backend, driver, kind, vendor: 0, units: None, caps }
     }
 
     fn machine() -> Vec<AdapterSummary> {

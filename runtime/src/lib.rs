@@ -87,6 +87,10 @@ mod vulkan {
     pub(crate) fn free_memory(_: &wgpu::Device) -> Option<u64> {
         None
     }
+
+    pub(crate) fn units(_: &wgpu::Adapter) -> Option<u32> {
+        None
+    }
 }
 
 pub use adapter::{AdapterKind, AdapterSummary, Select, adapters};

@@ -4,6 +4,7 @@ use crate::buffer::{Buffer, Role};
 use crate::device::Gpu;
 use crate::error::RuntimeError;
 use crate::pass::{Bound, Dispatch};
+use std::slice;
 use std::time::Instant;
 
 /// Largest number of passes that are timed in one submission.
@@ -93,11 +94,28 @@ impl<'a> Timer<'a> {
         Ok(seconds)
     }
 
+    /// Runs a dispatch `times` times in one pass, each after the one before has ended if it writes what it reads, and
+    /// returns the seconds of the pass.
+    ///
+    /// # Errors
+    /// If the device is lost or refuses the submission.
+    pub fn time_in_one_pass(&self, dispatch: &Dispatch, times: usize) -> Result<f64, RuntimeError> {
+        let pass = vec![dispatch; times];
+        if let Some(queries) = &self.queries {
+            return Ok(queries.time(self.gpu, &[&pass])?[0]);
+        }
+        let start = Instant::now();
+        self.gpu.submit(pass)?;
+        self.gpu.wait()?;
+        Ok(start.elapsed().as_secs_f64())
+    }
+
     /// Runs at most [`PASSES`] dispatches, each in a pass of its own, and returns the seconds of each. Only with
     /// timestamps do they share a submission.
     fn together(&self, dispatches: &[&Dispatch]) -> Result<Vec<f64>, RuntimeError> {
         if let Some(queries) = &self.queries {
-            return queries.time(self.gpu, dispatches);
+            let passes: Vec<&[&Dispatch]> = dispatches.iter().map(slice::from_ref).collect();
+            return queries.time(self.gpu, &passes);
         }
         let alone = |dispatch: &&Dispatch| {
             let start = Instant::now();
@@ -110,20 +128,21 @@ impl<'a> Timer<'a> {
 }
 
 impl Queries {
-    /// Runs at most [`PASSES`] dispatches in one submission, each in a pass of its own, and returns the seconds of each.
-    fn time(&self, gpu: &Gpu, dispatches: &[&Dispatch]) -> Result<Vec<f64>, RuntimeError> {
+    /// Runs at most [`PASSES`] passes in one submission, and returns the seconds of each.
+    fn time(&self, gpu: &Gpu, passes: &[&[&Dispatch]]) -> Result<Vec<f64>, RuntimeError> {
         let start = Instant::now();
-        let stamps = 2 * u32::try_from(dispatches.len()).expect("a few passes");
+        let stamps = 2 * u32::try_from(passes.len()).expect("a few passes");
         gpu.scoped("a timed pass", None, || {
             let mut encoder = gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-            for (pass, dispatch) in (0..).zip(dispatches) {
+            for (pass, dispatches) in (0..).zip(passes) {
                 let timestamp_writes = Some(wgpu::ComputePassTimestampWrites {
                     query_set: &self.set,
                     beginning_of_pass_write_index: Some(2 * pass),
                     end_of_pass_write_index: Some(2 * pass + 1),
                 });
                 let descriptor = wgpu::ComputePassDescriptor { label: Some("a timed pass"), timestamp_writes };
-                dispatch.record(&mut encoder.begin_compute_pass(&descriptor));
+                let mut pass = encoder.begin_compute_pass(&descriptor);
+                dispatches.iter().for_each(|dispatch| dispatch.record(&mut pass));
             }
             encoder.resolve_query_set(&self.set, 0..stamps, &self.resolved.raw, 0);
             gpu.queue.submit([encoder.finish()]);
@@ -131,7 +150,7 @@ impl Queries {
         let bytes = gpu.download(Bound::prefix(&self.resolved, u64::from(stamps) * STAMP), &self.staging)?;
         let stamps: Vec<u64> =
             bytes.chunks_exact(8).map(|b| u64::from_le_bytes(b.try_into().expect("chunks of eight bytes"))).collect();
-        let share = start.elapsed().as_secs_f64() / dispatches.len() as f64;
+        let share = start.elapsed().as_secs_f64() / passes.len() as f64;
         Ok(stamps.as_chunks().0.iter().map(|edges| passed(*edges, self.period, share)).collect())
     }
 }

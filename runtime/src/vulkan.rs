@@ -1,10 +1,11 @@
-//! What Vulkan offers beyond wgpu: a device without robust buffer access, and the amount of free memory.
+//! What Vulkan offers beyond wgpu: a device without robust buffer access, the amount of free memory, and the number of
+//! compute units.
 //!
 //! wgpu enables robust buffer access on every device it opens, even for modules that are compiled without checks. It is
 //! expensive: compilers split the load of a vec4 into four checked loads.
 
 use ash::ext::{memory_budget, robustness2};
-use ash::vk;
+use ash::{amd, arm, nv, vk};
 use wgpu::hal::api::Vulkan;
 
 /// Index of the queue family that wgpu uses on every device.
@@ -76,6 +77,36 @@ fn free_in(heaps: impl Iterator<Item = (vk::MemoryHeap, u64, u64)>) -> Option<u6
     let own = heaps.filter(|(heap, ..)| heap.flags.contains(vk::MemoryHeapFlags::DEVICE_LOCAL));
     let (_, budget, used) = own.max_by_key(|(heap, ..)| heap.size)?;
     (budget > 0).then(|| budget.saturating_sub(used))
+}
+
+/// Returns [`AdapterSummary::units`](crate::AdapterSummary::units) on Vulkan, where NVIDIA's, AMD's and Arm's drivers tell
+/// it, each by an extension of its own.
+#[expect(unsafe_code, reason = "wgpu does not say how many units there are")]
+pub(crate) fn units(adapter: &wgpu::Adapter) -> Option<u32> {
+    // SAFETY: nothing that the adapter owns is destroyed here.
+    let hal = unsafe { adapter.as_hal::<Vulkan>() }?;
+    let (instance, offers) = (hal.shared_instance(), hal.physical_device_capabilities());
+    let mut nvidia = vk::PhysicalDeviceShaderSMBuiltinsPropertiesNV::default();
+    let mut amd = vk::PhysicalDeviceShaderCoreProperties2AMD::default();
+    let mut arm = vk::PhysicalDeviceShaderCoreBuiltinsPropertiesARM::default();
+    let found = vk::PhysicalDeviceProperties2::default();
+    let mut found = if offers.supports_extension(nv::shader_sm_builtins::NAME) {
+        found.push_next(&mut nvidia)
+    } else if offers.supports_extension(amd::shader_core_properties2::NAME) {
+        found.push_next(&mut amd)
+    } else if offers.supports_extension(arm::shader_core_builtins::NAME) {
+        found.push_next(&mut arm)
+    } else {
+        return None;
+    };
+    if instance.instance_api_version() < vk::API_VERSION_1_1 {
+        return None;
+    }
+    // SAFETY: the physical device is this instance's, which has the function since Vulkan 1.1, and the driver
+    // supports the extension that the structure belongs to.
+    unsafe { instance.raw_instance().get_physical_device_properties2(hal.raw_physical_device(), &mut found) };
+    // Those that were not asked for are still zero.
+    Some(nvidia.shader_sm_count + amd.active_compute_unit_count + arm.shader_core_count).filter(|units| *units > 0)
 }
 
 #[cfg(test)]

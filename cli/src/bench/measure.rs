@@ -7,7 +7,7 @@ use mobilediffusion_kernels::runner::{self, RunError, device_tolerance, judge, s
 use mobilediffusion_kernels::variant::{Machine, choose};
 use mobilediffusion_kernels::{Case, Device, GpuDevice, Variant, WeightType, check, sample};
 use mobilediffusion_runtime::{AdapterKind, Dispatch, Gpu, Role, RuntimeError, Timer};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Seed of the operands' values.
 pub(super) const SEED: u64 = 1;
@@ -46,8 +46,7 @@ pub(crate) fn shape(
         (Some(on), Some(timer)) => {
             let variant = choose(kernel, &Machine::of(on));
             taken = Some(variant);
-            let Timed { seconds, outputs: got, .. } =
-                time(Subject { device: on, timer, effort }, case, &variant, &inputs)?;
+            let Timed { seconds, outputs: got } = time(Subject { device: on, timer, effort }, case, &variant, &inputs)?;
             sample::run(case, &sample::packed(case, WeightType::Floats, inputs), &mut outputs);
             let (_, written) = split(kernel);
             let wide: Vec<Vec<f64>> =
@@ -74,9 +73,7 @@ pub(crate) fn shape(
 
 /// Runs of a variant on a GPU.
 pub(super) struct Timed {
-    /// Seconds of the first run.
-    pub(super) one: f64,
-    /// Seconds of each of the following runs, ascending.
+    /// Seconds of each run but the first, ascending.
     pub(super) seconds: Vec<f64>,
     /// Outputs of the first run.
     pub(super) outputs: Vec<Vec<f32>>,
@@ -93,7 +90,7 @@ pub(super) fn time(on: Subject<'_>, case: &Case, variant: &Variant, inputs: &[Ve
     let outputs = fenced::download(device, case.kernel.as_ref(), &operands)?;
     warm_up(timer, &dispatches, effort)?;
     let seconds = ascending(timer.time_in_turn(&dispatches, runs(one, effort))?);
-    Ok(Timed { one, seconds, outputs })
+    Ok(Timed { seconds, outputs })
 }
 
 fn ascending(mut seconds: Vec<f64>) -> Vec<f64> {
@@ -111,12 +108,11 @@ fn runs(one: f64, effort: Effort) -> usize {
     ((effort.per_shape.as_secs_f64() / one.max(1e-9)) as usize).clamp(3, effort.runs)
 }
 
-/// Runs the dispatches for up to 0.1 s before timing, because an idle GPU has lowered its clocks. Skipped on software.
+/// Runs the dispatches for a time before they are timed, because an idle GPU has lowered its clocks. Skipped on software.
 pub(super) fn warm_up(timer: &Timer<'_>, dispatches: &[Dispatch], effort: Effort) -> Result<(), RuntimeError> {
-    const LONG: Duration = Duration::from_millis(100);
     let start = Instant::now();
     let mut repeats = 1;
-    while !effort.software && start.elapsed() < LONG.min(effort.per_shape / 2) {
+    while !effort.software && start.elapsed() < effort.warm_up.min(effort.per_shape / 2) {
         timer.time_in_turn(dispatches, repeats)?;
         repeats = 32.min(2 * repeats);
     }

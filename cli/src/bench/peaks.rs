@@ -1,5 +1,7 @@
-//! Peak rates of a device, measured on it: copies in bytes per second, multiply-adds in operations per second.
+//! Peak rates of a device, measured on it: multiply-adds in operations per second, beside copies and launches.
 
+use super::copies::Copies;
+use super::launch::Launch;
 use super::{Effort, measure};
 use crate::Failure;
 use crate::terminal::{note, one_line};
@@ -7,7 +9,6 @@ use mobilediffusion_kernels::Device;
 use mobilediffusion_kernels::variant::MatrixUnit;
 use mobilediffusion_kernels::{Case, DType, Linear, Storage, WeightType, sample};
 use mobilediffusion_runtime::{AdapterKind, Binding, Bound, Dispatch, Role, RuntimeError, Timer};
-use rayon::prelude::*;
 use serde_json::{Value, json};
 use std::fmt;
 use std::time::Instant;
@@ -31,21 +32,6 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     sums[id.x] = vec4<f32>(a + b + c + d + e + f + g + h);
 }
 ";
-
-/// Shader of a copy: every invocation copies [`COPIES_EACH`] vectors. Expects that number before it.
-const COPY: &str = "
-@group(0) @binding(0) var<storage, read> copied: array<vec4<f32>>;
-@group(0) @binding(1) var<storage, read_write> copies: array<vec4<f32>>;
-
-@compute @workgroup_size(256)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
-    let first = group.x * 256u * COPIES_EACH + thread;
-    for (var i = 0u; i < COPIES_EACH; i++) { copies[first + 256u * i] = copied[first + 256u * i]; }
-}
-";
-
-/// Vectors that an invocation of [`COPY`] copies.
-const COPIES_EACH: u32 = 4;
 
 /// Floating-point operations of one invocation: two for each of four lanes of eight chains, 512 times.
 const FLOPS_EACH: f64 = 2.0 * 4.0 * 8.0 * 512.0;
@@ -81,11 +67,13 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
 }
 ";
 
-/// Peak rates of a device, each the best of several runs.
-#[derive(Clone, Copy, Debug)]
+/// Peak rates of a device, each the best of several runs, and what it takes for the least there is to do.
+#[derive(Clone, Debug)]
 pub(crate) struct Peaks {
-    /// Bytes per second of a copy, bytes read and bytes written together.
-    pub(crate) copy: f64,
+    /// Times of copies.
+    pub(crate) copies: Copies,
+    /// Times of dispatches that compute next to nothing; `None` on the CPU.
+    launch: Option<Launch>,
     /// Floating-point operations per second in f32; on the CPU those of this project's own matrix product.
     pub(crate) flops: f64,
     /// Floating-point operations per second of the matrix units, with factors in f16 and sums in f32; `None` if kernels
@@ -100,12 +88,13 @@ pub(crate) struct Peaks {
 
 impl fmt::Display for Peaks {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (copy, flops) = (self.copy / 1e9, self.flops / 1e9);
+        let (copy, flops) = (self.copies.rate() / 1e9, self.flops / 1e9);
         write!(f, "peaks: copies {copy:.1} GB/s, multiply-adds {flops:.1} GFLOP/s in f32{}", self.what)?;
         for (flops, what) in [(self.half_flops, "in f16"), (self.matrix_flops, "of matrix units")] {
             flops.map_or(Ok(()), |flops| write!(f, ", {:.1} GFLOP/s {what}", flops / 1e9))?;
         }
-        Ok(())
+        write!(f, "\n{}", self.copies)?;
+        self.launch.map_or(Ok(()), |launch| write!(f, "\n{launch}"))
     }
 }
 
@@ -123,7 +112,8 @@ impl Peaks {
                 let half = gpu.caps().shader_f16.then(|| gpu_flops(timer, effort, "enable f16; alias V = vec4<f16>;"));
                 let flops = gpu_flops(timer, effort, "alias V = vec4<f32>;")?;
                 Ok(Self {
-                    copy: gpu_copy(timer, effort)?,
+                    copies: Copies::on_gpu(timer, effort)?,
+                    launch: Some(Launch::measure(timer, effort)?),
                     flops,
                     half_flops: half.transpose()?,
                     matrix_flops,
@@ -133,20 +123,22 @@ impl Peaks {
             _ => {
                 // Not the processor's limit, so the percentages of kernels are to be read with care.
                 let what = " (this project's own product of 1024x1024 matrices)";
-                Ok(Self { copy: cpu_copy(effort), flops: cpu_flops(), half_flops: None, matrix_flops: None, what })
+                let (copies, flops) = (Copies::on_cpu(effort), cpu_flops());
+                Ok(Self { copies, launch: None, flops, half_flops: None, matrix_flops: None, what })
             }
         }
     }
 
     /// Returns the peaks as JSON.
     pub(crate) fn json(&self) -> Value {
-        json!({ "copy_bytes_per_second": self.copy, "flops_per_second": self.flops,
+        json!({ "copy_bytes_per_second": self.copies.rate(), "copies": self.copies.json(),
+            "launch": self.launch.map(|launch| launch.json()), "flops_per_second": self.flops,
             "half_flops_per_second": self.half_flops, "matrix_flops_per_second": self.matrix_flops })
     }
 }
 
 /// Returns the shortest of `runs` runs in seconds, after one to warm up.
-fn best<E>(runs: usize, mut run: impl FnMut() -> Result<(), E>) -> Result<f64, E> {
+pub(super) fn best<E>(runs: usize, mut run: impl FnMut() -> Result<(), E>) -> Result<f64, E> {
     run()?;
     let mut shortest = f64::INFINITY;
     for _ in 0..runs {
@@ -155,23 +147,6 @@ fn best<E>(runs: usize, mut run: impl FnMut() -> Result<(), E>) -> Result<f64, E
         shortest = shortest.min(start.elapsed().as_secs_f64());
     }
     Ok(shortest)
-}
-
-/// Returns the size in bytes of the buffer to copy, larger than the caches that matter.
-fn copy_bytes(effort: Effort) -> u64 {
-    if effort.quick || effort.software { 64 << 20 } else { 256 << 20 }
-}
-
-fn cpu_copy(effort: Effort) -> f64 {
-    let len = usize::try_from(copy_bytes(effort) / 4).expect("fits into memory");
-    let (from, mut to) = (vec![1.0_f32; len], vec![0.0_f32; len]);
-    let part = len.div_ceil(rayon::current_num_threads());
-    let copy = || -> Result<(), std::convert::Infallible> {
-        to.par_chunks_mut(part).zip(from.par_chunks(part)).for_each(|(to, from)| to.copy_from_slice(from));
-        Ok(())
-    };
-    let Ok(seconds) = best(7, copy);
-    (2 * 4 * len) as f64 / seconds
 }
 
 /// Measures the CPU's matrix product at 1024x1024x1024, the size at which it is fastest.
@@ -188,32 +163,8 @@ fn cpu_flops() -> f64 {
     2.0 * (SIZE * SIZE * SIZE) as f64 / seconds
 }
 
-/// Measures copies by the device's own command and by a shader, and returns the rate of the faster.
-fn gpu_copy(timer: &Timer<'_>, effort: Effort) -> Result<f64, RuntimeError> {
-    let gpu = timer.gpu();
-    // Several copies per wait, so that the latency of a submission does not count.
-    const COPIES: u32 = 16;
-    const GROUP: u64 = 16 * 256 * COPIES_EACH as u64;
-    let caps = gpu.caps();
-    let groups = copy_bytes(effort).min(caps.max_buffer_bytes / 4).min(caps.max_binding_bytes) / GROUP;
-    let groups = u32::try_from(groups).unwrap_or(u32::MAX).min(caps.max_groups);
-    let bytes = u64::from(groups) * GROUP;
-    let from = gpu.buffer("copied from", bytes, Role::Storage)?;
-    let to = gpu.buffer("copied to", bytes, Role::Storage)?;
-    let copies = if effort.software { 1 } else { COPIES };
-    let by_command = best(5, || {
-        (0..copies).try_for_each(|_| gpu.copy(&from, &to))?;
-        gpu.wait()
-    })?;
-    let text = format!("const COPIES_EACH = {COPIES_EACH}u;{COPY}");
-    let pipeline = gpu.pipeline("copies", &text, &[Binding::Read, Binding::Write])?;
-    let dispatch = [gpu.dispatch("copies", &pipeline, &[Bound::whole(&from), Bound::whole(&to)], [groups, 1, 1])?];
-    let by_shader = shortest(timer, &dispatch, effort)?;
-    Ok(2.0 * bytes as f64 / by_shader.min(by_command / f64::from(copies)))
-}
-
 /// Returns the shortest of several runs of a dispatch in seconds.
-fn shortest(timer: &Timer<'_>, dispatch: &[Dispatch], effort: Effort) -> Result<f64, RuntimeError> {
+pub(super) fn shortest(timer: &Timer<'_>, dispatch: &[Dispatch], effort: Effort) -> Result<f64, RuntimeError> {
     measure::warm_up(timer, dispatch, effort)?;
     Ok(timer.time_in_turn(dispatch, 6)?.into_iter().fold(f64::INFINITY, f64::min))
 }

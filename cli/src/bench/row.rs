@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 /// Formats the heading of the table.
 pub(super) fn heading() -> String {
     format!(
-        "{:18} {:>11} {:>11} {:>11} {:>9} {:>8} {:>6} {:>6} {:8} {:10} shape",
-        "kernel", "median us", "min us", "p90 us", "GFLOP/s", "GB/s", "%flops", "%copy", "bound", "variant"
+        "{:18} {:>11} {:>11} {:>11} {:>9} {:>8} {:>6} {:>6} {:>6} {:8} {:10} shape",
+        "kernel", "median us", "min us", "p90 us", "GFLOP/s", "GB/s", "%flops", "%copy", "%equal", "bound", "variant"
     )
 }
 
@@ -37,6 +37,8 @@ pub(super) struct Row {
     of_flops: f64,
     /// `bytes` in proportion to the measured peak of copies.
     of_copy: f64,
+    /// Time of a copy that moves as many bytes, in proportion to `median`.
+    of_equal_copy: f64,
     /// Whether `of_flops` refers to the peak of the matrix units.
     by_matrices: bool,
     /// Name of the kernel's variant; `None` on the CPU.
@@ -65,7 +67,8 @@ impl Row {
             flops,
             bytes,
             of_flops: flops / peak,
-            of_copy: bytes / peaks.copy,
+            of_copy: bytes / peaks.copies.rate(),
+            of_equal_copy: peaks.copies.seconds(moved as u64) / median,
             by_matrices,
             variant: measured.variant.map(|variant| variant.name),
         }
@@ -83,7 +86,7 @@ impl Row {
 
     pub(super) fn line(&self) -> String {
         format!(
-            "{:18} {:11.1} {:11.1} {:11.1} {:9.1} {:8.2} {:6.1} {:6.1} {:8} {:10} {}",
+            "{:18} {:11.1} {:11.1} {:11.1} {:9.1} {:8.2} {:6.1} {:6.1} {:6.1} {:8} {:10} {}",
             self.kernel,
             self.median * 1e6,
             self.min * 1e6,
@@ -92,6 +95,7 @@ impl Row {
             self.bytes / 1e9,
             self.of_flops * 100.0,
             self.of_copy * 100.0,
+            self.of_equal_copy * 100.0,
             self.bound(),
             self.variant.unwrap_or_default(),
             self.shape
@@ -112,6 +116,7 @@ impl Row {
             "by_matrix_units": self.by_matrices,
             "part_of_flops": self.of_flops,
             "part_of_copy": self.of_copy,
+            "part_of_equal_copy": self.of_equal_copy,
             "part_of_limit": self.of_flops.max(self.of_copy),
             "bound": self.bound(),
             "variant": self.variant,

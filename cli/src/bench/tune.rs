@@ -17,10 +17,17 @@ use serde_json::{Map, Value, json};
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-/// Longest estimated time in seconds of one dispatch on hardware. Windows resets a device after two seconds.
+/// Longest expected time in seconds of one dispatch on hardware. Windows resets a device after two seconds.
 const LONGEST: f64 = 1.0;
+
+/// Factor beyond which a variant is not tried on hardware: as many times slower than the fastest so far, if all variants
+/// kept to their estimates as well as the one that did best.
+const HOPELESS: f64 = 4.0;
+
+/// Warm-up of a variant right after another one of the same problem.
+const STILL_WARM: Duration = Duration::from_millis(10);
 
 /// Returns the problems of some families at the model's shapes.
 pub(super) fn of_families(families: &[&Family]) -> Vec<Case> {
@@ -159,9 +166,10 @@ type Wrong = Vec<(Variant, String)>;
 
 /// Measures the median time of each variant, the one that is estimated to be the fastest first. All must compute the same.
 /// If two differ, the one that ran first is right, except that none with matrix units, which are the least proven part of
-/// drivers, is right against one without. Variants that could take a device longer than [`LONGEST`] are skipped.
+/// drivers, is right against one without. On hardware, variants that are not
+/// worth it are skipped, see [`is_worth_trying`].
 fn times(
-    (device, estimate): (Subject<'_>, &Machine),
+    (mut device, estimate): (Subject<'_>, &Machine),
     case: &Case,
     variants: &[Variant],
 ) -> Result<(Times, Wrong), RunError> {
@@ -174,13 +182,16 @@ fn times(
     }
     let (mut all, mut wrong): (Times, Wrong) = (Vec::new(), Vec::new());
     let mut trusted: Option<(&Variant, Vec<Vec<f32>>)> = None;
-    let mut longest = f64::INFINITY;
+    let software = device.effort.software;
+    // What ran, as pairs of the estimate and the seconds.
+    let mut ran = Vec::new();
     for variant in order {
+        let is_better = trusted.as_ref().is_none_or(|(other, _)| by_matrices(other) && !by_matrices(variant));
         let expected = variant.estimate(estimate);
-        if expected > longest {
+        if !software && !is_worth_trying(expected, &ran, is_better) {
             continue;
         }
-        let Timed { one, seconds, outputs } = match measure::time(device, case, variant, &inputs) {
+        let Timed { seconds, outputs } = match measure::time(device, case, variant, &inputs) {
             Ok(timed) => timed,
             // Without memory for the problem, or after the device is lost, no other variant can run either.
             Err(error) if measure::is_too_large(&error) || gpu.wait().is_err() => return Err(error),
@@ -189,11 +200,10 @@ fn times(
                 continue;
             }
         };
-        if all.is_empty() && !device.effort.software {
-            longest = expected * LONGEST / one;
-        }
+        let median = seconds[seconds.len() / 2];
+        ran.push((expected, median));
+        device.effort.warm_up = STILL_WARM;
         let why = trusted.as_ref().and_then(|other| differs(case, storage, (variant, &outputs), other));
-        let is_better = trusted.as_ref().is_none_or(|(other, _)| by_matrices(other) && !by_matrices(variant));
         if let Some(why) = why {
             if !is_better {
                 wrong.push((*variant, why));
@@ -201,12 +211,21 @@ fn times(
             }
             wrong.extend(all.drain(..).map(|(other, _)| (other, why.clone())));
         }
-        all.push((*variant, seconds[seconds.len() / 2]));
+        all.push((*variant, median));
         if is_better {
             trusted = Some((variant, outputs));
         }
     }
     Ok((all, wrong))
+}
+
+/// Whether to try a variant of this estimate after others, given as pairs of their estimates and seconds: unless it would
+/// take longer than [`LONGEST`], or be [`HOPELESS`] beside the fastest and not needed to tell what is right.
+fn is_worth_trying(estimate: f64, ran: &[(f64, f64)], is_better: bool) -> bool {
+    let least = |values: &mut dyn Iterator<Item = f64>| values.fold(f64::INFINITY, f64::min);
+    let expected = estimate * least(&mut ran.iter().map(|(estimate, seconds)| seconds / estimate));
+    let fastest = least(&mut ran.iter().map(|(_, seconds)| *seconds));
+    ran.is_empty() || expected <= LONGEST && (is_better || expected <= HOPELESS * fastest)
 }
 
 /// Describes the difference between the outputs of two variants, if it is more than both may be off.
@@ -223,4 +242,23 @@ fn differs(
     let expected: Vec<Vec<f64>> = written.iter().zip(expected).map(|(o, values)| check::to_f64(o, values)).collect();
     let why = judge(kernel, outputs, &expected, allowed).failure?;
     Some(format!("the results of {} and {} differ: {why}", variant.name, other.name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_worth_trying;
+
+    #[test]
+    fn what_cannot_be_the_fastest_is_not_tried() {
+        let tries = |estimate, ran: &[(f64, f64)]| is_worth_trying(estimate, ran, false);
+        assert!(tries(1e9, &[]), "something must be the first");
+        assert!(tries(4.0, &[(1.0, 1e-3)]));
+        assert!(!tries(4.1, &[(1.0, 1e-3)]));
+        assert!(is_worth_trying(9.0, &[(1.0, 1e-3)], true), "results are compared with its own");
+        let slow_units = [(1.0, 8e-3), (8.0, 4e-3)];
+        assert!(tries(32.0, &slow_units), "others may do as well beside their estimates");
+        assert!(!tries(33.0, &slow_units));
+        assert!(tries(1.9, &[(1.0, 0.5)]));
+        assert!(!is_worth_trying(2.1, &[(1.0, 0.5)], true), "a second is too long");
+    }
 }

@@ -19,8 +19,9 @@ const M16_TALL: Tile = Tile { matrix: Some(Matrix { strips: 4, ..NVIDIA }), ..M1
 const M16_LARGE: Tile = Tile { matrix: Some(Matrix { strips: 4, across: 4, ..NVIDIA }), slots: 2, ..M16 };
 const M16_SPLIT: Tile = Tile { staged: Some(16), matrix: Some(Matrix { across: 1, split: 4, ..NVIDIA }), ..M16 };
 /// A few workgroups of few subgroups wait for memory at every step. Here twice the subgroups cover twice the k in one
-/// step.
-const M16_LONG: Tile = Tile { staged: Some(32), matrix: Some(Matrix { across: 1, split: 8, ..NVIDIA }), ..M16 };
+/// step. Like those of [`M16_HALVES`], they leave no room for others.
+const M16_LONG: Tile =
+    Tile { staged: Some(32), matrix: Some(Matrix { across: 1, split: 8, ..NVIDIA }), slots: 2, ..M16 };
 /// For no more workgroups than a device has units. A step of twice the k covers the latency of memory, which a workgroup
 /// alone on its unit waits for. But eight subgroups of 160 registers leave no room for others beside them, so that more
 /// workgroups run one after the other (benches/records/compilers.md).
@@ -53,9 +54,9 @@ pub(crate) const SINGLE: &[Tile] = &[
     Tile { name: "m16 64x128", each: [8, 2], threads: [16, 8, 1], rate: 4.5, ..M16 },
     Tile { name: "m16 128x64", each: [8, 2], threads: [8, 16, 1], rate: 4.5, ..M16_COLUMN },
     Tile { name: "m16 64x64", each: [8, 2], threads: [8, 8, 1], rate: 3.0, ..M16_COLUMN },
-    Tile { name: "m16 64x64/4", each: [4, 1], threads: [16, 16, 1], rate: 3.5, ..M16_SPLIT },
+    Tile { name: "m16 64x64/4", each: [4, 1], threads: [16, 16, 1], slots: 2, rate: 2.5, ..M16_SPLIT },
     Tile { name: "m16 32x64/4", each: [4, 1], threads: [16, 8, 1], rate: 2.5, ..M16_SPLIT },
-    Tile { name: "m16 32x64/8", each: [2, 1], threads: [16, 16, 1], rate: 2.8, ..M16_LONG },
+    Tile { name: "m16 32x64/8", each: [2, 1], threads: [16, 16, 1], rate: 1.5, ..M16_LONG },
     Tile {
         name: "m16 128x128 4x4 in 2",
         each: [8, 4],

@@ -5,7 +5,7 @@ use crate::kernel::{Kernel, Param, Stage};
 use crate::names;
 use crate::prologue::Prologue;
 use crate::variant::tests::with_matrices;
-use crate::variant::{Machine, Needs, choose};
+use crate::variant::{Machine, Needs, Units, choose};
 use crate::{Conv2d, Linear};
 use mobilediffusion_runtime::Caps;
 
@@ -31,7 +31,7 @@ fn the_shape_decides_among_matrices_too() {
     let taken = |rows, cols| choose(&Linear { rows, k: 1024, cols, ..Linear::default() }, &machine).name;
     assert_eq!(taken(65_536, 512), "m16 128x256 4x4");
     assert_eq!(taken(262_144, 64), "m16 128x64");
-    assert_eq!(taken(4096, 320), "m16 64x64/4");
+    assert_eq!(taken(4096, 320), "m16 64x64");
     assert_eq!(taken(256, 1024), "m16 32x64/8");
     let long = Linear { rows: 256, k: 6144, cols: 1024, ..Linear::default() };
     assert_eq!(choose(&long, &machine).name, "m16 64x128/2 in 4");
@@ -48,11 +48,23 @@ fn the_shape_decides_among_matrices_too() {
 }
 
 #[test]
+fn the_number_of_units_decides_among_tiles_of_alike_rates() {
+    let linear = Linear { rows: 4096, k: 1024, cols: 320, ..Linear::default() };
+    let taken = |units| choose(&linear, &Machine { units: Units::Known(units), ..with_matrices(32) }).name;
+    assert_eq!(taken(132), "m16 64x128", "192 workgroups on 132 units, where 320 of 64x64 need three rounds");
+    assert_eq!(taken(28), "m16 128x128 4x4", "96 workgroups keep few units busy");
+    let long = Conv2d { n: 1, h: 64, w: 64, ci: 320, co: 320, ..Conv2d::default() };
+    let long = Conv2d { kernel: 3, stride: 1, upsample: 1, pad_start: 1, pad_end: 1, ..long };
+    let machine = Machine { units: Units::Known(132), ..with_matrices(32) };
+    assert_eq!(choose(&long, &machine).name, "m16 128x128 4x4 in 2");
+}
+
+#[test]
 fn long_sums_of_few_tiles_are_made_in_parts() {
     let linear = Linear { rows: 256, k: 6144, cols: 1024, bias: true, residual: true, ..Linear::default() };
     let taken = |machine: &Machine| choose(&linear, machine);
     assert_eq!(taken(&Machine::PORTABLE).name, "64x64 in 4");
-    let busy = Machine { busy_groups: 8, ..Machine::PORTABLE };
+    let busy = Machine { units: Units::Guessed(4), ..Machine::PORTABLE };
     assert_eq!(taken(&busy).name, "128x128", "a few workgroups keep it busy");
     let parts = taken(&Machine::PORTABLE);
     let bound = |stage: &Stage| {
@@ -72,8 +84,8 @@ fn long_sums_of_few_tiles_are_made_in_parts() {
 fn wide_products_take_tiles_that_devices_accept() {
     // One column more than 65,535 workgroups of 16 columns compute.
     let wide = Linear { rows: 1, k: 1, cols: (1 << 20) + 1, ..Linear::default() };
-    for busy_groups in [1, 256] {
-        let chosen = choose(&wide, &Machine { busy_groups, ..Machine::PORTABLE });
+    for units in [1, 128] {
+        let chosen = choose(&wide, &Machine { units: Units::Guessed(units), ..Machine::PORTABLE });
         assert_ne!(chosen.name, "2x16/64", "65,537 workgroups along x");
     }
     for kernel in [wide.clone(), Linear { moments: Moments::Rows, ..wide.clone() }, Linear { cols: 1 << 20, ..wide }] {

@@ -201,7 +201,7 @@ mod tests {
         let stored = |floats: Floats, kind, shader_f16| {
             let (name, backend, driver) = (String::new(), String::new(), String::new());
             let caps = Caps { shader_f16, ..Caps::PORTABLE };
-            floats.storage_on(&AdapterSummary { index: 0, name, backend, driver, kind, vendor: 0, caps })
+            floats.storage_on(&AdapterSummary { index: 0, name, backend, driver, kind, vendor: 0, units: None, caps })
         };
         let (hardware, software) = (AdapterKind::Discrete, AdapterKind::Software);
         assert_eq!(stored(Floats::Auto, hardware, true), Storage::F16);
