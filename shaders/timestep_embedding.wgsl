@@ -18,19 +18,21 @@ struct Params {
 @group(0) @binding(3) var<storage, read_write> y: array<Pack>; // [n, dim]
 
 const QUARTERS = 0.63661977236758134; // 2 / pi
-// pi / 2 as the sum of two numbers. The first has eight significant bits, so that its multiples are exact in f32.
+// pi / 2 as the sum of three numbers. The first two have eight significant bits, so that their multiples up to 2^16
+// times are exact in f32, also on a device whose fma is a product and a sum.
 const QUARTER_HIGH = 1.5703125;
-const QUARTER_LOW = 4.8382679489661923e-4;
-// Largest angle for which the two parts are accurate enough. No timestep reaches it. The clamp has a second purpose: it
-// keeps compilers from fusing `t * f` into the subtraction of `sine`, which would leave the angle unrounded.
-const LARGEST_ANGLE = 65536.0;
+const QUARTER_MIDDLE = 4.8255920410156250e-4;
+const QUARTER_LOW = 1.2675907950567314e-6;
+// Largest angle, which no timestep reaches, from the host side. It has fewer than 2^16 quarters. The clamp has a second
+// purpose: it keeps compilers from fusing `t * f` into the subtraction of `sine`, which would leave the angle unrounded.
+const LARGEST = f32(LARGEST_ANGLE);
 
 // Returns sin(angle + turns * pi / 2) with an error of about one unit in the last place. WGSL's own sin guarantees only
 // 2^-11. The angle is reduced to |r| <= pi / 4, where the polynomials of the Cephes library apply.
 fn sine(angle: f32, turns: i32) -> f32 {
     let whole = round(angle * QUARTERS);
-    // Explicit fma fixes the order of evaluation, whatever the compiler does. The inner difference is exact.
-    let r = fma(-whole, QUARTER_LOW, fma(-whole, QUARTER_HIGH, angle));
+    // Explicit fma fixes the order of evaluation, whatever the compiler does. The inner differences are exact.
+    let r = fma(-whole, QUARTER_LOW, fma(-whole, QUARTER_MIDDLE, fma(-whole, QUARTER_HIGH, angle)));
     let z = r * r;
     let quarter = i32(whole) + turns;
     var value = r + r * z * (-1.6666654611e-1 + z * (8.3321608736e-3 + z * -1.9515295891e-4));
@@ -55,7 +57,7 @@ fn main(
         let col = at % params.dim4 * 4u + lane;
         if col < params.dim {
             let i = col % params.half;
-            let angle = clamp(step * frequencies[i / 4u][i % 4u], -LARGEST_ANGLE, LARGEST_ANGLE);
+            let angle = clamp(step * frequencies[i / 4u][i % 4u], -LARGEST, LARGEST);
             v[lane] = sine(angle, select(0, 1, col < params.half));
         }
     }

@@ -41,6 +41,10 @@ pub(crate) const FAMILY: Family = Family {
 };
 
 impl TimestepEmbedding {
+    /// Largest number of timesteps of a schedule. Frequencies are at most 1, so no angle reaches this number: the shader
+    /// clamps angles there, and needs them to be below 2^16 quarters of a turn.
+    pub const MOST_TIMESTEPS: u32 = 100_000;
+
     /// Returns the operand `frequencies`: `exp(-ln(10000) i / half)` for `i` in `0..half`, where `half = dim / 2`.
     pub fn frequencies(dim: usize) -> Vec<f32> {
         let half = dim / 2;
@@ -69,7 +73,7 @@ impl Kernel for TimestepEmbedding {
         let dim4 = self.dim.div_ceil(4);
         Program {
             wgsl: include_str!("../../shaders/timestep_embedding.wgsl"),
-            constants: vec![],
+            constants: vec![("LARGEST_ANGLE", Self::MOST_TIMESTEPS)],
             params: vec![
                 Param::size("vec4s", self.n * dim4),
                 Param::size("dim", self.dim),
@@ -137,6 +141,8 @@ fn cases() -> Vec<Case> {
         case(2, 10).fill("t", Fill::Constant(0.0)),
         case(4, 40).fill("t", Fill::Normal(0.0, 1.0)),
         case(2, 320).fill("t", Fill::Constant(999.0)),
+        // The last timestep of the longest schedule.
+        case(1, 4).fill("t", Fill::Constant(99_999.0)).fill("frequencies", Fill::Constant(1.0)),
     ]
 }
 

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::error::{ModelError, shortened};
 use crate::tokenizer::VOCABULARY;
-use mobilediffusion_kernels::{Activation, Attention};
+use mobilediffusion_kernels::{Activation, Attention, TimestepEmbedding};
 use serde::Serialize;
 use std::fmt::{Debug, Display};
 use std::ops::RangeInclusive;
@@ -169,7 +169,8 @@ impl SchedulerConfig {
     /// [`ModelError::Config`] if a value is impossible or not supported.
     pub(crate) fn validate(&self, path: &Path) -> Result<(), ModelError> {
         let check = Check::new(path);
-        check.within("num_train_timesteps", self.num_train_timesteps, 2..=100_000)?;
+        let most = TimestepEmbedding::MOST_TIMESTEPS as usize;
+        check.within("num_train_timesteps", self.num_train_timesteps, 2..=most)?;
         check.equal("beta_schedule", self.beta_schedule.as_str(), "scaled_linear")?;
         let (start, end) = (self.beta_start, self.beta_end);
         check.that(start > 0.0 && start < 1.0, "beta_start", "a number between 0 and 1", start)?;
