@@ -56,18 +56,26 @@ impl Picture {
         self.rgba.as_chunks().0.iter().map(|pixel| over_white(*pixel))
     }
 
+    /// Blends every pixel with white, which makes the picture opaque.
+    fn put_on_white(&mut self) {
+        for pixel in self.rgba.as_chunks_mut().0 {
+            let [r, g, b] = over_white(*pixel);
+            *pixel = [r, g, b, 255];
+        }
+    }
+
     /// Whether `rgba` is as long as the size demands.
     fn is_whole(&self) -> bool {
         self.width.checked_mul(self.height).and_then(|pixels| pixels.checked_mul(4)) == Some(self.rgba.len())
     }
 
     /// Crops and scales the picture to fill `width` x `height` pixels, both at least 1. The middle of the picture is
-    /// kept.
+    /// kept. A picture that is scaled becomes opaque, on a white ground.
     ///
     /// # Panics
     /// If a side is 0, or `rgba` does not have `4 * width * height` bytes.
     #[must_use]
-    pub fn fill(self, width: usize, height: usize) -> Self {
+    pub fn fill(mut self, width: usize, height: usize) -> Self {
         let sides = [self.width, self.height, width, height];
         assert!(!sides.contains(&0), "{}x{} pixels cannot fill {width}x{height}", self.width, self.height);
         assert!(self.is_whole(), "a picture holds 4 * width * height bytes");
@@ -75,6 +83,8 @@ impl Picture {
             return self;
         }
         let side = |pixels: usize| u32::try_from(pixels).unwrap_or(u32::MAX);
+        // Colours of transparent pixels are arbitrary, and scaling would mix them into their neighbours.
+        self.put_on_white();
         let image = RgbaImage::from_raw(side(self.width), side(self.height), self.rgba);
         let image = DynamicImage::from(image.expect("a picture holds 4 * width * height bytes"));
         // The picture is cropped before it is scaled: scaled whole, a thin picture would become as long as it is
@@ -181,6 +191,13 @@ mod tests {
         for (width, height) in [(60_000_000, 1), (1, 60_000_000)] {
             assert_eq!(plain(width, height, [9, 8, 7, 255]).fill(64, 64), plain(64, 64, [9, 8, 7, 255]));
         }
+    }
+
+    #[test]
+    fn transparent_pixels_are_scaled_as_white_ones() {
+        let half = [[0; 4].repeat(8), [255; 4].repeat(8)].concat();
+        let picture = Picture { width: 16, height: 16, rgba: half.repeat(16) };
+        assert_eq!(picture.fill(8, 8), plain(8, 8, [255; 4]));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Picture files: reads PNG, JPEG, GIF and WebP, and writes PNG with texts.
 
-use super::{Picture, over_white};
+use super::Picture;
 use crate::error::ModelError;
 use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits, RgbaImage};
 use std::fs::File;
@@ -226,12 +226,9 @@ fn check_end(from: &mut (impl BufRead + Seek)) -> io::Result<()> {
 /// Blends an image with white, which makes it opaque.
 fn on_white(image: RgbaImage) -> Picture {
     let (width, height) = (image.width() as usize, image.height() as usize);
-    let mut rgba = image.into_raw();
-    for pixel in rgba.as_chunks_mut::<4>().0 {
-        let [r, g, b] = over_white(*pixel);
-        *pixel = [r, g, b, 255];
-    }
-    Picture { width, height, rgba }
+    let mut picture = Picture { width, height, rgba: image.into_raw() };
+    picture.put_on_white();
+    picture
 }
 
 #[cfg(test)]
