@@ -64,6 +64,10 @@ impl Norm {
     /// LayerNorm of test cases, with the epsilon of the model.
     pub(crate) const LAYER: Self = Self::Rows { eps: 1e-5 };
 
+    /// Least `eps` of any norm. Devices may take numbers below 1e-38 for zero, and a constant row or group, whose
+    /// variance is zero, would then be divided by zero.
+    pub const LEAST_EPS: f32 = 1e-12;
+
     /// Whether every row is normalised by itself.
     fn is_of_rows(self) -> bool {
         matches!(self, Self::Rows { .. })

@@ -12,7 +12,8 @@ pub(super) fn impossible(key: &str, value: &Value) -> Option<String> {
         Value::Object(parts) => parts.iter().find_map(|(key, value)| impossible(key, value)),
         Value::Number(number) if key == "eps" => {
             let eps = number.as_f64().map_or(f32::NAN, |eps| eps as f32);
-            (!eps.is_finite() || eps <= 0.0).then(|| format!("`eps` is {number}, expected a positive number"))
+            let fits = eps.is_finite() && eps >= Norm::LEAST_EPS;
+            (!fits).then(|| format!("`eps` is {number}, expected a finite f32 of at least {:e}", Norm::LEAST_EPS))
         }
         Value::Number(number) => number
             .as_u64()

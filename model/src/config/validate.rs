@@ -7,7 +7,7 @@ use super::{
 };
 use crate::error::{ModelError, shortened};
 use crate::tokenizer::VOCABULARY;
-use mobilediffusion_kernels::{Activation, Attention, TimestepEmbedding};
+use mobilediffusion_kernels::{Activation, Attention, Norm, TimestepEmbedding};
 use serde::Serialize;
 use std::fmt::{Debug, Display};
 use std::ops::RangeInclusive;
@@ -133,7 +133,7 @@ impl DecoderConfig {
         let blocks = PIXELS_PER_LATENT.ilog2() as usize + 1;
         check.widths(&self.block_out_channels, blocks, self.norm_num_groups)?;
         check.list("layers_per_up_block", &self.layers_per_up_block, blocks, LAYERS)?;
-        check.positive("norm_eps", self.norm_eps)?;
+        check.eps("norm_eps", self.norm_eps)?;
         check.positive("scaling_factor", self.scaling_factor)
     }
 }
@@ -157,7 +157,7 @@ impl TextEncoderConfig {
         check.head("hidden_size / num_attention_heads", self.hidden_size / self.num_attention_heads)?;
         let known = matches!(self.hidden_act, Activation::QuickGelu | Activation::Gelu);
         check.that(known, "hidden_act", "quick_gelu or gelu", spelt(self.hidden_act))?;
-        check.positive("layer_norm_eps", self.layer_norm_eps)
+        check.eps("layer_norm_eps", self.layer_norm_eps)
     }
 }
 
@@ -259,6 +259,12 @@ impl Check {
     /// Requires a positive number.
     pub(super) fn positive(&self, key: &str, found: f32) -> Result<(), ModelError> {
         self.that(found.is_finite() && found > 0.0, key, "a positive number", found)
+    }
+
+    /// Requires an `eps` that no device takes for zero.
+    pub(super) fn eps(&self, key: &str, found: f32) -> Result<(), ModelError> {
+        let fits = found.is_finite() && found >= Norm::LEAST_EPS;
+        self.that(fits, key, format!("a number of at least {:e}", Norm::LEAST_EPS), format!("{found:?}"))
     }
 
     /// Requires `levels` widths of a VAE that `groups` groups divide.

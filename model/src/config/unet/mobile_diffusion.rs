@@ -177,9 +177,9 @@ impl MobileDiffusion {
         }
         check.multiple("sample_size", self.sample_size, SIZE_MULTIPLE / PIXELS_PER_LATENT)?;
         check.multiple("time_proj_dim", self.time_proj_dim, 2)?;
-        check.positive("norm_eps", self.norm_eps)?;
-        check.positive("transformer_norm_eps", self.transformer_norm_eps)?;
-        check.positive("layer_norm_eps", self.layer_norm_eps)?;
+        check.eps("norm_eps", self.norm_eps)?;
+        check.eps("transformer_norm_eps", self.transformer_norm_eps)?;
+        check.eps("layer_norm_eps", self.layer_norm_eps)?;
         self.validate_layers(&check)?;
         self.validate_widths(&check)
     }

@@ -127,7 +127,7 @@ impl StableDiffusion {
             check.within(key, value, WIDTH)?;
         }
         check.within("layers_per_block", self.layers_per_block, LAYERS)?;
-        check.positive("norm_eps", self.norm_eps)?;
+        check.eps("norm_eps", self.norm_eps)?;
         self.validate_levels(&check)
     }
 
