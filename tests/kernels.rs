@@ -8,6 +8,8 @@ mod broken;
 mod changed;
 #[path = "kernels/divided.rs"]
 mod divided;
+#[path = "kernels/small_weights.rs"]
+mod small_weights;
 #[path = "kernels/stand_in.rs"]
 mod stand_in;
 
@@ -353,10 +355,11 @@ fn main() {
             storages.into_iter().map(move |storage| cases(family, storage)).chain([problems(family)])
         };
         let all_units = [Units::Own].into_iter().chain(STAND_INS.map(Units::StandIn));
+        // llvmpipe takes minutes to compile a shader with the stand-in.
+        let stands_in = gpu.is_some_and(|gpu| !gpu.adapter().name.contains("llvmpipe"));
         let has_matrices = |(family, units): &(&'static Family, Units)| {
             let Some(gpu) = gpu else { return false };
-            // llvmpipe takes minutes to compile a shader with the stand-in.
-            let slow = matches!(units, Units::StandIn(_)) && gpu.adapter().name.contains("llvmpipe");
+            let slow = matches!(units, Units::StandIn(_)) && !stands_in;
             !slow && (family.cases)().iter().any(|case| !units.variants(gpu, case).is_empty())
         };
         let pairs = FAMILIES.iter().flat_map(|family| all_units.clone().map(move |units| (family, units)));
@@ -371,6 +374,7 @@ fn main() {
             .chain(onnx)
             .chain(divided)
             .chain(blocks)
+            .chain(stands_in.then(small_weights::test))
             .chain([broken::test()])
             .collect()
     });

@@ -32,6 +32,10 @@ const SCORE_ROW = KEYS / 4u + EDGE / 8u;
 const WEIGHT_ROW = KEYS / 4u + 2u;
 // Initial value of the maximum.
 const LOWEST = -3e38;
+// Factor of softmax's weights, which the division by their sum cancels. f16 is normal from 6.1e-5 to 65504, and devices
+// may take smaller numbers for zero: without the factor, a long tail of small weights would be lost. A power of two
+// changes nothing else.
+const LARGEST_WEIGHT = 8192.0;
 // Numbers of vec4s of the queries and of a tile that one invocation stages.
 const QUERY_SLOTS = (QUERIES * DEPTH4 + THREADS - 1u) / THREADS;
 const KEY_SLOTS = (KEYS * DEPTH4 + THREADS - 1u) / THREADS;
@@ -225,7 +229,7 @@ fn write_weights(key0: u32, seen: u32, scale: f32, highest: f32, thread: u32) ->
     var found = own_scores(scale, thread);
     var sums = vec4<f32>(0.0);
     for (var j = 0u; j < SCORES4; j++) {
-        @if(SOFTMAX) let weight = exp(max(found[j] - highest, vec4<f32>(-88.0)));
+        @if(SOFTMAX) let weight = LARGEST_WEIGHT * exp(max(found[j] - highest, vec4<f32>(-88.0)));
         @if(!SOFTMAX) let weight = clamp(found[j], vec4<f32>(0.0), vec4<f32>(65504.0));
         let rounded = Pack(select(vec4<f32>(0.0), weight, are_seen(j, key0, seen, thread)));
         sums += vec4<f32>(rounded);

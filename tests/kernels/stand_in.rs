@@ -2,7 +2,7 @@
 //!
 //! It rewrites calls of matrix units to functions in plain WGSL. Workgroups, subgroups and addresses in workgroup
 //! memory stay the same, so tiles for units of every size are tested. How a driver implements matrices is not tested.
-//! Floats may be stored in any type.
+//! Floats may be stored in any type. Weights of attention that are subnormal in f16 become zero, as WGSL allows.
 //!
 //! Each lane of a subgroup keeps `EDGE * EDGE / SUBGROUP` neighbours in a row of the sums and that row of the left
 //! factor. Of the right factor it keeps the address only: kernels multiply by it before anything is written there
@@ -41,7 +41,7 @@ const STORE: (&str, &str) = ("coopStoreT(", "keep_in_");
 /// Expressions that assume f16, and their replacements for any storage type.
 const WORDS: [(&str, &str); 4] = [
     ("array<f16", "array<f32"),
-    ("= Pack(select(", "= store4(select("),
+    ("= Pack(select(", "= store_normal(select("),
     ("vec4<f32>(rounded)", "load4(rounded)"),
     ("coopMultiplyAdd(", "multiply_add("),
 ];
@@ -105,6 +105,8 @@ struct Right { array: u32, at: u32, stride: u32, by_rows: bool }
 var<private> stand_in_lane: u32;
 fn own_row() -> u32 { return stand_in_lane * OWN / EDGE; }
 fn own_column() -> u32 { return stand_in_lane * OWN % EDGE; }
+// Stores numbers as a device may that takes halves below the normal ones for zero.
+fn store_normal(v: vec4<f32>) -> Pack { return store4(select(v, vec4<f32>(0.0), abs(v) < vec4<f32>(6.1035e-5))); }
 fn multiply_add(left: Left, right: Right, sum: Sum) -> Sum {
     var factor = left;
     var all = sum;
