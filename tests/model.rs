@@ -9,7 +9,9 @@ use mobilediffusion_model::golden::{compare, tolerance};
 use mobilediffusion_model::{DeviceChoice, ModelError};
 use mobilediffusion_runtime::{AdapterKind, Gpu, Select};
 use mobilediffusion_tests::gpu::storages;
+use mobilediffusion_tests::program::copy_all;
 use mobilediffusion_tests::{adapters, drawing_devices};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -125,4 +127,29 @@ fn weights_of_another_network_are_refused_before_a_device_sees_them() {
     }
     let error = compare(&folder("unet"), "absent.safetensors", &folder("unet"), Device::CPU).unwrap_err();
     assert!(matches!(error, ModelError::Io { .. }), "{error}");
+}
+
+/// Copies the golden files of a network to a folder, with a part of one text file replaced.
+fn changed(name: &str, to: &Path, (from, into): (&str, &str)) {
+    copy_all(&folder(name), to);
+    let config = to.join("config.json");
+    let text = fs::read_to_string(&config).expect("it reads");
+    assert!(text.contains(from), "{from} is not in {name}");
+    fs::write(&config, text.replacen(from, into, 1)).expect("it is written");
+}
+
+#[test]
+fn configurations_of_every_kind_are_validated() {
+    for (name, key) in [
+        ("unet", "norm_num_groups"),
+        ("decoder", "norm_num_groups"),
+        ("vae", "norm_num_groups"),
+        ("text_encoder", "num_attention_heads"),
+    ] {
+        let case = if name == "vae" { "decode" } else { "golden" };
+        let dir = mobilediffusion_tests::folder();
+        changed(name, dir.path(), (&format!("\"{key}\": "), &format!("\"{key}\": 1234567")));
+        let error = compare(dir.path(), case, dir.path(), Device::CPU).expect_err(name).to_string();
+        assert!(error.contains(&format!("config.json: {key}: expected 1 to")), "{error}");
+    }
 }

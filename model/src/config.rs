@@ -24,6 +24,7 @@ pub use unet::{
     UnetConfig,
 };
 pub use vae::VaeConfig;
+pub(crate) use validate::NetworkConfig;
 
 use crate::error::ModelError;
 use crate::json::{parse, read};

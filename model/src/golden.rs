@@ -4,10 +4,9 @@
 //! channels-last order: `input.NAME`, `output.BLOCK` for each block, and `output`. The configuration and the names of
 //! the inputs tell which network it is. `reference/README.md` describes how they are written.
 
-use crate::config::{DecoderConfig, TextEncoderConfig, UnetConfig, VaeConfig};
+use crate::config::{DecoderConfig, NetworkConfig, TextEncoderConfig, UnetConfig, VaeConfig};
 use crate::decoder::decoder;
 use crate::error::ModelError;
-use crate::json::read;
 use crate::text_encoder::text_encoder;
 use crate::unet::unet;
 use crate::vae;
@@ -44,6 +43,7 @@ pub fn tolerance(device: &Device) -> f64 {
 ///
 /// # Errors
 /// [`ModelError::Io`], [`ModelError::Json`] and [`ModelError::Safetensors`] if a file cannot be read,
+/// [`ModelError::Config`] if the configuration is not valid,
 /// [`ModelError::Weights`] if the weights are not the network's, and [`ModelError::Graph`] if the case does not fit
 /// the network.
 pub fn compare(folder: &Path, case: &str, weights: &Path, device: Device) -> Result<Vec<Distance>, ModelError> {
@@ -149,9 +149,9 @@ impl Case {
         };
         let inputs = self.names("input.");
         let has = |name: &str| inputs.iter().any(|input| input == name);
-        let y = match read::<Kind>(config)?.class_name.as_str() {
+        let y = match crate::json::read::<Kind>(config)?.class_name.as_str() {
             "AutoencoderKL" => {
-                let config: VaeConfig = read(config)?;
+                let config = VaeConfig::open(config)?;
                 let y = if has("image") {
                     let image = input(g, "image", DType::F32)?;
                     let moments = vae::encoder(g, &config, &image)?;
@@ -164,19 +164,18 @@ impl Case {
             }
             "LightDecoder" => {
                 let latent = input(g, "latent", DType::F32)?;
-                decoder(g, &read::<DecoderConfig>(config)?, &latent)?
+                decoder(g, &DecoderConfig::open(config)?, &latent)?
             }
             "" if has("ids") => {
                 let ids = input(g, "ids", DType::U32)?;
-                text_encoder(g, &read::<TextEncoderConfig>(config)?, &ids)?
+                text_encoder(g, &TextEncoderConfig::open(config)?, &ids)?
             }
             _ => {
-                let unet_config: UnetConfig = read(config)?;
-                unet_config.validate(config)?;
+                let config = UnetConfig::open(config)?;
                 let latent = input(g, "latent", DType::F32)?;
                 let timestep = input(g, "timestep", DType::F32)?;
                 let context = input(g, "context", DType::Elem)?;
-                unet(g, &unet_config, &latent, &timestep, &context)?
+                unet(g, &config, &latent, &timestep, &context)?
             }
         };
         Ok((y, g.weights()))

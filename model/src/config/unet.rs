@@ -6,6 +6,7 @@ mod stable_diffusion;
 pub use mobile_diffusion::{MiddleSelfAttention, MobileDiffusion, SelfAttention, SepKind, SepSampler, SepWidth};
 pub use stable_diffusion::StableDiffusion;
 
+use super::validate::NetworkConfig;
 use crate::error::ModelError;
 use crate::json::Plain;
 use mobilediffusion_kernels::{Activation, Prediction};
@@ -84,13 +85,10 @@ impl UnetConfig {
             Self::StableDiffusion(config) => 1 << (config.block_out_channels.len() - 1),
         }
     }
+}
 
-    /// Validates this file by itself, without the agreement of the parts that
-    /// [`ModelConfig::validate`](super::ModelConfig::validate) checks too. `path` only names the file in errors.
-    ///
-    /// # Errors
-    /// [`ModelError::Config`] if a value is impossible or not supported.
-    pub(crate) fn validate(&self, path: &Path) -> Result<(), ModelError> {
+impl NetworkConfig for UnetConfig {
+    fn validate(&self, path: &Path) -> Result<(), ModelError> {
         match self {
             Self::MobileDiffusion(config) => config.validate(path),
             Self::StableDiffusion(config) => config.validate(path),

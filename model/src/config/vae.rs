@@ -1,7 +1,7 @@
 //! `vae/config.json`: the full VAE, in the keys of diffusers' `AutoencoderKL`.
 
 use super::PIXELS_PER_LATENT;
-use super::validate::{Check, LAYERS, WIDTH};
+use super::validate::{Check, LAYERS, NetworkConfig, WIDTH};
 use crate::error::ModelError;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -86,25 +86,6 @@ impl VaeConfig {
         "silu".to_owned()
     }
 
-    /// Validates this file by itself, without the agreement of the parts that
-    /// [`ModelConfig::validate`](super::ModelConfig::validate) checks too. `path` only names the file in errors.
-    ///
-    /// # Errors
-    /// [`ModelError::Config`] if a value is impossible or not supported.
-    pub(crate) fn validate(&self, path: &Path) -> Result<(), ModelError> {
-        let check = Check::new(path);
-        check.equal("_class_name", self.class_name.as_str(), Self::CLASS_NAME)?;
-        check.equal("in_channels", self.in_channels, 3)?;
-        check.equal("out_channels", self.out_channels, 3)?;
-        check.within("latent_channels", self.latent_channels, WIDTH)?;
-        check.within("layers_per_block", self.layers_per_block, LAYERS)?;
-        check.widths(&self.block_out_channels, PIXELS_PER_LATENT.ilog2() as usize + 1, self.norm_num_groups)?;
-        let deepest = self.block_out_channels.last().copied().unwrap_or_default();
-        check.head("block_out_channels, the last, which is one attention head", deepest)?;
-        check.positive("scaling_factor", self.scaling_factor)?;
-        self.validate_kinds(&check)
-    }
-
     /// Checks the switches of diffusers that have a single value here.
     fn validate_kinds(&self, check: &Check) -> Result<(), ModelError> {
         check.equal("act_fn", self.act_fn.as_str(), "silu")?;
@@ -122,5 +103,21 @@ impl VaeConfig {
         check.that(self.shift_factor.is_none_or(|shift| shift == 0.0), "shift_factor", "null", "a number")?;
         check.that(self.latents_mean.is_none(), "latents_mean", "null", "a list")?;
         check.that(self.latents_std.is_none(), "latents_std", "null", "a list")
+    }
+}
+
+impl NetworkConfig for VaeConfig {
+    fn validate(&self, path: &Path) -> Result<(), ModelError> {
+        let check = Check::new(path);
+        check.equal("_class_name", self.class_name.as_str(), Self::CLASS_NAME)?;
+        check.equal("in_channels", self.in_channels, 3)?;
+        check.equal("out_channels", self.out_channels, 3)?;
+        check.within("latent_channels", self.latent_channels, WIDTH)?;
+        check.within("layers_per_block", self.layers_per_block, LAYERS)?;
+        check.widths(&self.block_out_channels, PIXELS_PER_LATENT.ilog2() as usize + 1, self.norm_num_groups)?;
+        let deepest = self.block_out_channels.last().copied().unwrap_or_default();
+        check.head("block_out_channels, the last, which is one attention head", deepest)?;
+        check.positive("scaling_factor", self.scaling_factor)?;
+        self.validate_kinds(&check)
     }
 }

@@ -9,6 +9,7 @@ use crate::error::{ModelError, shortened};
 use crate::tokenizer::VOCABULARY;
 use mobilediffusion_kernels::{Activation, Attention, Norm, TimestepEmbedding};
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 use std::fmt::{Debug, Display};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
@@ -17,6 +18,25 @@ use std::path::{Path, PathBuf};
 pub(super) const WIDTH: RangeInclusive<usize> = 1..=65_536;
 /// Range of numbers of layers, up to about twice those of any network.
 pub(super) const LAYERS: RangeInclusive<usize> = 1..=64;
+
+/// Contents of a network's own file, which are valid or not by themselves.
+pub(crate) trait NetworkConfig: DeserializeOwned {
+    /// Validates this file by itself, without the agreement of the parts that [`ModelConfig::validate`] checks too.
+    /// `path` only names the file in errors.
+    ///
+    /// # Errors
+    /// [`ModelError::Config`] if a value is impossible or not supported.
+    fn validate(&self, path: &Path) -> Result<(), ModelError>;
+
+    /// Reads and validates a file.
+    ///
+    /// # Errors
+    /// [`ModelError::Io`] and [`ModelError::Json`] if the file cannot be read, and those of [`validate`](Self::validate).
+    fn open(path: &Path) -> Result<Self, ModelError> {
+        let config: Self = crate::json::read(path)?;
+        config.validate(path).map(|()| config)
+    }
+}
 
 impl ModelConfig {
     /// Checks that networks can be built from this configuration, that the kernels support them, and that the parts
@@ -119,13 +139,8 @@ impl Defaults {
     }
 }
 
-impl DecoderConfig {
-    /// Validates this file by itself, without the agreement of the parts that [`ModelConfig::validate`] checks too.
-    /// `path` only names the file in errors.
-    ///
-    /// # Errors
-    /// [`ModelError::Config`] if a value is impossible or not supported.
-    pub(crate) fn validate(&self, path: &Path) -> Result<(), ModelError> {
+impl NetworkConfig for DecoderConfig {
+    fn validate(&self, path: &Path) -> Result<(), ModelError> {
         let check = Check::new(path);
         check.equal("_class_name", self.class_name.as_str(), Self::CLASS_NAME)?;
         check.within("latent_channels", self.latent_channels, WIDTH)?;
@@ -138,13 +153,8 @@ impl DecoderConfig {
     }
 }
 
-impl TextEncoderConfig {
-    /// Validates this file by itself, without the agreement of the parts that [`ModelConfig::validate`] checks too.
-    /// `path` only names the file in errors.
-    ///
-    /// # Errors
-    /// [`ModelError::Config`] if a value is impossible or not supported.
-    pub(crate) fn validate(&self, path: &Path) -> Result<(), ModelError> {
+impl NetworkConfig for TextEncoderConfig {
+    fn validate(&self, path: &Path) -> Result<(), ModelError> {
         let check = Check::new(path);
         check.within("vocab_size", self.vocab_size, 1..=1 << 20)?;
         check.within("hidden_size", self.hidden_size, WIDTH)?;
