@@ -67,7 +67,7 @@ fn beside(device: Device, graph: Graph, path: &Path, compiled: bool) -> (usize, 
     };
     let weights = Weights::new(device.clone(), Box::new(checkpoint));
     let recording = Recording::new(graph);
-    let summary = recording.summary(device.storage());
+    let summary = recording.summary(device.storage()).expect("it is small");
     let weight_bytes = match device {
         Device::Cpu(weights) => recording.host_weight_bytes(weights),
         Device::Gpu(..) => summary.weight_bytes,

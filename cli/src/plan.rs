@@ -14,6 +14,7 @@ use mobilediffusion_model::{ModelError, Source};
 use mobilediffusion_runtime::Gpu;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::fmt::Display;
 
 /// Storage types whose sizes are shown, with their labels.
 const STORAGES: [(&str, Storage); 5] = [
@@ -32,11 +33,15 @@ pub(crate) fn run(args: &Plan) -> Result<(), Failure> {
         [] => Network::of(config, shape.sampler),
         names => names.iter().map(|name| name.network(shape.sampler)).collect(),
     };
-    let recordings = chosen.iter().map(|network| Ok((network.title(), record(*network, config, &shape)?)));
-    let networks = recordings.collect::<Result<Vec<_>, Failure>>()?;
+    let recorded = |network: &Network| {
+        let name = network.title();
+        Ok((name, record(*network, config, &shape).map_err(|error| of(name, error))?))
+    };
+    let networks = chosen.iter().map(recorded).collect::<Result<Vec<_>, Failure>>()?;
     let storage = args.dtype.planned();
     if args.json {
-        let all: Vec<Value> = networks.iter().map(|(name, recording)| as_json(name, recording, storage)).collect();
+        let one = |(name, recording): &(&str, Recording)| as_json(name, recording, storage);
+        let all = networks.iter().map(one).collect::<Result<Vec<Value>, Failure>>()?;
         let whole = json!({"model": config.defaults.name, "size": shape.latent.pixels().0,
             "sampler": shape.sampler.to_string(), "guided": shape.guided, "batch": shape.pictures, "networks": all});
         return Ok(result(&serde_json::to_string_pretty(&whole)?)?);
@@ -47,7 +52,7 @@ pub(crate) fn run(args: &Plan) -> Result<(), Failure> {
             let variants = recording.variants(&machine((args, &source), gpu.as_ref(), *network)?);
             result(&format!("{name}, steps\n{}", recording.listing(Some(&variants))))?;
         }
-        result(&format!("{name}, tensors in {}\n{}", args.dtype.name(), table(recording, storage)))?;
+        result(&format!("{name}, tensors in {}\n{}", args.dtype.name(), table(&placed(name, recording, storage)?)))?;
     }
     let (width, height) = shape.latent.pixels();
     let guidance = if shape.guided { "with guidance" } else { "without guidance" };
@@ -59,7 +64,7 @@ pub(crate) fn run(args: &Plan) -> Result<(), Failure> {
     ))?;
     for (name, recording) in &networks {
         for (label, storage) in STORAGES {
-            let summary = recording.summary(storage);
+            let summary = recording.summary(storage).map_err(|error| of(name, error))?;
             result(&format!("{name}, {label}: {summary}; in one arena: ratio {:.3}", arena_ratio(&summary)))?;
             let Traffic { fewest_steps, bytes, fewest_bytes } = recording.traffic(storage);
             let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);
@@ -73,6 +78,11 @@ pub(crate) fn run(args: &Plan) -> Result<(), Failure> {
         result(&format!("{name}, folded into steps: {}", counts.join(", ")))?;
     }
     Ok(())
+}
+
+/// Adds the name of its network to an error.
+fn of(name: &str, error: impl Display) -> Failure {
+    format!("{name}: {error}").into()
 }
 
 /// Opens the GPU that variants are chosen for, if there is one.
@@ -121,32 +131,33 @@ struct Placed<'a> {
     offset: usize,
 }
 
-/// Returns the place of every tensor in the arenas of a GPU.
-fn placed(recording: &Recording, storage: Storage) -> Vec<Placed<'_>> {
+/// Returns the place of every tensor of the network `name` in the arenas of a GPU.
+fn placed<'a>(name: &str, recording: &'a Recording, storage: Storage) -> Result<Vec<Placed<'a>>, Failure> {
     let bytes_of = |tensor: &TensorInfo| tensor.bytes(storage);
-    let plan = recording.arenas(storage, NO_LIMIT).unwrap_or_default();
+    let plan = recording.arenas(storage, NO_LIMIT).map_err(|error| of(name, error))?;
     let place = |(tensor, life): (usize, Lifetime)| {
         let Place { arena, offset } = plan.places[tensor]?;
         let info = &recording.tensors()[tensor];
         Some(Placed { info, steps: (life.first, life.last), bytes: life.bytes, arena, offset })
     };
     let (tensors, lifetimes) = recording.lifetimes(bytes_of);
-    tensors.into_iter().zip(lifetimes).filter_map(place).collect()
+    Ok(tensors.into_iter().zip(lifetimes).filter_map(place).collect())
 }
 
-fn table(recording: &Recording, storage: Storage) -> String {
+fn table(placed: &[Placed<'_>]) -> String {
     let mut text = format!("{:>11} {:>11} {:>5} {:>11}  tensor\n", "steps", "bytes", "arena", "offset");
-    for Placed { info, steps: (first, last), bytes, arena, offset } in placed(recording, storage) {
+    for Placed { info, steps: (first, last), bytes, arena, offset } in placed {
         let steps = format!("{first}..={last}");
         text += &format!("{steps:>11} {bytes:>11} {arena:>5} {offset:>11}  {} {:?}\n", info.name, info.shape);
     }
     text
 }
 
-fn as_json(name: &str, recording: &Recording, storage: Storage) -> Value {
-    let summaries = STORAGES.map(|(label, storage)| {
-        let (summary, traffic) = (recording.summary(storage), recording.traffic(storage));
-        json!({
+fn as_json(name: &str, recording: &Recording, storage: Storage) -> Result<Value, Failure> {
+    let summary = |(label, storage): (&str, Storage)| {
+        let summary = recording.summary(storage).map_err(|error| of(name, error))?;
+        let traffic = recording.traffic(storage);
+        Ok(json!({
             "storage": label,
             "bytes_moved": traffic.bytes,
             "fewest_bytes_moved": traffic.fewest_bytes,
@@ -157,14 +168,17 @@ fn as_json(name: &str, recording: &Recording, storage: Storage) -> Value {
             "lower_bound_bytes": summary.lower_bound_bytes,
             "lower_bound_in_place_bytes": summary.lower_bound_in_place_bytes,
             "ratio": summary.activation_bytes as f64 / summary.lower_bound_bytes.max(1) as f64,
-        })
-    });
+        }))
+    };
+    let summaries = STORAGES.into_iter().map(summary).collect::<Result<Vec<Value>, Failure>>()?;
     let tensor = |p: &Placed<'_>| {
         let (first, last) = p.steps;
         json!({"name": p.info.name, "shape": p.info.shape, "first": first, "last": last, "bytes": p.bytes,
             "arena": p.arena, "offset": p.offset})
     };
-    let tensors: Vec<Value> = placed(recording, storage).iter().map(tensor).collect();
+    let tensors: Vec<Value> = placed(name, recording, storage)?.iter().map(tensor).collect();
     let (steps, fewest_steps) = (recording.nodes().len(), recording.traffic(storage).fewest_steps);
-    json!({"name": name, "steps": steps, "fewest_steps": fewest_steps, "memory": summaries, "folded": folded(recording), "tensors": tensors})
+    Ok(
+        json!({"name": name, "steps": steps, "fewest_steps": fewest_steps, "memory": summaries, "folded": folded(recording), "tensors": tensors}),
+    )
 }

@@ -132,12 +132,13 @@ pub enum GraphError {
 }
 
 impl GraphError {
-    /// Adds the memory needs of the whole plan to an out-of-memory error; returns other errors as they are.
-    pub(crate) fn with_needs(self, needs: impl FnOnce() -> PlanSummary) -> Self {
+    /// Adds the memory needs of the whole plan, if it has one, to an out-of-memory error; returns other errors as they
+    /// are.
+    pub(crate) fn with_needs(self, needs: impl FnOnce() -> Result<PlanSummary, Self>) -> Self {
         match self {
             Self::OutOfMemory { memory, what, bytes, .. } => {
-                let needs = needs();
-                Self::OutOfMemory { memory, what, bytes, plan: Some((needs.activation_bytes, needs.weight_bytes)) }
+                let plan = needs().ok().map(|needs| (needs.activation_bytes, needs.weight_bytes));
+                Self::OutOfMemory { memory, what, bytes, plan }
             }
             other => other,
         }
@@ -199,7 +200,7 @@ mod tests {
             lower_bound_in_place_bytes: 128,
             weight_bytes: 1000,
         };
-        let text = GraphError::at("arena 1")(source).with_needs(|| needs).to_string();
+        let text = GraphError::at("arena 1")(source).with_needs(|| Ok(needs)).to_string();
         assert_eq!(
             text,
             "out of device memory: `arena 1` needs 64 bytes; \

@@ -173,11 +173,14 @@ impl Recording {
 
     /// Plans memory for a device that stores tensors as `storage` and has no limit on buffer sizes, and returns the
     /// totals.
-    pub fn summary(&self, storage: Storage) -> PlanSummary {
+    ///
+    /// # Errors
+    /// If no placement was found: the tensors are larger than any memory.
+    pub fn summary(&self, storage: Storage) -> Result<PlanSummary, GraphError> {
         let bytes_of = |tensor: &TensorInfo| tensor.bytes(storage);
         let (_, planned) = self.lifetimes(bytes_of);
-        let GpuPlan { arenas, .. } = self.arenas(storage, NO_LIMIT).unwrap_or_default();
-        PlanSummary {
+        let GpuPlan { arenas, .. } = self.arenas(storage, NO_LIMIT)?;
+        Ok(PlanSummary {
             steps: self.nodes.len(),
             tensors: planned.len(),
             buffers: arenas.len(),
@@ -186,7 +189,7 @@ impl Recording {
             lower_bound_bytes: lower_bound(&planned),
             lower_bound_in_place_bytes: self.lower_bound_in_place(bytes_of),
             weight_bytes: self.weight_bytes(storage),
-        }
+        })
     }
 }
 
@@ -342,6 +345,7 @@ impl fmt::Display for Recording {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use mobilediffusion_kernels::DType;
 
     #[test]
     fn a_summary_is_told_in_mebibytes() {
@@ -358,5 +362,13 @@ mod tests {
         let text = "7 steps, 5 tensors in 2 buffers: 3.00 MiB of activations (2.00 alive at once, ratio 1.500; \
                     at least 1.00 in place), 4.50 MiB of weights";
         assert_eq!(summary.to_string(), text);
+    }
+
+    #[test]
+    fn a_plan_that_no_memory_holds_has_no_summary() {
+        let mut graph = Graph::new();
+        graph.input("x", [1 << 59, 4], DType::F32);
+        let error = Recording::new(graph).summary(Storage::F32).expect_err("it is too large");
+        assert!(matches!(error, GraphError::NoPlacement { limit: NO_LIMIT, .. }), "{error}");
     }
 }

@@ -114,7 +114,7 @@ impl Pipeline {
         let shape = self.settings(request)?.shape(self.model.config())?;
         let summary = |key: Key| {
             let recording = Recording::new(key.graph(self.model.config())?);
-            Ok((key.network().title(), recording.summary(self.model.device_of(key.network())?.storage())))
+            Ok((key.network().title(), recording.summary(self.model.device_of(key.network())?.storage())?))
         };
         keys(self.model.config(), request, shape).into_iter().map(summary).collect()
     }
