@@ -11,6 +11,8 @@ use mobilediffusion_runtime::{AdapterKind, Gpu, Select};
 use mobilediffusion_tests::gpu::storages;
 use mobilediffusion_tests::program::copy_all;
 use mobilediffusion_tests::{adapters, drawing_devices};
+use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -151,5 +153,29 @@ fn configurations_of_every_kind_are_validated() {
         changed(name, dir.path(), (&format!("\"{key}\": "), &format!("\"{key}\": 1234567")));
         let error = compare(dir.path(), case, dir.path(), Device::CPU).expect_err(name).to_string();
         assert!(error.contains(&format!("config.json: {key}: expected 1 to")), "{error}");
+    }
+}
+
+#[test]
+fn cases_of_other_types_or_shapes_are_refused_by_name() {
+    let dir = mobilediffusion_tests::folder();
+    for (name, tensor, dtype, shape, complaint) in [
+        ("text_encoder", "input.ids", Dtype::F32, vec![2, 16], "input.ids: expected I32 or U32, found F32"),
+        ("decoder", "input.latent", Dtype::I32, vec![2, 8, 8, 8], "input.latent: expected F32, found I32"),
+        ("decoder", "output", Dtype::F32, vec![1], "output: expected shape"),
+        ("decoder", "output.decoder.conv_in", Dtype::F32, vec![24, 2], "output.decoder.conv_in: expected shape"),
+    ] {
+        let bytes = fs::read(folder(name).join("golden.safetensors")).expect("it reads");
+        let file = SafeTensors::deserialize(&bytes).expect("it is a safetensors file");
+        assert!(file.tensor(tensor).is_ok(), "{name} has no {tensor}");
+        let data = vec![0; 4 * shape.iter().product::<usize>()];
+        let other = TensorView::new(dtype, shape, &data).expect("its size is right");
+        let tensors = file.tensors().into_iter().map(|(own, view)| (own == tensor, own, view));
+        let tensors = tensors.map(|(changes, own, view)| (own, if changes { other.clone() } else { view }));
+        let case = dir.path().join("case.safetensors");
+        serialize_to_file(tensors, None, &case).expect("the folder is writable");
+        fs::copy(folder(name).join("config.json"), dir.path().join("config.json")).expect("it is copied");
+        let error = compare(dir.path(), "case", &folder(name), Device::CPU).expect_err(complaint).to_string();
+        assert!(error.contains("case.safetensors: ") && error.contains(complaint), "{complaint}: {error}");
     }
 }

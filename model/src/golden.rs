@@ -1,12 +1,12 @@
 //! Comparison of a network with golden files: the outputs of another implementation, block by block.
 //!
-//! A golden folder holds `config.json`, the weights, and cases. A case is a safetensors file of float32 tensors in
-//! channels-last order: `input.NAME`, `output.BLOCK` for each block, and `output`. The configuration and the names of
-//! the inputs tell which network it is. `reference/README.md` describes how they are written.
+//! A golden folder holds `config.json`, the weights, and cases. A case is a safetensors file of float32 tensors (token
+//! ids are int32) in channels-last order: `input.NAME`, `output.BLOCK` for each block, and `output`. The configuration
+//! and the names of the inputs tell which network it is. `reference/README.md` describes how they are written.
 
 use crate::config::{DecoderConfig, NetworkConfig, TextEncoderConfig, UnetConfig, VaeConfig};
 use crate::decoder::decoder;
-use crate::error::ModelError;
+use crate::error::{ModelError, shortened};
 use crate::text_encoder::text_encoder;
 use crate::unet::unet;
 use crate::vae;
@@ -14,7 +14,9 @@ use crate::weights::{self, Checkpoint};
 use mobilediffusion_graph::{Device, Graph, Recording, Session, Tensor, Weights};
 use mobilediffusion_kernels::casefile::header;
 use mobilediffusion_kernels::check::relative_l2;
+use mobilediffusion_kernels::kernel::elements;
 use mobilediffusion_kernels::{DType, FloatType};
+use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde::Deserialize;
 use std::io;
@@ -55,16 +57,17 @@ pub fn compare(folder: &Path, case: &str, weights: &Path, device: Device) -> Res
     let checkpoint = Checkpoint::open(weights)?;
     checkpoint.verify(&needed)?;
     let weights = Weights::new(device, Box::new(checkpoint));
-    let mut session = Session::new(Recording::new(g), &weights)?;
+    let recording = Recording::new(g);
+    case.check_outputs(&recording)?;
+    let mut session = Session::new(recording, &weights)?;
     for name in case.names("input.") {
-        // Token ids are integers; `values` passes their bits on unchanged.
-        session.write(&name, &case.values(&format!("input.{name}"))?.1)?;
+        session.write(&name, &case.values(&format!("input.{name}"))?)?;
     }
     session.run()?;
     let mut all = Vec::new();
     for name in case.names("output") {
         let block = name.strip_prefix('.').unwrap_or("output");
-        let (_, mut want) = case.values(&format!("output{name}"))?;
+        let mut want = case.values(&format!("output{name}"))?;
         if block == "time_embedding" {
             // Every block begins with the silu of the embedding, so the graph computes that and not the embedding
             // itself.
@@ -128,24 +131,47 @@ impl Case {
         names
     }
 
-    /// Returns the shape and the values of a tensor with four-byte elements.
-    fn values(&self, name: &str) -> Result<(Vec<usize>, Vec<f32>), ModelError> {
-        let Some(TensorInfo { dtype, shape, data_offsets: (first, last) }) = self.header.info(name) else {
-            return Err(self.wrong(format!("{name} is missing")));
+    /// Returns the description of a tensor, whose elements have 32 bits: token ids are whole numbers, others floats.
+    fn info(&self, name: &str) -> Result<&TensorInfo, ModelError> {
+        let info = self.header.info(name).ok_or_else(|| self.wrong(format!("{name} is missing")))?;
+        let (fits, expected) = match name {
+            "input.ids" => (matches!(info.dtype, Dtype::I32 | Dtype::U32), "I32 or U32"),
+            _ => (info.dtype == Dtype::F32, "F32"),
         };
-        let bytes = &self.bytes[self.data + first..self.data + last];
-        let values: Vec<f32> = bytes.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
-        match values.len() == shape.iter().product::<usize>() {
-            true => Ok((shape.clone(), values)),
-            false => Err(self.wrong(format!("{name}: expected four bytes an element, found {dtype}"))),
+        match fits {
+            true => Ok(info),
+            false => Err(self.wrong(format!("{}: expected {expected}, found {}", shortened(name), info.dtype))),
         }
+    }
+
+    /// Returns the values of a tensor. The bits of token ids are passed on unchanged.
+    fn values(&self, name: &str) -> Result<Vec<f32>, ModelError> {
+        let (first, last) = self.info(name)?.data_offsets;
+        let bytes = &self.bytes[self.data + first..self.data + last];
+        Ok(bytes.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect())
+    }
+
+    /// Compares the shapes of outputs with those of the network's tensors, in which all axes but the last may be one.
+    /// Names are checked when the values are read.
+    fn check_outputs(&self, recording: &Recording) -> Result<(), ModelError> {
+        let size = |shape: &[usize]| (elements(shape), shape.last().copied());
+        for name in self.names("output") {
+            let block = name.strip_prefix('.').unwrap_or("output");
+            let Some((_, tensor)) = recording.outputs().iter().find(|(output, _)| output == block) else { continue };
+            let (expected, found) = (&recording.tensors()[*tensor].shape, &self.info(&format!("output{name}"))?.shape);
+            if size(expected) != size(found) {
+                let (name, found) = (shortened(&name), shortened(&format!("{found:?}")));
+                return Err(self.wrong(format!("output{name}: expected shape {expected:?}, found {found}")));
+            }
+        }
+        Ok(())
     }
 
     /// Adds the network that `config` and the inputs name. Returns its output, and the weights in the checkpoint of its
     /// folder: for a VAE those of both halves.
     fn build(&self, g: &mut Graph, config: &Path) -> Result<(Tensor, Vec<Weight>), ModelError> {
         let input = |g: &mut Graph, name: &str, dtype: DType| {
-            Ok::<_, ModelError>(g.input(name, self.values(&format!("input.{name}"))?.0, dtype))
+            Ok::<_, ModelError>(g.input(name, self.info(&format!("input.{name}"))?.shape.clone(), dtype))
         };
         let inputs = self.names("input.");
         let has = |name: &str| inputs.iter().any(|input| input == name);
