@@ -4,6 +4,7 @@ use crate::error::GraphError;
 use crate::node::Node;
 use mobilediffusion_kernels::kernel::{Shape, checked_elements, elements};
 use mobilediffusion_kernels::{Access, Cast, DType, Kernel, Operand, Storage};
+use std::collections::HashMap;
 use std::ops::Range;
 
 /// Handle to a tensor of a [`Graph`].
@@ -163,6 +164,8 @@ pub struct Graph {
     pub(crate) tensors: Vec<TensorInfo>,
     pub(crate) nodes: Vec<Node>,
     pub(crate) outputs: Vec<(String, usize)>,
+    /// Number of the tensor that holds some rows of a weight.
+    weights: HashMap<WeightRows, usize>,
     path: Vec<String>,
     inputs: u32,
     /// Mask of the inputs that are written before every run.
@@ -240,18 +243,17 @@ impl Graph {
     /// Returns the weight `name` under the current path, of shape `shape` in the checkpoint. Repeated calls return the
     /// same tensor.
     pub(crate) fn weight(&mut self, name: &str, shape: impl Into<Shape>) -> Tensor {
-        let source = WeightRows::whole(self.path_of(name), shape.into());
-        self.weight_rows(source)
+        self.weight_rows(WeightRows::whole(self.path_of(name), shape.into()))
     }
 
     /// Returns a tensor that holds some rows of a weight.
     pub(crate) fn weight_rows(&mut self, source: WeightRows) -> Tensor {
-        let (name, shape) = (source.name.clone(), source.selected_shape());
-        let origin = Origin::Weight(vec![source]);
-        match self.tensors.iter().position(|t| t.name == name && t.origin == origin) {
-            Some(id) => Tensor { id, shape },
-            None => self.add(name, shape, DType::Elem, origin),
+        let (shape, next) = (source.selected_shape(), self.tensors.len());
+        let id = *self.weights.entry(source.clone()).or_insert(next);
+        if id == next {
+            self.add(source.name.clone(), shape.clone(), DType::Elem, Origin::Weight(vec![source]));
         }
+        Tensor { id, shape }
     }
 
     /// Adds a tensor whose values are given when the graph is built.

@@ -19,6 +19,10 @@ pub(super) const WIDTH: RangeInclusive<usize> = 1..=65_536;
 /// Range of numbers of layers, up to about twice those of any network.
 pub(super) const LAYERS: RangeInclusive<usize> = 1..=64;
 
+/// Largest number of residual blocks and transformer layers of a network together, far above that of any. The lists of
+/// a UNet, each within [`LAYERS`], could stand for many more.
+const MOST_LAYERS: usize = 1024;
+
 /// Contents of a network's own file, which are valid or not by themselves.
 pub(crate) trait NetworkConfig: DeserializeOwned {
     /// Validates this file by itself, without the agreement of the parts that [`ModelConfig::validate`] checks too.
@@ -31,7 +35,8 @@ pub(crate) trait NetworkConfig: DeserializeOwned {
     /// Reads and validates a file.
     ///
     /// # Errors
-    /// [`ModelError::Io`] and [`ModelError::Json`] if the file cannot be read, and those of [`validate`](Self::validate).
+    /// [`ModelError::Io`] and [`ModelError::Json`] if the file cannot be read, and [`ModelError::Config`] if it is not
+    /// valid.
     fn open(path: &Path) -> Result<Self, ModelError> {
         let config: Self = crate::json::read(path)?;
         config.validate(path).map(|()| config)
@@ -242,6 +247,11 @@ impl Check {
         self.that(range.contains(&found), key, format!("{} to {}", range.start(), range.end()), found)
     }
 
+    /// Requires that the residual blocks and transformer layers that `keys` stand for are not too many together.
+    pub(super) fn layers(&self, keys: &str, found: usize) -> Result<(), ModelError> {
+        self.that(found <= MOST_LAYERS, keys, format!("at most {MOST_LAYERS} layers together"), found)
+    }
+
     /// Requires a multiple of `of`.
     pub(super) fn multiple(&self, key: &str, found: usize, of: usize) -> Result<(), ModelError> {
         self.that(found.is_multiple_of(of), key, format!("a multiple of {of}"), found)
@@ -288,5 +298,33 @@ impl Check {
     pub(super) fn divides(&self, key: &str, found: usize, what: &str, width: usize) -> Result<(), ModelError> {
         let fits = width.is_multiple_of(found);
         self.that(fits, key, format!("a divisor of the {what} {width}"), found)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_of_a_unet_are_limited_together() {
+        let refused = |preset: &str, change: fn(&mut UnetConfig)| {
+            let mut unet = ModelConfig::preset(preset).expect("there is one").unet;
+            change(&mut unet);
+            unet.validate(Path::new("x")).expect_err(preset).to_string()
+        };
+        let error = refused("mobilediffusion", |unet| {
+            let UnetConfig::MobileDiffusion(unet) = unet else { return };
+            (unet.layers_mid, unet.transformer_depth_mid) = (64, vec![15; 64]);
+        });
+        assert!(error.starts_with("x: layers_down, layers_mid, layers_up, transformer_depth_down, "), "{error}");
+        assert!(error.ends_with("transformer_depth_up: expected at most 1024 layers together, found 1033"), "{error}");
+        let error = refused("sd15", |unet| {
+            let UnetConfig::StableDiffusion(unet) = unet else { return };
+            (unet.sample_size, unet.layers_per_block, unet.block_out_channels) = (128, 64, vec![320; 8]);
+            unet.down_block_types = vec!["CrossAttnDownBlock2D".to_owned(); 8];
+            unet.up_block_types = vec!["CrossAttnUpBlock2D".to_owned(); 8];
+        });
+        let expected = "x: layers_per_block, down_block_types: expected at most 1024 layers together, found 2067";
+        assert_eq!(error, expected);
     }
 }

@@ -211,7 +211,13 @@ impl MobileDiffusion {
         check.that(self.sep_samplers.len() <= 1, "sep_samplers", "[] or [\"down1\"]", "a repetition")?;
         check.list("transformer_depth_up", &self.transformer_depth_up, 2, 0..=*LAYERS.end())?;
         check.equal("transformer_depth_down[0]", self.transformer_depth_down[0], 0)?;
-        check.equal("transformer_depth_up[1]", self.transformer_depth_up[1], 0)
+        check.equal("transformer_depth_up[1]", self.transformer_depth_up[1], 0)?;
+        let residual = self.layers_mid + self.layers_down.iter().chain(&self.layers_up).sum::<usize>();
+        let down = self.layers_down[1] * self.transformer_depth_down[1];
+        let up = self.layers_up[0] * self.transformer_depth_up[0];
+        let keys =
+            "layers_down, layers_mid, layers_up, transformer_depth_down, transformer_depth_mid, transformer_depth_up";
+        check.layers(keys, residual + down + self.transformer_depth_mid.iter().sum::<usize>() + up)
     }
 
     /// Checks the widths that norms split into groups and attention into heads.

@@ -157,6 +157,9 @@ impl StableDiffusion {
                 check.head("block_out_channels / attention_head_dim", width / self.attention_head_dim)?;
             }
         }
-        check.multiple("sample_size", self.sample_size, 1 << (widths.len() - 1))
+        check.multiple("sample_size", self.sample_size, 1 << (widths.len() - 1))?;
+        // On the way down, in the middle and on the way up; a transformer layer may follow each residual block.
+        let layers = |level: usize| (2 * self.layers_per_block + 1) * if self.attends(level) { 2 } else { 1 };
+        check.layers("layers_per_block, down_block_types", 3 + (0..widths.len()).map(layers).sum::<usize>())
     }
 }
