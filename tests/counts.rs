@@ -3,10 +3,11 @@
 //! names).
 
 use mobilediffusion_graph::{Device, Recording, Weights, rounding};
+use mobilediffusion_kernels::kernel::Cost;
 use mobilediffusion_kernels::{Storage, WeightType};
 use mobilediffusion_model::config::Sampler;
 use mobilediffusion_model::info::paper::{Row, table};
-use mobilediffusion_model::info::{Part, summary};
+use mobilediffusion_model::info::{self, Part, summary};
 use mobilediffusion_model::networks::{Decoder, Network, Shape, decode_graph, denoise_graph, text_graph};
 use mobilediffusion_model::weights::Checkpoint;
 use mobilediffusion_model::{ModelConfig, Source, WeightsFrom};
@@ -184,4 +185,13 @@ fn weights_in_8_bits_take_half_the_bytes_and_move_by_half_a_step_at_most() {
         }
     }
     assert!(matrices > 100, "only {matrices} matrices were stored in 8 bits");
+}
+
+#[test]
+fn numbers_that_64_bits_do_not_hold_become_the_largest_that_they_do() {
+    let (most, some) = (Cost::macs(&[1 << 40, 3, 1 << 40]), Cost::macs(&[1 << 30, 3]));
+    assert_eq!((most.macs, most.flops, some.macs, some.flops), (u64::MAX, u64::MAX, 3 << 30, 6 << 30));
+    let row = |cost: Cost| info::Row { block: "x".to_owned(), params: 1, macs: cost.macs };
+    let part = Part { name: "unet", rows: vec![row(most), row(some)] };
+    assert_eq!((part.params(), part.macs()), (2, u64::MAX));
 }

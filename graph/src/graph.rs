@@ -7,6 +7,9 @@ use mobilediffusion_kernels::{Access, Cast, DType, Kernel, Operand, Storage};
 use std::collections::HashMap;
 use std::ops::Range;
 
+/// Largest number of elements of an operand. No memory holds as many, and the bytes of all operands can be added up.
+const MOST_ELEMENTS: u64 = 1 << 45;
+
 /// Handle to a tensor of a [`Graph`].
 ///
 /// A handle is only valid for the graph that returned it.
@@ -297,13 +300,11 @@ impl Graph {
         }
         let declared = kernel.operands();
         for operand in declared.iter().filter(|operand| operand.present) {
-            let (found, expected) = match checked_elements(&operand.shape) {
-                Some(0) => (0, "at least one in each operand"),
-                None => (usize::MAX, "fewer in each operand"),
-                Some(_) => continue,
-            };
-            let (what, expected) = ("number of elements", expected.to_owned());
-            return Err(GraphError::Size { node: path, what, expected, found });
+            let found = checked_elements(&operand.shape).unwrap_or(usize::MAX);
+            if found == 0 || found as u64 > MOST_ELEMENTS {
+                let (what, expected) = ("number of elements", format!("1 to {MOST_ELEMENTS} in each operand"));
+                return Err(GraphError::Size { node: path, what, expected, found });
+            }
         }
         let read = declared.iter().filter(|operand| operand.access == Access::Read);
         let mut operands = Vec::with_capacity(declared.len());
@@ -390,9 +391,11 @@ mod tests {
         let empty = graph.input("empty", [0, 4], DType::Elem);
         let linear = Linear { rows: 0, k: 4, cols: 4, ..Linear::default() };
         let refused = graph.step("proj", linear, &[Some(&empty)]).expect_err("there is nothing").to_string();
-        assert_eq!(refused, "`proj`: number of elements is 0, expected at least one in each operand");
-        let huge = graph.input("huge", [usize::MAX / 2, 4], DType::Elem);
-        let refused = graph.activate(&huge, Activation::Relu, 1.0).expect_err("no memory is so large").to_string();
-        assert!(refused.contains("number of elements"), "{refused}");
+        assert_eq!(refused, "`proj`: number of elements is 0, expected 1 to 35184372088832 in each operand");
+        for rows in [1 << 43, usize::MAX / 2] {
+            let huge = graph.input("huge", [rows + 1, 4], DType::Elem);
+            let refused = graph.activate(&huge, Activation::Relu, 1.0).expect_err("no memory is so large").to_string();
+            assert!(refused.contains("number of elements"), "{refused}");
+        }
     }
 }

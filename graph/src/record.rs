@@ -168,7 +168,7 @@ impl Recording {
 
     /// Returns the multiply-accumulates of a run of all steps.
     pub fn macs(&self) -> u64 {
-        self.nodes.iter().map(|node| node.kernel.cost().macs).sum()
+        self.nodes.iter().fold(0, |all, node| all.saturating_add(node.kernel.cost().macs))
     }
 
     /// Plans memory for a device that stores tensors as `storage` and has no limit on buffer sizes, and returns the

@@ -195,7 +195,7 @@ impl Kernel for Attention {
 
     fn cost(&self) -> Cost {
         // Masked scores count too, as in the paper's figures.
-        Cost::macs(2 * self.n * self.queries * self.keys * self.channels())
+        Cost::macs(&[2, self.n, self.queries, self.keys, self.channels()])
     }
 
     fn tolerance(&self) -> Tolerance {

@@ -228,7 +228,7 @@ impl Kernel for Conv2d {
     }
 
     fn cost(&self) -> Cost {
-        Cost::macs(self.pixels() * self.co * self.patch_len())
+        Cost::macs(&[self.pixels(), self.co, self.patch_len()])
     }
 
     fn in_place(&self) -> Option<&'static str> {

@@ -146,7 +146,7 @@ impl Kernel for DepthwiseConv2d {
 
     fn cost(&self) -> Cost {
         let (oh, ow) = self.out_size();
-        Cost::macs(9 * self.n * oh * ow * self.c)
+        Cost::macs(&[9, self.n, oh, ow, self.c])
     }
 
     fn tolerance(&self) -> Tolerance {

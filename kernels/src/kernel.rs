@@ -179,9 +179,11 @@ pub struct Cost {
 }
 
 impl Cost {
-    /// Returns the cost of `macs` multiply-accumulates and nothing else.
-    pub fn macs(macs: usize) -> Self {
-        Self { macs: macs as u64, flops: 2 * macs as u64 }
+    /// Returns the cost of as many multiply-accumulates as the product of some sizes, and nothing else. A number that
+    /// 64 bits do not hold becomes the largest that they do.
+    pub fn macs(sizes: &[usize]) -> Self {
+        let macs = sizes.iter().fold(1_u64, |all, size| all.saturating_mul(*size as u64));
+        Self { macs, flops: macs.saturating_mul(2) }
     }
 
     /// Returns the cost of an element-wise kernel: `per_element` operations on each of `elements` elements.

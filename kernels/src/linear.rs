@@ -188,7 +188,7 @@ impl Kernel for Linear {
     }
 
     fn cost(&self) -> Cost {
-        Cost::macs(self.rows * self.all_cols() * self.k)
+        Cost::macs(&[self.rows, self.all_cols(), self.k])
     }
 
     fn in_place(&self) -> Option<&'static str> {

@@ -103,7 +103,7 @@ impl Kernel for SwishGlu {
     }
 
     fn cost(&self) -> Cost {
-        Cost::macs(2 * self.rows * self.cols * self.k)
+        Cost::macs(&[2, self.rows, self.cols, self.k])
     }
 
     fn tolerance(&self) -> Tolerance {

@@ -38,7 +38,7 @@ impl Part {
         let mut add = |path: &str, params: u64, macs: u64| {
             let block = block_of(path);
             match rows.iter_mut().find(|row| row.block == block) {
-                Some(row) => (row.params, row.macs) = (row.params + params, row.macs + macs),
+                Some(row) => (row.params, row.macs) = (row.params + params, row.macs.saturating_add(macs)),
                 None => rows.push(Row { block, params, macs }),
             }
         };
@@ -55,7 +55,7 @@ impl Part {
 
     /// Returns the number of multiply-accumulates of all blocks.
     pub fn macs(&self) -> u64 {
-        self.rows.iter().map(|row| row.macs).sum()
+        self.rows.iter().fold(0, |all, row| all.saturating_add(row.macs))
     }
 }
 
