@@ -235,9 +235,12 @@ fn what_is_read_must_be_a_file() {
         let message = failure(&run(command));
         assert!(message.ends_with("expected a file, found a folder, pipe or device"), "{command:?}: {message}");
     }
-    let done = run(&["check", "--device", "cpu", "/dev/zero"]);
+    let long = folder.path().join("long");
+    fs::File::create(&long).and_then(|file| file.set_len(1 << 31)).expect("the file has holes");
+    let done = run(&["check", "--device", "cpu", "/dev/zero", arg(&long)]);
     let rows = String::from_utf8(done.stdout).expect("it is UTF-8");
     assert!(rows.contains("ERROR  /dev/zero: expected a file, found"), "{rows}");
+    assert!(rows.contains("long: expected at most 1073741824 bytes, found 2147483648"), "{rows}");
 }
 
 #[test]

@@ -157,11 +157,21 @@ fn configurations_of_every_kind_are_validated() {
 }
 
 #[test]
+#[cfg(target_os = "linux")]
+fn a_case_of_any_length_is_not_read_whole() {
+    let dir = mobilediffusion_tests::folder();
+    let case = fs::File::create(dir.path().join("case.safetensors")).expect("it is made");
+    case.set_len(1 << 40).expect("the file has holes");
+    let error = compare(dir.path(), "case", dir.path(), Device::CPU).expect_err("it is empty").to_string();
+    assert!(error.contains("case.safetensors: ") && error.contains("it begins with zeros"), "{error}");
+}
+
+#[test]
 fn cases_of_other_types_or_shapes_are_refused_by_name() {
     let dir = mobilediffusion_tests::folder();
     for (name, tensor, dtype, shape, complaint) in [
-        ("text_encoder", "input.ids", Dtype::F32, vec![2, 16], "input.ids: expected I32 or U32, found F32"),
-        ("decoder", "input.latent", Dtype::I32, vec![2, 8, 8, 8], "input.latent: expected F32, found I32"),
+        ("text_encoder", "input.ids", Dtype::F32, vec![2, 77], "input.ids: expected I32 or U32, found F32"),
+        ("decoder", "input.latent", Dtype::I32, vec![1, 4, 8, 8], "input.latent: expected F32, found I32"),
         ("decoder", "output", Dtype::F32, vec![1], "output: expected shape"),
         ("decoder", "output.decoder.conv_in", Dtype::F32, vec![24, 2], "output.decoder.conv_in: expected shape"),
     ] {

@@ -167,7 +167,6 @@ pub struct Graph {
     pub(crate) tensors: Vec<TensorInfo>,
     pub(crate) nodes: Vec<Node>,
     pub(crate) outputs: Vec<(String, usize)>,
-    /// Number of the tensor that holds some rows of a weight.
     weights: HashMap<WeightRows, usize>,
     path: Vec<String>,
     inputs: u32,

@@ -18,6 +18,9 @@ use std::path::{Path, PathBuf};
 /// Largest size that a case file may hold. Products of three sizes then stay within 64 bits.
 const LARGEST_SIZE: u64 = 1 << 21;
 
+/// Largest size of a case file in bytes.
+const LARGEST_FILE: u64 = 1 << 30;
+
 /// Contents of a case file.
 #[derive(Debug)]
 pub struct CaseFile {
@@ -134,9 +137,9 @@ impl CaseFile {
     /// Reads a case file.
     ///
     /// # Errors
-    /// If the file cannot be read, or its contents are not valid.
+    /// If the file is longer than 1 GiB or cannot be read, or its contents are not valid.
     pub fn read(path: &Path) -> Result<Self, CaseFileError> {
-        let bytes = mobilediffusion_runtime::read_file(path).map_err(Problem::Io);
+        let bytes = mobilediffusion_runtime::read_file(path, LARGEST_FILE).map_err(Problem::Io);
         let parsed = bytes.and_then(|bytes| Self::parse(&bytes));
         parsed.map_err(|problem| CaseFileError { path: path.to_owned(), problem })
     }

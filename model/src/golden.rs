@@ -10,6 +10,7 @@ use crate::error::{ModelError, shortened};
 use crate::text_encoder::text_encoder;
 use crate::unet::unet;
 use crate::vae;
+use crate::weights::mapped::Mapped;
 use crate::weights::{self, Checkpoint};
 use mobilediffusion_graph::{Device, Graph, Recording, Session, Tensor, Weights};
 use mobilediffusion_kernels::casefile::header;
@@ -100,7 +101,8 @@ fn path_of(folder: &Path, case: &str) -> Result<PathBuf, ModelError> {
 /// Tensors of one evaluation of a network.
 struct Case {
     path: PathBuf,
-    bytes: Vec<u8>,
+    /// Mapped, since the blocks of a large network have some GiB of values.
+    file: Mapped,
     /// Position of the data, from which the offsets of tensors count.
     data: usize,
     header: Metadata,
@@ -109,11 +111,11 @@ struct Case {
 impl Case {
     fn open(path: &Path) -> Result<Self, ModelError> {
         let path = path.to_owned();
-        match mobilediffusion_runtime::read_file(&path) {
+        match Mapped::open(&path) {
             Err(error) => Err(ModelError::Io { path, error }),
-            Ok(bytes) => match header::read(&bytes) {
+            Ok(file) => match header::read(file.bytes()) {
                 Err(message) => Err(ModelError::Safetensors { path, message }),
-                Ok((data, header)) => Ok(Self { path, bytes, data, header }),
+                Ok((data, header)) => Ok(Self { path, file, data, header }),
             },
         }
     }
@@ -147,8 +149,8 @@ impl Case {
     /// Returns the values of a tensor. The bits of token ids are passed on unchanged.
     fn values(&self, name: &str) -> Result<Vec<f32>, ModelError> {
         let (first, last) = self.info(name)?.data_offsets;
-        let bytes = &self.bytes[self.data + first..self.data + last];
-        Ok(bytes.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect())
+        let widen = |bytes: &[u8]| bytes.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
+        Ok(self.file.read(self.data + first..self.data + last, widen))
     }
 
     /// Compares the shapes of outputs with those of the network's tensors, in which all axes but the last may be one.

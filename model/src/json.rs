@@ -8,14 +8,22 @@ use serde::forward_to_deserialize_any;
 use serde_json::{Error, Value};
 use std::path::Path;
 
-/// Reads and parses a JSON file.
+/// Largest size of a configuration file in bytes, far above that of any.
+const MOST_BYTES: u64 = 16 << 20;
+
+/// Reads and parses a JSON file of at most 16 MiB.
 pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Result<T, ModelError> {
-    parse(path, &read_text(path)?)
+    read_within(path, MOST_BYTES)
 }
 
-/// Reads a text file.
-pub(crate) fn read_text(path: &Path) -> Result<String, ModelError> {
-    let bytes = mobilediffusion_runtime::read_file(path);
+/// Reads and parses a JSON file of at most `most` bytes.
+pub(crate) fn read_within<T: DeserializeOwned>(path: &Path, most: u64) -> Result<T, ModelError> {
+    parse(path, &read_text(path, most)?)
+}
+
+/// Reads a text file of at most `most` bytes.
+fn read_text(path: &Path, most: u64) -> Result<String, ModelError> {
+    let bytes = mobilediffusion_runtime::read_file(path, most);
     let text = bytes.and_then(|bytes| String::from_utf8(bytes).map_err(std::io::Error::other));
     text.map_err(|error| ModelError::Io { path: path.to_owned(), error })
 }
@@ -139,7 +147,7 @@ mod tests {
     /// Returns the line of the error for a file of the bundled model with a part of its text replaced.
     fn refused<T: DeserializeOwned>(file: &str, from: &str, to: &str) -> String {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("checkpoints/mini").join(file);
-        let text = read_text(&path).expect("it reads");
+        let text = read_text(&path, MOST_BYTES).expect("it reads");
         assert!(text.contains(from), "{from} is not in {file}");
         match parse::<T>(Path::new(file), &text.replacen(from, to, 1)) {
             Ok(_) => panic!("{to} is accepted in {file}"),
@@ -221,10 +229,20 @@ mod tests {
     #[test]
     fn a_byte_order_mark_is_passed_over() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("checkpoints/mini/scheduler/config.json");
-        let text = read_text(&path).expect("it reads");
+        let text = read_text(&path, MOST_BYTES).expect("it reads");
         let [plain, marked] =
             [text.clone(), format!("\u{feff}{text}")].map(|text| parse::<SchedulerConfig>(&path, &text));
         assert_eq!(plain.expect("it is valid"), marked.expect("it is valid"));
+    }
+
+    #[test]
+    fn a_file_that_is_too_long_is_not_read() {
+        let folder = tempfile::tempdir().expect("there is room");
+        let path = folder.path().join("x.json");
+        let file = std::fs::File::create(&path).expect("it is made");
+        file.set_len(MOST_BYTES + 1).expect("it grows");
+        let error = read::<SchedulerConfig>(&path).expect_err("it is too long").to_string();
+        assert!(error.ends_with("x.json: expected at most 16777216 bytes, found 16777217"), "{error}");
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! once to look for NaNs and infinities before the first tensor is loaded, and again when its tensor is. Pages that were
 //! read are released to the operating system, so that nothing stays in memory twice.
 
-mod mapped;
+pub(crate) mod mapped;
 mod synthetic;
 
 pub use mobilediffusion_graph::WeightLoader;
@@ -42,6 +42,9 @@ pub(crate) const FILES: [&str; 4] = [
 /// Number of bytes at the end of a file that are not all zero in a file of weights: many programs make a file of its
 /// full size before they download it.
 const TAIL: usize = 1 << 20;
+
+/// Largest size of an index in bytes, that of the header of a safetensors file.
+const LARGEST_INDEX: u64 = 100_000_000;
 
 /// Weights of one part of the model.
 ///
@@ -238,7 +241,7 @@ fn read_index(path: &Path) -> Result<BTreeMap<String, String>, ModelError> {
     struct Index {
         weight_map: BTreeMap<String, String>,
     }
-    let index: Index = crate::json::read(path)?;
+    let index: Index = crate::json::read_within(path, LARGEST_INDEX)?;
     // A path that leads elsewhere could make us map any file of the machine.
     match index.weight_map.values().find(|shard| Path::new(shard).file_name() != Some(shard.as_ref())) {
         Some(shard) => {

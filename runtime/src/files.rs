@@ -22,14 +22,23 @@ pub fn open_file(path: &Path) -> io::Result<File> {
     File::open(path)
 }
 
-/// Reads all bytes of a regular file.
+/// Reads all bytes of a regular file, of which there may be at most `most`.
 ///
 /// # Errors
-/// In the cases of [`open_file`], or if the file cannot be read.
-pub fn read_file(path: &Path) -> io::Result<Vec<u8>> {
+/// In the cases of [`open_file`], or if the file is longer or cannot be read.
+pub fn read_file(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    let file = open_file(path)?;
+    let too_long = |found| Err(io::Error::other(format!("expected at most {most} bytes, found {found}")));
+    let length = file.metadata()?.len();
+    if length > most {
+        return too_long(length);
+    }
     let mut bytes = Vec::new();
-    open_file(path)?.read_to_end(&mut bytes)?;
-    Ok(bytes)
+    // The file may grow meanwhile, and those that the system makes up have no length.
+    match file.take(most + 1).read_to_end(&mut bytes)? as u64 {
+        found if found > most => too_long(found),
+        _ => Ok(bytes),
+    }
 }
 
 /// Writes a file atomically: the data goes to a temporary file in the same folder and to the disk, and the file is then
@@ -146,6 +155,21 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_is_too_long_is_not_read() {
+        let folder = tempfile::tempdir().expect("there is room");
+        let path = folder.path().join("file");
+        std::fs::write(&path, "text").expect("it can be written");
+        assert_eq!(read_file(&path, 4).expect("it is short enough"), b"text");
+        let error = read_file(&path, 3).expect_err("it is too long").to_string();
+        assert_eq!(error, "expected at most 3 bytes, found 4");
+        #[cfg(target_os = "linux")]
+        {
+            let error = read_file(Path::new("/proc/self/maps"), 3).expect_err("it is too long").to_string();
+            assert_eq!(error, "expected at most 3 bytes, found 4", "its length is 0 until it is read");
+        }
+    }
+
+    #[test]
     #[cfg(unix)]
     fn only_regular_files_are_read() {
         let folder = tempfile::tempdir().expect("there is room");
@@ -154,11 +178,11 @@ mod tests {
         assert!(made.success(), "no pipe was made");
         for path in [&pipe, folder.path(), Path::new("/dev/zero")] {
             for error in
-                [open_file(path).map(drop).expect_err("no file"), read_file(path).map(drop).expect_err("no file")]
+                [open_file(path).map(drop).expect_err("no file"), read_file(path, 9).map(drop).expect_err("no file")]
             {
                 assert_eq!(error.to_string(), "expected a file, found a folder, pipe or device", "{}", path.display());
             }
         }
-        assert_eq!(read_file(&folder.path().join("none")).expect_err("none").kind(), io::ErrorKind::NotFound);
+        assert_eq!(read_file(&folder.path().join("none"), 9).expect_err("none").kind(), io::ErrorKind::NotFound);
     }
 }

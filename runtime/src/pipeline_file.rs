@@ -26,6 +26,9 @@ pub(crate) struct PipelineFile {
     written: AtomicU32,
 }
 
+/// Largest size of a file of the cache folder that is read. Drivers keep some hundred MiB at most.
+const MOST_BYTES: u64 = 1 << 30;
+
 impl PipelineFile {
     /// Opens the cache of a device from its file in `folder`. Returns `None` if the device has no pipeline cache.
     fn open(gpu: &Gpu, folder: &Path) -> Option<Self> {
@@ -34,7 +37,7 @@ impl PipelineFile {
         }
         let name = file_name(&gpu.device.adapter_info(), gpu.shader_checks, env!("CARGO_PKG_VERSION"));
         let path = folder.join(name?);
-        let file = read_file(&path).unwrap_or_default();
+        let file = read_file(&path, MOST_BYTES).unwrap_or_default();
         let data = unsealed(&file);
         let raw = make(gpu, data).or_else(|_| make(gpu, None)).ok()?;
         let written = AtomicU32::new(data.map_or(0, crc32fast::hash));
@@ -115,9 +118,10 @@ impl Gpu {
         Ok(())
     }
 
-    /// Reads a file of the cache folder. Returns `None` if there is no cache folder or no such file.
+    /// Reads a file of the cache folder. Returns `None` if there is no cache folder or no such file,
+    /// or it is longer than 1 GiB.
     pub fn kept(&self, name: &str) -> Option<Vec<u8>> {
-        read_file(&self.cache_folder.as_ref()?.join(name)).ok()
+        read_file(&self.cache_folder.as_ref()?.join(name), MOST_BYTES).ok()
     }
 
     /// Writes a file to the cache folder, atomically.

@@ -14,12 +14,12 @@ const CHUNK: usize = 1 << 16;
 
 /// File that is mapped into memory.
 #[derive(Debug)]
-pub(super) struct Mapped(Mmap);
+pub(crate) struct Mapped(Mmap);
 
 impl Mapped {
     /// Maps a file.
     #[expect(unsafe_code, reason = "mapping a file is unsafe; weights are far too large to be read whole")]
-    pub(super) fn open(path: &Path) -> std::io::Result<Self> {
+    pub(crate) fn open(path: &Path) -> std::io::Result<Self> {
         let file = mobilediffusion_runtime::open_file(path)?;
         // SAFETY: the map is private and never written to. Every user of a mapped file has to assume that nobody
         // truncates or rewrites it meanwhile; `Checkpoint::open` says so. Its content is checked before use.
@@ -27,13 +27,13 @@ impl Mapped {
     }
 
     /// Returns the bytes of the whole file.
-    pub(super) fn bytes(&self) -> &[u8] {
+    pub(crate) fn bytes(&self) -> &[u8] {
         &self.0
     }
 
     /// Returns the result of `read` for some bytes and then releases their pages: the operating system still caches
     /// them, but they no longer count as this process's memory.
-    pub(super) fn read<T>(&self, bytes: Range<usize>, read: impl FnOnce(&[u8]) -> T) -> T {
+    pub(crate) fn read<T>(&self, bytes: Range<usize>, read: impl FnOnce(&[u8]) -> T) -> T {
         let value = read(&self.0[bytes.clone()]);
         self.release(bytes);
         value
