@@ -13,6 +13,9 @@ const MOST: u64 = 1 << 26;
 /// Largest number of bytes that a decoder may use besides its result.
 const DECODER_BYTES: u64 = 512 << 20;
 
+/// Largest size of a file in bytes: the end of a JPEG file is searched for before it is decoded.
+const FILE_BYTES: u64 = 512 << 20;
+
 /// Largest number of bytes of all compressed texts of a file together: a few bytes can stand for any length.
 const TEXT_BYTES: usize = 16 << 20;
 
@@ -20,8 +23,13 @@ const TEXT_BYTES: usize = 16 << 20;
 const UNNAMED: &str = "the picture";
 
 fn open(path: &Path) -> Result<BufReader<File>, ModelError> {
-    let file = mobilediffusion_runtime::open_file(path);
-    file.map(BufReader::new).map_err(|error| ModelError::Io { path: path.to_owned(), error })
+    let file = mobilediffusion_runtime::open_file(path).and_then(|file| Ok((file.metadata()?.len(), file)));
+    match file.map_err(|error| ModelError::Io { path: path.to_owned(), error })? {
+        (length, _) if length > FILE_BYTES => {
+            Err(unreadable(path, format!("expected at most {FILE_BYTES} bytes, found {length}")))
+        }
+        (_, file) => Ok(BufReader::new(file)),
+    }
 }
 
 fn unreadable(path: &Path, message: impl ToString) -> ModelError {
@@ -36,7 +44,7 @@ impl Picture {
     ///
     /// # Errors
     /// [`ModelError::Io`] if the file cannot be read, and [`ModelError::Picture`] if it has another format, is corrupt or
-    /// cut off, has no pixels or more than 8192 x 8192, or takes more than 512 MiB to decode.
+    /// cut off, has no pixels or more than 8192 x 8192, or is longer than 512 MiB or takes as much to decode.
     pub fn open(path: &Path) -> Result<Self, ModelError> {
         Self::read(open(path)?, path)
     }
@@ -124,8 +132,8 @@ impl Picture {
     /// Reads the texts of a PNG file that precede its pixels, as keys and values.
     ///
     /// # Errors
-    /// [`ModelError::Io`] if the file cannot be read, and [`ModelError::Picture`] if it is not a PNG file, or its
-    /// compressed texts are longer than 16 MiB.
+    /// [`ModelError::Io`] if the file cannot be read, and [`ModelError::Picture`] if it is not a PNG file or is longer
+    /// than 512 MiB, or its compressed texts are longer than 16 MiB.
     pub fn texts(path: &Path) -> Result<Vec<(String, String)>, ModelError> {
         let reader = png::Decoder::new(open(path)?).read_info();
         let reader = reader.map_err(|error| unreadable(path, format!("expected a whole PNG file: {error}")))?;
@@ -377,5 +385,11 @@ mod tests {
             assert!(Picture::texts(&path).is_err() || bytes.len() > 40, "{} bytes", bytes.len());
         }
         assert!(Picture::open(&folder.path().join("missing.png")).is_err());
+        #[cfg(unix)]
+        {
+            File::create(&path).and_then(|file| file.set_len(FILE_BYTES + 1)).expect("the file has holes");
+            let line = Picture::open(&path).expect_err("it is too long").to_string();
+            assert!(line.ends_with("x.png: expected at most 536870912 bytes, found 536870913"), "{line}");
+        }
     }
 }
