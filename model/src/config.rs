@@ -33,6 +33,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::fmt;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::LazyLock;
 
@@ -247,24 +248,24 @@ impl ModelConfig {
 
     /// Reads and validates the files of a model's directory.
     ///
-    /// One of `decoder/config.json` and `vae/config.json` may be missing, and `unet_base/config.json` where there is
-    /// no folder `unet_base`.
+    /// One of the folders `decoder` and `vae` may be missing, and `unet_base`. A folder that is there needs its file.
     ///
     /// # Errors
     /// [`ModelError::Io`] if a file cannot be read, [`ModelError::Json`] if a file does not parse, and
     /// [`ModelError::Config`] in the cases of [`Self::validate`].
     pub fn load(dir: &Path) -> Result<Self, ModelError> {
-        /// Reads a file that may be missing unless it is `needed`.
-        fn optional<T: DeserializeOwned>(path: &Path, needed: bool) -> Result<Option<T>, ModelError> {
-            (needed || path.is_file()).then(|| read(path)).transpose()
+        /// Reads a file unless there is nothing in place of its folder, not even a link that leads nowhere.
+        fn optional<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, ModelError> {
+            let folder = path.parent().unwrap_or(path).symlink_metadata();
+            let is_absent = folder.is_err_and(|error| error.kind() == ErrorKind::NotFound);
+            (!is_absent).then(|| read(path)).transpose()
         }
-        let [unet_base, vae] = [file::UNET_BASE, file::VAE].map(|file| dir.join(file));
         let config = Self {
             defaults: read(&dir.join(file::MODEL))?,
             unet: read(&dir.join(file::UNET))?,
-            unet_base: optional(&unet_base, unet_base.parent().is_some_and(Path::is_dir))?,
-            decoder: optional(&dir.join(file::DECODER), !vae.is_file())?,
-            vae: optional(&vae, false)?,
+            unet_base: optional(&dir.join(file::UNET_BASE))?,
+            decoder: optional(&dir.join(file::DECODER))?,
+            vae: optional(&dir.join(file::VAE))?,
             text_encoder: read(&dir.join(file::TEXT_ENCODER))?,
             scheduler: read(&dir.join(file::SCHEDULER))?,
         };

@@ -304,6 +304,7 @@ impl Check {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::VaeConfig;
 
     #[test]
     fn layers_of_a_unet_are_limited_together() {
@@ -326,5 +327,19 @@ mod tests {
         });
         let expected = "x: layers_per_block, down_block_types: expected at most 1024 layers together, found 2067";
         assert_eq!(error, expected);
+    }
+
+    #[test]
+    fn the_golden_configurations_are_valid() {
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/golden");
+        let config = |part: &str| golden.join(part).join("config.json");
+        for part in ["unet", "unet_softmax", "unet_flat", "alt-1", "alt-2", "alt-4", "alt-7", "sd15_unet"] {
+            UnetConfig::open(&config(part)).unwrap();
+        }
+        for part in ["vae", "sd15_vae"] {
+            VaeConfig::open(&config(part)).unwrap();
+        }
+        DecoderConfig::open(&config("decoder")).unwrap();
+        TextEncoderConfig::open(&config("text_encoder")).unwrap();
     }
 }
