@@ -288,7 +288,7 @@ fn a_request_that_needs_the_missing_base_is_refused_in_its_words() {
 }
 
 #[test]
-fn weights_that_are_not_numbers_are_named() {
+fn weights_that_are_not_numbers_or_too_large_are_named() {
     let folder = folder();
     let name = "decoder.conv_in.weight";
     spoiled(folder.path(), ("decoder", name), f32::INFINITY);
@@ -303,6 +303,10 @@ fn weights_that_are_not_numbers_are_named() {
         );
     }
     assert!(!output.exists(), "a picture of infinities");
+    spoiled(folder.path(), ("decoder", name), 70_000.0);
+    let message = failure(&run(&["info", "--weights-dtype", "f16", "--model", arg(folder.path())]));
+    let expected = format!("{name}: expected values of at most 65504, the largest in f16, found 70000");
+    assert!(message.contains("decoder: ") && message.contains(&expected), "{message}");
 }
 
 #[test]

@@ -73,6 +73,7 @@ pub fn rounding(recording: &Recording, weights: &Weights, storage: Storage) -> R
             let (name, shape) = (source.name.clone(), source.selected_shape());
             let mut found = Rounding { name, shape, ..Rounding::default() };
             weights.in_chunks(source, &operand, |shape, values| {
+                weights.check_range(&source.name, (storage, operand.dtype), &values)?;
                 found.bytes += storage.tensor_bytes(operand.dtype, &shape);
                 let row = row_len(&shape);
                 let stored = storage.rounded(operand.dtype, &shape, values.clone());

@@ -52,6 +52,12 @@ pub trait WeightLoader {
         Ok(Flow::Continue)
     }
 
+    /// Returns the error for a weight that has to be stored in f16, which does not hold its value `found`, or a sum of
+    /// its values. Overridden to name the file too.
+    fn too_large(&self, name: &str, found: f32) -> Box<dyn Error + Send + Sync> {
+        format!("{name}: expected values of at most 65504, the largest in f16, found {found}").into()
+    }
+
     /// Whether 16-bit floats hold all matrices without rounding. Devices then keep them so, in half the memory of f32.
     fn is_f16(&self) -> bool {
         false
@@ -289,7 +295,22 @@ impl Weights {
         let values = self.loader.load_part(name, shape, part).map_err(GraphError::Weight)?;
         let shape = rows_of(shape, chunk.len());
         let summed = dtype == DType::WeightSum;
-        Ok(layout.pack(&shape, if summed { with_exact_sums(self.rounding, &shape, values) } else { values }))
+        let packed = layout.pack(&shape, if summed { with_exact_sums(self.rounding, &shape, values) } else { values });
+        for storage in [self.device.storage(), self.rounding] {
+            self.check_range(name, (storage, dtype), &packed)?;
+        }
+        Ok(packed)
+    }
+
+    /// Checks that values of a weight can be stored. Activations that are too large saturate; such a weight is wrong.
+    pub(crate) fn check_range(
+        &self,
+        name: &str,
+        (storage, dtype): (Storage, DType),
+        values: &[f32],
+    ) -> Result<(), GraphError> {
+        let found = storage.beyond(dtype, values);
+        found.map_or(Ok(()), |found| Err(GraphError::Weight(self.loader.too_large(name, found))))
     }
 
     fn to_cpu(&self, weights: WeightType, sources: &[WeightRows], operand: &Operand) -> Result<Resident, GraphError> {

@@ -152,6 +152,17 @@ impl Storage {
         bytes
     }
 
+    /// Returns the first value that saturates when a tensor of type `dtype` is stored: f16 holds none so large.
+    pub fn beyond(self, dtype: DType, values: &[f32]) -> Option<f32> {
+        if self.bytes(dtype) != 2 {
+            return None;
+        }
+        let is_beyond = |value: &f32| value.abs() > F16_MAX;
+        // A sum over a task has no branch, so it vectorises; an early exit would not.
+        let any = |task: &&[f32]| task.iter().map(|value| u32::from(is_beyond(value))).sum::<u32>() > 0;
+        values.par_chunks(TASK).find_first(any)?.iter().copied().find(is_beyond)
+    }
+
     /// Decodes the dense values of a tensor of packed `shape` from the device's bytes.
     pub fn decode(self, dtype: DType, shape: &[usize], bytes: &[u8]) -> Vec<f32> {
         if self.is_int8(dtype) {

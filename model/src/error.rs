@@ -288,6 +288,13 @@ pub enum WeightProblem {
         /// Name of the tensor.
         name: String,
     },
+    /// The tensor is to be stored in f16, which does not hold one of its values, or a sum of some.
+    TooLarge {
+        /// Name of the tensor.
+        name: String,
+        /// Value that is too large.
+        found: String,
+    },
 }
 
 impl fmt::Display for WeightProblem {
@@ -296,7 +303,8 @@ impl fmt::Display for WeightProblem {
         | Self::Shape { name, .. }
         | Self::DType { name, .. }
         | Self::Extra { name }
-        | Self::NotFinite { name }) = self;
+        | Self::NotFinite { name }
+        | Self::TooLarge { name, .. }) = self;
         let name = shortened(name);
         match self {
             Self::Missing { shape, .. } => write!(f, "{name} {shape:?} is missing"),
@@ -304,6 +312,9 @@ impl fmt::Display for WeightProblem {
             Self::DType { found, .. } => write!(f, "{name}: expected F32, F16 or BF16, found {found}"),
             Self::Extra { .. } => write!(f, "{name} is not part of the network"),
             Self::NotFinite { .. } => write!(f, "{name} holds a NaN or an infinity"),
+            Self::TooLarge { found, .. } => {
+                write!(f, "{name}: expected values of at most 65504, the largest in f16, found {found}")
+            }
         }
     }
 }

@@ -194,6 +194,10 @@ impl WeightLoader for Checkpoint {
         Ok(on_progress(total, total))
     }
 
+    fn too_large(&self, name: &str, found: f32) -> Box<dyn Error + Send + Sync> {
+        self.problem(WeightProblem::TooLarge { name: name.to_owned(), found: found.to_string() }).into()
+    }
+
     fn is_f16(&self) -> bool {
         let mut matrices = self.tensors.iter().filter(|(name, entry)| entry.shape.len() > 1 && !is_buffer(name));
         matrices.all(|(_, entry)| entry.dtype == Dtype::F16)

@@ -111,6 +111,42 @@ fn both_sides_of_a_comparison_have_weights_whose_sums_are_exact() {
     assert!(chunks(&shape, Layout::Phases).len() > 1, "in one piece");
 }
 
+#[test]
+fn weights_that_f16_does_not_hold_are_refused_where_they_are_stored_in_it() {
+    struct Large;
+
+    impl WeightLoader for Large {
+        fn load_part(
+            &self,
+            _: &str,
+            _: &[usize],
+            part: Range<usize>,
+        ) -> Result<Vec<f32>, Box<dyn Error + Send + Sync>> {
+            Ok(part.map(|i| if i == 200_000 { -65_505.0 } else { 65_504.0 }).collect())
+        }
+    }
+    let operand = |rows: usize| Operand::weight("w", vec![rows, 1000]).host(Layout::panels(1));
+    let get = |device: Device, rounding: Storage, rows: usize| {
+        let weights = Weights::new(device, Box::new(Large)).rounded(rounding);
+        weights.get(&[WeightRows::whole("w".to_owned(), vec![rows, 1000])], &operand(rows)).map(drop)
+    };
+    for (device, rounding, fits) in [
+        (Device::CPU, Storage::F32, true),
+        (Device::CPU, Storage::F16, false),
+        (Device::Cpu(WeightType::F16), Storage::F32, false),
+        (Device::Cpu(WeightType::Int8), Storage::F32, true),
+    ] {
+        get(device.clone(), rounding, 200).expect("f16 holds them");
+        match get(device, rounding, 201) {
+            Ok(()) => assert!(fits, "{rounding}: it was stored"),
+            Err(error) => {
+                let expected = "w: expected values of at most 65504, the largest in f16, found -65505";
+                assert_eq!((error.to_string().as_str(), fits), (expected, false), "{rounding}");
+            }
+        }
+    }
+}
+
 /// Loader whose values f16 holds exactly.
 struct InHalves;
 
