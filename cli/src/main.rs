@@ -20,18 +20,16 @@ use clap::{CommandFactory, Parser};
 use std::error::Error;
 use std::process::ExitCode;
 
+/// Largest number of threads that may be asked for. The system would start a million for minutes.
+const MOST_THREADS: usize = 256;
+
 /// Error of a command, printed as one line.
 type Failure = Box<dyn Error + Send + Sync>;
 
 fn main() -> ExitCode {
     quiet_mesa();
     let command = Cli::parse().command;
-    // CPU kernels would start rayon's threads on first use, and panic where the system refuses them.
-    if let Err(error) = rayon::ThreadPoolBuilder::new().build_global() {
-        terminal::note(&format!("error: cannot start threads: {error}"));
-        return ExitCode::FAILURE;
-    }
-    let done = match command {
+    let done = start_threads().and_then(|()| match command {
         Command::Generate(args) => generate::run(&args),
         Command::Devices => devices::run(),
         Command::Info(args) => info::run(&args),
@@ -41,7 +39,7 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::run(&args),
         Command::Show(args) => show::run(&args),
         Command::Completions(args) => completions(args.shell),
-    };
+    });
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
@@ -50,6 +48,21 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Starts rayon's threads, as many as the environment asks for. CPU kernels would start them on first use, and panic
+/// where the system refuses them.
+fn start_threads() -> Result<(), Failure> {
+    for name in ["RAYON_NUM_THREADS", "RAYON_RS_NUM_CPUS"] {
+        let Some(value) = std::env::var_os(name) else { continue };
+        let value = value.to_string_lossy();
+        // Rayon would take any number, and the default for what is none.
+        if !value.parse().is_ok_and(|number: usize| number <= MOST_THREADS) {
+            let expected = format!("a number from 1 to {MOST_THREADS}, or 0 for as many as there are processors");
+            return Err(format!("{name}: expected {expected}, found {value}").into());
+        }
+    }
+    rayon::ThreadPoolBuilder::new().build_global().map_err(|error| format!("cannot start threads: {error}").into())
 }
 
 /// Prints a completion script for a shell.

@@ -156,3 +156,17 @@ fn halves_on_the_cpu_are_refused_by_every_command() {
     }
     assert!(is_empty(folder.path()), "something was left behind");
 }
+
+#[test]
+fn numbers_of_threads_that_no_machine_has_are_refused() {
+    let with = |value: &str| {
+        let mut program = program();
+        program.args(["completions", "bash"]).env("RAYON_NUM_THREADS", value);
+        program.output().expect("the program starts")
+    };
+    for value in ["1000000", "257", "-1", "two", ""] {
+        let expected = "RAYON_NUM_THREADS: expected a number from 1 to 256, or 0 for as many as there are processors";
+        assert_eq!(failure(&with(value)), format!("{expected}, found {value}").trim_end());
+    }
+    assert!(["0", "3"].iter().all(|value| with(value).status.success()), "these are right");
+}
