@@ -102,7 +102,12 @@ impl Checkpoint {
             let bytes = data + start..data + end;
             let entry = Entry { shard: self.shards.len(), dtype: info.dtype, shape: info.shape.clone(), bytes };
             if self.tensors.insert(modern(&name), entry).is_some() {
-                return Err(invalid(path, format!("{} is also in another shard", shortened(&name))));
+                let names = metadata.offset_keys().into_iter().filter(|other| modern(other) == modern(&name));
+                let names: Vec<String> = names.map(|name| shortened(&name)).collect();
+                return Err(match names.as_slice() {
+                    [_] => invalid(path, format!("{} is also in another shard", names[0])),
+                    _ => invalid(path, format!("{} are names of the same tensor", names.join(" and "))),
+                });
             }
         }
         self.shards.push(map);

@@ -259,6 +259,16 @@ fn a_tensor_that_is_there_twice_is_named() {
 }
 
 #[test]
+fn two_names_of_a_tensor_are_both_named() {
+    let names = ["text_model.final_layer_norm.bias", "final_layer_norm.bias"];
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), "model.safetensors", &names.map(|name| (name, f32s(&[1], &[1.0]))));
+    let error = Checkpoint::open(dir.path()).unwrap_err().to_string();
+    assert!(error.contains("model.safetensors: ") && error.ends_with("are names of the same tensor"), "{error}");
+    assert!(names.iter().all(|name| error.contains(&format!(" {name} "))), "{error}");
+}
+
+#[test]
 fn an_absent_file_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let error = Checkpoint::open(dir.path()).unwrap_err();
