@@ -80,13 +80,17 @@ impl Checkpoint {
             return Ok(checkpoint);
         };
         let weight_map = read_index(&index)?;
-        for shard in weight_map.values().collect::<BTreeSet<_>>() {
-            checkpoint.add_shard(&path.join(shard))?;
+        let shards: Vec<&String> = weight_map.values().collect::<BTreeSet<_>>().into_iter().collect();
+        shards.iter().try_for_each(|shard| checkpoint.add_shard(&path.join(shard)))?;
+        for (name, expected) in &weight_map {
+            let found = checkpoint.tensors.get(&modern(name)).map(|entry| shards[entry.shard]);
+            if found != Some(expected) {
+                let found = found.map_or("in no shard".to_owned(), |shard| format!("in {}", shortened(shard)));
+                let (name, expected) = (shortened(name), shortened(expected));
+                return Err(invalid(&index, format!("{name}: expected in {expected}, found {found}")));
+            }
         }
-        match weight_map.keys().find(|name| !checkpoint.tensors.contains_key(&modern(name))) {
-            Some(name) => Err(invalid(&index, format!("no shard holds {}", shortened(name)))),
-            None => Ok(checkpoint),
-        }
+        Ok(checkpoint)
     }
 
     /// Maps one file and adds its tensors.

@@ -290,7 +290,14 @@ fn shards_are_read_through_their_index() {
     assert_eq!(values, [1.0, 2.0, 3.0]);
 
     for (json, complaint) in [
-        (r#"{"weight_map":{"a":"1.safetensors","z":"2.safetensors"}}"#, "no shard holds z"),
+        (
+            r#"{"weight_map":{"a":"1.safetensors","z":"2.safetensors"}}"#,
+            "z: expected in 2.safetensors, found in no shard",
+        ),
+        (
+            r#"{"weight_map":{"a":"1.safetensors","b":"1.safetensors","c":"2.safetensors"}}"#,
+            "b: expected in 1.safetensors, found in 2.safetensors",
+        ),
         (r#"{"weight_map":{"a":"1.safetensors","b":"3.safetensors"}}"#, "a is also in another shard"),
         (r#"{"weight_map":{"a":"../1.safetensors"}}"#, "plain file name"),
         (r#"{"weight_map":{"a":""}}"#, "plain file name"),
