@@ -65,13 +65,10 @@ fn beside(device: Device, graph: Graph, path: &Path, compiled: bool) -> (usize, 
         most = private_bytes().max(most);
         Flow::Continue
     };
-    let weights = Weights::new(device.clone(), Box::new(checkpoint));
+    let weights = Weights::new(device, Box::new(checkpoint));
     let recording = Recording::new(graph);
-    let summary = recording.summary(device.storage()).expect("it is small");
-    let weight_bytes = match device {
-        Device::Cpu(weights) => recording.host_weight_bytes(weights),
-        Device::Gpu(..) => summary.weight_bytes,
-    };
+    let need = recording.need(weights.device());
+    let (weight_bytes, plan_bytes) = (need.weights as usize, need.plan as usize);
     weights.load(&recording, &mut sample).expect("the weights load");
     sample(0, 0);
     let loaded = most.saturating_sub(before + weight_bytes);
@@ -83,7 +80,7 @@ fn beside(device: Device, graph: Graph, path: &Path, compiled: bool) -> (usize, 
         let session = Session::new_with(recording, &weights, &mut sample).expect("it has room");
         let most = most.max(private_bytes());
         drop(session);
-        most.saturating_sub(before + weight_bytes + summary.activation_bytes.max(summary.arena_bytes))
+        most.saturating_sub(before + weight_bytes + plan_bytes)
     });
     (loaded, ready)
 }

@@ -1,6 +1,6 @@
 //! Errors of building, planning and running a graph.
 
-use crate::record::PlanSummary;
+use crate::need::Need;
 use mobilediffusion_kernels::DType;
 use mobilediffusion_runtime::RuntimeError;
 
@@ -109,8 +109,8 @@ pub enum GraphError {
         what: String,
         /// Size of the allocation in bytes; `None` if it is not known, as for a pipeline.
         bytes: Option<u64>,
-        /// Bytes of activations and bytes of weights of the whole plan, if the allocation was made for a session.
-        plan: Option<(usize, usize)>,
+        /// What the whole plan needs, if the allocation was made for a session.
+        plan: Option<Need>,
     },
     /// The device failed or rejected an operation.
     #[error("`{node}`: {error}")]
@@ -132,13 +132,11 @@ pub enum GraphError {
 }
 
 impl GraphError {
-    /// Adds the memory needs of the whole plan, if it has one, to an out-of-memory error; returns other errors as they
-    /// are.
-    pub(crate) fn with_needs(self, needs: impl FnOnce() -> Result<PlanSummary, Self>) -> Self {
+    /// Adds the memory needs of the whole plan to an out-of-memory error; returns other errors as they are.
+    pub(crate) fn with_needs(self, needs: impl FnOnce() -> Need) -> Self {
         match self {
             Self::OutOfMemory { memory, what, bytes, .. } => {
-                let plan = needs().ok().map(|needs| (needs.activation_bytes, needs.weight_bytes));
-                Self::OutOfMemory { memory, what, bytes, plan }
+                Self::OutOfMemory { memory, what, bytes, plan: Some(needs()) }
             }
             other => other,
         }
@@ -168,10 +166,10 @@ impl GraphError {
 }
 
 /// Wording of how much memory an allocation and its plan need.
-fn needs(bytes: Option<u64>, plan: Option<(usize, usize)>) -> String {
+fn needs(bytes: Option<u64>, plan: Option<Need>) -> String {
     let own = bytes.map_or_else(|| " does not fit".to_owned(), |bytes| format!(" needs {bytes} bytes"));
-    let plan = plan.map(|(activations, weights)| {
-        format!("; the whole plan needs {activations} bytes of activations and {weights} bytes of weights")
+    let plan = plan.map(|Need { weights, plan, .. }| {
+        format!("; the whole plan needs at least {plan} bytes of activations, and {weights} bytes of weights")
     });
     own + &plan.unwrap_or_default()
 }
@@ -190,21 +188,12 @@ mod tests {
     #[test]
     fn an_out_of_memory_error_says_how_much_the_plan_needs() {
         let source = RuntimeError::OutOfMemory { what: "arena 1".into(), bytes: Some(64) };
-        let needs = PlanSummary {
-            steps: 1,
-            tensors: 3,
-            buffers: 2,
-            activation_bytes: 128,
-            arena_bytes: 128,
-            lower_bound_bytes: 128,
-            lower_bound_in_place_bytes: 128,
-            weight_bytes: 1000,
-        };
-        let text = GraphError::at("arena 1")(source).with_needs(|| Ok(needs)).to_string();
+        let text =
+            GraphError::at("arena 1")(source).with_needs(|| Need { weights: 1000, plan: 128, largest: 64 }).to_string();
         assert_eq!(
             text,
             "out of device memory: `arena 1` needs 64 bytes; \
-             the whole plan needs 128 bytes of activations and 1000 bytes of weights"
+             the whole plan needs at least 128 bytes of activations, and 1000 bytes of weights"
         );
         let text = GraphError::out_of_host_memory("arena", 64).to_string();
         assert_eq!(text, "out of host memory: `arena` needs 64 bytes");

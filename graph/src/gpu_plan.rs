@@ -56,7 +56,7 @@ impl Recording {
     }
 
     /// Returns the most bytes alive at any step on a GPU, where outputs may overwrite operands. No plan needs less.
-    pub fn lower_bound_in_place(&self, bytes_of: impl Fn(&TensorInfo) -> usize) -> usize {
+    pub(crate) fn lower_bound_in_place(&self, bytes_of: impl Fn(&TensorInfo) -> usize) -> usize {
         let (tensors, lifetimes) = self.lifetimes(bytes_of);
         let aliases: Vec<Alias> = self.aliases(&tensors, &lifetimes).into_iter().map(|(_, alias)| alias).collect();
         lower_bound_in_place(&lifetimes, &aliases)

@@ -3,13 +3,12 @@
 use crate::error::GraphError;
 use crate::fuse::{Fused, Fusion, LAYER, fuse};
 use crate::gpu_plan::GpuPlan;
-use crate::graph::{Graph, Origin, Part, TensorInfo, WeightRows};
+use crate::graph::{Graph, Origin, Part, TensorInfo};
 use crate::masks::{Masks, owner};
 use crate::node::Node;
 use crate::plan::{Lifetime, NO_LIMIT, Packing, lower_bound, pack};
-use mobilediffusion_kernels::kernel::elements;
 use mobilediffusion_kernels::variant::{Machine, choose};
-use mobilediffusion_kernels::{Access, Operand, Stage, Storage, Variant, WeightType};
+use mobilediffusion_kernels::{Access, Stage, Storage, Variant};
 use std::fmt;
 
 /// Recorded graph: everything a [`Session`](crate::Session) needs to plan memory and to run.
@@ -189,32 +188,6 @@ impl Recording {
             lower_bound_bytes: lower_bound(&planned),
             lower_bound_in_place_bytes: self.lower_bound_in_place(bytes_of),
             weight_bytes: self.weight_bytes(storage),
-        })
-    }
-}
-
-impl Recording {
-    /// Returns the bytes of all weights as they are packed on a GPU that stores tensors as `storage`, each counted
-    /// once.
-    pub fn weight_bytes(&self, storage: Storage) -> usize {
-        self.weights().map(|(_, operand)| operand.bytes(storage)).sum()
-    }
-
-    /// Returns the bytes of all weights as they are packed on the CPU device, each counted once. `weights` is the type
-    /// in which weight matrices are stored.
-    pub fn host_weight_bytes(&self, weights: WeightType) -> usize {
-        self.weights().map(|(_, o)| 4 * elements(&o.host_layout(weights).packed_shape(&o.shape))).sum()
-    }
-
-    /// Returns every weight in order of first use, with the operand that reads it first.
-    pub(crate) fn weights(&self) -> impl Iterator<Item = (&[WeightRows], Operand)> {
-        let mut known = vec![false; self.tensors.len()];
-        let all = self.nodes.iter().flat_map(Node::present);
-        all.filter_map(move |(operand, tensor)| match &self.tensors[tensor].origin {
-            Origin::Weight(sources) => {
-                (!std::mem::replace(&mut known[tensor], true)).then_some((&sources[..], operand))
-            }
-            _ => None,
         })
     }
 }

@@ -46,7 +46,7 @@ impl Memory {
             Device::Cpu(_) => CpuMemory::new(recording, weights, on_progress).map(Self::Cpu),
             Device::Gpu(gpu, storage) => GpuMemory::new(gpu, *storage, recording, weights, on_progress).map(Self::Gpu),
         };
-        made.map_err(|error| error.with_needs(|| recording.summary(weights.device().storage())))
+        made.map_err(|error| error.with_needs(|| recording.need(weights.device())))
     }
 
     pub(crate) fn write(&mut self, recording: &Recording, tensor: usize, values: &[f32]) -> Result<(), GraphError> {

@@ -1,8 +1,9 @@
 //! Tests of weights on the CPU device.
 
 use super::*;
-use mobilediffusion_kernels::WinogradForm;
+use crate::{Conv, Graph, Session};
 use mobilediffusion_kernels::panels::Format;
+use mobilediffusion_kernels::{Activation, WinogradForm};
 use rayon::prelude::*;
 
 #[test]
@@ -30,6 +31,24 @@ impl WeightLoader for Counting {
     fn load_part(&self, _: &str, _: &[usize], part: Range<usize>) -> Result<Vec<f32>, Box<dyn Error + Send + Sync>> {
         Ok(part.map(|i| (i % 4093) as f32).collect())
     }
+}
+
+/// The CPU form of a 3x3 convolution keeps four times as many values as a GPU does.
+#[test]
+fn an_error_on_the_cpu_says_what_the_cpu_needs() {
+    let mut graph = Graph::new();
+    let x = graph.input("x", [1, 8, 8, 64], DType::Elem);
+    let y = graph.conv2d(&x, "conv", Conv::to(64)).expect("it fits");
+    let large = graph.input("large", [1 << 28, 1 << 30], DType::Elem);
+    let z = graph.activate(&large, Activation::Silu, 1.0).expect("the shape fits");
+    [("y", &y), ("z", &z)].into_iter().for_each(|(name, tensor)| graph.output(name, tensor));
+    let (recording, weights) = (Recording::new(graph), Weights::new(Device::CPU, Box::new(Counting)));
+    weights.load(&recording, &mut |_, _| Flow::Continue).expect("they have room");
+    let (bytes, on_gpu) = (weights.bytes(), recording.weight_bytes(Storage::F32) as u64);
+    assert!(bytes > 3 * on_gpu, "{bytes} bytes, and {on_gpu} on a GPU");
+    let error = Session::new(recording, &weights).expect_err("no machine has two exbibytes").to_string();
+    let needs = format!("at least {} bytes of activations, and {bytes} bytes of weights", (2_u64 << 60) + 2 * 4 * 4096);
+    assert!(error.starts_with("out of host memory: `arena`") && error.ends_with(&needs), "{error}");
 }
 
 #[test]

@@ -5,51 +5,12 @@ use super::shared::Model;
 use crate::config::PIXELS_PER_LATENT;
 use crate::error::{ModelError, mib};
 use crate::networks::{LatentSize, Network};
-use mobilediffusion_graph::plan::lower_bound;
-use mobilediffusion_graph::{Device, Recording};
-use mobilediffusion_kernels::kernel::elements;
+use mobilediffusion_graph::{Device, Need, Recording};
 use mobilediffusion_kernels::{FloatType, Storage, WeightType};
 use mobilediffusion_runtime::AdapterKind;
 use std::collections::HashSet;
 use std::sync::Arc;
 use sysinfo::{CGroupLimits, MemoryRefreshKind, RefreshKind, System};
-
-/// Number of bytes that one plan needs, or all plans of a request.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Need {
-    /// Bytes of weights, which the plans of one network share.
-    pub(super) weights: u64,
-    /// Bytes of everything else.
-    pub(super) plan: u64,
-    /// Bytes of the largest operand; 0 on the CPU device, which does not limit operands.
-    pub(super) largest: u64,
-}
-
-impl Need {
-    /// Returns a lower bound of what a recording needs on a device. A real plan takes a few per cent more than its
-    /// most crowded step, and the stages of a step may need memory of their own.
-    pub(super) fn of(recording: &Recording, device: &Device) -> Self {
-        let storage = device.storage();
-        let operands = recording.nodes().iter().flat_map(|node| node.kernel.operands());
-        let bytes = operands.map(|operand| operand.bytes(storage));
-        let largest = if is_gpu(device) { bytes.max().unwrap_or(0) } else { 0 };
-        let weights = match device {
-            Device::Cpu(weights) => recording.host_weight_bytes(*weights),
-            Device::Gpu(..) => recording.weight_bytes(storage),
-        };
-        // On a GPU alone, rows are padded and outputs may overwrite operands.
-        let plan = match device {
-            Device::Cpu(_) => lower_bound(&recording.lifetimes(|tensor| 4 * elements(&tensor.shape)).1),
-            Device::Gpu(..) => recording.lower_bound_in_place(|tensor| tensor.bytes(storage)),
-        };
-        Self { weights: weights as u64, plan: plan as u64, largest: largest as u64 }
-    }
-
-    /// Returns the bytes of weights and plans together.
-    pub(super) fn total(self) -> u64 {
-        self.weights + self.plan
-    }
-}
 
 /// Returns what several plans need. Plans of one network share its weights.
 pub(super) fn together(plans: impl IntoIterator<Item = (Key, Need)>) -> Need {
@@ -250,7 +211,7 @@ impl Ask<'_> {
                 Some(storage) => storing(self.device, storage),
                 None => self.model.device_of(key.network()).ok()?,
             };
-            Some((*key, Need::of(&Recording::new(graph), &device)))
+            Some((*key, Recording::new(graph).need(&device)))
         };
         Some(together(self.keys.iter().map(need).collect::<Option<Vec<_>>>()?))
     }

@@ -1,6 +1,6 @@
 //! Preparation of a request: room in memory, weights on the device, and plans.
 
-use super::memory::{self, Ask, Need};
+use super::memory::{self, Ask};
 use super::plans::{Key, Plans};
 use super::progress::{OnProgress, Phase, Reporter};
 use super::request::Request;
@@ -8,7 +8,7 @@ use super::shared::{GoOn, Model};
 use crate::config::ModelConfig;
 use crate::error::ModelError;
 use crate::networks::{Decoder, Network, Shape};
-use mobilediffusion_graph::{Device, Recording, Session, compile_ahead};
+use mobilediffusion_graph::{Device, Need, Recording, Session, compile_ahead};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
@@ -56,7 +56,7 @@ struct Missing {
 impl Missing {
     fn new(model: &Model, key: Key) -> Result<Self, ModelError> {
         let (recording, device) = (Recording::new(key.graph(model.config())?), model.device_of(key.network())?);
-        Ok(Self { key, need: Need::of(&recording, &device), device, recording })
+        Ok(Self { key, need: recording.need(&device), device, recording })
     }
 
     /// Returns the number of steps.
