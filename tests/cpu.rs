@@ -3,8 +3,8 @@
 use mobilediffusion_kernels::Device;
 use mobilediffusion_kernels::draw::Draw;
 use mobilediffusion_kernels::kernel::has_weights;
-use mobilediffusion_kernels::runner::{self, device_tolerance, stored};
-use mobilediffusion_kernels::{Case, FAMILIES, Storage, WeightType, check};
+use mobilediffusion_kernels::runner::{run_cpu, stored, tolerance};
+use mobilediffusion_kernels::{Case, FAMILIES, Storage, Variant, WeightType, check};
 use mobilediffusion_tests::{judge, random};
 use std::sync::LazyLock;
 
@@ -23,13 +23,13 @@ static ALONE: LazyLock<rayon::ThreadPool> =
 fn passes(device: &Device, case: &Case, seed: u64) -> Result<(), String> {
     let kernel = case.kernel.as_ref();
     let inputs = stored(kernel, device.storage(), check::inputs(case, seed));
-    let run = || runner::run(device, kernel, &inputs).map_err(|error| error.to_string());
+    let run = || run_cpu(kernel, device.storage().weights, &inputs).map_err(|error| error.to_string());
     let outputs = run()?;
     let bits = |outputs: &[Vec<f32>]| outputs.iter().flatten().map(|v| v.to_bits()).collect::<Vec<_>>();
     if bits(&outputs) != bits(&ALONE.install(run)?) {
         return Err(format!("{kernel:?} gives other bits the second time"));
     }
-    judge(case, seed, &inputs, &outputs, device_tolerance(case, device)).map(|_| ())
+    judge(case, seed, &inputs, &outputs, tolerance(case, device.storage(), &Variant::ONLY)).map(|_| ())
 }
 
 #[test]

@@ -16,7 +16,7 @@ mod stand_in;
 use changed::Changed;
 use mobilediffusion_kernels::casefile::CaseFile;
 use mobilediffusion_kernels::kernel::has_weights;
-use mobilediffusion_kernels::runner::{self, check_file, variant_tolerance};
+use mobilediffusion_kernels::runner::{self, check_file, tolerance};
 use mobilediffusion_kernels::variant::{self, Machine, MatrixUnit};
 use mobilediffusion_kernels::{
     Case, Device, FAMILIES, Family, FloatType, GpuDevice, Kernel, Stage, Storage, Variant, WeightType, check,
@@ -55,7 +55,7 @@ fn passes_as(
         let at = |why: String| format!("{why} in variant {}", variant.name);
         let run = || runner::run_variant(GpuDevice { gpu, storage }, kernel, variant, &inputs);
         let outputs = run().map_err(|error| at(error.to_string()))?;
-        judge(case, seed, &inputs, &outputs, variant_tolerance(case, storage, variant)).map_err(at)?;
+        judge(case, seed, &inputs, &outputs, tolerance(case, storage, variant)).map_err(at)?;
         if is_long(case) {
             continue;
         }

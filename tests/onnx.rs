@@ -5,7 +5,7 @@ use mobilediffusion_kernels::Device;
 use mobilediffusion_kernels::casefile::CaseFile;
 use mobilediffusion_kernels::kernel::split;
 use mobilediffusion_kernels::runner;
-use mobilediffusion_kernels::{FAMILIES, check};
+use mobilediffusion_kernels::{FAMILIES, WeightType, check};
 use mobilediffusion_tests::folder;
 use mobilediffusion_tests::program::run;
 use proptest::prelude::*;
@@ -80,7 +80,8 @@ fn every_case_survives_a_round_trip_through_a_file() {
     for family in FAMILIES {
         for (seed, case) in (1..).zip((family.cases)()) {
             let inputs = check::inputs(&case, seed);
-            let expected = runner::run(&Device::CPU, case.kernel.as_ref(), &inputs).expect("the CPU form runs");
+            let expected =
+                runner::run_cpu(case.kernel.as_ref(), WeightType::Floats, &inputs).expect("the CPU form runs");
             let tolerance = case.exact.then_some(mobilediffusion_kernels::Tolerance::EXACT);
             let file = CaseFile { case, inputs, expected, tolerance };
             file.write(&path).unwrap_or_else(|error| panic!("{error}"));

@@ -62,44 +62,24 @@ pub fn storages(gpu: &Gpu) -> Vec<Storage> {
     [Storage::F32, Storage::F16_PACKED].into_iter().chain(native).collect()
 }
 
-/// Returns the tolerance of a case where tensors are stored as `storage`. It is that of the kernel, or none for an
-/// exact case. Int8 weights are multiples of a scale and not whole numbers, so that exact cases get the kernel's
-/// tolerance too.
-fn tolerance(case: &Case, storage: Storage) -> Tolerance {
+/// Returns the tolerance of a case that runs by `variant`, with tensors stored as `storage`. It is that of the kernel,
+/// or none for an exact case. Int8 weights are multiples of a scale and not whole numbers, so that exact cases get the
+/// kernel's tolerance too.
+pub fn tolerance(case: &Case, storage: Storage, variant: &Variant) -> Tolerance {
     let whole = storage.weights != WeightType::Int8 || !has_weights(case.kernel.as_ref());
-    let tolerance = if case.exact && whole { Tolerance::EXACT } else { case.kernel.tolerance() };
-    stored_tolerance(case.kernel.as_ref(), tolerance, storage)
+    let own = if case.exact && whole { Tolerance::EXACT } else { case.kernel.tolerance() };
+    widened(own, case, storage, variant)
 }
 
-impl Tolerance {
-    /// Adds the error of variants that [round factors](Variant::rounds) to f16: [`Tolerance::rounding`] of 2^-9. Each
-    /// factor is off by up to 2^-11, and by less than half of that on average. Where terms have either sign, a sum is
-    /// then off by about 2^-12 of the root mean square of such sums.
-    fn with_rounding_of(mut self, variant: &Variant) -> Self {
-        if variant.rounds {
-            self.rounding = 2.0_f64.powi(-9);
-        }
-        self
+/// Adds the errors of storing outputs and of rounding factors to a tolerance.
+fn widened(mut tolerance: Tolerance, case: &Case, storage: Storage, variant: &Variant) -> Tolerance {
+    // Each factor that is rounded to f16 is off by up to 2^-11, and by less than half of that on average. Where terms
+    // have either sign, a sum is then off by about 2^-12 of the root mean square of such sums.
+    if variant.rounds && !case.exact {
+        tolerance.rounding = 2.0_f64.powi(-9);
     }
-}
-
-/// Returns the tolerance of a case that runs by `variant`, with tensors stored as `storage`.
-pub fn variant_tolerance(case: &Case, storage: Storage, variant: &Variant) -> Tolerance {
-    let tolerance = tolerance(case, storage);
-    if case.exact { tolerance } else { tolerance.with_rounding_of(variant) }
-}
-
-/// Returns the tolerance of a case for the variant that [`run`] takes on a device.
-pub fn device_tolerance(case: &Case, device: &Device) -> Tolerance {
-    match device.gpu() {
-        None => tolerance(case, device.storage()),
-        Some(on) => variant_tolerance(case, on.storage, &choose(case.kernel.as_ref(), &Machine::of(on))),
-    }
-}
-
-/// Adds the error of storing outputs to a tolerance: in f16 at most half a unit of rounding, 2^-11 of the value.
-fn stored_tolerance(kernel: &dyn Kernel, mut tolerance: Tolerance, storage: Storage) -> Tolerance {
-    let (_, written) = split(kernel);
+    let (_, written) = split(case.kernel.as_ref());
+    // In f16, an output is off by at most half a unit of rounding, 2^-11 of the value.
     if storage.floats != FloatType::F32 && written.iter().any(|o| o.dtype == DType::Elem) {
         tolerance.relative += 2.0_f64.powi(-11);
     }
@@ -118,17 +98,22 @@ pub fn stored(kernel: &dyn Kernel, storage: Storage, inputs: Vec<Vec<f32>>) -> V
     read.iter().zip(inputs).map(round).collect()
 }
 
-/// Runs a problem on `inputs` (dense, in PyTorch's orientation) and returns the outputs, dense.
-///
-/// # Errors
-/// If the device reports an error, or the kernel wrote out of bounds or left padding that is not zero.
-pub fn run(device: &Device, kernel: &dyn Kernel, inputs: &[Vec<f32>]) -> Result<Vec<Vec<f32>>, RunError> {
+/// Returns the variant by which a device runs a kernel. CPU forms have none, and are held to the tolerance of one that
+/// rounds nothing.
+fn chosen(device: &Device, kernel: &dyn Kernel) -> Variant {
+    device.gpu().map_or(Variant::ONLY, |on| choose(kernel, &Machine::of(on)))
+}
+
+/// Runs a problem by a variant on the device. Inputs and outputs are those of [`run_cpu`].
+fn run(
+    device: &Device,
+    kernel: &dyn Kernel,
+    variant: &Variant,
+    inputs: &[Vec<f32>],
+) -> Result<Vec<Vec<f32>>, RunError> {
     match *device {
         Device::Cpu(weights) => run_cpu(kernel, weights, inputs),
-        Device::Gpu(ref gpu, storage) => {
-            let on = GpuDevice { gpu, storage };
-            run_variant(on, kernel, &choose(kernel, &Machine::of(on)), inputs)
-        }
+        Device::Gpu(ref gpu, storage) => run_variant(GpuDevice { gpu, storage }, kernel, variant, inputs),
     }
 }
 
@@ -162,12 +147,13 @@ pub fn judge(kernel: &dyn Kernel, outputs: &[Vec<f32>], expected: &[Vec<f64>], t
 /// Runs a built-in case on operands made from `seed` and judges it by the kernel's reference.
 ///
 /// # Errors
-/// Returns the same errors as [`run`].
+/// If the device reports an error, or the kernel wrote out of bounds or left padding that is not zero.
 pub fn check_case(device: &Device, case: &Case, seed: u64) -> Result<Verdict, RunError> {
     let kernel = case.kernel.as_ref();
     let inputs = stored(kernel, device.storage(), check::inputs(case, seed));
-    let outputs = run(device, kernel, &inputs)?;
-    Ok(judge(kernel, &outputs, &check::expected(case, &inputs), device_tolerance(case, device)))
+    let variant = chosen(device, kernel);
+    let outputs = run(device, kernel, &variant, &inputs)?;
+    Ok(judge(kernel, &outputs, &check::expected(case, &inputs), tolerance(case, device.storage(), &variant)))
 }
 
 /// Runs [`check_case`] on a GPU with every variant that the device can run, in the kernel's order.
@@ -176,7 +162,7 @@ pub fn check_variants(device: GpuDevice<'_>, case: &Case, seed: u64) -> Vec<(Var
     let inputs = stored(kernel, device.storage, check::inputs(case, seed));
     let expected = check::expected(case, &inputs);
     let check = |variant: Variant| {
-        let tolerance = variant_tolerance(case, device.storage, &variant);
+        let tolerance = tolerance(case, device.storage, &variant);
         let outputs = run_variant(device, kernel, &variant, &inputs);
         (variant, outputs.map(|outputs| judge(kernel, &outputs, &expected, tolerance)))
     };
@@ -189,14 +175,12 @@ pub fn check_variants(device: GpuDevice<'_>, case: &Case, seed: u64) -> Vec<(Var
 /// The rounding is then not counted as an error of the kernel.
 ///
 /// # Errors
-/// Returns the same errors as [`run`].
+/// Returns the same errors as [`check_case`].
 pub fn check_file(device: &Device, file: &CaseFile) -> Result<Verdict, RunError> {
     let (case, storage) = (&file.case, device.storage());
     let kernel = case.kernel.as_ref();
-    let mut tolerance = stored_tolerance(kernel, file.tolerance.unwrap_or_else(|| kernel.tolerance()), storage);
-    if let Some(on) = device.gpu() {
-        tolerance = tolerance.with_rounding_of(&choose(kernel, &Machine::of(on)));
-    }
+    let variant = chosen(device, kernel);
+    let tolerance = widened(file.tolerance.unwrap_or_else(|| kernel.tolerance()), case, storage, &variant);
     let mut expected = file.expected_f64();
     let rounded = stored(kernel, storage, file.inputs.clone());
     if rounded != file.inputs {
@@ -208,10 +192,15 @@ pub fn check_file(device: &Device, file: &CaseFile) -> Result<Verdict, RunError>
             }
         }
     }
-    Ok(judge(kernel, &run(device, kernel, &rounded)?, &expected, tolerance))
+    Ok(judge(kernel, &run(device, kernel, &variant, &rounded)?, &expected, tolerance))
 }
 
-fn run_cpu(kernel: &dyn Kernel, weights: WeightType, inputs: &[Vec<f32>]) -> Result<Vec<Vec<f32>>, RunError> {
+/// Runs the CPU form of a kernel on `inputs` (dense, in PyTorch's orientation) and returns the outputs, dense. Matrices
+/// of weights are stored as `weights`.
+///
+/// # Errors
+/// If the kernel wrote out of bounds.
+pub fn run_cpu(kernel: &dyn Kernel, weights: WeightType, inputs: &[Vec<f32>]) -> Result<Vec<Vec<f32>>, RunError> {
     let (read, written) = split(kernel);
     let pairs = read.iter().zip(inputs);
     let packed: Vec<Vec<f32>> = pairs.map(|(o, values)| o.pack_for_cpu(weights, values.clone())).collect();
@@ -233,10 +222,10 @@ fn run_cpu(kernel: &dyn Kernel, weights: WeightType, inputs: &[Vec<f32>]) -> Res
     outputs.into_iter().zip(&written).map(inside).collect()
 }
 
-/// Runs one variant of a kernel on a GPU. Inputs and outputs are those of [`run`].
+/// Runs one variant of a kernel on a GPU. Inputs and outputs are those of [`run_cpu`].
 ///
 /// # Errors
-/// Returns the same errors as [`run`].
+/// Returns the same errors as [`check_case`].
 pub fn run_variant(
     device: GpuDevice<'_>,
     kernel: &dyn Kernel,
@@ -255,7 +244,7 @@ pub fn run_variant(
 /// memory from [`fenced::shared`], if the stages need it.
 ///
 /// # Errors
-/// Returns the same errors as [`run`].
+/// Returns the same errors as [`check_case`].
 pub fn dispatch(
     GpuDevice { gpu, storage }: GpuDevice<'_>,
     kernel: &dyn Kernel,

@@ -3,7 +3,7 @@
 use super::Effort;
 use mobilediffusion_kernels::fenced::{self, Fenced};
 use mobilediffusion_kernels::kernel::split;
-use mobilediffusion_kernels::runner::{self, RunError, device_tolerance, judge, stored};
+use mobilediffusion_kernels::runner::{self, RunError, judge, stored, tolerance};
 use mobilediffusion_kernels::variant::{Machine, choose};
 use mobilediffusion_kernels::{Case, Device, GpuDevice, Variant, WeightType, check, sample};
 use mobilediffusion_runtime::{AdapterKind, Dispatch, Gpu, Role, RuntimeError, Timer};
@@ -51,7 +51,7 @@ pub(crate) fn shape(
             let (_, written) = split(kernel);
             let wide: Vec<Vec<f64>> =
                 written.iter().zip(&outputs).map(|(o, values)| check::to_f64(o, values)).collect();
-            let allowed = device_tolerance(case, device).doubled();
+            let allowed = tolerance(case, device.storage(), &variant).doubled();
             let verdict = judge(kernel, &got, &wide, allowed);
             let wrong = verdict.failure.map(|failure| format!("{kernel:?} against the CPU form: {failure}"));
             (seconds, wrong)

@@ -8,7 +8,7 @@ use crate::compile::compile;
 use crate::terminal::{note, one_line, result};
 use mobilediffusion_graph::Recording;
 use mobilediffusion_kernels::kernel::split;
-use mobilediffusion_kernels::runner::{RunError, judge, stored, variant_tolerance};
+use mobilediffusion_kernels::runner::{RunError, judge, stored, tolerance};
 use mobilediffusion_kernels::tuning::Tuning;
 use mobilediffusion_kernels::variant::{Machine, choose, runnable};
 use mobilediffusion_kernels::{Case, Family, GpuDevice, Kernel, Storage, Variant, check, family, sample};
@@ -237,7 +237,7 @@ fn differs(
 ) -> Option<String> {
     let kernel = case.kernel.as_ref();
     let coarser = if other.rounds { other } else { variant };
-    let allowed = variant_tolerance(case, storage, coarser).doubled();
+    let allowed = tolerance(case, storage, coarser).doubled();
     let (_, written) = split(kernel);
     let expected: Vec<Vec<f64>> = written.iter().zip(expected).map(|(o, values)| check::to_f64(o, values)).collect();
     let why = judge(kernel, outputs, &expected, allowed).failure?;
