@@ -36,12 +36,6 @@ impl Recording {
             let offset = place.offset + tensor.bytes_before(row, storage);
             Place { offset, ..place }
         };
-        let mut in_place = vec![false; self.nodes.len()];
-        if !self.shares_memory {
-            let places: Vec<_> = (0..lifetimes.len()).map(|arena| Place { arena, offset: 0 }).collect();
-            let arenas = lifetimes.iter().map(|lifetime| lifetime.bytes).collect();
-            return Ok(GpuPlan { places: self.by_tensor(&tensors, &places, shifted), arenas, in_place });
-        }
         let (steps, aliases): (Vec<usize>, Vec<Alias>) = self.aliases(&tensors, &lifetimes).into_iter().unzip();
         let mut conflicts = self.conflicts(&tensors);
         conflicts.retain(|pair| !aliases.contains(pair));
@@ -51,6 +45,7 @@ impl Recording {
         let best = arenas(&all, limit);
         let Arenas { places, bytes, aliased } =
             best.ok_or_else(|| GraphError::NoPlacement { bytes: lower_bound(&lifetimes), limit })?;
+        let mut in_place = vec![false; self.nodes.len()];
         steps.into_iter().zip(aliased).for_each(|(step, aliased)| in_place[step] = aliased);
         Ok(GpuPlan { places: self.by_tensor(&tensors, &places, shifted), arenas: bytes, in_place })
     }
@@ -144,6 +139,7 @@ impl Recording {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::NO_LIMIT;
     use crate::{Graph, Linear};
     use mobilediffusion_kernels::{Activation, DType};
 
@@ -187,6 +183,16 @@ mod tests {
             assert_eq!((found.len(), aliases.len()), (expected, 1), "{rows} rows: {found:?} in {recording}");
             assert!(found.iter().all(|(sum, _)| *sum == aliases[0].1), "{found:?}, {aliases:?} in {recording}");
         }
+    }
+
+    #[test]
+    fn unshared_tensors_have_memory_of_their_own() {
+        let recording = normed(64).unshared();
+        let bytes_of = |t: &TensorInfo| t.bytes(Storage::F32).next_multiple_of(BINDING_ALIGNMENT);
+        let all: usize = recording.lifetimes(bytes_of).1.iter().map(|lifetime| lifetime.bytes).sum();
+        let plan = recording.arenas(Storage::F32, NO_LIMIT).expect("there is no limit");
+        assert_eq!((recording.packing(bytes_of).1, plan.arenas.iter().sum::<usize>()), (all, all), "{recording}");
+        assert!(!plan.in_place.contains(&true), "nothing is overwritten: {:?}", plan.in_place);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use crate::gpu_plan::GpuPlan;
 use crate::graph::{Graph, Origin, Part, TensorInfo};
 use crate::masks::{Masks, owner};
 use crate::node::Node;
-use crate::plan::{Lifetime, NO_LIMIT, Packing, lower_bound, pack};
+use crate::plan::{Lifetime, NO_LIMIT, lower_bound, pack};
 use mobilediffusion_kernels::variant::{Machine, choose};
 use mobilediffusion_kernels::{Access, Stage, Storage, Variant};
 use std::fmt;
@@ -31,8 +31,6 @@ pub struct Recording {
     steps_alive: Vec<Option<(usize, usize)>>,
     /// Whether each tensor is kept for other runs than the one that writes it.
     pub(crate) kept: Vec<bool>,
-    /// Whether tensors that are never alive at the same step may share memory.
-    pub(crate) shares_memory: bool,
 }
 
 impl Recording {
@@ -51,13 +49,15 @@ impl Recording {
         let masks = Masks::of(&tensors, &nodes, every_run).steps;
         let kept = kept(&nodes, &tensors, &outputs, &masks);
         let steps_alive = steps_alive(&nodes, &tensors, &kept, &masks);
-        Self { nodes, tensors, outputs, masks, fused, steps_alive, kept, shares_memory: true }
+        Self { nodes, tensors, outputs, masks, fused, steps_alive, kept }
     }
 
-    /// Gives every tensor memory of its own. Tests compare planned memory with this.
+    /// Gives every tensor memory of its own, by a lifetime of the whole run. Tests compare planned memory with this.
     #[must_use]
-    pub fn unshared(self) -> Self {
-        Self { shares_memory: false, ..self }
+    pub fn unshared(mut self) -> Self {
+        let end = self.nodes.len().saturating_sub(1);
+        self.steps_alive.iter_mut().flatten().for_each(|alive| *alive = (0, end));
+        self
     }
 
     /// Returns the steps in execution order.
@@ -115,14 +115,7 @@ impl Recording {
     /// (`None` for weights and constants) and the size of the arena.
     pub fn packing(&self, bytes_of: impl Fn(&TensorInfo) -> usize) -> (Vec<Option<usize>>, usize) {
         let (tensors, lifetimes) = self.lifetimes(bytes_of);
-        let packing = match self.shares_memory {
-            true => pack(&lifetimes),
-            false => lifetimes.iter().fold(Packing::default(), |mut packing, lifetime| {
-                packing.offsets.push(packing.total);
-                packing.total += lifetime.bytes;
-                packing
-            }),
-        };
+        let packing = pack(&lifetimes);
         let shifted = |offset, tensor: &TensorInfo, row| offset + 4 * tensor.elements_before(row);
         (self.by_tensor(&tensors, &packing.offsets, shifted), packing.total)
     }
