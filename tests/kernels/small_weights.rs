@@ -2,7 +2,7 @@
 //! the result that must not be lost.
 
 use crate::{Changed, STAND_INS, Units, stand_in};
-use mobilediffusion_kernels::runner::{self, variant_tolerance};
+use mobilediffusion_kernels::runner;
 use mobilediffusion_kernels::{Attention, Case, GpuDevice, Phi, Stage};
 use mobilediffusion_tests::gpu::Test;
 use mobilediffusion_tests::judge;
@@ -32,7 +32,7 @@ pub(crate) fn test() -> Test {
         let change = |stage: Stage| vec![stand_in::without_units(stage, storage)];
         let kernel = Changed { real: case.kernel.as_ref(), change: &change };
         let outputs = runner::run_variant(GpuDevice { gpu: &gpu, storage }, &kernel, &variants[0], &inputs)?;
-        judge(&case, 1, &inputs, &outputs, variant_tolerance(&case, storage, &variants[0]))?;
+        judge(&case, 1, &inputs, &outputs, runner::tolerance(&case, storage, &variants[0]))?;
         Ok(())
     })
 }
