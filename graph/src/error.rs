@@ -32,6 +32,18 @@ pub enum GraphError {
         /// Type that was given.
         found: DType,
     },
+    /// An operand that a kernel reads was not given, or one was given that the problem leaves out.
+    #[error("`{node}`: operand `{operand}` of {kernel} is {}", presence(*given))]
+    Presence {
+        /// Path of the node.
+        node: String,
+        /// Name of the kernel.
+        kernel: &'static str,
+        /// Name of the operand.
+        operand: &'static str,
+        /// Whether a tensor was given.
+        given: bool,
+    },
     /// A kernel does not support the problem that a node poses.
     #[error("`{node}`: `{kernel}` does not support this problem: {reason}")]
     Unsupported {
@@ -163,6 +175,11 @@ impl GraphError {
     pub(crate) fn out_of_host_memory(what: &str, bytes: usize) -> Self {
         Self::OutOfMemory { memory: "host", what: what.to_owned(), bytes: Some(bytes as u64), plan: None }
     }
+}
+
+/// Wording of what was found in place of an operand, and what was expected.
+fn presence(given: bool) -> &'static str {
+    if given { "a tensor, expected none in this problem" } else { "missing, expected a tensor" }
 }
 
 /// Wording of how much memory an allocation and its plan need.

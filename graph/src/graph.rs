@@ -1,14 +1,10 @@
-//! The graph itself: a list of kernels over named tensors, in execution order. Shapes are checked when a node is added.
+//! The graph itself: a list of kernels over named tensors, in execution order.
 
-use crate::error::GraphError;
 use crate::node::Node;
-use mobilediffusion_kernels::kernel::{Shape, checked_elements, elements};
-use mobilediffusion_kernels::{Access, Cast, DType, Kernel, Operand, Storage};
+use mobilediffusion_kernels::kernel::{Shape, elements};
+use mobilediffusion_kernels::{DType, Storage};
 use std::collections::HashMap;
 use std::ops::Range;
-
-/// Largest number of elements of an operand. No memory holds as many, and the bytes of all operands can be added up.
-const MOST_ELEMENTS: u64 = 1 << 45;
 
 /// Handle to a tensor of a [`Graph`].
 ///
@@ -213,7 +209,7 @@ impl Graph {
         parts.collect::<Vec<_>>().join(".")
     }
 
-    fn add(&mut self, name: String, shape: Shape, dtype: DType, origin: Origin) -> Tensor {
+    pub(crate) fn add(&mut self, name: String, shape: Shape, dtype: DType, origin: Origin) -> Tensor {
         self.tensors.push(TensorInfo { name, shape: shape.clone(), dtype, origin });
         Tensor { id: self.tensors.len() - 1, shape }
     }
@@ -244,7 +240,7 @@ impl Graph {
 
     /// Returns the weight `name` under the current path, of shape `shape` in the checkpoint. Repeated calls return the
     /// same tensor.
-    pub(crate) fn weight(&mut self, name: &str, shape: impl Into<Shape>) -> Tensor {
+    pub fn weight(&mut self, name: &str, shape: impl Into<Shape>) -> Tensor {
         self.weight_rows(WeightRows::whole(self.path_of(name), shape.into()))
     }
 
@@ -275,126 +271,6 @@ impl Graph {
     pub fn tap(&mut self, name: &str, tensor: &Tensor) {
         if self.taps {
             self.outputs.push((self.path_of(name), tensor.id));
-        }
-    }
-
-    /// Adds a step that runs `kernel` on `inputs`, and returns the first tensor that it writes, in the shape of its
-    /// operand. Fusion adds the outputs that kernels may have besides.
-    ///
-    /// `inputs` are in binding order, `None` for an optional operand that is absent. Trailing `None`s may be left out.
-    ///
-    /// # Errors
-    /// If the kernel does not support the problem, an operand has no elements, or an input does not have the number of
-    /// elements, the number of channels or the type that its operand requires.
-    pub(crate) fn step(
-        &mut self,
-        name: &str,
-        kernel: impl Kernel + 'static,
-        inputs: &[Option<&Tensor>],
-    ) -> Result<Tensor, GraphError> {
-        let path = self.path_of(name);
-        // Shaders run without bounds checks, so everything they cannot handle has to be rejected here.
-        if let Some(reason) = kernel.refusal() {
-            return Err(GraphError::Unsupported { node: path, kernel: kernel.name(), reason });
-        }
-        let declared = kernel.operands();
-        for operand in declared.iter().filter(|operand| operand.present) {
-            let found = checked_elements(&operand.shape).unwrap_or(usize::MAX);
-            if found == 0 || found as u64 > MOST_ELEMENTS {
-                let (what, expected) = ("number of elements", format!("1 to {MOST_ELEMENTS} in each operand"));
-                return Err(GraphError::Size { node: path, what, expected, found });
-            }
-        }
-        let read = declared.iter().filter(|operand| operand.access == Access::Read);
-        let mut operands = Vec::with_capacity(declared.len());
-        for (operand, input) in read.zip(inputs.iter().copied().chain(std::iter::repeat(None))) {
-            if let Some(tensor) = input {
-                let is_weight = matches!(self.tensors[tensor.id].origin, Origin::Weight(_));
-                let same_channels = is_weight || operand.shape.last() == tensor.shape.last();
-                if elements(&operand.shape) != elements(&tensor.shape) || !same_channels {
-                    return Err(GraphError::Shape {
-                        node: path,
-                        what: format!("operand `{}` of {}", operand.name, kernel.name()),
-                        expected: operand.shape.clone(),
-                        found: tensor.shape.clone(),
-                    });
-                }
-            }
-            operands.push(input.map(|tensor| self.typed(&path, operand, tensor)).transpose()?);
-        }
-        let node = self.nodes.len();
-        let mut first = None;
-        for operand in declared.into_iter().filter(|operand| operand.access == Access::Write) {
-            if !operand.present {
-                operands.push(None);
-                continue;
-            }
-            let tensor = self.add(path.clone(), operand.shape, operand.dtype, Origin::Step(node));
-            operands.push(Some(tensor.id));
-            first.get_or_insert(tensor);
-        }
-        self.nodes.push(Node { path, kernel: Box::new(kernel), operands });
-        Ok(first.expect("every kernel writes"))
-    }
-
-    /// Returns the number of a tensor that holds the values of `tensor` in the type of `operand`. An f32 tensor that
-    /// has to be read in the storage type is converted by a cast step, which all its users share.
-    fn typed(&mut self, path: &str, operand: &Operand, tensor: &Tensor) -> Result<usize, GraphError> {
-        match (self.tensors[tensor.id].dtype, operand.dtype) {
-            (_, expected) if self.tensors[tensor.id].is_of(expected) => Ok(tensor.id),
-            (DType::F32, DType::Elem) => {
-                let is_cast = |node: &&Node| node.kernel.name() == Cast::NAME && node.operands[0] == Some(tensor.id);
-                if let Some(cast) = self.nodes.iter().find(is_cast) {
-                    return Ok(cast.operands[1].expect("a cast has an output"));
-                }
-                let name = self.tensors[tensor.id].name.clone();
-                let kernel = Cast { rows: tensor.rows(), c: tensor.channels() };
-                let written = self.add(name.clone(), tensor.shape.clone(), DType::Elem, Origin::Step(self.nodes.len()));
-                let operands = vec![Some(tensor.id), Some(written.id)];
-                self.nodes.push(Node { path: name, kernel: Box::new(kernel), operands });
-                Ok(written.id)
-            }
-            (found, expected) => {
-                let what = format!("operand `{}`", operand.name);
-                Err(GraphError::Type { node: path.to_owned(), what, expected, found })
-            }
-        }
-    }
-
-    /// Adds a [`step`](Self::step), and returns its result in the given shape.
-    pub(crate) fn step_as(
-        &mut self,
-        name: &str,
-        kernel: impl Kernel + 'static,
-        inputs: &[Option<&Tensor>],
-        shape: impl Into<Shape>,
-    ) -> Result<Tensor, GraphError> {
-        Ok(self.step(name, kernel, inputs)?.reshaped(shape))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use mobilediffusion_kernels::{Activation, Linear, Prologue};
-
-    #[test]
-    fn an_unsupported_problem_is_an_error() {
-        let mut graph = Graph::new();
-        let x = graph.input("x", [1, 4], DType::Elem);
-        // All four channels come from the second tensor.
-        let prologue = Prologue { joined: 4, ..Prologue::default() };
-        let linear = Linear { rows: 1, k: 4, cols: 4, prologue, ..Linear::default() };
-        let refused = graph.step("proj", linear, &[Some(&x)]).expect_err("nothing is left of `x`");
-        assert!(matches!(refused, GraphError::Unsupported { kernel: "linear", .. }), "{refused}");
-        let empty = graph.input("empty", [0, 4], DType::Elem);
-        let linear = Linear { rows: 0, k: 4, cols: 4, ..Linear::default() };
-        let refused = graph.step("proj", linear, &[Some(&empty)]).expect_err("there is nothing").to_string();
-        assert_eq!(refused, "`proj`: number of elements is 0, expected 1 to 35184372088832 in each operand");
-        for rows in [1 << 43, usize::MAX / 2] {
-            let huge = graph.input("huge", [rows + 1, 4], DType::Elem);
-            let refused = graph.activate(&huge, Activation::Relu, 1.0).expect_err("no memory is so large").to_string();
-            assert!(refused.contains("number of elements"), "{refused}");
         }
     }
 }

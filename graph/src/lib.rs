@@ -3,7 +3,8 @@
 //! A network passes through four stages:
 //!
 //! 1. **Graph.** [`Graph`] is a builder. Typed methods such as [`Graph::linear`] and [`Graph::conv2d`] append kernels
-//!    that read and write named tensors. Shapes and element types are checked as each layer is added.
+//!    that read and write named tensors; [`Graph::step`] appends a kernel of an application's own. Shapes and element
+//!    types are checked as each layer is added.
 //! 2. **Recording.** [`Recording`] turns a graph into plain data: steps in execution order, the lifetime of each
 //!    tensor, and the inputs that each step depends on. Steps are fused into their neighbours here; see [`Fusion`].
 //! 3. **Plan.** The [`plan`] module assigns memory to tensors by pure functions: offsets in one arena for the CPU, in a
@@ -78,6 +79,7 @@ mod record;
 mod reference;
 mod rounding;
 mod run;
+mod step;
 mod traffic;
 mod weights;
 
