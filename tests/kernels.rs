@@ -56,7 +56,7 @@ fn passes_as(
         let run = || runner::run_variant(GpuDevice { gpu, storage }, kernel, variant, &inputs);
         let outputs = run().map_err(|error| at(error.to_string()))?;
         judge(case, seed, &inputs, &outputs, tolerance(case, storage, variant)).map_err(at)?;
-        if is_long(case) {
+        if case.is_long() {
             continue;
         }
         let again = run().map_err(|error| at(error.to_string()))?;
@@ -78,7 +78,7 @@ fn variants(gpu: &Gpu, storage: Storage, case: &Case, number: u64) -> Vec<Varian
     all.retain(|variant| variant.needs.matrix.is_none());
     let software = gpu.adapter().kind == AdapterKind::Software;
     let count = match storage {
-        _ if is_long(case) => {
+        _ if case.is_long() => {
             return vec![variant::choose(case.kernel.as_ref(), &Machine::of(GpuDevice { gpu, storage }))];
         }
         Storage::F32 if software && case.exact => 2,
@@ -91,17 +91,10 @@ fn variants(gpu: &Gpu, storage: Storage, case: &Case, number: u64) -> Vec<Varian
     (0..count.min(all.len())).map(|i| all[(number as usize + i) % all.len()]).collect()
 }
 
-/// Returns whether a case has more workgroups than fit on one axis of a grid. The variant and storage type make no
-/// difference.
-fn is_long(case: &Case) -> bool {
-    let variant = variant::choose(case.kernel.as_ref(), &Machine::PORTABLE);
-    case.kernel.program(&variant).grid.iter().product::<u32>() > 65_535
-}
-
 /// Returns whether a case is skipped on a device: long cases in other types than f32, and all long cases on
 /// SwiftShader, which takes a minute for the barriers of so many workgroups.
 fn is_left_out(gpu: &Gpu, storage: Storage, case: &Case) -> bool {
-    is_long(case) && (storage != Storage::F32 || gpu.adapter().name.contains("SwiftShader"))
+    case.is_long() && (storage != Storage::F32 || gpu.adapter().name.contains("SwiftShader"))
 }
 
 /// Returns `n` if only every `n`th case runs in a storage type. The environment variable `EVERY_CASE` makes it 1
@@ -187,7 +180,7 @@ impl Units {
             caps.matrices = vec![MatrixShape::square(unit.edge, MatrixType::F16, MatrixType::F32)];
         }
         let mut all = variant::runnable(case.kernel.as_ref(), &caps, Storage::F16);
-        all.retain(|variant| variant.needs.matrix.is_some() && !is_long(case));
+        all.retain(|variant| variant.needs.matrix.is_some() && !case.is_long());
         all
     }
 

@@ -195,7 +195,8 @@ pub(crate) struct Check {
     /// minutes, on all threads
     #[arg(long, conflicts_with_all = ["paths", "plan"])]
     pub(crate) every_variant: bool,
-    /// Leave out the built-in cases that are not reached within this many seconds, and say how many they are
+    /// Leave out the built-in cases that are not reached within this many seconds and, on a software driver, those that
+    /// take a minute, and say how many they are. A case that runs is not interrupted
     #[arg(long, value_name = "SECONDS", value_parser = seconds, conflicts_with_all = ["paths", "plan"])]
     pub(crate) within: Option<Duration>,
     /// Run the plan of a network step by step instead, and find the first step whose result differs from the CPU

@@ -1,8 +1,9 @@
 //! Families: the type of a kernel with its name, its test cases and a parser for its sizes.
 
 use crate::draw::Draw;
-use crate::kernel::Kernel;
+use crate::kernel::{Kernel, PORTABLE};
 use crate::names;
+use crate::variant::{Machine, choose};
 use std::fmt;
 
 /// Values that fill an operand of a test.
@@ -47,6 +48,13 @@ impl Case {
         self.fills = self.kernel.operands().iter().map(|o| (o.name, Fill::Integers)).collect();
         self.exact = true;
         self
+    }
+
+    /// Returns whether the case has more workgroups than fit on one axis of a grid. The variant and storage type make no
+    /// difference. Software drivers may take a minute for so many.
+    pub fn is_long(&self) -> bool {
+        let program = self.kernel.program(&choose(self.kernel.as_ref(), &Machine::PORTABLE));
+        program.grid.iter().map(|groups| u64::from(*groups)).product::<u64>() > PORTABLE.max_groups.into()
     }
 
     /// Returns the fill of an operand.
