@@ -16,15 +16,14 @@
 //!
 //! A consumer that normalises as it reads needs only the moments of every row: [`RowMoments`](crate::RowMoments).
 
-use crate::cpu::{rows_per_task, with_simd};
 use crate::draw::Draw;
 use crate::fold::{OperandSource, PrologueOffer, PrologueOp};
 use crate::kernel::{Case, Cost, Family, Fill, Kernel, Operand, Param, Program, Tolerance, folded_grid, parse};
 use crate::names;
 use crate::prologue::Norm;
 use crate::row_moments::RowMoments;
+use crate::rows::{for_rows, row_cases, row_shapes, sum};
 use crate::variant::Variant;
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 /// LayerNorm of some rows.
@@ -48,18 +47,6 @@ pub(crate) const FAMILY: Family = Family {
     random,
     parse: parse::<LayerNorm>,
 };
-
-/// Returns the sum of `f` over a row. It has 32 partial sums, so that it vectorises and stays accurate.
-#[inline(always)]
-fn sum(row: &[f32], f: impl Fn(f32) -> f32) -> f32 {
-    let mut lanes = [0.0_f32; 32];
-    let chunks = row.chunks_exact(32);
-    let rest = chunks.remainder().iter().map(|v| f(*v)).sum::<f32>();
-    for chunk in chunks {
-        lanes.iter_mut().zip(chunk).for_each(|(lane, v)| *lane += f(*v));
-    }
-    rest + lanes.iter().sum::<f32>()
-}
 
 /// Statistics of a row, whose mean is `near + correction`.
 #[derive(Clone, Copy, Debug)]
@@ -136,20 +123,17 @@ impl Kernel for LayerNorm {
 
     fn cpu(&self, inputs: &[&[f32]], outputs: &mut [&mut [f32]]) {
         let (&[x, weight, bias], [y]) = (inputs, outputs) else { panic!("layer_norm has four operands") };
-        let block = rows_per_task(self.c) * self.c;
-        y.par_chunks_mut(block).zip(x.par_chunks(block)).for_each(|(y, x)| {
-            with_simd(
-                #[inline(always)]
-                || {
-                    for (y, x) in y.chunks_exact_mut(self.c).zip(x.chunks_exact(self.c)) {
-                        let Statistics { near, correction, rstd } = statistics(x, self.eps);
-                        for ((y, x), (weight, bias)) in y.iter_mut().zip(x).zip(weight.iter().zip(bias)) {
-                            *y = (x - near - correction) * rstd * weight + bias;
-                        }
-                    }
-                },
-            );
-        });
+        for_rows(
+            (x, self.c),
+            (y, self.c),
+            #[inline(always)]
+            |x, y| {
+                let Statistics { near, correction, rstd } = statistics(x, self.eps);
+                for ((y, x), (weight, bias)) in y.iter_mut().zip(x).zip(weight.iter().zip(bias)) {
+                    *y = (x - near - correction) * rstd * weight + bias;
+                }
+            },
+        );
     }
 
     fn prologue_offer(&self) -> Option<PrologueOffer> {
@@ -162,36 +146,6 @@ impl Kernel for LayerNorm {
         let op = PrologueOp::Normalise(Norm::Rows { eps: self.eps });
         Some(PrologueOffer { op, main: Some("x"), operands, remainder: Some(rest) })
     }
-}
-
-/// Test cases of kernels that work row by row. `of(rows, c)` makes the kernel.
-pub(crate) fn row_cases<K: Kernel + 'static>(of: impl Fn(usize, usize) -> K) -> Vec<Case> {
-    vec![
-        Case::new(of(1, 1)),
-        Case::new(of(3, 2)),
-        Case::new(of(5, 7)),
-        Case::new(of(77, 37)),
-        // One vec4 less than a workgroup reads at once, exactly as many, one more, and a last vec4 with padding.
-        Case::new(of(2, 1020)),
-        Case::new(of(3, 1024)),
-        Case::new(of(2, 1028)),
-        Case::new(of(2, 1026)),
-        // A small variance, which shows a wrong eps; then means far from zero, which show padding in the mean or
-        // variance.
-        Case::new(of(4, 33)).fill("x", Fill::Normal(0.0, 3e-3)),
-        Case::new(of(4, 41)).fill("x", Fill::Normal(1000.0, 1.0)),
-        Case::new(of(3, 643)).fill("x", Fill::Normal(-300.0, 0.05)),
-        Case::new(of(2, 29)).fill("x", Fill::Constant(1000.1)),
-        Case::new(of(2, 640)).fill("x", Fill::Constant(0.1)),
-        Case::new(of(2, 12)).fill("x", Fill::Constant(0.0)),
-        // More rows than workgroups along one axis of the grid.
-        Case::new(of(65_537, 1)),
-    ]
-}
-
-/// Shapes of the model: the transformers at 16x16 and at 32x32, and the text encoder. `of(rows, c)` makes the kernel.
-pub(crate) fn row_shapes<K: Kernel + 'static>(of: impl Fn(usize, usize) -> K) -> Vec<Case> {
-    [(256, 1024), (1024, 640), (77, 768)].into_iter().map(|(rows, c)| Case::new(of(rows, c))).collect()
 }
 
 fn of_rows(rows: usize, c: usize) -> LayerNorm {

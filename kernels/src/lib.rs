@@ -102,6 +102,7 @@ mod prediction;
 mod prologue;
 mod reference;
 mod row_moments;
+mod rows;
 mod slice;
 mod swish_glu;
 mod tile;

@@ -13,15 +13,13 @@
 //! * GPU: one workgroup of 256 invocations per 64 rows and 64 channels, which are two blocks (`shaders/common/block_moments.wgsl`).
 //! * CPU: tasks of about 64 KiB of rows, in loops that are vectorised for the processor.
 
-use crate::cpu::{rows_per_task, with_simd};
 use crate::draw::Draw;
 use crate::fold::{EpilogueOffer, EpilogueOp};
 use crate::kernel::{Case, Cost, DType, Family, Fill, Kernel, Operand, Param, Program, Tolerance, parse};
-use crate::layer_norm::{row_cases, row_shapes};
 use crate::names;
+use crate::rows::{for_rows, row_cases, row_shapes};
 use crate::tile::{TILE, UNSTAGED};
 use crate::variant::Variant;
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 /// Number of channels of a block. A tile of a product that writes moments has whole blocks.
@@ -59,20 +57,18 @@ pub(crate) fn operand(rows: usize, c: usize) -> Operand {
 
 /// Computes the moments of the rows of `x [rows, c]` on the CPU.
 pub(crate) fn write_all(c: usize, x: &[f32], moments: &mut [f32]) {
-    let (rows, blocks) = (rows_per_task(c), c.div_ceil(BLOCK));
-    moments.par_chunks_mut(rows * 2 * blocks).zip(x.par_chunks(rows * c)).for_each(|(moments, x)| {
-        with_simd(
-            #[inline(always)]
-            || {
-                for (moments, x) in moments.chunks_exact_mut(2 * blocks).zip(x.chunks_exact(c)) {
-                    let (means, variances) = moments.split_at_mut(blocks);
-                    for ((mean, variance), x) in means.iter_mut().zip(variances).zip(x.chunks(BLOCK)) {
-                        (*mean, *variance) = block_moments(x);
-                    }
-                }
-            },
-        );
-    });
+    let blocks = c.div_ceil(BLOCK);
+    for_rows(
+        (x, c),
+        (moments, 2 * blocks),
+        #[inline(always)]
+        |x, moments| {
+            let (means, variances) = moments.split_at_mut(blocks);
+            for ((mean, variance), x) in means.iter_mut().zip(variances).zip(x.chunks(BLOCK)) {
+                (*mean, *variance) = block_moments(x);
+            }
+        },
+    );
 }
 
 /// Returns mean and variance of a block. The mean is the first value plus the mean of the differences from it, so that
