@@ -30,7 +30,7 @@ fn difference(row: u32, i: u32, near: f32) -> vec4<f32> {
 
 // Returns (near, correction, rstd): `near` is the mean up to rounding, `near + correction` the mean, and `rstd` is
 // 1 / sqrt(variance + eps).
-fn row_moments(row: u32, thread: u32) -> vec3<f32> {
+fn statistics(row: u32, thread: u32) -> vec3<f32> {
     let c4 = (params.c + 3u) / 4u;
     let count = f32(params.c);
     var sum = 0.0;
@@ -56,9 +56,9 @@ fn main(
     let row = flat_group(group, groups);
     if row >= params.rows { return; }
     let c4 = (params.c + 3u) / 4u;
-    let moments = row_moments(row, thread);
+    let found = statistics(row, thread);
     for (var i = thread; i < c4; i += 256u) {
-        let v = (difference(row, i, moments.x) - moments.y) * moments.z;
+        let v = (difference(row, i, found.x) - found.y) * found.z;
         y[row * c4 + i] = store4(v * load4(weight[i]) + load4(bias[i]));
     }
 }
