@@ -153,18 +153,21 @@ impl Stage {
 
 /// Folds a number of workgroups into a grid whose axes stay within WebGPU's limit of 65,535. The shader computes the
 /// flat index of its workgroup with `flat_group` and returns if that is beyond the number.
-pub(crate) fn folded_grid(groups: usize) -> [u32; 3] {
+///
+/// # Panics
+/// If there are 2^48 workgroups or more, or almost as many.
+pub fn folded_grid(groups: usize) -> [u32; 3] {
     let y = groups.div_ceil(Caps::PORTABLE.max_groups as usize).max(1);
     let x = groups.div_ceil(y).max(1);
     [u32::try_from(x).expect("at most 65,535"), u32::try_from(y).expect("sizes are below 2^32"), 1]
 }
 
 /// Invocations of a workgroup of most kernels whose invocations do not work together: `GROUP` of `common/grid.wgsl`.
-pub(crate) const GROUP: usize = 64;
+pub const GROUP: usize = 64;
 
 /// Returns the folded grid of workgroups of [`GROUP`] invocations for `count` invocations. The shader computes the
 /// number of its invocation with `flat_invocation` and returns if it is not below `count`.
-pub(crate) fn grid_of(count: usize) -> [u32; 3] {
+pub fn grid_of(count: usize) -> [u32; 3] {
     folded_grid(count.div_ceil(GROUP))
 }
 
@@ -187,7 +190,7 @@ impl Cost {
     }
 
     /// Returns the cost of an element-wise kernel: `per_element` operations on each of `elements` elements.
-    pub(crate) fn elementwise(elements: usize, per_element: usize) -> Self {
+    pub fn elementwise(elements: usize, per_element: usize) -> Self {
         Self { macs: 0, flops: (elements * per_element) as u64 }
     }
 }
@@ -219,7 +222,7 @@ impl Tolerance {
 
     /// Returns the tolerance of a sum of `terms` products, each rounded to f32: `4 * sqrt(terms)` times `f32::EPSILON`,
     /// at least 16 times.
-    pub(crate) fn f32_sum(terms: usize) -> Self {
+    pub fn f32_sum(terms: usize) -> Self {
         let unit = f64::from(f32::EPSILON);
         Self { absolute: unit, relative: unit * (4.0 * (terms as f64).sqrt()).max(16.0), rounding: 0.0 }
     }
