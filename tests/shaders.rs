@@ -5,7 +5,7 @@ use mobilediffusion_kernels::draw::Draw;
 use mobilediffusion_kernels::kernel::has_weights;
 use mobilediffusion_kernels::variant::{Machine, MatrixUnit, Needs, choose, runnable};
 use mobilediffusion_kernels::{
-    Access, Case, FAMILIES, Family, FloatType, Param, Program, Stage, Storage, Variant, WeightType, wgsl,
+    Access, Case, DType, FAMILIES, Family, FloatType, Param, Program, Stage, Storage, Variant, WeightType, wgsl,
 };
 use mobilediffusion_runtime::Caps;
 use mobilediffusion_tests::random;
@@ -139,8 +139,19 @@ fn keep(language: &str, text: &str) {
     std::fs::create_dir_all(folder).and_then(|()| std::fs::write(path, text)).expect("the folder takes files");
 }
 
-/// Checks a module against the stage of a kernel: grid, bindings, names, access and parameters.
-fn check_stage(Stage { program, operands }: &Stage, module: &Module) -> Result<(), String> {
+/// Returns the scalars of which the array of an operand consists, alone or in vectors.
+fn scalar_of(dtype: DType, storage: Storage) -> Scalar {
+    match (dtype, storage.weights, storage.floats) {
+        (DType::F32, ..) => Scalar::F32,
+        (DType::U32, ..) | (DType::Weight | DType::WeightSum, WeightType::Int8, _) => Scalar::U32,
+        (DType::Weight, WeightType::F16, FloatType::F32) | (_, _, FloatType::F16Packed) => Scalar::U32,
+        (_, _, FloatType::F16) => Scalar { kind: ScalarKind::Float, width: 2 },
+        (_, _, FloatType::F32) => Scalar::F32,
+    }
+}
+
+/// Checks a module against the stage of a kernel: grid, bindings, names, access, element types and parameters.
+fn check_stage(Stage { program, operands }: &Stage, storage: Storage, module: &Module) -> Result<(), String> {
     if program.grid.iter().any(|groups| !(1..=MAX_GRID).contains(groups)) {
         return Err(format!("grid {:?}", program.grid));
     }
@@ -176,6 +187,13 @@ fn check_stage(Stage { program, operands }: &Stage, module: &Module) -> Result<(
                 "binding {binding}: expected `{}` ({:?}), found {:?} in {:?}",
                 operand.name, operand.access, var.name, var.space
             ));
+        }
+        let TypeInner::Array { base, .. } = module.types[var.ty].inner else {
+            return Err(format!("binding {binding}: `{}` is no array", operand.name));
+        };
+        let (expected, found) = (scalar_of(operand.dtype, storage), module.types[base].inner.scalar());
+        if found != Some(expected) {
+            return Err(format!("binding {binding}: `{}` has {found:?}, expected {expected:?}", operand.name));
         }
     }
     Ok(())
@@ -234,7 +252,7 @@ fn check_storages(case: &Case, variant: &Variant, texts: &mut Texts) -> Result<(
     for (storage, stage) in all.filter(fits).flat_map(|storage| stages.iter().map(move |stage| (storage, stage))) {
         let text = wgsl::compose(stage, storage).map_err(|e| e.to_string())?;
         let checked = texts.entry(text).or_insert_with_key(|text| check_text(text, storage, &variant.needs));
-        let verdict = checked.as_ref().map_err(String::clone).and_then(|module| check_stage(stage, module));
+        let verdict = checked.as_ref().map_err(String::clone).and_then(|module| check_stage(stage, storage, module));
         verdict.map_err(|e| format!("{:?} {} {storage}: {e}", case.kernel, variant.name))?;
     }
     Ok(())
@@ -279,7 +297,7 @@ fn mistakes_are_noticed() {
     let text = wgsl::compose(&stage(&program), Storage::F32).expect("it composes");
     let verdict = |text: &str, program: &Program| {
         let stage = stage(program);
-        check_text(text, Storage::F32, &Needs::PORTABLE).and_then(|module| check_stage(&stage, &module))
+        check_text(text, Storage::F32, &Needs::PORTABLE).and_then(|module| check_stage(&stage, Storage::F32, &module))
     };
     assert_eq!(verdict(&text, &program), Ok(()));
     let changed = |from: &str, to: &str| {
@@ -289,6 +307,9 @@ fn mistakes_are_noticed() {
     };
     assert!(changed("@binding(1)", "@binding(9)").is_err(), "a gap in the bindings");
     assert!(changed("var<storage, read>", "var<storage, read_write>").is_err(), "an input that is written");
+    let module = check_text(&text, Storage::F32, &Needs::PORTABLE).expect("it is right");
+    let halves = check_stage(&stage(&program), Storage::F16, &module);
+    assert!(halves.is_err_and(|e| e.contains("binding 1: `x` has")), "elements of another type");
     assert!(changed("fn main", "fn start").is_err(), "another entry point");
     assert!(changed("array<vec4<f32>, SCRATCH>", "array<vec4<f32>, 2048>").is_err(), "too much workgroup memory");
     let with = |params: Vec<Param>, grid: [u32; 3]| verdict(&text, &Program { params, grid, ..program.clone() });
