@@ -1,6 +1,7 @@
 //! Rules of the repository that no compiler checks: dependencies between crates, file lengths, lists that must agree,
 //! and the wording of doc comments.
 
+use mobilediffusion_kernels::kernel::split;
 use mobilediffusion_kernels::{FAMILIES, wgsl};
 use std::collections::BTreeSet;
 use std::fs;
@@ -192,7 +193,37 @@ fn the_readme_lists_the_kernels() {
     }
     let readme = read("README.md").replace('\r', "");
     let found = readme.split_once(begin).and_then(|(_, rest)| rest.split_once(end)).map(|(found, _)| found);
-    assert!(found == Some(&table), "README.md should hold, between {begin} and {end}:\n\n{table}");
+    let found = found.unwrap_or_else(|| panic!("README.md has no lines {begin} and {end}"));
+    let only_in = |one: &str, other: &str| {
+        let only = one.lines().filter(|row| !other.lines().any(|line| line == *row));
+        only.collect::<Vec<_>>().join("\n")
+    };
+    let (missing, surplus) = (only_in(&table, found), only_in(found, &table));
+    assert!(found == table, "rows of README.md, in the order of FAMILIES: missing\n{missing}\nand surplus\n{surplus}");
+}
+
+#[test]
+fn the_page_of_case_files_names_every_operand_and_size() {
+    let page = read("docs/cases.md");
+    let mut missing = BTreeSet::new();
+    for family in FAMILIES {
+        let title = format!("| `{}` |", family.name);
+        let Some(row) = page.lines().find(|line| line.starts_with(&title)) else {
+            missing.insert(format!("a row that begins with {title}"));
+            continue;
+        };
+        for case in (family.cases)() {
+            let (read, written) = split(case.kernel.as_ref());
+            let outputs = if written.len() == 1 { Vec::new() } else { written };
+            let params = case.kernel.params_json();
+            let sizes = params.as_object().expect("sizes are an object").keys().map(String::as_str);
+            let names = read.iter().chain(&outputs).map(|operand| operand.name).chain(sizes);
+            let unnamed = names.filter(|name| !row.contains(&format!("`{name}`")));
+            missing.extend(unnamed.map(|name| format!("`{name}` of {}", family.name)));
+        }
+    }
+    let missing: Vec<String> = missing.into_iter().collect();
+    assert!(missing.is_empty(), "docs/cases.md lacks:\n{}", missing.join("\n"));
 }
 
 #[test]
