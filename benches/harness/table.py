@@ -41,7 +41,7 @@ def markdown(record):
 def facts(record):
     machine, peaks = record["machine"], record["peaks"]
     said = [f"`{record['command']}`, {record['seconds']:.0f} s."]
-    said += [f"{key}: {machine[key]}." for key in ("driver", "matrix units", "processor", "commit", "clocks", "clock") if machine.get(key)]
+    said += [f"{key}: {machine[key]}." for key in ("driver", "units", "matrix units", "processor", "commit", "clocks", "clock") if machine.get(key)]
     names = {"flops_per_second": "f32", "half_flops_per_second": "f16", "matrix_flops_per_second": "matrix units"}
     for dtype, peak in peaks.items():
         rates = [f"{peak[key] / 1e9:.0f} GFLOP/s ({name})" for key, name in names.items() if peak.get(key)]

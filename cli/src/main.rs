@@ -21,7 +21,7 @@ use std::error::Error;
 use std::process::ExitCode;
 
 /// Largest number of threads that may be asked for. The system would start a million for minutes.
-const MOST_THREADS: usize = 256;
+const MOST_THREADS: usize = 1024;
 
 /// Error of a command, printed as one line.
 type Failure = Box<dyn Error + Send + Sync>;
@@ -53,13 +53,15 @@ fn main() -> ExitCode {
 /// Starts rayon's threads, as many as the environment asks for. CPU kernels would start them on first use, and panic
 /// where the system refuses them.
 fn start_threads() -> Result<(), Failure> {
-    for name in ["RAYON_NUM_THREADS", "RAYON_RS_NUM_CPUS"] {
-        let Some(value) = std::env::var_os(name) else { continue };
+    let names = ["RAYON_NUM_THREADS", "RAYON_RS_NUM_CPUS"];
+    let set = |name: &'static str| std::env::var_os(name).filter(|value| !value.is_empty()).map(|value| (name, value));
+    // The second name is the older one, which rayon reads where the first is not set.
+    if let Some((name, value)) = names.into_iter().find_map(set) {
         let value = value.to_string_lossy();
         // Rayon would take any number, and the default for what is none.
         if !value.parse().is_ok_and(|number: usize| number <= MOST_THREADS) {
             let expected = format!("a number from 1 to {MOST_THREADS}, or 0 for as many as there are processors");
-            return Err(format!("{name}: expected {expected}, found {value}").into());
+            return Err(format!("{name}: expected {expected}, found {value:.40}").into());
         }
     }
     rayon::ThreadPoolBuilder::new().build_global().map_err(|error| format!("cannot start threads: {error}").into())

@@ -3,7 +3,7 @@
 use crate::error::GraphError;
 use crate::graph::{Graph, Origin, Tensor};
 use crate::node::Node;
-use mobilediffusion_kernels::kernel::{MAX_BUFFERS, Shape, checked_elements, elements};
+use mobilediffusion_kernels::kernel::{Shape, checked_elements, elements, too_many};
 use mobilediffusion_kernels::{Access, Cast, DType, Kernel, Operand};
 
 /// Largest number of elements of an operand. No memory holds as many, and the bytes of all operands can be added up.
@@ -11,14 +11,11 @@ const MOST_ELEMENTS: u64 = 1 << 45;
 
 /// Returns what is wrong with the operands that a kernel declares, if anything is.
 fn misdeclared(operands: &[Operand]) -> Option<&'static str> {
-    let present = || operands.iter().filter(|operand| operand.present);
     if !operands.is_sorted_by_key(|operand| operand.access == Access::Write) {
         return Some("it declares an operand that is read behind one that is written");
     }
-    if present().count() > MAX_BUFFERS {
-        return Some("at most eight operands may be present");
-    }
-    present().all(|operand| operand.access == Access::Read).then_some("it writes nothing")
+    let writes_nothing = operands.iter().all(|operand| !operand.present || operand.access == Access::Read);
+    too_many(operands).or(writes_nothing.then_some("it writes nothing"))
 }
 
 impl Graph {

@@ -55,7 +55,8 @@ pub trait WeightLoader {
     /// Returns the error for a weight that has to be stored in f16, which does not hold its value `found`, or a sum of
     /// its values. Overridden to name the file too.
     fn too_large(&self, name: &str, found: f32) -> Box<dyn Error + Send + Sync> {
-        format!("{name}: expected values of at most 65504, the largest in f16, found {found}").into()
+        let expected = "expected values from -65504 to 65504, which f16 holds";
+        format!("{name}: {expected}, found {found} among them or their sums; f32 holds it").into()
     }
 
     /// Whether 16-bit floats hold all matrices without rounding. Devices then keep them so, in half the memory of f32.

@@ -151,11 +151,8 @@ impl Stage {
     }
 }
 
-/// Folds a number of workgroups into a grid whose axes stay within WebGPU's limit of 65,535. The shader computes the
-/// flat index of its workgroup with `flat_group` and returns if that is beyond the number.
-///
-/// # Panics
-/// If there are 2^48 workgroups or more, or almost as many.
+/// Folds up to 65,535² workgroups into a grid whose axes stay within WebGPU's limit of 65,535; devices refuse the grid
+/// of more. The shader computes the flat index of its workgroup with `flat_group` and returns if that is beyond the number.
 pub fn folded_grid(groups: usize) -> [u32; 3] {
     let y = groups.div_ceil(Caps::PORTABLE.max_groups as usize).max(1);
     let x = groups.div_ceil(y).max(1);
@@ -191,7 +188,7 @@ impl Cost {
 
     /// Returns the cost of an element-wise kernel: `per_element` operations on each of `elements` elements.
     pub fn elementwise(elements: usize, per_element: usize) -> Self {
-        Self { macs: 0, flops: (elements * per_element) as u64 }
+        Self { macs: 0, flops: (elements as u64).saturating_mul(per_element as u64) }
     }
 }
 
@@ -350,7 +347,7 @@ pub const MAX_BUFFERS: usize = PORTABLE.max_storage_buffers as usize;
 pub const LARGEST_BINDING: usize = PORTABLE.max_binding_bytes as usize;
 
 /// Returns why a problem with these operands cannot be bound, if it has more than [`MAX_BUFFERS`] of them.
-pub(crate) fn too_many(operands: &[Operand]) -> Option<&'static str> {
+pub fn too_many(operands: &[Operand]) -> Option<&'static str> {
     let present = operands.iter().filter(|operand| operand.present).count();
     (present > MAX_BUFFERS).then_some("at most eight operands may be present")
 }

@@ -1,4 +1,5 @@
-//! What kernels that work row by row share: sums, the loop over rows on the CPU, test cases and shapes.
+//! What kernels that work row by row share, and others of the kind may need: sums, the loop over rows on the CPU, test
+//! cases and shapes.
 //!
 //! `shaders/common/rows.wgsl` is no counterpart of this: it is the left factor of a product.
 

@@ -103,9 +103,9 @@ const SPILLED: f64 = 4.0;
 /// Number of a device's compute units, each of which runs workgroups of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Units {
-    /// As many as the driver says.
+    /// The driver's number.
     Known(usize),
-    /// As many as devices of this kind may have.
+    /// A number that devices of this kind may have.
     Guessed(usize),
 }
 

@@ -7,8 +7,8 @@
 //! | `model.json` | name and defaults |
 //! | `unet/config.json` | the UNet |
 //! | `unet_base/config.json` | optional: the base UNet of a one-step model, which DDIM uses |
-//! | `decoder/config.json` | the light decoder; optional where there is a full VAE |
-//! | `vae/config.json` | the full VAE; optional where there is a light decoder |
+//! | `decoder/config.json` | the light decoder; there may be no such folder where there is a full VAE |
+//! | `vae/config.json` | the full VAE; there may be no such folder where there is a light decoder |
 //! | `text_encoder/config.json` | the text encoder |
 //! | `scheduler/config.json` | the noise schedule |
 //!

@@ -313,7 +313,8 @@ impl fmt::Display for WeightProblem {
             Self::Extra { .. } => write!(f, "{name} is not part of the network"),
             Self::NotFinite { .. } => write!(f, "{name} holds a NaN or an infinity"),
             Self::TooLarge { found, .. } => {
-                write!(f, "{name}: expected values of at most 65504, the largest in f16, found {found}")
+                let expected = "expected values from -65504 to 65504, which f16 holds";
+                write!(f, "{name}: {expected}, found {found} among them or their sums; f32 holds it")
             }
         }
     }

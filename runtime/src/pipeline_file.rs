@@ -118,8 +118,8 @@ impl Gpu {
         Ok(())
     }
 
-    /// Reads a file of the cache folder. Returns `None` if there is no cache folder or no such file,
-    /// or it is longer than 1 GiB.
+    /// Reads a file of the cache folder. Returns `None` if there is no cache folder or no such file, or it is longer than
+    /// 1 GiB.
     pub fn kept(&self, name: &str) -> Option<Vec<u8>> {
         read_file(&self.cache_folder.as_ref()?.join(name), MOST_BYTES).ok()
     }

@@ -14,7 +14,9 @@ pub(crate) fn describe(device: &Device, timer: Option<&Timer<'_>>) -> Vec<(&'sta
         Device::Gpu(gpu, _) => {
             let adapter = gpu.adapter();
             let device = format!("{} ({}, {})", adapter.name, adapter.kind, adapter.backend);
-            vec![("device", device), ("driver", adapter.driver.clone()), ("matrix units", matrices(gpu))]
+            let units = adapter.units.map_or_else(|| "unknown".to_owned(), |units| units.to_string());
+            let driver = adapter.driver.clone();
+            vec![("device", device), ("driver", driver), ("units", units), ("matrix units", matrices(gpu))]
         }
     };
     lines.push(("storage", device.storage().to_string().to_lowercase()));

@@ -39,7 +39,8 @@ pub(super) fn of_plan(recording: &Recording) -> Result<Vec<Case>, Failure> {
     let mut problems: BTreeMap<String, (&dyn Kernel, u64)> = BTreeMap::new();
     for kernel in recording.nodes().iter().map(|node| node.kernel.as_ref()) {
         let problem = format!("{} {}", kernel.name(), kernel.params_json());
-        problems.entry(problem).or_insert((kernel, 0)).1 += kernel.cost().flops;
+        let (_, flops) = problems.entry(problem).or_insert((kernel, 0));
+        *flops = flops.saturating_add(kernel.cost().flops);
     }
     let mut problems: Vec<_> = problems.into_values().collect();
     problems.sort_by_key(|(_, flops)| Reverse(*flops));
@@ -166,8 +167,8 @@ type Wrong = Vec<(Variant, String)>;
 
 /// Measures the median time of each variant, the one that is estimated to be the fastest first. All must compute the same.
 /// If two differ, the one that ran first is right, except that none with matrix units, which are the least proven part of
-/// drivers, is right against one without. On hardware, variants that are not
-/// worth it are skipped, see [`is_worth_trying`].
+/// drivers, is right against one without. On hardware, variants that are not worth it are skipped, see
+/// [`is_worth_trying`].
 fn times(
     (mut device, estimate): (Subject<'_>, &Machine),
     case: &Case,
@@ -183,7 +184,7 @@ fn times(
     let (mut all, mut wrong): (Times, Wrong) = (Vec::new(), Vec::new());
     let mut trusted: Option<(&Variant, Vec<Vec<f32>>)> = None;
     let software = device.effort.software;
-    // What ran, as pairs of the estimate and the seconds.
+    // What ran and was right, as pairs of the estimate and the seconds.
     let mut ran = Vec::new();
     for variant in order {
         let is_better = trusted.as_ref().is_none_or(|(other, _)| by_matrices(other) && !by_matrices(variant));
@@ -200,8 +201,6 @@ fn times(
                 continue;
             }
         };
-        let median = seconds[seconds.len() / 2];
-        ran.push((expected, median));
         device.effort.warm_up = STILL_WARM;
         let why = trusted.as_ref().and_then(|other| differs(case, storage, (variant, &outputs), other));
         if let Some(why) = why {
@@ -210,8 +209,11 @@ fn times(
                 continue;
             }
             wrong.extend(all.drain(..).map(|(other, _)| (other, why.clone())));
+            ran.clear();
         }
+        let median = seconds[seconds.len() / 2];
         all.push((*variant, median));
+        ran.push((expected, median));
         if is_better {
             trusted = Some((variant, outputs));
         }
@@ -219,13 +221,13 @@ fn times(
     Ok((all, wrong))
 }
 
-/// Whether to try a variant of this estimate after others, given as pairs of their estimates and seconds: unless it would
-/// take longer than [`LONGEST`], or be [`HOPELESS`] beside the fastest and not needed to tell what is right.
+/// Whether to try a variant of this estimate after others, given as pairs of their estimates and seconds: unless it could
+/// take longer than [`LONGEST`], or be [`HOPELESS`] beside the fastest at best and not needed to tell what is right.
 fn is_worth_trying(estimate: f64, ran: &[(f64, f64)], is_better: bool) -> bool {
-    let least = |values: &mut dyn Iterator<Item = f64>| values.fold(f64::INFINITY, f64::min);
-    let expected = estimate * least(&mut ran.iter().map(|(estimate, seconds)| seconds / estimate));
-    let fastest = least(&mut ran.iter().map(|(_, seconds)| *seconds));
-    ran.is_empty() || expected <= LONGEST && (is_better || expected <= HOPELESS * fastest)
+    let at_best = ran.iter().map(|(own, seconds)| seconds / own * estimate).fold(f64::INFINITY, f64::min);
+    let at_worst = ran.iter().map(|(own, seconds)| seconds / own * estimate).fold(0.0, f64::max);
+    let fastest = ran.iter().map(|(_, seconds)| *seconds).fold(f64::INFINITY, f64::min);
+    ran.is_empty() || at_worst <= LONGEST && (is_better || at_best <= HOPELESS * fastest)
 }
 
 /// Describes the difference between the outputs of two variants, if it is more than both may be off.
@@ -260,5 +262,6 @@ mod tests {
         assert!(!tries(33.0, &slow_units));
         assert!(tries(1.9, &[(1.0, 0.5)]));
         assert!(!is_worth_trying(2.1, &[(1.0, 0.5)], true), "a second is too long");
+        assert!(!tries(16.0, &[(1.0, 0.2), (8.0, 0.4)]), "3.2 s if it does as the first");
     }
 }

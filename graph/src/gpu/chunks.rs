@@ -49,7 +49,7 @@ pub(super) type Chunk<'a> = Vec<(usize, &'a Unit)>;
 
 /// Returns the floating-point operations of a submission.
 pub(super) fn flops(chunk: &Chunk<'_>) -> u64 {
-    chunk.iter().map(|(_, unit)| unit.flops).sum()
+    chunk.iter().fold(0, |sum, (_, unit)| sum.saturating_add(unit.flops))
 }
 
 /// What remains to be submitted of a run.
@@ -79,9 +79,9 @@ impl<'a> Rest<'a> {
 /// Returns how many of the next units, which have so many floating-point operations, are submitted at once: all within
 /// `limit`, and at least one.
 fn fitting(flops: impl Iterator<Item = u64>, limit: u64) -> usize {
-    let mut sum = 0;
+    let mut sum = 0_u64;
     let is_within = |(number, own): &(usize, u64)| {
-        sum += own;
+        sum = sum.saturating_add(*own);
         *number == 0 || sum <= limit
     };
     flops.enumerate().take_while(is_within).count()
