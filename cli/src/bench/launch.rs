@@ -30,9 +30,9 @@ impl Launch {
         let pipeline = gpu.pipeline("counting", COUNT, &[Binding::Write])?;
         let dispatch = [gpu.dispatch("counting", &pipeline, &[Bound::whole(&counters)], [1, 1, 1])?];
         measure::warm_up(timer, &dispatch, effort)?;
-        let alone = median(timer.time_in_turn(&dispatch, 31)?);
+        let alone = measure::median(timer.time_in_turn(&dispatch, 31)?);
         let rows = (0..7).map(|_| timer.time_in_one_pass(&dispatch[0], ROW)).collect::<Result<_, _>>()?;
-        Ok(Self { alone, in_a_row: median(rows) / ROW as f64 })
+        Ok(Self { alone, in_a_row: measure::median(rows) / ROW as f64 })
     }
 
     /// Returns the times as JSON.
@@ -46,10 +46,4 @@ impl fmt::Display for Launch {
         let (alone, in_a_row) = (self.alone * 1e6, self.in_a_row * 1e6);
         write!(f, "a dispatch of one small workgroup: {alone:.1} us in a pass of its own, {in_a_row:.1} us in a row")
     }
-}
-
-/// Returns the median of some times.
-fn median(mut seconds: Vec<f64>) -> f64 {
-    seconds.sort_by(f64::total_cmp);
-    seconds[seconds.len() / 2]
 }

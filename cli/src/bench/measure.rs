@@ -98,6 +98,12 @@ fn ascending(mut seconds: Vec<f64>) -> Vec<f64> {
     seconds
 }
 
+/// Returns the median of some times.
+pub(super) fn median(seconds: Vec<f64>) -> f64 {
+    let seconds = ascending(seconds);
+    seconds[seconds.len() / 2]
+}
+
 /// Returns whether a shape failed only because the device has no memory for it.
 pub(crate) fn is_too_large(error: &RunError) -> bool {
     matches!(error, RunError::Runtime(RuntimeError::TooLarge { .. } | RuntimeError::OutOfMemory { .. }))

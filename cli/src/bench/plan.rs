@@ -1,5 +1,6 @@
 //! `bench --plan`: checks a network's plan and times it step by step.
 
+use super::measure;
 use crate::Failure;
 use crate::graphs::{NetworkName, borrowed, inputs, recorded, weights};
 use crate::terminal::{note, result};
@@ -90,7 +91,7 @@ fn overhead(session: &mut Session) -> Result<Option<f64>, Failure> {
         let Some(seconds) = session.overhead()? else { return Ok(None) };
         all.push(seconds);
     }
-    Ok(Some(median(all)))
+    Ok(Some(measure::median(all)))
 }
 
 fn write(session: &mut Session, values: &[(String, Vec<f32>)]) -> Result<(), Failure> {
@@ -117,11 +118,6 @@ fn repeats(session: &mut Session, values: &[(String, Vec<f32>)]) -> Result<(), F
     Ok(())
 }
 
-fn median(mut seconds: Vec<f64>) -> f64 {
-    seconds.sort_by(f64::total_cmp);
-    seconds[seconds.len() / 2]
-}
-
 /// Prints the steps, the totals of each kernel and the whole plan, and returns the numbers for a file.
 fn report(
     (recording, variants): (&Recording, Option<&[Variant]>),
@@ -130,7 +126,7 @@ fn report(
 ) -> Result<Value, Failure> {
     whole.sort_by(f64::total_cmp);
     let [least, middle, p90] = [0, whole.len() / 2, whole.len() * 9 / 10].map(|at| whole[at]);
-    let of = |index: usize| median(runs.iter().map(|run| run[index].1).collect());
+    let of = |index: usize| measure::median(runs.iter().map(|run| run[index].1).collect());
     let mut steps: Vec<(usize, f64)> =
         runs[0].iter().enumerate().map(|(index, (step, _))| (*step, of(index))).collect();
     let sum: f64 = steps.iter().map(|(_, seconds)| seconds).sum();

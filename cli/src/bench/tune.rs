@@ -211,7 +211,7 @@ fn times(
             wrong.extend(all.drain(..).map(|(other, _)| (other, why.clone())));
             ran.clear();
         }
-        let median = seconds[seconds.len() / 2];
+        let median = measure::median(seconds);
         all.push((*variant, median));
         ran.push((expected, median));
         if is_better {
