@@ -24,16 +24,17 @@ def arguments(description: str) -> argparse.Namespace:
 
 
 def chosen_shaders(language: str, folder: Path, every: int) -> list[Path]:
-    """Return every `every`th module of a language.
+    """Return about one in `every` modules of a language.
 
-    The modules lie in the folder SHADER_FOLDER if that is set. Else the test `shaders` writes them into `folder`.
+    They are taken from the folder SHADER_FOLDER if that is set. Else the test `shaders` writes them into `folder`.
     """
     kept = os.environ.get("SHADER_FOLDER")
     if kept is None:
         kept = folder / "shaders"
         shutil.rmtree(kept, ignore_errors=True)
         tests = ["cargo", "test", "--release", "--workspace", "--test", "shaders"]
-        subprocess.run(tests, check=True, env=os.environ | {"SHADER_FOLDER": str(kept)})
+        subprocess.run(tests, check=True, env=os.environ | {"SHADER_FOLDER": str(kept), "SHADER_EVERY": str(every)})
+        every = 1
     shaders = sorted((Path(kept) / language).glob(f"*.{language}"))[::every]
     if not shaders:
         sys.exit(f"error: expected shaders in {Path(kept) / language}, found none")
