@@ -172,12 +172,13 @@ fn a_networks_plan_is_timed_step_by_step() {
     assert!((all - by_kernel).abs() <= 1e-6 * all, "{all} and {by_kernel}");
 }
 
-/// Runs `bench --quick`, and returns its standard output and its JSON.
+/// Runs `bench --quick`, and returns its standard output and its JSON. Plans and pictures are timed as seldom as possible.
 fn bench(args: &[&str], device: &str, weights: &str) -> (String, Value) {
     let folder = folder();
     let file = folder.path().join("bench.json");
     let more = ["--quick", "--device", device, "--weights-dtype", weights, "--json", arg(&file)];
-    let said = run(&[&["bench"], args, &more].concat());
+    let once: &[&str] = if args[0].starts_with("--") { &["--within", "1"] } else { &[] };
+    let said = run(&[&["bench"], args, &more, once].concat());
     let numbers = std::fs::read_to_string(&file).expect("the numbers were written");
     let numbers: Value = serde_json::from_str(&numbers).expect("they are JSON");
     let stored = (&numbers["dtype"], &numbers["weights_dtype"]);
