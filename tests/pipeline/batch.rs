@@ -10,17 +10,17 @@ fn one_by_one(pipeline: &mut Pipeline, request: &Request) -> Vec<Picture> {
     draw(pipeline, &Request { batch: 1, ..request.clone() })
 }
 
-/// Requests for five pictures in batches of two, two and one, by everything that reaches a sampler.
+/// Requests for three pictures in batches of two and one, by everything that reaches a sampler.
 fn requests(picture: &Picture) -> [(&'static str, Request); 5] {
-    let five = Request { count: 5, batch: 2, seed: u64::MAX - 1, ..small("sun") };
+    let three = Request { count: 3, batch: 2, seed: u64::MAX, ..small("sun") };
     let left =
         Mask { width: 32, height: 32, values: (0..32 * 32).map(|i| if i % 32 < 16 { 255 } else { 0 }).collect() };
     [
-        ("one step", five.clone()),
-        ("three steps with fresh noise", Request { steps: Some(3), ..five.clone() }),
-        ("guidance and eta", Request { negative: "moon".to_owned(), steps: Some(5), eta: Some(0.5), ..five.clone() }),
-        ("from a picture", Request { init: Some(Init::new(picture.clone())), ..five.clone() }),
-        ("under a mask", Request { steps: Some(2), init: Some(Init::masked(picture.clone(), left)), ..five }),
+        ("one step", three.clone()),
+        ("two steps with fresh noise", Request { steps: Some(2), ..three.clone() }),
+        ("guidance and eta", Request { negative: "moon".to_owned(), steps: Some(5), eta: Some(0.5), ..three.clone() }),
+        ("from a picture", Request { init: Some(Init::new(picture.clone())), ..three.clone() }),
+        ("under a mask", Request { steps: Some(2), init: Some(Init::masked(picture.clone(), left)), ..three }),
     ]
 }
 
@@ -38,7 +38,7 @@ fn pictures_that_are_drawn_at_once_are_those_that_are_drawn_alone() {
                 Flow::Continue
             };
             pipeline.generate_each(&request, &mut |_| Flow::Continue, &mut keep).expect("the request draws");
-            assert_eq!(found.len(), 5, "{device:?}, {what}");
+            assert_eq!(found.len(), 3, "{device:?}, {what}");
             for (at, (found, expected)) in found.iter().zip(&expected).enumerate() {
                 let psnr = psnr(&found.rgba, &expected.rgba);
                 assert!(psnr > 60.0, "{device:?}, {what}: picture {at} has a PSNR of {psnr:.1} dB");
@@ -63,11 +63,11 @@ fn every_picture_of_a_batch_has_its_previews() {
             drawn.expect("the request draws");
             all
         };
-        let request = Request { count: 3, steps: Some(6), preview_every: Some(3), ..small("sun") };
+        let request = Request { count: 3, steps: Some(5), preview_every: Some(4), ..small("sun") };
         let expected = previews(&request);
         assert_eq!(
             expected.iter().map(|(picture, step, _)| (*picture, *step)).collect::<Vec<_>>(),
-            [0, 1, 2].map(|p| (p, 3))
+            [0, 1, 2].map(|p| (p, 4))
         );
         for (found, expected) in previews(&Request { batch: 3, ..request }).iter().zip(&expected) {
             assert_eq!((found.0, found.1), (expected.0, expected.1), "{device:?}");
