@@ -89,13 +89,15 @@ fn a_prompt_is_encoded_once_and_every_picture_is_its_own() {
     ];
     for device in drawing_devices() {
         let mut pipeline = load(device.clone());
+        // What new pipelines draw.
+        let mut expected: Vec<(&Request, Vec<Picture>)> = Vec::new();
         for (request, has_it) in &requests {
             let (drawn, text) = told(&mut pipeline, request);
             assert_eq!(text == 1, *has_it, "{request:?}: progress of the text was told {text} times");
-            assert!(
-                drawn == draw(&mut load(device.clone()), request),
-                "{request:?}: a new pipeline draws another picture"
-            );
+            if !expected.iter().any(|(known, _)| *known == request) {
+                expected.push((request, draw(&mut load(device.clone()), request)));
+            }
+            assert!(expected.contains(&(request, drawn)), "{request:?}: a new pipeline draws another picture");
         }
         // A request that is stopped after its text leaves the next one complete.
         let stopped = pipeline.generate(&small("pizza"), &mut |progress| match progress.phase {

@@ -84,7 +84,7 @@ fn a_progress_callback_may_use_the_model() {
 fn stopping_anywhere_leaves_the_pipeline_usable() {
     for device in drawing_devices() {
         let mut pipeline = load(device);
-        let request = Request { steps: Some(3), ..small("sun") };
+        let request = Request { steps: Some(2), ..small("sun") };
         let mut calls = 0;
         let expected = pipeline.generate(&request, &mut |_| {
             calls += 1;
