@@ -3,10 +3,11 @@
 //! load in other units; and shaders do not say that matrices are loaded from memory which other invocations have
 //! written, so that a compiler may move a load across a barrier. The trial therefore does what kernels do: it adds
 //! products of several steps, whose factors pass through the same workgroup memory, to many sums at once, which then
-//! leave through one piece of workgroup memory, one after the other. In one step it also sums a value of
-//! every invocation by ordinary loads and stores. All are small integers, and every result must be exact. Where Mesa's driver
-//! for AMD's GPUs (RADV) has subgroups of several sizes, the trial also tells the size that shaders with matrices get,
-//! since no API does.
+//! leave through one piece of workgroup memory, one after the other. One factor is kept from before the first step, from
+//! another place for each subgroup, and multiplied in the end by matrices that are loaded by rows, as attention does. In
+//! one step the trial also sums a value of every invocation by ordinary loads and stores. All are small integers, and
+//! every result must be exact. Where Mesa's driver for AMD's GPUs (RADV) has subgroups of several sizes, the trial also
+//! tells the size that shaders with matrices get, since no API does.
 
 use crate::caps::{Caps, MatrixShape};
 use crate::incidents::one_line;
@@ -23,6 +24,9 @@ const STEPS: u32 = 3;
 /// Matrices of the left factor, one below the other. Every subgroup multiplies each of them with both of the right
 /// factor.
 const ROWS: u32 = 4;
+
+/// Pairs of sums of a subgroup: those of the steps, and those of the factor that it keeps.
+const PAIRS: u32 = ROWS + 1;
 
 /// Matrix shape that an adapter lists, and that its device does not use because the trial failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -124,7 +128,7 @@ impl Gpu {
         let (always, each) = workgroup_bytes(edge);
         let room = self.caps().max_workgroup_bytes.saturating_sub(always) / each;
         let subgroups = (INVOCATIONS / least).min(room).max(1);
-        let bytes = 4 * u64::from(2 * ROWS * subgroups * edge * edge + 4);
+        let bytes = 4 * u64::from(2 * PAIRS * subgroups * edge * edge + 4);
         let found = self.buffer("trial results", bytes, Role::Storage)?;
         let staging = self.buffer("trial staging", bytes, Role::Staging)?;
         let text = shader(edge, subgroups, known_size, info.backend != wgpu::Backend::Metal);
@@ -144,32 +148,41 @@ fn subgroup_of(edge: u32, subgroups: u32, found: &[f32]) -> Result<u32, String> 
     let found = possible.ok_or_else(|| format!("expected a power of two as the size of subgroups, found {size}"))?;
     let batch = 2 * (edge * edge) as usize;
     let stored = subgroups.min(INVOCATIONS / found) as usize;
-    for (row, all) in (0..).zip(products.chunks(subgroups as usize * batch)) {
-        for (subgroup, sums) in all.chunks(batch).take(stored).enumerate() {
-            let wrong = |why| format!("subgroup {subgroup}, matrices {row}: {why}");
-            are_products(edge, row, sums).map_err(wrong)?;
+    for (pair, all) in (0..).zip(products.chunks(subgroups as usize * batch)) {
+        for (subgroup, sums) in (0..).zip(all.chunks(batch).take(stored)) {
+            let wrong = |why| format!("subgroup {subgroup}, matrices {pair}: {why}");
+            are_sums(edge, |row, column| expected(edge, subgroup, pair, row, column), sums).map_err(wrong)?;
         }
     }
     let of_all: u32 = (0..INVOCATIONS).sum();
     if *total == of_all as f32 { Ok(found) } else { Err(format!("expected a sum of {of_all} over all, found {total}")) }
 }
 
-/// Checks that `found` is what the trial shader adds up for row `row` of matrices: `edge` rows of two sums. Returns what
-/// is wrong.
-fn are_products(edge: u32, row: u32, found: &[f32]) -> Result<(), String> {
-    let depth = 2 * edge;
+/// Returns what the trial shader adds up for a pair of sums, in a row and a column of both side by side.
+fn expected(edge: u32, subgroup: u32, pair: u32, row: u32, column: u32) -> f64 {
     let x = |step: u32, row: u32, k: u32| f64::from((3 * row + k + step) % 5) - 2.0;
-    let w = |step: u32, col: u32, k: u32| f64::from((col + 2 * k + step) % 7) - 3.0;
-    let product = |step, row, col| (0..depth).map(|k| x(step, row, k) * w(step, col, k)).sum::<f64>();
-    let sum = |at: u32| (0..STEPS).map(|step| product(step, row * edge + at / depth, at % depth)).sum::<f64>();
-    if found.len() != (edge * depth) as usize {
-        return Err(format!("expected {} sums, found {}", edge * depth, found.len()));
+    let w = |step: u32, column: u32, k: u32| f64::from((column + 2 * k + step) % 7) - 3.0;
+    if pair == ROWS {
+        let row = subgroup % ROWS * edge + row;
+        let by_rows = |k| w(STEPS - 1, column / edge * edge + k, column % edge);
+        return (0..edge).map(|k| x(STEPS, row, k) * by_rows(k)).sum();
+    }
+    let terms = (0..STEPS).flat_map(|step| (0..2 * edge).map(move |k| (step, k)));
+    terms.map(|(step, k)| x(step, pair * edge + row, k) * w(step, column, k)).sum()
+}
+
+/// Checks that `found` are `edge` rows of two sums with these values. Returns what is wrong.
+fn are_sums(edge: u32, expected: impl Fn(u32, u32) -> f64, found: &[f32]) -> Result<(), String> {
+    let width = 2 * edge;
+    let sum = |at: u32| expected(at / width, at % width);
+    if found.len() != (edge * width) as usize {
+        return Err(format!("expected {} sums, found {}", edge * width, found.len()));
     }
     let mut wrong = (0..).zip(found).filter(|(at, found)| sum(*at) != f64::from(**found));
     match wrong.next() {
         None => Ok(()),
         Some((at, found)) => {
-            let (row, column, others) = (at / depth, at % depth, wrong.count());
+            let (row, column, others) = (at / width, at % width, wrong.count());
             Err(format!("expected {} in row {row}, column {column}, found {found}; {others} more are wrong", sum(at)))
         }
     }
@@ -177,7 +190,8 @@ fn are_products(edge: u32, row: u32, found: &[f32]) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{INVOCATIONS, ROWS, RefusedMatrix, STEPS, are_products, shader, subgroup_of, workgroup_bytes};
+    use super::{INVOCATIONS, PAIRS, ROWS, RefusedMatrix, STEPS};
+    use super::{are_sums, expected, shader, subgroup_of, workgroup_bytes};
     use crate::{AdapterKind, Gpu, MatrixShape, MatrixType, adapter};
 
     /// Sum of the numbers of all invocations.
@@ -192,6 +206,22 @@ mod tests {
             steps.clone().map(|step| (0..depth).map(|k| x(step, row, k) * w(step, col, k)).sum::<f32>()).sum()
         };
         (0..2 * edge * edge).map(|at| one(row * edge + at / (2 * edge), at % (2 * edge))).collect()
+    }
+
+    /// Returns the sums of the factor that a subgroup keeps: of row `row` of matrices in a step, with `w` as the shader
+    /// loads it or by columns.
+    fn kept(edge: u32, step: u32, row: u32, is_swapped: bool) -> Vec<f32> {
+        let x = |row: u32, k: u32| ((3 * row + k + step) % 5) as f32 - 2.0;
+        let w = |row: u32, col: u32| ((row + 2 * col + STEPS - 1) % 7) as f32 - 3.0;
+        let w = |half: u32, k: u32, col: u32| if is_swapped { w(half + col, k) } else { w(half + k, col) };
+        let one = |row: u32, half: u32, col: u32| -> f32 { (0..edge).map(|k| x(row, k) * w(half, k, col)).sum() };
+        let places = (0..edge).flat_map(|r| [0, edge].into_iter().flat_map(move |h| (0..edge).map(move |c| (r, h, c))));
+        places.map(|(r, half, col)| one(row * edge + r, half, col)).collect()
+    }
+
+    /// Checks one pair of sums of subgroup 0.
+    fn are_products(edge: u32, pair: u32, found: &[f32]) -> Result<(), String> {
+        are_sums(edge, |row, column| expected(edge, 0, pair, row, column), found)
     }
 
     #[test]
@@ -221,6 +251,22 @@ mod tests {
     }
 
     #[test]
+    fn wrong_sums_of_a_kept_factor_are_seen() {
+        for (edge, subgroup) in [8, 16].into_iter().flat_map(|edge| (0..=ROWS).map(move |subgroup| (edge, subgroup))) {
+            let check =
+                |found: &[f32]| are_sums(edge, |row, column| expected(edge, subgroup, ROWS, row, column), found);
+            let own = subgroup % ROWS;
+            assert_eq!(check(&kept(edge, STEPS, own, false)), Ok(()), "right sums are refused");
+            let wrong = |sums: Vec<f32>, what: &str| assert!(check(&sums).is_err(), "{what}");
+            wrong(kept(edge, STEPS, own, true), "w is read by columns");
+            wrong(kept(edge, STEPS, (own + 1) % ROWS, false), "the factor is another subgroup's");
+            for step in 0..STEPS {
+                wrong(kept(edge, step, own, false), "the factor was loaded after a later step");
+            }
+        }
+    }
+
+    #[test]
     fn a_refused_shape_is_named_with_the_reason() {
         let shape = MatrixShape::square(16, MatrixType::F16, MatrixType::F32);
         let refused = RefusedMatrix { shape, reason: "expected 3, found 4".to_owned() };
@@ -233,9 +279,13 @@ mod tests {
         let (least, batch) = (8, 128);
         let subgroups = INVOCATIONS / least;
         let stored = |size: f32, stores: u32, total: f32| {
-            let sums = (0..ROWS).flat_map(|row| {
+            let sums = (0..PAIRS).flat_map(|pair| {
                 let mut all = vec![0.0; (subgroups * batch) as usize];
-                let each = sums_of(8, row, 0..STEPS, 16, false).repeat(stores as usize);
+                let each = (0..stores).flat_map(|subgroup| match pair {
+                    ROWS => kept(8, STEPS, subgroup % ROWS, false),
+                    row => sums_of(8, row, 0..STEPS, 16, false),
+                });
+                let each: Vec<f32> = each.collect();
                 all[..each.len()].copy_from_slice(&each);
                 all
             });
@@ -256,7 +306,7 @@ mod tests {
         }
         let mut one_is_wrong = stored(8.0, 32, TOTAL);
         *one_is_wrong.iter_mut().nth_back(4).expect("it has sums") += 1.0;
-        refused(&one_is_wrong, "subgroup 31, matrices 3: expected");
+        refused(&one_is_wrong, "subgroup 31, matrices 4: expected");
         refused(&one_is_wrong, "in row 7, column 15");
         refused(&one_is_wrong, "; 0 more are wrong");
     }

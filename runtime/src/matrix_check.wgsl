@@ -1,4 +1,4 @@
-// Trial of matrix units, see matrix_check.rs. It loads, multiplies and stores as shaders/common/gemm_matrix.wgsl does.
+// Trial of matrix units, see matrix_check.rs. It loads, multiplies and stores as shaders/common/gemm_matrix.wgsl and attention_matrix.wgsl do.
 // Constants: EDGE, ROWS, STEPS, INVOCATIONS, SUBGROUPS (subgroups that store their sums), SIZE (of a subgroup, or zero
 // if it is not known), WIDE.
 #import matrix_unit
@@ -10,7 +10,7 @@ const DEPTH4 = EDGE / 2u;
 const STEP_STRIDE = DEPTH4 + 2u;
 const SUM_STRIDE = EDGE / 2u + EDGE / 8u;
 
-// ROWS * SUBGROUPS batches of EDGE rows, followed by the size of subgroups and the total of `sum_all`.
+// ROWS + 1 times SUBGROUPS batches of EDGE rows, followed by the size of subgroups and the total of `sum_all`.
 @group(0) @binding(0) var<storage, read_write> found: array<vec4<f32>>;
 
 @if(WIDE)
@@ -57,6 +57,11 @@ fn right(column: u32, k: u32) -> Right {
     return coopLoad<Right>(&w[CELLS * (column * EDGE * STEP_STRIDE + k * (EDGE / 4u))], CELLS * STEP_STRIDE);
 }
 
+// Matrix of `w` whose rows are columns of the right factor, as attention stages values.
+fn by_rows(column: u32) -> Right {
+    return coopLoadT<Right>(&w[CELLS * column * EDGE * STEP_STRIDE], CELLS * STEP_STRIDE);
+}
+
 // Hands over the two sums of every subgroup in row `row` of matrices.
 fn hand_over(first: Sum, second: Sum, row: u32, subgroup: u32, thread: u32) {
     let at = subgroup * EDGE * SUM_STRIDE;
@@ -76,6 +81,13 @@ fn main(
     @if(!SIZE) @builtin(subgroup_size) size: u32,
 ) {
     @if(SIZE) let size = SIZE;
+    let subgroup = min(thread / size, SUBGROUPS - 1u);
+    // A factor from a place of the subgroup's own, which is kept while the steps below take its place, as attention
+    // keeps queries.
+    fill(thread, STEPS);
+    workgroupBarrier();
+    let kept = left(subgroup % ROWS, 0u);
+    workgroupBarrier();
     var total = 0.0;
     var c00 = Sum();
     var c01 = Sum();
@@ -107,13 +119,16 @@ fn main(
         }
         workgroupBarrier();
     }
-    let subgroup = min(thread / size, SUBGROUPS - 1u);
     hand_over(c00, c01, 0u, subgroup, thread);
     hand_over(c10, c11, 1u, subgroup, thread);
     hand_over(c20, c21, 2u, subgroup, thread);
     hand_over(c30, c31, 3u, subgroup, thread);
+    // The last step's `w` is still there.
+    let first = coopMultiplyAdd(kept, by_rows(0u), Sum());
+    let second = coopMultiplyAdd(kept, by_rows(1u), Sum());
+    hand_over(first, second, ROWS, subgroup, thread);
     // Not the invocation that wrote the last partial sums.
     if thread == INVOCATIONS - 1u {
-        found[ROWS * SUBGROUPS * EDGE * (EDGE / 2u)] = vec4<f32>(f32(size), total, 0.0, 0.0);
+        found[(ROWS + 1u) * SUBGROUPS * EDGE * (EDGE / 2u)] = vec4<f32>(f32(size), total, 0.0, 0.0);
     }
 }
