@@ -40,10 +40,8 @@ pub(crate) struct Tile {
     /// Number of vec4s along k that are staged in workgroup memory at a time. `None` where every value is read only
     /// once and staging gains nothing.
     staged: Option<usize>,
-    /// Arrangement of matrices, if matrix units compute the product.
-    matrix: Option<Matrix>,
-    /// Whether the tile is a block of a convolution, which Winograd's algorithm computes: see `conv2d/blocks.rs`.
-    winograd: bool,
+    /// What multiplies.
+    by: By,
     /// Share of the product that the dispatch computes.
     share: Share,
     /// See [`Variant::slots`].
@@ -52,6 +50,17 @@ pub(crate) struct Tile {
     /// a device. Derived from the reads of workgroup memory and of global memory per multiplication, not measured;
     /// `bench --tune` measures a device.
     rate: f64,
+}
+
+/// What computes the sums of a tile.
+#[derive(Clone, Copy, Debug)]
+enum By {
+    /// Invocations, each of which keeps its sums in registers: `shaders/common/gemm.wgsl`.
+    Registers,
+    /// Matrix units, arranged like this: `shaders/common/gemm_matrix.wgsl`.
+    Matrices(Matrix),
+    /// Winograd's algorithm; the tile is a block of a convolution: `shaders/common/gemm_winograd.wgsl`.
+    Winograd,
 }
 
 /// Share of a product that one dispatch computes.
@@ -141,7 +150,12 @@ impl Tile {
 
     /// Whether this is a block of a convolution.
     pub(crate) fn is_block(&self) -> bool {
-        self.winograd
+        matches!(self.by, By::Winograd)
+    }
+
+    /// Returns the arrangement of matrices if matrix units compute the product.
+    fn matrix(&self) -> Option<&Matrix> {
+        if let By::Matrices(matrix) = &self.by { Some(matrix) } else { None }
     }
 
     /// Whether tiles never cross from one image of so many `positions` into the next.
@@ -202,16 +216,16 @@ impl Tile {
     /// one more vec4 for each vec4 of k, and at least one for every invocation, where sums are exchanged, and for every
     /// row, where statistics are. Blocks of a convolution have transformed inputs and weights there.
     fn scratch(&self) -> usize {
-        if self.winograd {
-            return WINOGRAD_SCRATCH;
-        }
         let least = self.rows().max(self.threads.iter().product());
-        if let Some(matrix) = &self.matrix {
-            return if matrix.vec4_loads { (self.batch(matrix) * matrix.split as usize).max(least) } else { least };
+        match &self.by {
+            By::Registers => {
+                let [row_stride, col_quads] = self.strides();
+                self.staged.map_or(0, |step4| step4 * (row_stride + 4 * col_quads + 1)).max(least)
+            }
+            By::Matrices(matrix) if matrix.vec4_loads => (self.batch(matrix) * matrix.split as usize).max(least),
+            By::Matrices(_) => least,
+            By::Winograd => WINOGRAD_SCRATCH,
         }
-        let [row_stride, col_quads] = self.strides();
-        let staged = self.staged.map_or(0, |step4| step4 * (row_stride + 4 * col_quads + 1));
-        staged.max(least)
     }
 
     /// Returns the switches and sizes that the shader takes as constants.
@@ -219,7 +233,7 @@ impl Tile {
         let size = |size: usize| u32::try_from(size).expect("a tile is small");
         let [x, y, invocations] = self.threads;
         let [row_stride, col_quads] = self.strides();
-        let split = self.matrix.map_or(size(invocations), |matrix| matrix.split);
+        let split = self.matrix().map_or(size(invocations), |matrix| matrix.split);
         let (product, ends, parts) = match self.share {
             Share::Whole => (true, true, 1),
             Share::Part(parts) => (true, false, parts),
@@ -230,8 +244,8 @@ impl Tile {
             ("ENDS", ends.into()),
             ("PARTS", parts),
             ("IN_PARTS", (parts > 1).into()),
-            (names::MATRIX, self.matrix.is_some().into()),
-            (names::WINOGRAD, self.winograd.into()),
+            (names::MATRIX, self.matrix().is_some().into()),
+            (names::WINOGRAD, self.is_block().into()),
             ("ROWS_EACH", size(self.each[0])),
             ("QUADS_EACH", size(self.each[1])),
             ("THREADS_X", size(x)),
@@ -244,7 +258,7 @@ impl Tile {
             ("ROW_STRIDE", size(row_stride)),
             ("COL_QUADS", size(col_quads)),
         ];
-        if let Some(matrix) = &self.matrix {
+        if let Some(matrix) = self.matrix() {
             constants.extend([
                 ("EDGE", matrix.edge),
                 ("EDGE_8", (matrix.edge == 8).into()),
@@ -262,7 +276,7 @@ impl Tile {
     /// Returns the needs of the tile. With matrices these are the matrix unit, and workgroup memory for a step and the
     /// sums.
     fn needs(&self) -> Needs {
-        let Some(matrix) = &self.matrix else { return Needs::PORTABLE };
+        let Some(matrix) = self.matrix() else { return Needs::PORTABLE };
         let size = |size: usize| u32::try_from(size).expect("a tile is small");
         let step = (self.rows() + self.cols()) * (self.staged.unwrap_or(0) + 2) * 8;
         let sums = if matrix.vec4_loads { 0 } else { self.batch(matrix) * matrix.split as usize * 16 };
@@ -280,10 +294,10 @@ impl Tile {
             groups *= parts as usize;
             work *= 1.0 / f64::from(parts) + DISPATCH / k as f64;
         }
-        if self.winograd {
+        if self.is_block() {
             work *= 1.0 + EXCHANGE / k as f64;
         }
-        let rounds = self.matrix.is_some() && prologue.norm != Norm::None;
+        let rounds = self.matrix().is_some() && prologue.norm != Norm::None;
         let (needs, registers) = (self.needs(), self.registers());
         Variant { name: self.name, needs, groups, slots: self.slots, registers, work, rounds }
     }
@@ -291,7 +305,7 @@ impl Tile {
     /// See [`Variant::registers`].
     fn registers(&self) -> usize {
         let [rows, quads] = self.each;
-        if self.winograd {
+        if self.is_block() {
             // Four vec4s of sums for each output, eight vec4s of columns, eight loads of pixels and nine of weights.
             return 4 * (4 * rows * quads + 8 + 8 + 9);
         }
@@ -309,7 +323,7 @@ pub(crate) fn variants(tiles: &[Tile], sizes: Sizes, prologue: &Prologue, moment
         _ => true,
     };
     let fit = tiles.iter().filter(|tile| tile.writes(moments));
-    let fit = fit.filter(|tile| tile.matrix.is_none() || !prologue.f32_input).filter(|tile| few(tile));
+    let fit = fit.filter(|tile| tile.matrix().is_none() || !prologue.f32_input).filter(|tile| few(tile));
     let fit: Vec<&Tile> = fit.collect();
     // A device refuses a product that is too wide for all tiles, by name and with both numbers.
     let any = fit.iter().any(accepted);

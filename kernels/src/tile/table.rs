@@ -1,6 +1,6 @@
 //! The tiles that there are, as data.
 
-use super::{Matrix, Share, Tile};
+use super::{By, Matrix, Share, Tile};
 
 /// Matrices of NVIDIA's tensor cores: 16x16x16, in subgroups of 32.
 const NVIDIA: Matrix = Matrix { edge: 16, subgroup: 32, strips: 2, across: 2, split: 1, vec4_loads: true };
@@ -12,31 +12,31 @@ const APPLE: Matrix = Matrix { edge: 8, vec4_loads: false, ..NVIDIA };
 /// Matrices of Mesa's software driver: 8x8x8, in subgroups of 8, the width of a CPU's vectors.
 const MESA: Matrix = Matrix { edge: 8, subgroup: 8, ..NVIDIA };
 
-const M16: Tile = Tile { staged: Some(8), matrix: Some(NVIDIA), ..WHOLE };
-const M16_COLUMN: Tile = Tile { matrix: Some(Matrix { across: 1, ..NVIDIA }), ..M16 };
-const M16_TALL: Tile = Tile { matrix: Some(Matrix { strips: 4, ..NVIDIA }), ..M16 };
+const M16: Tile = Tile { staged: Some(8), by: By::Matrices(NVIDIA), ..WHOLE };
+const M16_COLUMN: Tile = Tile { by: By::Matrices(Matrix { across: 1, ..NVIDIA }), ..M16 };
+const M16_TALL: Tile = Tile { by: By::Matrices(Matrix { strips: 4, ..NVIDIA }), ..M16 };
 /// Eight subgroups of 255 registers fill a unit.
-const M16_LARGE: Tile = Tile { matrix: Some(Matrix { strips: 4, across: 4, ..NVIDIA }), slots: 2, ..M16 };
-const M16_SPLIT: Tile = Tile { staged: Some(16), matrix: Some(Matrix { across: 1, split: 4, ..NVIDIA }), ..M16 };
+const M16_LARGE: Tile = Tile { by: By::Matrices(Matrix { strips: 4, across: 4, ..NVIDIA }), slots: 2, ..M16 };
+const M16_SPLIT: Tile = Tile { staged: Some(16), by: By::Matrices(Matrix { across: 1, split: 4, ..NVIDIA }), ..M16 };
 /// A few workgroups of few subgroups wait for memory at every step. Here twice the subgroups cover twice the k in one
 /// step. Like those of [`M16_HALVES`], they leave no room for others.
 const M16_LONG: Tile =
-    Tile { staged: Some(32), matrix: Some(Matrix { across: 1, split: 8, ..NVIDIA }), slots: 2, ..M16 };
+    Tile { staged: Some(32), by: By::Matrices(Matrix { across: 1, split: 8, ..NVIDIA }), slots: 2, ..M16 };
 /// For no more workgroups than a device has units. A step of twice the k covers the latency of memory, which a workgroup
 /// alone on its unit waits for. But eight subgroups of 160 registers leave no room for others beside them, so that more
 /// workgroups run one after the other (benches/records/compilers.md).
-const M16_HALVES: Tile = Tile { staged: Some(16), matrix: Some(Matrix { split: 2, ..NVIDIA }), slots: 2, ..M16 };
-const M16_64: Tile = Tile { matrix: Some(AMD), ..M16 };
-const M16_64_TALL: Tile = Tile { matrix: Some(Matrix { strips: 4, ..AMD }), ..M16 };
-const M16_64_SPLIT: Tile = Tile { staged: Some(16), matrix: Some(Matrix { across: 1, split: 4, ..AMD }), ..M16 };
-const M8: Tile = Tile { matrix: Some(APPLE), ..M16 };
-const M8_SPLIT: Tile = Tile { matrix: Some(Matrix { across: 1, split: 4, ..APPLE }), ..M16 };
-const M8_CPU: Tile = Tile { matrix: Some(MESA), ..M16 };
+const M16_HALVES: Tile = Tile { staged: Some(16), by: By::Matrices(Matrix { split: 2, ..NVIDIA }), slots: 2, ..M16 };
+const M16_64: Tile = Tile { by: By::Matrices(AMD), ..M16 };
+const M16_64_TALL: Tile = Tile { by: By::Matrices(Matrix { strips: 4, ..AMD }), ..M16 };
+const M16_64_SPLIT: Tile = Tile { staged: Some(16), by: By::Matrices(Matrix { across: 1, split: 4, ..AMD }), ..M16 };
+const M8: Tile = Tile { by: By::Matrices(APPLE), ..M16 };
+const M8_SPLIT: Tile = Tile { by: By::Matrices(Matrix { across: 1, split: 4, ..APPLE }), ..M16 };
+const M8_CPU: Tile = Tile { by: By::Matrices(MESA), ..M16 };
 // The three tiles below run forms that no other tile runs on Mesa's driver: scalar pointers with subgroups in one
 // column, four strips, and shared sums.
-const M8_CPU_NARROW: Tile = Tile { matrix: Some(Matrix { across: 1, vec4_loads: false, ..MESA }), ..M16 };
-const M8_CPU_TALL: Tile = Tile { matrix: Some(Matrix { strips: 4, ..MESA }), ..M16 };
-const M8_CPU_SPLIT: Tile = Tile { matrix: Some(Matrix { across: 1, split: 4, ..MESA }), ..M16 };
+const M8_CPU_NARROW: Tile = Tile { by: By::Matrices(Matrix { across: 1, vec4_loads: false, ..MESA }), ..M16 };
+const M8_CPU_TALL: Tile = Tile { by: By::Matrices(Matrix { strips: 4, ..MESA }), ..M16 };
+const M8_CPU_SPLIT: Tile = Tile { by: By::Matrices(Matrix { across: 1, split: 4, ..MESA }), ..M16 };
 
 /// Tiles of one product.
 pub(crate) const SINGLE: &[Tile] = &[
@@ -111,8 +111,7 @@ const WHOLE: Tile = Tile {
     products: 1,
     threads: [16, 16, 1],
     staged: Some(4),
-    matrix: None,
-    winograd: false,
+    by: By::Registers,
     share: Share::Whole,
     slots: 1,
     rate: 0.6,
@@ -122,7 +121,7 @@ const WHOLE: Tile = Tile {
 /// estimated to leave 1.4 times the rate. Their 256 invocations take 160 to 224 registers each, so that a unit holds one
 /// (benches/records/compilers.md).
 pub(crate) const BLOCKS: &[Tile] =
-    &[Tile { name: "winograd 128x32", threads: [8, 32, 1], winograd: true, slots: 2, rate: 1.4, ..WHOLE }];
+    &[Tile { name: "winograd 128x32", threads: [8, 32, 1], by: By::Winograd, slots: 2, rate: 1.4, ..WHOLE }];
 
 /// Tile like [`WHOLE`] for kernels that are no products and stage nothing: its workgroup memory holds sums of its
 /// invocations only.

@@ -110,7 +110,7 @@ fn a_tile_that_stages_nothing_has_a_vec4_for_each_invocation() {
 #[test]
 fn subgroups_cover_the_tile() {
     for tile in SINGLE.iter().chain(PAIR) {
-        let Some(Matrix { edge, subgroup, strips, across, split, .. }) = tile.matrix else { continue };
+        let Some(&Matrix { edge, subgroup, strips, across, split, .. }) = tile.matrix() else { continue };
         let [edge, strips, across, split] = [edge, strips, across, split].map(|size| size as usize);
         let down = tile.threads.iter().product::<usize>() / subgroup as usize / across / split;
         assert_eq!([tile.rows(), tile.cols()], [strips * edge * down, 4 * edge * across], "{}", tile.name);
@@ -154,7 +154,7 @@ fn divided_programs_cover_every_tile_once() {
 
 #[test]
 fn tiles_without_matrices_fit_into_the_workgroup_memory_of_every_device() {
-    for tile in SINGLE.iter().chain(PAIR).chain(BLOCKS).filter(|tile| tile.matrix.is_none()) {
+    for tile in SINGLE.iter().chain(PAIR).chain(BLOCKS).filter(|tile| tile.matrix().is_none()) {
         let bytes = tile.scratch() * 16;
         assert!(bytes <= Needs::PORTABLE.workgroup_bytes as usize, "{}: {bytes} bytes", tile.name);
         let invocations = tile.threads.iter().product::<usize>();
