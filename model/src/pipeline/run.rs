@@ -309,6 +309,23 @@ mod tests {
     use super::*;
 
     #[test]
+    fn any_pixel_under_the_mask_draws_its_part_of_the_latent_anew() {
+        // Two by three elements of the latent, in two channels.
+        let (width, height) = (2 * PIXELS_PER_LATENT, 3 * PIXELS_PER_LATENT);
+        for cell in 0..6 {
+            let (x, y) = (cell % 2 * PIXELS_PER_LATENT, cell / 2 * PIXELS_PER_LATENT);
+            // The first and the last pixel.
+            for end in [0, PIXELS_PER_LATENT - 1] {
+                let mut values = vec![0; width * height];
+                values[(y + end) * width + x + end] = 1;
+                let found = redrawn(&Mask { width, height, values }, 12);
+                let expected: Vec<bool> = (0..12).map(|element| element / 2 == cell).collect();
+                assert_eq!(found, expected, "element {cell}, pixel {end}");
+            }
+        }
+    }
+
+    #[test]
     fn a_pasted_picture_is_opaque_and_transparent_pixels_are_white() {
         let picture = |rgba: [u8; 4]| Picture { width: 3, height: 1, rgba: rgba.repeat(3) };
         let mask = Mask { width: 3, height: 1, values: vec![0, 128, 255] };

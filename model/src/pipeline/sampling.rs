@@ -104,11 +104,27 @@ mod tests {
         assert_eq!(timesteps(Sampler::Ddim, 4, 1.0), [751, 501, 251, 1]);
         assert_eq!(timesteps(Sampler::Ddim, 4, 0.5), [251, 1]);
         assert_eq!(timesteps(Sampler::Ddim, 4, 0.01), [1]);
+        assert_eq!((timesteps(Sampler::Ddim, 4, 0.4), timesteps(Sampler::Ddim, 4, 0.35)), (vec![251, 1], vec![1]));
         assert_eq!(timesteps(Sampler::OneStep, 1, 1.0), [999]);
         assert_eq!(timesteps(Sampler::OneStep, 1, 0.5), [499]);
+        assert_eq!([0.4996, 0.4994].map(|strength| timesteps(Sampler::OneStep, 1, strength)), [[499], [498]]);
         assert_eq!(timesteps(Sampler::OneStep, 4, 1.0), [999, 749, 499, 249]);
         assert_eq!(timesteps(Sampler::OneStep, 4, 0.001), [3, 2, 1, 0]);
         assert!(walk(Sampler::Ddim, 4, 0.0).is_empty() && walk(Sampler::OneStep, 1, 0.0).is_empty());
+    }
+
+    /// Stream 0 is the noise at the beginning: a step that added it again would leave a trace of it in the picture.
+    #[test]
+    fn every_step_adds_the_noise_of_its_own_stream() {
+        let streams = |sampler: (Sampler, f64), steps, strength| -> Vec<u32> {
+            noisy_walk(sampler, steps, strength).iter().filter_map(|e| e.fresh).collect()
+        };
+        let (ddim, one_step) = ((Sampler::Ddim, 1.0), (Sampler::OneStep, 0.0));
+        assert_eq!(streams(ddim, 6, 1.0), [1, 2, 3, 4, 5, 6]);
+        assert_eq!(streams(ddim, 6, 0.5), [4, 5, 6], "the last steps of the whole walk");
+        assert_eq!(streams(one_step, 4, 1.0), [1, 2, 3, 4]);
+        assert_eq!(streams(one_step, 4, 0.5), [1, 2, 3, 4], "all steps, nearer to the picture");
+        assert!(streams(one_step, 1, 1.0).is_empty() && streams((Sampler::Ddim, 0.0), 6, 1.0).is_empty());
     }
 
     #[test]
