@@ -168,8 +168,8 @@ fn add_programs(hash: &mut Hasher, programs: impl IntoIterator<Item = (&'static 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Linear;
     use crate::variant::{Machine, choose, runnable};
+    use crate::{Add, Linear};
     use mobilediffusion_runtime::{AdapterKind, Caps};
 
     fn adapter(driver: &str) -> AdapterSummary {
@@ -207,8 +207,19 @@ mod tests {
         assert_eq!(choose(&linear(4096), &machine("Mesa 25")), slow);
         assert_eq!(choose(&linear(2048), &machine("Mesa 25")), estimate(2048), "another problem");
         assert_eq!(choose(&linear(4096), &machine("Mesa 26")), estimate(4096), "another driver");
+        for (name, backend) in [("Arc", "vulkan"), ("Iris", "dx12")] {
+            let other = AdapterSummary { name: name.to_owned(), backend: backend.to_owned(), ..adapter("Mesa 25") };
+            assert!(tuning.of(&other).is_empty(), "another adapter: {other}");
+        }
         let half = Machine { storage: Storage::F16_PACKED, ..machine("Mesa 25") };
         assert_eq!(choose(&linear(4096), &half), estimate(4096), "another storage");
+    }
+
+    #[test]
+    fn how_weights_are_stored_matters_where_there_are_weights() {
+        let stored = [WeightType::Floats, WeightType::F16, WeightType::Int8].map(|w| Storage::F32.with_weights(w));
+        let problems = |kernel: &dyn Kernel| BTreeSet::from(stored.map(|storage| problem(kernel, storage)));
+        assert_eq!((problems(&linear(64)).len(), problems(&Add { rows: 1, c: 4 }).len()), (3, 1));
     }
 
     #[test]
