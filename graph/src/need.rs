@@ -63,3 +63,27 @@ impl Recording {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Graph, Linear};
+    use mobilediffusion_kernels::DType;
+
+    #[test]
+    fn a_weight_of_two_steps_is_needed_once() {
+        let bytes = |second: &str| {
+            let mut graph = Graph::new();
+            let layer = Linear { cols: 8, ..Linear::default() };
+            let mut x = graph.input("x", [4, 8], DType::Elem);
+            for name in ["first", second] {
+                x = graph.linear(&x, name, layer).expect("it fits");
+            }
+            graph.output("y", &x);
+            let recording = Recording::new(graph);
+            [recording.weight_bytes(Storage::F32) as u64, recording.need(&Device::CPU).weights]
+        };
+        let (one, two) = (bytes("first"), bytes("second"));
+        assert_eq!((one[0], two), (4 * 64, one.map(|bytes| 2 * bytes)));
+    }
+}

@@ -92,6 +92,10 @@ pub fn rounding(recording: &Recording, weights: &Weights, storage: Storage) -> R
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{Graph, Linear, WeightLoader};
+    use mobilediffusion_kernels::{DType, Device, WeightType};
+    use std::error::Error;
+    use std::ops::Range;
 
     #[test]
     fn errors_of_several_weights_are_those_of_all_their_values() {
@@ -103,5 +107,34 @@ mod tests {
         let (name, shape) = ("both".to_owned(), Shape::default());
         assert_eq!(both, Rounding { name, shape, bytes: 12, worst: 0.5, squares: 25.0, moved_squares: 4.0 });
         assert_eq!((both.relative_l2(), Rounding::default().relative_l2()), (0.4, 0.0));
+    }
+
+    struct Rows;
+
+    impl WeightLoader for Rows {
+        fn load_part(
+            &self,
+            _: &str,
+            _: &[usize],
+            part: Range<usize>,
+        ) -> Result<Vec<f32>, Box<dyn Error + Send + Sync>> {
+            // In 8 bits, -8 is 15.875 steps of its row, and 0.5 is 63.5.
+            Ok([64.0, -8.0, 1.0, 0.5][part].to_vec())
+        }
+    }
+
+    #[test]
+    fn an_error_is_relative_to_the_largest_value_of_its_row() {
+        let mut graph = Graph::new();
+        let x = graph.input("x", [1, 2], DType::Elem);
+        let y = graph.linear(&x, "own", Linear { cols: 2, ..Linear::default() }).expect("it fits");
+        graph.output("y", &y);
+        let weights = Weights::new(Device::CPU, Box::new(Rows));
+        let int8 = Storage::F32.with_weights(WeightType::Int8);
+        let found = rounding(&Recording::new(graph), &weights, int8).expect("they are finite");
+        let [Rounding { worst, moved_squares, .. }] = found[..] else { panic!("one weight: {found:?}") };
+        assert!((worst - 1.0 / 254.0).abs() < 1e-6, "{worst}");
+        let expected = (8.0_f64 / 127.0).powi(2) + (0.5_f64 / 127.0).powi(2);
+        assert!((moved_squares - expected).abs() < 1e-6, "{moved_squares}");
     }
 }

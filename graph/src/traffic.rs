@@ -38,3 +38,25 @@ impl Recording {
         Traffic { fewest_steps, bytes, fewest_bytes }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Graph, Linear};
+    use mobilediffusion_kernels::DType;
+
+    /// The input is read by all three steps, and the first output by the second of them.
+    #[test]
+    fn what_no_fusion_avoids_is_counted_once() {
+        let mut graph = Graph::new();
+        let layer = Linear { cols: 8, ..Linear::default() };
+        let x = graph.input("x", [4, 8], DType::Elem);
+        let first = graph.linear(&x, "first", layer).expect("it fits");
+        let within = graph.linear(&first, "within", Linear { residual: Some(&x), ..layer }).expect("it fits");
+        let last = graph.linear(&within, "last", Linear { residual: Some(&x), ..layer }).expect("it fits");
+        [("first", &first), ("last", &last)].into_iter().for_each(|(name, tensor)| graph.output(name, tensor));
+        let (map, weight) = (4 * 4 * 8, 4 * 8 * 8);
+        let expected = Traffic { fewest_steps: 3, bytes: 8 * map + 3 * weight, fewest_bytes: 3 * map + 3 * weight };
+        assert_eq!(Recording::new(graph).traffic(Storage::F32), expected);
+    }
+}
