@@ -92,7 +92,7 @@ impl Pass<'_> {
     fn outlives_run(&self, tensor: usize) -> bool {
         let mask = self.masks[tensor];
         let of_reader = |(slot, _): (usize, &str)| self.nodes[slot].as_ref().map_or(0, |node| self.mask_of(node));
-        mask & self.graph.every_run == 0 && self.readers(tensor).into_iter().any(|reader| of_reader(reader) != mask)
+        self.readers(tensor).into_iter().any(|reader| of_reader(reader) != mask)
     }
 
     fn mask_of(&self, node: &Node) -> u64 {
