@@ -10,7 +10,7 @@ use mobilediffusion_graph::{
 };
 use mobilediffusion_kernels::check::relative_l2;
 use mobilediffusion_kernels::kernel::{MAX_BUFFERS, elements};
-use mobilediffusion_kernels::{Access, Activation, DType, Storage};
+use mobilediffusion_kernels::{Access, Activation, Add, DType, Storage};
 use mobilediffusion_model::ModelConfig;
 use mobilediffusion_model::config::Sampler;
 use mobilediffusion_model::networks::{Decoder, Shape, decode_graph, denoise_graph, text_graph};
@@ -178,6 +178,37 @@ fn a_step_takes_nothing_in_that_every_device_could_not_bind() {
     assert_eq!(steps(&recording), want, "{recording}");
     let most = recording.nodes().iter().map(|node| node.present().count()).max();
     assert_eq!(most, Some(MAX_BUFFERS), "{recording}");
+}
+
+/// A product of a text is computed once for it. With the sum of every run folded in it would be computed in every run.
+#[test]
+fn what_is_computed_once_takes_in_nothing_of_every_run() {
+    let recording = check(|| {
+        let mut g = Graph::new();
+        let x = g.input_of_every_run("x", [1, 6, 16], DType::Elem);
+        let text = g.input("text", [1, 6, 12], DType::Elem);
+        let layer = Linear { cols: 16, residual: Some(&x), ..Linear::default() };
+        let y = g.linear(&text, "proj", layer).expect("it builds");
+        g.output("y", &y);
+        g
+    });
+    assert_eq!((steps(&recording), recording.masks()), (vec!["linear: ".into(), "add: ".into()], &[0b10, 0b11][..]));
+}
+
+/// The activation moves with its product to the place of the sum, behind a step that has nothing to do with it.
+#[test]
+fn what_was_folded_moves_with_its_step() {
+    let recording = check(|| {
+        let mut g = Graph::new();
+        let x = g.input("x", [1, 6, 16], DType::Elem);
+        let layer = Linear { cols: 16, activation: Activation::Silu, ..Linear::default() };
+        let first = g.linear(&x, "first", layer).expect("it builds");
+        let norm = g.layer_norm(&x, "between", 1e-5).expect("it builds");
+        let y = g.step("sum", Add { rows: 6, c: 16 }, &[Some(&first), Some(&x)]).expect("it builds");
+        [("norm", &norm), ("y", &y)].into_iter().for_each(|(name, tensor)| g.output(name, tensor));
+        g
+    });
+    assert_eq!(steps(&recording), ["layer_norm: ", "linear: activation, residual"], "{recording}");
 }
 
 /// Builds the UNet of the preset `mini` with the result of every block as an output.

@@ -147,6 +147,17 @@ fn layers_stay_apart_where_one_step_would_cost_memory() {
         }),
         [1, 1, 1]
     );
+    // The second result is read in every run, and the first by nothing that depends on more than the text.
+    for (first, second) in [(0, 1), (1, 0)] {
+        let found = layers(&|g, x| {
+            let latent = g.input_of_every_run("latent", [1, 7, 8], DType::Elem);
+            let made = [product(g, x, "a", 8), product(g, x, "b", 8)];
+            let kept = g.concat(&made[first], x).expect("it builds");
+            g.output("once", &kept);
+            sum(g, &made[second], &latent);
+        });
+        assert_eq!(found, [1, 1], "{first} is read once");
+    }
     // As many layers as fit into the smallest binding limit, with and without padding.
     for (k, cols) in [(1024, 8192), (5, 1 << 20)] {
         let found = layers(&|g, x| {
