@@ -3,8 +3,10 @@
 mod plan_graphs;
 
 use mobilediffusion_graph::plan::{Lifetime, NO_LIMIT, lower_bound, pack};
-use mobilediffusion_graph::{Against, Conv, Device, Flow, Graph, GraphError, Recording, Session, Weights, compare};
-use mobilediffusion_kernels::{Access, Activation, DType, Storage, WeightType};
+use mobilediffusion_graph::{
+    Against, Conv, Device, Flow, Fusion, Graph, GraphError, Recording, Session, Weights, compare,
+};
+use mobilediffusion_kernels::{Access, Activation, Add, DType, Storage, WeightType};
 use mobilediffusion_model::ModelConfig;
 use mobilediffusion_model::config::Sampler;
 use mobilediffusion_model::networks::{Decoder, Shape, decode_graph, denoise_graph, text_graph};
@@ -180,12 +182,17 @@ fn a_stopped_run_gives_no_output() {
         let mut session = Session::new(recording, &weights).expect("it is made");
         session.write("x", &values("x", 80)).expect("it fits");
         session.write("y", &values("y", 64)).expect("it fits");
-        let stopped = session.run_with(&mut |_, _| Flow::Stop).expect_err("we said no").to_string();
-        assert_eq!(stopped, "stopped after 0 of 3 steps");
-        let missing = session.read("last").expect_err("nothing was computed").to_string();
-        assert_eq!(missing, "output `last` is not available: nothing was run, or the last run did not complete");
-        session.run().expect("it runs");
-        assert!(session.read("last").expect("it is there").iter().all(|v| v.is_finite()), "all inputs were kept");
+        // The second time, the outputs of a complete run would be read.
+        for _ in 0..2 {
+            let stopped = session.run_with(&mut |_, _| Flow::Stop).expect_err("we said no").to_string();
+            assert_eq!(stopped, "stopped after 0 of 3 steps");
+            let missing = session.read("last").expect_err("nothing was computed").to_string();
+            assert_eq!(missing, "output `last` is not available: nothing was run, or the last run did not complete");
+            session.run().expect("it runs");
+            assert!(session.read("last").expect("it is there").iter().all(|v| v.is_finite()), "all inputs were kept");
+            session.write("x", &values("x", 80)).expect("it fits");
+            session.write("y", &values("y", 64)).expect("it fits");
+        }
     }
 }
 
@@ -242,6 +249,33 @@ fn only_what_depends_on_an_input_runs_again() {
     assert_eq!((steps(&mut session), all), (timed, session.recording().nodes().len()));
     assert_eq!(session.read("next").expect("an output"), first, "the same timestep gives the same bits");
     assert_eq!(steps(&mut session), 0, "nothing was written");
+}
+
+/// The step `once` reads a weight alone, and `sum` adds its result to the input.
+#[test]
+fn what_depends_on_no_input_runs_once_and_what_was_fed_back_runs_again() {
+    let mut graph = Graph::new();
+    let x = graph.input("x", [1, 8], DType::Elem);
+    let w = graph.weight("w", [1, 8]);
+    let once = graph.layer_norm(&w, "once", 1e-5).expect("it fits");
+    let y = graph.step("sum", Add { rows: 1, c: 8 }, &[Some(&x), Some(&once)]).expect("it fits");
+    graph.output("y", &y);
+    let recording = Recording::with_fusion(graph, Fusion::None);
+    assert_eq!(recording.masks(), [0, 1]);
+    let mut session = Session::new(recording, &Weights::new(Device::CPU, Box::new(MadeUp::default()))).expect("made");
+    let timed = |session: &mut Session| {
+        let steps = session.run_timed().expect("it runs").into_iter().map(|(step, _)| step).collect::<Vec<_>>();
+        (steps, session.read("y").expect("it is there"))
+    };
+    session.write("x", &[0.0; 8]).expect("it fits");
+    let (steps, first) = timed(&mut session);
+    assert_eq!(steps, [0, 1]);
+    session.feed_back("y", "x").expect("they have one shape");
+    let twice = first.iter().map(|v| v + v).collect();
+    assert_eq!(timed(&mut session), (vec![1], twice));
+    session.poison().expect("it is memory of the host");
+    session.write("x", &[0.0; 8]).expect("it fits");
+    assert_eq!(timed(&mut session), (vec![0, 1], first), "nothing is left of the runs before");
 }
 
 #[test]
