@@ -35,6 +35,12 @@ const FACTOR: u64 = 4;
 pub(crate) struct Copies(Vec<(u64, f64)>);
 
 impl Copies {
+    /// Returns copies of these sizes and times, for tests.
+    #[cfg(test)]
+    pub(super) fn of(copies: &[(u64, f64)]) -> Self {
+        Self(copies.to_vec())
+    }
+
     /// Measures copies on the CPU, by all threads.
     pub(super) fn on_cpu(effort: Effort) -> Self {
         let most = usize::try_from(largest(effort) / 4).expect("fits into memory");

@@ -99,6 +99,12 @@ impl fmt::Display for Peaks {
 }
 
 impl Peaks {
+    /// Returns made-up peaks, for tests.
+    #[cfg(test)]
+    pub(super) fn of(copies: &[(u64, f64)], flops: f64, matrix_flops: Option<f64>) -> Self {
+        Self { copies: Copies::of(copies), launch: None, flops, half_flops: None, matrix_flops, what: "" }
+    }
+
     /// Measures all peaks of a device.
     pub(crate) fn measure(device: &Device, timer: Option<&Timer<'_>>, effort: Effort) -> Result<Self, Failure> {
         match (device, timer) {

@@ -123,3 +123,64 @@ impl Row {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mobilediffusion_kernels::variant::{MatrixUnit, Needs};
+    use mobilediffusion_kernels::{Linear, Variant};
+
+    /// A product of 2 * 64^3 operations that moves 48 KiB.
+    const FLOPS: f64 = 524_288.0;
+    const BYTES: u64 = 49_152;
+
+    fn row(peaks: &Peaks, variant: Option<Variant>) -> Value {
+        let case = Case::new(Linear { rows: 64, k: 64, cols: 64, ..Linear::default() });
+        // 1 to 100 ms.
+        let seconds = (1..=100).map(|run| f64::from(run) * 1e-3).collect();
+        Row::new(&case, &Measured { seconds, wrong: None, variant }, peaks, &Device::CPU).json()
+    }
+
+    #[test]
+    fn a_row_has_the_shares_of_the_peaks_in_the_median_of_the_times() {
+        // The median is 51 ms, in which the device could compute twice as much. A copy of the largest size moves twice
+        // the bytes in 15.3 ms.
+        let copies = [(BYTES, 0.0102), (2 * BYTES, 0.0153)];
+        let peaks = Peaks::of(&copies, 2.0 * FLOPS / 0.051, None);
+        let row = row(&peaks, None);
+        for (key, expected) in [
+            ("min_us", 1e3),
+            ("median_us", 51e3),
+            ("p90_us", 91e3),
+            ("flops_per_second", FLOPS / 0.051),
+            ("bytes_per_second", BYTES as f64 / 0.051),
+            ("part_of_flops", 0.5),
+            ("part_of_copy", 0.15),
+            ("part_of_equal_copy", 0.2),
+            ("part_of_limit", 0.5),
+        ] {
+            let found = row[key].as_f64().expect("a number");
+            assert!((found / expected - 1.0).abs() < 1e-9, "{key} is {found}, expected {expected}");
+        }
+    }
+
+    #[test]
+    fn the_nearer_peak_is_the_bound() {
+        let unit = MatrixUnit { edge: 16, subgroup: 32 };
+        let by_matrices = Variant { needs: Needs { matrix: Some(unit), ..Needs::PORTABLE }, ..Variant::ONLY };
+        let flops = 2.0 * FLOPS / 0.051;
+        // Times of a copy of as many bytes, and of ten times the operations by matrix units.
+        for (copy, matrix_flops, variant, bound) in [
+            (0.0051, None, Variant::ONLY, "compute"),
+            (0.0306, Some(10.0 * flops), Variant::ONLY, "memory"),
+            (0.0051, Some(10.0 * flops), Variant::ONLY, "compute"),
+            (0.0051, Some(10.0 * flops), by_matrices, "memory"),
+            (0.0051, None, by_matrices, "compute"),
+            (0.102, None, Variant::ONLY, "caches"),
+        ] {
+            let found = row(&Peaks::of(&[(BYTES, copy)], flops, matrix_flops), Some(variant));
+            let by_matrices = variant.needs.matrix.is_some();
+            assert_eq!((&found["bound"], &found["by_matrix_units"]), (&bound.into(), &by_matrices.into()), "{found}");
+        }
+    }
+}
